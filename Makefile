@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: demo test quick install check docs check-versions bench
+.PHONY: torture demo test quick install check docs check-versions bench
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -55,6 +55,11 @@ check-versions: install
 bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Random schedules through relays of each transport, and commands under faults of their system calls.
+torture: install
+	@tests/debian-packages tests/debian-packages.txt
+	@$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Where Debian's python3-venv is missing, the pip outside fills the environment.
 $(BIN)/python:

@@ -122,8 +122,17 @@ def _type(key: Mapping[str, Any]) -> str:
     """The type of a key in words."""
     if "enum" in key:
         return " or ".join(f'`"{one}"`' for one in key["enum"])
-    kinds = [key] if "type" in key else key["anyOf"]
-    return " or ".join(f'`"{kind["const"]}"`' if "const" in kind else _TYPES[kind["type"]] for kind in kinds)
+    if key.get("type") == "array" and key["items"].get("type") == "object":
+        return "list of tables"
+    kinds = [key] if "type" in key else key.get("anyOf") or key["oneOf"]
+    return " or ".join(dict.fromkeys(map(_kind, kinds)))
+
+
+def _kind(kind: Mapping[str, Any]) -> str:
+    if "const" in kind:
+        return f'`"{kind["const"]}"`'
+    is_nested = kind["type"] == "array" and kind["items"].get("type") == "array"
+    return "list of lists" if is_nested else _TYPES[kind["type"]]
 
 
 def files() -> dict[Path, str]:

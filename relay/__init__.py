@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     __version__: str
     from . import aio as aio
     from . import types as types
+    from .access.limit import Limit
     from .api.i2p import i2p, i2p_listen
     from .api.i2p_tunnels import TunnelClient, TunnelServer
     from .api.local import local
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         SAMError,
     )
     from .spawning.spawn import spawn
+    from .streams.identity import Identity
     from .streams.stream import Stream, nonblocking
     from .transports.dynamic import dynamic
     from .transports.proxies.http_server import http_listen
@@ -44,6 +46,8 @@ __all__ = [
     "ConnectError",
     "ForwardError",
     "HostKeyError",
+    "Identity",
+    "Limit",
     "RelayError",
     "SAMError",
     "Stream",
@@ -72,6 +76,8 @@ _PUBLIC_MODULES = ("aio", "types")
 
 # No module at this level may have the name of one of these: its import would put it in the name's place.
 _MODULES = {
+    "Identity": "streams.identity",
+    "Limit": "access.limit",
     "Stream": "streams.stream",
     "Tunnel": "engine.tunnel",
     "TunnelClient": "api.i2p_tunnels",

@@ -6,10 +6,12 @@ import asyncio
 import functools
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from .access.limit import LimitsLike
+from .access.policy import Admit, Entries
 from .api.urls import target
 from .engine import tunnel
 from .engine.observer import OnEnd
@@ -100,7 +102,9 @@ class Tunnel:
     :param make_send: as for :class:`relay.Tunnel`. It is called in a thread, so a coroutine function is an error.
     :param nconnect: as for :class:`relay.Tunnel`.
     :param timeout: as for :class:`relay.Tunnel`: **after 60 s each connection is reset** unless this is ``None``.
-        ``connect_timeout``, ``idle_timeout``, ``linger``, ``warm``, ``warm_for`` and ``name`` are the same as well.
+        ``connect_timeout``, ``idle_timeout``, ``linger``, ``warm``, ``warm_for``, ``source``, ``limit``, ``name``,
+        ``allow``, ``deny``, ``accept_proxy`` and ``send_proxy`` are the same.
+    :param admit: as for :class:`relay.Tunnel`: called in a thread, so a coroutine function is an error.
     :param on_end: as for :class:`relay.Tunnel`. It is called on a thread of the tunnel, not in the loop. To handle
         records in the loop, pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
     """
@@ -117,7 +121,14 @@ class Tunnel:
         linger: float | None = 60.0,
         warm: int = 0,
         warm_for: float = WARM_FOR,
+        source: str | None = None,
+        limit: LimitsLike | None = None,
+        accept_proxy: Collection[str] | None = None,
+        send_proxy: Literal["v1", "v2"] | None = None,
         name: str | None = None,
+        allow: Entries = None,
+        deny: Entries = None,
+        admit: Admit | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
         self._tunnel = _Tunnel(
@@ -130,7 +141,14 @@ class Tunnel:
             linger=linger,
             warm=warm,
             warm_for=warm_for,
+            source=source,
+            limit=limit,
+            accept_proxy=accept_proxy,
+            send_proxy=send_proxy,
             name=name,
+            allow=allow,
+            deny=deny,
+            admit=admit,
             on_end=on_end,
         )
 

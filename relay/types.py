@@ -55,5 +55,5 @@ class Listener(Protocol):
 
 
 MakeSend = Callable[..., StreamLike]
-"""A factory: called once for each client, with those of ``peer``, ``deadline``, ``cancel`` and ``destination`` that it
-names; see :class:`relay.Tunnel`. It must be a plain function and not a coroutine function."""
+"""A factory: called once for each client, with those of ``peer``, ``identity``, ``deadline``, ``cancel`` and
+``destination`` that it names; see :class:`relay.Tunnel`. It must be a plain function and not a coroutine function."""

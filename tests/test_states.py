@@ -18,12 +18,7 @@ SAYS = re.compile(r"={6}|plain data|states? (?:of|is|are|in) .*:mod:|states are 
 SILENT = {
     "engine/acceptor.py:SocketAcceptor",
     "engine/flow.py:Flow",
-    "testing/sam/destination.py:Destination",
     "testing/sam/router.py:Router",
-    "testing/sshserver.py:SSHServer",
-    "transports/i2p/opening.py:_PendingStream",
-    "transports/ssh/paramiko/backend.py:Connection",
-    "transports/ssh/paramiko/login.py:_Login",
     "transports/ssh/paramiko/mux.py:Mux",
     "transports/ssh/paramiko/packets.py:Packetizer",
     "transports/ssh/paramiko/wire.py:Wire",

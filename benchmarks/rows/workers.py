@@ -71,22 +71,15 @@ def _goals(*, more: bool) -> tuple[Goal, ...]:
     return (*goals, Goal("workers-1", 1.8, peer="workers-2")) if more and has_room else goals
 
 
+def _rate(title: str, unit: str, *, keep: bool) -> Row:
+    metrics = RATE(title=f"{unit}s/s", goals=_goals(more=True)), CPU(title=f"CPU µs per {unit}")
+    return Row(title, "workers", PEERS, metrics, partial(requests, keep=keep))
+
+
 TABLES = {"workers": "Workers: one and two"}
 ROWS = {
-    "workers-requests": Row(
-        "keep-alive requests",
-        "workers",
-        PEERS,
-        (RATE(title="requests/s", goals=_goals(more=True)), CPU(title="CPU µs per request")),
-        partial(requests, keep=True),
-    ),
-    "workers-connections": Row(
-        "new connections",
-        "workers",
-        PEERS,
-        (RATE(title="connections/s", goals=_goals(more=True)), CPU(title="CPU µs per connection")),
-        partial(requests, keep=False),
-    ),
+    "workers-requests": _rate("keep-alive requests", "request", keep=True),
+    "workers-connections": _rate("new connections", "connection", keep=False),
     "workers-bulk": Row(
         f"bulk, {STREAMS} streams",
         "workers",

@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from ..access.limit import LimitsLike, check_limits
+from ..access.options import check_policy
+from ..access.policy import Admit, Entries
 from ..addresses.destinations import b32_of, is_base64
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM, I2PRouter
 from ..carriers.carrier import Carrier
@@ -15,9 +18,10 @@ from ..engine.observer import OnEnd, check_callback
 from ..engine.tunnel import Tunnel
 from ..errors import ConnectError
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
+from ..streams.peer_source import check_source
 from ..transports.i2p.session import Session
 from ..transports.tcp import listen_tcp, tcp
-from .i2p import Entries, OnState, i2p, i2p_listen
+from .i2p import OnState, i2p, i2p_listen
 from .keywords import I2PKeywords
 from .signatures import shows_options
 
@@ -43,13 +47,17 @@ class TunnelServer(Tunnel):
     :param allow: only these may connect: destinations (base64 or ``….b32.i2p``), or files of them, which are read again
         when they change; ``None`` for all.
     :param deny: these may not connect, in the same form; it wins over ``allow``.
+    :param admit: called with the identity of each client that the lists allow; see :class:`relay.Tunnel`.
     :param accept: how streams come in: ``'accept'`` (the bridge hands them over one by one), ``'forward'`` (it connects
         to a local port, so it must be on this machine), ``None`` for what the router and the kernel support; see
         :func:`relay.i2p_listen`.
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
         ``failed``, ``closed``), on a thread of relay; it must not block, and relay logs what it raises.
-    :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``, ``on_end``: as for :class:`relay.Tunnel`.
+    :param source: ``"peer"`` for an address of the loopback that stands for the client's destination, as i2pd has it;
+        see :class:`relay.Tunnel`.
+    :param connect_timeout: and ``idle_timeout``, ``linger``, ``limit``, ``name``, ``on_end``: as for
+        :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
@@ -72,25 +80,28 @@ class TunnelServer(Tunnel):
         timeout: float | None = None,
         *,
         host: str = "127.0.0.1",
-        allow: Entries | None = None,
-        deny: Entries | None = None,
+        allow: Entries = None,
+        deny: Entries = None,
+        admit: Admit | None = None,
         accept: str | None = None,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT,
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
+        source: str | None = None,
+        limit: LimitsLike | None = None,
         name: str | None = None,
         on_end: OnEnd | None = None,
         **options: Unpack[I2PKeywords],
     ) -> None:
         make_send = tcp(host, port)
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
-        self._listener = i2p_listen(
-            session, sam=samaddr, accept=accept, allow=allow, deny=deny, via=via, on_state=on_state, **options
-        )
+        check_source(source, make_send)
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
+        check_policy(allow=allow, deny=deny, admit=admit)  # before anything is opened
+        self._listener = i2p_listen(session, sam=samaddr, accept=accept, via=via, on_state=on_state, **options)
         try:
-            super().__init__(self._listener, make_send, **limits)
+            super().__init__(self._listener, make_send, source=source, allow=allow, deny=deny, admit=admit, **limits)
         except BaseException:
             self._listener.close()
             raise
@@ -138,6 +149,7 @@ class TunnelClient(Tunnel):
     :param samaddr: and the others: as for :class:`TunnelServer`.
     :param warm: the streams to keep open for clients to come; see :class:`relay.Tunnel`.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
+    :param allow: and ``deny``, ``admit``: which clients may connect, as for :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as for :class:`TunnelServer`.
     :raises OSError: if the port is not available, and as for :class:`TunnelServer`.
@@ -161,12 +173,17 @@ class TunnelClient(Tunnel):
         linger: float | None = LINGER,
         warm: int = 0,
         warm_for: float = WARM_FOR,
+        limit: LimitsLike | None = None,
+        allow: Entries = None,
+        deny: Entries = None,
+        admit: Admit | None = None,
         name: str | None = None,
         on_end: OnEnd | None = None,
         **options: Unpack[I2PKeywords],
     ) -> None:
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
         check_warm(warm, warm_for)
+        check_policy(allow=allow, deny=deny, admit=admit)
         self._session = session
         self._sender = i2p(dest, sam=samaddr, session=session, via=via, **options)
         self._last_dest: deque[str] = deque([""], maxlen=1)
@@ -178,7 +195,9 @@ class TunnelClient(Tunnel):
                 self._sender.subscribe(lambda state, _: on_state(state.value))
             self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
             self._sender.ready()
-            super().__init__(receive, self._sender, warm=warm, warm_for=warm_for, **limits)
+            super().__init__(
+                receive, self._sender, warm=warm, warm_for=warm_for, allow=allow, deny=deny, admit=admit, **limits
+            )
             undo.pop_all()
 
     @property
@@ -236,6 +255,7 @@ def _limits(
     name: str | None,
     on_end: OnEnd | None,
     session: str,
+    limit: LimitsLike | None,
 ) -> dict[str, Any]:
     """The limits and the name as a tunnel takes them, checked before anything is opened."""
     for what, text in (("name", name or ""), ("session", session)):
@@ -248,6 +268,7 @@ def _limits(
         "connect_timeout": check_time("connect_timeout", connect_timeout),
         "idle_timeout": check_time("idle_timeout", idle_timeout),
         "linger": check_time("linger", linger, zero=True),
+        "limit": check_limits(limit),
         "name": name or session or None,
         "on_end": on_end,
     }

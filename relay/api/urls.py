@@ -7,11 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
+from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 from ..errors import AddressError
@@ -39,8 +40,13 @@ LISTENERS: dict[type, str] = {
 }
 
 
-def target(url: str, via: Sequence[str] = ()) -> Dialer:
-    """Return a factory for any address, after any chain of hops.
+def target(
+    url: str | Sequence[str],
+    via: Sequence[str] | Sequence[Sequence[str]] = (),
+    *,
+    policy: Literal["first", "spread", "fastest"] = "first",
+) -> Dialer:
+    """Return a factory for any address, after any chain of hops; or for several of which one gets each stream.
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
@@ -58,15 +64,70 @@ def target(url: str, via: Sequence[str] = ()) -> Dialer:
 
         The last hop connects to the address: it resolves names, and Unix paths, commands and the SAM bridge are on that
         machine. TLS runs end to end, from this process to the target.
+
+        A list of addresses is a list of targets, and a list of such lists has several ways to each target. Each stream
+        then goes to one of them by ``policy``, and to the next one if that fails. One that fails gets no more streams
+        until a connect of relay's own to it has succeeded, which is tried after 0.5 to 30 s.
+    :param policy: the order of several targets that are up: ``first`` is that of the list, ``spread`` begins with the
+        one with the fewest streams, ``fastest`` with the one whose connects take the least time on average.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address. A factory of your own can call it with the keywords that it has got itself: ``peer`` (the client's
         address, which changes nothing here), ``deadline`` (monotonic seconds, ``None`` for no limit) and ``cancel``
         (an object with ``is_set()`` and ``fileno()``, which gives the attempt up).
     :raises AddressError: if an address cannot be understood, or a hop cannot lead to what follows it.
+    :raises ValueError: if ``policy`` is another word, or there is no target.
     :raises OSError: if a file that the address names cannot be read.
     """
-    hops = parse_hops(via, url)
-    return dialer(hops, parse_target(url, hops[-1] if hops else None))
+    urls = [url] if isinstance(url, str) else list(url)
+    ways: list[Any] = [via]
+    if not isinstance(via, str) and any(isinstance(way, (list, tuple)) for way in via):
+        ways = list(via)
+    routed = [(parse_hops(way, each), each) for each in urls for way in ways]
+    return dialer_of_ways([(hops, parse_target(each, hops[-1] if hops else None)) for hops, each in routed], policy)
+
+
+def dialer_of_ways(
+    ways: Sequence[tuple[Route, Target | I2PTarget | Command]], policy: str = "first", name: str = "relay"
+) -> Dialer:
+    """Return a factory for one of several targets.
+
+    :param ways: the hops to each of them, and the target.
+    :param policy: as for :func:`target`.
+    :param name: of the tunnel, for the log.
+    :raises AddressError: if a hop cannot lead to what follows it.
+    :raises ValueError: if there is no target, or ``policy`` is unknown.
+    :raises OSError: if a file that an address names cannot be read.
+    """
+    if len(ways) == 1 and policy == "first":
+        return dialer(*ways[0])
+    from ..streams.target_group import Selection, TargetGroup
+
+    made: list[Dialer] = []
+    try:
+        selection = Selection(policy)
+    except ValueError:
+        raise ValueError(f"policy: expected first, spread or fastest, got '{shown(str(policy))}'") from None
+    try:
+        made += [dialer(*way) for way in ways]
+        names = [str(end) for _, end in ways]
+        if len(set(names)) < len(names):
+            routes = [f" via {', '.join(map(str, route))}" if route else " directly" for route, _ in ways]
+            names = _numbered(list(map(str.__add__, names, routes)))
+        return TargetGroup(made, selection, name=name, names=names)
+    except BaseException:
+        for each in made:
+            each.close()
+        raise
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Return names with a number after those that were there before, such as a target that is there twice."""
+    counts: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        numbered.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return numbered
 
 
 def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:

@@ -27,6 +27,7 @@ class CarrierStatus:
     :param rtt: seconds of the last round trip of a keepalive probe, if the carrier measures it and is up.
     :param error: why it is not up; empty if it is, or no attempt has ended yet.
     :param metrics: how long the attempts took that succeeded, by the bounds ``CONNECT_TIMES``.
+    :param worker: the number of the worker process that has it, from 1; ``None`` for the program itself.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CarrierStatus:
     rtt: float | None = None
     error: str = ""
     metrics: Histogram = Durations(CONNECT_TIMES).counted
+    worker: int | None = None
 
 
 def carriers() -> list[CarrierStatus]:

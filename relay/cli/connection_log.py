@@ -19,6 +19,7 @@ from .group import TunnelGroup
 from .output import describe_error
 from .signals import Signals
 from .top_keys import Swap
+from .ways import route_of_all
 
 if TYPE_CHECKING:  # a command without the log does not need it
     from ..operations.access_log import AccessLog, LoggedTunnel
@@ -104,7 +105,7 @@ class ConnectionLog:
             log.close()
 
     def _open(self, plan: LogPlan) -> AccessLog | None:
-        path, interval = plan
+        path, interval = plan.path, plan.interval
         if path is None:
             return None
         from ..operations.access_log import AccessLog
@@ -133,6 +134,6 @@ def _tunnels(group: TunnelGroup) -> Iterator[LoggedTunnel]:
         if member.opened is not None:
             tunnel, ends = member.opened.tunnel, member.plan.routes.out
             # Each request of a proxy with rules has its own.
-            via = ends[0][0] if len(ends) == 1 and not member.plan.rules else ()
+            via = () if member.plan.rules else route_of_all(ends)
             hops = tuple(shown(str(hop)) for hop in via)
             yield LoggedTunnel(member.name, format_address(tunnel.address), hops, tunnel.connections)

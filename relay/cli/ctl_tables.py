@@ -11,14 +11,39 @@ from rich.console import Console
 from rich.text import Text
 
 from ..addresses.printable import printable
+from ..streams.identity import client_text
 from .output import size
 from .views import age, shown_state
 
-__all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines", "verdict_lines"]
+__all__ = [
+    "print_bans",
+    "print_carriers",
+    "print_connections",
+    "print_quotas",
+    "print_tunnels",
+    "print_warm",
+    "status_lines",
+    "verdict_lines",
+]
 
 Row = Mapping[str, Any]
 
-_FIGURES = ("open", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt", "warm")
+_FIGURES = (
+    "open",
+    "total",
+    "received",
+    "sent",
+    "failed",
+    "age",
+    "streams",
+    "losses",
+    "rtt",
+    "warm",
+    "ends in",
+    "used",
+    "quota",
+    "part",
+)
 _GAP = "  "
 
 
@@ -65,17 +90,34 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
     columns = ["tunnel", "state", "from → to", "open", "total", "received", "sent", "failed", *["warm"] * has_warm]
     _print(columns, rows, below=[("from → to",)])
     for tunnel in tunnels:
+        for target in tunnel.get("targets", ()):  # an older relay has none
+            problem = f": {target['problem']}" if target["problem"] else ""
+            _print_text(f"{tunnel['name']}: target {target['target']}, {_target(target)}{problem}")
         probe = tunnel["probe"]
         for problem in (tunnel["problem"], probe["problem"] if probe else ""):
             if problem:
                 _print_text(f"{tunnel['name']}: {problem}")
 
 
+def _target(target: Row) -> str:
+    """Return the state of one of several targets, and its connections."""
+    latency = "" if target["latency"] is None else f", connects in {target['latency'] * 1000:.1f} ms"
+    return f"{target['state']} for {age(target['since'])}, {target['active']} open{latency}"
+
+
 def _warm(tunnel: Row) -> str:
-    """Return how many clients got a stream that was open already, and of how many; empty without such streams."""
-    figures = tunnel["figures"] or {}
-    hits, misses = figures.get("warm_hits", 0), figures.get("warm_misses", 0)
-    return f"{hits}/{hits + misses}" if hits + misses else ""
+    """Return how many warm streams are ready, and how many clients got one, of how many; empty without such streams."""
+    warm = tunnel.get("warm")  # that of an older relay has none
+    return f"{warm['ready']} ready, {warm['hits']}/{warm['hits'] + warm['misses']}" if warm else ""
+
+
+def print_warm(tunnels: Sequence[Row]) -> None:
+    """Print a line for each tunnel that has warm streams."""
+    for tunnel in tunnels:
+        if warm := tunnel.get("warm"):
+            ready, hits, clients = warm["ready"], warm["hits"], warm["hits"] + warm["misses"]
+            figures = f"{ready} warm stream{'s' * (ready != 1)} ready, {hits} of {clients} clients got one"
+            _print_text(f"{tunnel['name']}: {figures}")
 
 
 def print_connections(connections: Sequence[Row], *, ended: bool = False) -> None:
@@ -83,25 +125,34 @@ def print_connections(connections: Sequence[Row], *, ended: bool = False) -> Non
 
     :param ended: whether they have ended, each with its reason.
     """
+    has_warm = any(each.get("warm") for each in connections)  # an older relay does not know
     rows = [
         [
             each["id"],
             each["tunnel"],
-            each["peer"] or "a local client",
+            _client(each),
             each["target"] or "",
-            each["reason"] or each["state"],
+            f"{each['reason'] or each['state']}{f' ({rule})' if (rule := each.get('rule')) else ''}",
             age(each["age"]),
             size(each["received"]),
             size(each["sent"]),
+            *["yes" if each.get("warm") else ""] * has_warm,
         ]
         for each in connections
     ]
     columns = ["id", "tunnel", "client", "target", "reason" if ended else "state", "age", "received", "sent"]
+    columns += ["warm"] * has_warm
     _print(columns, rows, below=[("client", "target"), ("id",)])
+
+
+def _client(connection: Row) -> str:
+    identity = connection.get("identity") or {"kind": "", "name": ""}  # an older relay has none
+    return client_text(connection["peer"], identity["kind"], identity["name"])
 
 
 def print_carriers(carriers: Sequence[Row]) -> None:
     """Print a table of carriers, and their errors below it."""
+    has_workers = any(each.get("worker") for each in carriers)  # an older relay does not know
     rows = [
         [
             each["name"],
@@ -111,13 +162,38 @@ def print_carriers(carriers: Sequence[Row]) -> None:
             str(each["streams"]),
             str(each["losses"]),
             "" if each["rtt"] is None else f"{each['rtt'] * 1000:.1f} ms",
+            *[str(each.get("worker") or "")] * has_workers,
         ]
         for each in carriers
     ]
-    _print(["carrier", "kind", "state", "age", "streams", "losses", "rtt"], rows, below=[("carrier",)])
+    columns = ["carrier", "kind", "state", "age", "streams", "losses", "rtt", *["worker"] * has_workers]
+    _print(columns, rows, below=[("carrier",)])
     for each in carriers:
         if each["error"]:
             _print_text(f"{each['name']}: {each['error']}")
+
+
+def print_bans(bans: Sequence[Row]) -> None:
+    """Print a table of bans."""
+    now = time.time()
+    rows = [[each["key"], each["tunnel"], each["limit"], age(max(0.0, each["until"] - now))] for each in bans]
+    _print(["key", "tunnel", "limit", "ends in"], rows, below=[("key",)])
+
+
+def print_quotas(quotas: Sequence[Row]) -> None:
+    """Print a table of quotas."""
+    rows = [
+        [
+            each["key"],
+            each["tunnel"],
+            each["limit"],
+            size(each["used"]),
+            size(each["quota"]),
+            f"{100 * each['used'] / each['quota']:.0f} %",
+        ]
+        for each in quotas
+    ]
+    _print(["key", "tunnel", "limit", "used", "quota", "part"], rows, below=[("key",)])
 
 
 def verdict_lines(verdicts: Sequence[Row], keys: Sequence[Row] = ()) -> Iterator[str]:

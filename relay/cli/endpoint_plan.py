@@ -25,11 +25,13 @@ class EndpointPlan(NamedTuple):
 
 
 class LogPlan(NamedTuple):
-    """The access log of a command, before it is opened.
+    """The access log of a command, before it is opened, and the other file that it writes.
 
     :param path: of the file; ``None`` for no access log.
     :param interval: seconds between two lines of an open connection; ``None`` for none.
+    :param state: the file of bans and quotas; ``None`` for none.
     """
 
     path: str | None
     interval: float | None
+    state: str | None = None

@@ -3,137 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from ..config import Config, Entry, Written, read
 from ..config.models import File
 from ..engine.records import Stats
-from .endpoint_plan import EndpointPlan, LogPlan
 from .figures import ReloadFigures
 from .group import TunnelGroup
 from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
-from .options import LOG_INTERVAL, Options
-from .output import configuration_read, describe_error, print_error, print_line, status_of, total
-from .plan import Plan
-from .plan_from_file import plans_of, print_problems
+from .output import describe_error, print_error, print_line, total
 from .signals import Signals
-from .top_keys import KeyChange, KeyEffect, Swap, compare_keys
-from .verdicts import Settings, Verdict
-from .worker_processes import WorkerProcesses
+from .top_keys import KeyEffect, Swap
+from .tunnel_file import Reread, TunnelFile
+from .verdicts import Verdict
 
 if TYPE_CHECKING:  # at the first reload
     from ..operations.sandbox import Sandbox
     from .reload import ReloadResult, Reloads
     from .replacement import Replacement
 
-__all__ = ["FileGroup", "TunnelFile"]
+__all__ = ["FileGroup"]
 
 logger = logging.getLogger("relay.cli")
-
-
-class _Read(NamedTuple):
-    """The file without problems, as it was read last: what is written as then need not be checked again."""
-
-    written: Written
-    settings: Sequence[Settings]
-
-
-class Reread(NamedTuple):
-    """The content of a file that was read again, without problems."""
-
-    settings: list[Settings]
-    file: File
-    keys: tuple[KeyChange, ...]
-    """The keys at its top that have changed."""
-
-
-class TunnelFile:
-    """A ``relay.toml``, which is read again at each reload. Its paths are relative to its folder.
-
-    :param path: of the file, absolute.
-    :param shown: the options of output.
-    :param name: of the file in messages, as the user gave it.
-    :param given: the keys at the top of the file that options of the command line override, with their values.
-    """
-
-    def __init__(self, path: str, shown: Options, name: str, given: Mapping[str, Any] | None = None) -> None:
-        self.path = path
-        self.name = name
-        self.processes = WorkerProcesses()
-        """The workers of its tunnels; their number is that of the first reading."""
-        self._shown = dataclasses.replace(shown, processes=self.processes)
-        self._last: _Read | None = None
-        self._given = given or {}
-        self._started = self.current = File()
-        """The tables of the file at the start, or after the last reload."""
-
-    def first(self) -> list[Member]:
-        """Read the file at the start, in its folder.
-
-        :returns: its tunnels.
-        :raises click.exceptions.Exit: if it has problems, which are printed.
-        :raises OSError: if it cannot be read.
-        """
-        config = read(self.path, self.name)
-        self._started = self.current = config.file
-        self._shown = dataclasses.replace(self._shown, workers=self._key(self._started, "workers"))
-        with contextlib.chdir(config.folder):
-            settings = self._settings(config, {})
-        print_problems(config)
-        self.processes.size = max((one.plan.workers for one in settings), default=1)
-        self._last = _Read(config.written, settings)
-        return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
-
-    def endpoints(self, file: File) -> EndpointPlan:
-        """Return where to listen for operators."""
-        control, status = self._key(file, "control"), self._key(file, "status")
-        return EndpointPlan(control, status, bool(file.status_public), file.status_token_file, self.path)
-
-    def log(self, file: File) -> LogPlan:
-        """Return where the access log is."""
-        return LogPlan(self._key(file, "log_file"), self._key(file, "log_interval") or LOG_INTERVAL)
-
-    @property
-    def sandbox(self) -> str | None:
-        """The mode of the sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
-        return self._key(self._started, "sandbox")  # type: ignore[no-any-return]
-
-    def _key(self, file: File, name: str) -> Any:
-        """Return a key at the top of a file, or the option of the command line that overrides it."""
-        return self._given.get(name, getattr(file, name))
-
-    def again(self) -> Reread:
-        """Read the file again; the current directory is its folder.
-
-        :raises ReloadError: if it has problems, or cannot be read.
-        """
-        from .reload import ReloadError
-
-        last = self._last
-        assert last is not None, "it was read at the start"
-        try:
-            with configuration_read():
-                config = read(self.path, self.name, last.written)
-        except (OSError, ValueError) as error:
-            raise ReloadError([describe_error(error)], status_of(error)) from error
-        settings = self._settings(config, {one.name: (one.entry, one.plan) for one in last.settings})
-        if problems := config.problems.in_order():
-            status = 2 if any(problem.is_config_error for problem in problems) else 1
-            raise ReloadError([config.problems.format(problem) for problem in problems], status)
-        self._last = _Read(config.written, settings)
-        keys = compare_keys(self._started, self.current, config.file, self._given)
-        return Reread(settings, config.file, keys)
-
-    def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
-        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]
 
 
 class FileGroup(TunnelGroup):
@@ -156,7 +53,7 @@ class FileGroup(TunnelGroup):
         self._reloads: Reloads | None = None
         self._is_signalled = False  # a thread is about to reload for a signal
         self._figures = ReloadFigures(last_success=time.time())
-        self._leaving: tuple[Member, ...] = ()
+        self._leaving: dict[Member, None] = {}  # in their order
         self._removed = Stats(0, 0, 0, 0, {})  # the figures of tunnels that have gone
         self._late: dict[Member, Replacement] = {}  # those whose next listener waits for its server
 
@@ -165,7 +62,7 @@ class FileGroup(TunnelGroup):
     @property
     def leaving(self) -> tuple[Snapshot, ...]:
         """The tunnels that a reload has removed, while their open connections finish."""
-        return tuple(member.now for member in self._leaving)
+        return tuple(member.now for member in tuple(self._leaving))  # the main thread may change them meanwhile
 
     @property
     def reload_figures(self) -> ReloadFigures:
@@ -284,15 +181,16 @@ class FileGroup(TunnelGroup):
         before = {member.name: member for member in self._members}
         kept = [each for each in replacements if each.verdict is not Verdict.GONE]
         after = [before[each.change.name] if each.error is not None else self._changed(each) for each in kept]
-        for member in before.values():
-            if member not in after:
-                self._remove(member)
-        self._members = tuple(after)
+        remaining = {*after}
+        removed = [member for member in before.values() if member not in remaining]
+        for member in removed:
+            self._remove(member)
+        self._set_members(after)
         for each in replacements:
             logger.log(logging.DEBUG if each.verdict is Verdict.SAME else logging.INFO, "reload: %s", each.change)
         changed = sum(each.verdict is not Verdict.SAME for each in replacements)
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
-        self.on_change(self.members)
+        self.on_change((*self.members, *(member.now for member in removed)))
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""
@@ -376,11 +274,11 @@ class FileGroup(TunnelGroup):
             member.close()
             self._count_removed(member)
             return
-        self._leaving = (*self._leaving, member)
+        self._leaving[member] = None
         if member.state.accepts:
             assert member.settings is not None, "it is of a file"
             assert member.opened is not None, "it is open"
-            # The drain closes the listener on a thread. A tunnel that has inherited its socket serves the next client.
+            # The tunnel closes the listener a little later. One that has inherited its socket serves the next client.
             member.opened.tunnel.pause()
             seconds = member.settings.drain_on_reload
             self._drain(member, math.inf if seconds is None else seconds)
@@ -389,7 +287,7 @@ class FileGroup(TunnelGroup):
         super()._on_drained(member)
         if member in self._leaving:
             self._count_removed(member)
-            self._leaving = tuple(one for one in self._leaving if one is not member)
+            del self._leaving[member]
 
     def _count_removed(self, member: Member) -> None:
         if member.opened is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.records import Stats
 from ..transports.tcp import inherit
+from .drains import Drains
 from .figures import ReloadFigures
 from .i2p_options import tell_published
 from .main_thread import MainThread
@@ -68,21 +69,22 @@ class TunnelGroup:
         self.reopen_logs: Callable[[], object] = lambda: None
         """Opens the log file again; from any thread. Set by the one who opens the file."""
         self.on_change: Callable[[Sequence[Snapshot]], object] = lambda _: None
-        """Called in the main thread with a tunnel that has opened, or with all of them after a reload."""
+        """Called in the main thread with a tunnel that has opened; after a reload, with all and those that are gone."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
         self.processes = WorkerProcesses()
         """The workers of its tunnels. Set by the one who ends them."""
         self.started = time.time()
         """When it was made, in seconds since 1970."""
-        self._members = tuple(members)
+        self._set_members(members)
         self._signals = signals
         self._main_thread = MainThread(signals.wake)
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
         self._without_result = len(members)  # those that have neither opened nor failed yet
         self._probes: dict[Hashable, _Probe] = {}
-        self._drains = False  # since the first signal
+        self._is_told_to_end = False  # since the first signal
+        self._drains = Drains()
         self._draining: set[Member] = set()
         self._done = False
         self._status = 0
@@ -95,6 +97,11 @@ class TunnelGroup:
     def members(self) -> tuple[Snapshot, ...]:
         """The tunnels, in the order of the file."""
         return tuple(member.now for member in self._members)
+
+    def member(self, name: str) -> Snapshot | None:
+        """Return a tunnel by its name; ``None`` if there is none."""
+        found = self._by_name.get(name)
+        return found.now if found is not None else None
 
     @property
     def leaving(self) -> tuple[Snapshot, ...]:
@@ -222,10 +229,13 @@ class TunnelGroup:
         return self._signals.wait(timeout)
 
     def _find(self, name: str) -> Member:
-        for member in self._members:
-            if member.name == name:
-                return member
-        raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
+        if (found := self._by_name.get(name)) is None:
+            raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
+        return found
+
+    def _set_members(self, members: Sequence[Member]) -> None:
+        self._members = tuple(members)
+        self._by_name = {member.name: member for member in members}
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
@@ -328,10 +338,10 @@ class TunnelGroup:
 
     def _on_signal(self, number: int) -> None:
         """The first signal drains, the second one ends."""
-        if self._drains:
+        if self._is_told_to_end:
             self._done = True
             return
-        self._drains = True
+        self._is_told_to_end = True
         self._ending.set()
         drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
         live = sum(member.opened.live for member in drained if member.opened)
@@ -346,13 +356,13 @@ class TunnelGroup:
 
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
-        member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member))
+        member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member), self._drains)
         self._draining.add(member)
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
         self._draining.discard(member)
-        self._done = self._done or (self._drains and not self._draining)
+        self._done = self._done or (self._is_told_to_end and not self._draining)
 
     def _end(self, status: int) -> None:
         """End all at once."""

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..addresses.printable import shown
 from ..carriers.listing import CarrierStatus, carriers
-from ..engine.records import ConnectionRecord, Metrics
-from ..engine.tunnel import Tunnel
-from ..errors import RelayError
+from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
     ChangedKey,
@@ -33,15 +31,14 @@ from ..operations.instance import (
     Verdict,
     WorkerStatus,
 )
+from ..operations.ledgers import BanStatus, QuotaStatus
 from .group import TunnelGroup, UnknownTunnelError
+from .kept_ledgers import bans_of, clear_all, quotas_of
 from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
-from .output import describe_error
-from .plan import Plan
-from .views import hop_state
-
-if TYPE_CHECKING:  # for tunnels in workers only
-    from ..spawning.pool_tunnel import PoolTunnel
+from .plan import Opened, Plan
+from .views import hop_state, worker_problem
+from .ways import route_of_all, targets_of
 
 __all__ = ["GroupInstance"]
 
@@ -66,17 +63,12 @@ def _texts(plan: Plan, address: Any) -> _Texts:
     ends = plan.routes.out
     if plan.rules:  # no route is that of all clients
         return _Texts(plan, address, listen, shown(f"anywhere{plan.over}"), ())
-    via, end = ends[0] if len(ends) == 1 else ((), None)
-    target = shown(str(end)) if end is not None else "anywhere"
+    via = route_of_all(ends)
+    if not ends or any(end is None for _, end in ends):
+        target = "anywhere"
+    else:
+        target = targets_of(ends) + ("" if via else plan.over)
     return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
-
-
-def _metrics(tunnel: Tunnel | PoolTunnel) -> tuple[Metrics | None, str]:
-    """Return the counters of a tunnel, and why there are none if a worker does not answer."""
-    try:
-        return tunnel.metrics(), ""
-    except RelayError as error:
-        return None, describe_error(error)
 
 
 class GroupInstance:
@@ -132,13 +124,14 @@ class GroupInstance:
 
     def _tunnel(self, member: Snapshot) -> TunnelStatus:
         plan, opened = member.plan, member.opened
-        hops, problem, metrics, end = "up", member.problem, None, None
+        hops, problem, stuck, metrics, end = "up", member.problem, "", None, None
         if opened is not None:
-            metrics, silent = _metrics(opened.tunnel)
+            metrics = opened.tunnel.metrics()
+            stuck = worker_problem(opened.tunnel)
             end = getattr(opened.receive, "certificate_end", None)
             if member.state.accepts:
                 hops, problem = hop_state(opened.receive, opened.make_send)
-            problem = silent or problem
+            problem = stuck or problem
         address = opened.tunnel.address if opened is not None else None
         texts = self._texts.get(plan.name)
         if texts is None or texts.plan is not plan or texts.address != address:
@@ -153,10 +146,13 @@ class GroupInstance:
             since=member.since,
             hops=hops,
             problem=problem,
+            stuck=bool(stuck),
             figures=metrics.stats() if metrics is not None else None,
             metrics=metrics,
+            warm=metrics.warm if metrics is not None else None,
             probe=self._probe_of(member),
             certificate_end=end,
+            targets=tuple(opened.make_send.states()) if opened is not None and _has_targets(opened) else (),
         )
 
     def connections(self, tunnel: str | None = None) -> list[ConnectionStatus]:
@@ -179,9 +175,17 @@ class GroupInstance:
             for record in member.opened.tunnel.recent()
         ]
 
+    def bans(self, tunnel: str | None = None) -> list[BanStatus]:
+        """Return the bans."""
+        return bans_of(self._members(tunnel))
+
+    def quotas(self, tunnel: str | None = None) -> list[QuotaStatus]:
+        """Return what was used of quotas."""
+        return quotas_of(self._members(tunnel))
+
     def carriers(self) -> list[CarrierStatus]:
-        """Return the carriers of the process."""
-        return carriers()
+        """Return the carriers of the process and of its workers."""
+        return sorted([*carriers(), *self._group.processes.carriers()], key=lambda one: (one.name, one.worker or 0))
 
     def log(self) -> Sequence[LogLine]:
         """Return the last lines of the log."""
@@ -225,6 +229,28 @@ class GroupInstance:
         with _translated():
             self._group.drain(name)
 
+    def enable(self, name: str, target: str) -> None:
+        """Give one of several targets connections again."""
+        self._set_target(name, target, enabled=True)
+
+    def disable(self, name: str, target: str) -> None:
+        """Give one of several targets no new connections."""
+        self._set_target(name, target, enabled=False)
+
+    def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
+        if self._group.is_ending:
+            raise ConflictError("relay is ending")
+        ((member),) = self._members(name)
+        if member.opened is None or not member.state.accepts:
+            raise ConflictError(f"{name}: it is not open")
+        if not _has_targets(member.opened):
+            raise ConflictError(f"{name}: it has one target; relay ctl pause {name} makes its clients wait")
+        try:
+            member.opened.make_send.set_enabled(target, enabled)
+        except KeyError:
+            known = ", ".join(one.target for one in member.opened.make_send.states())
+            raise NotFoundError(f"{name}: there is no target {shown(target)}; known are {shown(known)}") from None
+
     def kill(self, connection: str) -> None:
         """Reset a connection."""
         for member in self._members(None):
@@ -233,6 +259,12 @@ class GroupInstance:
         raise NotFoundError(
             f"{shown(connection)}: there is no open connection with this id; relay ctl connections lists them"
         )
+
+    def clear(self, kind: str, key: str, tunnel: str | None = None) -> int:
+        """Forget bans or quotas."""
+        if cleared := clear_all(self._members(tunnel), kind, key):
+            return cleared
+        raise NotFoundError(f"{shown(key)}: there are no {kind} with this key; relay ctl {kind} lists them")
 
     def reload(self, *, dry_run: bool = False) -> ReloadReport:
         """Read the file again."""
@@ -263,10 +295,9 @@ class GroupInstance:
     def _members(self, name: str | None) -> Iterable[Snapshot]:
         if name is None:
             return (*self._group.members, *self._group.leaving)
-        found = [member for member in self._group.members if member.name == name]
-        if not found:
+        if (found := self._group.member(name)) is None:
             raise NotFoundError(f"{shown(name)}: there is no such tunnel; relay ctl list prints all of them")
-        return found
+        return (found,)
 
 
 @contextmanager
@@ -278,6 +309,11 @@ def _translated() -> Iterator[None]:
         raise NotFoundError(str(error)) from error
     except (WrongStateError, GroupOverError) as error:
         raise ConflictError(str(error)) from error
+
+
+def _has_targets(opened: Opened) -> bool:
+    """Return whether a tunnel has several targets."""
+    return hasattr(opened.make_send, "states")
 
 
 def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:
@@ -298,4 +334,7 @@ def _connection(tunnel: str, record: ConnectionRecord) -> ConnectionStatus:
         reason=record.reason,
         started=record.started,
         by=record.by,
+        warm=record.warm,
+        identity=record.identity and record.identity.as_fields(),
+        rule=record.rule,
     )

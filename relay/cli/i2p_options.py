@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -58,8 +57,6 @@ def with_session(
     keys: str | None,
     session: str | None,
     transient: bool,
-    allow: Sequence[str] = (),
-    deny: Sequence[str] = (),
 ) -> I2PListen:
     """Return an address to listen on at I2P, with the session that gives it its destination.
 
@@ -68,8 +65,6 @@ def with_session(
     :param keys: the file of the private key.
     :param session: the session's name.
     :param transient: whether the destination is not stored.
-    :param allow: further destinations that may connect.
-    :param deny: further destinations that may not.
     :raises AddressError: if an option is empty or in the address already, or a transient destination has a name.
     """
     given = {name: value for name, value in (("keys", keys), ("session", session)) if value is not None}
@@ -79,8 +74,7 @@ def with_session(
         raise AddressError("--transient: a destination that is not saved has no keys and no session; leave one out")
     if not (transient or stored):
         router = replace(router, session=str(target))
-    allowed = (*(place.allow or ()), *allow) or None
-    return replace(place, router=router, allow=allowed, deny=(*place.deny, *deny))
+    return replace(place, router=router)
 
 
 def tell_published(listener: Any, prefix: str = "") -> None:

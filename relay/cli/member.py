@@ -39,12 +39,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .drains import Drains
 from .plan import Opened, Plan
 from .probes import BackgroundCall
 
@@ -230,21 +230,17 @@ class Member:
         opened.tunnel.resume()
         self._become(MemberState.LISTENING)
 
-    def drain(self, seconds: float, drained: Callable[[], object]) -> None:
-        """Close the listener; open connections may finish.
+    def drain(self, seconds: float, drained: Callable[[], object], drains: Drains) -> None:
+        """Close the listener; open connections may finish. Does not wait.
 
         :param seconds: the most that they may take; those that are left are reset.
-        :param drained: called on another thread at the end.
+        :param drained: called at the end, perhaps on another thread; must not block.
+        :param drains: closes the tunnel.
         :raises WrongStateError: if it is not open.
         """
         opened = self._expect("drain", *_OPEN, MemberState.DRAINING)
         self._become(MemberState.DRAINING)
-
-        def work() -> None:
-            opened.tunnel.close(seconds)
-            drained()
-
-        threading.Thread(target=work, name="relay-drain", daemon=True).start()
+        drains.begin(opened.tunnel, seconds, drained)
 
     def close(self) -> None:
         """End it at once, and wait until all is closed."""

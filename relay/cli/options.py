@@ -6,27 +6,32 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers
+from ..streams.source import parse_source
 
 if TYPE_CHECKING:  # for tunnels in workers only
+    from ..access.limit import Limit
     from .worker_processes import WorkerProcesses
 
 __all__ = [
     "LOG_INTERVAL",
     "SECONDS",
     "Options",
+    "allow",
     "connect_timeout",
     "control",
     "debug",
+    "deny",
     "fail_fast",
     "idle_timeout",
     "in_workers",
+    "of_clients",
     "linger",
     "log_file",
     "log_format",
@@ -100,6 +105,45 @@ def warm_count(value: Any) -> int:
     except ValueError:
         raise click.BadParameter(f"must be a whole number from 0 to 1024, got '{value}'") from None
     return int(value)
+
+
+def source_address(value: Any) -> str:
+    """Parse the address from which relay connects.
+
+    :raises click.BadParameter: if it is neither ``peer`` nor an IP address.
+    """
+    try:
+        parse_source(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from None
+    return str(value)
+
+
+def client_limit(value: Any) -> Limit:
+    """Parse a limit of clients.
+
+    :raises click.BadParameter: if it cannot be understood.
+    """
+    from ..access.limit import Limit
+
+    if isinstance(value, Limit):
+        return value
+    try:
+        return Limit.parse(str(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from None
+
+
+def _no_name_twice(context: click.Context, parameter: click.Parameter, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """Check that the limits of a tunnel have different names."""
+    if limits:
+        from ..access.limit import check_limits
+
+        try:
+            check_limits(limits)
+        except ValueError as error:
+            raise click.BadParameter(str(error).partition(": ")[2]) from None
+    return limits
 
 
 def warm_time(value: Any) -> float:
@@ -189,6 +233,33 @@ _warm_for = click.option(
     show_default=True,
     help="Replace such a stream after this long without a client.",
 )
+_source = click.option(
+    "--source",
+    metavar="ADDRESS",
+    type=source_address,
+    help="Connect to TARGET from this address, or with peer from one of the loopback that stands for the client.",
+)
+_limit = click.option(
+    "--limit",
+    metavar="KEY=VALUE,…",
+    type=client_limit,
+    multiple=True,
+    callback=_no_name_twice,
+    help="Limit clients, as in per=ip/24,rate=20/10s,ban=10m; also concurrent, bandwidth, quota, action. Repeatable.",
+)
+allow = click.option(
+    "--allow",
+    metavar="RULE",
+    multiple=True,
+    help="Allow only these clients: cidr:10.0.0.0/8, user:NAME, dns:*.svc, uri:, cn:, spki:sha256:HASH, "
+    "i2p:NAME.b32.i2p, login:NAME, ssh:SERVER, or a file of such rules. Repeatable.",
+)
+deny = click.option(
+    "--deny",
+    metavar="RULE",
+    multiple=True,
+    help="Reject these clients, in the same form; wins over --allow. Repeatable.",
+)
 verbose = click.option("--verbose", "-v", is_flag=True, help="Log one line for each finished connection.")
 watch = click.option("--watch", is_flag=True, help="Show a live table of the connections.")
 log_format = click.option(
@@ -253,14 +324,22 @@ class Options:
     probe_interval: float | None = None
     warm: int = 0
     warm_for: float = WARM_FOR
+    source: str | None = None
+    limit: tuple[Limit, ...] = ()
+    accept_proxy: Sequence[str] | None = None
+    send_proxy: Literal["v1", "v2"] | None = None
     workers: int | None = None
     carriers: Literal["shared", "per-worker"] | None = None
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
     processes: WorkerProcesses | None = dataclasses.field(default=None, compare=False)
 
     def of_tunnel(self, name: str) -> dict[str, Any]:
         """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
-        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "warm", "warm_for")
-        return {"name": name, **{limit: getattr(self, limit) for limit in limits}}
+        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "warm", "warm_for", "source")
+        found = {option: getattr(self, option) for option in (*limits, "accept_proxy", "send_proxy")}
+        lists = {"allow": None if self.allow is None else list(self.allow), "deny": list(self.deny)}
+        return {"name": name, **found, **lists, "limit": [limit.as_table() for limit in self.limit]}
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.
@@ -278,14 +357,19 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, control, status, verbose, watch,
-    log_format, log_file, log_interval, sandbox, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, allow, deny, fail_fast, control, status, verbose,
+    watch, log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
 
 
 def warm(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with one target the options of warm streams; goes above :func:`with_options`."""
-    return _warm(_warm_for(command))
+    """Give a command with one target the options of its streams; goes above :func:`with_options`."""
+    return _warm(_warm_for(_source(command)))
+
+
+def of_clients(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the limits of clients; goes above :func:`with_options`."""
+    return _limit(command)
 
 
 def in_workers(command: Callable[..., None]) -> Callable[..., None]:
@@ -299,7 +383,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def collect(**arguments: Any) -> None:
         names = [field.name for field in dataclasses.fields(Options) if field.name in arguments]
-        options = Options(**{name: arguments.pop(name) for name in names})
+        given = {name: arguments.pop(name) for name in names}
+        if "allow" in given:
+            given["allow"] = given["allow"] or None  # without the option all clients are
+        options = Options(**given)
         command(**arguments, options=options)
 
     for option in reversed(_SHARED):  # the decorator that is applied last is first in the help

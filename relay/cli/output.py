@@ -293,11 +293,9 @@ class _Text(logging.Formatter):
 
 
 def _finished(record: ConnectionRecord) -> str:
-    from ..eventloop.sockets import format_address
-
     return (
-        f"{format_address(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
-        f"{record.reason} after {record.age:.3f} s, "
+        f"{record.client} → {record.target or 'nowhere'}: "
+        f"{record.reason}{f' ({record.rule})' if record.rule else ''} after {record.age:.3f} s, "
         f"{size(record.received)} received, {size(record.sent)} sent, {record.engine}{', warm' if record.warm else ''}"
     )
 
@@ -315,6 +313,8 @@ class _JSON(logging.Formatter):
         for name in ("connection", "stats"):
             if (value := getattr(record, name, None)) is not None:
                 fields[name] = value._asdict()
+        if (connection := fields.get("connection")) is not None and connection["identity"] is not None:
+            connection["identity"] = connection["identity"].as_fields()
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str)

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..access.limit import must_stay_whole
 from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
-from ..api.urls import dialer, listener
-from ..engine.tunnel import Tunnel
+from ..api.urls import dialer_of_ways, listener
+from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import format_address
+from .exposure import warn_if_open, warn_if_unsure
 from .i2p_options import Bridge, with_bridge
 from .options import Options
 from .output import carriers_quiet, configuration_read
 from .probes import HopProbe, SessionProbe
+from .ways import Way, over, over_ways, targets_of
+from .worker_processes import listen_for_workers
 
 if TYPE_CHECKING:  # a command starts faster without them
     from ..spawning.pool_tunnel import PoolTunnel
+    from ..streams.dialer import Dialer
     from ..transports.dynamic import Rule
     from .preflight import Preflight, Routes
 
-__all__ = ["Bound", "Opened", "Opening", "Plan", "over", "make_plan", "make_proxy_plan"]
+__all__ = ["Bound", "Opened", "Opening", "Plan", "make_plan", "make_proxy_plan"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -134,7 +138,7 @@ class Plan:
         self.check(preflight)
         make_send = self.make_send()
         receive = self._listen(opening)
-        _warn_if_open(receive)
+        warn_if_open(receive)
         warn_if_unsure(self.routes.where)
         return Bound(receive, make_send)
 
@@ -195,6 +199,8 @@ def make_plan(
     name: str,
     via: Route = (),
     listen_via: Route = (),
+    others: Sequence[Way] = (),
+    policy: str = "first",
 ) -> Plan:
     """Return the plan of a tunnel from an address to another.
 
@@ -204,28 +210,44 @@ def make_plan(
     :param name: of the tunnel.
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
+    :param others: further targets and ways.
+    :param policy: the order in which they are tried; see :func:`relay.target`.
     """
     from .preflight import Routes
 
     at_i2p = isinstance(where, I2PListen)
-    is_i2p = isinstance(end, I2PTarget) or to_i2p(via, end)
+    where, options = _with_lists(where, options)
+    ways: list[Way] = [(via, end), *others]
+    in_workers = _workers_values(where, ways, options, name)
+    is_i2p = any(isinstance(last, I2PTarget) or to_i2p(hops, last) for hops, last in ways)
+    is_over_i2p = any(over_i2p(hops, last) for hops, last in ways)
     return Plan(
         name,
-        options.settled(over_i2p=at_i2p or is_i2p or over_i2p(via, end), at_i2p=at_i2p or is_i2p),
-        lambda opening: listener(where, listen_via, opening),
-        lambda: dialer(via, end),
-        Routes(where, listen_via, [(via, end)]),
+        options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
+        lambda opening: listener(where, listen_via, opening) if in_workers is None else listen_for_workers(where),
+        lambda: _checked(dialer_of_ways(ways, policy, name), options),
+        Routes(where, listen_via, ways, lists=(options.allow, options.deny)),
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
-        over(via),
+        over_ways(ways),
         at_i2p,
         SessionProbe if is_i2p else HopProbe,
-        (via, getattr(end, "router", None), end if isinstance(end, Command) else None),
+        (*((hops, getattr(last, "router", None), last if isinstance(last, Command) else None) for hops, last in ways),),
         tuple(map(str, (*listen_via, getattr(where, "server", where))))
         if isinstance(where, SSHListen | I2PListen)
         else (),
-        f"{shown(str(where))}{over(listen_via)} → {shown(str(end))}{over(via)}",
-        in_workers=_workers_values(where, via, end, listen_via, options, name),
+        f"{shown(str(where))}{over(listen_via)} → {targets_of(ways)}{over_ways(ways)}",
+        in_workers=in_workers,
     )
+
+
+def _with_lists(where: Listen, options: Options) -> tuple[Listen, Options]:
+    """Return an address without its access lists, and the options with them."""
+    if not isinstance(where, I2PListen) or (where.allow is None and not where.deny):
+        return where, options
+    lists = [one for one in (where.allow, options.allow) if one is not None]
+    allow = tuple(entry for one in lists for entry in one) if lists else None
+    changed = dataclasses.replace(options, allow=allow, deny=(*where.deny, *options.deny))
+    return dataclasses.replace(where, allow=None, deny=()), changed
 
 
 def make_proxy_plan(
@@ -267,7 +289,15 @@ def make_proxy_plan(
         options.settled(over_i2p=True, at_i2p=False),
         lambda _: opener(),
         lambda: Dynamic(via, tuple(rules), (router,)),
-        Routes(address, (), out, [(router,)], is_direct, [password_file] if password_file else []),
+        Routes(
+            address,
+            (),
+            out,
+            [(router,)],
+            is_direct,
+            [password_file] if password_file else [],
+            (options.allow, options.deny),
+        ),
         over=over(via) + _by(len(rules)),
         way=name,
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
@@ -275,9 +305,14 @@ def make_proxy_plan(
     )
 
 
-def over(via: Route) -> str:
-    """Return the hops, for a title."""
-    return f" via {', '.join(map(str, via))}" if via else ""
+def _checked(made: Dialer, options: Options) -> Dialer:
+    """Return a dialer, after a check that its connections can be as the options want them."""
+    try:
+        check_streams(made, options.source, options.send_proxy, options.warm)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _by(rules: int) -> str:
@@ -335,47 +370,26 @@ def _tunnel(bound: Bound, limits: dict[str, Any]) -> Tunnel:
         raise
 
 
-def _workers_values(where: Listen, via: Route, end: Any, listen_via: Route, options: Options, name: str) -> object:
+def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: str) -> object:
     """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
     if options.processes is None or (options.workers or 1) == 1:
         return None
     if isinstance(where, SSHListen | I2PListen):
         logger.info("%s: one process relays it, because only one can listen at %s", name, shown(str(where)))
         return None
+    if must_stay_whole(options.limit):
+        logger.info("%s: one process relays it, so that the limits of its clients are exact", name)
+        return None
+    if len(ways) > 1:
+        logger.info("%s: one process relays it, because it has several targets, whose state it knows", name)
+        return None
+    ((via, end),) = ways
     carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
     if carriers and options.carriers != "per-worker":
         why = "%s: one process relays it, because its streams share a connection to %s; see carriers"
         logger.info(why, name, shown(str(carriers[0])))
         return None
     return where, end, via
-
-
-def warn_if_unsure(where: Any) -> None:
-    """Log that an SSH server may listen on another address than requested."""
-    if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
-        logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is the loopback, by its name or number."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _warn_if_open(listener: Any) -> None:
-    """Warn if other machines can use a proxy without a password, or send one unencrypted."""
-    address = listener.address if hasattr(listener, "protected") else None
-    if not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
-        return
-    if listener.protected:
-        text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
-    else:
-        text = (
-            "proxy on %s port %d has no password: any host that can connect may use it; set --user and --password-file"
-        )
-    logger.warning(text, *address[:2])
 
 
 def _nothing(_: Any) -> None:

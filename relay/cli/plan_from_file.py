@@ -11,12 +11,13 @@ from contextlib import contextmanager
 import click
 
 from ..addresses.i2p import I2PListen
-from ..config import LIMITS, Config, Entry
+from ..config import LIMITS, OF_CLIENTS, Config, Entry
 from ..errors import can_retry
 from .i2p_options import with_bridge, with_bridges, with_session
 from .options import Options
 from .output import describe_error, print_error
 from .plan import Plan, make_plan, make_proxy_plan
+from .ways import Way
 
 __all__ = ["add_problem", "collect_problems", "plan_of", "plans_of", "print_problems"]
 
@@ -98,19 +99,25 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
             keys=tunnel.keys,
             session=tunnel.session,
             transient=bool(tunnel.transient),
-            allow=tunnel.allow or (),
-            deny=tunnel.deny or (),
         )
     listen_via = tuple(with_bridge(entry.bridge, hop) for hop in entry.listen_via)
-    return make_plan(listen, target, options, name=entry.name, via=via, listen_via=listen_via)
+    others: list[Way] = []
+    for route, end in entry.others:
+        bridged = with_bridges(entry.bridge, end, route)
+        others.append((bridged[1], bridged[0]))
+    policy = tunnel.policy or "first"
+    return make_plan(
+        listen, target, options, name=entry.name, via=via, listen_via=listen_via, others=others, policy=policy
+    )
 
 
 def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
-    names = (*LIMITS, "probe", "probe_interval", "workers", "carriers")
+    names = (*LIMITS, *OF_CLIENTS, "probe", "probe_interval", "workers", "carriers")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
     unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # None is no limit
-    return dataclasses.replace(shown, **said | dict.fromkeys(unlimited))
+    lists = {name: tuple(value) for name in ("allow", "deny") if (value := getattr(entry.tunnel, name)) is not None}
+    return dataclasses.replace(shown, **said | dict.fromkeys(unlimited) | lists)
 
 
 def print_problems(config: Config) -> None:

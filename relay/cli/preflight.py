@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+from ..access.access_list import AccessList
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
@@ -32,6 +33,7 @@ class Routes(NamedTuple):
     :param further: more hops to the targets that clients request, which are not checked.
     :param anywhere: whether relay itself connects to the targets that clients request.
     :param files: files that are in none of the addresses.
+    :param lists: the entries of the access lists: of the clients that are allowed, or ``None``; and denied.
     """
 
     where: Any
@@ -40,6 +42,7 @@ class Routes(NamedTuple):
     further: Sequence[Route] = ()
     anywhere: bool = False
     files: Sequence[str] = ()
+    lists: tuple[Sequence[str] | None, Sequence[str]] = (None, ())
 
 
 class Preflight:
@@ -69,6 +72,8 @@ class Preflight:
 
     def _look(self, routes: Routes, make_send: Callable[[], Any]) -> str | None:
         where, before, out = routes.where, routes.before, routes.out
+        if any(routes.lists):
+            self._try(("lists", *map(str, routes.lists)), lambda: AccessList(*routes.lists))
         self._try(object(), lambda: _close(make_send()))
         self._route(before)
         for route, end in out:
@@ -104,7 +109,6 @@ class Preflight:
             return str(getattr(where.place, "path", where.place))
         if isinstance(where, I2PListen):
             self._hop(where.router, is_first=not before)
-            self._try((where, "who"), lambda: _access(where))
             return str(self._try((where, "key"), lambda: _destination(where)) or where)
         if isinstance(where, TLSListen):
             self._try(where, lambda: _chain(where))
@@ -206,12 +210,6 @@ def _find(command: Command) -> None:
 
 def _chain(where: TLSListen) -> None:
     load_chain(trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca), where.cert, where.key)
-
-
-def _access(where: I2PListen) -> None:
-    from ..transports.i2p.access_list import AccessList
-
-    AccessList(where.allow, where.deny)
 
 
 def _key(path: str) -> str:

@@ -8,14 +8,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from ..access.options import rules_of
 from ..addresses.hops import ProxyListen
-from ..addresses.i2p import I2PListen
 from ..addresses.values import TCPAddress, TLSListen
-from ..config import LIMITS
+from ..config import LIMITS, OF_CLIENTS
 from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
 from ..engine.tunnel import Tunnel
-from ..errors import RelayError
 from ..transports.tcp import inherit
 from .listener_opening import ListenerOpening
 from .member import Member, MemberState
@@ -30,10 +29,12 @@ __all__ = ["Leaving", "Replacement"]
 logger = logging.getLogger("relay.cli")
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
+_LISTS = ("allow", "deny")
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
 
 _CHANGED = frozenset({Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED})
-_IN_PLACE = frozenset({*LIMITS, "required", "on_reload", "probe", "probe_interval"})  # of a tunnel in workers
+# Of a tunnel in workers.
+_IN_PLACE = frozenset({*LIMITS, *OF_CLIENTS, *_LISTS, "required", "on_reload", "probe", "probe_interval"}) - {"limit"}
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
@@ -203,19 +204,15 @@ class Replacement:
         if opened is None or not _ACCESS & set(self.change.keys):
             return
         receive = opened.receive
+        if self.member.plan.in_workers is None and {"allow", "deny"} & set(self.change.keys):
+            options, tunnel = self.settings.plan.options, _in_this_process(opened.tunnel)
+            rules = rules_of(options.allow, options.deny)
+            yield lambda: changes.set_rules(tunnel, rules)
         if isinstance(where, TLSListen):
             from ..transports.tls.listener import server_context
 
             context = server_context(where.cert, where.key, where.client_ca)
             yield lambda: receive.set_context(context)
-        elif isinstance(where, I2PListen):
-            from ..transports.i2p.access_list import AccessList
-
-            lists = AccessList(where.allow, where.deny)
-            yield lambda: receive.set_lists(lists)
-            tunnel = _in_this_process(opened.tunnel)
-            denied = {record.peer for record in tunnel.connections() if lists.refusal(str(record.peer)) is not None}
-            yield lambda: changes.deny(tunnel, denied)
         elif self.settings.entry.is_proxy:
             from ..transports.proxies.listener import login_of
 
@@ -281,7 +278,8 @@ class Replacement:
         drain, limits = settings.drain_on_reload, options.of_tunnel(member.name)
         del limits["name"]
         if member.plan.in_workers is not None:
-            _update_workers(opened.tunnel, limits)
+            tunnel: Any = opened.tunnel
+            tunnel.update(**limits)
             return member.change(settings, opened.receive, opened.make_send)
         tunnel = _in_this_process(opened.tunnel)
         make_send, receive = self.make_send, None
@@ -291,15 +289,14 @@ class Replacement:
                 make_send = self.bound.make_send
             else:
                 self.bound.make_send.close()
-        for tune in self._tunings:
-            tune()
-        if make_send is not None:
-            changes.reroute(tunnel, make_send, drain)
-        if receive is not None:
-            changes.relisten(tunnel, receive, drain)
-        changes.update(tunnel, **limits)
+        limits = {name: value for name, value in limits.items() if name not in _LISTS}
+        changes.replace(tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain)
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
         return None
+
+    def _tune(self) -> None:
+        for tune in self._tunings:
+            tune()
 
 
 class Leaving:
@@ -335,10 +332,3 @@ def _in_this_process(tunnel: Any) -> Tunnel:
         problem = "its workers listen at an address that has to be free first; restart relay"
         raise ValueError(f"{tunnel.name}: {problem}")
     return tunnel
-
-
-def _update_workers(tunnel: Any, limits: dict[str, Any]) -> None:
-    try:
-        tunnel.update(**limits)
-    except RelayError as error:  # its successor gets them
-        logger.warning("%s: %s", tunnel.name, describe_error(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,6 +17,7 @@ from .options import LOG_INTERVAL, Options
 from .output import describe_error, failures_reported, logged_to_stderr
 from .plan import Opening, Plan, make_plan
 from .signals import Signals
+from .ways import Way
 from .worker_processes import WorkerProcesses
 
 __all__ = ["raise_descriptor_limit", "relay_one", "serve"]
@@ -31,6 +32,8 @@ def serve(
     title: str,
     via: Route = (),
     listen_via: Route = (),
+    others: Sequence[Way] = (),
+    policy: str = "first",
     hint: str = "",
 ) -> None:
     """Listen, relay until a signal, and drain.
@@ -42,6 +45,8 @@ def serve(
     :param title: printed before where it listens and where that leads to.
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
+    :param others: further targets, and the hops to them.
+    :param policy: the order in which they are tried.
     :param hint: what to add to the reason why it cannot listen.
     :raises click.exceptions.Exit: with the status, if it fails; one line has been printed then.
     """
@@ -53,7 +58,7 @@ def serve(
     ):
         raise_descriptor_limit()
         options = dataclasses.replace(options, processes=processes)
-        made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via)
+        made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via, others=others, policy=policy)
         if hint:
             made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
         relay_one(made, signals, title)

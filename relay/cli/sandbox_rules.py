@@ -17,6 +17,7 @@ from dataclasses import replace
 from shutil import which
 from typing import Any
 
+from ..access.rules import file_of
 from ..addresses.hops import Command, Proxy, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.options import files_of
@@ -121,7 +122,8 @@ class TunnelRules:
         :raises NotConfinableError: if it starts programs, or writes where others do.
         """
         routes = plan.routes
-        yield file_rules(reads=routes.files)
+        lists = [path for entries in routes.lists for entry in entries or () if (path := file_of(entry)) is not None]
+        yield file_rules(reads=[*routes.files, *lists])
         if routes.anywhere:
             yield Rules({}, None, f"{plan.name} leads to every port")
         yield from self._end(routes.before, routes.where, listens=True)
@@ -211,9 +213,8 @@ def _listener(where: Any) -> Rules:
     if isinstance(where, I2PListen):
         from ..transports.i2p.key_file import path_of_session
 
-        lists = [entry for entry in (*(where.allow or ()), *where.deny) if os.path.lexists(_absolute(entry))]
         stored = where.router.session and where.router.keys is None
-        return file_rules(reads=lists, writes=[str(path_of_session(where.router.session))] if stored else ())
+        return file_rules(writes=[str(path_of_session(where.router.session))] if stored else ())
     return Rules({})
 
 

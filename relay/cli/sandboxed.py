@@ -73,7 +73,7 @@ def _join() -> None:
 
 
 def _command_rules(endpoints: EndpointPlan, log: LogPlan) -> Rules:
-    """Return the rules for the file of the tunnels, the sockets of operators and the access log."""
+    """Return the rules for the file of the tunnels, the sockets of operators, the access log and the state."""
     control = endpoints.control or (default_path(endpoints.config) if endpoints.config else None)
     status = None
     if endpoints.status is not None:
@@ -84,7 +84,7 @@ def _command_rules(endpoints: EndpointPlan, log: LogPlan) -> Rules:
         writes=[
             *([control] if control not in (None, _NONE) else []),
             *([status.path] if isinstance(status, UnixAddress) else []),
-            *([log.path] if log.path is not None else []),
+            *(path for path in (log.path, log.state) if path not in (None, _NONE)),
         ],
     )
 
@@ -93,7 +93,7 @@ def forbidden(sandbox: Sandbox, plans: Iterable[Plan], endpoints: EndpointPlan, 
     """Return why tunnels, sockets of operators or the log are impossible in the sandbox, one line each."""
     tunnels = TunnelRules()
     needs: list[tuple[str, Callable[[], Rules]]] = [
-        ("control, status and log_file", functools.partial(_command_rules, endpoints, log))
+        ("control, status, log_file and state", functools.partial(_command_rules, endpoints, log))
     ]
     needs += [(plan.name, functools.partial(_rules_of, tunnels, plan)) for plan in plans]
     lines = []

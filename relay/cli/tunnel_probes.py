@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .group import TunnelGroup
 from .member import MemberState, Snapshot
@@ -11,8 +11,9 @@ from .member import MemberState, Snapshot
 if TYPE_CHECKING:  # a group without probes does not need them
     from ..operations.instance import ProbeStatus
     from ..operations.probing import Prober, ProbeTarget
+    from ..streams.stream import Stream
 
-__all__ = ["TunnelProbes"]
+__all__ = ["TunnelProbes", "introduced"]
 
 _LISTENING = (MemberState.LISTENING, MemberState.PAUSED)
 
@@ -50,22 +51,46 @@ class TunnelProbes:
                 return
             from ..operations.probing import Prober
 
-            self._prober = Prober(self._targets)
-        self._prober.wake()
+            self._prober = Prober(self._target_of)
+        self._prober.wake(member.name for member in changed)
 
-    def _targets(self) -> Iterator[ProbeTarget]:
+    def _target_of(self, name: str) -> ProbeTarget | None:
         from ..operations.probing import DEFAULT_INTERVAL, ProbeTarget
 
-        for member in self._group.members:
-            opened, options = member.opened, member.plan.options
-            if opened is None or member.state not in _LISTENING or not _has_probe(member):
-                continue
-            assert options.probe is not None, "it has one"
-            interval = options.probe_interval or DEFAULT_INTERVAL
-            timeout = min(interval, options.connect_timeout or interval)
-            yield ProbeTarget(
-                member.name, options.probe, interval, timeout, opened.make_send, str(opened.make_send.target)
-            )
+        member = self._group.member(name)
+        if member is None or member.opened is None or member.state not in _LISTENING or not _has_probe(member):
+            return None
+        opened, options = member.opened, member.plan.options
+        assert options.probe is not None, "it has one"
+        interval = options.probe_interval or DEFAULT_INTERVAL
+        timeout = min(interval, options.connect_timeout or interval)
+        dial = opened.make_send if options.send_proxy is None else introduced(opened.make_send, options.send_proxy)
+        return ProbeTarget(name, options.probe, interval, timeout, dial, str(opened.make_send.target))
+
+
+def introduced(make_send: Any, version: str) -> Callable[..., Stream]:
+    """Return a factory for probes of a target that expects a header of the PROXY protocol: it says that relay probes.
+
+    :param make_send: the dialer of the tunnel.
+    :param version: of the header.
+    """
+    from ..access.proxy_header import build_local
+
+    header = build_local(version)
+    if make_send.introduces:
+        made: Callable[..., Stream] = make_send.introducing(header)
+        return made
+
+    def dial(**limits: Any) -> Stream:
+        stream: Stream = make_send(**limits)
+        try:
+            stream.socket.send(header)  # it fits, as the first bytes of a stream
+        except OSError:
+            stream.close()
+            raise
+        return stream
+
+    return dial
 
 
 def _has_probe(member: Snapshot) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.values import TLSListen, TLSTarget
-from ..config import LIMITS, Entry
+from ..config import LIMITS, OF_CLIENTS, Entry
 from .plan import Plan
 
 __all__ = ["EFFECTS", "Change", "Settings", "Verdict", "compare"]
@@ -43,9 +43,9 @@ class Verdict(enum.IntEnum):
 TUNED, REROUTED, MOVED = Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED
 
 EFFECTS: Mapping[str, Verdict] = {
-    **dict.fromkeys((*LIMITS, "required", "on_reload", "probe", "probe_interval"), TUNED),
+    **dict.fromkeys((*LIMITS, *OF_CLIENTS, "required", "on_reload", "probe", "probe_interval"), TUNED),
     **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
-    **dict.fromkeys(("target", "via", "rule"), REROUTED),
+    **dict.fromkeys(("target", "via", "policy", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
     **dict.fromkeys(("workers", "carriers"), MOVED),
 }
@@ -99,14 +99,15 @@ class Settings:
             "probe_interval": tunnel.probe_interval,
             "listen": (_place(entry.listen), entry.is_proxy),
             "listen_via": entry.listen_via,
-            "target": entry.target,
-            "via": entry.via,
+            "target": tuple(dict.fromkeys((entry.target, *(end for _, end in entry.others)))),
+            "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
+            "policy": tunnel.policy or "first",
             "rule": entry.rules,
             "sam": entry.bridge,
             "keys": destination and destination.keys,
             "session": destination and destination.session,
             "transient": bool(tunnel.transient),
-            **{name: getattr(where, name, None) for name in ("allow", "deny")},
+            **{name: getattr(self.plan.options, name) for name in ("allow", "deny")},
             **{name: _login(self, name) for name in ("user", "password", "password_file", "password_env")},
         }
         return values | {name: getattr(tunnel, name) for name in EFFECTS if name not in values}
@@ -197,8 +198,9 @@ def _files(entry: Entry) -> Iterator[tuple[str, list[str]]]:
     elif entry.is_proxy:
         paths = (entry.tunnel.password_file, getattr(entry.listen, "password_file", None))
         yield "listen", [path for path in paths if path]
-    if isinstance(target := entry.target, TLSTarget):
-        yield "target", [path for path in (target.ca, target.cert, target.key) if path]
+    targets = [end for end in (entry.target, *(end for _, end in entry.others)) if isinstance(end, TLSTarget)]
+    if targets:
+        yield "target", [path for end in targets for path in (end.ca, end.cert, end.key) if path]
 
 
 def _identity(path: str) -> tuple[str, int, int, int]:

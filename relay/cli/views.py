@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
-from ..eventloop.sockets import format_address
 from .fleet_table import Column, Content
 from .member import MemberState, Snapshot
 from .output import size, summary, total
@@ -18,7 +17,7 @@ from .output import size, summary, total
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "shown_state", "watched"]
+__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "shown_state", "watched", "worker_problem"]
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
 _UP = ("up", "published")  # the states of a carrier that works
@@ -101,7 +100,7 @@ class _Ended:
 
 def ended(record: ConnectionRecord) -> str:
     """Format a finished connection as one line; its reason comes first."""
-    who, target = format_address(record.peer) or "a local client", record.target or "nowhere"
+    who, target = record.client, record.target or "nowhere"
     figures = f"{size(record.received)} received, {size(record.sent)} sent"
     return f"{record.reason} after {age(record.age)}: {who} → {target}, {figures}"
 
@@ -126,6 +125,12 @@ def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
         if state not in _UP:
             return str(state), getattr(end, "last_error", None) or ""
     return "up", ""
+
+
+def worker_problem(tunnel: Tunnel | PoolTunnel) -> str:
+    """Return which workers of a tunnel do not answer; empty if it has none or all answer. Asks no worker."""
+    problem: str = getattr(tunnel, "problem", "")
+    return problem
 
 
 def shown_state(state: str, hops: str) -> str:
@@ -169,13 +174,16 @@ class TunnelView:
         figures = {record.id: (record.received, record.sent) for record in records}
         self._rates.look({**figures, "": (stats.received, stats.sent)})
         state, problem = self._hops()
+        errors = [f"hops: {state}{problem and f': {problem}'}"] if state != "up" else []
+        if stuck := worker_problem(self._tunnel):
+            errors.append(stuck)
         shows_targets = len({record.target for record in records}) > 1
         columns = [column for column in _LIVE if shows_targets or column.title != "target"]
         return Content(
             head=[self._title, *([self.closing] if self.closing else [])],
             columns=columns,
             rows=[self._row(record, shows_targets) for record in records],
-            errors=[f"hops: {state}{problem and f': {problem}'}"] if state != "up" else [],
+            errors=errors,
             ended=self._ended.lines(named=False),
             foot=[_foot(stats, self._rates.of(""))],
         )
@@ -183,7 +191,7 @@ class TunnelView:
     def _row(self, record: ConnectionRecord, shows_target: bool) -> list[str]:
         target = [record.target or ""] if shows_target else []
         figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(record.id)]
-        return [format_address(record.peer) or "a local client", record.state, *target, *figures]
+        return [record.client, record.state, *target, *figures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +222,7 @@ def watched(member: Snapshot) -> Watched:
     if not state.accepts:
         return Watched(member.name, state.value, opened.title, member.problem, opened.tunnel)
     hops, problem = hop_state(opened.receive, opened.make_send)
-    word = shown_state(state.value, hops)
+    word, problem = shown_state(state.value, hops), worker_problem(opened.tunnel) or problem
     return Watched(member.name, word, opened.title, problem, opened.tunnel, listens=True)
 
 

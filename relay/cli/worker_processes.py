@@ -8,18 +8,36 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..addresses.hops import Listen
+from ..addresses.values import TLSListen
+from ..api.urls import listener
 from ..engine.records import ConnectionRecord
 
 if TYPE_CHECKING:  # a command without workers starts none
+    from ..carriers.listing import CarrierStatus
     from ..spawning.pool import WorkerPool
     from ..spawning.pool_tunnel import PoolTunnel
     from ..spawning.worker_slot import WorkerStatus
 
-__all__ = ["WorkerProcesses"]
+__all__ = ["WorkerProcesses", "listen_for_workers"]
 
 logger = logging.getLogger("relay.cli")
 
 OnEnded = Callable[[str, ConnectionRecord], object]
+
+
+def listen_for_workers(address: Listen) -> Any:
+    """Listen where workers accept: nothing in this process takes a client.
+
+    :param address: to listen on; one of this machine.
+    :raises OSError: as for :func:`relay.listen`.
+    """
+    if not isinstance(address, TLSListen):
+        return listener(address)
+    from ..transports.tls.shared_listener import SharedTLSListener
+
+    host, port = address.host, address.port
+    return SharedTLSListener(host, port, cert=address.cert, key=address.key, client_ca=address.client_ca)
 
 
 class WorkerProcesses:
@@ -79,6 +97,10 @@ class WorkerProcesses:
     def workers(self) -> Sequence[WorkerStatus]:
         """Return what is known of each worker; none before the start."""
         return self._pool.workers() if self._pool is not None else ()
+
+    def carriers(self) -> Sequence[CarrierStatus]:
+        """Return the carriers of the workers; none before the start. Waits for their answers."""
+        return self._pool.carriers() if self._pool is not None else ()
 
     def log_connections(self, on_ended: OnEnded | None) -> None:
         """Call a function with each connection that has ended in a worker; see :meth:`WorkerPool.log_connections`."""

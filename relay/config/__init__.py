@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..access.regular_file import open_regular
 from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
-from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
-from .models import LIMITS, File, keys_at, schema
+from .models import LIMITS, OF_CLIENTS, File, keys_at, schema
 from .problems import Problem, Problems, shape_problems
 from .unchanged import Written
 from .writing import as_toml
 
-__all__ = ["ANYWHERE", "LIMITS", "Config", "Entry", "Problem", "Written"]
+__all__ = ["ANYWHERE", "LIMITS", "OF_CLIENTS", "Config", "Entry", "Problem", "Written"]
 __all__ += ["as_toml", "find", "of_command_line", "read", "schema"]
 
 NAME = "relay.toml"

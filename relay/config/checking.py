@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..access.rules import is_written_as_rule
+from ..access.rules import parse_rule as parse_rule_of_clients
+from ..access.senders import NO_HEADERS
 from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
@@ -29,7 +32,7 @@ Value = TypeVar("Value")
 
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
-_OF_A_DESTINATION = ("keys", "session", "transient", "allow", "deny")
+_OF_A_DESTINATION = ("keys", "session", "transient")
 _INHERITED = ("carriers", "required", "on_reload", "probe", "probe_interval")  # beside the limits
 _WAYS = ("direct", "refuse")  # the words of a rule that are not hops
 
@@ -49,6 +52,7 @@ class Entry:
     :param rules: the rules of a proxy.
     :param bridge: the SAM bridge for its addresses of I2P; ``None`` for that of each address.
     :param is_proxy: whether its clients name their targets.
+    :param others: further targets and ways: the hops to each, and the target.
 
     If the file has problems with the tunnel, the values may be missing.
     """
@@ -62,6 +66,7 @@ class Entry:
     rules: tuple[Rule, ...]
     bridge: TCPAddress | TLSTarget | None
     is_proxy: bool
+    others: tuple[tuple[Route, Target | I2PTarget | Command], ...] = ()
 
 
 class Checker:
@@ -192,30 +197,53 @@ class _One:
         """Check the tunnel."""
         tunnel, read = self._tunnel, self._checker.read
         self._checker.check_name(self._path)
-        before, route = self._route("listen_via", tunnel.listen), self._route("via", tunnel.target)
-        place = self._target(route)
-        for name, hops, end in (("listen_via", before, self._server()), ("via", route, self._somewhere(place, route))):
-            if hops and end is not None:
-                read((*self._path, name), check_way, hops, end)
+        before = self._route((*self._path, "listen_via"), tunnel.listen_via or (), tunnel.listen)
+        if before and (server := self._server()) is not None:
+            read((*self._path, "listen_via"), check_way, before, server)
+        (route, place), *others = self._ways()
         self._check_listen()
         self._check_words()
         read_rules = (self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
         rules = tuple(rule for rule in read_rules if rule is not None)
         is_i2p = any(
-            isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (self._listen, place, *before, *route)
+            isinstance(one, I2PListen | I2PTarget | I2PRouter)
+            for one in (self._listen, *before, place, *route, *(one for way in others for one in (*way[0], way[1])))
         )
         uses_i2p = is_i2p or self._is_proxy
         bridge = self._bridge(uses_i2p=uses_i2p)
         settled = self._with_defaults(uses_i2p=uses_i2p)
-        return Entry(self._name, settled, self._listen, place, route, before, rules, bridge, self._is_proxy)
+        further = tuple((hops, end) for hops, end in others if end is not None)
+        return Entry(self._name, settled, self._listen, place, route, before, rules, bridge, self._is_proxy, further)
 
     def _refuse(self, name: str, text: str) -> None:
         self._problems.add((*self._path, name), text)
 
-    def _route(self, name: str, end: str | None) -> Route:
+    def _ways(self) -> list[tuple[Route, Target | I2PTarget | Command | None]]:
+        """Return the hops to each target, and the target: at least one, each target by each way."""
+        tunnel, path = self._tunnel, self._path
+        texts: list[tuple[Path, str | None]] = [((*path, "target"), tunnel.target)]  # type: ignore[list-item]
+        if isinstance(tunnel.target, list):
+            texts = [((*path, "target", number), text) for number, text in enumerate(tunnel.target)]
+        routes: list[tuple[Path, Sequence[Any]]] = [((*path, "via"), tunnel.via or ())]
+        if tunnel.via and isinstance(tunnel.via[0], list):
+            routes = [((*path, "via", number), words) for number, words in enumerate(tunnel.via)]
+        if self._is_proxy and len(routes) > 1:
+            self._refuse("via", "a proxy has one way to each target; use rule for several")
+        if tunnel.policy is not None and len(texts) * len(routes) < 2:
+            self._refuse("policy", "there is one target and one way; a list of target or of via has several")
+        found = []
+        for where, text in texts:
+            for way, words in routes:
+                route = () if self._problems.about(*way) else self._route(way, words, text)
+                place = self._target(where, text, words, route)
+                end = self._somewhere(place, route)
+                if route and end is not None:
+                    self._checker.read(way, check_way, route, end)
+                found.append((route, place))
+        return found
+
+    def _route(self, path: Path, words: Sequence[str], end: str | None) -> Route:
         """Return the hops of ``via`` or ``listen_via``; none if they have a problem."""
-        words: Sequence[str] = getattr(self._tunnel, name) or ()
-        path = (*self._path, name)
         known = [self._checker.is_known((*path, number), word) for number, word in enumerate(words)]
         if not all(known):
             return ()
@@ -225,8 +253,9 @@ class _One:
                 self._checker.check_secrets((*path, number), [hop])
         return route
 
-    def _target(self, route: Route) -> Target | I2PTarget | Command | None:
-        target, path = self._tunnel.target, (*self._path, "target")
+    def _target(
+        self, path: Path, target: str | None, words: Sequence[str], route: Route
+    ) -> Target | I2PTarget | Command | None:
         if self._is_proxy:
             if target not in (None, ANYWHERE):
                 self._refuse(
@@ -237,7 +266,7 @@ class _One:
             proxies = f"a proxy has none: it listens at socks5:// or http://, or target is '{ANYWHERE}'"
             self._problems.add(self._path, f"there is no target, which it needs; {proxies}")
             return None
-        if self._tunnel.via and not route:
+        if words and not route:
             return None  # the hops are wrong, and they decide what is allowed
         place = self._checker.read(path, parse_target, target, route[-1] if route else None)
         self._checker.check_secrets(path, [place])
@@ -278,10 +307,19 @@ class _One:
         for name in _OF_A_DESTINATION:
             if name in given and not is_destination:
                 self._refuse(name, "it goes with an i2p: address of listen alone")
+        for name in ("allow", "deny"):
+            for number, entry in enumerate(getattr(self._tunnel, name) or ()):
+                if is_written_as_rule(entry):  # else the start of the tunnel looks for a file
+                    self._checker.read((*self._path, name, number), parse_rule_of_clients, entry)
         if self._is_proxy and self._tunnel.warm:
             self._refuse(
                 "warm", "the clients of a proxy name their targets, so none can be opened before; leave it out"
             )
+        for name in ("source", "send_proxy") if self._is_proxy else ():
+            if name in given:
+                self._refuse(name, "the clients of a proxy name their targets; leave it out")
+        if self._tunnel.accept_proxy and isinstance(self._listen, SSHListen | I2PListen):
+            self._refuse("accept_proxy", NO_HEADERS)
         if self._tunnel.transient and given & {"keys", "session"}:
             self._refuse("transient", "a destination that is not saved has no keys and no session; leave one out")
         if self._is_proxy:

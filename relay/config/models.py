@@ -14,22 +14,27 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
     PlainValidator,
     Tag,
     WithJsonSchema,
     create_model,
 )
 
+from ..access.limit import Limit, check_limits
+from ..access.senders import Senders
 from ..addresses.hops import Proxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
 from ..streams.checks import MOST_WORKERS, check_count, check_time, check_warm, check_workers
+from ..streams.source import parse_source
 from .lines import Path
 
-__all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
+__all__ = ["LIMITS", "OF_CLIENTS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
 
+OF_CLIENTS = ("source", "limit", "accept_proxy", "send_proxy")  # keys about who a client is
 LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain", "warm", "warm_for")
 
 
@@ -91,12 +96,34 @@ def _warm(value: Any) -> int:
     return int(value)
 
 
+def _source(value: Any) -> str:
+    """``peer``, or an address of this machine."""
+    parse_source(value)
+    return str(value)
+
+
+def _limits(value: Any) -> tuple[Limit, ...]:
+    """Limits of clients."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise TypeError
+    try:
+        return check_limits(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def _warm_for(value: Any) -> float:
     """Seconds for which one is kept."""
     check_warm(0, value)
     return float(value)
 
 
+_LIMIT_SCHEMA: dict[str, Any] = {
+    **{key: {"type": "string"} for key in ("per", "rate", "quota", "name")},
+    "concurrent": {"type": "integer", "minimum": 1},
+    **{key: {"type": ["string", "number"]} for key in ("bandwidth", "ban")},
+    "action": {"enum": ["reset", "close", "tarpit"]},
+}
 _PROBES = "connect, banner, http://PATH or none"
 _PROBE_SCHEMA = {"type": "string", "anyOf": [{"enum": ["none", "connect", "banner"]}, {"pattern": "^http://"}]}
 _SECONDS = "a number of seconds, or 'none'"
@@ -125,6 +152,20 @@ WarmFor = Annotated[
     PlainValidator(_checked("a number of seconds", _warm_for)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
+AcceptProxy = Annotated[
+    list[str],
+    PlainValidator(_checked("a list of networks", lambda value: list(Senders(value).entries))),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+]
+Source = Annotated[str, PlainValidator(_checked("text", _source)), WithJsonSchema({"type": "string"})]
+ClientLimits = Annotated[
+    tuple[Limit, ...],
+    PlainValidator(_checked("a list of tables", _limits)),
+    PlainSerializer(lambda limits: [limit.as_table() for limit in limits]),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "object", "properties": _LIMIT_SCHEMA, "additionalProperties": False}}
+    ),
+]
 Workers = Annotated[
     int,
     PlainValidator(_checked("a whole number or 'auto'", check_workers)),
@@ -134,6 +175,14 @@ SessionOption = Annotated[
     str | int | bool,
     PlainValidator(_checked("text, a whole number, true or false", _session_option)),
     WithJsonSchema({"type": ["string", "integer", "boolean"]}),
+]
+Targets = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "text"),
+]
+Ways = Annotated[
+    Annotated[list[str], Tag("hops")] | Annotated[list[list[str]], Tag("ways")],
+    Discriminator(lambda value: "ways" if isinstance(value, list) and value and isinstance(value[0], list) else "hops"),
 ]
 Address = Annotated[str, BeforeValidator(_address, json_schema_input_type=str | int)]
 
@@ -197,12 +246,28 @@ class Tunnel(Defaults):
     """Processes that relay it, as for the file. Default: that of the file."""
     listen_via: list[str] | None = None
     """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
-    target: str | None = None
+    target: Targets | None = None
     """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
-    `exec:COMMAND`. A proxy has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS
-    proxy too."""
-    via: list[str] | None = None
-    """Hops to the target, nearest first: names of `[hops]`, or addresses."""
+    `exec:COMMAND`. A list has several targets: a client gets one by `policy`, and the next one if that fails. A proxy
+    has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS proxy too."""
+    via: Ways | None = None
+    """Hops to the target, nearest first: names of `[hops]`, or addresses. A list of such lists has several ways."""
+    policy: Literal["first", "spread", "fastest"] | None = None
+    """For several targets or ways: the order of those that are up. `first` is that of the list, `spread` begins with
+    the one with the fewest connections, `fastest` with the one whose connects take the least time. Default: first."""
+    source: Source | None = None
+    """Address of this machine from which relay connects to the target, or `"peer"` for an address of the loopback that
+    stands for the client. Only for a target over TCP without hops. Default: the system chooses."""
+    limit: ClientLimits | None = None
+    """Limits of the clients: tables with `rate`, `concurrent`, `bandwidth` or `quota`, and `per`, `ban`, `action` and
+    `name`."""
+    send_proxy: Literal["v1", "v2"] | None = None
+    """Version of the PROXY protocol's header with which relay tells the target who the client is, before its first
+    byte. Not for proxies. Default: none."""
+    accept_proxy: AcceptProxy | None = None
+    """Balancers that may connect: addresses, networks, and `unix` for the programs at a Unix socket. Each connection
+    begins with a header of the PROXY protocol, which names the client. Not for `ssh://` and `i2p:`. Default:
+    clients connect without a header."""
     rule: list[str] | None = None
     """For a proxy: `PATTERN=WAY`, the first match wins. `WAY` is direct, `refuse`, or hops with commas between them."""
     user: str | None = None
@@ -220,9 +285,10 @@ class Tunnel(Defaults):
     transient: bool | None = None
     """For `listen = "i2p:"`: whether the destination is new and not stored. Default: false."""
     allow: list[str] | None = None
-    """For `listen = "i2p:"`: only these may connect: destinations, or files of them."""
+    """Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of rules. See
+    [access lists](limits.md#access-lists)."""
     deny: list[str] | None = None
-    """For `listen = "i2p:"`: these may not connect: destinations, or files of them."""
+    """These clients may not connect: rules, and files of rules. It wins over `allow`."""
 
 
 class _Hop(_Table):
@@ -288,6 +354,9 @@ class File(_Table):
     """File to which relay appends a line of JSON for each connection. It is created with mode 0600. Default: none."""
     log_interval: Seconds | None = None
     """Seconds between two such lines of an open connection. Default: 600."""
+    state: str | None = None
+    """File in which relay keeps the bans and quotas of `limit` over a restart. It is created with mode 0600.
+    Default: none."""
     control: str | None = None
     """Path of the control socket, for relay ctl, or `"none"`. Default: in the runtime directory of the user."""
     status: str | None = None

@@ -133,10 +133,13 @@ def _path_of(where: Iterable[str | int], document: Any) -> Path:
     *inner, last = where
     path: Path = ()
     for part in inner:
-        if isinstance(document, list) or (isinstance(document, Mapping) and part in document):
+        if (isinstance(document, list) and isinstance(part, int)) or (
+            isinstance(document, Mapping) and part in document
+        ):
             document = document[part]  # type: ignore[index]
             path = (*path, part)
-    return (*path, last) if isinstance(document, Mapping | list) else path
+    has_part = isinstance(document, Mapping) or (isinstance(document, list) and isinstance(last, int))
+    return (*path, last) if has_part else path
 
 
 def _unknown(key: str, known: list[str]) -> str:

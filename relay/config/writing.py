@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from ..addresses.hops import Route
 from ..addresses.i2p import I2PListen
 from ..addresses.options import inline_secrets
 from ..addresses.redact import redact
@@ -54,10 +55,11 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     table = {name: _plain(value) for name, value in given.items()}
     table["listen"] = _listen(tunnel.listen, entry.listen)
     if tunnel.target is not None and not entry.is_proxy:
-        table["target"] = _without_secrets(tunnel.target, entry.target)
-    for name, route in (("via", entry.via), ("listen_via", entry.listen_via)):
-        if name in table:
-            table[name] = [_without_secrets(word, hop) for word, hop in zip(table[name], route, strict=True)]
+        table["target"] = _targets(tunnel.target, entry)
+    if "via" in table:
+        table["via"] = _ways(table["via"], entry)
+    if "listen_via" in table:
+        table["listen_via"] = _hops(table["listen_via"], entry.listen_via)
     if "rule" in table:
         table["rule"] = [_rule(text, rule) for text, rule in zip(table["rule"], entry.rules, strict=True)]
     if "password" in table:
@@ -68,6 +70,27 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     left_out = () if limits["warm"] else ("warm", "warm_for")  # nothing is warm
     said = {name: value for name, value in limits.items() if name not in left_out}
     return table | {name: "none" if value is None else _plain(value) for name, value in said.items()}
+
+
+def _targets(text: str | list[str], entry: Entry) -> str | list[str]:
+    """Return the targets of a tunnel; each is there once for each way."""
+    if isinstance(text, str):
+        return _without_secrets(text, entry.target)
+    values = [entry.target, *(end for _, end in entry.others)]
+    step = len(values) // len(text)
+    return [_without_secrets(one, value) for one, value in zip(text, values[::step], strict=True)]
+
+
+def _ways(words: list[Any], entry: Entry) -> list[Any]:
+    """Return the hops of a tunnel, by one way or by several."""
+    if not words or isinstance(words[0], str):
+        return _hops(words, entry.via)
+    routes = [entry.via, *(route for route, _ in entry.others)]
+    return [_hops(one, route) for one, route in zip(words, routes, strict=False)]
+
+
+def _hops(words: list[str], route: Route) -> list[str]:
+    return [_without_secrets(word, hop) for word, hop in zip(words, route, strict=True)]
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,12 @@ from typing import Any, Protocol
 
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import IN
+from ..eventloop.sockets import quick_accept
 from ..streams.adapter import as_stream
-from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
+from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
+from ..streams.upgrade_listener import UpgradeListener
+from .workspace import Workspace
 
 __all__ = ["Acceptor", "ObjectAcceptor", "PushAcceptor", "SocketAcceptor"]
 __all__ += ["adapt_acceptor", "check_listener", "make_acceptor"]
@@ -36,6 +39,7 @@ class AcceptorOwner(Protocol):
 
     name: str
     loop: Loop
+    workspace: Workspace
 
     @property
     def unlimited(self) -> bool:
@@ -44,10 +48,8 @@ class AcceptorOwner(Protocol):
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
         """Take a client."""
 
-    def on_handshake_client(
-        self, client: socket.SocketType, handshake: ProxyHandshake, peer: Any, now: float, /
-    ) -> None:
-        """Take a client that first sends a request."""
+    def hand_of(self, listener: Any, /) -> Callable[[socket.SocketType, Any, float], object] | None:
+        """Return what takes a client that first sends a request or shakes hands; ``None`` for :meth:`accepted`."""
 
     def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
         """Take a client that a listener object has accepted, perhaps while there is no room for it."""
@@ -59,7 +61,7 @@ class AcceptorOwner(Protocol):
         """Count an error of accepting a client."""
 
     def make_room(self, now: float, /) -> None:
-        """End some half-open connections."""
+        """End some connections that are worth less than a client."""
 
     def is_on_relay_thread(self) -> bool:
         """Return whether the current thread is the relay thread."""
@@ -104,7 +106,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
 
 def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
     """Return the acceptor for this kind of listener."""
-    if isinstance(receive, (socket.socket, HandshakeListener)):
+    if isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
         return SocketAcceptor(owner, receive)
     if getattr(receive, "pushes_streams", False) and owner.unlimited:
         return PushAcceptor(owner, receive)
@@ -126,24 +128,27 @@ class SocketAcceptor:
     """Accepts in the relay thread.
 
     :param owner: the relay thread.
-    :param listener: a listening socket, or a listener whose clients send a request first.
+    :param listener: a listening socket, or a listener whose clients first send a request or shake hands.
     """
 
-    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HandshakeListener) -> None:
-        receive = listener.listening if isinstance(listener, HandshakeListener) else listener
+    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HandshakeListener | UpgradeListener) -> None:
+        receive = listener if isinstance(listener, socket.socket) else listener.listening
         self._owner = owner
         self._listener = listener
         self._receive = receive
-        self._handshake = listener.handshake if isinstance(listener, HandshakeListener) else None
+        self._upgrades = listener if isinstance(listener, UpgradeListener) else None
+        self._hand = owner.hand_of(listener)
         self._descriptor = receive.fileno()
         self._mask = IN
         self.listening = False
         self._backoff = _BACKOFF[0]
         self._retry = Timer(owner.loop.timers, self._try_again)
         receive.setblocking(False)
+        if self._upgrades is not None:
+            self._upgrades.deliver(None, owner.workspace)  # at once, so that each client is accepted by the tunnel
         self._batch = 1
         self._whole_batches = 0
-        self._accept = _quick_accept(receive)
+        self._accept = quick_accept(receive)
         self._family_is_ip = receive.family in (socket.AF_INET, socket.AF_INET6)
         # Linux hands this on to every socket that is accepted here, which saves a system call for each.
         self._hands_on = sys.platform == "linux"
@@ -160,6 +165,11 @@ class SocketAcceptor:
         else:
             self._retry.stop()
             self._forget()
+        if self._upgrades is not None:  # last: it may bring clients at once, and then there may be no room left
+            self._upgrades.deliver(self._take_upgraded if enabled else None, self._owner.workspace)
+
+    def _take_upgraded(self, stream: Stream, peer: Any) -> None:
+        self._owner.offered(stream, peer, time.monotonic())
 
     def take_backlog(self, now: float) -> None:
         """Accept the clients that have connected already, as far as there is room: the socket is about to close."""
@@ -198,10 +208,10 @@ class SocketAcceptor:
             client.setblocking(False)
             if self._family_is_ip and not self._hands_on:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._handshake is None:
+            if self._hand is None:
                 owner.accepted(client, None, peer, now)
             else:
-                owner.on_handshake_client(client, self._handshake(), peer, now)
+                self._hand(client, peer, now)
             if not self.listening:
                 return
         self._backoff = _BACKOFF[0]
@@ -228,6 +238,8 @@ class SocketAcceptor:
     def _exhausted(self, now: float) -> None:
         """End half-open connections, because no descriptor is left, and accept again after a while."""
         self._owner.make_room(now)
+        if self._upgrades is not None:
+            self._upgrades.make_room(now)
         self._back_off(now)
 
     def _back_off(self, now: float) -> None:
@@ -382,17 +394,3 @@ def _join(receive: Any, seconds: float) -> None:
     join = getattr(receive, "join", None) if hasattr(receive, "accept_any") else None
     if join is not None:
         join(max(0.0, seconds))
-
-
-def _quick_accept(receive: socket.socket) -> Callable[[], tuple[socket.SocketType, Any]]:
-    """``receive.accept``, without what :class:`socket.socket` adds in Python, which costs two microseconds a client."""
-    quick = getattr(receive, "_accept", None)
-    if quick is None or type(receive).accept is not socket.socket.accept:
-        return receive.accept
-    family, kind, protocol = int(receive.family), int(receive.type), receive.proto
-
-    def accept() -> tuple[socket.SocketType, Any]:
-        descriptor, peer = quick()
-        return socket.SocketType(family, kind, protocol, descriptor), peer
-
-    return accept

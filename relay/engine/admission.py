@@ -13,26 +13,28 @@ class Slots:
     """The connections of a tunnel, and which of them count. Belongs to the relay thread.
 
     A connection counts from the start of its outgoing stream. A half-open one does not: its client has not sent its
-    request yet, or only gets a last reply. A queued one has its request, and waits for a slot.
+    request yet, or only gets a last reply. A queued one has its request, and waits for a slot. Those in the tarpit are
+    denied.
 
     :param limit: the most connections that count, or −1.
     """
 
-    __slots__ = ("limit", "connections", "half_open", "queued")
+    __slots__ = ("limit", "connections", "half_open", "queued", "tarpit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.connections: dict[Connection, None] = {}  # all of them, the oldest first; so are the others
         self.half_open: dict[Connection, None] = {}
         self.queued: dict[Connection, None] = {}
+        self.tarpit: dict[Connection, None] = {}
 
     def used(self) -> int:
         """Return the number of connections that count."""
-        return len(self.connections) - len(self.half_open) - len(self.queued)
+        return len(self.connections) - len(self.half_open) - len(self.queued) - len(self.tarpit)
 
     def has_room(self) -> bool:
         """Return whether another client may be accepted."""
-        return self.limit < 0 or len(self.connections) - len(self.half_open) < self.limit
+        return self.limit < 0 or len(self.connections) - len(self.half_open) - len(self.tarpit) < self.limit
 
     def next_queued(self) -> Connection | None:
         """Return the queued connection that gets a slot now, if there is a free one; it counts from now on."""
@@ -45,9 +47,10 @@ class Slots:
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
         del self.connections[connection]
-        if self.half_open or self.queued:
+        if self.half_open or self.queued or self.tarpit:
             self.half_open.pop(connection, None)
             self.queued.pop(connection, None)
+            self.tarpit.pop(connection, None)
 
 
 class SpareDescriptor:

@@ -29,15 +29,17 @@ from .workspace import Workspace
 
 __all__ = ["Attempt", "Plan", "Recipient", "keywords_of"]
 
+_KEYWORDS = {"peer", "identity", "destination", "deadline", "cancel"}
+
 
 def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
-    """Return which of ``peer``, ``destination``, ``deadline`` and ``cancel`` a factory names; none for ``**kwargs``."""
+    """Return which of these keywords a factory names; none for ``**kwargs``."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         return frozenset()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return frozenset(named & {"peer", "destination", "deadline", "cancel"})
+    return frozenset(named & _KEYWORDS)
 
 
 class Plan:
@@ -45,11 +47,14 @@ class Plan:
 
     :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
     :param home: the relay thread, which its streams may belong to; ``None`` if none is made.
+    :param per_client: whether each client gets a plan of its own instead of this one.
     """
 
-    __slots__ = ("factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target")
+    __slots__ = (
+        "factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target", "warm_calls", "_per_client",
+    )  # fmt: skip
 
-    def __init__(self, factory: Callable[..., Any], home: Home | None = None) -> None:
+    def __init__(self, factory: Callable[..., Any], home: Home | None = None, *, per_client: bool = False) -> None:
         self.factory = factory
         self.dialer = factory if isinstance(factory, Dialer) else None
         if self.dialer is not None and home is not None:
@@ -59,6 +64,8 @@ class Plan:
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
         self.keywords = frozenset() if self.dialer is not None else keywords_of(factory)
         self.target: str | None = getattr(factory, "target", None)
+        self._per_client = per_client
+        self.warm_calls = 0  # calls of the factory under way for streams without a client, given up or not
 
     @property
     def selects(self) -> bool:
@@ -68,7 +75,8 @@ class Plan:
     @property
     def needs_client(self) -> bool:
         """True if the stream depends on the client, so that none can be made before the client is there."""
-        return self.selects or not self.keywords.isdisjoint(("peer", "destination"))
+        keywords = self.keywords
+        return self._per_client or self.selects or not keywords.isdisjoint(("peer", "identity", "destination"))
 
 
 class Recipient(Protocol):
@@ -234,7 +242,9 @@ class Attempt:
         connection.target, connection.target_stream = sock, stream
         connection.summary.target = stream.target or connection.summary.target
         if stream.path is not None and self.plan.dialer is not None:
-            connection.summary.path, connection.summary.route = stream.path, self.plan.dialer.route
+            route = stream.path.route
+            connection.summary.path = stream.path
+            connection.summary.route = self.plan.dialer.route if route is None else route
         try:
             peer = sock.getpeername()
         except OSError:
@@ -302,7 +312,11 @@ class Attempt:
     def _finish_begun(self, outcome: Stream | OSError) -> None:
         self._give_up = None
         if self.is_awaited():
-            self.finished(outcome, time.monotonic())
+            now = time.monotonic()
+            try:
+                self.finished(outcome, now)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+                self.failed(error, now)
         elif isinstance(outcome, Stream):
             self._connector.close_stream(outcome, clean=False)
 

@@ -1,17 +1,22 @@
-"""Changes of a tunnel while it runs: its limits, its route, its listener.
+"""Changes of a tunnel while it runs: its limits, its route, its listener; and its end, without waiting for it.
 
-Each runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as it is. This
-is a part of :class:`~relay.engine.relay_thread.RelayThread` in a file of its own, so it uses what is private there.
+Each but the end runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as
+it is. This is a part of :class:`~relay.engine.relay_thread.RelayThread` in a file of its own, so it uses what is
+private there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..streams.checks import WARM_FOR
+from ..access.limit import LimitsLike
+from ..access.options import check_policy
+from ..access.policy import AccessRules
+from ..streams.checks import WARM_FOR, check_time
 from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener
 from .connector import close_factory
 from .limits import Limits
@@ -19,9 +24,10 @@ from .records import ConnectionState
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of
 
-__all__ = ["deny", "listen_nowhere", "relisten", "reroute", "update"]
+__all__ = ["in_thread", "listen_nowhere", "relisten", "replace", "reroute", "set_rules", "start_close", "update"]
 
-_WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.QUEUED)  # they get the route of the time when it is made
+# They get the route of the time when it is made.
+_WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.ADMITTING, ConnectionState.QUEUED)
 
 
 class _NoAcceptor:
@@ -49,13 +55,18 @@ def update(
     linger: float | None,
     warm: int = 0,
     warm_for: float = WARM_FOR,
+    source: str | None = None,
+    limit: LimitsLike | None = None,
+    accept_proxy: Collection[str] | None = None,
+    send_proxy: str | None = None,
 ) -> None:
     """Change the limits of a tunnel; the parameters are those of :class:`relay.Tunnel`, and have been checked.
 
     All hold for new connections. For open ones ``nconnect`` and ``idle_timeout`` do. The acceptor is chosen again, so
-    that a listener may have changed as well.
+    that a listener may have changed as well. The access lists stay; see :func:`set_rules`.
     """
     limits = Limits(timeout, connect_timeout, idle_timeout, linger)
+    policy = check_policy(limit=limit, source=source, accept_proxy=accept_proxy, send_proxy=send_proxy)
 
     def change(relay: RelayThread, now: float) -> None:
         before, relay.limits = relay.limits, limits
@@ -65,29 +76,34 @@ def update(
         for connection in relay.all_connections if limits.idle != before.idle else ():
             connection.deadline.change_idle(limits.idle, now)
         relay._acceptor = adapt_acceptor(relay, relay._acceptor, relay._receive)
+        kept = relay.entrance.policy
+        relay.entrance.set_policy(dataclasses.replace(policy, rules=kept.rules, admit=kept.admit))
+        if source != relay._connector.source:
+            relay._connector.set_factory(relay._make_send, source)
         relay._connector.keep_warm(warm, warm_for)
-        relay._serve_queue(now)
+        relay.entrance.serve_queue(now)
         relay.update_listening()
 
-    _in_thread(tunnel, change)
+    in_thread(tunnel, change)
 
 
-def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None) -> None:
+def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None, source: str | None = None) -> None:
     """Make the streams of new connections by another factory. The listener stays open.
 
     Open connections keep their streams. The old factory is closed when the last of them has ended.
 
     :param drain: seconds after which they are reset; ``None`` for never.
+    :param source: from which its connections come; see :class:`relay.Tunnel`.
     """
 
     def change(relay: RelayThread, now: float) -> bool:
         old, relay._make_send = relay._make_send, make_send
-        relay._connector.set_factory(make_send)
+        relay._connector.set_factory(make_send, source)
         close = functools.partial(close_factory, old, relay.name)
         _retire(relay, lambda: relay._connector.submit(close), drain)
         return True
 
-    if not _in_thread(tunnel, change):
+    if not in_thread(tunnel, change):
         close_factory(make_send, tunnel.name)
 
 
@@ -103,7 +119,7 @@ def relisten(tunnel: Tunnel, receive: Any, drain: float | None) -> None:
     def change(relay: RelayThread, now: float) -> Acceptor:
         return _accept_from(relay, receive, relay._make_acceptor(receive), drain, now)
 
-    old = _in_thread(tunnel, change)
+    old = in_thread(tunnel, change)
     if old is None:
         receive.close()
     else:
@@ -116,20 +132,80 @@ def listen_nowhere(tunnel: Tunnel) -> None:
 
     Open connections go on. For a listener that excludes its successor.
     """
-    old = _in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None, now))
+    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None, now))
     if old is not None:
         old.close()
 
 
-def deny(tunnel: Tunnel, peers: Collection[Any]) -> None:
-    """Reset the open connections of these clients; the reason is ``denied``."""
+def set_rules(tunnel: Tunnel, rules: AccessRules | None) -> None:
+    """Decide about clients by other rules. The open connections that these deny are reset, with the reason ``denied``.
+
+    :param rules: the access lists, whose files have been read; ``None`` for all clients.
+    """
 
     def change(relay: RelayThread, now: float) -> None:
-        for connection in relay.all_connections:
-            if connection.summary.peer in peers:
-                connection.close("denied", now)
+        relay.entrance.set_rules(rules, relay.all_connections, now)
 
-    _in_thread(tunnel, change)
+    in_thread(tunnel, change)
+
+
+def replace(
+    tunnel: Tunnel,
+    limits: Mapping[str, Any],
+    tune: Callable[[], object],
+    *,
+    make_send: Callable[..., Any] | None = None,
+    receive: Any = None,
+    drain: float | None = None,
+) -> None:
+    """Change several things of a tunnel at once: no client meets a part of them.
+
+    A wider listener and the rules that go with it come together, so do a target and the header that it expects. The
+    clients that have connected to the old listener are judged by what it had.
+
+    :param limits: the parameters of :func:`update`.
+    :param tune: called in the relay thread; changes what else there is, such as the rules.
+    :param make_send: the new factory, for :func:`reroute`; ``None`` to keep the old one.
+    :param receive: the new listener, for :func:`relisten`; ``None`` to keep the old one.
+    :param drain: seconds after which the connections of the old route and listener are reset; ``None`` for never.
+    :raises RuntimeError: if the system has no thread left; ``receive`` stays with the caller then.
+    """
+    if receive is not None:
+        check_listener(receive)
+
+    def change(relay: RelayThread, now: float) -> Acceptor:
+        acceptor, old = relay._acceptor, relay._acceptor
+        if receive is not None:
+            acceptor = relay._make_acceptor(receive)
+            old = _accept_from(relay, None, _NoAcceptor(), drain, now)
+        tune()
+        if make_send is not None:
+            reroute(tunnel, make_send, drain, limits.get("source"))
+        update(tunnel, **limits)
+        if receive is not None:
+            relay._acceptor, relay._receive = adapt_acceptor(relay, acceptor, receive), receive
+            _limit_handshakes(relay)
+            relay.update_listening()
+        return old
+
+    old = in_thread(tunnel, change)
+    if old is None:
+        if make_send is not None:
+            close_factory(make_send, tunnel.name)
+        if receive is not None:
+            receive.close()
+    elif receive is not None:
+        tunnel._address = address_of(receive)
+        old.close()
+
+
+def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object]) -> None:
+    """Close a tunnel as :meth:`relay.Tunnel.close` does, but do not wait.
+
+    :param drain: seconds that connections may take to finish first; infinite for no limit.
+    :param closed: called once at the end, in the tunnel's thread, or here if it has ended; must not block.
+    """
+    tunnel._relay.start_close(check_time("drain", drain, zero=True), closed)
 
 
 def _accept_from(relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
@@ -156,7 +232,7 @@ def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float 
     relay._generations.begin(routed, over, drain)
 
 
-def _in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:
+def in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:
     """Call a function in the relay thread; return its result, ``None`` if the tunnel is closing, or raise its error."""
     relay = tunnel._relay
     results: list[Any] = []

@@ -1,8 +1,10 @@
 """One relayed connection: a client and its outgoing stream, two flows, and the reason for its end.
 
 The states are those of :class:`~relay.engine.records.ConnectionState`. Before it is open, a connection has something
-``pending``: the client's request is read (*requesting*), the stream is being made (*connecting*), or a last reply is
-sent (*replying*). A *queued* one waits for a slot. An EOF is data that travels: it ends its own direction only.
+``pending``: the client's request is read (*requesting*), another thread decides about it (*admitting*), the stream is
+being made (*connecting*), a last reply is sent (*replying*), or a denied client is kept waiting (*tarpit*). A *queued*
+one waits for a slot. An EOF is data that
+travels: it ends its own direction only.
 
 A stream without half-close ends in both directions at once. What its peer still sends is read and dropped then
 (*discarding*): closing a socket with something unread would reset it, and cost the peer the last bytes sent to it.
@@ -10,12 +12,24 @@ A stream without half-close ends in both directions at once. What its peer still
 =========== ================================= =========== =============================================================
 state       event                             next state  action
 =========== ================================= =========== =============================================================
+requesting  header                            connecting  make the stream
+requesting  header, request follows           requesting  read the request
+requesting  header of a check                 replying    send an EOF
+requesting  bad header                        closed      ``denied``
 requesting  request                           connecting  make the stream
 requesting  request, no slot                  queued      watch the client
+requesting  request, question                 admitting   ask; watch the client
 requesting  bad request                       replying    send the failure reply
 requesting  client gone                       closed      ``client_reset``
 requesting  limit                             closed      ``connect_timeout``
 requesting  crowded out                       closed      ``overloaded``
+admitting   yes                               connecting  make the stream
+admitting   yes, no slot                      queued      watch the client
+admitting   no                                closed      ``denied``
+admitting   no, requested                     replying    send the failure reply
+admitting   client gone                       closed      ``client_reset``
+admitting   limit                             closed      ``connect_timeout``
+admitting   crowded out                       closed      ``overloaded``
 queued      slot                              connecting  make the stream
 queued      client gone                       closed      ``client_reset``
 queued      limit                             replying    send the failure reply
@@ -24,6 +38,10 @@ connecting  no stream                         closed      reset the client, with
 connecting  no stream, requested              replying    send the failure reply of a proxy
 connecting  client gone                       closed      ``client_reset``; abandon the attempt
 connecting  limit                             closed      ``connect_timeout``; abandon the attempt
+connecting  denied, tarpit                    tarpit      keep the client, and read nothing from it
+tarpit      client gone                       closed      ``denied``
+tarpit      limit                             closed      ``denied``: reset the client
+tarpit      crowded out                       closed      ``denied``: reset the client
 replying    replied                           closed      close the client, with the reason
 replying    crowded out                       closed      close the client, with the reason
 open        EOF                               half-closed half-close the sink
@@ -33,7 +51,7 @@ open        EOF, target unconfirmed           closed      ``unreachable``: the t
 open        EOF, cause not known yet          open        wait for ``failure()``; then the same event again
 open        failure of the stream             closed      reset both; the reason of the failure
 open        reset                             closed      reset both; ``client_reset`` or ``target_reset``
-open        limit                             closed      reset both; ``idle`` or ``lifetime``
+open        limit                             closed      reset both; ``idle``, ``lifetime`` or ``quota``
 half-closed EOF                               closed      ``done``: close both
 half-closed reset                             closed      reset both; ``client_reset`` or ``target_reset``
 half-closed limit                             closed      reset both; ``linger``, ``idle`` or ``lifetime``
@@ -47,62 +65,35 @@ any         fork                              closed      in the child: only clo
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import socket
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any
 
-from ..addresses.printable import printable
-from ..eventloop.loop import Loop
+from ..access.ticket import Ticket
 from ..eventloop.poller import ERR, HUP, READ
 from ..eventloop.sockets import format_address, keep_alive, set_to_reset
 from ..streams.fairness import source_of
 from ..streams.proxy_handshake import FinalReply, HandshakeReader, ProxyHandshake, watch
-from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest, Request
 from ..streams.session_socket import close_descriptor
 from ..streams.stream import Stream
+from .connection_owner import ConnectionOwner
 from .flow_pair import FlowPair
-from .limits import ConnectionDeadline, Limits, Pending
+from .limits import ConnectionDeadline, Pending
+from .metered_pair import MeteredPair
 from .records import ConnectionRecord, ConnectionState, ConnectionSummary
+from .tarpit import TarpitStay
 from .workspace import Workspace
 
-__all__ = ["Connection", "ConnectionOwner"]
+__all__ = ["Connection"]
 
 logger = logging.getLogger("relay")
 
 # Names of the module for what each connection needs, because Python 3.11 looks up the members of an Enum slowly.
 _CONNECTING, _OPEN, _CLOSED = ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.CLOSED
-
-
-class ConnectionOwner(Protocol):
-    """The relay thread, as the owner of a connection."""
-
-    name: str
-    limits: Limits
-    loop: Loop
-    guesses: RateLog  # wrong users and passwords
-    keepalive_enabled_until: float  # the acceptance of the last connection with keepalive, monotonic seconds
-
-    @property
-    def awaiting_request(self) -> dict[Connection, None]:
-        """The half-open connections."""
-
-    def on_request(self, connection: Connection, now: float, /) -> None:
-        """Take a connection whose client has sent its request."""
-
-    def on_last_reply(self, connection: Connection, now: float, /) -> None:
-        """Take a connection that gets no stream, only a last reply."""
-
-    def denied(self, connection: Connection, now: float, /) -> None:
-        """Log a client that a rule has denied."""
-
-    def close_stream(self, stream: Stream, clean: bool) -> None:
-        """Close a stream, or reset it."""
-
-    def connection_over(self, connection: Connection, /) -> None:
-        """Take a connection that has ended."""
 
 
 class Connection:
@@ -117,7 +108,7 @@ class Connection:
 
     __slots__ = (
         "owner", "client", "client_stream", "target", "target_stream", "pending", "flows", "state", "deadline",
-        "summary",
+        "summary", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -133,8 +124,10 @@ class Connection:
         self.state = _CONNECTING
         self.deadline = ConnectionDeadline(self, owner.limits, owner.loop.timers)
         self.summary = ConnectionSummary(peer, now)
+        self.ticket: Ticket | None = None  # what the gate has given to the client
         if stream is not None:
             self.summary.request = stream.request
+            self.summary.identity = stream.identity
 
     @property
     def is_closed(self) -> bool:
@@ -157,7 +150,7 @@ class Connection:
         """Read the client's proxy request; the owner then dials the requested target."""
         self.state = ConnectionState.REQUESTING
         self.deadline.start_request(now)
-        self.owner.awaiting_request[self] = None
+        self.owner.entrance.half_open[self] = None
         self.pending = introduction = HandshakeReader(self.client, self.owner.loop, handshake, self._on_request)
         introduction.begin(now)
 
@@ -167,7 +160,7 @@ class Connection:
 
     def give_way(self, now: float) -> None:
         """End a half-open connection, because others need its room."""
-        if isinstance(self.pending, FinalReply):
+        if isinstance(self.pending, (FinalReply, TarpitStay)):
             self.pending.finish(now)
         else:
             self.close("overloaded", now)
@@ -177,23 +170,25 @@ class Connection:
         if isinstance(outcome, Request):
             self.state = ConnectionState.CONNECTING
             self.summary.request = outcome
-            self.owner.on_request(self, now)
+            self.owner.entrance.on_request(self, now)
         elif isinstance(outcome, RejectedRequest):
-            self._log_refusal(outcome, now)
+            self.owner.entrance.on_rejected_request(self, outcome, now)
             self._reply_and_close(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)
 
-    def _log_refusal(self, refusal: RejectedRequest, now: float) -> None:
-        if not refusal.problem:
-            return
-        values = self.owner.name, printable(refusal.problem, 500), format_address(self.summary.peer)
-        if refusal.guessed:
-            self.summary.rule = "login"
-            self.owner.denied(self, now)
-            self.owner.guesses.log(now, "%s: %s (client %s)", *values)
-        else:
-            logger.info("%s: %s (client %s)", *values)
+    def keep_in_tarpit(self, seconds: float, now: float) -> None:
+        """Keep a denied client for so many seconds."""
+        self.state = ConnectionState.TARPIT
+        self.deadline.stop()
+        self.pending = stay = TarpitStay(self.client, self.owner.loop, functools.partial(self.close, "denied"))
+        stay.begin(seconds, now)
+
+    def wait_for_answer(self, question: Pending) -> None:
+        """Wait until another thread has decided about the client."""
+        self.state, self.pending = ConnectionState.ADMITTING, question
+        self.deadline.start_connecting(self.summary.started, self.summary.started)
+        self.watch_client()
 
     def wait_for_slot(self) -> None:
         """Wait until another connection ends."""
@@ -217,12 +212,14 @@ class Connection:
         if event & (ERR | HUP):
             self.close("client_reset", now)
 
-    def fail(self, reason: str, now: float) -> None:
-        """End a connection that gets no stream: by a reply to a proxy client, else by a reset."""
-        if self.request is None or self.is_closed:
-            self.close(reason, now)
-        else:
+    def fail(self, reason: str, now: float, clean: bool = False) -> None:
+        """End a connection that gets no stream: by a reply to a proxy client, else by a reset, or cleanly."""
+        if self.request is not None and not self.is_closed:
             self._reply_and_close(self.request.failure_reply(reason), reason, now)
+        elif clean:
+            self._reply_and_close(b"", reason, now)
+        else:
+            self.close(reason, now)
 
     def _reply_and_close(self, last: bytes, reason: str, now: float) -> None:
         if self.pending is not None:
@@ -232,7 +229,7 @@ class Connection:
             self.target = self.target_stream = None
         self.state = ConnectionState.REPLYING
         self.deadline.stop()
-        self.owner.on_last_reply(self, now)
+        self.owner.entrance.on_last_reply(self, now)
         replied = functools.partial(self.close, reason, clean=True)
         self.pending = farewell = FinalReply(self.client, self.owner.loop, last, replied)
         farewell.begin(now)
@@ -256,21 +253,32 @@ class Connection:
                 client.send(request.success_reply)  # it fits, because little was sent before
             except OSError:
                 return self.close("client_reset", now)
+        if (introduce := owner.entrance.introduce) is not None and not introduce(self, now):
+            return None
         self.state = _OPEN
         self.summary.opened = now
-        flows = self.flows = FlowPair(self, work, client, target)
+        ticket = self.ticket
+        is_free = ticket is None or not ticket.is_shaped
+        flows = self.flows = (FlowPair if is_free else MeteredPair)(self, work, client, target)
         up, down = flows.upstream, flows.downstream
         if stream is not None and not stream.answered:
             stream.received = down.count
         up.mask = down.mask = READ
-        loop.watch(down.descriptor, READ, down.handler)
-        watched = loop.handlers.get(up.descriptor)
-        if watched is None:
-            loop.watch(up.descriptor, READ, up.handler)
-        else:
-            if watched == self.client_event:  # else it has sent its request, and is read from already
-                loop.poller.modify(up.descriptor, READ)
-            loop.handlers[up.descriptor] = up.handler
+        try:
+            loop.watch(down.descriptor, READ, down.handler)
+            watched = loop.handlers.get(up.descriptor)
+            if watched is None:
+                loop.watch(up.descriptor, READ, up.handler)
+            else:
+                if watched == self.client_event:  # else it has sent its request, and is read from already
+                    loop.poller.modify(up.descriptor, READ)
+                loop.handlers[up.descriptor] = up.handler
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise  # a factory has returned a socket twice
+            text = "%s: the system cannot watch another socket: %s (client %s)"
+            logger.error(text, owner.name, error.strerror, format_address(self.summary.peer))
+            return self.close("overloaded", now)
         if request is not None and request.early:
             up.queue(memoryview(request.early))
         self.deadline.start_open(now)
@@ -278,7 +286,7 @@ class Connection:
             self.pending = None
             if self.summary.started <= owner.keepalive_enabled_until:  # it was not open then
                 self.enable_keepalive()
-        if stream is not None:
+        if stream is not None or self.client_stream is not None:
             flows.begin(now)
 
     def enable_keepalive(self) -> None:
@@ -329,13 +337,12 @@ class Connection:
                 target_stream.answered = True
             self.flows = None
             flows.release()
-        elif self.pending is not None or summary.request is not None:
+        elif self.pending is not None or self.client.fileno() in self.owner.loop.handlers:
             if self.pending is not None:
                 self.pending.abandon()
             self.owner.loop.forget(self.client.fileno(), closing=True)
         self.deadline.release()
-        if reason == "done":
-            clean = True
+        clean = clean or reason == "done"
         self._close_end(self.client, self.client_stream, clean)
         if self.target is not None:
             if clean_target and not clean:
@@ -343,16 +350,18 @@ class Connection:
                 with contextlib.suppress(OSError):
                     self.target.shutdown(socket.SHUT_WR)
             self._close_end(self.target, target_stream, clean or clean_target)
+        if self.ticket is not None:
+            self.ticket.leave()
+            self.ticket = None
         self.target = self.target_stream = self.client_stream = self.pending = None
         self.owner.connection_over(self)
 
     def _close_end(self, sock: socket.SocketType, stream: Stream | None, clean: bool) -> None:
         if stream is not None:
             self.owner.close_stream(stream, clean)
-        elif clean:
-            self.owner.loop.discard(sock)
         else:
-            set_to_reset(sock)
+            if not clean:
+                set_to_reset(sock)
             self.owner.loop.discard(sock)
 
     def after_fork(self) -> None:
@@ -368,28 +377,24 @@ class Connection:
         """Return its record; safe from any thread."""
         flows = self.flows
         if flows is not None:
-            try:
+            with contextlib.suppress(AttributeError):  # it has ended meanwhile
                 up, down = flows.upstream, flows.downstream
                 is_spliced = bool(up.spliced_bytes() or down.spliced_bytes())
                 first_byte = down.first or down.last
                 return self.summary.record_of(now, self.state, up.moved, down.moved, is_spliced, first_byte)
-            except AttributeError:
-                pass  # it has ended meanwhile
         return self.summary.record(now, self.state)
 
     def bytes_moved(self) -> tuple[int, int, int, int]:
         """Return the bytes from and to the client, and how many of these were spliced; safe from any thread."""
         flows = self.flows
         if flows is not None:
-            try:
+            with contextlib.suppress(AttributeError):  # it has ended meanwhile
                 up, down = flows.upstream, flows.downstream
                 return up.moved, down.moved, up.spliced_bytes(), down.spliced_bytes()
-            except AttributeError:
-                pass  # it has ended meanwhile
         summary = self.summary
         return summary.received, summary.sent, *(summary.spliced or (0, 0))
 
     def __repr__(self) -> str:
         summary = self.summary
-        kind = summary.reason or self.state.text
-        return f"<connection from {format_address(summary.peer)} to {summary.target_name()}: {kind}>"
+        peer, kind = format_address(summary.peer), summary.reason or self.state.text
+        return f"<connection from {peer} to {summary.target_name()}: {kind}>"

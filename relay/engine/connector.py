@@ -20,6 +20,7 @@ from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
 from ..streams.cancellation import Cancellation
 from ..streams.connect import SocketDialer
+from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
 from ..streams.stream import Stream
 from .attempt import Attempt, Plan, Recipient
@@ -28,7 +29,8 @@ from .limits import Limits
 from .records import WarmFigures
 from .workspace import Workspace
 
-if TYPE_CHECKING:  # most tunnels have no warm streams, and start faster without it
+if TYPE_CHECKING:  # most tunnels need neither, and start faster without them
+    from ..streams.peer_source import PeerSource
     from .warm_pool import WarmPool
 
 __all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
@@ -56,6 +58,21 @@ def reason_of(error: BaseException) -> str:
     return "factory_error"
 
 
+class Sender(Protocol):
+    """Tells targets who their clients are."""
+
+    def over(self, dialer: Dialer, connection: Connection, /) -> Dialer:
+        """Return the dialer for a connection; it does so itself where that has to be under a session."""
+
+
+class ConnectorEntrance(Protocol):
+    """The entrance, as the connector sees it."""
+
+    @property
+    def sender(self) -> Sender | None:
+        """Tells targets who their clients are; ``None`` for no header."""
+
+
 class ConnectorOwner(Protocol):
     """The relay thread, as the owner of the connector."""
 
@@ -74,6 +91,10 @@ class ConnectorOwner(Protocol):
     def release_spare_fd(self) -> bool:
         """Close the spare descriptor; return whether there was one."""
 
+    @property
+    def entrance(self) -> ConnectorEntrance:
+        """The place of connections before they get a stream."""
+
     def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it."""
 
@@ -83,28 +104,52 @@ class Connector:
 
     :param owner: the relay thread.
     :param factory: its ``make_send``.
+    :param source: from which its streams come; see :class:`relay.Tunnel`.
     """
 
-    def __init__(self, owner: ConnectorOwner, factory: Callable[..., Any]) -> None:
+    def __init__(self, owner: ConnectorOwner, factory: Callable[..., Any], source: str | None = None) -> None:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
         self.warm: WarmPool | None = None  # None until streams are to be kept ready
-        self._selector: Any
         self._plan: Plan
-        self.set_factory(factory)
+        self._plan_for: Callable[[Connection], Plan] | None  # None if all clients have the same plan
+        self.source: str | None
+        self.set_factory(factory, source)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
         self._watch = Timer(owner.loop.timers, self._watch_clients)
         self.workers = Workers(owner.loop, f"{owner.name} connector")
         self._lookups = Lookups(owner.loop, self.workers.submit)
 
-    def set_factory(self, factory: Callable[..., Any]) -> None:
-        """Make streams by this factory from now on; attempts that have begun go on with the old one."""
-        plan = self._plan = Plan(factory, self.workspace)
-        self._selector = factory if plan.selects else None  # only such a dialer needs more than one plan
+    def set_factory(self, factory: Callable[..., Any], source: str | None) -> None:
+        """Make streams by this factory from now on; attempts that have begun go on with the old one.
+
+        :param factory: makes the streams.
+        :param source: from which they come; both have been checked.
+        """
+        self.source = source
+        peers = None
+        if source is not None:
+            from ..streams.peer_source import PeerSource, bound_to
+
+            made = bound_to(factory, source)
+            factory, peers = (factory, made) if isinstance(made, PeerSource) else (made, None)
+        plan = self._plan = Plan(factory, self.workspace, per_client=peers is not None)
+        self._plan_for = None
+        if peers is not None:
+            self._plan_for = functools.partial(self._plan_for_peer, peers)
+        elif plan.selects:
+            self._plan_for = functools.partial(self._plan_for_request, factory, plan)
         if self.warm is not None:
             self.warm.change_plan(plan, time.monotonic())
+
+    def _plan_for_peer(self, peers: PeerSource, connection: Connection) -> Plan:
+        return Plan(peers.dialer_for(connection.summary.who()), self.workspace)
+
+    def _plan_for_request(self, factory: Any, plan: Plan, connection: Connection) -> Plan:
+        chosen = factory.select(connection.request)
+        return plan if chosen is factory else Plan(chosen, self.workspace)
 
     def keep_warm(self, count: int, seconds: float) -> None:
         """Keep streams ready for the clients to come.
@@ -119,6 +164,11 @@ class Connector:
 
             self.warm = WarmPool(self, self._owner, self._plan)
         self.warm.change(count, seconds, time.monotonic())
+
+    def make_room(self, now: float) -> None:
+        """Close some of them, because no descriptor is left for a client."""
+        if self.warm is not None:
+            self.warm.make_room(now)
 
     def warm_figures(self) -> WarmFigures | None:
         """Return the figures of the warm streams; ``None`` if there never were any. From any thread."""
@@ -135,8 +185,8 @@ class Connector:
         plan = self._plan
         if self.warm is not None and self.warm.give(connection, now):
             return
-        if self._selector is not None and (chosen := self._selector.select(connection.request)) is not self._selector:
-            plan = Plan(chosen, self.workspace)
+        if self._plan_for is not None:
+            plan = self._plan_for(connection)
         if plan.endpoint is not None:
             connection.summary.target = plan.target
             return self._connect_at_once(connection, plan, plan.endpoint, now)
@@ -156,7 +206,10 @@ class Connector:
             self._watch_soon(attempt, now)
             attempt.look_up(self._lookups, plan.dialer)
         elif plan.dialer is not None:
-            attempt.dial(plan.dialer, now)
+            dialer = plan.dialer
+            if (sender := self._owner.entrance.sender) is not None and isinstance(attempt.connection, Connection):
+                dialer = sender.over(dialer, attempt.connection)
+            attempt.dial(dialer, now)
         elif plan.nonblocking:
             attempt.finished(self._outcome(self._bound(attempt)), now)
         else:
@@ -218,6 +271,8 @@ class Connector:
         given: dict[str, Any] = {}
         if "peer" in keywords:
             given["peer"] = connection.summary.peer
+        if "identity" in keywords:
+            given["identity"] = connection.summary.who()
         if "destination" in keywords:
             given["destination"] = connection.request
         if "deadline" in keywords:
@@ -235,7 +290,10 @@ class Connector:
             return error
 
     def _call(self, attempt: Attempt, function: Callable[[], Any], now: float) -> None:
-        self.calls += not attempt.is_warm  # which must not keep clients out
+        if attempt.is_warm:  # it must not keep clients out
+            attempt.plan.warm_calls += 1
+        else:
+            self.calls += 1
         self._watch_soon(attempt, now)
         self.workers.submit(functools.partial(self._run_call, attempt, function))
 
@@ -260,7 +318,10 @@ class Connector:
 
     def _called(self, attempt: Attempt, outcome: Any) -> None:
         now = time.monotonic()
-        self.calls -= not attempt.is_warm
+        if attempt.is_warm:
+            attempt.plan.warm_calls -= 1
+        else:
+            self.calls -= 1
         if attempt.is_awaited():
             try:
                 attempt.finished(outcome, now)

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from ..access.ticket import Ticket
 from ..addresses.printable import printable
 from ..errors import ConnectError
 from ..eventloop.loop import Timer
-from ..eventloop.poller import READ
+from ..eventloop.poller import OUT, READ
 from ..eventloop.sockets import format_address, unsent
 from ..streams.session_socket import session_of
 from ..streams.stream import Stream
@@ -46,6 +47,7 @@ class FlowPairOwner(Protocol):
     target_stream: Stream | None
     state: ConnectionState
     summary: ConnectionSummary
+    ticket: Ticket | None
 
     @property
     def tunnel_name(self) -> str:
@@ -207,7 +209,8 @@ class FlowPair:
         except OSError:
             return self.connection.close("done", now)
         reverse.use(reverse.discard)
-        reverse.set_interest(READ)
+        session = session_of(flow.sink)
+        reverse.set_interest(READ | OUT if session is not None and session.must_flush else READ)
         self.connection.deadline.update(now)
 
 

@@ -106,10 +106,21 @@ class LoopThread:
         """See :meth:`relay.Tunnel.ping`."""
         return self._state is not TunnelState.ABANDONED and self.loop.call(reply)
 
-    def start_close(self, drain: float | None) -> None:
-        """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait."""
-        if self._state is not TunnelState.ABANDONED:
-            self.loop.call(functools.partial(self._close, drain))
+    def start_close(self, drain: float | None, closed: Callable[[], object] | None = None) -> None:
+        """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait.
+
+        :param closed: called once at the end, in the thread, or here if it has ended; must not block.
+        """
+        if self._state is TunnelState.ABANDONED:
+            return
+        if closed is not None:
+            self.end_callbacks.add(closed)
+        if not self.loop.call(functools.partial(self._close, drain)) and self.is_closed and closed is not None:
+            try:
+                self.end_callbacks.remove(closed)
+            except KeyError:  # the thread calls it
+                return
+            closed()
 
     def close(self, drain: float | None) -> None:
         """See :meth:`relay.Tunnel.close`."""
@@ -210,8 +221,16 @@ class LoopThread:
                 self._state = TunnelState.CLOSED
                 self._closed.set()
             finally:
-                for callback in tuple(self.end_callbacks):
-                    callback()
+                self._call_back()
+
+    def _call_back(self) -> None:
+        """Call each of the end callbacks once; :meth:`start_close` may take one back meanwhile."""
+        while True:
+            try:
+                callback = self.end_callbacks.pop()
+            except KeyError:
+                return
+            callback()
 
     def _pause(self, close: bool) -> None:
         if self._state is TunnelState.OPEN:

@@ -217,4 +217,4 @@ class ConnectionDeadline:
         return True
 
 
-_BEFORE_OPEN = (ConnectionState.QUEUED, ConnectionState.CONNECTING, ConnectionState.REPLYING)
+_BEFORE_OPEN = (ConnectionState.ADMITTING, ConnectionState.QUEUED, ConnectionState.CONNECTING, ConnectionState.REPLYING)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..addresses.hops import Route
 from ..eventloop.histogram import Histogram
 from ..eventloop.sockets import format_address
+from ..streams.identity import Identity, client_text, identity_of_peer
 from ..streams.path import StreamPath, hop_times
 from ..streams.request import Request
 from .connection_id import epoch, id_of, next_number
@@ -30,6 +31,7 @@ REASONS: Mapping[str, str | None] = {
     "carrier_lost": "target",
     "factory_error": "relay",
     "denied": "relay",
+    "quota": "relay",
     "overloaded": "relay",
     "worker_lost": "relay",
     "killed": "admin",
@@ -49,9 +51,11 @@ class ConnectionState(enum.Enum):
     """
 
     REQUESTING = "requesting", "connecting"
+    ADMITTING = "admitting", "connecting"
     QUEUED = "queued", "connecting"
     CONNECTING = "connecting", "connecting"
     REPLYING = "replying", "connecting"
+    TARPIT = "tarpit", "connecting"
     OPEN = "open", "open"
     HALF_CLOSED = "half-closed", "half-closed"
     DISCARDING = "discarding", "half-closed"
@@ -66,7 +70,7 @@ class ConnectionRecord(NamedTuple):
     """One connection, open or ended."""
 
     peer: Any
-    """The client's address, as ``accept()`` returned it."""
+    """The client's address, as ``accept()`` returned it, or as the header of a balancer has it."""
     target: str | None
     """The name of the outgoing stream, once it is known."""
     age: float
@@ -92,7 +96,8 @@ class ConnectionRecord(NamedTuple):
     by: str | None = None
     """The party that ended it: ``client``, ``target``, ``relay`` or ``admin``."""
     rule: str | None = None
-    """The rule that denied the client: ``access-list`` or ``login``."""
+    """The rule that denied the client: ``deny`` and the rule, ``allow`` if none matches, ``admit``, ``login``, or
+    ``access-list`` for lists of the listener itself."""
     hop_times: tuple[tuple[str, float], ...] = ()
     """The parts of the connect, each the number and the kind of what was reached, and the seconds that it took: such as
     ``1:ssh`` (the wait for a hop that was not up), ``2:target`` and ``2:tls`` (the handshake with it)."""
@@ -102,6 +107,14 @@ class ConnectionRecord(NamedTuple):
     """How often the dial was begun: again whenever a carrier was lost before the stream was open."""
     warm: bool = False
     """Whether its stream was open before its client came; see ``warm`` of :class:`relay.Tunnel`."""
+    identity: Identity | None = None
+    """Who the client is, as its transport can tell; ``None`` if it cannot."""
+
+    @property
+    def client(self) -> str:
+        """The client as a log shows it: its address, and its identity where that says more."""
+        kind, name = self.identity[:2] if self.identity is not None else ("", "")
+        return client_text(format_address(self.peer), kind, name)
 
 
 class WarmFigures(NamedTuple):
@@ -160,7 +173,7 @@ class Metrics(NamedTuple):
     ages: Histogram
     """Of the connections that have ended: seconds from their acceptance to their end."""
     denied: Mapping[str, int]
-    """Rule → clients that it denied: ``access-list`` and ``login``."""
+    """Rule → clients that it denied. Of more than 100 rules, the rest is ``other``."""
     accept_errors: Mapping[str, int]
     """Name of the error, such as ``EMFILE`` → how often accepting a client failed with it."""
     hop_times: Mapping[str, Histogram]
@@ -187,7 +200,7 @@ class ConnectionSummary:
 
     __slots__ = (
         "peer", "started", "number", "target", "request", "dialed", "opened", "first_byte", "finished", "received",
-        "sent", "spliced", "target_ended_first", "reason", "rule", "path", "route",
+        "sent", "spliced", "target_ended_first", "reason", "rule", "path", "route", "identity", "local",
     )  # fmt: skip
 
     def __init__(self, peer: Any, started: float) -> None:
@@ -208,6 +221,16 @@ class ConnectionSummary:
         self.rule: str | None = None  # that denied the client
         self.path: StreamPath | None = None  # None for a connect without hops
         self.route: Route = ()
+        self.identity: Identity | None = None  # None for that of the peer's address
+        self.local: tuple[str, int] | None = None  # to which a balancer's client has connected, as it says
+
+    def who(self) -> Identity | None:
+        """Return who the client is."""
+        identity = self.identity or identity_of_peer(self.peer)
+        login = self.request.login if self.request is not None else None
+        if login is not None:
+            identity = (identity or Identity("", "")).with_login(*login)
+        return identity
 
     @property
     def connect_time(self) -> float | None:
@@ -249,6 +272,7 @@ class ConnectionSummary:
             carrier=self.path.carrier if self.path is not None else None,
             attempts=self.path.attempts if self.path is not None else 1,
             warm=self.path is not None and self.path.warm,
+            identity=self.who(),
         )
 
     def target_name(self) -> str | None:

@@ -7,25 +7,25 @@ import functools
 import logging
 import math
 import os
-import re
 import socket
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ..access.policy import Policy
 from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
-from ..eventloop.sockets import format_address
-from ..streams.fairness import ROOM, crowding
-from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
-from ..streams.rate_limited_log import RateLog
+from ..eventloop.sockets import is_exposed
+from ..streams.identity import identity_of_process
+from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
 from .acceptor import make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
 from .connection_id import id_of, number_of
 from .connector import MOST_CALLS, Connector, close_factory
+from .entrance import Entrance
 from .generation import Generations
 from .lifecycle import LoopThread
 from .limits import Limits
@@ -39,8 +39,6 @@ __all__ = ["RelayThread"]
 logger = logging.getLogger("relay")
 
 _KEEPALIVE_AFTER = 15.0  # seconds after an accept when keepalive is turned on
-_MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, or only get a last reply
-_MOST_DENIALS = 600  # lines about denied clients in a minute
 _JOIN_TIMEOUT = 0.5  # seconds that close() waits for threads that close streams
 _all: weakref.WeakSet[RelayThread] = weakref.WeakSet()
 
@@ -57,6 +55,7 @@ class RelayThread(LoopThread):
     :param limits: of each connection.
     :param name: in the log, and of the thread.
     :param on_end: called with the record of each connection that has ended, on another thread.
+    :param policy: what the clients have to fulfil; ``None`` for nothing.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
     """
 
@@ -68,10 +67,9 @@ class RelayThread(LoopThread):
         limits: Limits,
         name: str,
         on_end: OnEnd | None,
+        policy: Policy | None = None,
     ) -> None:
         self.limits = limits
-        self.guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
-        self._denials = RateLog(logger, logging.WARNING, _MOST_DENIALS)
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open
         self._receive = receive
         self._make_send = make_send
@@ -81,9 +79,8 @@ class RelayThread(LoopThread):
         self._set_limit(nconnect)
         self._observer = Observer(on_end, name) if on_end is not None else None
         self._statistics = Statistics(name, limits.lifetime, self._observer)
-        self._serving_queue = False
-        self._crowded = RateLog(logger, logging.WARNING)
         super().__init__(name)
+        self.entrance = Entrance(self, self._slots, policy)
         self._generations = Generations(self.loop.timers)
         self._spare = SpareDescriptor()
         self.has_spare_fd = self._spare.is_available
@@ -91,7 +88,7 @@ class RelayThread(LoopThread):
         try:
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
-            self._connector = Connector(self, make_send)
+            self._connector = Connector(self, make_send, policy.source if policy is not None else None)
             self._keepalive_timer = Timer(self.loop.timers, self._enable_keepalive)
             self._acceptor = self._make_acceptor(receive)
             _all.add(self)
@@ -168,79 +165,49 @@ class RelayThread(LoopThread):
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """Make a stream for a client."""
-        connection = self._admit(client, stream, peer, now)
+        if self.entrance.reads_headers and stream is None:
+            return self.entrance.read_request(client, None, peer, now)
+        connection = self.admit(client, stream, peer, now)
+        if self.entrance.gate is not None and not self.entrance.admits(connection, now):
+            return None
         slots = self._slots
         if slots.limit >= 0 and slots.used() == slots.limit:
             self.update_listening()
-        self.make_stream(connection, now)
+        return self.make_stream(connection, now)
 
-    def on_handshake_client(self, client: socket.SocketType, handshake: ProxyHandshake, peer: Any, now: float) -> None:
-        """Read the request of a client."""
-        if len(self.awaiting_request) >= _MAX_HALF_OPEN:
-            self.make_room(now)
-        self._admit(client, None, peer, now).read_request(handshake, now)
-
-    @property
-    def awaiting_request(self) -> dict[Connection, None]:
-        """The half-open connections, oldest first: they have no slot, and ``nconnect`` does not count them."""
-        return self._slots.half_open
+    def hand_of(self, listener: Any) -> Callable[[socket.SocketType, Any, float], object] | None:
+        """Return what takes a client that first sends a request or shakes hands; ``None`` for :meth:`accepted`."""
+        return self.entrance.hand_of(listener)
 
     def make_room(self, now: float) -> None:
-        """End some half-open connections: they must not keep out others, and nothing is known of either yet."""
-        half_open = self._slots.half_open
-        if not half_open:
-            return
-        leaving = crowding(half_open, Connection.source, max(1, _MAX_HALF_OPEN // ROOM))
-        text = "%s: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
-        self._crowded.log(
-            now, text, self.name, len(half_open), format_address(leaving[0].summary.peer) or "a local client"
-        )
-        for connection in leaving:
-            connection.give_way(now)
+        """End denied clients, half-open connections and warm streams: no descriptor is left for a client."""
+        self.entrance.empty_tarpit(now)
+        self._connector.make_room(now)
+        self.entrance.make_room(now)
 
-    def on_request(self, connection: Connection, now: float) -> None:
-        """Make a stream for a client that has sent its request, or let it wait for a slot."""
-        slots = self._slots
-        del slots.half_open[connection]
-        if 0 <= slots.limit < slots.used():
-            slots.queued[connection] = None
-            connection.wait_for_slot()
-        else:
-            connection.summary.dialed = now
-            self.make_stream(connection, now)
-        if not self._has_room():
-            self.update_listening()
-
-    def on_last_reply(self, connection: Connection, now: float) -> None:
-        """Give the slot of a connection that gets no stream to the next one."""
-        self._slots.queued.pop(connection, None)
-        self._slots.half_open[connection] = None
-        self._serve_queue(now)
-
-    def _serve_queue(self, now: float) -> None:
-        """Make streams for the connections that wait for a slot, as many as there are slots."""
-        if self._serving_queue:
-            return
-        self._serving_queue = True
-        try:
-            while (connection := self._slots.next_queued()) is not None:
-                connection.summary.dialed = now
-                self.make_stream(connection, now)
-        finally:
-            self._serving_queue = False
-        if not self.listening:
-            self.update_listening()
-
-    def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
+    def admit(
+        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1
+    ) -> Connection:
+        """Return the connection of a client that was accepted; ``count`` is 0 if it may be none."""
         connections = self._slots.connections
         if not connections:
             self.on_busy()
-        self._statistics.accepted += 1
+        self._statistics.accepted += count
         connection = Connection(self, client, stream, peer, now)
+        if not peer and stream is None:
+            connection.summary.identity = identity_of_process(client)
         connections[connection] = None
         if self._keepalive_timer.due == math.inf:
             self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
         return connection
+
+    def count_accepted(self) -> None:
+        """Count a client that was not counted when it was accepted."""
+        self._statistics.accepted += 1
+
+    def call_elsewhere(self, job: Callable[[], object]) -> None:
+        """Call a function that may block on another thread; it must not raise."""
+        self._connector.workers.submit(job)
 
     def make_stream(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
@@ -261,21 +228,23 @@ class RelayThread(LoopThread):
             self._statistics.accepted += 1
             connection = Connection(self, stream.socket, stream, peer, now)
             connection.summary.rule = "access-list"
-            self.denied(connection, now)
+            self.entrance.log_denied(connection, now)
             self._slots.connections[connection] = None
             connection.close("denied", now)
-        else:
+        elif self.entrance.is_introduced(stream, peer, now):
             self.accepted(stream.socket, stream, peer, now)
 
     def connection_over(self, connection: Connection) -> None:
         """Count a connection that has ended, and use its slot."""
         slots = self._slots
+        is_client = not slots.half_open or self.entrance.end_half_open(connection)
         slots.remove(connection)
-        self._statistics.add(connection)
+        if is_client:
+            self._statistics.add(connection)
         if self._generations.living:
             self._generations.remove(connection)
         if slots.queued:
-            self._serve_queue(connection.summary.finished)
+            self.entrance.serve_queue(connection.summary.finished)
         if not self._acceptor.listening:
             if self.is_closing:
                 self.look_drained()
@@ -283,11 +252,6 @@ class RelayThread(LoopThread):
                 self.update_listening()
         if not slots.connections:
             self.on_idle(connection.summary.finished)
-
-    def denied(self, connection: Connection, now: float) -> None:
-        """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
-        peer, tunnel = format_address(connection.summary.peer) or "-", re.sub(r"[^\w.-]", "_", self.name)
-        self._denials.log(now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, connection.summary.rule)
 
     def accept_failed(self, error: BaseException) -> None:
         """Count an error of accepting a client, in the thread that accepts."""
@@ -323,6 +287,11 @@ class RelayThread(LoopThread):
         """True while clients are accepted."""
         return self._acceptor.listening
 
+    @property
+    def is_exposed(self) -> bool:
+        """True if clients of other machines can reach the listener."""
+        return isinstance(self._receive, HandshakeListener) and is_exposed(self._receive.listening)
+
     def update_listening(self) -> None:
         """Accept if and only if there is room for another client."""
         self._acceptor.listen(self.is_open and self._has_room())
@@ -343,6 +312,7 @@ class RelayThread(LoopThread):
         self._acceptor.listen(False)
         self._acceptor.close()
         self._connector.keep_warm(0, 0.0)
+        self.entrance.empty_tarpit(time.monotonic())
 
     def must_not_wait(self) -> bool:
         """Return whether the current thread must not wait for the end: the end waits for it, or it is a fork's."""
@@ -358,6 +328,7 @@ class RelayThread(LoopThread):
 
     def tear_down(self) -> None:
         """Wait for the threads, close the factory, and report the last records."""
+        self.entrance.keep(time.monotonic())
         self._connector.workers.close()
         until = time.monotonic() + _JOIN_TIMEOUT
         self._acceptor.join(_JOIN_TIMEOUT)

@@ -18,12 +18,15 @@ NOTHING = memoryview(b"")  # pending for a session that must flush: sending it s
 class SessionFlow(Flow):
     """A flow whose source is a :class:`~relay.streams.session_socket.SessionSocket`."""
 
-    __slots__ = ("session", "stalled")
+    __slots__ = ("awaits_input", "session", "stalled")
+
+    is_parked = False  # a subclass may have to wait before it reads on
 
     def __init__(self, owner: FlowOwner, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
         super().__init__(owner, work, source, sink)
         self.session = cast("SessionSocket", source)
         self.stalled = False  # reads nothing until the session has flushed
+        self.awaits_input = False  # does not wait until the transport takes more, as the session needs input first
         self.handler = self.on_event
 
     def on_event(self, event: int, now: float) -> None:
@@ -43,13 +46,29 @@ class SessionFlow(Flow):
         session, owner = self.session, self.owner
         while not owner.is_closed and self.pending is None and not self.ended and session.has_input:
             self.copy(IN, now)
-        if owner.is_closed or not session.must_flush:
+            if self.is_parked:
+                break
+        if owner.is_closed:
+            return
+        if self.awaits_input and not session.needs_input:
+            self.awaits_input = False
+            self.set_interest(max(self.mask, 0) | OUT)
+        if not session.must_flush:
             return
         if self.reverse.pending is None:
             self.reverse.queue(NOTHING)
         if session.is_stalled:
             self.stalled = True
             self.set_interest((max(self.mask, 0) & ~READ) | OUT)
+        elif self.mask > 0 and self.mask & OUT:
+            self.set_interest(self.mask)
+
+    def set_interest(self, mask: int) -> None:
+        """Wait for these events; a transport that takes more is no event if the session first needs input."""
+        if mask > 0 and mask & OUT and self.session.needs_input:
+            mask &= ~OUT
+            self.awaits_input = True
+        super().set_interest(mask)
 
     def drain(self, now: float) -> None:
         """Write what is pending, and go on with what the session has beyond it."""
@@ -59,6 +78,17 @@ class SessionFlow(Flow):
 
     def discard(self, event: int, now: float) -> None:
         """Drop what a peer still sends, until its end, which may have come with the last bytes."""
-        super().discard(event, now)
-        if not self.owner.is_closed and self.session.has_input:
+        session, owner = self.session, self.owner
+        try:
+            if session.must_flush:
+                session.send(NOTHING)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return owner.close("done", now)
+        if event & ~OUT:
             super().discard(event, now)
+            if not owner.is_closed and session.has_input:
+                super().discard(event, now)
+        if not owner.is_closed:
+            self.set_interest((0 if session.is_stalled else READ) | (OUT if session.must_flush else 0))

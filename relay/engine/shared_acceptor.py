@@ -2,7 +2,8 @@
 
 A worker that has clearly more connections than another one passes the client that it has accepted to that one, over a
 pair of Unix sockets (``SCM_RIGHTS``, unix(7)). The parent process has both ends of each pair, too: clients that wait in
-one whose receiver has died are taken by its successor.
+one whose receiver has died are taken by its successor. If a worker has not taken a client for two seconds, though it
+takes clients, the one that has passed it reports that: the receiver may be stuck, and perhaps relay asks it nothing.
 
 All workers wait for the same socket, but the kernel wakes only one of those that are idle for a client
 (``EPOLLEXCLUSIVE``, epoll_ctl(2)). With a limit of connections it wakes all: one that was woken and is at its quota by
@@ -11,18 +12,22 @@ then would not accept, and the others would not know.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import select
 import socket
 import struct
+import time
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
 from ..streams.proxy_handshake import HandshakeListener
+from ..streams.upgrade_listener import UpgradeListener
 from .acceptor import AcceptorOwner, SocketAcceptor
 from .worker_table import CHANCE, Passed, WorkerTable
 
@@ -30,6 +35,7 @@ __all__ = ["SharedAcceptor", "WorkerPlace"]
 
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _BATCH = 16  # clients passed on, or taken, in one turn
+_TAKEN = 2.0  # seconds for a worker to take a client that was passed to it
 _LOOK = 64  # accepts between two looks at how fast connections end
 _CHURN = 0.25  # connections that end, for each that comes, if most are short
 _HEAD = struct.Struct("<HQ")  # the worker that passes the client, and the number of the client
@@ -64,6 +70,12 @@ class SharedAcceptorOwner(AcceptorOwner, Protocol):
     def set_taking(self, taking: bool, /) -> None:
         """Tell the other workers whether they may pass clients to this one."""
 
+    def has_room(self) -> bool:
+        """Return whether another client may be accepted."""
+
+    def report_late(self, worker: int, /) -> None:
+        """Report that a worker does not take a client."""
+
 
 class _Churn:
     """The speed at which the connections of a worker end, compared with that at which they come.
@@ -89,6 +101,45 @@ class _Churn:
         self.is_fast = self._gone_share > _CHURN
 
 
+class _Passed:
+    """The clients that were passed to other workers, until it is known that these take them.
+
+    :param owner: the relay thread.
+    :param table: the counts.
+    :param number: of this worker.
+    """
+
+    __slots__ = ("_owner", "_table", "_number", "_last", "_due", "_timer")
+
+    def __init__(self, owner: SharedAcceptorOwner, table: WorkerTable, number: int) -> None:
+        self._owner, self._table, self._number = owner, table, number
+        self._last: dict[int, int] = {}  # by worker: the number of the last client since the timer was started
+        self._due: dict[int, int] = {}  # the same at its start
+        self._timer = Timer(owner.loop.timers, self._look)
+
+    def add(self, passed: Passed) -> None:
+        """Take note of a client that was passed."""
+        self._last[passed.worker] = passed.serial
+        if not self._due:
+            self._start(time.monotonic())
+
+    def close(self) -> None:
+        """Look no more."""
+        self._timer.stop()
+
+    def _start(self, now: float) -> None:
+        self._due, self._last = self._last, {}
+        if self._due:
+            self._timer.start(now + _TAKEN, now)
+
+    def _look(self, now: float) -> None:
+        for worker, serial in self._due.items():
+            if self._table.is_late(self._number, worker, serial):
+                self._owner.report_late(worker)
+                self._last.setdefault(worker, serial)  # and look again
+        self._start(now)
+
+
 class SharedAcceptor(SocketAcceptor):
     """Accepts in the relay thread, at a socket that other processes have too.
 
@@ -98,7 +149,10 @@ class SharedAcceptor(SocketAcceptor):
     """
 
     def __init__(
-        self, owner: SharedAcceptorOwner, listener: socket.socket | HandshakeListener, place: WorkerPlace
+        self,
+        owner: SharedAcceptorOwner,
+        listener: socket.socket | HandshakeListener | UpgradeListener,
+        place: WorkerPlace,
     ) -> None:
         super().__init__(owner, listener)
         self._worker = owner
@@ -108,6 +162,7 @@ class SharedAcceptor(SocketAcceptor):
         self._accept = self._accept_own
         self._incoming = place.incoming.fileno()
         self._churn = _Churn(place.table, place.number)
+        self._passed = _Passed(owner, place.table, place.number)
         self._slack = 0  # the most connections more than another worker that are no reason to look closely
         self._until_look = _LOOK
         family, kind, protocol = int(self._receive.family), int(self._receive.type), self._receive.proto
@@ -124,6 +179,13 @@ class SharedAcceptor(SocketAcceptor):
         super().take_backlog(now)
         if self.is_taking:
             self._received(IN, now)
+
+    def close(self) -> None:
+        """Accept no client any more, after those that other workers have passed to this one."""
+        self.listen(False)
+        self._passed.close()
+        self._take_passed(time.monotonic())
+        super().close()
 
     def _try_again(self, now: float) -> None:
         self._mask = IN | _EXCLUSIVE if self._worker.tunnel_limit < 0 and self._owner.loop.closing_forgets else IN
@@ -176,34 +238,47 @@ class SharedAcceptor(SocketAcceptor):
             table.store_sent(number, to.worker, to.serial - 1)
             return False
         client.close()
+        self._passed.add(to)
         return True
 
     def _received(self, event: int, now: float) -> None:
         """Take clients that other workers have passed to this one."""
-        owner, incoming = self._owner, self._place.incoming
         for _ in range(_BATCH):
-            if not owner.has_spare_fd():
+            if not self._owner.has_spare_fd():
                 self._exhausted(now)
                 return
             try:
-                data, rights, _, _ = incoming.recvmsg(_LONGEST, socket.CMSG_SPACE(4), _FLAGS)
+                if not self._take_one(now):
+                    self._exhausted(now)
+                    return
             except BlockingIOError:
                 return
-            source, count = _HEAD.unpack_from(data)
-            self._table.store_taken(self._number, source, count)
-            if not rights:  # no descriptor was left for it, so that the kernel has closed it
-                owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-                self._exhausted(now)
-                return
-            peer = json.loads(data[_HEAD.size :])
-            client = socket.SocketType(*self._made, array("i", rights[0][2])[0])
-            client.setblocking(False)
-            self._hand(client, tuple(peer) if isinstance(peer, list) else peer, now)
             if not self.listening:
                 return
 
-    def _hand(self, client: socket.SocketType, peer: Any, now: float) -> None:
-        if self._handshake is None:
+    def _take_passed(self, now: float) -> None:
+        """Take all clients that wait here, as far as there is room: no other worker passes one any more."""
+        with contextlib.suppress(BlockingIOError):
+            while self._worker.has_room() and self._owner.has_spare_fd() and self._take_one(now):
+                pass
+
+    def _take_one(self, now: float) -> bool:
+        """Take one client; return whether a descriptor was left for it.
+
+        :raises BlockingIOError: if there is none.
+        """
+        data, rights, _, _ = self._place.incoming.recvmsg(_LONGEST, socket.CMSG_SPACE(4), _FLAGS)
+        source, count = _HEAD.unpack_from(data)
+        self._table.store_taken(self._number, source, count)
+        if not rights:  # the kernel has closed it
+            self._owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            return False
+        peer = json.loads(data[_HEAD.size :])
+        client = socket.SocketType(*self._made, array("i", rights[0][2])[0])
+        client.setblocking(False)
+        peer = tuple(peer) if isinstance(peer, list) else peer
+        if self._hand is None:
             self._owner.accepted(client, None, peer, now)
         else:
-            self._owner.on_handshake_client(client, self._handshake(), peer, now)
+            self._hand(client, peer, now)
+        return True

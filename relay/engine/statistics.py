@@ -31,6 +31,8 @@ RECENT = 100
 
 _MOST_WAITING = 200  # ended connections whose figures are not added up yet
 _RULES = ("access-list", "login")
+_MOST_RULES = 100  # that have a count of their own: each is a label of a metric, and a list may have thousands
+_OTHER = "other"
 _STATES = ("connecting", "open", "half-closed")
 
 # Of an ended connection: its reason, the bytes received and sent, its age, the time of its connect if that was direct,
@@ -174,7 +176,10 @@ class Statistics:
         self._ages.add(list(ages))
         direct = [seconds for seconds in connects if seconds is not None]
         summaries: list[ConnectionSummary] = list(filter(None, more))
-        self._denied.update([summary.rule for summary in summaries if summary.rule is not None])
+        for summary in summaries:
+            if summary.rule is not None:
+                known = summary.rule in self._denied or len(self._denied) < _MOST_RULES
+                self._denied[summary.rule if known else _OTHER] += 1
         for bytes_received, bytes_sent in [summary.spliced for summary in summaries if summary.spliced is not None]:
             self._spliced_received += bytes_received
             self._spliced_sent += bytes_sent
@@ -198,7 +203,7 @@ class Statistics:
 
 def _in_one_line(record: ConnectionRecord) -> str:
     return (
-        f"{format_address(record.peer) or 'a local client'} -> {record.target or 'nowhere'}: "
-        f"{record.reason} after {record.age:.3f} s, "
+        f"{record.client} -> {record.target or 'nowhere'}: "
+        f"{record.reason}{f' ({record.rule})' if record.rule else ''} after {record.age:.3f} s, "
         f"{record.received} bytes received, {record.sent} sent, {record.engine}{', warm' if record.warm else ''}"
     )

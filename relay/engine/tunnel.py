@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from ..access.limit import LimitsLike
+from ..access.options import check_policy
+from ..access.policy import Admit, Entries, Policy
+from ..access.senders import NO_HEADERS
 from ..eventloop.sockets import format_address
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
+from ..streams.dialer import Dialer
+from ..streams.proxy_handshake import HandshakeListener
+from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener, MakeSend
 from .acceptor import check_listener
 from .limits import Limits
@@ -16,7 +24,7 @@ from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
-__all__ = ["Tunnel", "address_of"]
+__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams"]
 
 _numbers = iter(range(1, 1 << 62))
 
@@ -40,9 +48,9 @@ class Tunnel:
     :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
         with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
         ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may
-        name the keywords ``peer``, ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with
-        ``host`` and ``port``, if the listener's clients name their targets themselves, else ``None``. Closed with the
-        tunnel if it has a ``close``.
+        name the keywords ``peer`` (the client's address), ``identity`` (a :class:`relay.Identity`, or ``None``),
+        ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with ``host`` and ``port``, if the
+        listener's clients name their targets themselves, else ``None``. Closed with the tunnel if it has a ``close``.
     :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit clients
         wait in the listen backlog. Half-open ones do not count: a proxy's clients that have not named their target.
     :param timeout: seconds that a connection may last from its acceptance, also while bytes move; ``None`` for none.
@@ -55,7 +63,25 @@ class Tunnel:
         What a server sends first is kept. ``nconnect`` does not count these streams. Not for a target that counts
         connections or ends idle ones.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
+    :param source: the address of this machine from which relay connects to the target, or ``"peer"`` for an address of
+        the loopback that is made of the client's identity, so that the target's own log and limits tell clients apart.
+        ``None`` for the address that the system chooses. Not for a target behind hops, nor for one that is not reached
+        over TCP.
+    :param limit: limits of the clients: how often they may connect, how many at a time, how fast and how much they may
+        send and receive. Each is a :class:`relay.Limit`, or a mapping with its keywords.
+    :param accept_proxy: the balancers that may connect: addresses, networks such as ``10.0.0.0/8``, and ``unix`` for
+        the clients of a Unix socket. Each of their connections begins with a header of the PROXY protocol, whose
+        address is the client's; every other one is denied. ``None`` for clients without a header.
+    :param send_proxy: the version of the header of the PROXY protocol that relay sends to the target, before the first
+        byte of each client; over TLS before the handshake. ``None`` for none.
     :param name: in the log, in ``repr`` and of the thread.
+    :param allow: only these clients may connect: rules such as ``"cidr:10.0.0.0/8"``, ``"user:www-data"`` or
+        ``"dns:*.svc"``, and files of rules, which are read again when they change; ``None`` for all. relay decides
+        before it calls ``make_send``.
+    :param deny: these clients may not connect, in the same form; it wins over ``allow``.
+    :param admit: called with the :class:`relay.Identity` of each client that the lists allow, or with ``None`` where
+        nothing is known of it; returns whether it may connect. It is called on another thread, for several clients at a
+        time. An error, or no answer within five seconds, means no.
     :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
         the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
         ones are dropped with a warning in the log. What it raises is logged. :meth:`close`, with ``drain`` or without,
@@ -63,7 +89,9 @@ class Tunnel:
         one; then a warning is logged, and the thread goes on with the rest.
     :raises TypeError: if an argument is of a wrong kind; ``make_send`` and ``on_end`` must not be coroutine functions.
     :raises ValueError: if ``receive`` does not listen, or a number is out of range, or if there is ``warm`` and the
-        factory takes ``peer`` or ``destination``, or is :func:`relay.dynamic`: its streams depend on the client.
+        factory takes ``peer``, ``identity`` or ``destination``, or is :func:`relay.dynamic`: its streams depend on the
+        client. So they do with ``send_proxy`` and a target over TLS. If connections to the target cannot come from
+        ``source``. With ``accept_proxy``, if the listener is none of TCP, of TLS, of a Unix socket or of proxy clients.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
 
     Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are additions.
@@ -81,16 +109,34 @@ class Tunnel:
         linger: float | None = 60.0,
         warm: int = 0,
         warm_for: float = WARM_FOR,
+        source: str | None = None,
+        limit: LimitsLike | None = None,
+        accept_proxy: Collection[str] | None = None,
+        send_proxy: Literal["v1", "v2"] | None = None,
         name: str | None = None,
+        allow: Entries = None,
+        deny: Entries = None,
+        admit: Admit | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
         check_listener(receive)
         _check_factory(make_send)
         check_warm(warm, warm_for)
+        policy = check_policy(
+            allow=allow,
+            deny=deny,
+            admit=admit,
+            limit=limit,
+            source=source,
+            accept_proxy=accept_proxy,
+            send_proxy=send_proxy,
+        )
+        check_reads_headers(receive, policy)
         if warm:
             from .warm_pool import check_factory
 
             check_factory(make_send)
+        check_streams(make_send, source, send_proxy, warm)
         check_callback(on_end)
         check_count(nconnect)
         limits = Limits(
@@ -103,7 +149,7 @@ class Tunnel:
             raise TypeError(f"name: expected text, got {type(name).__name__}")
         self.name = name or f"relay tunnel {next(_numbers)}"
         self._address = address_of(receive)
-        self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end)
+        self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end, policy)
         if warm:
             self._relay.keep_warm(warm, warm_for)
 
@@ -197,6 +243,32 @@ def _check_factory(make_send: Any) -> None:
     for function in (make_send, type(make_send).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
+
+
+def check_streams(make_send: Any, source: str | None, send_proxy: str | None, warm: int) -> None:
+    """Check that the streams of a factory can come from a source, and be warm although they begin with a header.
+
+    :raises ValueError: if they cannot.
+    """
+    if source is not None:
+        from ..streams.peer_source import check_source
+
+        check_source(source, make_send, warm)
+    if warm and send_proxy is not None and isinstance(make_send, Dialer) and make_send.introduces:
+        raise ValueError(
+            "warm: the header of send_proxy goes before the TLS handshake, so that no stream can be opened before its "
+            "client is there; set warm to 0"
+        )
+
+
+def check_reads_headers(receive: Any, policy: Policy) -> None:
+    """Check that the clients of a listener can begin with a header of the PROXY protocol, if there is to be one.
+
+    :raises ValueError: if relay does not read what these clients send first.
+    """
+    if policy.accept_proxy is None or isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+        return
+    raise ValueError(f"accept_proxy: {NO_HEADERS}")
 
 
 def address_of(receive: Any) -> Any:

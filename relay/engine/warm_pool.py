@@ -5,15 +5,22 @@ state       event               next state  action
 =========== =================== =========== =================================================================
 stopped     start               trying      open one stream; the others when it is there
 trying      stream              filling     open those that are missing
+trying      stream after failed proving     start the timer of 1 s: the others are opened if it lasts so long
 trying      no stream           backing off start the retry timer: 0.5 s after the first failure, then twice
                                             as long each time, up to 30 s
+trying      calls hang          backing off start the retry timer: calls that do not return hold a thread each
 trying      hop not up          waiting     open none
 filling     used                filling     open another one, as soon as the client's first bytes are on their way
 filling     ended               filling     open another one
 filling     expired             filling     open another one
 filling     no stream           backing off start the retry timer
 filling     ended at once       backing off start the retry timer: a target that ends idle streams is not flooded
+filling     no descriptor       backing off close some streams, which a client needs less than a descriptor
 filling     hop not up          waiting     open none
+proving     lasts               filling     open those that are missing
+proving     no stream           backing off start the retry timer
+proving     ended at once       backing off start the retry timer
+proving     hop not up          waiting     open none
 backing off stream              backing off keep it
 backing off retry timer         trying      open one stream
 backing off hop is up           trying      open one stream
@@ -28,6 +35,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import errno
 import functools
 import logging
 import math
@@ -39,7 +47,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..addresses.printable import printable
-from ..errors import CarrierError
+from ..errors import CarrierError, ConnectError
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.sockets import Endpoint, open_socket
 from ..streams.rate_limited_log import RateLog
@@ -60,6 +68,7 @@ _SOON = 0.001  # seconds until the next stream is opened: a TLS handshake begins
 _STABLE = 1.0  # seconds; a stream that ends sooner counts as a failure
 _CONNECT = 30.0  # seconds for a stream if the tunnel has no limit
 _SPREAD = 0.9  # part of the age after which the first streams are replaced, so that not all are at once
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _LONGEST = 500  # characters of an error in the log
 
 
@@ -69,6 +78,7 @@ class PoolState(enum.Enum):
     STOPPED = "stopped"
     TRYING = "trying"
     FILLING = "filling"
+    PROVING = "proving"
     BACKING_OFF = "backing off"
     WAITING = "waiting"
 
@@ -123,7 +133,8 @@ class WarmPool:
         self._ready: dict[WarmStream, None] = {}  # the oldest first
         self._connecting: dict[WarmStream, None] = {}
         self._failures = 0  # in a row
-        self._timer = Timer(connector.loop.timers, self._on_timer)  # to retry, or to fill soon
+        self._watched: object = None  # the dialer whose hop is watched
+        self._timer = Timer(connector.loop.timers, self._on_timer)  # to retry, to fill soon, or until one has lasted
         self._problems = RateLog(logger, logging.WARNING)
         self._counts = collections.Counter[str]()
         self._is_opening = False
@@ -166,12 +177,13 @@ class WarmPool:
         if plan.needs_client:
             return
         self.state = PoolState.TRYING
-        if plan.dialer is not None:
+        if plan.dialer is not None and plan.dialer is not self._watched:
             watch = functools.partial(_pass_on, weakref.WeakMethod(self._hop_is_up), self._connector.loop)
             try:
                 plan.dialer.subscribe(watch)
             except OSError as error:
                 return self._back_off(error, now)
+            self._watched = plan.dialer
         self.fill(now)
         return None
 
@@ -189,8 +201,8 @@ class WarmPool:
             return False
         while self._ready:
             stream = next(iter(self._ready))
-            if stream.has_ended():
-                stream.close("ended", now)
+            if (reason := stream.spoilt()) is not None:
+                stream.close(reason, now)
                 continue
             del self._ready[stream]
             self._counts["hit"] += 1
@@ -217,12 +229,18 @@ class WarmPool:
                 self._open(now)
         finally:
             self._is_opening = False
+        if not self._connecting and self._is_missing(0) and self.state in (PoolState.TRYING, PoolState.FILLING):
+            text = f"{self._plan.target or 'the factory'}: no answer in time; earlier calls of it have not returned"
+            self._back_off(ConnectError(text, reason="connect_timeout"), now)
 
     def _may_open(self) -> bool:
-        is_missing = len(self._ready) + len(self._connecting) < self._wanted[0]
-        return is_missing and (
+        # A call that is given up and does not return holds its thread: then no more of them are made.
+        return self._is_missing(max(len(self._connecting), self._plan.warm_calls)) and (
             self.state is PoolState.FILLING or (self.state is PoolState.TRYING and not self._connecting)
         )
+
+    def _is_missing(self, connecting: int) -> bool:
+        return len(self._ready) + connecting < self._wanted[0]
 
     def _hop_can_be_used(self) -> bool:
         """Return whether the last hop is up; the pool does not hurry the back-off of one that is not."""
@@ -241,6 +259,16 @@ class WarmPool:
         except Exception as error:  # noqa: BLE001  (whatever it is, it ends this stream only)
             self.failed(stream, error, now)
 
+    def make_room(self, now: float) -> None:
+        """Close some streams, because no descriptor is left, and open none for a while."""
+        if self.state is PoolState.STOPPED:
+            return
+        for stream in list(self._ready)[: max(2, len(self._ready) // 4)]:  # a client and its stream need two
+            stream.close("discarded", now)
+        self._back_off(
+            OSError("no descriptor is left for a warm stream; raise the limit of open files (ulimit -n)"), now
+        )
+
     def _age(self) -> float:
         return self._wanted[1] * random.uniform(_SPREAD, 1.0)  # noqa: S311  (this needs no secrecy)
 
@@ -257,6 +285,9 @@ class WarmPool:
         self._ready[stream] = None
         if len(self._ready) > self._wanted[0]:
             stream.close("discarded", now)
+        elif self.state is PoolState.TRYING and self._failures:
+            self.state = PoolState.PROVING
+            self._timer.start(now + _STABLE, now)
         elif self.state is PoolState.TRYING:
             self.state = PoolState.FILLING
             self.fill(now)
@@ -289,12 +320,20 @@ class WarmPool:
 
     def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
         """Start a connect. It never gets the spare descriptor, which is for a client."""
-        return open_socket(endpoint, socket.SocketType)
+        try:
+            return open_socket(endpoint, socket.SocketType)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                self.make_room(time.monotonic())
+            raise
 
     def failed(self, recipient: Recipient, error: BaseException, now: float) -> None:
         """Take a stream that could not be opened."""
         recipient.close("failed", now)
-        self._back_off(error, now)
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            self.make_room(now)
+        else:
+            self._back_off(error, now)
 
     def too_late(self, recipient: Recipient, plan: Plan) -> None:
         """Do nothing: the deadline of a warm stream is a failure as any other."""
@@ -325,8 +364,8 @@ class WarmPool:
         self._timer.start(now + longest * random.uniform(0.5, 1.0), now)  # noqa: S311  (this needs no secrecy)
 
     def _on_timer(self, now: float) -> None:
-        if self.state is PoolState.BACKING_OFF:
-            self.state = PoolState.TRYING
+        after = {PoolState.BACKING_OFF: PoolState.TRYING, PoolState.PROVING: PoolState.FILLING}
+        self.state = after.get(self.state, self.state)
         self.fill(now)
 
     def _hop_is_up(self) -> None:

@@ -20,6 +20,7 @@ Nothing is read from a stream that is ready: what a server says first waits in t
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import select
 import socket
@@ -32,7 +33,7 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..streams.path import StreamPath
 from ..streams.request import Request
-from ..streams.session_socket import close_descriptor
+from ..streams.session_socket import close_descriptor, session_of
 from ..streams.stream import Stream
 from .connection import Connection
 from .limits import Pending
@@ -40,6 +41,8 @@ from .records import ConnectionSummary
 from .workspace import Workspace
 
 __all__ = ["WarmState", "WarmStream"]
+
+_GREETING = 1 << 16  # bytes of a server that speaks first
 
 
 class WarmState(enum.Enum):
@@ -136,6 +139,12 @@ class WarmStream:
         """Return whether it is not known yet that the target has accepted it."""
         return self.target_stream is not None and not self.target_stream.answered
 
+    def spoilt(self) -> str | None:
+        """Return why no client can have it: it has ``ended``, or is ``expired`` as its target gets no new clients."""
+        if self.has_ended():
+            return "ended"
+        return "expired" if self.target_stream is not None and self.target_stream.is_withdrawn else None
+
     def has_ended(self) -> bool:
         """Return whether the target has closed or reset it; the loop may not have looked yet."""
         assert self.target is not None
@@ -169,6 +178,8 @@ class WarmStream:
         target, stream = self.target, self.target_stream
         if target is not None:
             self._owner.loop.forget(target.fileno())
+            if session_of(target) is None and reason != "ended":
+                _drop_greeting(target)
             if stream is not None:
                 self._owner.close_stream(stream, clean=True)
             else:
@@ -213,3 +224,9 @@ def _is_at_end(sock: socket.SocketType) -> bool:
         return False
     except OSError:
         return True
+
+
+def _drop_greeting(sock: socket.SocketType) -> None:
+    """Read what a server has said first: a close with bytes unread would be a reset, which it may log or count."""
+    with contextlib.suppress(OSError):
+        sock.recv(_GREETING, socket.MSG_DONTWAIT)

@@ -140,6 +140,15 @@ class WorkerTable:
         """Store the number of the last client that was taken from another worker."""
         self._taken[worker * self.workers + source] = count
 
+    def is_late(self, worker: int, to: int, serial: int) -> bool:
+        """Return whether another worker, which takes clients, has not taken one that was passed to it.
+
+        :param worker: the one that has passed it.
+        :param to: the one that it was passed to.
+        :param serial: the number of the client.
+        """
+        return self._loads[to] < AWAY and self._taken[to * self.workers + worker] < serial
+
     def _least(self, worker: int, loads: list[int], most: int, limit: int) -> Passed | None:
         """Return the worker with the least load, with the clients on their way to it, if that is less than ``most``."""
         count = self.workers

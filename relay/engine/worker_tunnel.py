@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
+from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener, MakeSend
 from .acceptor import Acceptor, make_acceptor
 from .connection import Connection
@@ -25,24 +28,45 @@ class WorkerTunnel(Tunnel):
     :param make_send: and the others: as for :class:`Tunnel`. ``nconnect`` is the limit of the whole tunnel.
     :param place: of this worker; the tunnel closes it at its end.
     :param paused: whether it accepts no client before :meth:`resume`.
+    :param on_late: called in the relay thread with the number of another worker that does not take a client which was
+        passed to it; must not block.
     :raises TypeError: as for :class:`Tunnel`.
     :raises ValueError: as for :class:`Tunnel`.
     :raises OSError: as for :class:`Tunnel`. ``place`` stays with the caller then, too.
     """
 
     def __init__(
-        self, receive: Listener, make_send: MakeSend, *, place: WorkerPlace, paused: bool = False, **options: Any
+        self,
+        receive: Listener,
+        make_send: MakeSend,
+        *,
+        place: WorkerPlace,
+        paused: bool = False,
+        on_late: Callable[[int], object] = lambda _: None,
+        **options: Any,
     ) -> None:
-        self._place = place
-        self._paused = paused
+        self._as_worker = place, paused, on_late
         super().__init__(receive, make_send, **options)
 
     def start_close(self, drain: float | None) -> None:
         """Close it as :meth:`close` does, but do not wait."""
         self._relay.start_close(drain)
 
+    def take_backlog(self) -> None:
+        """Accept the clients that wait at the listening socket, as far as there is room, if it accepts clients.
+
+        The kernel wakes one worker for a client. If that one dies before it accepts, no other one is woken. Does not
+        wait.
+        """
+        assert isinstance(self._relay, WorkerRelayThread)
+        self._relay.loop.call(self._relay.take_backlog)
+
+    def turn(self) -> None:
+        """Wait until its loop has turned, for a watchdog."""
+        self._relay.run_in_thread(lambda: None)
+
     def _start(self, *arguments: Any) -> WorkerRelayThread:
-        return WorkerRelayThread(self._place, self._paused, *arguments)
+        return WorkerRelayThread(*self._as_worker, *arguments)
 
 
 class WorkerRelayThread(RelayThread):
@@ -50,11 +74,13 @@ class WorkerRelayThread(RelayThread):
 
     :param place: of this worker.
     :param paused: whether it accepts no client at first.
+    :param on_late: as for :class:`WorkerTunnel`.
     :param arguments: as for :class:`RelayThread`.
     """
 
-    def __init__(self, place: WorkerPlace, paused: bool, *arguments: Any) -> None:
+    def __init__(self, place: WorkerPlace, paused: bool, on_late: Callable[[int], object], *arguments: Any) -> None:
         self._place = place
+        self._on_late = on_late
         self._is_paused_at_first = paused
         self._number = place.number
         self._table = place.table
@@ -68,7 +94,7 @@ class WorkerRelayThread(RelayThread):
         super()._set_limit(quota(nconnect, self._table.workers, self._number))
 
     def _make_acceptor(self, receive: Any) -> Acceptor:
-        if self._table.workers > 1 and isinstance(receive, (socket.socket, HandshakeListener)):
+        if self._table.workers > 1 and isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
             return SharedAcceptor(self, receive, self._place)
         return make_acceptor(self, receive)
 
@@ -76,6 +102,19 @@ class WorkerRelayThread(RelayThread):
     def tunnel_limit(self) -> int:
         """The limit of the whole tunnel; −1 for none."""
         return self._limit
+
+    def has_room(self) -> bool:
+        """Return whether another client may be accepted."""
+        return self._has_room()
+
+    def take_backlog(self) -> None:
+        """Accept the clients that wait at the listening socket."""
+        if isinstance(self._acceptor, SharedAcceptor):
+            self._acceptor.take_backlog(time.monotonic())
+
+    def report_late(self, worker: int) -> None:
+        """Report that a worker does not take a client."""
+        self._on_late(worker)
 
     def set_taking(self, taking: bool) -> None:
         """Tell the other workers whether they may pass clients to this one."""
@@ -85,11 +124,15 @@ class WorkerRelayThread(RelayThread):
     def on_start(self, now: float) -> None:
         """Accept no client yet, if the tunnel is paused."""
         if self._is_paused_at_first:
+            if isinstance(self._receive, UpgradeListener):
+                self._receive.deliver(None, self.workspace)  # which accepts by itself until then
             self._pause(close=False)
 
-    def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
+    def admit(
+        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1
+    ) -> Connection:
         self._table.admit(self._number, self._away + len(self._slots.connections) + 1)
-        return super()._admit(client, stream, peer, now)
+        return super().admit(client, stream, peer, now, count)
 
     def connection_over(self, connection: Connection) -> None:
         """Count a connection that has ended, and tell the other workers."""

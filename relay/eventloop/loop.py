@@ -158,6 +158,7 @@ class Loop:
         self.closing_forgets = not isinstance(self.poller, PollPoller)
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
+        self._new: set[int] = set()  # watched in this turn: its events are of an earlier socket with the same number
         self._garbage: list[socket.SocketType] = []
         self._calls: list[Callable[[], object]] = []
         self._lock = threading.Lock()
@@ -174,6 +175,7 @@ class Loop:
         """Call ``handler(event, now)`` on the events in ``mask``, and on errors and hang-ups."""
         self.poller.register(descriptor, mask)
         self.handlers[descriptor] = handler
+        self._new.add(descriptor)
 
     def forget(self, descriptor: int, closing: bool = False) -> None:
         """Watch a descriptor no longer.
@@ -219,17 +221,19 @@ class Loop:
     def run(self) -> None:
         """Wait and call, until :meth:`stop`."""
         self._thread = threading.get_ident()
-        poll, handlers, timers, garbage = self.poller.poll, self.handlers, self.timers, self._garbage
+        poll, handlers, timers, garbage, new = self.poller.poll, self.handlers, self.timers, self._garbage, self._new
         now = time.monotonic()
         while not self._stopped:
             # One clock reading a turn serves every event of it.
             wait = timers.first - now
+            if new:
+                new.clear()
             events = poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
             now = time.monotonic()
             try:
                 for descriptor, event in events:
                     handler = handlers.get(descriptor)
-                    if handler is not None:
+                    if handler is not None and (not new or descriptor not in new):
                         handler(event, now)
             except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
                 self._crashed(descriptor, error, now)
@@ -247,6 +251,7 @@ class Loop:
         :meth:`run` does the same without a call for each turn, which a hot loop feels.
         """
         self._close_garbage()
+        self._new.clear()
         timers = self.timers
         wait = timers.first - time.monotonic()
         events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
@@ -254,7 +259,7 @@ class Loop:
         try:
             for descriptor, event in events:
                 handler = self.handlers.get(descriptor)
-                if handler is not None:
+                if handler is not None and descriptor not in self._new:
                     handler(event, now)
         except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
             self._crashed(descriptor, error, now)

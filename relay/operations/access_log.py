@@ -203,6 +203,7 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "id": record.id,
         "tunnel": tunnel.name,
         "peer": format_address(record.peer),
+        "identity": record.identity and record.identity.as_fields(),
         "local": tunnel.local,
         "target": record.target,
         "hops": tunnel.hops,

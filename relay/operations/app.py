@@ -31,6 +31,7 @@ from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
 from .instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
+from .ledger_answers import ledger_answers
 from .metrics import CONTENT_TYPE, MetricsPage
 from .openapi import document
 from .overview import Overview
@@ -67,6 +68,7 @@ def make_app(instance: Instance) -> App:
         _get("/tunnels/{name}", operations.tunnel),
         _get("/connections", operations.connections),
         _get("/connections/recent", operations.recent),
+        *(_act(path, answer, method) for (method, path), answer in ledger_answers(instance).items()),
         _get("/carriers", lambda request: {"carriers": instance.carriers()}),
         _get("/livez", lambda request: _health(liveness(instance)), asyncio.Semaphore(CHECKS)),
         _get("/readyz", lambda request: _health(readiness(instance))),
@@ -76,6 +78,8 @@ def make_app(instance: Instance) -> App:
         _act("/tunnels/{name}/pause", lambda request: instance.pause(request.path_params["name"])),
         _act("/tunnels/{name}/resume", lambda request: instance.resume(request.path_params["name"])),
         _act("/tunnels/{name}/drain", lambda request: instance.drain(request.path_params["name"])),
+        _act("/tunnels/{name}/enable", lambda request: instance.enable(*_target(request))),
+        _act("/tunnels/{name}/disable", lambda request: instance.disable(*_target(request))),
         _act("/connections/{id}", lambda request: instance.kill(request.path_params["id"]), "DELETE"),
         _act("/reload", operations.reload, threads=asyncio.Semaphore(RELOADS)),
         _act("/reopen", lambda request: instance.reopen_logs()),
@@ -127,6 +131,14 @@ class _Operations:
             raise HTTPException(400, f'expected {{"level": …}} with one of {", ".join(LOG_LEVELS)}')
         await run_in_threadpool(self._instance.set_log_level, level)
         return Response(status_code=204)
+
+
+def _target(request: Request) -> tuple[str, str]:
+    """Return the names of a tunnel and of one of its targets."""
+    target = request.query_params.get("target")
+    if target is None:
+        raise HTTPException(400, "target: expected the name of a target, as in the status of the tunnel")
+    return request.path_params["name"], target
 
 
 def _get(path: str, answer: Answer, threads: asyncio.Semaphore | None = None) -> Route:

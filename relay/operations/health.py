@@ -36,12 +36,15 @@ class Health:
 
 
 def liveness(instance: Instance) -> Health:
-    """Return whether the loop of each tunnel turns within 5 seconds. Waits for them."""
+    """Return whether the loop of each tunnel turns within 5 seconds. Waits for them.
+
+    A worker process that does not answer makes nothing worse: relay replaces it, and need not be restarted.
+    """
     return Health(dict.fromkeys(instance.stuck_loops(TURN), f"its loop did not turn within {TURN:g} s"))
 
 
 def readiness(instance: Instance, name: str | None = None) -> Health:
-    """Return whether the required tunnels listen, and their last probe succeeded and is recent.
+    """Return whether the required tunnels listen in workers that answer, and their last probe succeeded and is recent.
 
     :param name: only of this tunnel, whether it is required or not.
     :raises NotFoundError: if there is no such tunnel.
@@ -64,6 +67,8 @@ def problem_of(tunnel: TunnelStatus, now: float) -> str:
     """
     if tunnel.state != "listening":
         return f"{tunnel.state}: {tunnel.problem}" if tunnel.problem else tunnel.state
+    if tunnel.stuck:
+        return tunnel.problem
     probe = tunnel.probe
     if probe is None:
         return ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..carriers.listing import CarrierStatus
-from ..engine.records import Metrics, Stats
+from ..engine.records import Metrics, Stats, WarmFigures
+from ..streams.identity import client_text
+from ..streams.target_group import TargetState
+from .ledgers import Ledgers
 from .recent_log import LogLine
 
 __all__ = [
@@ -84,12 +87,16 @@ class TunnelStatus:
     :param required: whether the program ends if it cannot start, and is not ready without it.
     :param since: when the state last changed, in seconds since 1970.
     :param hops: the state of the carriers under it: ``up`` if all are.
-    :param problem: why it does not listen, or the last error of a carrier; empty if there is none.
+    :param problem: why it does not listen, the workers that do not answer, or the last error of a carrier; empty if
+        there is none.
+    :param stuck: whether a worker of it does not answer. relay replaces the worker.
     :param figures: since it was opened; ``None`` before that.
     :param metrics: all counters since it was opened; ``None`` before that.
+    :param warm: its warm streams; ``None`` if it has never had any.
     :param probe: its probe; ``None`` if it has none.
     :param certificate_end: until when the certificate of its TLS listener is valid, in seconds since 1970; ``None`` if
         it has none.
+    :param targets: the state of each target, if it has several.
     """
 
     name: str
@@ -101,15 +108,18 @@ class TunnelStatus:
     since: float = 0.0
     hops: str = "up"
     problem: str = ""
+    stuck: bool = False
     figures: Stats | None = None
     metrics: Metrics | None = None
+    warm: WarmFigures | None = None
     probe: ProbeStatus | None = None
     certificate_end: float | None = None
+    targets: tuple[TargetState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionStatus:
-    """One connection, open or ended; the fields are those of :class:`relay.engine.records.ConnectionRecord`.
+    """Plain data of a connection, as :class:`relay.engine.records.ConnectionRecord` has it.
 
     :param id: unique in this process and in others; for ``kill``.
     :param tunnel: the tunnel's name.
@@ -123,6 +133,9 @@ class ConnectionStatus:
     :param reason: the word for why it ended; ``None`` while it is open.
     :param started: when it was accepted, in seconds since 1970.
     :param by: the party that ended it: ``client``, ``target``, ``relay`` or ``admin``; ``None`` while it is open.
+    :param warm: whether its stream was open before its client came.
+    :param identity: who the client is: ``kind``, ``name``, and ``verified`` if it is not; ``None`` if it is unknown.
+    :param rule: the rule that denied the client.
     """
 
     id: str
@@ -137,6 +150,15 @@ class ConnectionStatus:
     reason: str | None = None
     started: float = 0.0
     by: str | None = None
+    warm: bool = False
+    identity: Mapping[str, Any] | None = None
+    rule: str | None = None
+
+    @property
+    def client(self) -> str:
+        """The client as text: its address, and its identity where that says more; empty if neither is known."""
+        identity = self.identity or {"kind": "", "name": ""}
+        return client_text(self.peer, identity["kind"], identity["name"]) if self.peer or self.identity else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +183,8 @@ class WorkerStatus:
 
     :param number: its number, from 1.
     :param pid: its process ID; ``None`` while there is no process.
-    :param state: ``starting``, ``running``, ``waiting`` (for the time to start again) or ``ended``.
+    :param state: ``starting``, ``running``, ``stuck`` (it does not answer), ``waiting`` (for the time to start again)
+        or ``ended``.
     :param restarts: the processes that have died in its place.
     """
 
@@ -239,7 +262,7 @@ class ReloadReport:
     keys: tuple[ChangedKey, ...] = ()
 
 
-class Instance(Protocol):
+class Instance(Ledgers, Protocol):
     """A running relay. Every method may be called from any thread; those that act wait until it is done.
 
     Each action raises :class:`ConflictError` once the program ends.
@@ -264,7 +287,7 @@ class Instance(Protocol):
         """
 
     def carriers(self) -> Sequence[CarrierStatus]:
-        """Return the carriers of the process."""
+        """Return the carriers of the process and of its workers, in the order of their names."""
 
     def log(self) -> Sequence[LogLine]:
         """Return the last lines of the log, oldest first; none if there is no status server."""
@@ -297,6 +320,17 @@ class Instance(Protocol):
 
     def drain(self, name: str) -> None:
         """Close the listener of a tunnel; its connections may finish. Does not wait for them."""
+
+    def enable(self, name: str, target: str) -> None:
+        """Give one of several targets of a tunnel connections again, after a probe has passed.
+
+        :param target: its name in the status of the tunnel.
+        :raises NotFoundError: if there is no such tunnel or target, as the next one does.
+        :raises ConflictError: if the tunnel is not open or has one target, as the next one does.
+        """
+
+    def disable(self, name: str, target: str) -> None:
+        """Give one of several targets of a tunnel no new connections; open ones stay."""
 
     def kill(self, connection: str) -> None:
         """Reset a connection.

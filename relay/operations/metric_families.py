@@ -1,13 +1,7 @@
-"""The families of metrics, and the lines of each in the text format of Prometheus (exposition format 0.0.4).
-
-All samples of a family about one tunnel are one text with places for the figures, which is made once: 500 tunnels have
-25,000 samples. prometheus_client takes 9 µs for each.
-"""
+"""The families of metrics, and the samples of each. Their text is that of :mod:`.metric_text`."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,16 +9,17 @@ from typing import NamedTuple
 from ..engine.records import Metrics
 from ..engine.statistics import AGES
 from ..eventloop.histogram import CONNECT_TIMES, Histogram
+from ..streams.target_group import TargetState
 from .instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
+from .metric_text import byte_counts, counts, escaped, filled, histogram
 
-__all__ = ["FAMILIES", "LAGS", "Facts", "Family", "escaped"]
+__all__ = ["FAMILIES", "LAGS", "Facts", "Family"]
 
 LAGS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 """The bounds of ``relay_loop_lag_seconds``."""
 
 _UP = ("listening", "paused")  # the states of a tunnel whose listener is open
-_MOST = 8192  # texts that are remembered; each has about 1 kB
-_WORKER_STATES = ("starting", "running", "waiting", "ended")
+_WORKER_STATES = ("starting", "running", "stuck", "waiting", "ended")
 _EXHAUSTED = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")  # what accepting a client usually fails with
 
 
@@ -59,12 +54,6 @@ class Family(NamedTuple):
     """Takes the name of the family; returns the lines, some of them joined."""
 
 
-@functools.lru_cache(4096)
-def escaped(value: str) -> str:
-    """Return a label value as it stands between its quotation marks."""
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
 def _single(value: Callable[[Facts], float | None]) -> _Samples:
     """Return the sample of a figure that the process has, unless it is ``None``."""
 
@@ -85,6 +74,17 @@ def _of_tunnels(value: Callable[[TunnelStatus], float | None]) -> _Samples:
     return samples
 
 
+def _of_targets(value: Callable[[TargetState], int]) -> _Samples:
+    """Return the samples of a figure that each of several targets of a tunnel has."""
+
+    def samples(name: str, facts: Facts) -> Iterable[str]:
+        for tunnel, status in facts.tunnels:
+            for target in status.targets:
+                yield f'{name}{{tunnel="{tunnel}",target="{escaped(target.target)}"}} {value(target)}'
+
+    return samples
+
+
 def _of_carriers(value: Callable[[CarrierStatus], float | None]) -> _Samples:
     def samples(name: str, facts: Facts) -> Iterable[str]:
         found = ((labels, value(carrier)) for labels, carrier in facts.carriers)
@@ -93,87 +93,40 @@ def _of_carriers(value: Callable[[CarrierStatus], float | None]) -> _Samples:
     return samples
 
 
-def _counted(label: str, counts: Callable[[Metrics], Mapping[str, int]]) -> _Samples:
+def _counted(label: str, value: Callable[[Metrics], Mapping[str, int]]) -> _Samples:
     """Return the samples of a mapping that each tunnel has."""
 
     def samples(name: str, facts: Facts) -> Iterable[str]:
         for tunnel, metrics in facts.counters:
-            if found := counts(metrics):
-                yield _filled(_counts(name, tunnel, label, tuple(found)), (*found.values(),))
+            if found := value(metrics):
+                yield filled(counts(name, tunnel, label, tuple(found)), (*found.values(),))
 
     return samples
-
-
-@functools.lru_cache(_MOST)
-def _counts(name: str, tunnel: str, label: str, keys: tuple[str, ...]) -> str:
-    begin = f'{name}{{tunnel="{tunnel}",{label}="'
-    return "\n".join([f'{_literal(begin + escaped(key))}"}} %s' for key in keys])
 
 
 def _bytes(name: str, facts: Facts) -> Iterable[str]:
     for tunnel, it in facts.counters:
         received, sent = it.spliced_received, it.spliced_sent
-        yield _filled(_byte_counts(name, tunnel), (it.received - received, received, it.sent - sent, sent))
-
-
-@functools.lru_cache(_MOST)
-def _byte_counts(name: str, tunnel: str) -> str:
-    begin = _literal(f'{name}{{tunnel="{tunnel}",direction="')
-    kinds = itertools.product(("in", "out"), ("copy", "splice"))
-    return "\n".join([f'{begin}{direction}",engine="{engine}"}} %s' for direction, engine in kinds])
+        yield filled(byte_counts(name, tunnel), (it.received - received, received, it.sent - sent, sent))
 
 
 def _hop_times(name: str, facts: Facts) -> Iterable[str]:
     for tunnel, metrics in facts.counters:
         for hop, times in metrics.hop_times.items():
-            yield _filled(_histogram(name, f'tunnel="{tunnel}",hop="{hop}"', CONNECT_TIMES), times)
+            yield filled(histogram(name, f'tunnel="{tunnel}",hop="{hop}"', CONNECT_TIMES), times)
 
 
 def _tunnel_histogram(bounds: tuple[float, ...], value: Callable[[Metrics], Histogram]) -> _Samples:
     def samples(name: str, facts: Facts) -> Iterable[str]:
         for tunnel, metrics in facts.counters:
-            yield _filled(_histogram(name, f'tunnel="{tunnel}"', bounds), value(metrics))
+            yield filled(histogram(name, f'tunnel="{tunnel}"', bounds), value(metrics))
 
     return samples
 
 
 def _carrier_connects(name: str, facts: Facts) -> Iterable[str]:
     for labels, carrier in facts.carriers:
-        yield _filled(_histogram(name, labels, CONNECT_TIMES), carrier.metrics)
-
-
-_last: dict[str, tuple[tuple[object, ...], str]] = {}  # template → its last figures, and the text with them
-
-
-def _filled(template: str, figures: tuple[object, ...]) -> str:
-    """Return a template with figures: most tunnels of many are idle, and have the same as at the last scrape."""
-    known = _last.get(template)
-    if known is not None and known[0] == figures:
-        return known[1]
-    if isinstance(figures, Histogram):
-        below = (*itertools.accumulate(figures.counts),)
-        text = template % (*below, figures.total, below[-1])
-    else:
-        text = template % figures
-    if len(_last) >= _MOST:
-        _last.clear()
-    _last[template] = figures, text
-    return text
-
-
-@functools.lru_cache(_MOST)
-def _histogram(name: str, labels: str, bounds: tuple[float, ...]) -> str:
-    """Return the text of a histogram, with places for the cumulative counts, the sum and the count."""
-    given = _literal(labels)
-    begin = f"{name}_bucket{{{given}{',' if given else ''}le="
-    buckets = [f'{begin}"{bound}"}} %s' for bound in (*bounds, "+Inf")]
-    braced = f"{{{given}}}" if given else ""
-    return "\n".join([*buckets, f"{name}_sum{braced} %s", f"{name}_count{braced} %s"])
-
-
-def _literal(text: str) -> str:
-    """Return a text that the operator ``%`` leaves as it is."""
-    return text.replace("%", "%%")
+        yield filled(histogram(name, labels, CONNECT_TIMES), carrier.metrics)
 
 
 def _accept_errors(name: str, facts: Facts) -> Iterable[str]:
@@ -262,7 +215,7 @@ FAMILIES = (
         "relay_denied_total",
         "counter",
         ("tunnel", "rule"),
-        "Clients that were denied: by an access list, or for a wrong user or password.",
+        "Clients that were denied, by the rule; rules after the first hundred count as other.",
         _counted("rule", lambda metrics: metrics.denied),
     ),
     Family(
@@ -313,6 +266,27 @@ FAMILIES = (
         ("tunnel",),
         "End of the last probe, seconds since 1970.",
         _of_tunnels(lambda tunnel: tunnel.probe.finished if tunnel.probe and tunnel.probe.finished else None),
+    ),
+    Family(
+        "relay_target_up",
+        "gauge",
+        ("tunnel", "target"),
+        "Whether one of several targets gets connections.",
+        _of_targets(lambda target: int(target.state == "up")),
+    ),
+    Family(
+        "relay_target_connections",
+        "gauge",
+        ("tunnel", "target"),
+        "Open connections to one of several targets.",
+        _of_targets(lambda target: target.active),
+    ),
+    Family(
+        "relay_target_failures_total",
+        "counter",
+        ("tunnel", "target"),
+        "Connects and probes of one of several targets that failed.",
+        _of_targets(lambda target: target.failures),
     ),
     Family(
         "relay_carrier_up",
@@ -372,7 +346,7 @@ FAMILIES = (
         "histogram",
         (),
         "Time until the loop of a tunnel turns, measured once per scrape for each tunnel with connections.",
-        lambda name, facts: [_filled(_histogram(name, "", LAGS), facts.lags)],
+        lambda name, facts: [filled(histogram(name, "", LAGS), facts.lags)],
     ),
     Family("relay_config_reloads_total", "counter", ("result",), "Reloads of the file.", _reloads),
     Family(

@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool
 from .instance import CarrierStatus, Instance, TunnelStatus
-from .metric_families import FAMILIES, LAGS, Facts, escaped
+from .metric_families import FAMILIES, LAGS, Facts
+from .metric_text import escaped
 
 __all__ = ["CONTENT_TYPE", "MetricsPage"]
 

@@ -7,245 +7,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .instance import LOG_LEVELS
+from .ledgers import MOST_ROWS
+from .openapi_schemas import COUNT, SCHEMAS, TEXT, YES, ref, words
 from .page import FILES
 from .tables import CONNECTION_ORDERS, LONGEST_FILTER, TUNNEL_ORDERS
 
 __all__ = ["document"]
 
-_TEXT = {"type": "string"}
-_COUNT = {"type": "integer", "minimum": 0}
-_SECONDS = {"type": "number", "minimum": 0}
-_YES = {"type": "boolean"}
-_TIME = {"type": "number", "description": "Seconds since 1970."}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": schema}
-
-
-def _words(*words: str) -> dict[str, Any]:
-    return {"type": "string", "enum": [*words]}
-
-
-def _object(about: str, **fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "description": about,
-        "properties": fields,
-        "required": [*fields],
-        "additionalProperties": False,
-    }
-
-
-_MOVED = {"received": _COUNT, "sent": _COUNT}
-_RATES = {"received_rate": _or_null(_SECONDS), "sent_rate": _or_null(_SECONDS)}
-
-
-def _table(row: str) -> dict[str, Any]:
-    return _object("One page of a table.", total=_COUNT, matching=_COUNT, **{"from": _COUNT}, rows=_list(_ref(row)))
-
-
-_SCHEMAS = {
-    "Error": {
-        **_object("Why a request failed; problems: of a reload, one each.", error=_TEXT, problems=_list(_TEXT)),
-        "required": ["error"],
-    },
-    "Instance": _object(
-        "The process.",
-        version=_TEXT,
-        pid=_COUNT,
-        started=_TIME,
-        config={"type": "string", "description": "Absolute path of the file; empty for a command line."},
-        draining=_YES,
-        log_level=_words(*LOG_LEVELS),
-        control={"type": "string", "description": "Path of the control socket; empty if there is none."},
-        reloads=_or_null(_ref("Reloads")),
-        workers=_list(_ref("Worker")),
-    ),
-    "Reloads": _object(
-        "The reloads of a process.", succeeded=_COUNT, failed=_COUNT, was_successful=_YES, last_success=_TIME
-    ),
-    "Worker": _object(
-        "A process that relays tunnels.",
-        number=_COUNT,
-        pid=_or_null(_COUNT),
-        state=_words("starting", "running", "waiting", "ended"),
-        restarts=_COUNT,
-    ),
-    "Figures": _object(
-        "Figures of a tunnel since it was opened.",
-        accepted=_COUNT,
-        active=_COUNT,
-        received={**_COUNT, "description": "Bytes from clients."},
-        sent={**_COUNT, "description": "Bytes to clients."},
-        failed={"type": "object", "additionalProperties": _COUNT, "description": "Connections by reason."},
-        warm_hits={**_COUNT, "description": "Connections whose stream was open before their client came."},
-        warm_misses={**_COUNT, "description": "Connections for which no such stream was ready."},
-    ),
-    "Probe": _object(
-        "The probe of a tunnel.",
-        kind=_words("connect", "banner", "http"),
-        interval=_SECONDS,
-        finished=_or_null(_TIME),
-        seconds=_SECONDS,
-        problem=_TEXT,
-    ),
-    "Tunnel": _object(
-        "A tunnel.",
-        name=_TEXT,
-        state=_words("opening", "waiting", "listening", "paused", "draining", "closed", "failed"),
-        listen=_TEXT,
-        target=_TEXT,
-        via=_list(_TEXT),
-        required=_YES,
-        since=_TIME,
-        hops=_TEXT,
-        problem=_TEXT,
-        figures=_or_null(_ref("Figures")),
-        probe=_or_null(_ref("Probe")),
-        certificate_end=_or_null(_TIME),
-    ),
-    "Connection": _object(
-        "A connection, open or ended.",
-        id=_TEXT,
-        tunnel=_TEXT,
-        peer=_TEXT,
-        target=_or_null(_TEXT),
-        age=_SECONDS,
-        received=_COUNT,
-        sent=_COUNT,
-        engine=_words("splice", "copy"),
-        state=_words("connecting", "open", "half-closed", "closed"),
-        reason=_or_null(_TEXT),
-        started=_TIME,
-        by=_or_null(_words("client", "target", "relay", "admin")),
-    ),
-    "Carrier": _object(
-        "An SSH connection or I2P session that streams share.",
-        name=_TEXT,
-        kind=_TEXT,
-        state=_words("connecting", "up", "backing off", "failed", "closed"),
-        since=_TIME,
-        losses=_COUNT,
-        streams=_COUNT,
-        rtt=_or_null(_SECONDS),
-        error=_TEXT,
-    ),
-    "Verdict": _object(
-        "The effect of a reload on one tunnel.",
-        name=_TEXT,
-        verdict=_words("same", "tuned", "rerouted", "moved", "gone", "new"),
-        detail=_TEXT,
-    ),
-    "ChangedKey": _object(
-        "The effect of a reload on a key at the top of the file that has changed.",
-        key=_TEXT,
-        effect=_words("tuned", "overridden", "restart"),
-        remedy={"type": "string", "description": "What puts it in force; empty if the reload does."},
-    ),
-    "Reload": _object(
-        "The effect of a reload.", verdicts=_list(_ref("Verdict")), dry_run=_YES, keys=_list(_ref("ChangedKey"))
-    ),
-    "Health": {
-        "type": "object",
-        "description": "The answer to a health check.",
-        "properties": {
-            "status": _words("ok", "failed", "draining"),
-            "problems": {"type": "object", "additionalProperties": _TEXT, "description": "By tunnel."},
-            "error": _TEXT,
-        },
-        "required": ["status", "problems"],
-        "additionalProperties": False,
-    },
-    "Tunnels": _object("All tunnels.", tunnels=_list(_ref("Tunnel"))),
-    "Connections": _object("Connections.", connections=_list(_ref("Connection"))),
-    "Carriers": _object("All carriers.", carriers=_list(_ref("Carrier"))),
-    "Overview": _object(
-        "The part of the state that a status page shows.",
-        time=_TIME,
-        instance=_object(
-            "The process.", version=_TEXT, pid=_COUNT, started=_TIME, config=_TEXT, draining=_YES, ready=_YES
-        ),
-        totals=_object(
-            "Sums of all tunnels.",
-            accepted=_COUNT,
-            active=_COUNT,
-            received=_COUNT,
-            sent=_COUNT,
-            tunnels=_COUNT,
-            listening=_COUNT,
-            problems=_COUNT,
-            failed={"type": "object", "additionalProperties": _COUNT, "description": "Connections by reason."},
-        ),
-        history={
-            **_list({"type": "array", "items": {"type": "number"}, "minItems": 5, "maxItems": 5}),
-            "description": "The last 2 minutes: time, bytes per second from clients and to them, open connections, "
-            "new connections per second.",
-        },
-        tunnels=_table("TunnelRow"),
-        connections=_table("ConnectionRow"),
-        ended=_table("EndedRow"),
-        carriers=_table("Carrier"),
-        log=_list(_ref("LogLine")),
-    ),
-    "TunnelRow": _object(
-        "A tunnel, as a page shows it. Long texts are cut.",
-        name=_TEXT,
-        state=_TEXT,
-        listen=_TEXT,
-        target=_TEXT,
-        via=_list(_TEXT),
-        required=_YES,
-        since=_TIME,
-        hops=_TEXT,
-        problem=_TEXT,
-        active=_COUNT,
-        accepted=_COUNT,
-        failed=_COUNT,
-        probe={**_or_null(_SECONDS), "description": "Duration of the last probe, if it succeeded."},
-        **_MOVED,
-        **_RATES,
-    ),
-    "ConnectionRow": _object(
-        "An open connection, as a page shows it.",
-        id=_TEXT,
-        tunnel=_TEXT,
-        peer=_TEXT,
-        target=_TEXT,
-        state=_TEXT,
-        age=_SECONDS,
-        engine=_TEXT,
-        **_MOVED,
-        **_RATES,
-    ),
-    "EndedRow": _object(
-        "A connection that has ended, as a page shows it.",
-        id=_TEXT,
-        tunnel=_TEXT,
-        peer=_TEXT,
-        target=_TEXT,
-        ended=_TIME,
-        age=_SECONDS,
-        reason=_TEXT,
-        by=_TEXT,
-        **_MOVED,
-    ),
-    "LogLine": _object("A line of the log.", time=_TIME, level=_TEXT, logger=_TEXT, message=_TEXT),
-    "LogLevel": _object("A log level.", level=_words(*LOG_LEVELS)),
-}
-
 
 def _content(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": _ref(name)}}
+    return {"application/json": {"schema": ref(name)}}
 
 
 def _answers(ok: str | None, *errors: int, about: str = "") -> dict[str, Any]:
@@ -272,7 +43,7 @@ _ERRORS = {
 
 
 def _in_path(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": _TEXT}
+    return {"name": name, "in": "path", "required": True, "schema": TEXT}
 
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +64,7 @@ def _of_type(about: str, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _order(keys: Iterable[str]) -> dict[str, Any]:
-    return _words(*(sign + key for key in keys for sign in ("", "-")))
+    return words(*(sign + key for key in keys for sign in ("", "-")))
 
 
 def _health(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
@@ -303,9 +74,19 @@ def _health(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
     return _operation(summary, answers, *parameters)
 
 
-def _paths() -> dict[str, Any]:
-    name, tunnel = _in_path("name"), _in_query("tunnel", _TEXT)
+def _ledger(kind: str, schema: str) -> dict[str, Any]:
+    tunnel, key = _in_query("tunnel", TEXT), {**_in_query("key", TEXT), "required": True}
+    return {
+        "get": _operation(f"The {kind} of clients, at most {MOST_ROWS}.", _answers(schema, 404), tunnel),
+        "delete": _operation(f"Forget the {kind} of a key.", _answers("Cleared", 404, 409), key, tunnel),
+    }
+
+
+def _of_tunnels() -> dict[str, Any]:
+    name, tunnel = _in_path("name"), _in_query("tunnel", TEXT)
     change = _answers(None, 404, 409)
+    recent = "The last 100 connections of each tunnel that ended."
+    target = _in_query("target", TEXT)
     return {
         "/instance": {"get": _operation("Facts about the process.", _answers("Instance"))},
         "/tunnels": {"get": _operation("All tunnels, in the order of the file.", _answers("Tunnels"))},
@@ -313,58 +94,67 @@ def _paths() -> dict[str, Any]:
         "/tunnels/{name}/pause": {"post": _operation("Accept no client; clients wait.", change, name)},
         "/tunnels/{name}/resume": {"post": _operation("Accept clients again.", change, name)},
         "/tunnels/{name}/drain": {"post": _operation("Close the listener; open connections finish.", change, name)},
+        **{
+            f"/tunnels/{{name}}/{verb}": {"post": _operation(about, change, name, {**target, "required": True})}
+            for verb, about in (
+                ("enable", "Give one of several targets connections again, after a probe."),
+                ("disable", "Give one of several targets no new connections."),
+            )
+        },
         "/connections": {"get": _operation("Open connections.", _answers("Connections", 404), tunnel)},
-        "/connections/recent": {
-            "get": _operation(
-                "The last 100 connections of each tunnel that ended.", _answers("Connections", 404), tunnel
-            )
-        },
+        "/connections/recent": {"get": _operation(recent, _answers("Connections", 404), tunnel)},
         "/connections/{id}": {"delete": _operation("Reset a connection.", _answers(None, 404, 409), _in_path("id"))},
+        "/bans": _ledger("bans", "Bans"),
+        "/quotas": _ledger("quotas", "Quotas"),
         "/carriers": {"get": _operation("All carriers.", _answers("Carriers"))},
-        "/reload": {
-            "post": _operation(
-                "Read the file again and apply its changes.",
-                _answers("Reload", 409, 422, 500),
-                _in_query("dry_run", {**_YES, "default": False}),
-            )
-        },
+    }
+
+
+def _of_the_process() -> dict[str, Any]:
+    dry_run = _in_query("dry_run", {**YES, "default": False})
+    reload = _operation("Read the file again and apply its changes.", _answers("Reload", 409, 422, 500), dry_run)
+    return {
+        "/reload": {"post": reload},
         "/log-level": {"put": _operation("Set the log level.", _answers(None, 409, 413), body="LogLevel")},
         "/reopen": {"post": _operation("Open the log files again.", _answers(None, 409, 500))},
         "/stop": {"post": _operation("End as after SIGTERM; twice: at once.", _answers(None, 409))},
+    }
+
+
+def _of_monitoring() -> dict[str, Any]:
+    metrics = _operation("Metrics for Prometheus.", _of_type("The text format.", "text/plain", TEXT))
+    return {
         "/livez": {"get": _health("Whether each tunnel's loop turns.")},
         "/readyz": {"get": _health("Whether the required tunnels listen and their probes succeed.")},
-        "/readyz/{name}": {"get": _health("The same of one tunnel.", name)},
-        "/metrics": {
-            "get": _operation(
-                "Metrics for Prometheus.",
-                _of_type("The text format.", "text/plain", _TEXT),
-            )
-        },
-        **{
-            path: {"get": _operation("A file of the status page.", _of_type("The file.", kind, _TEXT))}
-            for path, (_, kind) in FILES.items()
-        },
-        "/events": {
-            "get": _operation(
-                "Server-sent events for the status page, at most one each second.",
-                _of_type("Each event is an Overview.", "text/event-stream", _ref("Overview"))
-                | {
-                    str(status): {"description": _ERRORS[status], "content": _content("Error")} for status in (400, 403)
-                },
-                _in_query("filter", {**_TEXT, "description": "Words that each row has.", "maxLength": LONGEST_FILTER}),
-                _in_query("tunnels", _order(TUNNEL_ORDERS)),
-                _in_query("tunnels_from", _COUNT),
-                _in_query("connections", _order(CONNECTION_ORDERS)),
-                _in_query("connections_from", _COUNT),
-            )
-        },
-        "/openapi.json": {
-            "get": _operation(
-                "This description.",
-                _of_type("OpenAPI 3.1.", "application/json", {"type": "object"}),
-            )
-        },
+        "/readyz/{name}": {"get": _health("The same of one tunnel.", _in_path("name"))},
+        "/metrics": {"get": metrics},
     }
+
+
+def _of_the_page() -> dict[str, Any]:
+    files = {
+        path: {"get": _operation("A file of the status page.", _of_type("The file.", kind, TEXT))}
+        for path, (_, kind) in FILES.items()
+    }
+    answers = _of_type("Each event is an Overview.", "text/event-stream", ref("Overview"))
+    for status in (400, 403):
+        answers[str(status)] = {"description": _ERRORS[status], "content": _content("Error")}
+    events = _operation(
+        "Server-sent events for the status page, at most one each second.",
+        answers,
+        _in_query("filter", {**TEXT, "description": "Words that each row has.", "maxLength": LONGEST_FILTER}),
+        _in_query("tunnels", _order(TUNNEL_ORDERS)),
+        _in_query("tunnels_from", COUNT),
+        _in_query("connections", _order(CONNECTION_ORDERS)),
+        _in_query("connections_from", COUNT),
+    )
+    return {**files, "/events": {"get": events}}
+
+
+def _paths() -> dict[str, Any]:
+    itself = _operation("This description.", _of_type("OpenAPI 3.1.", "application/json", {"type": "object"}))
+    described = {"/openapi.json": {"get": itself}}
+    return {**_of_tunnels(), **_of_the_process(), **_of_monitoring(), **_of_the_page(), **described}
 
 
 @cache
@@ -382,5 +172,5 @@ def document() -> dict[str, Any]:
             "description": "Control and status of a running relay. The status address answers GET only.",
         },
         "paths": _paths(),
-        "components": {"schemas": _SCHEMAS},
+        "components": {"schemas": SCHEMAS},
     }

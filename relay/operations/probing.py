@@ -1,11 +1,18 @@
 """Probes: a stream through every hop to the target of a tunnel, opened now and then, as a client would open it.
 
-One thread waits for the next probe that is due, and starts each on a thread of its own, because dialing may block. A
-tunnel has at most one probe at a time, and each has a deadline. Without a probe there is no thread.
+One thread waits for the next probe that is due. Dialing may block, so probes run on threads of their own: as many as
+there are probes under way, but at most ``_MOST``; further probes queue. Each probe has a deadline, and a route of a
+tunnel has at most one at a time. Tunnels whose last probe failed use at most ``_MOST_FAILING`` threads: however long
+their probes take, those of the other tunnels go on. Without a probe there is no thread.
+
+The cost of a change or a probe of one tunnel does not depend on the number of tunnels.
 """
 
 from __future__ import annotations
 
+import functools
+import heapq
+import itertools
 import logging
 import random
 import re
@@ -13,6 +20,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +38,8 @@ _SPREAD = 0.1  # of the interval by which probes of many tunnels are spread
 _FIRST = 1.0  # seconds within which the first probe of a tunnel begins
 _LONGEST_LINE = 4096  # bytes of the first line of an HTTP answer
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?:[ \r\n]|$)")
+_MOST = 128  # probes at a time
+_MOST_FAILING = _MOST // 2  # of them for tunnels whose last probe failed
 _END = 2.0  # seconds to wait for probes that were given up
 
 
@@ -59,36 +69,90 @@ class ProbeTarget:
 
 
 class _Record:
-    """The probes of one tunnel."""
+    """The probes of one tunnel with one route. It waits for its time, is in a queue, or has a thread.
+
+    Another route or probe has another record: the outcome of a record that is not the tunnel's any more does not count.
+    """
 
     def __init__(self, target: ProbeTarget, due: float, status: ProbeStatus | None = None) -> None:
         self.target = target
         self.due = due  # monotonic seconds
-        self.is_running = False
         self.status = status or ProbeStatus(target.kind, target.interval)
+
+    @property
+    def is_failing(self) -> bool:
+        """True if the last probe failed."""
+        return bool(self.status.problem)
+
+
+class _Queue:
+    """The records whose time has come; first come, first served, but for the bound on those whose last probe failed."""
+
+    def __init__(self) -> None:
+        self._queues: tuple[deque[_Record], deque[_Record]] = (deque(), deque())  # failing ones are the second
+        self._running = [0, 0]
+
+    @property
+    def running(self) -> int:
+        """The number of records that were taken, and are not done."""
+        return sum(self._running)
+
+    def append(self, record: _Record) -> None:
+        """Add a record."""
+        self._queues[record.is_failing].append(record)
+
+    def take(self) -> _Record | None:
+        """Return the next record that may be probed now; :meth:`done` must follow."""
+        if self.running >= _MOST:
+            return None
+        among = self._queues if self._running[True] < _MOST_FAILING else self._queues[:1]
+        queue = min(filter(None, among), key=lambda queue: queue[0].due, default=None)
+        if queue is None:
+            return None
+        record = queue.popleft()
+        self._running[record.is_failing] += 1
+        return record
+
+    def done(self, record: _Record) -> None:
+        """Take the end of a probe, before its outcome is noted."""
+        self._running[record.is_failing] -= 1
+
+    def put_back(self, record: _Record) -> None:
+        """Add a record again that was taken, as the first one."""
+        self.done(record)
+        self._queues[record.is_failing].appendleft(record)
 
 
 class Prober:
     """The probes of a program. Every method may be called from any thread.
 
-    :param targets: returns the tunnels that are open and have a probe.
+    :param target_of: returns what to probe for the name of a tunnel; ``None`` if it is not open, or has no probe.
     """
 
-    def __init__(self, targets: Callable[[], Iterable[ProbeTarget]]) -> None:
-        self._targets = targets
-        self._changed = threading.Condition()
+    def __init__(self, target_of: Callable[[str], ProbeTarget | None]) -> None:
+        self._target_of = target_of
+        self._changed = threading.Condition()  # for all that follow
+        self._names: set[str] = set()  # the tunnels to look at again
         self._records: dict[str, _Record] = {}
+        self._waiting: list[tuple[float, int, _Record]] = []  # a heap: when each is due, a number for the order, it
+        self._numbers = itertools.count()
+        self._queue = _Queue()
         self._threads: set[threading.Thread] = set()
         self._cancel: Cancellation | None = None
         self._is_closed = False
 
-    def wake(self) -> None:
-        """Look at the tunnels again; called when one has opened."""
+    def wake(self, names: Iterable[str]) -> None:
+        """Look at tunnels again: they have opened, have changed or are gone.
+
+        :param names: their names.
+        """
         with self._changed:
             if self._is_closed:
                 return
+            self._names.update(names)
             if self._cancel is None:
-                if not any(True for _ in self._targets()):
+                if all(self._target_of(name) is None for name in self._names):
+                    self._names.clear()
                     return
                 self._cancel = Cancellation()
                 self._start(self._run, "relay-probes")
@@ -133,66 +197,96 @@ class Prober:
     def _run(self) -> None:
         with self._changed:
             while not self._is_closed:
-                now = time.monotonic()
-                self._update(now)
-                for record in tuple(self._records.values()):  # _begin() may end one, and look at the tunnels again
-                    if not record.is_running and record.due <= now:
-                        self._begin(record)
-                waiting = [record.due for record in self._records.values() if not record.is_running]
-                self._changed.wait(max(0.0, min(waiting) - time.monotonic()) if waiting else None)
+                names, self._names = self._names, set()
+                for name in names:
+                    self._look(name)
+                while self._waiting and self._waiting[0][0] <= time.monotonic():
+                    record = heapq.heappop(self._waiting)[-1]
+                    if self._is_current(record) and self._look(record.target.name) is record:
+                        self._queue.append(record)
+                self._staff()
+                if len(self._waiting) > 2 * len(self._records):  # most are of tunnels that have changed
+                    self._waiting = [entry for entry in self._waiting if self._is_current(entry[-1])]
+                    heapq.heapify(self._waiting)
+                if not self._names:
+                    self._changed.wait(max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None)
 
-    def _update(self, now: float) -> None:
-        """Take the tunnels of now; one whose probe has changed begins anew.
+    def _is_current(self, record: _Record) -> bool:
+        return self._records.get(record.target.name) is record
+
+    def _look(self, name: str) -> _Record | None:
+        """Take the target of a tunnel as it is now, with the lock held; one whose probe has changed begins anew.
 
         One that has another route is probed at once. Its last result counts until then.
         """
-        found = {target.name: target for target in self._targets()}
-        for name in self._records.keys() - found.keys():
-            del self._records[name]
-        for name, target in found.items():
-            record = self._records.get(name)
-            if record is None or (record.target.probe, record.target.interval) != (target.probe, target.interval):
-                first = random.uniform(0, min(_FIRST, target.interval * _SPREAD))  # noqa: S311  (no secret)
-                self._records[name] = _Record(target, now + first)
-            elif record.target.dial is not target.dial:
-                self._records[name] = _Record(target, now, record.status)
-            else:
-                record.target = target
+        target, record = self._target_of(name), self._records.get(name)
+        if target is None:
+            self._records.pop(name, None)
+            return None
+        if record is None or (record.target.probe, record.target.interval) != (target.probe, target.interval):
+            first = random.uniform(0, min(_FIRST, target.interval * _SPREAD))  # noqa: S311  (no secret)
+            record = self._records[name] = _Record(target, time.monotonic() + first)
+            self._wait_for(record)
+        elif record.target.dial is not target.dial:
+            record = self._records[name] = _Record(target, time.monotonic(), record.status)
+            self._wait_for(record)
+        else:
+            record.target = target
+        return record
 
-    def _begin(self, record: _Record) -> None:
-        record.is_running = True
-        interval = record.target.interval
-        record.due = time.monotonic() + interval * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
-        try:
-            self._start(lambda: self._probe(record), "relay-probe")
-        except RuntimeError as error:  # the system has no thread left
-            self._end(record, record.target, time.monotonic(), str(error))
+    def _wait_for(self, record: _Record) -> None:
+        heapq.heappush(self._waiting, (record.due, next(self._numbers), record))
 
-    def _probe(self, record: _Record) -> None:
-        target, began = record.target, time.monotonic()
+    # -- the threads of the probes ------------------------------------------------------------------------------------
+
+    def _staff(self) -> None:
+        """Start threads for the queue; with the lock held."""
+        while (record := self._next()) is not None:
+            try:
+                self._start(functools.partial(self._probe, record), "relay-probe")
+            except RuntimeError as error:  # the system has no thread left
+                if self._queue.running > 1:  # the threads of the others take it in turn
+                    self._queue.put_back(record)
+                    return
+                self._end(record, time.monotonic(), str(error))
+
+    def _next(self) -> _Record | None:
+        """Take a record from the queue that is still that of its tunnel; with the lock held."""
+        while not self._is_closed and (record := self._queue.take()) is not None:
+            if self._is_current(record):
+                return record
+            self._queue.done(record)
+        return None
+
+    def _probe(self, record: _Record | None) -> None:
+        """Probe a tunnel, and then those of the queue."""
         assert self._cancel is not None
-        try:
-            problem = _result(target, began + target.timeout, self._cancel)
-        except (OSError, ValueError, TypeError) as error:
-            problem = str(error)
-        except Exception as error:
-            logger.exception("%s: the probe failed", target.name)
-            problem = type(error).__name__
-        with self._changed:
-            self._end(record, target, began, problem)
+        while record is not None:
+            target, began = record.target, time.monotonic()
+            try:
+                problem = _result(target, began + target.timeout, self._cancel)
+            except (OSError, ValueError, TypeError) as error:
+                problem = str(error)
+            except Exception as error:
+                logger.exception("%s: the probe failed", target.name)
+                problem = type(error).__name__
+            with self._changed:
+                self._end(record, began, problem)
+                record = self._next()
 
-    def _end(self, record: _Record, target: ProbeTarget, began: float, problem: str) -> None:
+    def _end(self, record: _Record, began: float, problem: str) -> None:
         """Note the outcome, unless the tunnel has gone or has another route; with the lock held."""
-        record.is_running = False
-        self._changed.notify_all()
-        if self._is_closed:
+        self._queue.done(record)
+        target = record.target
+        if self._is_closed or self._look(target.name) is not record:
+            self._changed.notify_all()
             return
-        self._update(time.monotonic())
-        if self._records.get(target.name) is not record:
-            return
-        before = record.status
-        seconds = time.monotonic() - began
-        record.status = ProbeStatus(target.kind, target.interval, time.time(), seconds, shown(problem))
+        before, now = record.status, time.monotonic()
+        record.status = ProbeStatus(target.kind, target.interval, time.time(), now - began, shown(problem))
+        record.due = began + target.interval * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  (no secret)
+        self._wait_for(record)
+        if self._waiting[0][-1] is record:  # it is the next one
+            self._changed.notify_all()
         if problem and not before.problem:
             logger.warning("%s: probe: %s", target.name, shown(problem))
         elif before.problem and not problem:

@@ -10,10 +10,10 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from ..access.regular_file import open_regular
 from ..addresses.parse import parse_listen
 from ..addresses.values import TCPAddress, UnixAddress
 from ..errors import AddressError, can_retry
-from ..transports.files import open_regular
 from ..transports.unix import listen_unix
 from .runtime import make_directory
 

@@ -161,6 +161,7 @@ def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float
         "received_rate": rates[0],
         "sent_rate": rates[1],
         "failed": sum(figures.failed.values()) if figures else 0,
+        "warm": tunnel.warm._asdict() if tunnel.warm is not None else None,
         "probe": probe.seconds if probe is not None and probe.finished is not None and not probe.problem else None,
     }
 
@@ -169,7 +170,7 @@ def _connection(connection: ConnectionStatus, rates: tuple[float | None, float |
     return {
         "id": connection.id,
         "tunnel": short(connection.tunnel),
-        "peer": short(connection.peer),
+        "peer": short(connection.client),
         "target": short(connection.target or ""),
         "state": connection.state,
         "age": connection.age,
@@ -178,6 +179,7 @@ def _connection(connection: ConnectionStatus, rates: tuple[float | None, float |
         "received_rate": rates[0],
         "sent_rate": rates[1],
         "engine": connection.engine,
+        "warm": connection.warm,
     }
 
 
@@ -185,15 +187,21 @@ def _ended(connection: ConnectionStatus) -> dict[str, Any]:
     return {
         "id": connection.id,
         "tunnel": short(connection.tunnel),
-        "peer": short(connection.peer),
+        "peer": short(connection.client),
         "target": short(connection.target or ""),
         "ended": ended_at(connection),
         "age": connection.age,
         "received": connection.received,
         "sent": connection.sent,
-        "reason": short(connection.reason or ""),
+        "reason": short(_reason(connection)),
         "by": connection.by or "",
     }
+
+
+def _reason(connection: ConnectionStatus) -> str:
+    """Return why a connection has ended, with the rule that denied its client."""
+    reason = connection.reason or ""
+    return f"{reason} ({connection.rule})" if connection.rule else reason
 
 
 def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
@@ -206,6 +214,7 @@ def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
         "streams": carrier.streams,
         "rtt": carrier.rtt,
         "error": short(carrier.error, 500),
+        "worker": carrier.worker,
     }
 
 
@@ -227,7 +236,8 @@ def _words_of_tunnel(tunnel: TunnelStatus) -> tuple[str, ...]:
 
 
 def _words_of_connection(connection: ConnectionStatus) -> tuple[str, ...]:
-    return (connection.tunnel, connection.peer, connection.target or "", connection.state, connection.reason or "")
+    texts = (connection.target, connection.state, connection.reason, connection.rule)
+    return (connection.tunnel, connection.client, *(text or "" for text in texts))
 
 
 def _matching(rows: Sequence[Row], words: Sequence[str], texts: Callable[[Row], tuple[str, ...]]) -> Sequence[Row]:
@@ -286,7 +296,7 @@ TUNNEL_ORDERS: Mapping[str, _Order] = {
 }
 
 CONNECTION_ORDERS: Mapping[str, _Order] = {
-    "peer": _field("peer"),
+    "peer": _field("client"),
     "tunnel": _field("tunnel"),
     "target": _field("target"),
     "state": _field("state"),

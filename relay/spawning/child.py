@@ -95,7 +95,7 @@ def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
             signal.alarm(_LAST)
             _close_control(control)
 
-    worker = Worker(control, log.tell, log.offer)
+    worker = Worker(control, log.report, log.offer)
     _on_a_signal(end, once=False)
     try:
         worker.serve()
@@ -267,7 +267,7 @@ class LogForwarder(logging.Handler):
         except (TypeError, ValueError):
             self.handleError(record)
 
-    def tell(self, message: Message) -> None:
+    def report(self, message: Message) -> None:
         """Send a message that is no log record, after those that are queued. Never waits."""
         self._lines.put(encode(message))
 
@@ -276,7 +276,7 @@ class LogForwarder(logging.Handler):
         if self._lines.qsize() >= _LOG_LIMIT:
             self._dropped += 1
         else:
-            self.tell(message)
+            self.report(message)
 
     def finish(self, message: Message) -> None:
         """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""

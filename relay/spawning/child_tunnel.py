@@ -139,11 +139,11 @@ class ChildTunnel(ChildProcess):
             raise RelayError(f"{self.name}: {self._lost}")
         return self._last.get(call)
 
-    def _told(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         self._last = message["last"]
         self._closing = self._closing or message["expired"]
 
-    def _over(self, fate: str) -> None:
+    def _on_over(self, fate: str) -> None:
         if not self._closing or not self._last:
             self._lost = f"the child process {self.pid} {fate}, and its connections are lost; spawn it again"
             logger.error("%s: %s", self.name, self._lost)

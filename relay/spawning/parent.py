@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
+import contextlib
 import logging
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..addresses.options import secret_variables
 from ..errors import RelayError
+from .questions import NoAnswerError, Questions
 from .wire import Channel, Message, to_error, to_log_record
 
 if TYPE_CHECKING:
@@ -49,9 +51,7 @@ class ChildProcess:
         self._control = control
         self._channel = Channel(control)
         self._receive = receive
-        self._turn = threading.Lock()  # held while the child is asked
         self._gate = threading.Lock()  # held while the control socket is shut down or closed
-        self._number = 0
         self._closing = False
         self._lost = ""  # why there are no answers
         self._events, its_events = socket.socketpair()
@@ -60,6 +60,7 @@ class ChildProcess:
                 answer = self._begin(request, its_events)
             self.name: str = answer["name"]
             self._begun(answer)
+            self._questions = Questions(control, self._channel, f"{self.name} answers", self._on_answer)
             self._thread = threading.Thread(target=self._watch, name=self.name, daemon=True)
             _living.add(self)
             self._thread.start()
@@ -78,10 +79,13 @@ class ChildProcess:
     def _begun(self, answer: Message) -> None:
         """Take the first answer of the child."""
 
-    def _told(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         """Take what the child says unasked, in the thread that watches it."""
 
-    def _over(self, fate: str) -> None:
+    def _on_answer(self) -> None:
+        """Take note that the child has answered, in the thread that takes the answers. Must not block."""
+
+    def _on_over(self, fate: str) -> None:
         """Take the end of the child, in the thread that watches it; set ``_lost`` if it was not asked to end.
 
         :param fate: how it ended.
@@ -119,43 +123,25 @@ class ChildProcess:
             raise to_error(answer["error"])
         return answer
 
-    def _ask(self, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> Any:
+    def _ask(self, call: str, *arguments: object) -> Any:
         """Call a function of the child.
 
         :param call: its name.
         :param arguments: its arguments.
-        :param descriptors: that the child gets copies of.
         :raises RelayError: if the child does not answer in time, or has ended.
         :raises Exception: what the function raised.
         """
         try:
-            answer = self._exchange(call, arguments, descriptors, time.monotonic() + _ANSWER)
+            question = self._questions.ask(call, arguments, logger.getEffectiveLevel())
+            is_answered = concurrent.futures.wait([question], _ANSWER).done
         except TimeoutError:
-            text = f"{self.name}: the child process {self.pid} did not answer within {_ANSWER:.0f} s"
-            raise RelayError(text) from None
-        except OSError:
-            answer = None
-        if answer is None:
-            return self._read_final_state(call)
-        if "error" in answer:
-            raise to_error(answer["error"])
-        return answer["value"]
-
-    def _exchange(
-        self, call: str, arguments: Sequence[object], descriptors: Sequence[int], deadline: float
-    ) -> Message | None:
-        if not self._turn.acquire(timeout=_ANSWER):
-            raise TimeoutError
+            is_answered = set()
+        if not is_answered:
+            raise RelayError(f"{self.name}: the child process {self.pid} did not answer within {_ANSWER:.0f} s")
         try:
-            self._number += 1
-            number, level = self._number, logger.getEffectiveLevel()
-            message = {"number": number, "call": call, "arguments": arguments, "level": level}
-            self._channel.send(message, deadline, descriptors)
-            while (answer := self._channel.receive(deadline)) is not None and answer["number"] != number:
-                pass  # an earlier call did not wait for it
-            return answer
-        finally:
-            self._turn.release()
+            return question.result()
+        except NoAnswerError:
+            return self._read_final_state(call)
 
     def _watch(self) -> None:
         """Take what the child says unasked, until its end."""
@@ -165,19 +151,22 @@ class ChildProcess:
                 if "log" in message:
                     _log(message["log"])
                 else:
-                    self._told(message)
+                    self._on_message(message)
         finally:
             self._record_exit()
 
     def _record_exit(self) -> None:
         fate = _describe_exit(self._process)
-        with self._turn, self._gate:
+        with self._gate, contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # another process may have the child's end
+        self._questions.join()
+        with self._gate:
             self._control.close()
         self._events.close()
         if self._receive is not None:
             self._receive.close()
         _living.discard(self)
-        self._over(fate)
+        self._on_over(fate)
 
     def _close_control(self) -> None:
         """Let the child end as it would at the end of this program. Never blocks."""
@@ -197,7 +186,7 @@ class ChildProcess:
 
     def _forget(self) -> None:
         """Reset the object in a forked child: the watching thread does not run, and no other thread releases a lock."""
-        self._turn = threading.Lock()
+        self._questions.after_fork()
         self._gate = threading.Lock()
         self._closing = True
         self._lost = "it stays with the process that spawned it"

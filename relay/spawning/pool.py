@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import concurrent.futures
 import functools
 import itertools
 import os
@@ -11,14 +11,18 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.records import ConnectionRecord
 from .pool_tunnel import PoolTunnel
 from .recipes import Recipe
 from .starting import start_child
-from .wire import Message, to_record
-from .worker_slot import WorkerLostError, WorkerProcess, WorkerSlot, WorkerStatus
+from .wire import Message, to_carrier, to_record
+from .worker_process import ProcessObserver, WorkerProcess
+from .worker_slot import ANSWER, WorkerSlot, WorkerStatus
+
+if TYPE_CHECKING:
+    from ..carriers.listing import CarrierStatus
 
 __all__ = ["WorkerPool"]
 
@@ -30,7 +34,8 @@ _living: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 class WorkerPool:
     """Worker processes, each of which relays a part of every tunnel that is opened in the pool.
 
-    A worker that dies is replaced by another process, which gets its tunnels. All methods may be called from any
+    A worker that dies is replaced by another process, which gets its tunnels. So is one that does not answer for twelve
+    seconds: it is killed; see :mod:`relay.spawning.worker_slot`. All methods may be called from any
     thread. In a forked child of the program the pool is closed, and stays with the program.
 
     :param workers: how many, checked by :func:`~relay.streams.checks.check_workers`.
@@ -99,6 +104,22 @@ class WorkerPool:
             raise
         return tunnel
 
+    def carriers(self) -> list[CarrierStatus]:
+        """Return the carriers of the workers; those of a worker that does not answer are missing."""
+        asked = [
+            (slot, process, process.ask("carriers", 0))
+            for slot in self._slots
+            if (process := slot.answering) is not None
+        ]
+        concurrent.futures.wait([question for _, _, question in asked], ANSWER)
+        found = []
+        for slot, process, question in asked:
+            if not question.done():
+                slot.suspect(process)
+            elif question.exception() is None:
+                found += [to_carrier(fields, slot.number + 1) for fields in question.result()]
+        return found
+
     def log_connections(self, on_ended: OnEnded | None) -> None:
         """Call a function with the record of each connection that has ended, and the name of its tunnel before it.
 
@@ -107,12 +128,11 @@ class WorkerPool:
         with self._lock:
             self._on_ended = on_ended
             for slot in self._slots:
-                self._tell_log(slot)
+                self._set_log(slot)
 
-    def _tell_log(self, slot: WorkerSlot) -> None:
+    def _set_log(self, slot: WorkerSlot) -> None:
         if (process := slot.process) is not None:
-            with contextlib.suppress(WorkerLostError):
-                process.ask("log_connections", 0, self._on_ended is not None)
+            process.ask("log_connections", 0, self._on_ended is not None)
 
     def start_close(self) -> None:
         """End all processes, and with them the tunnels. Does not wait."""
@@ -134,15 +154,15 @@ class WorkerPool:
 
     # -- for the places of the workers ------------------------------------------------------------------------------
 
-    def start_process(self, on_message: Callable[[Message], object]) -> WorkerProcess:
+    def start_process(self, observer: ProcessObserver) -> WorkerProcess:
         """Start a process."""
-        return start_child(functools.partial(WorkerProcess, on_message), {"worker": True})
+        return start_child(functools.partial(WorkerProcess, observer), {"worker": True})
 
     def on_up(self, number: int) -> None:
-        """Open the tunnels in the process of a worker, which is running now."""
+        """Open the tunnels in the process of a worker, which is running now, unless they are open."""
         with self._lock:
             if self._on_ended is not None:
-                self._tell_log(self._slots[number])
+                self._set_log(self._slots[number])
             for tunnel in list(self._tunnels.values()):
                 tunnel.open_at(number)
 
@@ -152,22 +172,24 @@ class WorkerPool:
             if (on_ended := self._on_ended) is not None:
                 on_ended(message["name"], to_record(message["ended"]))
             return
-        key = next((message[word] for word in ("opened", "failed", "closed", "turned") if word in message), None)
+        key = next((message[word] for word in ("opened", "failed", "closed", "late") if word in message), None)
         tunnel = self._tunnels.get(key) if key is not None else None
         if tunnel is not None:
-            tunnel.told(number, message)
+            tunnel.on_message(number, message)
 
     def on_died(self, number: int) -> int:
-        """Tell the tunnels that the process of a worker has died; return the number of lost connections."""
+        """Pass the death of a worker's process on to the tunnels; return the number of lost connections."""
         with self._lock:
             tunnels = list(self._tunnels.values())
-        return sum(tunnel.died(number) for tunnel in tunnels)
+        return sum(tunnel.on_died(number) for tunnel in tunnels)
 
     # ---------------------------------------------------------------------------------------------------------------
 
     def _after_fork(self) -> None:
         """Keep nothing of the program's, in a forked child."""
         self._lock = threading.RLock()
+        for slot in self._slots:
+            slot.after_fork()
         for tunnel in list(self._tunnels.values()):
             tunnel.abandon()
         self._tunnels.clear()

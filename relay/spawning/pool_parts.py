@@ -18,20 +18,24 @@ failed  worker died      absent  nothing: its successor opens the part
 
 from __future__ import annotations
 
+import concurrent.futures
 import enum
-import itertools
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import RelayError
+from .questions import NoAnswerError, Question
 from .recipes import Recipe
 from .shared import SharedDescriptors
 from .totals import Totals
 from .wire import Message, to_address, to_error, to_metrics, to_record
-from .worker_slot import WorkerLostError, WorkerSlot
+from .worker_process import WorkerProcess
+from .worker_slot import ANSWER, WorkerSlot
 
 __all__ = ["OwnPool", "PartEvent", "PartState", "TunnelParts", "next_part_state"]
 
@@ -87,14 +91,36 @@ class OwnPool(Protocol):
         """End the processes."""
 
 
-class _Ping:
-    """A question to several loops, until all of them have turned."""
+class _Asked(NamedTuple):
+    """A question to a worker."""
 
-    __slots__ = ("left", "reply")
+    worker: int
+    """The index of its part."""
+    process: WorkerProcess
+    question: Question
+
+
+class _Round:
+    """A question to several loops, until all of them have turned.
+
+    :param left: the number of loops.
+    :param reply: called at the end.
+    """
+
+    __slots__ = ("_left", "_reply", "_lock")
 
     def __init__(self, left: int, reply: Callable[[], object]) -> None:
-        self.left = left
-        self.reply = reply
+        self._left = left
+        self._reply = reply
+        self._lock = threading.Lock()
+
+    def on_answer(self, question: Future[Any]) -> None:
+        """Count one that has turned, or that is out of it: its worker is dead or stuck, and will be replaced."""
+        with self._lock:
+            self._left -= 1
+            is_over = not self._left
+        if is_over:
+            self._reply()
 
 
 class TunnelParts:
@@ -129,8 +155,9 @@ class TunnelParts:
         self._was_open = False  # a part of it
         self._error: Exception | None = None  # why a part could not be opened
         self._phase = "open"  # or paused, closing, closed
-        self._pings: dict[int, _Ping] = {}
-        self._ping_numbers = itertools.count(1)
+        self._limits: Mapping[str, Any] = {}  # that have changed since the tunnel was made
+        # With which the parts were opened: whether they were paused, and the changed limits.
+        self._requested: list[tuple[bool, Mapping[str, Any]]] = [(False, self._limits)] * len(slots)
         self._on_over: list[Callable[[], object]] = []
         self._own_pool: OwnPool | None = None
 
@@ -144,57 +171,83 @@ class TunnelParts:
 
     def open(self) -> None:
         """Open the parts of the workers that run. Does not wait."""
-        for slot in self._slots:
-            if slot.process is not None:
-                self.open_at(slot.number)
+        self._await_opening([asked for slot in self._slots for asked in self._opening(slot.number)])
 
     def wait_until_open(self) -> None:
-        """Wait until all parts are open.
+        """Wait until the parts of all workers that run are open.
 
         :raises Exception: why one could not be opened.
         :raises RelayError: if that takes too long.
         """
         seconds = _START if self._address is not None else _START_ELSEWHERE
         with self._changed:
-            settled = (PartState.OPEN, PartState.FAILED)
-            if not self._changed.wait_for(lambda: all(part in settled for part in self._parts), seconds):
+            if not self._changed.wait_for(lambda: self._phase == "closed" or self._are_settled(), seconds):
                 raise RelayError(f"{self.name}: the workers did not listen within {seconds:.0f} s")
             if self._error is not None:
                 raise self._error
+            if self._phase == "closed":
+                raise RelayError(f"{self.name}: the workers were ended before they listened")
+
+    def _are_settled(self) -> bool:
+        """Return whether no part is opening any more, except those of workers that will be replaced."""
+        settled = [part in (PartState.OPEN, PartState.FAILED) for part in self._parts]
+        return any(settled) and all(
+            done or slot.answering is None for done, slot in zip(settled, self._slots, strict=True)
+        )
 
     def disown(self) -> None:
         """Leave the listening socket to the caller."""
-        self._shared.release_listener()
+        with self._changed:
+            self._shared.release_listener()
 
     def open_at(self, number: int) -> None:
-        """Open the part of a worker, unless the tunnel is closing or another worker has it."""
+        """Open the part of a worker, unless it is open, the tunnel is closing or another worker has it."""
+        self._await_opening(self._opening(number))
+
+    def _opening(self, number: int) -> list[_Asked]:
+        """Begin to open the part of a worker; return the question, if there is one."""
         index = self._index(number)
         if index is None:
-            return
+            return []
         with self._changed:
-            if self._phase in ("closing", "closed") or self._parts[index] is not PartState.ABSENT:
-                return
+            is_closing = self._phase in ("closing", "closed")
+            if is_closing or self._parts[index] is not PartState.ABSENT or self._slots[index].answering is None:
+                return []
             self._enter(index, PartEvent.UP)
+            try:
+                # Copies, as the tunnel may end before they are sent.
+                descriptors = [os.dup(descriptor) for descriptor in self._shared.of_worker(index)]
+            except OSError as error:
+                self._on_failed(index, error)
+                return []
             paused, again = self._phase == "paused", self._was_open
+            self._requested[index] = (paused, self._limits)
             request = {"recipe": self._recipe, "options": self._options, "paused": paused, "again": again}
             request |= {"number": index, "workers": len(self._slots)}
-        self._ask_one(index, "open", request, descriptors=self._shared.of_worker(index))
+        asked = self._ask_one(index, "open", request, descriptors=descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
         if self._phase == "closing":  # since then
             self._ask_one(index, "close", 0.0)
+        return asked
 
-    def told(self, number: int, message: Message) -> None:
+    def _await_opening(self, asked: Sequence[_Asked]) -> None:
+        for each in self._answered(asked):
+            if (error := each.question.exception()) is not None:
+                assert isinstance(error, Exception)
+                self._on_failed(each.worker, error)
+
+    def on_message(self, number: int, message: Message) -> None:
         """Take a message of a worker about this tunnel."""
         index = self._index(number)
         assert index is not None
         if "opened" in message:
-            with self._changed:
-                if self._address is None:
-                    self._address = to_address(message["address"])
-                self._was_open = True
-                self._enter(index, PartEvent.OPENED)
+            self._on_opened(index, message)
         elif "failed" in message:
-            self._failed(index, to_error(message["error"]))
-        elif "closed" in message:
+            self._on_failed(index, to_error(message["error"]))
+        elif "late" in message:
+            self._on_late(message["worker"])
+        else:
             with self._changed:
                 if last := message["last"]:
                     self._totals.answered(index, to_metrics(last["metrics"]))
@@ -202,19 +255,19 @@ class TunnelParts:
                 self._totals.ended(index)
                 self._enter(index, PartEvent.CLOSED)
             self._look_closed()
-        else:
-            self._turned(message["token"])
 
-    def died(self, number: int) -> int:
+    def on_died(self, number: int) -> int:
         """Take the death of a worker; return the number of connections that it had here."""
         index = self._index(number)
         if index is None:
             return 0
         with self._changed:
-            lost = self._shared.bury(index) if self._parts[index] is PartState.OPEN else 0
+            lost = self._shared.bury(index)  # also of a part that has not reported that it is open
             self._totals.ended(index, lost)
             self._enter(index, PartEvent.DIED)
         self._look_closed()
+        for other in self._open_parts():
+            self._ask_one(other, "take_backlog")  # the kernel may have woken only the dead one for a client
         return lost
 
     def abandon(self) -> None:
@@ -236,12 +289,20 @@ class TunnelParts:
         with self._changed:
             return [index for index, part in enumerate(self._parts) if part is PartState.OPEN]
 
-    def _set_phase(self, before: str, after: str) -> None:
+    def _on_opened(self, index: int, message: Message) -> None:
         with self._changed:
-            if self._phase == before:
-                self._phase = after
+            if self._address is None:
+                self._address = to_address(message["address"])
+            self._was_open = True
+            self._enter(index, PartEvent.OPENED)
+            was_paused, before = self._requested[index]
+            is_paused, limits = self._phase == "paused", self._limits
+        if is_paused != was_paused:  # while it was opening
+            self._ask_one(index, *(("pause", False) if is_paused else ("resume",)))
+        if limits is not before:
+            self._ask_one(index, "update", limits)
 
-    def _failed(self, index: int, error: Exception) -> None:
+    def _on_failed(self, index: int, error: Exception) -> None:
         with self._changed:
             self._enter(index, PartEvent.FAILED)
             is_first = not self._was_open
@@ -251,41 +312,60 @@ class TunnelParts:
             logger.error("%s: worker %d cannot open it: %s", self.name, self._slots[index].number + 1, error)
         self._look_closed()
 
+    def _on_late(self, index: int) -> None:
+        """Find out whether a worker is stuck: it does not take a client that another worker has passed to it."""
+        slot = self._slots[index]
+        if slot.answering is not None:
+            self._ask_one(index, "turn")
+            slot.expect_answers()
+
+    def _set_phase(self, before: str, after: str) -> None:
+        with self._changed:
+            if self._phase == before:
+                self._phase = after
+
     def _ping(self, reply: Callable[[], object]) -> bool:
-        number, waiting = next(self._ping_numbers), self._open_parts()
-        with self._changed:
-            self._pings[number] = _Ping(len(waiting), reply)
-        asked = [self._ask_one(index, "ping", number) for index in waiting]
-        if asked and all(asked):
-            return True
-        self._pings.pop(number, None)
-        return False
+        asked = self._ask_answering("turn")
+        if not asked:
+            return False
+        answers = _Round(len(asked), reply)
+        for each in asked:
+            each.question.add_done_callback(answers.on_answer)
+            self._slots[each.worker].expect_answers()
+        return True
 
-    def _turned(self, number: int) -> None:
-        with self._changed:
-            ping = self._pings.get(number)
-            if ping is None:
-                return
-            ping.left -= 1
-            if ping.left:
-                return
-            del self._pings[number]
-        ping.reply()
+    def _figures(self, call: str) -> list[_Asked]:
+        """Ask the workers whose parts are open and which are not stuck; return those that answer in time."""
+        return self._answered(self._ask_answering(call))
 
-    def _ask(self, call: str, *arguments: object) -> list[tuple[int, Any]]:
-        """Ask the workers whose parts are open; return their answers, each with the index of its worker."""
-        answers = [(index, self._ask_one(index, call, *arguments)) for index in self._open_parts()]
-        return [(index, answer) for index, answer in answers if answer is not None]
+    def _order(self, call: str, *arguments: object) -> list[Any]:
+        """Do the same for an action, and return the answers; a worker that is stuck does it when it goes on."""
+        asked = [each for index in self._open_parts() for each in self._ask_one(index, call, *arguments)]
+        return [each.question.result() for each in self._answered(asked)]
 
-    def _ask_one(self, index: int, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> Any:
-        """Ask one worker; return ``None`` if it has died."""
+    def _is_current(self, asked: _Asked) -> bool:
+        """Return whether the worker that was asked has still an open part; the totals have its last answer if not."""
+        return self._parts[asked.worker] is PartState.OPEN and self._slots[asked.worker].process is asked.process
+
+    def _ask_answering(self, call: str) -> list[_Asked]:
+        found = [index for index in self._open_parts() if self._slots[index].answering is not None]
+        return [asked for index in found for asked in self._ask_one(index, call)]
+
+    def _ask_one(self, index: int, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> list[_Asked]:
+        """Ask one worker, and do not wait; return the question, if the worker runs."""
         process = self._slots[index].process
         if process is None:
-            return None
-        try:
-            return process.ask(call, self.key, *arguments, descriptors=descriptors)
-        except WorkerLostError:
-            return None
+            return []
+        return [_Asked(index, process, process.ask(call, self.key, *arguments, descriptors=descriptors))]
+
+    def _answered(self, asked: Sequence[_Asked]) -> list[_Asked]:
+        """Wait for answers; return the questions that have one in time. A worker without one is stuck from then on."""
+        concurrent.futures.wait([each.question for each in asked if not self._slots[each.worker].problem], ANSWER)
+        for each in asked:
+            if not each.question.done():
+                self._slots[each.worker].suspect(each.process)
+        done = [each for each in asked if each.question.done()]
+        return [each for each in done if not isinstance(each.question.exception(), NoAnswerError)]
 
     def _look_closed(self) -> None:
         """End it if it is closing and no part is left."""
@@ -302,7 +382,6 @@ class TunnelParts:
                 return
             self._phase = "closed"
             self._shared.close()
-            self._pings.clear()
             self._changed.notify_all()
         for callback in self._on_over:
             callback()

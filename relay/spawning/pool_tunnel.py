@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..engine.records import ConnectionRecord, Metrics, Stats
-from ..errors import RelayError
 from ..eventloop.sockets import format_address
 from ..streams.checks import check_time
-from .pool_parts import PartState, TunnelParts
+from .pool_parts import TunnelParts
 from .wire import to_metrics, to_record
 from .worker_slot import WorkerStatus
 
@@ -26,8 +25,9 @@ class PoolTunnel(TunnelParts):
     """A tunnel of a :class:`~relay.spawning.pool.WorkerPool`, with the members of :class:`~relay.Tunnel`.
 
     Every member may be called from any thread. The figures are sums over the workers, also over those that have died.
-    Those that ask the workers raise :class:`RelayError` if one does not answer. A worker that has died is not asked;
-    its successor goes on. In a forked child of the program the tunnel is closed, and stays with the program.
+    A worker that has died is not asked; its successor goes on. One that does not answer within two seconds counts with
+    its last figures, and :attr:`problem` names it. After ten more seconds it is killed, and has a successor, too.
+    In a forked child of the program the tunnel is closed, and stays with the program.
 
     The parameters and the errors are those of :class:`~relay.spawning.pool_parts.TunnelParts`.
     """
@@ -55,86 +55,76 @@ class PoolTunnel(TunnelParts):
         """``open``, ``paused``, ``closing`` or ``closed``."""
         return self._phase
 
-    def connections(self) -> list[ConnectionRecord]:
-        """Return the records of the open connections, oldest first.
+    @property
+    def problem(self) -> str:
+        """The workers that do not answer, and what happens next; empty if there are none. Asks no worker."""
+        return "; ".join(filter(None, (slot.problem for slot in self._slots)))
 
-        :raises RelayError: if a worker does not answer.
-        """
-        records = [to_record(fields) for _, answer in self._ask("connections") for fields in answer or ()]
+    def connections(self) -> list[ConnectionRecord]:
+        """Return the records of the open connections, oldest first, without those of a worker that does not answer."""
+        answers = [asked.question.result() for asked in self._figures("connections")]
+        records = [to_record(fields) for answer in answers for fields in answer or ()]
         return sorted(records, key=lambda record: record.started)
 
     def recent(self) -> list[ConnectionRecord]:
-        """Return the records of the last 100 connections that ended, oldest first, each with its reason.
-
-        :raises RelayError: if a worker does not answer.
-        """
-        answers = self._ask("recent")
+        """Return the records of the last 100 connections that ended, oldest first, each with its reason."""
+        answers = self._figures("recent")
         with self._changed:
-            for index, answer in answers:
-                if self._parts[index] is PartState.OPEN and answer is not None:
-                    self._totals.answered_recent(index, [to_record(fields) for fields in answer])
+            for asked in answers:
+                if self._is_current(asked) and (answer := asked.question.result()) is not None:
+                    records = [to_record(fields) for fields in answer]
+                    self._totals.answered_recent(asked.worker, records, asked.question.number)
             return self._totals.recent()
 
     def stats(self) -> Stats:
-        """Return the figures since the tunnel was opened.
-
-        :raises RelayError: if a worker does not answer.
-        """
+        """Return the figures since the tunnel was opened."""
         return self.metrics().stats()
 
     def metrics(self) -> Metrics:
-        """Return all counters since the tunnel was opened, for monitoring.
-
-        :raises RelayError: if a worker does not answer.
-        """
-        answers = self._ask("metrics")
+        """Return all counters since the tunnel was opened, for monitoring."""
+        answers = self._figures("metrics")
         with self._changed:
-            for index, answer in answers:
-                # The answer of a worker that has died since then is dropped: its last one is in the sums already.
-                if self._parts[index] is PartState.OPEN and answer is not None:
-                    self._totals.answered(index, to_metrics(answer))
+            for asked in answers:
+                if self._is_current(asked) and (answer := asked.question.result()) is not None:
+                    self._totals.answered(asked.worker, to_metrics(answer), asked.question.number)
             return self._totals.metrics(self._shared.accepted())
 
     def kill(self, connection_id: str) -> bool:
-        """Reset one open connection; see :meth:`relay.Tunnel.kill`.
-
-        :raises RelayError: if a worker does not answer.
-        """
-        return any(answer for _, answer in self._ask("kill", connection_id))
+        """Reset one open connection; see :meth:`relay.Tunnel.kill`."""
+        return any(self._order("kill", connection_id))
 
     def pause(self, close: bool = False) -> None:
         """Accept no client until :meth:`resume`; clients wait in the listen backlog. In force when it returns.
 
+        A worker that does not answer accepts none either; it pauses before it goes on.
+
         :param close: whether to reset the open connections.
-        :raises RelayError: if a worker does not answer.
         """
         self._set_phase("open", "paused")
-        self._ask("pause", close)
+        self._order("pause", close)
 
     def resume(self) -> None:
-        """Accept clients again. In force when it returns.
-
-        :raises RelayError: if a worker does not answer.
-        """
+        """Accept clients again. In force when it returns."""
         self._set_phase("paused", "open")
-        self._ask("resume")
+        self._order("resume")
 
     def update(self, **limits: Any) -> None:
         """Change the limits; see :func:`relay.engine.changes.update`.
 
         :param limits: each of them.
-        :raises RelayError: if a worker does not answer.
         """
         with self._changed:
             self._options = {**self._options, **limits}
-        self._ask("update", limits)
+            self._limits = limits
+        self._order("update", limits)
 
     def ping(self, reply: Callable[[], object]) -> bool:
-        """Call ``reply`` as soon as the loops of all workers that run have turned, for a watchdog.
+        """Call ``reply`` as soon as the loops of all workers that answer have turned, for a watchdog.
+
+        A worker that does not answer needs no watchdog: it is replaced.
 
         :param reply: called in another thread; it must not block.
         :returns: whether it will be called.
-        :raises RelayError: if a worker does not answer.
         """
         return self._ping(reply)
 
@@ -150,17 +140,21 @@ class PoolTunnel(TunnelParts):
         """
         seconds = check_time("drain", drain, zero=True)
         self.start_close(seconds)
-        if any(process.is_watched_here() for slot in self._slots if (process := slot.process) is not None):
+        if any(slot.is_own_thread() for slot in self._slots):
             return
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._phase == "closed", None if seconds is None else seconds + _END):
-                logger.warning("%s: its workers have not closed it within %g s", self.name, _END)
-        self.finish()
+        if not self._is_closed_within(None if seconds is None else seconds + _END):
+            self.give_up_closing()
         if self._own_pool is not None:
             self._own_pool.close()
 
+    def _is_closed_within(self, seconds: float | None) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._phase == "closed", seconds)
+
     def start_close(self, drain: float | None) -> None:
-        """Do the same, but do not wait.
+        """Do the same, but do not wait, except at most two seconds for workers to pause if connections may finish.
+
+        A worker that has paused passes no client to another one, so that each takes all of them before it closes.
 
         :param drain: seconds; ``None`` for as long as the connections take.
         """
@@ -168,13 +162,25 @@ class PoolTunnel(TunnelParts):
             if self._phase == "closed":
                 return
             self._phase = "closing"
-        self._shared.close_listener()
-        for index in range(len(self._slots)):
-            try:
-                self._ask_one(index, "close", drain)
-            except RelayError as error:
-                logger.warning("%s: closing: %s", self.name, error)
+            self._shared.close_listener()
+        if drain != 0 and len(self._slots) > 1:
+            self._order("pause", False)
+        for index, slot in enumerate(self._slots):
+            self._ask_one(index, "close", drain)
+            slot.expect_answers()
         self._look_closed()
+
+    def give_up_closing(self) -> None:
+        """End it, whatever the workers do: one that is stuck is killed. The log says so if another one has it open."""
+        if self._own_pool is not None:
+            self._own_pool.start_close()
+            ends = True
+        else:
+            killed = [slot.kill_stuck() for slot in self._slots]
+            ends = any(killed)
+        if not self._is_closed_within(_END if ends else 0.0):
+            logger.warning("%s: its workers have not closed it within %g s", self.name, _END)
+        self.finish()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the tunnel has ended.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
+from ..access.access_list import parse_entries
+from ..access.limit import LimitsLike, check_limits, must_stay_whole
+from ..access.options import check_policy
 from ..addresses.parse import parse_listen
 from ..engine.acceptor import check_listener
 from ..streams.checks import WARM_FOR, check_carriers, check_count, check_time, check_warm, check_workers
@@ -25,42 +28,35 @@ Workers = int | Literal["auto"]
 Carriers = Literal["shared", "per-worker"]
 
 
+class _Options(TypedDict, total=False):
+    """The keywords of :func:`spawn`, except the one that its result depends on."""
+
+    via: Sequence[str]
+    nconnect: int
+    timeout: float | None
+    connect_timeout: float | None
+    idle_timeout: float | None
+    linger: float | None
+    warm: int
+    warm_for: float
+    source: str | None
+    allow: Sequence[str] | str | None
+    deny: Sequence[str] | str | None
+    limit: LimitsLike | None
+    accept_proxy: Collection[str] | None
+    send_proxy: Literal["v1", "v2"] | None
+    name: str | None
+    carriers: Carriers
+
+
 @overload
 def spawn(
-    listen: str | socket.socket,
-    target: str,
-    *,
-    via: Sequence[str] = ...,
-    nconnect: int = ...,
-    timeout: float | None = ...,
-    connect_timeout: float | None = ...,
-    idle_timeout: float | None = ...,
-    linger: float | None = ...,
-    warm: int = ...,
-    warm_for: float = ...,
-    name: str | None = ...,
-    workers: None = ...,
-    carriers: Carriers = ...,
+    listen: str | socket.socket, target: str, *, workers: None = ..., **options: Unpack[_Options]
 ) -> ChildTunnel: ...
 
 
 @overload
-def spawn(
-    listen: str | socket.socket,
-    target: str,
-    *,
-    via: Sequence[str] = ...,
-    nconnect: int = ...,
-    timeout: float | None = ...,
-    connect_timeout: float | None = ...,
-    idle_timeout: float | None = ...,
-    linger: float | None = ...,
-    warm: int = ...,
-    warm_for: float = ...,
-    name: str | None = ...,
-    workers: Workers,
-    carriers: Carriers = ...,
-) -> PoolTunnel: ...
+def spawn(listen: str | socket.socket, target: str, *, workers: Workers, **options: Unpack[_Options]) -> PoolTunnel: ...
 
 
 def spawn(
@@ -75,6 +71,12 @@ def spawn(
     linger: float | None = 60.0,
     warm: int = 0,
     warm_for: float = WARM_FOR,
+    source: str | None = None,
+    allow: Sequence[str] | str | None = None,
+    deny: Sequence[str] | str | None = None,
+    limit: LimitsLike | None = None,
+    accept_proxy: Collection[str] | None = None,
+    send_proxy: Literal["v1", "v2"] | None = None,
     name: str | None = None,
     workers: Workers | None = None,
     carriers: Carriers = "shared",
@@ -106,6 +108,13 @@ def spawn(
     :param linger: seconds without a byte moved in the other direction after one has ended; ``None`` for ever.
     :param warm: the streams to keep open for clients to come; see :class:`~relay.Tunnel`.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
+    :param source: the address from which relay connects to the target, or ``"peer"``; see :class:`~relay.Tunnel`.
+    :param allow: only these clients may connect, as for :class:`~relay.Tunnel`.
+    :param deny: these may not.
+    :param limit: limits of the clients; see :class:`~relay.Tunnel`. All but those of single connections keep the tunnel
+        in one worker, so that they are exact.
+    :param accept_proxy: the balancers that may connect, each with a header; see :class:`~relay.Tunnel`.
+    :param send_proxy: the version of the header that the target gets; see :class:`~relay.Tunnel`.
     :param name: for the log and ``repr``.
     :param workers: the number of child processes, from 1 to 128, or ``"auto"`` for as many as this process may use
         processors. ``None`` for one child that is not replaced when it dies.
@@ -123,6 +132,8 @@ def spawn(
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: expected text, got {type(name).__name__}")
     check_warm(warm, warm_for)
+    limits = check_limits(limit)
+    check_policy(accept_proxy=accept_proxy, send_proxy=send_proxy)
     options = {
         "nconnect": check_count(nconnect),
         "timeout": check_time("timeout", timeout),
@@ -131,6 +142,12 @@ def spawn(
         "linger": check_time("linger", linger, zero=True),
         "warm": warm,
         "warm_for": warm_for,
+        "source": source,
+        "allow": _entries("allow", allow),
+        "deny": _entries("deny", deny),
+        "limit": [one.as_table() for one in limits],
+        "accept_proxy": None if accept_proxy is None else list(accept_proxy),
+        "send_proxy": send_proxy,
         "name": name,
     }
     if workers is not None:
@@ -163,6 +180,8 @@ def _spawn_workers(
                 undo.callback(receive.close)
         if carriers == "per-worker" and receive is not None:
             carrier = None
+        if must_stay_whole(check_limits(options["limit"])):
+            carrier = f"the limits of the clients of {address or 'a socket'}"
         if carrier is not None and count > 1:
             logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, carrier)
         pool = WorkerPool(count)
@@ -172,6 +191,18 @@ def _spawn_workers(
         tunnel.own(pool)
         undo.pop_all()
     return tunnel
+
+
+def _entries(name: str, given: Sequence[str] | str | None) -> list[str] | None:
+    """Return the entries of an access list as a child takes them: with absolute paths.
+
+    :raises TypeError: if one is no text.
+    :raises ValueError: if one is neither a rule nor a file.
+    """
+    if given is None:
+        return None
+    found = parse_entries(given, name)
+    return [f"file:{one}" if isinstance(one, str) else one.text for one in found]
 
 
 def _check_listen(listen: Any) -> socket.socket | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,22 +29,35 @@ class Totals:
     def __init__(self, workers: int) -> None:
         self._answers: list[Metrics | None] = [None] * workers
         self._recent_of: list[Sequence[ConnectionRecord]] = [()] * workers
+        self._numbers = [[0.0, 0.0] for _ in range(workers)]  # of the last answers
         self._ended = _NONE
         self._recent: list[ConnectionRecord] = []
 
-    def answered(self, worker: int, metrics: Metrics) -> None:
-        """Take the counters of a worker."""
-        self._answers[worker] = metrics
+    def answered(self, worker: int, metrics: Metrics, number: float = math.inf) -> None:
+        """Take the counters of a worker.
 
-    def answered_recent(self, worker: int, records: Sequence[ConnectionRecord]) -> None:
-        """Take the last connections of a worker that ended."""
-        self._recent_of[worker] = records
+        :param number: of the question. Several threads may ask at a time; an answer that is older than the last one
+            changes nothing. The default is that of the last answer of all.
+        """
+        if self._is_newer(worker, 0, number):
+            self._answers[worker] = metrics
+
+    def answered_recent(self, worker: int, records: Sequence[ConnectionRecord], number: float = math.inf) -> None:
+        """Take the last connections of a worker that ended; ``number`` is as above."""
+        if self._is_newer(worker, 1, number):
+            self._recent_of[worker] = records
+
+    def _is_newer(self, worker: int, kind: int, number: float) -> bool:
+        is_newer = number >= self._numbers[worker][kind]
+        self._numbers[worker][kind] = max(number, self._numbers[worker][kind])
+        return is_newer
 
     def ended(self, worker: int, lost: int = 0) -> None:
         """Add the last answers of a worker that is gone to what stays.
 
         :param lost: the connections that ended with it.
         """
+        self._numbers[worker] = [0.0, 0.0]
         metrics, self._answers[worker] = self._answers[worker] or _NONE, None
         records, self._recent_of[worker] = self._recent_of[worker], ()
         self._ended = add_metrics([self._ended, _without_gauges(metrics)])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..engine.records import ConnectionRecord, Metrics, Stats, WarmFigures
 from ..eventloop.histogram import Histogram
+from ..streams.identity import Certificate, Identity
+
+if TYPE_CHECKING:  # most children are not asked for carriers
+    from ..carriers.listing import CarrierStatus
 
 __all__ = [
     "MOST_DESCRIPTORS",
@@ -23,6 +29,7 @@ __all__ = [
     "from_error",
     "from_log_record",
     "to_address",
+    "to_carrier",
     "to_error",
     "to_log_record",
     "to_metrics",
@@ -57,17 +64,14 @@ class Channel:
         self._socket = sock
         self._buffer = b""
 
-    def send(self, message: Message, deadline: float | None = None, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: Message, deadline: float | None = None) -> None:
         """Send one message.
 
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-        :param descriptors: that go with it, for a :class:`DescriptorChannel`.
         :raises TimeoutError: if the peer did not take it in time.
         :raises OSError: if the peer is gone.
         """
         self._limit(deadline)
-        if descriptors:
-            socket.send_fds(self._socket, [b" "], list(descriptors))  # the blank is nothing to JSON
         self._socket.sendall(encode(message))
 
     def receive(self, deadline: float | None = None) -> Message | None:
@@ -95,16 +99,29 @@ class Channel:
 
 
 class DescriptorChannel(Channel):
-    """A channel whose messages may bring descriptors, in :attr:`descriptors`; the parameter is that of the base."""
+    """A channel whose messages may bring descriptors; the parameter is that of the base."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self.descriptors: list[int] = []
-        """Those that have come; the caller that takes one out of it owns it."""
+        self._descriptors: list[list[int]] = []  # by message: those of the last one, and perhaps of later ones
+
+    def take(self, count: int) -> list[int]:
+        """Return the descriptors of the last message, which the caller owns then.
+
+        :param count: how many were sent with it.
+        :raises OSError: if the system had no room for all of them; those that have come are closed.
+        """
+        found = self._descriptors.pop(0) if count and self._descriptors else []
+        if len(found) != count:
+            for descriptor in found:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return found
 
     def _receive_some(self) -> bytes:
-        data, descriptors, _, _ = socket.recv_fds(self._socket, _SIZE, MOST_DESCRIPTORS, _CLOEXEC)
-        self.descriptors += descriptors
+        data, descriptors, flags, _ = socket.recv_fds(self._socket, _SIZE, MOST_DESCRIPTORS, _CLOEXEC)
+        if descriptors or flags & socket.MSG_CTRUNC:  # the kernel never joins those of two messages
+            self._descriptors.append(list(descriptors))
         return data
 
 
@@ -165,7 +182,17 @@ def to_address(value: Any) -> Any:
 def to_record(fields: list[Any]) -> ConnectionRecord:
     """A connection's record."""
     record = ConnectionRecord(*map(to_address, fields))
-    return record._replace(hop_times=tuple(map(to_address, record.hop_times)))
+    return record._replace(hop_times=tuple(map(to_address, record.hop_times)), identity=_to_identity(record.identity))
+
+
+def _to_identity(fields: Sequence[Any] | None) -> Identity | None:
+    if fields is None:
+        return None
+    identity = Identity(*fields)
+    certificate: Any = identity.certificate
+    if certificate is None:
+        return identity
+    return identity._replace(certificate=Certificate(*map(to_address, certificate)))
 
 
 def to_stats(fields: list[Any]) -> Stats:
@@ -182,6 +209,20 @@ def to_metrics(fields: list[Any]) -> Metrics:
         hop_times={label: _to_histogram(times) for label, times in metrics.hop_times.items()},
         warm=None if metrics.warm is None else WarmFigures(*metrics.warm),
     )
+
+
+def to_carrier(fields: list[Any], worker: int) -> CarrierStatus:
+    """A carrier of a worker.
+
+    :param fields: of :class:`CarrierStatus`, without the last one.
+    :param worker: its number, from 1.
+    """
+    import dataclasses
+
+    from ..carriers.listing import CarrierStatus
+
+    status = CarrierStatus(*fields)
+    return dataclasses.replace(status, metrics=_to_histogram(status.metrics), worker=worker)
 
 
 def _to_histogram(fields: Sequence[Any]) -> Histogram:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..access.options import rules_of
 from ..engine import changes, statistics
 from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
@@ -34,16 +35,16 @@ class Worker:
     """The tunnels of this process.
 
     :param control: one end of a socketpair; the program has the other.
-    :param tell: sends a message to the program unasked. It never waits.
+    :param report: sends a message to the program unasked. It never waits.
     :param offer: does the same for a message that may be dropped where there are too many.
     """
 
     def __init__(
-        self, control: socket.socket, tell: Callable[[Message], object], offer: Callable[[Message], object]
+        self, control: socket.socket, report: Callable[[Message], object], offer: Callable[[Message], object]
     ) -> None:
         self._offer = offer
         self._channel = DescriptorChannel(control)
-        self._tell = tell
+        self._report = report
         self._tunnels: dict[int, HostedTunnel] = {}
 
     def serve(self) -> None:
@@ -56,8 +57,9 @@ class Worker:
             logging.getLogger("relay").setLevel(request["level"])
             answer: Message
             try:
-                answer = {"value": self._call(request["call"], *request["arguments"])}
-            except (OSError, ValueError, TypeError) as error:
+                descriptors = self._channel.take(request["descriptors"])
+                answer = {"value": self._call(request["call"], *request["arguments"], descriptors=descriptors)}
+            except Exception as error:  # noqa: BLE001  (the program raises it; the other tunnels go on)
                 answer = {"error": from_error(error)}
             self._channel.send({"number": request["number"], **answer})
 
@@ -69,26 +71,30 @@ class Worker:
         for tunnel in tunnels:
             tunnel.over.wait()
 
-    def _call(self, call: str, key: int, *arguments: Any) -> Any:
+    def _call(self, call: str, key: int, *arguments: Any, descriptors: list[int]) -> Any:
         if call == "log_connections":
-            return statistics.set_access_log(self._tell_ended if arguments[0] else None)
+            return statistics.set_access_log(self._offer_ended if arguments[0] else None)
+        if call == "carriers":
+            return _carriers()
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
-            self._tunnels[key] = HostedTunnel(key, self._descriptors(), arguments[0], self._tell, forget)
-            self._tunnels[key].start()
+            self._tunnels[key] = HostedTunnel(key, descriptors, arguments[0], self._report, forget)
+            try:
+                self._tunnels[key].start()
+            except RuntimeError:  # the system has no thread left
+                del self._tunnels[key]
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise
             return None
         tunnel = self._tunnels.get(key)
         if tunnel is None:
             return None  # it has ended, or has never been opened here
         return tunnel.call(call, *arguments)
 
-    def _tell_ended(self, name: str, record: ConnectionRecord) -> None:
+    def _offer_ended(self, name: str, record: ConnectionRecord) -> None:
         """Send the record of a connection for the access log of the program; on the relay thread."""
         self._offer({"ended": record, "name": name})
-
-    def _descriptors(self) -> list[int]:
-        found, self._channel.descriptors = self._channel.descriptors, []
-        return found
 
 
 class HostedTunnel:
@@ -100,7 +106,7 @@ class HostedTunnel:
     :param request: ``recipe`` (the fields of a :class:`Recipe`), ``number`` and ``workers`` (the place of this
         process), ``options`` (of the :class:`~relay.Tunnel`), ``paused`` and ``again`` (whether it has been open
         before, and so is opened again and again until it is).
-    :param tell: sends a message to the program unasked.
+    :param report: sends a message to the program unasked.
     :param on_over: called at its end, in its own thread.
     """
 
@@ -109,14 +115,14 @@ class HostedTunnel:
         key: int,
         descriptors: list[int],
         request: Message,
-        tell: Callable[[Message], object],
+        report: Callable[[Message], object],
         on_over: Callable[[], object],
     ) -> None:
         self.over = threading.Event()
         """Set once it has ended."""
         self._key = key
         self._workers: int = request["workers"]
-        self._tell = tell
+        self._report = report
         self._tunnel: WorkerTunnel | None = None
         self._closing = threading.Condition()
         self._drain: float | None = None
@@ -140,10 +146,10 @@ class HostedTunnel:
         if tunnel is None:
             return None  # it is not open, or no longer: the program knows, or will soon
         if call == "update":
-            return changes.update(tunnel, **_of_one(arguments[0], self._workers))
-        if call == "ping":
-            return tunnel.ping(functools.partial(self._tell, {"turned": self._key, "token": arguments[0]}))
-        assert call in ("connections", "recent", "metrics", "kill", "pause", "resume")
+            limits = _of_one(arguments[0], self._workers)
+            rules = rules_of(limits.pop("allow", None), limits.pop("deny", None))
+            return changes.replace(tunnel, limits, functools.partial(changes.set_rules, tunnel, rules))
+        assert call in ("connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn")
         return getattr(tunnel, call)(*arguments)
 
     def close(self, drain: float | None) -> None:
@@ -155,22 +161,23 @@ class HostedTunnel:
                 self._tunnel.start_close(drain)
 
     def _open(self, descriptors: list[int], request: Message) -> None:
-        place, receive = _place(descriptors, request["number"], request["workers"])
+        place = None
         try:
+            place, receive = _place(descriptors, request["number"], request["workers"])
             with receive or contextlib.nullcontext():  # the tunnel has a copy, which it closes when it drains
                 tunnel = self._opened(place, receive, request)
         except Exception as error:  # noqa: BLE001  (the program raises it)
-            place.close()
-            self._tell({"failed": self._key, "error": from_error(error)})
+            _close(place)
+            self._report({"failed": self._key, "error": from_error(error)})
         else:
             if tunnel is None:
                 place.close()
-                self._tell({"closed": self._key, "last": None})
+                self._report({"closed": self._key, "last": None})
             else:
-                self._tell({"opened": self._key, "address": tunnel.address})
+                self._report({"opened": self._key, "address": tunnel.address})
                 tunnel.join()
                 last = {name: getattr(tunnel, name)() for name in ("metrics", "recent")}
-                self._tell({"closed": self._key, "last": last})
+                self._report({"closed": self._key, "last": last})
         finally:
             self.over.set()
             self._on_over()
@@ -188,11 +195,14 @@ class HostedTunnel:
         """Open the tunnel; return ``None`` if that failed and is tried again."""
         listener: Any = None
         make_send: Any = None
-        own = None if receive is None else receive.dup()
+        own: socket.socket | None = None
         options = _of_one(request["options"], self._workers)
         try:
+            own = None if receive is None else receive.dup()
             listener, make_send = Recipe(*request["recipe"]).make(own)
-            tunnel = WorkerTunnel(listener, make_send, place=place, paused=request["paused"], **options)
+            tunnel = WorkerTunnel(
+                listener, make_send, place=place, paused=request["paused"], on_late=self._on_late, **options
+            )
         except OSError as error:
             _close(make_send, listener, own)
             if not request["again"]:
@@ -207,6 +217,10 @@ class HostedTunnel:
             if self._is_closing:
                 tunnel.start_close(self._drain)
         return tunnel
+
+    def _on_late(self, number: int) -> None:
+        """Report that another worker does not take a client, on the relay thread."""
+        self._report({"late": self._key, "worker": number})
 
     def _waited(self, seconds: float) -> bool:
         with self._closing:
@@ -229,7 +243,16 @@ def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPla
 
 def _of_one(options: Message, workers: int) -> Message:
     """Return the options for one worker: each keeps its share of the warm streams ready, rounded up."""
-    return {**options, "warm": -(-options["warm"] // workers)} if "warm" in options else options
+    return options | ({"warm": -(-options["warm"] // workers)} if "warm" in options else {})
+
+
+def _carriers() -> list[Any]:
+    """Return the carriers of this process, for :func:`.wire.to_carrier`."""
+    import dataclasses
+
+    from ..carriers.listing import carriers
+
+    return [dataclasses.astuple(each)[:-1] for each in carriers()]
 
 
 def _socket(descriptor: int) -> socket.socket:

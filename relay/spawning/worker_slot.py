@@ -1,48 +1,55 @@
 """The place of one worker process in a pool: it starts the process, and another one when that has died.
 
-======== ================== ======== ===================================================================
+======== ================== ======== ====================================================================
 state    event              next     action
-======== ================== ======== ===================================================================
+======== ================== ======== ====================================================================
 starting process is up      running  open the tunnels in it
 starting process fails      waiting  log why; wait, twice as long as before
+starting close              ended    kill the process
+running  no answer          stuck    log it; wait for no answer that is open; wait for ten seconds
 running  process dies       starting log it; start a process
 running  process dies young waiting  log it; wait, twice as long as before; nothing before the first time
+running  close              ended    end the process; kill it if it has not ended within five seconds
+stuck    answer             running  log it; open the tunnels that it does not have
+stuck    time is over       stuck    kill the process
+stuck    process dies       starting log it; start a process
+stuck    process dies young waiting  log it; wait, twice as long as before; nothing before the first time
+stuck    close              ended    kill the process
 waiting  time is over       starting start a process
-starting close              ended    end the process when it is up
-running  close              ended    end the process
 waiting  close              ended    nothing
-ended    process is up      ended    end the process
-ended    process fails      ended    nothing
-ended    process dies       ended    nothing
-ended    process dies young ended    nothing
-ended    time is over       ended    nothing
-ended    close              ended    nothing
-======== ================== ======== ===================================================================
+======== ================== ======== ====================================================================
 
-A process dies young within ten seconds of its start. If the first one does not start, the place is closed.
+Any other event changes nothing. A process that is up after *close* is ended. A process dies young within ten seconds of
+its start. If the first one does not start, the place is closed.
+
+*No answer*: a process has not answered a question for two seconds. Nothing asks in regular intervals: a question is one
+about figures, an action, or one of a watchdog. While a worker is stuck, it is not asked, and its last figures are used.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from ..errors import RelayError
-from .parent import ChildProcess
 from .wire import Message
+from .worker_process import ProcessObserver, WorkerProcess
 
-__all__ = ["SlotEvent", "SlotState", "WorkerLostError", "WorkerProcess", "WorkerSlot", "WorkerStatus", "next_state"]
+__all__ = ["ANSWER", "SlotEvent", "SlotState", "WorkerSlot", "WorkerStatus", "next_state"]
 
 logger = logging.getLogger("relay")
 
+ANSWER = 2.0
+"""Seconds for a worker to answer a question."""
+
 _YOUNG = 10.0  # seconds
 _WAITS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, by the number of processes in a row that died young
+_PATIENCE = 10  # seconds that a worker may be stuck
+_STEP = 1.0  # seconds
+_END = 5.0  # seconds for a process to end before it is killed
 
 
 class SlotState(enum.Enum):
@@ -50,6 +57,7 @@ class SlotState(enum.Enum):
 
     STARTING = "starting"
     RUNNING = "running"
+    STUCK = "stuck"
     WAITING = "waiting"
     ENDED = "ended"
 
@@ -59,6 +67,8 @@ class SlotEvent(enum.Enum):
 
     UP = "process is up"
     FAILED = "process fails"
+    NO_ANSWER = "no answer"
+    ANSWER = "answer"
     DIED = "process dies"
     DIED_YOUNG = "process dies young"
     TIME = "time is over"
@@ -68,22 +78,24 @@ class SlotEvent(enum.Enum):
 _NEXT = {
     (SlotState.STARTING, SlotEvent.UP): SlotState.RUNNING,
     (SlotState.STARTING, SlotEvent.FAILED): SlotState.WAITING,
+    (SlotState.STARTING, SlotEvent.CLOSE): SlotState.ENDED,
+    (SlotState.RUNNING, SlotEvent.NO_ANSWER): SlotState.STUCK,
     (SlotState.RUNNING, SlotEvent.DIED): SlotState.STARTING,
     (SlotState.RUNNING, SlotEvent.DIED_YOUNG): SlotState.WAITING,
-    (SlotState.WAITING, SlotEvent.TIME): SlotState.STARTING,
-    (SlotState.STARTING, SlotEvent.CLOSE): SlotState.ENDED,
     (SlotState.RUNNING, SlotEvent.CLOSE): SlotState.ENDED,
+    (SlotState.STUCK, SlotEvent.ANSWER): SlotState.RUNNING,
+    (SlotState.STUCK, SlotEvent.TIME): SlotState.STUCK,
+    (SlotState.STUCK, SlotEvent.DIED): SlotState.STARTING,
+    (SlotState.STUCK, SlotEvent.DIED_YOUNG): SlotState.WAITING,
+    (SlotState.STUCK, SlotEvent.CLOSE): SlotState.ENDED,
+    (SlotState.WAITING, SlotEvent.TIME): SlotState.STARTING,
     (SlotState.WAITING, SlotEvent.CLOSE): SlotState.ENDED,
 }
 
 
 def next_state(state: SlotState, event: SlotEvent) -> SlotState:
-    """Return the state after an event, by the table."""
-    return state if state is SlotState.ENDED else _NEXT[state, event]
-
-
-class WorkerLostError(RelayError):
-    """A worker that was asked has died, or is not there yet; its successor has what was asked for, if anything."""
+    """Return the state after an event, by the table; an event that is not in it changes nothing."""
+    return _NEXT.get((state, event), state)
 
 
 class WorkerStatus(NamedTuple):
@@ -94,76 +106,25 @@ class WorkerStatus(NamedTuple):
     pid: int | None
     """The process id; ``None`` while there is no process."""
     state: str
-    """``starting``, ``running``, ``waiting`` (for the time to start again) or ``ended``."""
+    """``starting``, ``running``, ``stuck`` (it does not answer), ``waiting`` (for the time to start again) or
+    ``ended``."""
     restarts: int
     """How many processes have died in this place."""
-
-
-class WorkerProcess(ChildProcess):
-    """One process of a worker.
-
-    :param on_message: called with each message that is neither an answer nor a log record.
-    :param arguments: those of :class:`ChildProcess`.
-    :raises Exception: as for :class:`ChildProcess`.
-    """
-
-    def __init__(self, on_message: Callable[[Message], object], *arguments: Any) -> None:
-        self._on_message = on_message
-        self.fate = ""
-        """How it has ended."""
-        super().__init__(*arguments)
-
-    def ask(self, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> Any:
-        """Call a function of the worker.
-
-        :param call: its name.
-        :param arguments: its arguments.
-        :param descriptors: that the worker gets copies of.
-        :raises WorkerLostError: if it has died.
-        :raises RelayError: if it does not answer in time.
-        :raises Exception: what the function raised.
-        """
-        return self._ask(call, *arguments, descriptors=descriptors)
-
-    def is_watched_here(self) -> bool:
-        """Return whether the current thread is the one that watches it, which must not wait for its end."""
-        return threading.current_thread() is self._thread
-
-    def join(self) -> None:
-        """Wait until it has ended."""
-        self._thread.join()
-
-    def start_close(self) -> None:
-        """Let it end. Does not wait."""
-        self._close_control()
-
-    def close(self) -> None:
-        """Let it end, wait for that, and kill it if it does not end in time."""
-        self._end()
-
-    def _told(self, message: Message) -> None:
-        self._on_message(message)
-
-    def _read_final_state(self, call: str) -> Any:
-        raise WorkerLostError(f"{self.name}: the worker process {self.pid} has ended")
-
-    def _over(self, fate: str) -> None:
-        self.fate = fate
 
 
 class SlotOwner(Protocol):
     """The pool, as the place of a worker sees it."""
 
-    def start_process(self, on_message: Callable[[Message], object]) -> WorkerProcess:
+    def start_process(self, observer: ProcessObserver) -> WorkerProcess:
         """Start a process, and wait until it is up.
 
-        :param on_message: called with what it says unasked.
+        :param observer: takes what happens to it.
         :raises RelayError: if it does not start.
         :raises OSError: if the system has no room for it.
         """
 
     def on_up(self, number: int) -> None:
-        """Open the tunnels in the process of a worker, which is running now."""
+        """Open the tunnels in the process of a worker, which is running now, unless they are open."""
 
     def on_message(self, number: int, message: Message) -> None:
         """Take a message of the process of a worker."""
@@ -185,6 +146,9 @@ class WorkerSlot:
         self._changed = threading.Condition()  # guards what follows
         self._state = SlotState.STARTING
         self._process: WorkerProcess | None = None
+        self._expects_answers = False
+        self._was_stuck = False  # since the thread has looked
+        self._was_killed = False  # because it was stuck
         self._restarts = 0
         self._young = 0  # processes in a row that have died young, or have not started
         self._begun: Future[None] = Future()
@@ -198,9 +162,24 @@ class WorkerSlot:
 
     @property
     def process(self) -> WorkerProcess | None:
-        """The process, while it runs."""
+        """The process, while it runs, also if it is stuck."""
+        with self._changed:
+            return self._process if self._state in (SlotState.RUNNING, SlotState.STUCK) else None
+
+    @property
+    def answering(self) -> WorkerProcess | None:
+        """The process, while it runs and is not stuck."""
         with self._changed:
             return self._process if self._state is SlotState.RUNNING else None
+
+    @property
+    def problem(self) -> str:
+        """The worker and what happens next, while it is stuck; else empty."""
+        with self._changed:
+            if self._state is not SlotState.STUCK or self._process is None:
+                return ""
+            worker = f"worker {self.number + 1} (process {self._process.pid})"
+        return f"{worker} does not answer; relay replaces it unless it answers within {_PATIENCE} s"
 
     def start(self) -> None:
         """Start the first process. Does not wait."""
@@ -214,30 +193,97 @@ class WorkerSlot:
         """
         self._begun.result()
 
-    def start_close(self) -> None:
-        """End the process, and start no other one. Does not wait."""
-        self._enter(SlotEvent.CLOSE)
+    def expect_answers(self) -> None:
+        """Look whether the process answers within two seconds what it was asked. Does not wait."""
+        with self._changed:
+            self._expects_answers = True
+            self._changed.notify_all()
+
+    def suspect(self, process: WorkerProcess) -> None:
+        """Take note that a process has not answered for two seconds."""
+        with self._changed:
+            if self._process is not process or self._state is not SlotState.RUNNING:
+                return
+            self._enter(SlotEvent.NO_ANSWER)
+            problem = self.problem
+            if process.oldest_question() is None:  # it has answered just now, before the state changed
+                self._enter(SlotEvent.ANSWER)
+                return
+            self._was_stuck = True
+        process.give_up_questions()
+        logger.warning("%s", problem)
+
+    def kill_stuck(self) -> bool:
+        """Kill the process if it is stuck, and return whether it is. Does not wait."""
         with self._changed:
             process = self._process
-        if process is not None:
+            if self._state is not SlotState.STUCK or process is None:
+                return False
+            self._enter(SlotEvent.TIME)
+            self._was_killed = True
+        process.kill()
+        return True
+
+    def is_own_thread(self) -> bool:
+        """Return whether the current thread watches the worker, and so must not wait for its end."""
+        with self._changed:
+            process = self._process if self._state is not SlotState.STARTING else None
+        if threading.current_thread() is self._thread:
+            return True
+        return process is not None and process.is_own_thread()
+
+    def start_close(self) -> None:
+        """End the process, and start no other one. Does not wait."""
+        with self._changed:
+            before, process = self._state, self._process
+            self._enter(SlotEvent.CLOSE)
+        if process is None:
+            return
+        if before is SlotState.RUNNING:
             process.start_close()
+        elif before is not SlotState.ENDED:
+            process.kill()
 
     def close(self) -> None:
         """Do the same, and wait; a process that does not end in time is killed."""
         self.start_close()
-        with self._changed:
-            process = self._process
-        if process is not None and process.is_watched_here():
-            return
-        if process is not None:
-            process.close()
-        self._thread.join()
+        if not self.is_own_thread():
+            self._thread.join()
+
+    def after_fork(self) -> None:
+        """Leave the process to the program, in a forked child."""
+        self._changed = threading.Condition()
+        self._state, self._process = SlotState.ENDED, None
 
     def _enter(self, event: SlotEvent) -> SlotState:
         with self._changed:
             self._state = next_state(self._state, event)
             self._changed.notify_all()
             return self._state
+
+    # -- what the process reports -----------------------------------------------------------------------------------
+
+    def on_begin(self, process: WorkerProcess) -> None:
+        """Take note of a process that starts; it is killed if the place is closed."""
+        with self._changed:
+            self._process = process
+            is_closed = self._state is SlotState.ENDED
+        if is_closed:
+            process.kill()
+
+    def on_message(self, message: Message) -> None:
+        """Pass a message of the process on."""
+        self._owner.on_message(self.number, message)
+
+    def on_answer(self) -> None:
+        """Take note that the process has answered."""
+        if self._state is SlotState.STUCK:
+            self._enter(SlotEvent.ANSWER)
+
+    def on_over(self) -> None:
+        """Take note of the end of the process."""
+        with self._changed:
+            self._changed.notify_all()
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -248,22 +294,74 @@ class WorkerSlot:
     def _run_process(self) -> SlotState:
         """Start a process, wait for its end, and then until the next one is started; return the state."""
         try:
-            process = self._owner.start_process(functools.partial(self._owner.on_message, self.number))
+            process = self._owner.start_process(self)
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not end the thread in silence)
             return self._failed(error)
         begun = time.monotonic()
-        with self._changed:
-            self._process = process
-        if self._enter(SlotEvent.UP) is SlotState.ENDED:
-            process.start_close()
-        else:
+        if self._enter(SlotEvent.UP) is not SlotState.ENDED:
             self._owner.on_up(self.number)
         if not self._begun.done():
             self._begun.set_result(None)
-        process.join()
+        self._watch(process)
         return self._died(process, time.monotonic() - begun < _YOUNG)
 
+    def _watch(self, process: WorkerProcess) -> None:
+        """Wait for the end of a process; see to it that it answers, and that it ends when it has to."""
+        while not process.fate:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: process.fate or self._state is SlotState.ENDED or self._was_stuck or self._expects_answers
+                )
+                state, stuck, expects = self._state, self._was_stuck, self._expects_answers
+                self._was_stuck = self._expects_answers = False
+            if state is SlotState.ENDED:
+                self._wait_for_end(process)
+            elif stuck:
+                self._watch_stuck(process)
+            elif expects:
+                self._watch_answers(process)
+        process.join()
+
+    def _watch_answers(self, process: WorkerProcess) -> None:
+        """Wait until what the process was asked is due, and suspect it if that is not answered."""
+        with self._changed:
+            if self._changed.wait_for(lambda: process.fate or self._state is not SlotState.RUNNING, ANSWER):
+                return
+        oldest = process.oldest_question()
+        if oldest is not None and time.monotonic() - oldest >= ANSWER:
+            self.suspect(process)
+        elif oldest is not None:
+            self.expect_answers()  # of what it was asked meanwhile
+
+    def _watch_stuck(self, process: WorkerProcess) -> None:
+        """Wait until a stuck process answers, and kill it if it does not.
+
+        In steps: if this program did not run meanwhile, as in a suspended container, no worker could answer, and all of
+        that time is one step.
+        """
+        with self._changed:
+            for _ in range(_PATIENCE):
+                if self._changed.wait_for(lambda: process.fate or self._state is not SlotState.STUCK, _STEP):
+                    break
+            state = self._state
+        if state is SlotState.RUNNING:
+            logger.warning("worker %d (process %d) answers again", self.number + 1, process.pid)
+            self._owner.on_up(self.number)
+        elif state is SlotState.STUCK and not process.fate:
+            self.kill_stuck()
+            process.join()
+
+    def _wait_for_end(self, process: WorkerProcess) -> None:
+        process.start_close()
+        with self._changed:
+            if self._changed.wait_for(lambda: process.fate, _END):
+                return
+        process.kill()
+        process.join()
+
     def _failed(self, error: Exception) -> SlotState:
+        with self._changed:
+            self._process = None
         if not self._begun.done():
             self._enter(SlotEvent.CLOSE)
             self._begun.set_exception(error)
@@ -276,6 +374,8 @@ class WorkerSlot:
     def _died(self, process: WorkerProcess, is_young: bool) -> SlotState:
         with self._changed:
             self._process = None
+            fate = "did not answer and was killed" if self._was_killed else process.fate
+            self._was_killed = False
         state = self._enter(SlotEvent.DIED_YOUNG if is_young else SlotEvent.DIED)
         lost = self._owner.on_died(self.number)
         if state is SlotState.ENDED:
@@ -283,7 +383,7 @@ class WorkerSlot:
         with self._changed:
             self._restarts += 1
         text = "worker %d: the process %d %s; %d connections are lost, and another process takes its place"
-        logger.error(text, self.number + 1, process.pid, process.fate, lost)
+        logger.error(text, self.number + 1, process.pid, fate, lost)
         if state is SlotState.STARTING:
             self._young = 0
             return state

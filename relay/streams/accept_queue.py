@@ -91,13 +91,15 @@ class AcceptQueue(Generic[Peer]):
         """Deliver streams at once, the waiting ones first.
 
         :param taker: called with each stream and its peer in the thread of :meth:`put`, and must not block; ``None`` to
-            keep them for :meth:`take`.
+            keep them for :meth:`take`, which the taker may ask for as well.
         """
         with self._changed:
             self._taker = None if self._closed else taker
-            waiting = [] if self._taker is None else self._empty()
-        for stream, peer in waiting:
-            assert taker is not None
+        while taker is not None:
+            with self._changed:
+                if self._taker is not taker or not self._waiting:
+                    break
+                stream, peer = self._waiting.popleft()
             taker(stream, peer)
         self._room()
 

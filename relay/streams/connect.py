@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import os
@@ -9,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ..errors import ConnectError
 from ..eventloop.background import IOThread
@@ -18,15 +18,15 @@ from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
 from .dialer import Dialer
 from .happy_eyeballs import HappyEyeballs
+from .names import BoundName, Found, Name
 from .promise import Abort, OnResult
+from .source import Source
 from .stream import Stream
 from .trace import SILENT, Stage, Step, Trace
 
-__all__ = ["ConnectRace", "Name", "SocketDialer", "resolved"]
+__all__ = ["ConnectRace", "SocketDialer"]
 
 _LOOKUP_TIMEOUT = 30.0  # seconds after which a look-up counts as hung: the next dial starts another one
-
-Found = Sequence[Endpoint] | BaseException
 
 
 class ConnectRace:
@@ -161,34 +161,6 @@ class ConnectRace:
         self._running.clear()
 
 
-class Name(Protocol):
-    """A host name that is looked up for every connection."""
-
-    host: str
-
-    def look_up(self) -> Sequence[Endpoint]:
-        """Ask the system; blocks as long as its resolver does. Raises what the system raises."""
-
-    def endpoints(self, found: Found) -> Sequence[Endpoint]:
-        """Return where to connect, given what a look-up of the same host returned or raised.
-
-        :raises ConnectError: if there is nothing to connect to.
-        """
-
-
-def resolved(name: Name) -> Sequence[Endpoint]:
-    """Look a name up and return where to connect; blocks.
-
-    :raises ConnectError: if there is no address (``unreachable``), or none may be connected to (``denied``).
-    """
-    found: Found
-    try:
-        found = name.look_up()
-    except (OSError, UnicodeError) as error:
-        found = error
-    return name.endpoints(found)
-
-
 class SocketDialer(Dialer):
     """A dialer whose streams need nothing but a connect, so that an engine can make them on its own loop.
 
@@ -207,6 +179,22 @@ class SocketDialer(Dialer):
         self.endpoints: Sequence[Endpoint] = resolve() if literal else ()
         """The addresses, if they are known without a look-up."""
         self._lookup = _Lookup(self)
+
+    def bound(self, source: Source) -> SocketDialer:
+        """Return one whose connections come from an address of this machine; see :meth:`Dialer.bound`."""
+        if any(endpoint.family == socket.AF_UNIX for endpoint in self.endpoints):
+            raise ValueError(f"source: {self.target} is a Unix socket, which has no addresses; remove source")
+        other = copy.copy(self)
+        try:
+            other.endpoints = source.of(self.target, self.endpoints)
+        except ConnectError as error:
+            raise ValueError(f"source: {error}") from None
+        if self.name is not None:
+            other.name = BoundName(self.target, self.name, source)
+        resolve = self.resolve
+        other.resolve = lambda: source.of(self.target, resolve())
+        other._lookup = _Lookup(other)
+        return other
 
     def dial(
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True

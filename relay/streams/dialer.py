@@ -7,7 +7,7 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
 from ..addresses.hops import Command, Hop, Route
@@ -19,6 +19,7 @@ from .cancellation import Cancel
 from .path import HANDSHAKE, StreamPath
 from .promise import Abort, CallbackChain, OnResult, Promise
 from .request import Request
+from .source import Source
 from .stream import Stream
 from .trace import SILENT, Trace
 
@@ -38,6 +39,9 @@ class Dialer:
 
     route: Route = ()
     """The hops on the route, the nearest first."""
+
+    alternatives: Sequence[Dialer] = ()
+    """The dialers of the targets among which it chooses, if it has several."""
 
     trace: Trace = SILENT
     """The observer of the steps of each dial."""
@@ -64,6 +68,37 @@ class Dialer:
 
         :param request: ``None`` if the clients of the listener make none.
         :raises OSError: if the client cannot have a stream.
+        """
+        return self
+
+    def bound(self, source: Source) -> Dialer:
+        """Return a dialer of the same target whose connections come from an address of this machine.
+
+        :param source: the address.
+        :raises ValueError: if this machine does not connect to the target itself, or not over TCP, or not from there.
+        """
+        raise ValueError(
+            f"source: relay does not connect to {self.target} over TCP itself; it needs a target by host and port, "
+            "without hops"
+        )
+
+    def always_bound(self, source: Source) -> Dialer:
+        """Return a dialer as :meth:`bound` does, for an address that does not depend on the client.
+
+        :param source: the address.
+        :raises ValueError: as :meth:`bound` does.
+        """
+        return self.bound(source)
+
+    introduces = False
+    """Whether a header of the PROXY protocol goes under a session of its streams; see :meth:`introducing`."""
+
+    def introducing(self, header: bytes) -> Dialer:
+        """Return a dialer of the same target that sends a header below the session of the stream.
+
+        So receivers expect it: before the handshake of TLS. The streams of this one are then ``is_introduced``.
+
+        :param header: the bytes.
         """
         return self
 
@@ -168,6 +203,7 @@ class Upgrade(Dialer):
         new stream or the error; it returns a function that gives it up. ``None`` to leave the streams as they are.
     :param begin_on: does the same in a thread that it gets as a further, first argument; see :meth:`Dialer.on`.
     :param explain: returns the error that users see for one of ``inner``; ``None`` to leave the errors as they are.
+    :param has_session: whether the new stream is a session over the old one, such as one of TLS.
     """
 
     def __init__(
@@ -178,6 +214,7 @@ class Upgrade(Dialer):
         begin: BeginUpgrade | None = None,
         begin_on: BeginUpgradeOn | None = None,
         explain: Callable[[OSError], OSError] | None = None,
+        has_session: bool = False,
     ) -> None:
         super().__init__(inner.target if target is None else target)
         self.inner = inner
@@ -185,6 +222,7 @@ class Upgrade(Dialer):
         self._begin_upgrade = begin
         self._begin_on = begin_on
         self._explain = explain
+        self._has_session = has_session
 
     def dial(
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
@@ -220,6 +258,29 @@ class Upgrade(Dialer):
             upgrade,
         )
         return steps.give_up
+
+    def bound(self, source: Source) -> Dialer:
+        """Return one whose connections come from an address of this machine; see :meth:`Dialer.bound`."""
+        if self.route:
+            return super().bound(source)  # the address would be that of the connection to the first hop
+        other = copy.copy(self)
+        other.inner = self.inner.bound(source)
+        return other
+
+    @property
+    def introduces(self) -> bool:  # type: ignore[override]
+        """True if a header goes under a session; see :meth:`Dialer.introducing`."""
+        return self._has_session or self.inner.introduces
+
+    def introducing(self, header: bytes) -> Dialer:
+        """Return one that sends a header below the session; see :meth:`Dialer.introducing`."""
+        other = copy.copy(self)
+        begin = self._begin_upgrade
+        if self._has_session and begin is not None:
+            other._begin_upgrade = functools.partial(_introduced, self.target, header, begin)
+        else:
+            other.inner = self.inner.introducing(header)
+        return other
 
     def on(self, home: Home) -> Dialer:
         """Return a dialer that upgrades in the thread of an engine, if it can; see :meth:`Dialer.on`."""
@@ -286,6 +347,24 @@ class Upgrade(Dialer):
     def close(self) -> None:
         """Close the inner dialer."""
         self.inner.close()
+
+
+def _introduced(
+    target: str, header: bytes, begin: BeginUpgrade, stream: Stream, deadline: float | None, done: OnResult
+) -> Abort:
+    """Send a header, for which the buffer of a fresh stream has room, then begin to upgrade it."""
+    try:
+        if stream.socket.send(header) != len(header):
+            raise ConnectionResetError("it does not take a few bytes")
+    except OSError as error:
+        raise ConnectError(f"{target}: the connection was lost before the header of the PROXY protocol") from error
+
+    def mark(outcome: Stream | OSError) -> None:
+        if isinstance(outcome, Stream):
+            outcome.is_introduced = True
+        done(outcome)
+
+    return begin(stream, deadline, mark)
 
 
 def _explained_failure(

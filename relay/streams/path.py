@@ -27,6 +27,8 @@ class StreamPath(NamedTuple):
     """How often it was begun, because a carrier was lost meanwhile."""
     warm: bool = False
     """Whether it was open before its client came, so that its client has waited for no step."""
+    route: Route | None = None
+    """The hops on its way, if its dialer has several ways; ``None`` for those of the dialer."""
 
     def extended(self, number: int, seconds: float) -> StreamPath:
         """Return the path with a further step."""

@@ -17,18 +17,26 @@ class Request:
     :param failure_reply: returns the bytes for the client if there is no stream, given the reason: ``refused``,
         ``unreachable``, ``connect_timeout``, ``denied`` or another word of a connection's record.
     :param early: bytes that the client has sent already for the target.
+    :param login: the protocol, ``socks`` or ``http``, and the user who has logged in; ``None`` if none has.
     """
 
-    __slots__ = ("host", "port", "success_reply", "failure_reply", "early")
+    __slots__ = ("host", "port", "success_reply", "failure_reply", "early", "login")
 
     def __init__(
-        self, host: str, port: int, success_reply: bytes, failure_reply: Callable[[str], bytes], early: bytes = b""
+        self,
+        host: str,
+        port: int,
+        success_reply: bytes,
+        failure_reply: Callable[[str], bytes],
+        early: bytes = b"",
+        login: tuple[str, str] | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.success_reply = success_reply
         self.failure_reply = failure_reply
         self.early = early
+        self.login = login
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

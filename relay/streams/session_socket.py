@@ -20,12 +20,13 @@ class SessionSocket:
     :param transport: a connected, non-blocking socket, which stays with the session.
     """
 
-    __slots__ = ("family", "fileno", "getpeername", "getsockopt", "setsockopt")
+    __slots__ = ("family", "fileno", "getpeername", "getsockname", "getsockopt", "setsockopt")
 
     def __init__(self, transport: socket.SocketType) -> None:
         self.family = transport.family
         self.fileno: Callable[[], int] = transport.fileno
         self.getpeername = transport.getpeername
+        self.getsockname = transport.getsockname
         self.getsockopt = transport.getsockopt
         self.setsockopt = transport.setsockopt
 
@@ -38,6 +39,11 @@ class SessionSocket:
     def must_flush(self) -> bool:
         """``True`` if bytes wait until the transport takes more; ``send``, even of nothing, sends them."""
         raise NotImplementedError
+
+    @property
+    def needs_input(self) -> bool:
+        """``True`` if something must be received before they can be sent, even if the transport takes more."""
+        return False
 
     @property
     def is_stalled(self) -> bool:

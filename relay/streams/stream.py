@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..eventloop.sockets import is_tls, reset, unsent
+from .identity import Identity
 from .path import StreamPath
 from .request import Request
 from .session_socket import SessionSocket
@@ -46,6 +47,9 @@ class Stream:
         "settle",
         "denied",
         "request",
+        "identity",
+        "is_introduced",
+        "tls",
         "path",
     )
 
@@ -76,7 +80,16 @@ class Stream:
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
         self.denied: Exception | None = None  # the reason to reject its client
         self.request: Request | None = None  # the request of its client, which is not answered yet
+        self.identity: Identity | None = None  # who its client is, if its socket cannot tell
+        self.tls: Any = None  # the session with its client: an ssl.SSLObject
+        self.is_introduced = False  # whether a header of the PROXY protocol was sent under its session
         self.path: StreamPath | None = None  # None for a connect without hops
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """True if its target gets no new clients now: it is one of several, and was disabled or is down."""
+        is_withdrawn = getattr(self.on_close, "is_withdrawn", None)
+        return is_withdrawn is not None and bool(is_withdrawn())
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; −1 once it is closed."""

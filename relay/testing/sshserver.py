@@ -98,7 +98,6 @@ class SSHServer:
         self.user: str = next(iter(users))
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
-        self._frozen = False
         self._listening: socket.socket | None = None
         self._thread: threading.Thread | None = None
         with contextlib.ExitStack() as undo:
@@ -106,17 +105,11 @@ class SSHServer:
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
             self.start()
             undo.callback(self.stop)
-            self._folder = tempfile.mkdtemp(prefix="relay-ssh-")
-            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            self.keyfile: str = self._write("client_key", text)
-            self.known_hosts: str = self._write("known_hosts", self.known_hosts_line + "\n")
+            folder = tempfile.mkdtemp(prefix="relay-ssh-")
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            self.keyfile: str = _write(folder, "client_key", text)
+            self.known_hosts: str = _write(folder, "known_hosts", self.known_hosts_line + "\n")
             self._undo = undo.pop_all()
-
-    def _write(self, name: str, text: str) -> str:
-        path = os.path.join(self._folder, name)
-        with open(path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(text)
-        return path
 
     # -- address --
 
@@ -150,13 +143,13 @@ class SSHServer:
 
     def freeze(self) -> None:
         """Stop responding on all connections, old and new; TCP stays up, as with a stopped process."""
-        self._frozen = True
+        self._state.frozen = True
         for session in self._live():
             session.freeze()
 
     def thaw(self) -> None:
         """Continue after :meth:`freeze`, and process the packets that came meanwhile."""
-        self._frozen = False
+        self._state.frozen = False
         for session in self._live():
             session.thaw()
 
@@ -255,7 +248,7 @@ class SSHServer:
         session = Session(sock, self.host_key, self._state, self._over)
         with self._lock:
             self._sessions.add(session)
-        if self._frozen:
+        if self._state.frozen:
             session.freeze()
         try:
             session.start()
@@ -285,6 +278,13 @@ class SSHServer:
     def __repr__(self) -> str:
         host, port = self.address
         return f"<relay.testing.SSHServer at {host}:{port}, {self.connections} connections>"
+
+
+def _write(folder: str, name: str, text: str) -> str:
+    path = os.path.join(folder, name)
+    with open(path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(text)
+    return path
 
 
 def _permission(permit: Callable[[str], object] | Collection[str] | None) -> Callable[[str], object]:

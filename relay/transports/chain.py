@@ -130,7 +130,7 @@ def _secured(inner: Dialer, target: TLSTarget, trace: Trace) -> Dialer:
     from .tls.client import Client
 
     client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key, trace)
-    return Upgrade(inner, client.name, begin=client.upgrade, begin_on=client.upgrade_on)
+    return Upgrade(inner, client.name, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
 
 
 def numbered(error: OSError, hops: Route) -> OSError:

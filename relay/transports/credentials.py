@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Callable
 
+from ..access.regular_file import open_regular
 from ..addresses.options import Secret
 from ..addresses.ssh import SSHServer
 from ..errors import AuthenticationError
-from .files import open_regular
 
 __all__ = ["passphrase_of", "password_of", "secret_of", "wants_prompt"]
 

@@ -23,8 +23,9 @@ from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import Endpoint
 from ..streams.cancellation import Cancel
 from ..streams.checks import check_time
-from ..streams.connect import Name, SocketDialer, resolved
+from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
+from ..streams.names import Name, resolved
 from ..streams.promise import Abort, OnResult
 from ..streams.request import Request
 from ..streams.stream import Stream

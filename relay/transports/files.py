@@ -1,14 +1,11 @@
-"""The user's home, and opening a file that another user may have chosen, without blocking on it."""
+"""The user's home directory."""
 
 from __future__ import annotations
 
-import errno
 import os
 import pwd
-import stat
-from typing import BinaryIO
 
-__all__ = ["has_entry", "home", "open_regular"]
+__all__ = ["has_entry", "home"]
 
 
 def has_entry() -> bool:
@@ -23,20 +20,3 @@ def has_entry() -> bool:
 def home() -> str:
     """The user's home directory as the client sees it: the one of the password file, whatever ``HOME`` says."""
     return pwd.getpwuid(os.getuid()).pw_dir if has_entry() else os.path.expanduser("~")
-
-
-def open_regular(path: str) -> BinaryIO:
-    """Open a regular file to read; a pipe would keep us waiting, and a device might have no end.
-
-    :param path: its path.
-    :returns: the file, to be closed by the caller.
-    :raises OSError: if it cannot be opened or is not regular; its ``strerror`` says which.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except ValueError:  # a NUL, or what the file system's encoding does not have
-        raise OSError(errno.EINVAL, "not a path", path) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return open(descriptor, "rb")

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
-from ..streams.connect import SocketDialer, resolved
+from ..streams.connect import SocketDialer
+from ..streams.names import resolved
 
 __all__ = ["BACKLOG", "inherit", "inheriting", "listen_tcp", "tcp"]
 
@@ -53,7 +54,7 @@ def _literal(host: str, port: int) -> Endpoint | None:
 
 
 class _Name:
-    """A host name and a port; see :class:`relay.streams.connect.Name`."""
+    """A host name and a port; see :class:`relay.streams.names.Name`."""
 
     __slots__ = ("host", "port")
 
@@ -78,7 +79,7 @@ class _Name:
         if isinstance(found, BaseException):
             raise found
         # Another port may have been asked for by who had it looked up.
-        return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address in found]
+        return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address, _ in found]
 
 
 BACKLOG = 4096  # Linux takes the lower of this and net.core.somaxconn, whose default it is

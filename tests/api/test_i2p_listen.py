@@ -15,6 +15,7 @@ from relay.addresses.destinations import PrivateKey
 from relay.errors import can_retry
 from relay.testing import SAMBridge
 from relay.transports.i2p import inbound, messages
+from relay.transports.i2p.access import refusal
 from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
 from relay.transports.i2p.listener import I2PListener
 from relay.transports.i2p.messages import stream_connect
@@ -93,11 +94,11 @@ def test_who_is_let_in(bridge, tmp_path):
     list_of_them.write_text(f"{friend}  # a friend\n")
     for allow in (friend, [friend], list_of_them, str(list_of_them), [str(list_of_them)]):
         with listening(sam=bridge.sam, allow=allow) as there:
-            assert there._lists.refusal(PrivateKey.generate().destination) is not None
+            assert refusal(there._lists, PrivateKey.generate().destination) is not None
     with listening(sam=bridge.sam, deny=[list_of_them, friend]) as there:
-        assert there._lists.refusal(PrivateKey.generate().destination) is None
+        assert refusal(there._lists, PrivateKey.generate().destination) is None
     with listening(sam=bridge.sam, allow=[]) as there:
-        assert there._lists.refusal(PrivateKey.generate().destination) is not None
+        assert refusal(there._lists, PrivateKey.generate().destination) is not None
 
 
 def test_a_name_keeps_its_destination(bridge):
@@ -116,7 +117,7 @@ def test_a_name_keeps_its_destination(bridge):
         ({"nonsense": 1}, TypeError, "^nonsense: "),
         ({"session": 7}, TypeError, "^session: "),
         ({"password": "p"}, ValueError, "^password: "),
-        ({"allow": "nonsense"}, ValueError, "^allow: 'nonsense' is neither a destination nor a file"),
+        ({"allow": "nonsense"}, ValueError, "^allow: 'nonsense' is neither a rule nor a file"),
         ({"deny": ["name.i2p"]}, ValueError, r"^deny: .*\.b32\.i2p address"),
         ({"via": "ssh://h"}, TypeError, "^via: expected a list of addresses"),
         ({"sam": "nonsense"}, ValueError, "sam"),

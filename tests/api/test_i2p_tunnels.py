@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import inspect
 import socket
@@ -270,7 +271,7 @@ WRONG_SERVER = [
     ({"port": 0}, ValueError, "^port: 0 is out of range; a port is a number from 1"),
     ({"host": ""}, ValueError, "^host: "),
     ({"accept": "both"}, ValueError, "^accept: must be accept or forward, got 'both'"),
-    ({"allow": "nowhere"}, ValueError, "^allow: 'nowhere' is neither a destination nor a file"),
+    ({"allow": "nowhere"}, ValueError, "^allow: 'nowhere' is neither a rule nor a file"),
     ({"deny": [NAME]}, ValueError, "^deny: .*a name may be reassigned"),
 ]
 WRONG_CLIENT = [
@@ -314,6 +315,24 @@ MAKERS = [
     lambda sam, **options: relay.TunnelClient("", 0, NAME, sam, **options),
 ]
 both = pytest.mark.parametrize("make", MAKERS, ids=["server", "client"])
+
+
+def test_a_service_sees_an_address_for_each_destination(router, listener):
+    port = listener.getsockname()[1]
+    with (
+        make_server(router, port=port, source="peer") as server,
+        make_client(router, "one", dest=server.b32) as one,
+        make_client(router, "other", dest=server.b32) as other,
+    ):
+        seen = []
+        for tunnel in (one, other):
+            with socket.create_connection(tunnel.address) as client, listener.accept()[0] as far:
+                client.settimeout(WAIT)
+                exchange(client, far)
+                seen.append(far.getpeername()[0])
+    # 127 and the first bytes of the hash, as i2pd has it.
+    digests = [base64.b32decode(tunnel.b32.partition(".")[0].upper() + "====") for tunnel in (one, other)]
+    assert seen == ["127.{}.{}.{}".format(*digest) for digest in digests]
 
 
 @both

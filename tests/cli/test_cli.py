@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import re
 import resource
 import signal
@@ -81,7 +82,8 @@ def test_it_relays_between_unix_sockets_and_removes_its_own(start, serve, tmp_pa
         client.connect(str(tmp_path / "front"))
         send_and_end(client, b"hello")
         assert receive_all(client) == b"hello"
-    assert f"a local client → unix://{server.address}: done" in command.hear("done")
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert f"unix:{user} → unix://{server.address}: done" in command.hear("done")
     assert command.end()[0] == 0
     assert not (tmp_path / "front").exists()
 
@@ -313,6 +315,9 @@ WRONG = {
     ("forward", ":0", "h:1", "--nconnect", "0"): "--nconnect: must be at least 1, or -1 for no limit, got '0'",
     ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
     ("forward", ":0", "h:1", "--warm", "-1"): "--warm: must be a whole number from 0 to 1024, got '-1'",
+    ("forward", ":0", "h:1", "--limit", "rate=5"): "--limit: rate: expected a number and a time, got '5'",
+    ("forward", ":0", "h:1", "--limit", "speed=5"): "--limit: unknown part 'speed=5'; use KEY=VALUE with one of per, ",
+    ("socks", ":0", "--limit", "rate=5/s", "--limit", "rate=5/s"): "--limit: the name 'ip:5/s' is there twice",
     ("forward", ":0", "h:1", "--warm", "few"): "--warm: must be a whole number from 0 to 1024, got 'few'",
     ("forward", ":0", "h:1", "--warm-for", "0"): "--warm-for: must be greater than 0, got 0",
     ("forward", ":0", "h:1", "--warm-for", "inf"): "--warm-for: must have a limit, got inf",

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.addresses.parse import parse_hops, parse_listen
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.cli.connection_log import _tunnels
 from relay.cli.options import Options
-from relay.cli.plan import make_proxy_plan
+from relay.cli.plan import make_plan, make_proxy_plan
 from relay.transports.dynamic import parse_rule
 
 
@@ -25,7 +25,19 @@ def test_the_hops_of_one_rule_are_not_those_of_all_clients_of_a_proxy(via, rules
     plan = make_proxy_plan(
         parse_listen(":0"), Options(), name="proxy", via=parse_hops(via), rules=[parse_rule(rule) for rule in rules]
     )
+    assert hops_of(plan) == hops
+
+
+@pytest.mark.parametrize(("other", "hops"), [("ssh://me@bastion", ("ssh://me@bastion",)), ("ssh://me@other", ())])
+def test_several_targets_have_the_hops_that_all_of_them_have(other, hops):
+    ways = [(parse_hops([hop], end), parse_target(end)) for hop, end in (("ssh://me@bastion", "a:1"), (other, "b:1"))]
+    (via, end), *others = ways
+    assert hops_of(make_plan(parse_listen(":0"), end, Options(), name="db", via=via, others=others)) == hops
+
+
+def hops_of(plan):
+    """Return the hops in the log of a tunnel."""
     tunnel = SimpleNamespace(address=("127.0.0.1", 1080), connections=list)
-    member = SimpleNamespace(name="proxy", opened=SimpleNamespace(tunnel=tunnel), plan=plan)
+    member = SimpleNamespace(name=plan.name, opened=SimpleNamespace(tunnel=tunnel), plan=plan)
     (logged,) = _tunnels(SimpleNamespace(members=[member]))
-    assert logged.hops == hops
+    return logged.hops

@@ -7,7 +7,15 @@ import time
 import pytest
 
 from relay.cli import ctl_tables
-from relay.cli.ctl_tables import print_carriers, print_connections, print_tunnels, status_lines, verdict_lines
+from relay.cli.ctl_tables import (
+    print_bans,
+    print_carriers,
+    print_connections,
+    print_quotas,
+    print_tunnels,
+    status_lines,
+    verdict_lines,
+)
 
 INSTANCE = {
     "version": "1",
@@ -118,6 +126,15 @@ def test_a_carrier_is_a_row_and_its_error_a_line(printed, monkeypatch):
     assert error == ["ssh://me@x:", "no", "route"]
 
 
+def test_the_worker_of_a_carrier_is_named(printed, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 3.0)
+    print_carriers([{**CARRIER, "worker": None}, {**CARRIER, "worker": 2}])
+    head, own, of_worker = printed()
+    assert head[-2:] == ["rtt", "worker"]
+    assert own[-1] == "ms"
+    assert of_worker[-2:] == ["ms", "2"]
+
+
 def test_what_a_reload_changes():
     verdicts = [
         {"name": "a", "verdict": "same", "detail": ""},
@@ -146,3 +163,20 @@ def test_a_narrow_terminal_has_the_route_below_its_row(monkeypatch, capsys):
     assert "from → to" not in head
     assert "example" not in row
     assert below.strip() == ":1 → a.host.with.a.long.name.example:5432"
+
+
+def test_a_client_has_its_identity_and_its_rule(capsys):
+    shown = {"identity": {"kind": "tls", "name": "alice"}, "reason": "denied", "rule": "deny cn:alice"}
+    local = {"peer": "", "identity": {"kind": "unix", "name": "www-data"}}
+    print_connections([{**CONNECTION, **shown}, {**CONNECTION, **local}], ended=True)
+    text = capsys.readouterr().out
+    assert "10.0.0.1:2 (tls:alice)" in text and "denied (deny cn:alice)" in text and " unix:www-data " in text
+
+
+def test_bans_and_quotas(capsys):
+    ban = {"key": "192.0.2.0/24", "tunnel": "web", "limit": "few", "until": time.time() + 600.5}
+    print_bans([ban, {**ban, "key": "a\nb", "until": 0.0}])
+    text = capsys.readouterr().out
+    assert "192.0.2.0/24  web     few     " in text and "10 min" in text and "a\\nb" in text
+    print_quotas([{"key": "*", "tunnel": "web", "limit": "much", "used": 8_000_000, "quota": 10_000_000, "since": 0.0}])
+    assert capsys.readouterr().out.split()[-7:] == ["web", "much", "8.0", "MB", "10.0", "MB", "80", "%"][-7:]

@@ -14,11 +14,12 @@ import time
 import pytest
 import trustme
 from group_rig import letter, repeats, running
-from helpers import WAIT, ending, receive_exactly, wait_until
+from helpers import WAIT, ending, fate_of_client, receive_exactly, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey
 from relay.cli import reload
+from relay.cli.drains import Drains
 from relay.cli.main_thread import GroupOverError
 from relay.cli.reload import ReloadError
 from relay.testing import SAMBridge
@@ -92,6 +93,21 @@ def test_warm_changes_in_place(up, places):
             assert tunnel.stats().warm_hits == 1
         assert group.rewrite(toml("one", places[0])) == {"one": "tuned"}
         assert tunnel.metrics().warm.ready == 0
+        assert repeats(client)
+
+
+def test_limits_of_clients_change_in_place_and_keep_what_they_have_counted(up, places):
+    group = up(toml("one", places[0], "limit = [{ concurrent = 1, name = 'now' }]"))
+    tunnel = group.tunnel("one")
+    with first(group.connect("one"), b"a") as client:
+        with pytest.raises(ConnectionResetError), group.connect("one") as second:
+            second.recv(1)
+        assert group.rewrite(toml("one", places[0], "limit = [{ concurrent = 2, name = 'now' }]")) == {"one": "tuned"}
+        with first(group.connect("one"), b"a"):
+            with pytest.raises(ConnectionResetError), group.connect("one") as third:
+                third.recv(1)
+        assert group.tunnel("one") is tunnel
+        assert group.rewrite(toml("one", places[0])) == {"one": "tuned"}
         assert repeats(client)
 
 
@@ -239,10 +255,20 @@ def test_a_tunnel_takes_over_the_socket_of_another(up, places, port):
         assert repeats(client)
 
 
+def test_the_one_who_asked_gets_those_that_opened_or_changed_and_those_that_are_gone(up, places):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    told = []
+    group.on_change = lambda changed: told.append([member.name for member in changed])
+    group.rewrite(toml("two", places[1]) + toml("three", places[0]))
+    assert told == [["three"], ["two", "three", "one"]]
+    assert group.member("two") is group.now("two")
+    assert group.member("one") is None
+
+
 def test_a_tunnel_that_leaves_serves_no_new_client_also_before_its_drain_begins(up, places, port, monkeypatch):
     """Its successor shares the socket, so either could accept."""
-    drains, close = threading.Event(), relay.Tunnel.close
-    monkeypatch.setattr(relay.Tunnel, "close", lambda tunnel, drain=0.0: drains.wait(WAIT) and close(tunnel, drain))
+    begun, begin = [], Drains.begin
+    monkeypatch.setattr(Drains, "begin", lambda *arguments: begun.append(arguments))
     group = up(toml("old", places[0], listen=f":{port}"))
     try:
         group.rewrite(toml("renamed", places[1], listen=f":{port}"))
@@ -250,7 +276,18 @@ def test_a_tunnel_that_leaves_serves_no_new_client_also_before_its_drain_begins(
             with first(group.connect("renamed"), b"b"):
                 pass
     finally:
-        drains.set()
+        for arguments in begun:
+            begin(*arguments)
+    wait_until(lambda: group.leaving == ())
+
+
+def test_tunnels_that_leave_start_no_threads(up, places, monkeypatch):
+    group = up("".join(toml(f"t{number}", places[0]) for number in range(20)) + toml("stays", places[0]))
+    started, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name) or start(thread))
+    assert set(group.rewrite(toml("stays", places[0])).values()) == {"same", "gone"}
+    wait_until(lambda: group.leaving == ())
+    assert not [name for name in started if "drain" in name]
 
 
 def test_two_tunnels_change_places(up, places):
@@ -403,6 +440,26 @@ def test_access_lists_are_for_live_streams_too(up, places, tmp_path, monkeypatch
         assert group.rewrite(toml("one", places[0], listen=listen)) == {"one": "tuned"}
         first(connect("stranger"), b"a")
         assert repeats(friend)
+
+
+def test_access_lists_hold_for_open_connections_of_any_listener(up, places, tmp_path):
+    group = up(toml("one", places[0]))
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(toml("one", places[0], 'allow = ["127.0.0.0/8"]')) == {"one": "tuned"}
+        assert repeats(client)
+        assert group.rewrite(toml("one", places[0], 'deny = ["127.0.0.1"]')) == {"one": "tuned"}
+        assert ending(client) == "reset"
+    assert fate_of_client(group.tunnel("one").address) == "reset"
+    wait_until(lambda: len(group.tunnel("one").recent()) == 2)
+    assert {record.rule for record in group.tunnel("one").recent()} == {"deny cidr:127.0.0.1/32"}
+    (tmp_path / "friends").write_text("127.0.0.1\n")
+    assert group.rewrite(toml("one", places[0], f'allow = ["{tmp_path}/friends"]')) == {"one": "tuned"}
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(toml("one", places[0], f'allow = ["{tmp_path}/friends"]', "idle_timeout = 60")) == {
+            "one": "tuned"
+        }
+        assert repeats(client)
+        assert group.tunnel("one")._relay.entrance.policy.rules.files == (f"{tmp_path}/friends",)
 
 
 def test_a_listener_that_waits_for_its_server_counts_as_open(up, places, make_ssh_server):

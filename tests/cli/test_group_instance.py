@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import socket
@@ -14,6 +15,7 @@ from helpers import WAIT, receive_until_reset, wait_until
 from instance_double import check_contract
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.carriers.listing import CarrierStatus
 from relay.cli.group import TunnelGroup
 from relay.cli.group_instance import GroupInstance
 from relay.cli.member import Member
@@ -61,6 +63,34 @@ def test_it_shows_a_tunnel(instance, group, echo_server):
     assert (tunnel.listen, tunnel.target) == (f"{host}:{port}", "{}:{}".format(*echo_server.address))
     assert tunnel.figures.accepted == 0
     assert not instance.tunnels()[1].required
+
+
+def test_it_shows_the_warm_streams_of_a_tunnel(tmp_path, echo_server):
+    target = "{}:{}".format(*echo_server.address)
+    text = (
+        f'[tunnels.a]\nlisten = ":0"\ntarget = "{target}"\nwarm = 1\n[tunnels.b]\nlisten = ":0"\ntarget = "{target}"\n'
+    )
+    with running(tmp_path / "relay.toml", text) as group:
+        instance = GroupInstance(group, "/etc/relay.toml", "")
+        wait_until(lambda: instance.tunnels()[0].warm is not None and instance.tunnels()[0].warm.ready == 1)
+        assert instance.tunnels()[1].warm is None
+        with socket.create_connection(group.tunnel("a").address, WAIT) as client:
+            assert repeats(client)
+            assert [one.warm for one in instance.connections()] == [True]
+            assert (instance.tunnels()[0].warm.hits, instance.tunnels()[0].warm.misses) == (1, 0)
+
+
+def test_it_shows_the_carriers_of_its_workers(instance, group, monkeypatch):
+    own, other = CarrierStatus("ssh://b", "ssh", "up", 1.0, 0, 0), CarrierStatus("ssh://a", "ssh", "up", 1.0, 0, 0)
+    of_workers = [dataclasses.replace(own, worker=number) for number in (2, 1)]
+    monkeypatch.setattr("relay.cli.group_instance.carriers", lambda: [other, own])
+    monkeypatch.setattr(group.processes, "carriers", lambda: of_workers)
+    assert [(one.name, one.worker) for one in instance.carriers()] == [
+        ("ssh://a", None),
+        ("ssh://b", None),
+        ("ssh://b", 1),
+        ("ssh://b", 2),
+    ]
 
 
 def test_it_shows_and_kills_a_connection(instance, group):
@@ -113,6 +143,24 @@ def test_a_tunnel_that_is_not_open_shows_its_configuration():
         (tunnel,) = GroupInstance(TunnelGroup([member], signals), "", "").tunnels()
     assert (tunnel.state, tunnel.problem, tunnel.figures) == ("waiting", "no route; trying again", None)
     assert (tunnel.listen, tunnel.target, tunnel.via) == ("127.0.0.1:8080", "db:5432", ("ssh://me@bastion",))
+
+
+@pytest.mark.parametrize(
+    ("others", "target", "via"),
+    [
+        ([(["ssh://me@bastion"], "db2:1")], "db:5432, db2:1", ("ssh://me@bastion",)),
+        ([(["ssh://me@other"], "db:5432")], "db:5432 via ssh://me@bastion or via ssh://me@other", ()),
+    ],
+)
+def test_a_tunnel_shows_all_its_targets(others, target, via):
+    ways = [(parse_hops(hops, end), parse_target(end)) for hops, end in [(["ssh://me@bastion"], "db:5432"), *others]]
+    plan = make_plan(parse_listen("8080"), ways[0][1], Options(), name="db", via=ways[0][0], others=ways[1:])
+    with contextlib.ExitStack() as stack:
+        signals = Signals()
+        stack.callback(signals._reader.close)
+        stack.callback(signals._writer.close)
+        (tunnel,) = GroupInstance(TunnelGroup([Member(plan)], signals), "", "").tunnels()
+    assert (tunnel.target, tunnel.via) == (target, via)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.cli.i2p_options import with_bridge, with_bridges, with_session
 from relay.cli.options import Options
+from relay.cli.plan import make_plan
 from relay.cli.probes import SessionProbe
 from relay.cli.run import serve
 from relay.testing import SAMBridge
@@ -141,7 +142,7 @@ def test_who_is_denied_is_reset_and_named(router, expose, target, tmp_path):
     ):
         with pytest.raises(ConnectionResetError):
             receive_all(client)
-        assert tunnel.b32 in server.hear("is not allowed")
+        assert f"denied peer={tunnel.b32}" in server.hear("rule=allow")
         friends.write_text(f"{tunnel.b32}  # a friend\n")
         with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"hello")
@@ -301,10 +302,17 @@ WRONG = {
     ("expose", "h:1", "--on", "i2p:?keys=a", "--keys", "b"): "keys= is written twice",
     ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is not saved has no",
     ("expose", "h:1", "--on", "i2p", "--session", "a", "--transient"): "--transient: a destination",
-    ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a destination nor a file",
-    ("expose", "h:1", "--on", "i2p", "--deny", "nowhere"): "deny: 'nowhere' is neither a destination nor a file",
+    ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a rule nor a file",
+    ("expose", "h:1", "--on", "i2p", "--deny", "nowhere"): "deny: 'nowhere' is neither a rule nor a file",
     ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: only for --on i2p; an ssh:// address has its own",
-    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "--allow: only for --on i2p; an ssh:// address has its own",
+    (
+        "expose",
+        "h:1",
+        "--on",
+        "ssh://h",
+        "--allow",
+        "x",
+    ): "allow: 'x' is neither a rule nor a file: the kind",
     (
         "expose",
         "h:1",
@@ -363,10 +371,12 @@ def test_the_text_of_the_target_names_the_session_unless_something_else_does(add
 
 def test_lists_of_the_address_and_of_the_options_add_up():
     place = parse_listen("i2p:?allow=a&deny=b")
-    options = {"keys": None, "session": None, "transient": True}
-    found = with_session(place, None, allow=["c"], deny=["d"], **options)
-    assert (found.allow, found.deny) == (("a", "c"), ("b", "d"))
-    assert with_session(parse_listen("i2p"), None, **options).allow is None
+    target = TCPAddress("127.0.0.1", 80)
+    plan = make_plan(place, target, Options(allow=("c",), deny=("d",)), name="t")
+    assert (plan.options.allow, plan.options.deny) == (("a", "c"), ("b", "d"))
+    assert plan.routes.lists == (("a", "c"), ("b", "d"))
+    assert plan.routes.where.allow is None and plan.routes.where.deny == ()
+    assert make_plan(parse_listen("i2p"), target, Options(), name="t").options.allow is None
 
 
 class Slow:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import pytest
 import state_table
-from helpers import WAIT, wait_until
 
 from relay.cli import member as module
 from relay.cli.member import Member, MemberState, WrongStateError
@@ -25,11 +23,10 @@ ERRORS = [
 
 
 class Opened:
-    """An open tunnel that notes what is done to it; its drain ends when the test says so."""
+    """An open tunnel that notes what is done to it, and its drains."""
 
     def __init__(self):
         self.calls = []
-        self.drained = threading.Event()
         self.tunnel = self
 
     def pause(self):
@@ -38,10 +35,12 @@ class Opened:
     def resume(self):
         self.calls.append("resume")
 
-    def close(self, drain=None):
-        self.calls.append("close" if drain is None else f"drain {drain:g}")
-        if drain is not None:
-            assert self.drained.wait(WAIT)
+    def close(self):
+        self.calls.append("close")
+
+    def begin(self, tunnel, seconds, drained):
+        assert tunnel is self
+        self.calls.append(f"drain {seconds:g}")
 
 
 class Rig:
@@ -50,7 +49,6 @@ class Rig:
     def __init__(self, state):
         self.member = Member(SimpleNamespace(name="t", options=SimpleNamespace(drain=7.0)))
         self.open = Opened()
-        self.has_drained = threading.Event()
         self.given_up = []
         if state not in (MemberState.OPENING, MemberState.FAILED):
             if state is MemberState.WAITING:
@@ -61,7 +59,7 @@ class Rig:
             self.member.begin(SimpleNamespace(give_up=lambda: self.given_up.append(True)))
         reach = {
             MemberState.PAUSED: self.pause,
-            MemberState.DRAINING: self.begin_to_drain,
+            MemberState.DRAINING: self.drain,
             MemberState.FAILED: self.failed,
             MemberState.CLOSED: self.close,
         }
@@ -87,35 +85,16 @@ class Rig:
         self.member.resume()
 
     def drain(self):
-        self.member.drain(7, self.has_drained.set)
-
-    def begin_to_drain(self):
-        self.drain()
-        wait_until(lambda: self.open.calls == ["drain 7"])
+        self.member.drain(7, lambda: None, self.open)
 
     def drained(self):
-        self.open.drained.set()
-        assert self.has_drained.wait(WAIT)
         self.member.on_drained()
-
-    def end(self):
-        self.open.drained.set()
-        if "drain 7" in self.open.calls:
-            assert self.has_drained.wait(WAIT)
 
 
 @pytest.fixture
 def rig():
-    """Makes a member in a state, and lets its drain end after the test."""
-    made = []
-
-    def make(state):
-        made.append(Rig(MemberState(state)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.end()
+    """Makes a member in a state."""
+    return lambda state: Rig(MemberState(state))
 
 
 @pytest.mark.parametrize(("state", "event", "following"), ROWS)
@@ -131,8 +110,8 @@ def test_each_row_of_the_table(rig, state, event, following):
     done = one.open.calls[len(before) :]
     if event in ("pause", "resume"):
         assert done == [event]
-    elif event == "drain":  # on another thread
-        wait_until(lambda: one.open.calls[len(before) :] == ["drain 7"])
+    elif event == "drain":
+        assert done == ["drain 7"]
     elif event in ("close", "failed") and state in ("listening", "paused"):
         assert done == ["close"]
     assert one.given_up == ([True] if event == "close" and state in ("opening", "waiting") else [])

@@ -14,9 +14,9 @@ from sandbox_rig import error_of, in_child, needs_landlock
 
 import relay
 from relay.cli import sandbox_rules
-from relay.cli.file_group import TunnelFile
 from relay.cli.options import Options
 from relay.cli.sandbox_rules import NotConfinableError, TunnelRules, file_rules, system_rules
+from relay.cli.tunnel_file import TunnelFile
 from relay.operations.sandbox import Access, Sandbox, apply, merged
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE

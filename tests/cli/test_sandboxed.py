@@ -124,7 +124,7 @@ def test_a_tunnel_that_needs_more_is_forbidden(tmp_path):
     more = [plan(f"tls://127.0.0.1:443?ca={tmp_path}/ca.pem"), plan("exec:cat")]
     words = "the sandbox does not let relay"
     assert sandboxed.forbidden(inside, more, EndpointPlan(status="nonsense:x:y"), LogPlan(f"{tmp_path}/log", None)) == [
-        f"control, status and log_file: {words} read {tmp_path}, write to {tmp_path}; restart relay",
+        f"control, status, log_file and state: {words} read {tmp_path}, write to {tmp_path}; restart relay",
         f"one: the sandbox does not let relay read {tmp_path}, connect to port 443; restart relay",
         "one: the sandbox does not let relay do that: exec:cat is a program; restart relay",
     ]

@@ -31,7 +31,7 @@ import relay
 from relay.addresses.parse import parse_listen
 from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
-from relay.cli.plan import warn_if_unsure
+from relay.cli.exposure import warn_if_unsure
 from relay.cli.probes import BackgroundCall, HopProbe
 from relay.testing.ssh.login import LoginHandler
 

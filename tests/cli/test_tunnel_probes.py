@@ -1,15 +1,20 @@
-"""``relay.cli.tunnel_probes``: which tunnels have a probe, and what it is; nothing is probed here."""
+"""``relay.cli.tunnel_probes``: which tunnels have a probe, and what it is; the header before one."""
 
 from __future__ import annotations
 
+import socket
+import time
 from types import SimpleNamespace
 
 import pytest
+from helpers import WAIT, Thread
 
+import relay
+from relay.access.proxy_header import build_local
 from relay.cli.member import MemberState
 from relay.cli.options import Options
 from relay.cli.preflight import Routes
-from relay.cli.tunnel_probes import TunnelProbes
+from relay.cli.tunnel_probes import TunnelProbes, introduced
 from relay.operations import probing
 
 TARGET = [((), "t:1")]
@@ -24,15 +29,15 @@ def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, *
 
 
 class Prober:
-    """The prober: notes its targets each time that it is woken."""
+    """The prober: notes the targets each time that it is woken."""
 
-    def __init__(self, targets):
-        self.targets = targets
+    def __init__(self, target_of):
+        self.target_of = target_of
         self.seen = []
         self.is_closed = False
 
-    def wake(self):
-        self.seen.append([*self.targets()])
+    def wake(self, names):
+        self.seen.append([target for name in names if (target := self.target_of(name)) is not None])
 
     def status(self, name):
         return "known" if name == "known" else None
@@ -45,8 +50,8 @@ class Prober:
 def probers(monkeypatch):
     made = []
 
-    def make(targets):
-        made.append(Prober(targets))
+    def make(target_of):
+        made.append(Prober(target_of))
         return made[-1]
 
     monkeypatch.setattr(probing, "Prober", make)
@@ -54,7 +59,7 @@ def probers(monkeypatch):
 
 
 def probes_of(*members):
-    group = SimpleNamespace(members=members, on_change=None)
+    group = SimpleNamespace(member={member.name: member for member in members}.get, on_change=None)
     return TunnelProbes(group), lambda: group.on_change(members)
 
 
@@ -124,3 +129,30 @@ def test_the_status_before_the_first_probe(probers):
     assert probes.status(made).finished is None
     change()
     assert probes.status(member("known", probe="connect")) == "known"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_probe_says_that_it_is_relays_own(listener, version):
+    dial = introduced(relay.tcp("127.0.0.1", listener.getsockname()[1]), version)
+    with dial(deadline=time.monotonic() + WAIT, cancel=None) as stream:
+        stream.socket.send(b"hello")
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(WAIT)
+            expected = build_local(version) + b"hello"
+            assert server.recv(len(expected), socket.MSG_WAITALL) == expected
+
+
+def test_a_probe_over_tls_says_so_before_the_handshake(listener, certificates):
+    def serve():
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(WAIT)
+            seen = server.recv(len(build_local("v2")), socket.MSG_WAITALL)
+            with certificates.server().wrap_socket(server, server_side=True):
+                return seen
+
+    served = Thread(serve)
+    dial = introduced(relay.tls("localhost", listener.getsockname()[1], ca=certificates.ca), "v2")
+    with dial(deadline=time.monotonic() + WAIT, cancel=None):
+        assert served.result() == build_local("v2")

@@ -147,6 +147,14 @@ def test_hops_that_are_not_up_are_told():
     assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
 
 
+def test_a_worker_that_does_not_answer_is_named():
+    tunnel = Fake()
+    tunnel.problem = "worker 1 (process 7) does not answer"
+    assert TunnelView(tunnel, "")().errors == [tunnel.problem]
+    shown = Watched("one", "listening", "here → there", tunnel.problem, tunnel, listens=True)
+    assert FleetView(lambda: [shown])().errors == [f"one: {tunnel.problem}"]
+
+
 def test_while_it_closes_the_table_says_so():
     view = TunnelView(Fake(), "listening")
     view.closing = closing(1, 30)

@@ -26,6 +26,7 @@ def processes():
 def test_nothing_runs_before_the_first_tunnel(processes):
     assert not processes.are_running
     assert processes.workers() == ()
+    assert processes.carriers() == ()
     processes.check(3)
     assert processes.size == 3, "it grows until it starts"
 

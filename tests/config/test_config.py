@@ -71,6 +71,49 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
     )
 
 
+TWO = "[tunnels.t]\nlisten = ':0'\ntarget = ['a:1', 'b:2']\n"
+
+
+def test_several_targets_and_ways(read):
+    found = read(TWO + "via = [['one'], ['ssh://two', 'one']]\npolicy = 'spread'\n[hops]\none = 'ssh://me@one'\n")
+    assert found.problems.in_order() == []
+    (entry,) = found.entries
+    one, two = SSHServer("one", "me"), SSHServer("two")
+    first, second = TCPAddress("a", 1), TCPAddress("b", 2)
+    assert (entry.via, entry.target) == ((one,), first)
+    assert entry.others == (((two, one), first), ((one,), second), ((two, one), second))
+    assert entry.tunnel.policy == "spread"
+
+
+def test_one_target_in_a_list_is_one_target(read):
+    (entry,) = read("[tunnels.t]\nlisten = ':0'\ntarget = ['a:1']\n").entries
+    assert (entry.target, entry.others) == (TCPAddress("a", 1), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (TWO.replace("'b:2'", "'b'"), "3: tunnels.t.target[1]: "),
+        (TWO.replace("'b:2'", "5"), "3: tunnels.t.target[1]: expected text in quotes, got a number"),
+        (TWO.replace("'a:1', 'b:2'", ""), "3: tunnels.t.target: "),
+        (TWO + "via = [['ssh://a'], ['nothing']]", "4: tunnels.t.via[1][0]: there is no hop 'nothing'"),
+        (TWO + "via = [['ssh://a'], 'ssh://b']", '4: tunnels.t.via[1]: expected a list such as ["…", "…"], got text'),
+        (TWO + "policy = 'best'", "4: tunnels.t.policy: expected 'first', 'spread' or 'fastest'"),
+        (
+            T + "policy = 'first'",
+            "4: tunnels.t.policy: there is one target and one way; a list of target or of via has several",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\nvia = [['ssh://a'], ['ssh://b']]",
+            "3: tunnels.t.via: a proxy has one way to each target; use rule for several",
+        ),
+        (TWO.replace("'a:1'", "'anywhere'"), "3: tunnels.t.target[0]: "),
+    ],
+)
+def test_each_mistake_with_several_targets_is_one_line(problems, text, told):
+    assert only(problems(text)).strip().startswith(told)
+
+
 def test_the_default_of_warm_is_not_for_proxies(read):
     found = read("[defaults]\nwarm = 2\n" + T + "[tunnels.proxy]\nlisten = 'socks5://127.0.0.1:0'\n")
     assert found.problems.in_order() == []
@@ -102,6 +145,10 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
         (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
         (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),
+        (T + "limit = 5", "4: tunnels.t.limit: expected a list of tables"),
+        (T + "limit = [{ speed = 1 }]", "4: tunnels.t.limit: unknown key 'speed'; use one of per, rate"),
+        (T + "limit = [{ rate = '20' }]", "4: tunnels.t.limit: rate: expected a number and a time, got '20'"),
+        (T + "limit = [{ rate = 20 }]", "4: tunnels.t.limit: rate: expected text, got int"),
         (T + "warm = 1.5", "4: tunnels.t.warm: expected a whole number"),
         (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),
         (T + "warm_for = 'none'", "4: tunnels.t.warm_for: expected a number of seconds"),

@@ -8,6 +8,7 @@ import pytest
 from config_rig import SECRETS, WHOLE, read_text
 
 from relay import config
+from relay.addresses.values import TCPAddress
 from relay.config.models import LIMITS
 
 
@@ -35,6 +36,20 @@ def test_the_keys_beside_the_tables_are_kept(tmp_path):
     text = 'log_file = "/var/log/relay/access.log"\nlog_interval = "none"\n[tunnels.t]\nlisten = ":0"\ntarget = "a:1"\n'
     again = read_text(tmp_path, effective(read_text(tmp_path, text)))
     assert (again.file.log_file, again.file.log_interval) == ("/var/log/relay/access.log", math.inf)
+
+
+def test_several_targets_and_ways_are_kept_without_secrets(tmp_path):
+    text = (
+        '[tunnels.t]\nlisten = ":0"\ntarget = ["a:1", "b:2"]\npolicy = "fastest"\nnconnect = 5\n'
+        'via = [["ssh://x"], ["ssh://y?password=secret", "ssh://z"]]\n'
+    )
+    printed = effective(read_text(tmp_path, text))
+    assert "secret" not in printed
+    again = read_text(tmp_path, printed.replace("?password=***", ""))
+    assert [(entry.target, entry.others[-1][1], entry.tunnel.policy) for entry in again.entries] == [
+        (TCPAddress("a", 1), TCPAddress("b", 2), "fastest")
+    ]
+    assert [str(route[-1]) for route, _ in again.entries[0].others] == ["ssh://z", "ssh://x", "ssh://z"]
 
 
 @pytest.mark.parametrize(("text", "told"), SECRETS)

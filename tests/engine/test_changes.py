@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import socket
 import threading
 
 import pytest
-from helpers import WAIT, receive_exactly, send_and_end, wait_until
+from helpers import WAIT, fate_of_client, receive_exactly, send_and_end, wait_until
 
 import relay
+from relay.access.policy import Decision
 from relay.engine import changes, relay_thread
 
 LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
@@ -87,6 +90,16 @@ def test_a_factory_without_connections_is_closed_at_once(world):
     changes.reroute(tunnel, b, None)
     assert a.closed.wait(WAIT)
     connect(b"b")
+
+
+def test_a_tunnel_closes_without_a_caller_that_waits(world):
+    tunnel, _, _, connect = world
+    client, over = connect(b"a"), threading.Event()
+    changes.start_close(tunnel, math.inf, over.set)
+    assert repeats(client)
+    assert not over.is_set()
+    client.close()
+    assert over.wait(WAIT)
 
 
 def test_an_attempt_that_has_begun_keeps_its_route(serve):
@@ -262,14 +275,63 @@ def test_a_longer_idle_timeout_spares_live_connections(world):
     assert tunnel.recent()[-1].reason == "lifetime"
 
 
-def test_peers_are_denied(world):
+class OnePort:
+    """Rules that deny one port."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def decide(self, identity):
+        return Decision(identity.port != self.port, "deny it")
+
+    def is_current(self):
+        return True
+
+
+def test_other_rules_hold_for_open_connections_as_well(world):
     tunnel, _a, _b, connect = world
     out, stays = connect(b"a"), connect(b"a")
-    changes.deny(tunnel, {out.getsockname()})
+    changes.set_rules(tunnel, OnePort(out.getsockname()[1]))
     with pytest.raises(ConnectionResetError):
         out.recv(1)
     assert repeats(stays)
-    assert tunnel.recent()[-1].reason == "denied"
+    assert (tunnel.recent()[-1].reason, tunnel.recent()[-1].rule) == ("denied", "deny it")
+    assert repeats(connect(b"a"))
+    changes.set_rules(tunnel, None)
+    assert repeats(stays)
+
+
+def test_a_listener_its_rules_and_its_limits_come_at_once(world, monkeypatch):
+    tunnel, _a, b, connect = world
+    seen = []
+
+    def note(function, *arguments, **keywords):
+        seen.append((tunnel._relay.is_on_relay_thread(), tunnel._relay._acceptor.listening))
+        return function(*arguments, **keywords)
+
+    for name in ("update", "reroute"):
+        monkeypatch.setattr(changes, name, functools.partial(note, getattr(changes, name)))
+    fresh = relay.listen(":0")
+    early = socket.create_connection(fresh.getsockname(), WAIT)
+    rules = OnePort(early.getsockname()[1])
+    tune = functools.partial(note, changes.set_rules, tunnel, rules)
+    stays = connect(b"a")
+    changes.replace(tunnel, LIMITS, tune, make_send=b, receive=fresh)
+    assert seen == [(True, False)] * 3  # no client can come in between
+    with early, pytest.raises(ConnectionResetError):
+        early.recv(1)
+    assert repeats(stays)
+    assert repeats(connect(b"b"))
+    assert tunnel.address == fresh.getsockname()
+
+
+def test_the_senders_of_headers_come_with_the_rules(world):
+    tunnel, _a, _b, _connect = world
+    tune = functools.partial(changes.set_rules, tunnel, None)
+    changes.set_rules(tunnel, OnePort(1))
+    changes.replace(tunnel, {**LIMITS, "accept_proxy": ["192.0.2.1"]}, tune)
+    assert fate_of_client(tunnel.address) == "reset"
+    wait_until(lambda: [record.rule for record in tunnel.recent()] == ["accept-proxy"])
 
 
 def test_a_closed_tunnel_stays_as_it_is(serve):
@@ -282,7 +344,11 @@ def test_a_closed_tunnel_stays_as_it_is(serve):
     changes.relisten(tunnel, fresh, None)
     assert fresh.fileno() < 0
     changes.update(tunnel, **LIMITS)
-    changes.deny(tunnel, ())
+    changes.set_rules(tunnel, None)
+    fresh, b = relay.listen(":0"), Factory(serve(letter(b"b")))
+    changes.replace(tunnel, LIMITS, lambda: None, make_send=b, receive=fresh)
+    assert fresh.fileno() < 0
+    assert b.closed.is_set()
 
 
 def test_an_error_is_raised_in_the_callers_thread(world, monkeypatch):

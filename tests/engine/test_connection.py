@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 
@@ -12,15 +11,17 @@ from helpers import WAIT, ended, ending, exchange, wait_until
 from state_table import rows_of
 
 import relay
+from relay.access.proxy_header import build_local
+from relay.access.senders import parse_senders
 from relay.engine import connection as module
 from relay.engine.connection import Connection
+from relay.engine.header_clients import HeaderClients
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
 from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.streams.proxy_handshake import ProxyHandshake
-from relay.streams.rate_limited_log import RateLog
 from relay.streams.request import RejectedRequest, Request
 from relay.testing import FakeListener, pair
 
@@ -63,10 +64,11 @@ class Owner:
         self.loop = Loop()
         stack.callback(self.loop.close)
         stack.callback(self.loop._close_garbage)
-        self.guesses = RateLog(logging.getLogger("relay"), logging.WARNING)
         self.keepalive_enabled_until = 0.0
-        self.awaiting_request = {}
+        self.entrance = self
+        self.half_open = {}
         self.has_slot = True
+        self.has_question = False
         self.over = []
         self.denials = []
         self.attempt = Attempt()
@@ -88,14 +90,19 @@ class Owner:
     # -- what a connection asks of its owner
 
     def on_request(self, connection, now):
-        del self.awaiting_request[connection]
+        if self.has_question:
+            return connection.wait_for_answer(self.attempt)
+        return self.enter(connection)
+
+    def enter(self, connection):
+        del self.half_open[connection]
         if self.has_slot:
             self.make_stream()
         else:
             connection.wait_for_slot()
 
     def on_last_reply(self, connection, now):
-        self.awaiting_request[connection] = None
+        self.half_open[connection] = None
 
     def close_stream(self, stream, clean):
         if clean:
@@ -103,8 +110,22 @@ class Owner:
         else:
             stream.reset()
 
-    def denied(self, connection, now):
+    introduce = None
+
+    def admit(self, client, stream, peer, now, count):
+        return self.connection
+
+    def count_accepted(self):
+        pass
+
+    def read_handshake(self, connection, handshake, now):
+        connection.read_request(handshake, now)
+
+    def log_denied(self, connection, now):
         self.denials.append(connection.summary.rule)
+
+    def on_rejected_request(self, connection, rejection, now):
+        self.denials.append(rejection.guessed)
 
     def connection_over(self, connection):
         self.over.append(connection.summary.reason)
@@ -157,6 +178,16 @@ def ask(owner):
     owner.turn_until(lambda: owner.state() != "requesting")
 
 
+def admit(owner):
+    owner.half_open[owner.connection] = None
+    owner.connection.wait_for_answer(owner.attempt)
+
+
+def answer_yes(owner):
+    owner.connection.pending = None
+    owner.enter(owner.connection)
+
+
 def queue(owner):
     owner.has_slot = False
     ask(owner)
@@ -179,11 +210,25 @@ def discard(owner):
     owner.turn_until(lambda: owner.state() == "discarding")
 
 
+def header(data, handshake=None):
+    """In the state *requesting*: the client is one of a balancer, and sends such a header."""
+
+    def event(owner):
+        owner.loop.forget(owner.connection.client.fileno())
+        owner.clients = HeaderClients(owner, owner, parse_senders(["127.0.0.1"]))
+        owner.client.sendall(data)
+        owner.clients.read(owner.connection.client, handshake, ("127.0.0.1", 1), owner.now)
+
+    return event
+
+
 WAYS = {
     "requesting": begin,
+    "admitting": admit,
     "queued": queue,
     "connecting": lambda owner: owner.make_stream(),
     "replying": refuse,
+    "tarpit": lambda owner: owner.connection.keep_in_tarpit(60.0, owner.now),
     "open": lambda owner: owner.open(),
     "half-closed": half_close,
     "discarding": discard,
@@ -207,9 +252,18 @@ def hold_back(owner):
 
 
 EVENTS = {
+    "header": header(b"PROXY TCP4 192.0.2.1 192.0.2.2 3 4\r\n"),
+    "header, request follows": header(b"PROXY UNKNOWN\r\n", Words()),
+    "header of a check": header(build_local("v2")),
+    "bad header": header(b"GET / HTTP/1.1\r\n"),
     "request": lambda owner: owner.client.sendall(b"ask"),
     "bad request": lambda owner: owner.client.sendall(b"nonsense"),
     "request, no slot": lambda owner: (setattr(owner, "has_slot", False), owner.client.sendall(b"ask")),
+    "request, question": lambda owner: (setattr(owner, "has_question", True), owner.client.sendall(b"ask")),
+    "yes": answer_yes,
+    "yes, no slot": lambda owner: (setattr(owner, "has_slot", False), answer_yes(owner)),
+    "no": lambda owner: owner.connection.fail("denied", owner.now),
+    "no, requested": lambda owner: owner.connection.fail("denied", owner.now),
     "client gone": lambda owner: reset(owner.client),
     "limit": Owner.pass_time,
     "crowded out": lambda owner: owner.connection.give_way(owner.now),
@@ -225,17 +279,30 @@ EVENTS = {
     "EOF, cause not known yet": fresh(settle=1000.0),
     "failure of the stream": fresh(failure=lambda: GONE),
     "reset": lambda owner: reset(owner.client),
+    "denied, tarpit": lambda owner: owner.connection.keep_in_tarpit(60.0, owner.now),
     "close": lambda owner: owner.connection.close("closed", owner.now),
     "fork": lambda owner: owner.connection.after_fork(),
 }
 # The reason, and what the client sees: how its stream ends, bytes, or None for nothing, or because it has gone.
 STATE_ROWS = [
+    ("requesting", "header", "connecting", None, None),
+    ("requesting", "header, request follows", "requesting", None, None),
+    ("requesting", "header of a check", "replying", None, "end of file"),
+    ("requesting", "bad header", "closed", "denied", "reset"),
     ("requesting", "request", "connecting", None, None),
     ("requesting", "request, no slot", "queued", None, None),
+    ("requesting", "request, question", "admitting", None, None),
     ("requesting", "bad request", "replying", None, b"what?"),
     ("requesting", "client gone", "closed", "client_reset", None),
     ("requesting", "limit", "closed", "connect_timeout", "reset"),
     ("requesting", "crowded out", "closed", "overloaded", "reset"),
+    ("admitting", "yes", "connecting", None, None),
+    ("admitting", "yes, no slot", "queued", None, None),
+    ("admitting", "no", "closed", "denied", "reset"),
+    ("admitting", "no, requested", "replying", None, b"no: denied"),
+    ("admitting", "client gone", "closed", "client_reset", None),
+    ("admitting", "limit", "closed", "connect_timeout", "reset"),
+    ("admitting", "crowded out", "closed", "overloaded", "reset"),
     ("queued", "slot", "connecting", None, None),
     ("queued", "client gone", "closed", "client_reset", None),
     ("queued", "limit", "replying", None, b"no: connect_timeout"),
@@ -244,6 +311,10 @@ STATE_ROWS = [
     ("connecting", "no stream, requested", "replying", None, b"no: refused"),
     ("connecting", "client gone", "closed", "client_reset", None),
     ("connecting", "limit", "closed", "connect_timeout", "reset"),
+    ("connecting", "denied, tarpit", "tarpit", None, None),
+    ("tarpit", "client gone", "closed", "denied", None),
+    ("tarpit", "limit", "closed", "denied", "reset"),
+    ("tarpit", "crowded out", "closed", "denied", "reset"),
     ("replying", "replied", "closed", "refused", b"no: refused"),
     ("replying", "crowded out", "closed", "refused", b"no: refused"),
     ("open", "EOF", "half-closed", None, None),
@@ -272,8 +343,14 @@ def owner():
 
 
 def go_to(owner, state, event):
-    if event == "no stream, requested":
+    if event == "no, requested":
+        owner.has_question = True
         ask(owner)
+        assert owner.state() == "admitting"
+    elif event == "no stream, requested":
+        ask(owner)
+    elif event == "denied, tarpit":
+        assert owner.state() == state  # from the beginning
     elif event not in WITH_STREAM:  # these open it with a stream of their own
         WAYS[state](owner)
         assert owner.state() == state
@@ -294,7 +371,7 @@ def test_each_row_of_the_table(owner, state, event, following, reason, client):
         assert owner.client.recv(100) == client
     elif client is not None:
         assert ending(owner.client) == client
-    if state == "connecting" and following != "open":
+    if state == "connecting" and following not in ("open", "tarpit"):
         expected = ["too late", "abandoned"] if event == "limit" else ["abandoned"]
         assert owner.attempt.calls[before:] == expected
 
@@ -322,7 +399,7 @@ def test_the_table_has_these_rows():
 
 def test_records_have_four_words_for_the_states():
     words = {state.text: state.reported for state in ConnectionState}
-    assert {state for state, word in words.items() if word == "connecting"} == set(list(WAYS)[:4])
+    assert {state for state, word in words.items() if word == "connecting"} == set(list(WAYS)[:6])
     assert words["discarding"] == words["half-closed"] == "half-closed"
     assert words["open"] == "open" and words["closed"] == "closed"
 

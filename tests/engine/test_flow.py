@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ class Bench:
         self.now = 100.0
         self.name = "t"
         self.keepalive_enabled_until = 0.0
+        self.entrance = SimpleNamespace(introduce=None)
         if chance is not None:
             client, target = Moody(client, chance), Moody(target, chance)
         self.connection = Connection(self, client, None, "a client", self.now)  # type: ignore[arg-type]

@@ -190,3 +190,35 @@ def test_callbacks_are_called_at_its_end(life):
     one.end_callbacks.add(over.set)
     one.finish()
     assert over.wait(WAIT)
+
+
+def test_who_closes_it_without_waiting_is_called_back_once(life):
+    one = life()
+    calls, over = [], threading.Event()
+    one.start_close(0.0, lambda: calls.append("first"))
+    one.start_close(0.0, lambda: (calls.append("second"), over.set()))
+    one.finish()
+    one.join(WAIT)
+    assert sorted(calls) == ["first", "second"]
+    assert over.is_set()
+
+
+def test_who_closes_it_after_its_end_is_called_back_at_once(life):
+    one = life()
+    one.finish()
+    one.join(WAIT)
+    calls = []
+    one.start_close(0.0, lambda: calls.append(threading.current_thread()))
+    assert calls == [threading.current_thread()]
+    assert not one.end_callbacks
+
+
+def test_who_closes_it_while_it_ends_is_called_back_once(life):
+    """The loop takes no calls any more, and the thread has not looked yet at who waits."""
+    one = life()
+    calls = []
+    tear_down = one.tear_down
+    one.tear_down = lambda: (tear_down(), one.start_close(0.0, lambda: calls.append("over")))
+    one.finish()
+    one.join(WAIT)
+    assert calls == ["over"]

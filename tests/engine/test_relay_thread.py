@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import WAIT, Relayed, exchange, wait_until
+from helpers import WAIT, Certificates, Relayed, Server, exchange, receive_exactly, wait_until
 
 import relay
 from relay.engine import relay_thread
@@ -99,3 +100,50 @@ def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(liste
     thread.close(0.0)  # the second client gets no reply
     assert thread.calls == [("start", False), ("busy", 0), ("idle", ["refused"], 0), ("close", 5.0, False)]
     assert not thread.strays
+
+
+class FailingPoller:
+    """The poller of a loop, whose registration fails once."""
+
+    def __init__(self, poller: Any, failing: int) -> None:
+        self._poller = poller
+        self.left = failing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._poller, name)
+
+    def register(self, descriptor: int, mask: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._poller.register(descriptor, mask)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_socket_that_cannot_be_watched_ends_its_own_connection(
+    monkeypatch: pytest.MonkeyPatch, echo_server: Server, certificates: Certificates, kind: str, failing: int
+) -> None:
+    listen = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}" if kind == "tls" else "127.0.0.1:0"
+    with relay.Tunnel(relay.listen(listen), echo_server.factory(), timeout=None) as inner:
+        port = inner.address[1]
+        target = f"tls://127.0.0.1:{port}?servername=localhost&ca={certificates.ca}" if kind == "tls" else str(port)
+        with relay.Tunnel(relay.listen("127.0.0.1:0"), relay.target(target), timeout=None) as tunnel:
+            with socket.create_connection(tunnel.address, WAIT) as first:
+                repeated(first)
+                loop = tunnel._relay.loop
+                poller = FailingPoller(loop.poller, failing)
+                monkeypatch.setattr(loop, "poller", poller)
+                while poller.left > 0:
+                    with contextlib.suppress(ConnectionError), socket.create_connection(tunnel.address, WAIT) as client:
+                        repeated(client)
+                wait_until(lambda: tunnel.stats().active == 1)
+                assert {record.reason for record in tunnel.recent()} & {"overloaded", "factory_error", "unreachable"}
+                repeated(first)
+
+
+def repeated(client: socket.socket) -> None:
+    """Check that the far end repeats what a client says."""
+    client.sendall(b"ping")
+    if receive_exactly(client, 4) != b"ping":
+        raise ConnectionResetError

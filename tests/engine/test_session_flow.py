@@ -31,6 +31,7 @@ class Session(SessionSocket):
         self.waiting = b""
         self.stalled = False
         self.ended = False
+        self.needs = False  # input, before it can send
 
     @property
     def has_input(self) -> bool:
@@ -39,6 +40,10 @@ class Session(SessionSocket):
     @property
     def must_flush(self) -> bool:
         return bool(self.waiting)
+
+    @property
+    def needs_input(self) -> bool:
+        return self.needs
 
     @property
     def is_stalled(self) -> bool:
@@ -301,3 +306,94 @@ def test_nothing_spins_once_the_transport_has_hung_up(bench):
         bench.turn()
     assert not bench.loop.poller.poll(0, 128) or bench.owner.reason is not None
     assert select.select([bench.client], [], [], 0)[0]
+
+
+def hears(session):
+    """Let the far end say what the session needs before it can send."""
+
+    def recv(size, flags=0):
+        session.needs, session.takes = False, True
+        raise BlockingIOError
+
+    return recv
+
+
+@pytest.mark.parametrize("is_end", [False, True])
+def test_nothing_spins_while_a_session_needs_input_before_it_can_send(bench, is_end):
+    session = bench.session
+    session.takes, session.needs = False, True
+    if is_end:
+        bench.client.shutdown(socket.SHUT_WR)
+    else:
+        bench.client.send(b"data")
+    bench.turn()
+    assert bench.up.pending is not None
+    assert not bench.down.mask & OUT and bench.down.mask & IN
+    assert not bench.loop.poller.poll(0, 128)
+    bench.down.receive = hears(session)
+    bench.far.send(b"x")
+    for _ in range(3):
+        bench.turn()
+    assert session.sent == (b"close_notify" if is_end else b"data")
+    assert bench.up.pending is None and not bench.down.mask & OUT
+
+
+def test_a_transport_that_was_full_is_not_waited_for_once_input_is_needed(bench):
+    session = bench.session
+    session.takes = False
+    bench.client.send(b"data")
+    bench.turn()
+    assert bench.down.mask & OUT
+    session.needs, session.waiting = True, b"held"
+    bench.turn()
+    assert not bench.down.mask & OUT
+
+
+def discarding(bench):
+    bench.down.use(bench.down.discard)
+    bench.down.set_interest(READ)
+
+
+def test_what_waits_is_sent_while_bytes_are_dropped(bench):
+    session = bench.session
+    session.takes, session.waiting = False, b"close_notify"
+    bench.owner.client_stream = SimpleNamespace(settle=0.0, failure=None, half_close=False)
+    bench.client.shutdown(socket.SHUT_WR)
+    bench.turn()
+    assert bench.down.handler == bench.down.discard and bench.down.mask & OUT
+    session.takes = True
+    bench.turn()
+    assert session.sent == b"close_notify"
+    assert not bench.down.mask & OUT and bench.down.mask & IN
+    session.script = [END]
+    bench.far.send(b"x")
+    bench.turn()
+    assert bench.owner.reason == "done"
+
+
+def test_a_stalled_session_is_not_read_from_while_bytes_are_dropped(bench):
+    session = bench.session
+    discarding(bench)
+    session.script, session.waiting, session.takes, session.stalled = [b"one", b"two"], b"reply", False, True
+    bench.far.send(b"x")
+    bench.turn()
+    bench.turn()
+    assert session.script == [b"two"]
+    session.takes = True
+    bench.turn()
+    bench.turn()
+    assert session.script == [] and session.sent == b"reply"
+
+
+def test_a_session_that_fails_while_bytes_are_dropped_ends_the_connection(bench):
+    session = bench.session
+    discarding(bench)
+    session.waiting = b"reply"
+
+    def fail(data, flags=0):
+        raise BrokenPipeError
+
+    session.send = fail
+    bench.far.send(b"x")
+    bench.turn()
+    assert bench.owner.reason == "done"

@@ -165,3 +165,12 @@ def test_the_figures_of_an_idle_tunnel_are_made_once(statistics):
     statistics.accept_errors["EMFILE"] += 1
     assert statistics.metrics([]).accept_errors == {"EMFILE": 1}
     assert third.accept_errors == {}
+
+
+def test_rules_beyond_a_hundred_are_counted_together(statistics):
+    for number in range(1000):
+        statistics.add(ended("denied", rule=f"deny cidr:10.0.{number // 256}.{number % 256}"))
+    statistics.add(ended("denied", rule="deny cidr:10.0.0.0"))
+    denied = statistics.metrics([]).denied
+    assert len(denied) == 101 and sum(denied.values()) == 1001
+    assert denied["other"] == 902 and denied["deny cidr:10.0.0.0"] == 2

@@ -129,6 +129,18 @@ class Rig:
         timer = self.pool._timer
         timer.expire(timer.due)
 
+    last = retry  # the time is over for which a stream must last
+
+    def hang(self):
+        """The last attempts were calls that are given up and do not return."""
+        self.pool._plan.warm_calls = 2
+        self.fail()
+        self.retry()
+
+    def run_short(self):
+        self.use()
+        self.fail(OSError(errno.EMFILE, "Too many open files"))
+
     def take_hop_down_and_fill(self):
         self.dialer.change(Hop.DOWN)
         if self.streams():
@@ -176,6 +188,10 @@ def in_state(rig, state):
         made.make()
     elif state == "backing off":
         made.fail()
+    elif state == "proving":
+        made.fail()
+        made.retry()
+        made.make()
     made.begun = 0
     assert made.state == state
     return made
@@ -185,14 +201,21 @@ def in_state(rig, state):
 STATE_ROWS = [
     ("stopped", "start", "trying", Rig.start, 1),
     ("trying", "stream", "filling", Rig.make, 1),
+    ("trying", "stream after failed", "proving", lambda made: (made.fail(), made.retry(), made.make()), 1),
     ("trying", "no stream", "backing off", Rig.fail, 0),
+    ("trying", "calls hang", "backing off", Rig.hang, 0),
     ("trying", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
     ("filling", "used", "filling", Rig.use, 1),
     ("filling", "ended", "filling", Rig.end, 1),
     ("filling", "expired", "filling", Rig.expire, 1),
     ("filling", "no stream", "backing off", lambda made: (made.use(), made.fail()), 1),
     ("filling", "ended at once", "backing off", Rig.end_at_once, 0),
+    ("filling", "no descriptor", "backing off", Rig.run_short, 1),
     ("filling", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
+    ("proving", "lasts", "filling", Rig.last, 1),
+    ("proving", "no stream", "backing off", lambda made: made.pool._back_off(REFUSED, NOW), 0),
+    ("proving", "ended at once", "backing off", Rig.end_at_once, 0),
+    ("proving", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
     ("backing off", "stream", "backing off", None, 0),
     ("backing off", "retry timer", "trying", Rig.retry, 1),
     ("backing off", "hop is up", "trying", Rig.bring_hop_up, 1),
@@ -279,6 +302,7 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
         line == f"web: no stream is ready for the next client: {REFUSED}; relay retries, and clients connect without it"
     )
     made.make()
+    made.last()
     made.make()
     assert made.use()
     made.fail()
@@ -297,16 +321,21 @@ def test_a_lost_carrier_is_logged_by_itself(rig, caplog, error):
 
 def test_streams_that_end_at_once_are_failures_until_one_stays(rig, caplog):
     made = rig()
-    for _ in range(3):
-        made.make()
-        made.end_at_once()
-        made.attempts.clear()
-        made.pool._connecting.clear()
+    made.make()
+    made.end_at_once()
+    made.attempts.clear()
+    made.pool._connecting.clear()
+    for _ in range(2):
         made.retry()
+        made.make()
+        assert not made.attempts, "the others wait until this one has lasted"
+        made.end_at_once()
+    made.retry()
     assert made.pool._failures == 3
     assert "it closed the stream at once" in caplog.records[0].getMessage()
     assert len(caplog.records) == 1
     made.make()
+    made.last()
     made.end(after=2.0)
     assert (made.pool._failures, made.state) == (0, "filling")
 
@@ -392,6 +421,45 @@ def test_the_spare_descriptor_is_for_clients(rig, monkeypatch):
         made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
 
 
+def test_without_descriptors_clients_come_first(rig, monkeypatch):
+    def full(endpoint, kind):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    made = in_state(rig, "stopped")
+    made.answer = "stream"
+    made.pool.change(12, KEEP, NOW)
+    kept = made.streams()[3:]
+    monkeypatch.setattr(module, "open_socket", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
+    assert (made.streams(), made.state) == (kept, "backing off"), "a quarter is closed, and none is opened"
+    made.pool.make_room(NOW)
+    assert made.streams() == kept[2:], "two at least"
+    made.pool.change(0, KEEP, NOW)
+    made.pool.make_room(NOW)
+    assert made.state == "stopped"
+
+
+def test_calls_that_hang_are_no_more_than_the_streams(rig):
+    made = in_state(rig, "filling")
+    plan = made.pool._plan
+    made.use()
+    plan.warm_calls = 1  # that of the stream that is missing
+    made.fail()
+    made.retry()
+    assert (made.state, made.attempts) == ("backing off", [])
+    plan.warm_calls = 0
+    made.retry()
+    assert (made.state, len(made.attempts)) == ("trying", 1)
+
+
+def test_a_hop_is_watched_once(rig):
+    made = rig()
+    for count in (0, 2, 0, 2):
+        made.pool.change(count, KEEP, NOW)
+    assert len(made.dialer.watchers) == 1
+
+
 def test_whatever_beginning_raises_ends_one_stream(rig, caplog):
     made = in_state(rig, "stopped")
 
@@ -412,6 +480,7 @@ def test_a_dialer_that_cannot_be_watched(rig):
         raise OSError(errno.EMFILE, "Too many open files")
 
     made.dialer.subscribe = subscribe
+    made.pool._watched = None
     made.start()
     assert made.state == "backing off"
 

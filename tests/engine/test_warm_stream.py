@@ -251,3 +251,12 @@ def test_a_bug_in_a_handler_ends_the_stream_alone(rig, caplog):
     made.reset()
     assert made.stream.state is WarmState.OVER
     assert "this is a bug in relay" in caplog.text
+
+
+@pytest.mark.parametrize("event", ["close", "pass_time"])
+def test_a_server_that_speaks_first_gets_an_end_of_file_and_no_reset(rig, event):
+    made = rig("ready")
+    made.far.sendall(b"220 mail.example ESMTP")
+    getattr(made, event)()
+    made.pool.loop._close_garbage()
+    assert made.far.recv(1) == b""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 
 import pytest
-from helpers import WAIT, receive_all, wait_until
+from helpers import WAIT, Thread, TLSEnd, receive_all, wait_until
 
 import relay
-from relay.engine import changes
+from relay.engine import changes, shared_acceptor
 from relay.engine.shared_acceptor import WorkerPlace
 from relay.engine.worker_table import WorkerTable
 from relay.engine.worker_tunnel import WorkerTunnel
+from relay.transports.tls.listener import TLSListener, server_context
 
 
 class Workers:
@@ -114,6 +116,34 @@ def test_a_client_that_was_passed_is_as_any_other(make):
     wait_until(lambda: workers.table.loads() == [0, 0])
 
 
+def tls_client(workers, certificates):
+    return TLSEnd(workers.connect(), certificates.client())
+
+
+def test_clients_of_tls_are_passed_on_before_they_shake_hands(make, certificates):
+    workers = make(2)
+    context = server_context(certificates.cert, certificates.key)
+    first, second = (workers.start(number, TLSListener(workers.listening.dup(), context)) for number in range(2))
+    for _ in range(10):
+        client = tls_client(workers, certificates)
+        client.sendall(b"ping")
+        assert client.recv(4) == b"ping"
+    assert workers.table.loads() == [5, 5]
+    assert first.stats().active == second.stats().active == 5
+
+
+def test_a_paused_worker_shakes_hands_with_no_client(make, certificates):
+    workers = make(2)
+    context = server_context(certificates.cert, certificates.key)
+    paused = TLSListener(workers.listening.dup(), context)
+    workers.start(0, paused, paused=True)
+    assert paused._home is workers.tunnels[0]._relay.workspace
+    shaking = Thread(tls_client, workers, certificates)
+    workers.start(1, TLSListener(workers.listening.dup(), context))
+    assert shaking.result()
+    assert workers.table.accepted()[0] == 0
+
+
 def test_what_is_on_its_way_to_a_worker_outlives_it(make):
     """It is in the pair of sockets, which the program keeps open."""
     workers = make(2)
@@ -125,6 +155,70 @@ def test_what_is_on_its_way_to_a_worker_outlives_it(make):
     wait_until(lambda: second.stats().active == 5)
     for client in waiting:
         exchange_with_echo(client)
+
+
+def test_a_worker_that_closes_takes_the_clients_on_their_way_to_it(make):
+    """They were accepted; the listener of their worker may be closed by then."""
+    workers = make(2)
+    first, second = workers.start(0), workers.start(1)
+    second.pause()
+    workers.table.store_load(1, 0)  # it seems to take clients
+    waiting = [workers.connect() for _ in range(6)]
+    wait_until(lambda: workers.table.accepted() == [3, 0])
+    first.pause()
+    for tunnel in (first, second):
+        tunnel.start_close(WAIT)
+    for client in waiting:
+        exchange_with_echo(client)
+    assert workers.table.accepted() == [3, 3]
+
+
+def test_at_the_limit_it_takes_no_more_of_them(make):
+    workers = make(2, nconnect=2)
+    tunnel = workers.start(1, paused=True)
+    for number in (1, 2):
+        with workers.connect().dup() as client:  # any socket will do
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, client.fileno().to_bytes(4, "little"))]
+            workers.pairs[1][1].sendmsg([b"\x00\x00" + number.to_bytes(8, "little"), b'["127.0.0.1", 1]'], rights)
+    tunnel.start_close(WAIT)
+    wait_until(lambda: workers.table.accepted() == [0, 1])
+    assert tunnel.stats().active == 1
+
+
+def test_a_worker_that_takes_no_client_is_reported(make, monkeypatch):
+    monkeypatch.setattr(shared_acceptor, "_TAKEN", 0.01)
+    workers = make(2)
+    late = queue.SimpleQueue()
+    first = workers.start(0, on_late=late.put)
+    workers.table.store_load(1, 0)  # a worker that does not look
+    waiting = [workers.connect() for _ in range(4)]
+    wait_until(lambda: first.stats().active == 2)
+    assert [late.get(timeout=WAIT) for _ in range(3)] == [1] * 3, "again and again"
+    second = workers.start(1, on_late=late.put)
+    for client in waiting:
+        exchange_with_echo(client)
+    wait_until(lambda: second.stats().active == 2 and not first._relay._acceptor._passed._due)
+    while not late.empty():
+        late.get()
+    second.pause()
+    workers.connect_all(2)
+    assert late.empty(), "a worker that has paused is not late"
+
+
+def test_a_client_for_which_only_a_dead_worker_was_woken(make):
+    workers = make(2)
+    tunnel = workers.start(0)
+    tunnel._relay.run_in_thread(tunnel._relay._acceptor._forget)  # as if the kernel had woken another one
+    client = workers.connect()
+    tunnel.take_backlog()
+    exchange_with_echo(client)
+    tunnel.pause()
+    waiting = workers.connect()
+    tunnel.take_backlog()
+    tunnel.turn()
+    assert tunnel.stats().accepted == 1, "it has paused"
+    tunnel.resume()
+    exchange_with_echo(waiting)
 
 
 def test_a_worker_keeps_what_it_cannot_pass_on(make):

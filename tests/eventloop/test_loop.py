@@ -151,6 +151,37 @@ def test_a_bug_in_a_handler_ends_that_one_only(loop: Loop, caplog: pytest.LogCap
     assert [record.exc_info is not None for record in caplog.records] == [True, True]
 
 
+@pytest.mark.parametrize("by_turn", [True, False])
+def test_an_event_of_a_closed_socket_does_not_meet_a_new_one_of_its_number(loop: Loop, by_turn: bool) -> None:
+    near, far = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+    made: list[socket.socket] = []
+    seen: list[tuple[str, int]] = []
+
+    def close_the_other_one(mine: socket.socket, other: socket.socket) -> None:
+        seen.append(("first", mine.fileno()))
+        number = other.fileno()
+        for one in (mine, other):
+            loop.forget(one.fileno())
+        other.close()
+        one, its_end = socket.socketpair()  # the lowest number that is free
+        made.extend((one, its_end))
+        new = next(end for end in (one, its_end) if end.fileno() == number)
+        loop.watch(new.fileno(), IN, lambda event, now: seen.append(("new", event)))
+        loop.call(loop.stop)
+
+    for mine, other in (near, near[::-1]):
+        loop.watch(mine.fileno(), IN, lambda event, now, mine=mine, other=other: close_the_other_one(mine, other))
+    for end in far:
+        end.send(b"x")  # both are ready in the same turn
+    if by_turn:
+        loop.turn()
+    else:
+        loop.run()
+    assert [name for name, _ in seen] == ["first"]
+    for end in (*near, *far, *made):
+        end.close()
+
+
 def test_a_socket_is_closed_only_after_its_turn(loop: Loop) -> None:
     ours, theirs = socket.socketpair()
     states: list[bool] = []

@@ -20,11 +20,13 @@ from helpers import WAIT, wait_until
 from relay.engine.records import ConnectionRecord
 from relay.operations import access_log as module
 from relay.operations.access_log import AccessLog, LoggedTunnel, entry
+from relay.streams.identity import Identity
 
 RECORD = ConnectionRecord(
     ("203.0.113.5", 51234), "db:5432", 1.2345, 5, 7, "splice", "closed", "done",
     "018f0000-0000-7000-8000-000000000001", 1e9, 0.0123456, 0.5, "client", None,
     (("1:ssh", 0.01), ("2:target", 0.0023456)), "ssh://me@inner", 2,
+    identity=Identity("tls", "alice", "203.0.113.5", 51234),
 )  # fmt: skip
 WEB = LoggedTunnel("web", "127.0.0.1:80", ("ssh://me@bastion", "ssh://me@inner"), list)
 
@@ -57,6 +59,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "id": "018f0000-0000-7000-8000-000000000001",
         "tunnel": "web",
         "peer": "203.0.113.5:51234",
+        "identity": {"kind": "tls", "name": "alice"},
         "local": "127.0.0.1:80",
         "target": "db:5432",
         "hops": ("ssh://me@bastion", "ssh://me@inner"),
@@ -83,7 +86,13 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
 def test_what_is_not_known_is_null() -> None:
     fields = entry(WEB, ConnectionRecord(None, None, 0.0, 0, 0, "copy", "connecting"))
     assert [fields[name] for name in ("target", "connect_ms", "first_byte_ms", "reason", "by", "carrier")] == [None] * 6
-    assert fields["peer"] == ""
+    assert fields["peer"] == "" and fields["identity"] is None
+
+
+def test_an_identity_that_another_party_says_is_marked() -> None:
+    identity = Identity("ssh", "ssh://me@vps", "192.0.2.9", 1, server="ssh://me@vps", is_verified=False)
+    expected = {"kind": "ssh", "name": "ssh://me@vps", "verified": False}
+    assert entry(WEB, RECORD._replace(identity=identity))["identity"] == expected
 
 
 def test_each_connection_is_a_line_in_a_file_of_its_owner(opened: Callable[..., AccessLog], path: Path) -> None:

@@ -72,6 +72,8 @@ def test_every_answer_is_as_the_description_says(app, double):
         check("get", "/tunnels", app.get("/tunnels"))
         check("get", "/readyz", app.get("/readyz"))
         check("post", "/tunnels/{name}/pause", app.http.post("/tunnels/a/pause"))
+    check("delete", "/bans", app.http.delete("/bans?key=192.0.2.7&tunnel=a"))
+    check("delete", "/quotas", app.http.delete("/quotas?key=*"))
     double.rejection = "relay.toml:3: no"
     check("post", "/reload", app.http.post("/reload"))
     check("put", "/log-level", app.http.put("/log-level", content=b"x" * 70000))
@@ -96,6 +98,9 @@ def test_the_description_is_valid_openapi_as_far_as_a_schema_says(app):
         ("PATCH", "/reload", 405, "method not allowed"),
         ("POST", "/reload?dry_run=perhaps", 400, "true or false"),
         ("PUT", "/log-level", 400, "debug, info"),
+        ("DELETE", "/bans", 400, "key: expected the clients that count together"),
+        ("DELETE", "/bans?key=192.0.2.8", 404, "there are no bans with this key"),
+        ("DELETE", "/bans?key=192.0.2.7&tunnel=nope", 404, "no such tunnel"),
         ("POST", "/reopen", 500, "/var/log/relay: No space left"),
     ],
 )
@@ -150,6 +155,15 @@ def test_a_body_that_is_no_log_level_is_rejected(app, double, body):
 
 
 # -- the status address -----------------------------------------------------------------------------------------------
+
+
+def test_bans_are_listed_and_cleared(app):
+    ban = {"tunnel": "a", "limit": "few", "key": "192.0.2.7", "until": 2e9}
+    assert app.get("/bans").json() == app.get("/bans?tunnel=a").json() == {"bans": [ban]}
+    assert app.get("/bans?tunnel=b").json() == {"bans": []}
+    assert app.http.delete("/bans?key=192.0.2.7").json() == {"cleared": 1}
+    assert app.get("/bans").json() == {"bans": []}
+    assert app.get("/quotas").json()["quotas"][0]["used"] == 5
 
 
 def test_the_status_address_shows_the_same_but_acts_on_nothing(app, double):
@@ -219,6 +233,13 @@ def test_readiness_is_about_required_tunnels(app, double, state):
     double.change("a", state=state, problem="why")
     assert health(app.tcp, "/readyz") == (503, "failed", {"a": f"{state}: why"})
     assert app.tcp.get("/readyz/nope").status_code == 404
+
+
+def test_a_tunnel_with_a_stuck_worker_is_not_ready(app, double):
+    """Some of its clients wait; relay is about to replace the worker, and so is alive."""
+    double.change("a", problem="worker 2 does not answer", stuck=True)
+    assert health(app.tcp, "/readyz") == (503, "failed", {"a": "worker 2 does not answer"})
+    assert health(app.tcp, "/livez") == (200, "ok", {})
 
 
 def test_a_probe_counts_until_it_is_too_old(app, double):

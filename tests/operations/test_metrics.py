@@ -26,9 +26,14 @@ from relay.eventloop.histogram import CONNECT_TIMES, Histogram
 from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus, WorkerStatus
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
+from relay.streams.target_group import TargetState
 
 EMPTY = Statistics("", None, None).metrics([])
 WARM = EMPTY._replace(warm=WarmFigures(ready=2, hits=5, misses=3, ended=4, expired=7))
+TARGETS = (
+    TargetState("db:5432", "up", 9.0, 2, 0.01, 0, ""),
+    TargetState("db2:5432", "down", 3.0, 0, None, 4, "db2:5432: refused"),
+)
 RELOADS = ReloadStatus(3, 2, False, 1e9)
 WORKERS = (WorkerStatus(1, 10, "running", 2), WorkerStatus(2, None, "waiting", 1))
 HOSTILE = 'a"b\\c\nd{e}\N{RIGHT-TO-LEFT OVERRIDE}f #'
@@ -95,6 +100,15 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def of(text: str, name: str, **labels: str) -> float | None:
     return samples(text).get((name, frozenset(labels.items())))
+
+
+def test_several_targets_have_samples() -> None:
+    text = page(tunnel("db", targets=TARGETS), tunnel("one"))
+    assert of(text, "relay_target_up", tunnel="db", target="db:5432") == 1
+    assert of(text, "relay_target_up", tunnel="db", target="db2:5432") == 0
+    assert of(text, "relay_target_connections", tunnel="db", target="db:5432") == 2
+    assert of(text, "relay_target_failures_total", tunnel="db", target="db2:5432") == 4
+    assert 'relay_target_up{tunnel="one"' not in text
 
 
 def test_each_counter_has_its_sample() -> None:
@@ -273,12 +287,15 @@ def test_no_label_is_of_a_peer() -> None:
         "python",
         "result",
         "hop",
+        "target",
     }
 
 
 def test_the_labels_are_those_of_the_table() -> None:
     probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
-    text = page(tunnel("db", WARM, probe=probe, certificate_end=1.0), carriers=(carrier("ssh://a", rtt=1.0),))
+    text = page(
+        tunnel("db", WARM, probe=probe, certificate_end=1.0, targets=TARGETS), carriers=(carrier("ssh://a", rtt=1.0),)
+    )
     for family in text_string_to_metric_families(text):
         if family.name.startswith("relay_"):
             full = family.name + ("_total" if family.type == "counter" else "")
@@ -380,7 +397,7 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
             for entry in asked(port, "query", query='{__name__=~"relay_.+"}')["result"]
         }
         expected = {family.name for family in FAMILIES if family.kind != "histogram"}
-        absent = {name for name in expected if re.search("probe|ready|rtt|certificate|warm", name)}
+        absent = {name for name in expected if re.search("probe|ready|rtt|certificate|warm|target", name)}
         assert expected - absent <= set(names)
         kinds = asked(port, "metadata")
         for family in FAMILIES:
@@ -392,7 +409,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:
-    text = page(tunnel("db"), carriers=(carrier("ssh://a"),))
+    text = page(tunnel("db", targets=TARGETS), carriers=(carrier("ssh://a"),))
     known = {family.name for family in FAMILIES} | {name for name, _ in samples(text)}
     variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
     queries = [target["expr"] for panel in PANELS for target in panel["targets"]] + variables

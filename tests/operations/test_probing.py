@@ -24,8 +24,8 @@ def probe(monkeypatch):
 
     def start(address, kind="connect", interval=LONG, timeout=WAIT, dial=None):
         target = ProbeTarget("t", kind, interval, timeout, dial or relay.tcp(*address), "t:1")
-        made.append(Prober(lambda: [target]))
-        made[-1].wake()
+        made.append(Prober(lambda _: target))
+        made[-1].wake(["t"])
         return made[-1]
 
     yield start
@@ -163,15 +163,15 @@ class Route:
 def test_another_route_is_probed_at_once_and_the_old_result_counts_until_then(monkeypatch, caplog):
     monkeypatch.setattr(probing, "_FIRST", 0.0)
     old, new = Route(), Route()
-    targets = [ProbeTarget("t", "connect", LONG, WAIT, old)]
-    prober = Prober(lambda: targets)
+    targets = {"t": ProbeTarget("t", "connect", LONG, WAIT, old)}
+    prober = Prober(targets.get)
     try:
-        prober.wake()
+        prober.wake(["t"])
         old.goes_on.set()
         assert outcome(prober) == ""
         before = prober.status("t")
-        targets[0] = ProbeTarget("t", "connect", LONG, WAIT, new)
-        prober.wake()
+        targets["t"] = ProbeTarget("t", "connect", LONG, WAIT, new)
+        prober.wake(["t"])
         assert new.called.wait(WAIT)
         assert prober.status("t") == before
         new.problem = "no route"
@@ -189,12 +189,14 @@ def test_a_probe_of_an_old_route_is_not_the_result_of_a_new_one(monkeypatch, cap
     monkeypatch.setattr(probing, "_FIRST", 0.0)
     old, new = Route("the route is closed"), Route()
     new.goes_on.set()
-    targets = [ProbeTarget("t", "connect", LONG, WAIT, old)]
-    prober = Prober(lambda: targets)
+    targets = {"t": ProbeTarget("t", "connect", LONG, WAIT, old)}
+    prober = Prober(targets.get)
     try:
-        prober.wake()
+        prober.wake(["t"])
         assert old.called.wait(WAIT)
-        targets[:] = [] if is_gone else [ProbeTarget("t", "connect", LONG, WAIT, new)]
+        targets.clear()
+        if not is_gone:
+            targets["t"] = ProbeTarget("t", "connect", LONG, WAIT, new)
         old.goes_on.set()
         if is_gone:
             wait_until(lambda: prober.status("t") is None)
@@ -214,18 +216,19 @@ def test_without_a_thread_a_probe_fails_and_others_go_on(monkeypatch):
     """Also if the tunnels change at that moment."""
     monkeypatch.setattr(probing, "_FIRST", 0.0)
     first, later = (ProbeTarget(name, "connect", LONG, WAIT, relay.tcp("127.0.0.1", 1)) for name in "tu")
-    targets = [first]
-    prober = Prober(lambda: tuple(targets))
+    targets = {"t": first}
+    prober = Prober(targets.get)
     start = prober._start
 
     def refuse(work, name):
-        if name == "relay-probe" and later not in targets:
-            targets.append(later)
+        if name == "relay-probe" and "u" not in targets:
+            targets["u"] = later
+            prober.wake(["u"])
             raise RuntimeError("can't start new thread")
         start(work, name)
 
     monkeypatch.setattr(prober, "_start", refuse)
-    prober.wake()
+    prober.wake(["t"])
     try:
         assert outcome(prober) == "can't start new thread"
         wait_until(lambda: prober.status("u") and prober.status("u").finished)
@@ -234,22 +237,159 @@ def test_without_a_thread_a_probe_fails_and_others_go_on(monkeypatch):
 
 
 def test_without_a_target_there_is_no_thread():
-    prober = Prober(list)
-    prober.wake()
+    prober = Prober(lambda _: None)
+    prober.wake(["t"])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("relay-probe")]
     assert prober.status("t") is None
     prober.close()
-    prober.wake()
+    prober.wake(["t"])
 
 
-def test_a_tunnel_that_is_gone_has_no_probe_any_more(probe):
-    targets = [ProbeTarget("t", "connect", 0.01, 1.0, lambda **_: 1 / 0)]
-    prober = Prober(lambda: targets)
-    prober.wake()
+def test_a_tunnel_that_is_gone_has_no_probe_any_more(monkeypatch):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    targets = {"t": ProbeTarget("t", "connect", LONG, 1.0, lambda **_: 1 / 0)}
+    prober = Prober(targets.get)
+    prober.wake(["t"])
     try:
         outcome(prober)
         targets.clear()
-        prober.wake()
+        prober.wake(["t"])
         wait_until(lambda: prober.status("t") is None)
     finally:
+        prober.close()
+
+
+def test_a_tunnel_that_is_not_open_any_more_has_no_probe_when_its_time_has_come(monkeypatch):
+    """A drain of an operator, or a failure: no change is announced."""
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    targets = {"t": ProbeTarget("t", "connect", 0.01, 1.0, lambda **_: 1 / 0)}
+    prober = Prober(targets.get)
+    prober.wake(["t"])
+    try:
+        outcome(prober)
+        targets.clear()
+        wait_until(lambda: prober.status("t") is None)
+    finally:
+        prober.close()
+
+
+class Crowd:
+    """Tunnels ``0``, ``1``, … whose probes all wait until the test releases them; counts those under way."""
+
+    def __init__(self, count, interval=LONG):
+        self.count, self.most, self.dials = 0, 0, 0
+        self.full, self.goes_on = threading.Semaphore(0), threading.Event()
+        self._lock = threading.Lock()
+        self.targets = {str(n): ProbeTarget(str(n), "connect", interval, WAIT, self.dial) for n in range(count)}
+        self.looked = []
+
+    def look(self, name):
+        self.looked.append(name)
+        return self.targets.get(name)
+
+    def dial(self, **_):
+        with self._lock:
+            self.count += 1
+            self.dials += 1
+            self.most = max(self.most, self.count)
+        self.full.release()
+        assert self.goes_on.wait(WAIT)
+        with self._lock:
+            self.count -= 1
+        raise relay.ConnectError("no")
+
+
+def test_probes_queue_for_a_bounded_number_of_threads(monkeypatch):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    monkeypatch.setattr(probing, "_MOST", 3)
+    crowd = Crowd(20)
+    prober = Prober(crowd.look)
+    prober.wake(crowd.targets)
+    try:
+        for _ in range(3):
+            assert crowd.full.acquire(timeout=WAIT)
+        assert sum(thread.name == "relay-probe" for thread in threading.enumerate()) == 3
+        crowd.goes_on.set()
+        wait_until(lambda: all(prober.status(name) and prober.status(name).finished for name in crowd.targets))
+        wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "relay-probe"])
+    finally:
+        prober.close()
+    assert crowd.most == 3
+    assert crowd.dials == 20
+
+
+def test_a_change_and_a_probe_look_at_their_own_tunnel_only(monkeypatch):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    crowd = Crowd(100)
+    crowd.goes_on.set()
+    prober = Prober(crowd.look)
+    try:
+        for name in crowd.targets:
+            prober.wake([name])
+        wait_until(lambda: all(prober.status(name) and prober.status(name).finished for name in crowd.targets))
+    finally:
+        prober.close()
+    # The change, the time of the probe and its end; and once more at the start of the thread.
+    assert len(crowd.looked) <= 3 * len(crowd.targets) + 1
+
+
+def test_tunnels_whose_probes_hang_leave_threads_to_the_others(monkeypatch):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    monkeypatch.setattr(probing, "_MOST", 4)
+    monkeypatch.setattr(probing, "_MOST_FAILING", 2)
+    crowd = Crowd(10, interval=0.02)
+    crowd.goes_on.set()
+    prober = Prober(crowd.look)
+    prober.wake(crowd.targets)
+    try:
+        wait_until(lambda: all(prober.status(name) and prober.status(name).problem for name in crowd.targets))
+        crowd.goes_on.clear()
+        wait_until(lambda: crowd.count == 2)
+        near, far = socket.socketpair()
+        far.close()
+        crowd.targets["good"] = ProbeTarget("good", "connect", LONG, WAIT, lambda **_: relay.Stream(near))
+        prober.wake(["good"])
+        wait_until(lambda: prober.status("good") and prober.status("good").finished)
+        assert crowd.count <= 2
+    finally:
+        crowd.goes_on.set()
+        prober.close()
+
+
+def test_a_probe_waits_for_the_thread_of_another_if_the_system_has_none_left(monkeypatch):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    crowd = Crowd(2)
+    prober = Prober(crowd.look)
+    start, refused = prober._start, threading.Event()
+
+    def refuse(work, name):
+        if name == "relay-probe" and crowd.dials:
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(work, name)
+
+    monkeypatch.setattr(prober, "_start", refuse)
+    try:
+        prober.wake(["0"])
+        assert crowd.full.acquire(timeout=WAIT)
+        prober.wake(["1"])
+        assert refused.wait(WAIT)
+        crowd.goes_on.set()
+        wait_until(lambda: prober.status("1") and prober.status("1").problem == "no")
+    finally:
+        crowd.goes_on.set()
+        prober.close()
+
+
+def test_what_waits_for_its_time_is_bounded_however_often_a_route_changes(monkeypatch):
+    crowd = Crowd(1)
+    prober = Prober(crowd.look)
+    try:
+        for number in range(50):
+            crowd.targets["0"] = ProbeTarget("0", "connect", LONG + number, WAIT, crowd.dial)
+            prober.wake(["0"])
+            wait_until(lambda: not prober._names)
+        wait_until(lambda: len(prober._waiting) <= 2)
+    finally:
+        crowd.goes_on.set()
         prober.close()

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 
 import pytest
 from helpers import WAIT, Thread, black_hole, exchange, fate_of_client, receive_all, receive_exactly, wait_until
@@ -88,6 +89,31 @@ def test_a_target_that_ends_idle_streams(relayed, quick):
     exchange(rig.client(), far)
     assert hits(rig.tunnel) == (1, 0)
     assert rig.tunnel.metrics().warm.ended >= 5
+
+
+def test_calls_that_never_return_are_no_more_than_the_streams(relayed, quick):
+    given_up, calls = threading.Event(), []
+
+    def factory():
+        calls.append(None)
+        given_up.wait()
+
+    rig = relayed(factory, warm=2, timeout=None, connect_timeout=0.01)
+    pool = rig.tunnel._relay._connector
+    wait_until(lambda: pool.warm is not None and pool.warm._failures > 5)
+    assert len(calls) == 2
+    given_up.set()
+
+
+def test_without_descriptors_clients_come_first(relayed):
+    rig = relayed(warm=8, timeout=None)
+    ends = [rig.accept() for _ in range(8)]
+    ready(rig.tunnel, 8)
+    thread = rig.tunnel._relay
+    thread.run_in_thread(lambda: thread.make_room(time.monotonic()))  # as when a client cannot be accepted
+    assert [receive_all(end) for end in ends[:2]] == [b"", b""]
+    ready(rig.tunnel, 6)
+    exchange(rig.client(), ends[2])
 
 
 def test_an_old_stream_is_replaced(relayed):
@@ -187,7 +213,7 @@ def test_over_ssh(far_end, over_ssh):
 
 
 @pytest.mark.parametrize("way_out", ["tcp", "tls", "ssh"])
-def test_more_of_them_need_no_more_threads(way_out, relayed, request):
+def test_more_of_them_need_no_more_threads(way_out, relayed, openssh_server, request):
     def rig(count):
         if way_out == "ssh":
             make, server = request.getfixturevalue("over_ssh"), request.getfixturevalue("sshd")

@@ -20,6 +20,7 @@ from helpers import WAIT, wait_until
 from instance_double import Double, served
 from page_scene import Scene, history
 
+from relay.engine.records import WarmFigures
 from relay.operations import events, overview
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -213,6 +214,18 @@ def test_hostile_names_appear_as_text(chromium, tmp_path):
             text = page.inner_text(f"#{table}")
             assert "<img src=/pwned onerror=document.title='pwned'><script>" in text
             assert "\\u202edessap\\u2066&amp;" in text
+
+
+def test_it_shows_warm_streams(chromium, tmp_path):
+    double = Double()
+    double.change("b", warm=WarmFigures(2, 5, 3, 0, 0))
+    double.open["c2"] = dataclasses.replace(double.open["c2"], warm=True)
+    with page_of(chromium, double, tmp_path) as page:
+        assert page.inner_text("#tunnels").count("warm") == 1
+        assert "2 warm streams ready, 5 of 8 clients got one" in page.inner_text("#tunnels")
+        assert page.inner_text("#connections").count("warm") == 1
+        double.change("b", warm=None)
+        until(page, "!document.querySelector('#tunnels').innerText.includes('warm')")
 
 
 def test_two_thousand_connections_do_not_freeze_it(chromium, tmp_path, record_property):

@@ -189,7 +189,7 @@ def test_a_relay_works_as_before_and_reaches_nothing_else(up, folder, certificat
     assert line.endswith(f" ERROR reload: more: the sandbox does not let relay connect to port {port}; restart relay\n")
     running.hear("reload: nothing has changed")
     line = running.reload(more.replace("log/access.log", "elsewhere/access.log"), "reload: control")
-    assert " ERROR reload: control, status and log_file: the sandbox does not let relay write to " in line
+    assert " ERROR reload: control, status, log_file and state: the sandbox does not let relay write to " in line
     running.hear("reload: nothing has changed")
     assert asks(socket.create_connection(("127.0.0.1", ssh_port), WAIT)) == b"ping"
 

@@ -77,6 +77,9 @@ class Places:
             "ssh://me@inner": self.inner.url,
             "tls://db.internal:8443?ca=db.pem": f"tls://localhost:{tls.address[1]}?ca={certificates.ca}",
             "db.internal:5432": self.web,
+            "db1.internal:5432": "127.0.0.1:1",  # no program listens there
+            "db2.internal:5432": self.web,
+            "ssh://me@bastion": self.outer.url,
             "i2p:?sam=127.0.0.1:7656": self.router,
             "socks5://proxy:1080": f"socks5://{socks}",
             "http://proxy:3128": f"http://{http}",

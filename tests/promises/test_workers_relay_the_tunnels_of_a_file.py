@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import ssl
 
 import httpx
 import pytest
+import trustme
 from command_rig import commands, run
 from group_rig import letter, repeats
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, receive_exactly, reserved_port, wait_until
 
 LISTENING = re.compile(r"(\w+): listening on (\S+):(\d+) → ")
 
@@ -180,3 +183,39 @@ def test_a_wrong_number_is_one_clear_line(tmp_path, places):
     assert done.returncode == 2
     assert "workers: must be from 1 to 128, got 129; use 'auto' for one per processor" in done.stderr
     assert "tunnels.one.workers" in done.stderr
+
+
+def test_clients_of_a_tls_listener_are_relayed_by_the_workers_alone(start, ctl, tmp_path, places):
+    path, cert = tmp_path / "relay.toml", tmp_path / "live.pem"
+
+    def renewed():
+        """Make another certificate; return the context of clients that trust it."""
+        authority, context = trustme.CA(), ssl.create_default_context()
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(cert)
+        authority.configure_trust(context)
+        return context
+
+    context = renewed()
+    with reserved_port() as port, contextlib.ExitStack() as opened:
+        path.write_text("workers = 2\n" + tunnel("secure", places[0], listen=f"tls://127.0.0.1:{port}?cert={cert}"))
+        command = start(str(path))
+        where = addresses(command, 1)["secure"]
+
+        def secured():
+            client = context.wrap_socket(socket.create_connection(where, WAIT), server_hostname="localhost")
+            opened.enter_context(client)
+            assert receive_exactly(client, 1) == b"a"
+            return client
+
+        clients = [secured() for _ in range(12)]
+        (shown,) = json.loads(ctl("list", "--json"))["tunnels"]
+        assert (shown["figures"]["active"], shown["figures"]["accepted"]) == (12, 12)
+        assert shown["certificate_end"] is not None
+
+        context = renewed()
+        ctl("reload")
+        clients += [secured() for _ in range(6)]
+        for client in clients:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+    assert command.end()[0] == 0

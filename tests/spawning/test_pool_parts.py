@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 
 import pytest
 from state_table import rows_of
 
-from relay.spawning import pool_parts
+import relay
+from relay.engine.statistics import Statistics
+from relay.spawning import pool_parts, questions
 from relay.spawning.pool_parts import PartEvent, PartState, next_part_state
+from relay.spawning.pool_tunnel import PoolTunnel
+from relay.spawning.questions import Question
+from relay.spawning.recipes import Recipe
 
 ROWS = [(PartState(state), PartEvent(event), PartState(after)) for state, event, after in rows_of(pool_parts)]
 
@@ -24,3 +31,159 @@ def test_what_is_not_in_the_table_changes_nothing():
     for state, event in itertools.product(PartState, PartEvent):
         if (state, event) not in listed:
             assert next_part_state(state, event) is state
+
+
+class Process:
+    """A process of a worker that answers as the test says."""
+
+    def __init__(self):
+        self.calls = []
+        self.answers = {}  # by call
+
+    def ask(self, call, key, *arguments, descriptors=()):
+        self.calls.append((call, *arguments))
+        question = Question()
+        question.number = next(questions._numbers)
+        answer = self.answers.get(call)
+        question.set_result(answer() if callable(answer) else answer)
+        return question
+
+
+class Slot:
+    """The place of a worker, with such a process."""
+
+    problem = ""
+
+    def __init__(self, number):
+        self.number = number
+        self.process = Process()
+
+    @property
+    def answering(self):
+        return self.process
+
+    def expect_answers(self):
+        pass
+
+
+@pytest.fixture
+def slots():
+    return [Slot(0), Slot(1)]
+
+
+@pytest.fixture
+def tunnel(slots):
+    made = PoolTunnel(7, slots, Recipe("none:none", {}), relay.listen(":0"), {"name": "tested", "nconnect": -1})
+    yield made
+    made.finish()
+
+
+def open_all(tunnel):
+    tunnel.open()
+    for number in range(2):
+        tunnel.on_message(number, {"opened": 7, "address": ["127.0.0.1", 1]})
+    tunnel.wait_until_open()
+
+
+def sent(count):
+    return [*Statistics("", None, None).metrics(())._replace(sent=count)]
+
+
+def test_an_answer_of_a_dead_process_is_not_that_of_its_successor(tunnel, slots):
+    """Its last answer is in the sums already; it would be counted twice."""
+    open_all(tunnel)
+    first = slots[0].process
+    first.answers["metrics"] = sent(5)
+    slots[1].process.answers["metrics"] = sent(0)
+    assert tunnel.stats().sent == 5
+
+    def die():
+        """It answers, and is replaced before the answer is used."""
+        slots[0].process = Process()
+        tunnel.on_died(0)
+        tunnel.open_at(0)
+        tunnel.on_message(0, {"opened": 7, "address": ["127.0.0.1", 1]})
+        return sent(6)
+
+    first.answers["metrics"] = die
+    assert tunnel.stats().sent == 5
+    slots[0].process.answers["metrics"] = sent(1)
+    assert tunnel.stats().sent == 6
+
+
+def test_what_has_changed_while_a_part_opens_is_in_force_then(tunnel, slots):
+    tunnel.open()
+    tunnel.on_message(0, {"opened": 7, "address": ["127.0.0.1", 1]})
+    tunnel.pause()
+    tunnel.update(nconnect=3)
+    assert [call for call, *_ in slots[0].process.calls] == ["open", "pause", "update"]
+    assert [call for call, *_ in slots[1].process.calls] == ["open"]
+    tunnel.on_message(1, {"opened": 7, "address": ["127.0.0.1", 1]})
+    assert slots[1].process.calls[1:] == [("pause", False), ("update", {"nconnect": 3})]
+    slots[1].process = Process()
+    tunnel.on_died(1)
+    tunnel.open_at(1)
+    ((_, request),) = slots[1].process.calls
+    assert (request["paused"], request["options"]["nconnect"], request["again"]) == (True, 3, True)
+    tunnel.resume()
+    tunnel.on_message(1, {"opened": 7, "address": ["127.0.0.1", 1]})
+    assert slots[1].process.calls[1:] == [("resume",)]
+
+
+def test_connections_of_a_part_that_has_not_reported_that_it_is_open_are_lost_with_it(tunnel):
+    tunnel.open()
+    tunnel._shared._table.admit(0, 1)
+    assert tunnel.on_died(0) == 1
+    assert tunnel.loads() == [0, 0]
+
+
+def test_the_others_look_for_clients_after_a_death(tunnel, slots):
+    """The kernel wakes one worker for a client, and that one may be dead."""
+    open_all(tunnel)
+    tunnel.on_died(0)
+    assert slots[1].process.calls[-1] == ("take_backlog",)
+
+
+def test_a_part_for_which_no_descriptor_is_left_has_failed(tunnel, monkeypatch, caplog):
+    open_all(tunnel)
+    tunnel.on_died(1)
+
+    def exhausted(descriptor):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", exhausted)
+    tunnel.open_at(1)
+    assert [part.value for part in tunnel._parts] == ["open", "failed"]
+    assert caplog.messages == ["tested: worker 2 cannot open it: [Errno 24] Too many open files"]
+
+
+def test_a_worker_that_may_not_be_open_is_not_waited_for_while_it_is_replaced(tunnel, slots):
+    slots[1].process = None
+    tunnel.open()
+    tunnel.on_message(0, {"opened": 7, "address": ["127.0.0.1", 1]})
+    tunnel.wait_until_open()
+    assert [part.value for part in tunnel._parts] == ["open", "absent"]
+
+
+def test_the_end_of_the_pool_ends_the_wait(tunnel):
+    tunnel.open()
+    tunnel.finish()
+    with pytest.raises(relay.RelayError, match="tested: the workers were ended before they listened"):
+        tunnel.wait_until_open()
+
+
+def test_a_late_client_is_a_reason_to_ask(tunnel, slots):
+    open_all(tunnel)
+    tunnel.on_message(0, {"late": 7, "worker": 1})
+    assert slots[1].process.calls[-1] == ("turn",)
+    slots[1].process = None
+    tunnel.on_message(0, {"late": 7, "worker": 1})
+
+
+def test_all_workers_pause_before_one_closes_if_connections_may_finish(tunnel, slots):
+    """So that none passes a client to one that has closed."""
+    open_all(tunnel)
+    tunnel.start_close(3.0)
+    tunnel.start_close(0.0)
+    for slot in slots:
+        assert slot.process.calls[1:] == [("pause", False), ("close", 3.0), ("close", 0.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -62,6 +63,16 @@ def test_a_child_that_listens_at_i2p_has_more_time(monkeypatch, echo_server):
             with relay.connect(f"i2p://{tunnel.address}?sam={router.sam}", timeout=WAIT) as client:
                 client.sendall(b"hello")
                 assert client.recv(100) == b"hello"
+
+
+def test_the_types_of_its_keywords_are_complete():
+    """They are written twice, for the overloads and for the function."""
+    parameters = inspect.signature(relay.spawn).parameters.values()
+    keywords = {
+        one.name: one.annotation for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "workers"
+    }
+    annotations = sys.modules["relay.spawning.spawn"]._Options.__annotations__
+    assert {name: kind.__forward_arg__ for name, kind in annotations.items()} == keywords
 
 
 def test_a_factory_is_no_target():

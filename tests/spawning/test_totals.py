@@ -71,3 +71,14 @@ def test_the_last_connections_come_in_the_order_of_their_ends():
 def test_only_the_last_are_kept():
     many = [record(number, float(number), 0.0) for number in range(RECENT + 50)]
     assert last_of([many[::2], many[1::2]]) == many[-RECENT:]
+
+
+def test_an_answer_that_is_older_than_the_last_one_changes_nothing():
+    """Several threads ask at a time, and use the answers in any order."""
+    totals = Totals(1)
+    totals.answered(0, metrics(5), 2)
+    totals.answered(0, metrics(4), 1)
+    assert totals.metrics(0).received == 5
+    totals.ended(0)
+    totals.answered(0, metrics(1), 3)
+    assert totals.metrics(0).received == 6

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import queue
+import socket
+import threading
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, Thread
 
 import relay
 from relay.spawning import worker
+from relay.spawning.questions import Questions
 from relay.spawning.shared import SharedDescriptors
-from relay.spawning.wire import to_error
-from relay.spawning.worker import HostedTunnel
+from relay.spawning.wire import Channel, to_error
+from relay.spawning.worker import HostedTunnel, Worker
 
 OPTIONS = {
     "nconnect": -1,
@@ -94,3 +99,45 @@ def test_one_that_was_open_before_is_tried_again_until_it_is_closed(shared, monk
 def test_each_worker_keeps_its_share_of_the_warm_streams_ready():
     assert [worker._of_one({"warm": warm}, 2) for warm in (0, 1, 4)] == [{"warm": 0}, {"warm": 1}, {"warm": 2}]
     assert worker._of_one({"nconnect": 1}, 2) == {"nconnect": 1}
+
+
+def test_an_error_of_any_kind_is_an_answer(shared, monkeypatch):
+    """The worker goes on: its other tunnels have nothing to do with it."""
+    start = threading.Thread.start
+
+    def exhausted(thread):
+        if thread.name.startswith("relay-open"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", exhausted)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        serving = Thread(Worker(theirs, print, print).serve)
+        channel = Channel(ours)
+        assert channel.receive()["name"].startswith("relay worker ")
+        asked = Questions(ours, channel, "asking")
+        request = {"workers": 2}
+        question = asked.ask("open", [7, request], logging.WARNING, shared.of_worker(0))
+        with pytest.raises(relay.RelayError, match="RuntimeError: can't start new thread"):
+            question.result(WAIT)
+        assert asked.ask("metrics", [8], logging.WARNING).result(WAIT) is None
+        ours.shutdown(socket.SHUT_WR)
+        serving.result()
+        theirs.close()
+        asked.join()
+
+
+def test_without_room_for_its_descriptors_it_says_so(shared, monkeypatch):
+    monkeypatch.setattr(worker, "_place", exhausted)
+    said = queue.SimpleQueue()
+    tunnel = hosted(shared, said)
+    message = said.get(timeout=WAIT)
+    assert isinstance(to_error(message["error"]), OSError)
+    assert tunnel.over.wait(WAIT)
+
+
+def exhausted(descriptors, number, workers):
+    for descriptor in descriptors:
+        os.close(descriptor)
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

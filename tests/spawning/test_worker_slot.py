@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
@@ -15,7 +16,6 @@ from relay.spawning import worker_slot
 from relay.spawning.worker_slot import SlotEvent, SlotState, WorkerSlot, next_state
 
 ROWS = [(SlotState(state), SlotEvent(event), SlotState(after)) for state, event, after in rows_of(worker_slot)]
-POSSIBLE = {*worker_slot._NEXT, *((SlotState.ENDED, event) for event in SlotEvent)}
 
 
 @pytest.mark.parametrize(("state", "event", "after"), ROWS)
@@ -23,26 +23,50 @@ def test_each_row_of_the_table(state, event, after):
     assert next_state(state, event) is after
 
 
-def test_the_table_has_every_row():
-    assert {(state, event) for state, event, _ in ROWS} == POSSIBLE
+def test_what_is_not_in_the_table_changes_nothing():
+    listed = {(state, event) for state, event, _ in ROWS}
+    assert listed == set(worker_slot._NEXT)
+    for state, event in itertools.product(SlotState, SlotEvent):
+        if (state, event) not in listed:
+            assert next_state(state, event) is state
 
 
 class Process:
-    """A process that lives until the test says so."""
+    """A process that lives until the test says so, or until it is killed."""
 
-    def __init__(self, number):
+    def __init__(self, number, observer):
         self.pid = number
         self.name = f"process {number}"
-        self.fate = "was killed by signal 9"
+        self.fate = ""
+        self.asked = None  # when
+        self.ends = True  # if it is asked to
+        self.gave_up = threading.Event()
+        self._observer = observer
         self._over = threading.Event()
 
     def die(self):
+        self.fate = "was killed by signal 9"
         self._over.set()
+        self._observer.on_over()
 
-    start_close = close = die
+    kill = die
 
-    def is_watched_here(self):
+    def start_close(self):
+        if self.ends:
+            self.die()
+
+    def is_own_thread(self):
         return False
+
+    def oldest_question(self):
+        return self.asked
+
+    def give_up_questions(self):
+        self.gave_up.set()
+
+    def answer(self):
+        self.asked = None
+        self._observer.on_answer()
 
     def join(self):
         assert self._over.wait(WAIT)
@@ -57,10 +81,11 @@ class Owner:
         self.died = 0
         self.errors = []  # to raise instead of starting one
 
-    def start_process(self, on_message):
+    def start_process(self, observer):
         if self.errors:
             raise self.errors.pop(0)
-        self.started.append(Process(len(self.started) + 1))
+        self.started.append(Process(len(self.started) + 1, observer))
+        observer.on_begin(self.started[-1])
         return self.started[-1]
 
     def on_up(self, number):
@@ -156,3 +181,117 @@ class Waits:
     def __getitem__(self, index):
         self._asked.append(index)
         return 0.0
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No time for the answers of a process."""
+    monkeypatch.setattr(worker_slot, "ANSWER", 0.0)
+
+
+def stuck(slot, process):
+    """Let the process be stuck."""
+    process.asked = 0.0
+    slot.suspect(process)
+    assert slot.status().state == "stuck"
+    assert (slot.process, slot.answering) == (process, None)
+    assert process.gave_up.is_set()
+
+
+def test_a_stuck_process_is_killed_and_replaced(owner, slot, monkeypatch, caplog):
+    monkeypatch.setattr(worker_slot, "_STEP", 0.0)
+    wait_until(lambda: slot.status().state == "running")
+    first = owner.started[0]
+    first.asked = 0.0
+    slot.suspect(first)
+    wait_until(lambda: slot.status().pid == 2)
+    wait_until(lambda: owner.up == [3, 3])
+    text = "worker 4 (process 1) does not answer; relay replaces it unless it answers within 10 s"
+    over = "did not answer and was killed; 7 connections are lost, and another process takes its place"
+    assert caplog.messages == [text, f"worker 4: the process 1 {over}"]
+    assert slot.problem == ""
+    owner.started[1].die()
+    wait_until(lambda: slot.status().pid == 3)
+    assert "worker 4: the process 2 was killed by signal 9" in caplog.messages[-1]
+
+
+def test_a_stuck_process_that_answers_goes_on(owner, slot, monkeypatch, caplog):
+    monkeypatch.setattr(worker_slot, "_STEP", WAIT)
+    wait_until(lambda: owner.up == [3])
+    (process,) = owner.started
+    stuck(slot, process)
+    slot.suspect(process)  # once more
+    assert slot.problem.startswith("worker 4 (process 1) does not answer; ")
+    process.answer()
+    wait_until(lambda: owner.up == [3, 3])
+    assert (slot.status().state, slot.problem, slot.answering) == ("running", "", process)
+    assert caplog.messages[-1] == "worker 4 (process 1) answers again"
+    assert len(caplog.messages) == 2
+
+
+def test_one_that_has_answered_meanwhile_is_not_stuck(owner, slot):
+    wait_until(lambda: owner.up == [3])
+    slot.suspect(owner.started[0])
+    assert slot.status().state == "running"
+
+
+def test_a_process_that_was_replaced_is_not_suspected(owner, slot):
+    wait_until(lambda: owner.up == [3])
+    first = owner.started[0]
+    first.asked = 0.0
+    first.die()
+    wait_until(lambda: slot.status()[1:3] == (2, "running"))
+    slot.suspect(first)
+    assert slot.status().state == "running"
+
+
+def test_a_question_that_nothing_waits_for_is_looked_after(owner, slot, at_once, monkeypatch):
+    monkeypatch.setattr(worker_slot, "_STEP", WAIT)
+    wait_until(lambda: owner.up == [3])
+    slot.expect_answers()
+    owner.started[0].asked = 0.0
+    slot.expect_answers()
+    wait_until(lambda: slot.status().state == "stuck")
+
+
+@pytest.mark.parametrize("is_stuck", [True, False])
+def test_closing_kills_a_process_that_does_not_end(owner, slot, monkeypatch, is_stuck):
+    monkeypatch.setattr(worker_slot, "_STEP", WAIT)
+    monkeypatch.setattr(worker_slot, "_END", 0.0)
+    wait_until(lambda: owner.up == [3])
+    (process,) = owner.started
+    process.ends = False
+    if is_stuck:
+        stuck(slot, process)
+    slot.close()
+    assert process.fate
+    slot.kill_stuck()
+    assert len(owner.started) == 1
+
+
+def test_closing_kills_a_process_that_starts(owner):
+    starting = threading.Event()
+
+    class Slow(Owner):
+        def start_process(self, observer):
+            process = super().start_process(observer)
+            starting.set()
+            process.join()  # it comes up only after it was killed
+            raise relay.RelayError("did not start")
+
+    slow = Slow()
+    made = WorkerSlot(0, slow)
+    made.start()
+    assert starting.wait(WAIT)
+    made.close()
+    assert slow.started[0].fate
+    with pytest.raises(relay.RelayError, match="did not start"):
+        made.wait_for_start()
+
+
+def test_its_own_thread_does_not_wait_for_itself(owner, slot):
+    """A log handler may close the pool, in the thread that reports the death of a process."""
+    closed = []
+    owner.on_died = lambda number: closed.append(slot.close()) or 0
+    owner.started[0].die()
+    wait_until(lambda: closed and slot.status().state == "ended")

@@ -20,6 +20,7 @@ from relay.streams import connect
 from relay.streams.cancellation import Cancellation
 from relay.streams.connect import SocketDialer
 from relay.streams.dialer import Dialer
+from relay.streams.source import Source
 
 
 def to(*addresses, literal=True, family=socket.AF_INET):
@@ -431,3 +432,79 @@ def test_a_bug_is_the_outcome_also_without_a_deadline(monkeypatch, caplog):
     outcome = told.get(timeout=WAIT)
     assert isinstance(outcome, ConnectError) and outcome.reason == "factory_error"
     wait_until(lambda: "KeyError" in caplog.text)
+
+
+# -- from an address of this machine ----------------------------------------------------------------------------------
+
+
+FROM = Source(socket.AF_INET, "127.45.6.7")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_bound_dialer_connects_from_its_source(serve, at_once_or_later, host):
+    peers = queue.SimpleQueue()
+    server = serve(lambda connection: peers.put(connection.getpeername()[0]))
+    made = relay.tcp(host, server.address[1])
+    told, _ = dial(made.bound(FROM))
+    told.get(timeout=WAIT).close()
+    assert peers.get(timeout=WAIT) == "127.45.6.7"
+    told, _ = dial(made)  # which has not changed
+    told.get(timeout=WAIT).close()
+    assert peers.get(timeout=WAIT) == "127.0.0.1"
+
+
+def test_a_bound_dialer_without_a_name(echo_server):
+    bound = to(echo_server.address, literal=False).bound(FROM)
+    with bound() as stream:
+        assert stream.socket.getsockname()[0] == "127.45.6.7"
+
+
+def test_a_race_starts_at_the_source(echo_server):
+    with refusing() as address, to(address, echo_server.address).bound(FROM)() as stream:
+        assert stream.socket.getsockname()[0] == "127.45.6.7"
+        assert stream.socket.getpeername() == echo_server.address
+
+
+def test_a_source_that_is_not_there_is_the_error():
+    bound = relay.tcp("127.0.0.1", 9).bound(Source(socket.AF_INET, "192.0.2.1"))
+    told, _ = dial(bound)
+    error = told.get(timeout=WAIT)
+    assert isinstance(error, ConnectError)
+    assert str(error).startswith("127.0.0.1:9: source 192.0.2.1: this machine has no such address; ")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: relay.tcp("::1", 9), r"^source: \[::1\]:9: it has no IPv4 address, as"),
+        (lambda: relay.tcp("192.0.2.7", 9), "^source: 192.0.2.7:9: it is not on the loopback, as the source"),
+        (
+            lambda: relay.unix("/run/x"),
+            "^source: unix:///run/x is a Unix socket, which has no addresses; remove source",
+        ),
+        (lambda: relay.target("exec:true"), "^source: relay does not connect to exec:true over TCP itself"),
+        (lambda: relay.target("localhost:9", via=["socks5://localhost:1080"]), "^source: relay does not connect to "),
+        (
+            lambda: relay.target("tls://localhost:9", via=["http://a:1", "socks5://b:2"]),
+            "^source: relay does not connect ",
+        ),
+    ],
+)
+def test_what_has_no_source_is_named(make, text):
+    with make() as made, pytest.raises(ValueError, match=text):
+        made.bound(FROM)
+
+
+def test_a_tls_target_is_reached_from_the_source(serve, certificates):
+    peers = queue.SimpleQueue()
+
+    def shake_hands(connection):
+        peers.put(connection.getpeername()[0])
+        with certificates.server().wrap_socket(connection, server_side=True) as secured:
+            secured.recv(1)
+
+    server = serve(shake_hands)
+    factory = relay.tls("localhost", server.address[1], ca=certificates.ca)
+    with factory.bound(FROM)(deadline=time.monotonic() + WAIT) as stream:
+        assert stream.target == f"tls://localhost:{server.address[1]}"
+    assert peers.get(timeout=WAIT) == "127.45.6.7"

@@ -10,13 +10,14 @@ import threading
 from helpers import WAIT, receive_exactly, wait_until
 
 from relay.addresses.parse import parse_listen, parse_target
-from relay.cli.file_group import FileGroup, TunnelFile
+from relay.cli.file_group import FileGroup
 from relay.cli.group import TunnelGroup
 from relay.cli.main_thread import GroupOverError
 from relay.cli.member import Member, MemberState
 from relay.cli.options import Options
 from relay.cli.plan import make_plan
 from relay.cli.signals import Signals
+from relay.cli.tunnel_file import TunnelFile
 
 __all__ = ["Group", "letter", "repeats", "running", "running_pair"]
 

@@ -25,6 +25,7 @@ from relay.operations.instance import (
     TunnelStatus,
     Verdict,
 )
+from relay.operations.ledgers import BanStatus, QuotaStatus
 from relay.operations.server import serve
 from relay.operations.sockets import open_control, open_status
 from relay.operations.stop import Stop
@@ -46,6 +47,7 @@ class Double:
         }
         self.open = {"c1": self.connection("c1", "a"), "c2": self.connection("c2", "b")}
         self.ended = [dataclasses.replace(self.connection("c0", "a"), state="closed", reason="done")]
+        self.banned = [BanStatus(tunnel="a", limit="few", key="192.0.2.7", until=2e9)]
         self.lines = [LogLine(1e9, "warning", "relay.ssh", "ssh://me@x: no route")]
         self.done = []
         self.stuck = []
@@ -76,6 +78,22 @@ class Double:
         self._check(tunnel)
         return [each for each in self.ended if tunnel in (None, each.tunnel)]
 
+    def bans(self, tunnel=None):
+        self._check(tunnel)
+        return [each for each in self.banned if tunnel in (None, each.tunnel)]
+
+    def quotas(self, tunnel=None):
+        self._check(tunnel)
+        return [QuotaStatus(tunnel="b", limit="much", key="*", used=5, quota=10, since=1e9)]
+
+    def clear(self, kind, key, tunnel=None):
+        self._check(tunnel)
+        kept = [each for each in self.banned if kind != "bans" or each.key != key or tunnel not in (None, each.tunnel)]
+        cleared, self.banned = len(self.banned) - len(kept), kept
+        if not cleared:
+            raise NotFoundError(f"{key}: there are no {kind} with this key")
+        return cleared
+
     def carriers(self):
         return [CarrierStatus("ssh://me@x", "ssh", "backing off", time.time(), 2, 0, error="no route")]
 
@@ -97,6 +115,21 @@ class Double:
 
     def drain(self, name):
         self._act(name, "draining")
+
+    def enable(self, name, target):
+        self._set_target(name, target, "up")
+
+    def disable(self, name, target):
+        self._set_target(name, target, "disabled")
+
+    def _set_target(self, name, target, state):
+        self._check(name)
+        if not self.all[name].targets:
+            raise ConflictError(f"{name}: it has one target")
+        if target not in [one.target for one in self.all[name].targets]:
+            raise NotFoundError(f"{name}: there is no target {target}")
+        changed = [one._replace(state=state) if one.target == target else one for one in self.all[name].targets]
+        self.change(name, targets=tuple(changed))
 
     def kill(self, connection):
         if self.open.pop(connection, None) is None:

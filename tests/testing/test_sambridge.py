@@ -1640,7 +1640,7 @@ def test_programs_go_at_every_point(personality, make):
                 cut(program)
                 wait_until(lambda: bridge.connections <= 2)
     wait_until(lambda: bridge.connections == 2 and len(bridge.sessions) == 2)
-    wait_until(lambda: not bridge._router.sessions["server"].destination.pending)
+    wait_until(lambda: not bridge._router.sessions["server"].destination.acceptors.pending)
     sent(*clients.pair(server, client))
 
 

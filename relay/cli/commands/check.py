@@ -15,7 +15,7 @@ from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
 from ...addresses.printable import printable
 from ..options import Options, debug
-from ..output import configuration_read, failures_reported, print_line
+from ..output import configuration_read, failures_reported, print_line, print_notice
 from . import command as load_command
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     from ...config import LIMITS, as_toml
     from ..plan_from_file import plans_of, print_problems
     from ..preflight import Preflight
+    from ..rule_notices import rule_notices
 
     plans = plans_of(config, Options())
     if as_file:
@@ -140,6 +141,10 @@ def _tell(config: Config, *, as_file: bool) -> None:
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
         print_line(line)
+    for line, (entry, plan) in zip(lines, plans, strict=True):
+        if line:  # else its lists may be wrong
+            for notice in rule_notices(config.problems, plan, has_login=entry.tunnel.user is not None):
+                print_notice(f"relay: {notice}")
     _check_top(config)
     print_problems(config)
 
@@ -159,16 +164,22 @@ def _check_top(config: Config) -> None:
         with collect_problems(config, "log_file"):
             if not os.path.isdir(folder):
                 raise ValueError(f"log file {file.log_file}: no directory {folder}; make it")
+    if file.state not in (None, "none"):
+        folder = os.path.dirname(os.path.abspath(os.path.expanduser(str(file.state))))
+        with collect_problems(config, "state"):
+            if not os.path.isdir(folder):
+                raise ValueError(f"state file {file.state}: no directory {folder}; make it")
 
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
     """Describe a tunnel; return an empty text if it has a problem, which is noted."""
     from ..plan_from_file import add_problem
+    from ..ways import targets_of
 
     address = preflight.check(
         plan.routes, plan.make_send, functools.partial(add_problem, config, ("tunnels", entry.name))
     )
-    target = "anywhere" if entry.is_proxy else str(plan.routes.out[0][1])
+    target = "anywhere" if entry.is_proxy else targets_of(plan.routes.out)
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 
 

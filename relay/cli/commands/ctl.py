@@ -22,6 +22,8 @@ relay ctl list (each tunnel, its state and its figures)
 
 relay ctl connections db (the open connections of the tunnel db)
 
+relay ctl bans --clear 192.0.2.7 (this address may connect again)
+
 relay ctl reload --dry-run (what a reload would change)
 
 relay ctl pause db (clients wait until relay ctl resume db)
@@ -103,25 +105,65 @@ def list_(names: bool, as_json: bool, control: str | None) -> None:
 @click.option("--recent", is_flag=True, help="Show the last ones that ended, with their reasons, instead.")
 @as_json
 def connections(client: Any, name: str | None, recent: bool, as_json: bool) -> None:
-    """List the open connections, with the IDs for relay ctl kill."""
+    """List the open connections, with the IDs for relay ctl kill, and the warm streams of each tunnel."""
     query = {} if name is None else {"tunnel": name}
     answer = client.get("/connections/recent" if recent else "/connections", **query)
     if as_json:
         return _print_json(answer)
-    from ..ctl_tables import print_connections
+    from ..ctl_tables import print_connections, print_warm
 
     print_connections(answer["connections"], ended=recent)
+    if not recent:
+        print_warm([tunnel for tunnel in client.get("/tunnels")["tunnels"] if name in (None, tunnel["name"])])
 
 
 @as_json
 def carriers(client: Any, as_json: bool) -> None:
-    """List the SSH connections and I2P sessions that streams share."""
+    """List the SSH connections and I2P sessions that streams share, those of workers included."""
     answer = client.get("/carriers")
     if as_json:
         return _print_json(answer)
     from ..ctl_tables import print_carriers
 
     print_carriers(answer["carriers"])
+
+
+clear = click.option("--clear", metavar="KEY", help="Forget those of this key, instead of listing them.")
+of_tunnel = click.argument(
+    "name", metavar="[TUNNEL]", required=False, help="Only those of this tunnel", shell_complete=names_of_tunnels
+)
+
+
+@of_tunnel
+@clear
+@as_json
+def bans(client: Any, name: str | None, clear: str | None, as_json: bool) -> None:
+    """List the bans of clients, and the limits that have banned them.
+
+    A key stands for the clients that count together: an address, a network, an identity, or * for all of a tunnel.
+    """
+    _ledger(client, "bans", name, clear, as_json)
+
+
+@of_tunnel
+@clear
+@as_json
+def quotas(client: Any, name: str | None, clear: str | None, as_json: bool) -> None:
+    """List how much clients have used of their quotas."""
+    _ledger(client, "quotas", name, clear, as_json)
+
+
+def _ledger(client: Any, kind: str, name: str | None, clear: str | None, as_json: bool) -> None:
+    query = {} if name is None else {"tunnel": name}
+    if clear is not None:
+        client.request("DELETE", f"/{kind}", key=clear, **query)
+        return
+    answer = client.get(f"/{kind}", **query)
+    if as_json:
+        return _print_json(answer)
+    from .. import ctl_tables
+
+    getattr(ctl_tables, f"print_{kind}")(answer[kind])
 
 
 @tunnel
@@ -143,6 +185,23 @@ def resume(client: Any, name: str) -> None:
 def drain(client: Any, name: str) -> None:
     """Close the listener of TUNNEL; open connections may finish."""
     client.request("POST", "/tunnels", name, "drain")
+
+
+target = click.argument("target", metavar="TARGET", help="One of its targets, as relay ctl list prints it")
+
+
+@tunnel
+@target
+def disable(client: Any, name: str, target: str) -> None:
+    """Give one of several targets of TUNNEL no new connections; open ones stay."""
+    client.request("POST", "/tunnels", name, "disable", target=target)
+
+
+@tunnel
+@target
+def enable(client: Any, name: str, target: str) -> None:
+    """Give a target of TUNNEL connections again, as soon as relay can connect to it."""
+    client.request("POST", "/tunnels", name, "enable", target=target)
 
 
 @click.argument("id", metavar="ID", help="The ID of a connection, from relay ctl connections")
@@ -189,6 +248,7 @@ def _print_json(answer: Any) -> None:
 
 
 for _function in (
-    status, connections, carriers, pause, resume, drain, kill, reload, reopen, log_level, stop,
+    status, connections, carriers, bans, quotas, pause, resume, drain, disable, enable, kill, reload, reopen, log_level,
+    stop,
 ):  # fmt: skip
     subcommand(_function)

@@ -108,7 +108,7 @@ def doctor(
 def _of_line(words: Sequence[str], via: Sequence[str], sam: str | None) -> list[Job]:
     """Return the route of the command line; nothing if only this machine is tested."""
     from ..doctor.jobs import Job
-    from ..plan import over
+    from ..ways import over
 
     bridge = parse_sam(sam) if sam is not None else None
     if not words and not via:

@@ -11,8 +11,9 @@ from ...addresses.i2p import I2PListen
 from ...addresses.i2p_parser import parse_sam
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
+from ..header_options import send_proxy
 from ..i2p_options import sam, with_bridge, with_session
-from ..options import Options, via, warm, with_options
+from ..options import Options, of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -53,16 +54,9 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 )
 @click.option("--session", metavar="NAME", help="I2P: name under which the destination is saved [the text of TARGET].")
 @click.option("--transient", is_flag=True, help="I2P: use a new destination and do not save it.")
-@click.option(
-    "--allow",
-    metavar="DESTINATION",
-    multiple=True,
-    help="I2P: allow only this destination, or those in a file. Repeatable.",
-)
-@click.option(
-    "--deny", metavar="DESTINATION", multiple=True, help="I2P: reject this destination, or those in a file. Repeatable."
-)
 @warm
+@send_proxy
+@of_clients
 @with_options
 def expose(
     target: str,
@@ -72,8 +66,6 @@ def expose(
     keys: Path | None,
     session: str | None,
     transient: bool,
-    allow: Sequence[str],
-    deny: Sequence[str],
     options: Options,
 ) -> None:
     """Publish TARGET on an SSH server or on I2P, until SIGINT, SIGTERM or SIGHUP.
@@ -94,9 +86,9 @@ def expose(
         stored = {"keys": str(keys) if keys else None, "session": session}
         if isinstance(where, I2PListen):
             where = with_bridge(None if sam is None else parse_sam(sam), where)
-            where = with_session(where, end, **stored, transient=transient, allow=allow, deny=deny)
-        elif transient or sam or any(stored.values()) or allow or deny:
-            given = [("sam", sam), *stored.items(), ("allow", allow), ("deny", deny)]
+            where = with_session(where, end, **stored, transient=transient)
+        elif transient or sam or any(stored.values()):
+            given = [("sam", sam), *stored.items()]
             wrong = next((name for name, value in given if value), "transient")
             raise AddressError(f"--{wrong}: only for --on i2p; an ssh:// address has its own parameters")
     serve(where, end, options, name="expose", title="", listen_via=hops)

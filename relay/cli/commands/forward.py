@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 import click
 
-from ...addresses.hops import Command, Listen, ProxyListen, Route
+from ...access.senders import NO_HEADERS
+from ...addresses.hops import Listen, ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.i2p_parser import parse_sam
-from ...addresses.values import Target, TCPAddress
+from ...addresses.ssh import SSHListen
+from ...addresses.values import TCPAddress
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
+from ..header_options import accept_proxy, send_proxy
 from ..i2p_options import sam, with_bridge, with_bridges
-from ..options import Options, in_workers, via, warm, with_options
+from ..options import Options, in_workers, of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
+from ..ways import Way
 
 __all__ = ["EXAMPLES", "forward"]
 
@@ -43,6 +47,8 @@ relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out
 
 relay forward 8080 api:80 --via ssh://me@bastion --warm 2 (two streams are open before their clients come)
 
+relay forward 5432 db1:5432 --target db2:5432 (the second one while the first is down)
+
 relay forward 8080 5432 (port 5432 of this machine)
 
 relay help hops lists the parameters of hops, SSH servers and I2P routers.
@@ -60,11 +66,35 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
     "target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
 )
 @via
+@click.option(
+    "--target",
+    "others",
+    metavar="TARGET",
+    multiple=True,
+    help="A further target, for clients whose target fails. Repeatable.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["first", "spread", "fastest"]),
+    help="Which of several targets gets a client: the first that is up, the one with the fewest connections, or the "
+    "one whose connects take the least time [first].",
+)
 @sam
 @warm
+@send_proxy
+@accept_proxy
 @in_workers
+@of_clients
 @with_options
-def forward(listen: str, target: str, via: Sequence[str], sam: str | None, options: Options) -> None:
+def forward(
+    listen: str,
+    target: str,
+    via: Sequence[str],
+    others: Sequence[str],
+    policy: str | None,
+    sam: str | None,
+    options: Options,
+) -> None:
     """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
 
     relay binds to 127.0.0.1 unless you give a host, and prints the address. After a signal, open connections may finish
@@ -78,10 +108,24 @@ def forward(listen: str, target: str, via: Sequence[str], sam: str | None, optio
     An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
-        where, end, hops = _addresses(sam, listen, target, via)
+        where, ((hops, end), *further) = _addresses(sam, listen, [target, *others], via)
+        if policy is not None and not further:
+            raise click.UsageError("--policy: there is one target; give further ones with --target")
+        if options.accept_proxy and isinstance(where, SSHListen | I2PListen):
+            raise ValueError(f"--accept-proxy: {NO_HEADERS}")
     is_swapped = target.isdigit() and isinstance(where, TCPAddress) and is_name(where.host)
     hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""
-    serve(where, end, options, name="forward", title="listening on ", via=hops, hint=hint)
+    serve(
+        where,
+        end,
+        options,
+        name="forward",
+        title="listening on ",
+        via=hops,
+        others=further,
+        policy=policy or "first",
+        hint=hint,
+    )
 
 
 def is_name(host: str) -> bool:
@@ -89,21 +133,21 @@ def is_name(host: str) -> bool:
     return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
-def _addresses(
-    sam: str | None, listen: str, target: str, via: Sequence[str]
-) -> tuple[Listen, Target | I2PTarget | Command, Route]:
-    """Return the addresses, with the SAM bridge in those of I2P.
+def _addresses(sam: str | None, listen: str, targets: Sequence[str], via: Sequence[str]) -> tuple[Listen, list[Way]]:
+    """Return the address to listen on and the ways to the targets, with the SAM bridge in those of I2P.
 
     :raises AddressError: if one cannot be understood or holds a secret, or if there is a bridge and no address of I2P.
     """
-    hops = read_hops(via, target)
+    routes = [read_hops(via, target) for target in targets]
     where = read_listen(listen)
     if isinstance(where, ProxyListen):
         raise AddressError(f"listen address '{where}': the clients of a proxy name their targets; use relay socks")
-    end = read_target(target, hops)
+    ends = [read_target(target, hops) for target, hops in zip(targets, routes, strict=True)]
     bridge = None if sam is None else parse_sam(sam)
-    if bridge and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (where, end, *hops)):
+    used = (where, *ends, *(hop for hops in routes for hop in hops))
+    if bridge and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in used):
         raise AddressError(
             "--sam: neither LISTEN nor TARGET nor a hop is at I2P; leave it out, or use i2p: or i2p://NAME.i2p"
         )
-    return with_bridge(bridge, where), *with_bridges(bridge, end, hops)
+    ways = [with_bridges(bridge, end, hops) for end, hops in zip(ends, routes, strict=True)]
+    return with_bridge(bridge, where), [(hops, end) for end, hops in ways]

@@ -10,8 +10,9 @@ import click
 from ...addresses.i2p_parser import parse_sam
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
+from ..header_options import accept_proxy
 from ..i2p_options import sam
-from ..options import Options, via, with_options
+from ..options import Options, of_clients, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import make_proxy_plan
 from ..run import raise_descriptor_limit, relay_one
@@ -63,6 +64,8 @@ A comma between two hops of a rule is followed by a scheme.
 )
 @click.option("--password-env", metavar="NAME", help="Environment variable with the password.")
 @sam
+@accept_proxy
+@of_clients
 @with_options
 def socks(
     listen: str,

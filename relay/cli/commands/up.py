@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -110,12 +111,6 @@ def up(
         failures_reported(debug=debug),
         Signals(reload=True) as signals,
     ):
-        from ...config import find
-        from ..connection_log import connections_logged
-        from ..file_group import FileGroup, TunnelFile
-        from ..operated import operated
-
-        raise_descriptor_limit()
         options = {
             "control": _absolute(control),
             "status": status,
@@ -125,26 +120,49 @@ def up(
             "workers": workers,
         }
         given = {key: value for key, value in options.items() if value is not None}
-        with configuration_read():
-            name = str(file or find())
-            config = TunnelFile(os.path.abspath(name), shown, name, given)
-            members = config.first()
-        with contextlib.chdir(os.path.dirname(config.path)), contextlib.closing(config.processes):
-            group = FileGroup(members, signals, config)
-            endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
-            with operated(group, signals, endpoints) as sockets:
-                if config.sandbox not in (None, "off"):
-                    from ..sandboxed import sandboxed
-
-                    group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
-                with connections_logged(group, signals, log_plan) as log:
-                    group.parts = (
-                        lambda top: sockets.prepare(config.endpoints(top)),
-                        lambda top: log.prepare(config.log(top)),
-                    )
-                    result = group.run(watch=watch)
+        result = _relay(file, given, shown, signals)
     if result:
         raise click.exceptions.Exit(result)
+
+
+def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signals: Signals) -> int:
+    """Open the tunnels of a file, and relay until a signal.
+
+    :param file: its path; ``None`` for the usual places.
+    :param given: the keys at the top of the file that options override, with their values.
+    :param shown: the options of output.
+    :param signals: those that end it, and those that reload.
+    :returns: the exit status.
+    :raises click.exceptions.Exit: if the file has problems, which are printed.
+    :raises ValueError: if a value is wrong.
+    :raises OSError: if the file cannot be read, or a socket for operators cannot be opened.
+    """
+    from ...config import find
+    from ..connection_log import connections_logged
+    from ..file_group import FileGroup
+    from ..kept_state import state_kept
+    from ..operated import operated
+    from ..tunnel_file import TunnelFile
+
+    raise_descriptor_limit()
+    with configuration_read():
+        name = str(file or find())
+        config = TunnelFile(os.path.abspath(name), shown, name, given)
+        members = config.first()
+    with contextlib.chdir(os.path.dirname(config.path)), contextlib.closing(config.processes):
+        group = FileGroup(members, signals, config)
+        endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
+        with operated(group, signals, endpoints) as sockets:
+            if config.sandbox not in (None, "off"):
+                from ..sandboxed import sandboxed
+
+                group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+            with connections_logged(group, signals, log_plan) as log, state_kept(log_plan.state):
+                group.parts = (
+                    lambda top: sockets.prepare(config.endpoints(top)),
+                    lambda top: log.prepare(config.log(top)),
+                )
+                return group.run(watch=shown.watch)
 
 
 def _absolute(path: str | None) -> str | None:

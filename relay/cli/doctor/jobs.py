@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
-from ..plan import Plan, over
+from ..plan import Plan
+from ..ways import over
 from .files import configuration, permissions
 from .listening import check_listen
 from .probe import Destination, RouteProbe

@@ -16,7 +16,7 @@ from ...addresses.ssh import SSHListen
 from ...addresses.values import SystemdListen, TCPAddress, UnixAddress
 from ...transports.i2p.key_file import read
 from ...transports.tcp import tcp
-from ..plan import is_loopback
+from ..exposure import is_loopback
 from ..running import process_at
 from .probe import RouteProbe
 from .report import Check, Status

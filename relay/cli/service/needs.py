@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ...access.rules import has_kind
 from ...addresses.hops import Command, ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FILE, options_of
@@ -57,6 +58,7 @@ def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer],
         found.add(value)
     found.read(file.status_token_file)
     found.write(file.log_file)
+    found.write(None if file.state == "none" else file.state)
     found.write(None if file.control == "none" else file.control)
     if file.status is not None and file.status.startswith("unix://"):
         found.write(file.status.removeprefix("unix://"))
@@ -71,7 +73,7 @@ def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer],
 
 def _addresses(entry: Entry) -> list[object]:
     routes = [rule.route for rule in entry.rules]
-    return [entry.target, entry.via, entry.listen_via, entry.bridge, routes]
+    return [entry.target, entry.via, list(entry.others), entry.listen_via, entry.bridge, routes]
 
 
 def _values(value: object) -> Iterator[object]:
@@ -125,8 +127,9 @@ class _Found:
         tunnel, listen = entry.tunnel, entry.listen
         self.read(tunnel.password_file)
         for text in (*(tunnel.allow or ()), *(tunnel.deny or ())):
-            if os.path.exists(self.path(text)):
-                self.read(text)
+            path = text[5:] if text[:5].lower() == "file:" else text
+            if not has_kind(text) and os.path.exists(self.path(path)):
+                self.read(path)
         if isinstance(listen, UnixAddress):
             self.write(listen.path)
         elif isinstance(listen, TCPAddress | TLSListen | ProxyListen):

@@ -163,6 +163,8 @@ const LEVELS = { debug: "", info: "", warning: "warn", error: "bad", critical: "
 const FINE = ["done", "closed"];
 
 const route = (row) => [row.listen, row.via.length ? `${row.target} via ${row.via.join(", ")}` : row.target].join(" → ");
+const warm = ({ ready, hits, misses }) =>
+  `${counted(ready, "warm stream")} ready, ${number(hits)} of ${counted(hits + misses, "client")} got one`;
 const flow = (row) =>
   row.received_rate + row.sent_rate < 1 ? "" : `${rate(row.received_rate)}/s in, ${rate(row.sent_rate)}/s out`;
 
@@ -171,17 +173,18 @@ const tables = {
     nothing: "There is no tunnel.",
     make: (cells) => {
       const name = pick(cells[0]);
-      const [route_, flow_, problem] = under(cells[0], "under narrow", "under phone", "problem narrow");
+      const [route_, flow_, warm_, problem] = under(cells[0], "under narrow", "under phone", "under", "problem narrow");
       const word = element("span", "", cells[1]);
       const since = beside(cells[1]);
       const wide = element("span", "", cells[2]);
       const [reason] = under(cells[2], "problem");
-      return { name, route: route_, flow: flow_, problem, word, since, wide, reason };
+      return { name, route: route_, flow: flow_, warm: warm_, problem, word, since, wide, reason };
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
       foreign(parts.route, route(row));
       put(parts.flow, flow(row));
+      show(parts.warm, row.warm ? warm(row.warm) : "");
       const problem = row.problem === row.state ? "" : row.problem;
       show(parts.problem, problem);
       show(parts.reason, problem);
@@ -200,11 +203,12 @@ const tables = {
     nothing: "There is none.",
     make: (cells) => {
       const name = pick(cells[0]);
-      const [problem] = under(cells[0], "problem");
-      return { name, problem, word: element("span", "", cells[1]) };
+      const [worker, problem] = under(cells[0], "under", "problem");
+      return { name, worker, problem, word: element("span", "", cells[1]) };
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
+      show(parts.worker, row.worker === null ? "" : `worker ${row.worker}`);
       show(parts.problem, row.error);
       state(parts.word, row.state, CARRIER_STATES[row.state] || "");
       put(cells[2], duration(event.time - row.since));
@@ -219,7 +223,8 @@ const tables = {
     make: (cells) => {
       const peer = element("span", "", cells[0]);
       const [where, flow_] = under(cells[0], "under narrow", "under phone");
-      return { peer, where, flow: flow_, word: element("span", "", cells[3]) };
+      const word = element("span", "", cells[3]);
+      return { peer, where, flow: flow_, word, warm: beside(cells[3]) };
     },
     fill: (row, cells, parts) => {
       foreign(parts.peer, row.peer || "a local client");
@@ -228,6 +233,7 @@ const tables = {
       foreign(cells[1], row.tunnel);
       foreign(cells[2], row.target);
       state(parts.word, row.state, row.state === "open" ? "good" : "warn");
+      put(parts.warm, row.warm ? "warm" : "");
       put(cells[4], duration(row.age));
       figures(cells.slice(5), row);
     },

@@ -83,7 +83,7 @@ class Conversation(ABC):
             self.router.close_session(session)
         else:
             session.sockets.discard(self)
-            session.destination.dismiss(self)
+            session.destination.acceptors.dismiss(self)
 
     def _become(self, end: End, first: bytes = b"") -> None:
         """Become a stream. Bytes that the program has sent early belong to it."""
@@ -315,7 +315,7 @@ class Conversation(ABC):
             target.meet(source)
             join(near, far)
         ports = _port(options.get("FROM_PORT", "")), _port(options.get("TO_PORT", ""))
-        target.offer(Offer(far, source.base64, ports, answered))
+        target.acceptors.offer(Offer(far, source.base64, ports, answered))
 
     def is_empty(self, source: Destination, target: Destination) -> bool:
         """Return whether a stream arrives but carries no bytes in either direction."""
@@ -331,7 +331,7 @@ class Conversation(ABC):
         late = self.router.late_errors.take()
         if late:
             return self.answer("STREAM", "STATUS", RESULT=late, MESSAGE=_text(late), last=True)
-        return session.destination.accept(self)
+        return session.destination.acceptors.accept(self)
 
     def _forward(self, session: Session, options: Options) -> None:
         place = _forward_address(options.get("HOST") or self._wire.peer, options.get("PORT", ""))
@@ -340,7 +340,7 @@ class Conversation(ABC):
         self._join(session, "forward", options)
         self._forward_address, self.self_contained = place, True
         self.answer("STREAM", "STATUS", RESULT="OK")
-        return session.destination.accept(self)
+        return session.destination.acceptors.accept(self)
 
     def take(self, offer: Offer) -> None:
         """Take a stream; see :class:`~relay.testing.sam.destination.Acceptor`."""

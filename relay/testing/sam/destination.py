@@ -13,7 +13,7 @@ from .stream import End, Offer
 from .values import Settings
 from .wire import Hub
 
-__all__ = ["Acceptor", "Destination"]
+__all__ = ["Acceptor", "Acceptors", "Destination"]
 
 PENDING = 128  # unaccepted streams; i2pd's limit
 KNOWN = 1000  # lease sets of other destinations that are remembered
@@ -42,38 +42,13 @@ class Home(Protocol):
         """Record the end of a destination."""
 
 
-class Destination:
-    """One life of a destination at one router. The next session with the same keys begins another.
+class Acceptors:
+    """The receivers that wait for the streams of a destination, and the streams that wait for a receiver."""
 
-    :param router: its router.
-    :param key: its private key.
-    :param born: monotonic seconds when it is ready.
-    """
-
-    def __init__(self, router: Home, key: PrivateKey, born: float) -> None:
-        self.router = router
-        self.hub = router.hub
-        self.settings = router.settings
-        self.key = key
-        self.base64 = key.destination
-        self.b32 = key.b32
-        self.born = born
-        self.published = born + self.settings.publish_time
-        self.died = math.inf
-        self.sessions: set[object] = set()
-        self.ends: set[End] = set()
+    def __init__(self) -> None:
         self.pending: dict[Offer, None] = {}
         self._armed: Acceptor | None = None
         self._waiting: deque[Acceptor] = deque()
-        self._known: dict[str, Destination] = {}
-        self._doom = Timer(self.hub.loop.timers, lambda now: self.die())
-
-    @property
-    def alive(self) -> bool:
-        """``True`` until its end."""
-        return self.died == math.inf
-
-    # -- accepting --
 
     @property
     def accepting(self) -> bool:
@@ -114,6 +89,13 @@ class Destination:
         elif acceptor in self._waiting:
             self._waiting.remove(acceptor)
 
+    def stop(self) -> None:
+        """Drop the streams that wait, and accept none until the next ACCEPT or FORWARD."""
+        self._armed = None
+        self._waiting.clear()
+        for offer in list(self.pending):
+            offer.drop()
+
     def _arm_next(self) -> None:
         while self._armed is None and self._waiting:
             acceptor = self._waiting.popleft()
@@ -129,6 +111,44 @@ class Destination:
     def _give(self, acceptor: Acceptor, offer: Offer) -> None:
         offer.accept()
         acceptor.take(offer)
+
+
+class Destination:
+    """One life of a destination at one router. The next session with the same keys begins another.
+
+    :param router: its router.
+    :param key: its private key.
+    :param born: monotonic seconds when it is ready.
+    """
+
+    def __init__(self, router: Home, key: PrivateKey, born: float) -> None:
+        self.router = router
+        self.key = key
+        self.base64 = key.destination
+        self.b32 = key.b32
+        self.born = born
+        self.published = born + self.settings.publish_time
+        self.died = math.inf
+        self.sessions: set[object] = set()
+        self.ends: set[End] = set()
+        self.acceptors = Acceptors()
+        self._known: dict[str, Destination] = {}
+        self._doom = Timer(self.hub.loop.timers, lambda now: self.die())
+
+    @property
+    def hub(self) -> Hub:
+        """The thread and the buffers of the network."""
+        return self.router.hub
+
+    @property
+    def settings(self) -> Settings:
+        """The personality and the times of its router."""
+        return self.router.settings
+
+    @property
+    def alive(self) -> bool:
+        """``True`` until its end."""
+        return self.died == math.inf
 
     # -- lease sets --
 
@@ -164,10 +184,7 @@ class Destination:
 
     def stop(self) -> None:
         """End its streams, and accept none until the next ACCEPT or FORWARD."""
-        self._armed = None
-        self._waiting.clear()
-        for offer in list(self.pending):
-            offer.drop()
+        self.acceptors.stop()
         for end in list(self.ends):
             self.router.end_stream(end)
 

@@ -107,7 +107,7 @@ class I2pdConversation(Conversation):
 
     def _forward(self, session: Session, options: Options) -> None:
         """Refuse FORWARD beside another one or ACCEPT. An ACCEPT beside FORWARD is never served."""
-        if session.destination.accepting:
+        if session.destination.acceptors.accepting:
             return self.refuse_stream(Refusal("I2P_ERROR", "Already accepting"))
         return super()._forward(session, {key: value for key, value in options.items() if key != "HOST"})
 

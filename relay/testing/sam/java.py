@@ -211,7 +211,7 @@ class JavaConversation(Conversation):
 
         If a program closes the socket of an ACCEPT, the router does not notice; the next stream is lost with it.
         """
-        if session.destination.forwarding:
+        if session.destination.acceptors.forwarding:
             self._join(session, "accept", options)
             self.answer("STREAM", "STATUS", RESULT="OK")
             return self.refuse_stream(Refusal("ALREADY_ACCEPTING", "there is a forward"))
@@ -222,7 +222,7 @@ class JavaConversation(Conversation):
 
     def _forward(self, session: Session, options: Options) -> None:
         """Refuse FORWARD beside another one or ACCEPT."""
-        if session.destination.accepting:
+        if session.destination.acceptors.accepting:
             return self.refuse_stream(Refusal("I2P_ERROR", "Forwarding failed : something accepts already"))
         return super()._forward(session, options)
 

@@ -16,13 +16,28 @@ FAIR = 256 << 10  # bytes that each stream may buffer in any case, so that a sta
 TAIL = 8 << 10  # bytes that i2pd 2.45.1 still writes after the far end has closed
 
 
+class Waiting(Protocol):
+    """The receivers of a destination, and the streams that wait for one."""
+
+    pending: dict[Offer, None]  # unaccepted streams
+
+
 class Owner(Protocol):
     """Destination of one end of a stream."""
 
-    hub: Hub
-    settings: Settings
     ends: set[End]
-    pending: dict[Offer, None]  # unaccepted streams
+
+    @property
+    def acceptors(self) -> Waiting:
+        """The streams that wait there."""
+
+    @property
+    def hub(self) -> Hub:
+        """The thread and the buffers of the network."""
+
+    @property
+    def settings(self) -> Settings:
+        """The personality and the times of its router."""
 
 
 class End:
@@ -162,7 +177,7 @@ class Offer:
     def drop(self) -> None:
         """Remove it without reporting an outcome."""
         self._timer.stop()
-        self.end.destination.pending.pop(self, None)
+        self.end.destination.acceptors.pending.pop(self, None)
 
     def _expired(self, now: float) -> None:
         self.refuse()

@@ -86,6 +86,7 @@ class State:
         self.strict = strict
         self.delay = 0.0
         self.refusing = False
+        self.frozen = False  # new connections get no response
         self.lock = threading.Lock()
         self.logins = 0
         self.opened = 0

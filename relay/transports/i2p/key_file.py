@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from ...access.regular_file import open_regular
 from ...addresses.destinations import PrivateKey
 from ...errors import SAMError
-from ..files import open_regular
 
 __all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "write"]
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from ...access.access_list import AccessList
 from ...addresses.destinations import Peer, PrivateKey, b32_of
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...carriers.carrier import Carrier
@@ -23,8 +24,9 @@ from ...eventloop.loop import Loop, Timer
 from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import check_time
 from ...streams.dialer import Network
+from ...streams.identity import Identity
 from ...streams.stream import Stream
-from .access_list import AccessList
+from .access import refusal
 from .connector import SessionKey, make_carrier
 from .key_file import KeyFile, TransientKey, path_of_session
 from .listener_state import Action, Event, ListenerMachine, ListenerState, Watcher
@@ -46,7 +48,7 @@ class I2PListener:
     :param place: the router, the session, and the access lists.
     :param below: the network from which the router's SAM bridge is reached.
     :param name: of the listener, in errors and in the log.
-    :raises ValueError: if an entry of the access lists is neither a destination nor a file of them.
+    :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules.
     """
 
     def __init__(self, place: I2PListen, below: Network, name: str) -> None:
@@ -174,9 +176,9 @@ class I2PListener:
         taken = self._queue.take()
         assert taken is not None  # there is no timeout
         stream, peer = taken
-        refusal = self._lists.refusal(peer)
-        if refusal is not None:
-            stream.denied = ConnectError(refusal, reason="denied")
+        problem = refusal(self._lists, peer)
+        if problem is not None:
+            stream.denied = ConnectError(problem, reason="denied")
         return stream, peer
 
     def set_lists(self, lists: AccessList) -> None:
@@ -249,6 +251,7 @@ class I2PListener:
         if self._monitor is not None and self._monitor.answers(stream, peer):
             return
         self._receiver.traffic.add(stream.socket)
+        stream.identity = _identity(peer)
         self._queue.put(stream, peer)
 
     # -- on the I/O thread --------------------------------------------------------------------------------------------
@@ -316,3 +319,12 @@ def _open_key(router: I2PRouter) -> SessionKey:
     if router.session:
         return KeyFile.open(path_of_session(router.session), PrivateKey.generate)
     return TransientKey(PrivateKey.generate())
+
+
+def _identity(peer: Peer) -> Identity | None:
+    """Return the identity of a client; ``None`` if the router has reported no valid destination."""
+    try:
+        address = b32_of(peer)
+    except ValueError:
+        return None
+    return Identity("i2p", address, destination=address)

@@ -65,6 +65,30 @@ def open_stream(
     ).begin()
 
 
+class _Place:
+    """The destination of a stream: as it was asked for, and as it was found.
+
+    :param known: the destination, where the router had to look its name up.
+    """
+
+    __slots__ = ("dest", "resolved", "_port")
+
+    def __init__(self, dest: str, known: str | None, port: int | None) -> None:
+        self.dest = dest
+        self.resolved = known or dest
+        self._port = port
+
+    def request(self, session_id: str) -> bytes:
+        """Return the line that asks for a stream.
+
+        :raises ValueError: for an impossible destination.
+        """
+        return _request(session_id, self.resolved, self._port)
+
+    def __str__(self) -> str:
+        return _target(self.dest, self._port)
+
+
 class _PendingStream:
     """One stream that is being opened; see :func:`open_stream`."""
 
@@ -80,9 +104,7 @@ class _PendingStream:
         patient: bool,
     ) -> None:
         self._session = session
-        self._dest = dest
-        self._resolved = session.known(dest) or dest  # the destination, where the router had to look its name up
-        self._to_port = to_port
+        self._place = _Place(dest, session.known(dest), to_port)
         self._deadline = deadline
         self._self_contained = self_contained
         self._patient = patient and deadline is not None
@@ -90,9 +112,9 @@ class _PendingStream:
         self._refusal: OSError | None = None  # of the last try
         self._unconfirmed: UnconfirmedStream | None = None  # once the stream is open
         self._leave = _once(session.leave)
-        _request(session.id, self._resolved, to_port)  # raises ValueError for an impossible destination
+        self._place.request(session.id)  # raises ValueError for an impossible destination
         session.enter()
-        self._step = session.bridge.trace.begin(Stage.DESTINATION, self._target)
+        self._step = session.bridge.trace.begin(Stage.DESTINATION, str(self._place))
         self._steps = CallbackChain(functools.partial(self._on_outcome, done))
 
     def begin(self) -> Abort:
@@ -123,7 +145,7 @@ class _PendingStream:
             return self._on_no_conversation(outcome)
 
         def connect(on_result: Callable[[Message | OSError], object]) -> Abort:
-            request = _request(self._session.id, self._resolved, self._to_port)
+            request = self._place.request(self._session.id)
             outcome.ask(request, self._deadline or time.monotonic() + _ANSWER_TIMEOUT, on_result)
             return outcome.close
 
@@ -151,9 +173,9 @@ class _PendingStream:
     def _failed(self, error: OSError) -> OSError:
         if isinstance(error, ConnectError) and error.reason == "connect_timeout":
             return self._refusal or ConnectError(
-                f"{self._target}: the router did not connect in time", reason="connect_timeout"
+                f"{self._place}: the router did not connect in time", reason="connect_timeout"
             )
-        return self._session.failure() or unreachable(f"{self._target}: {error}", "")
+        return self._session.failure() or unreachable(f"{self._place}: {error}", "")
 
     def _on_refusal(self, answer: Message) -> None:
         result = answer.result
@@ -161,7 +183,7 @@ class _PendingStream:
             error = CarrierError(f"{self._session.name}: the router no longer knows the session")
             self._session.lose(error)
             return self._steps.finish(error)
-        if result in UNKNOWN_NAME and not is_base64(self._resolved):
+        if result in UNKNOWN_NAME and not is_base64(self._place.resolved):
             return self._look_up(answer)
         refusal = self._error_of(answer)
         return self._try_again(refusal) if result in _RETRY else self._steps.finish(refusal)
@@ -180,7 +202,7 @@ class _PendingStream:
     def _error_of(self, answer: Message) -> UnreachableError:
         result, said = answer.result, answer.options.get("MESSAGE", "")
         why = _WORDS.get(result, f"the router refuses the stream ({shown(result or ' '.join(answer.words))})")
-        return unreachable(f"{self._target}: {why}{f'; the router reports: {shown(said)}' if said else ''}", result)
+        return unreachable(f"{self._place}: {why}{f'; the router reports: {shown(said)}' if said else ''}", result)
 
     def _look_up(self, answer: Message) -> None:
         """Look the name up: the router may know it, although its CONNECT takes no names."""
@@ -189,14 +211,14 @@ class _PendingStream:
             if isinstance(outcome, OSError):
                 refusal = self._error_of(answer)
                 # An address is never unknown: the Java router answers so if it has not found the lease set yet.
-                later = self._resolved.endswith(".b32.i2p")
+                later = self._place.resolved.endswith(".b32.i2p")
                 self._try_again(refusal) if later else self._steps.finish(refusal)
             else:
-                self._resolved = outcome
+                self._place.resolved = outcome
                 self._open_conversation()
 
         def look_up(on_result: Callable[[str | OSError], object]) -> Abort:
-            self._session.look_up(self._resolved, on_result)
+            self._session.look_up(self._place.resolved, on_result)
             return _nothing
 
         self._steps.begin(look_up, named)
@@ -208,7 +230,7 @@ class _PendingStream:
         stream.half_close = False  # the router answers EOF by closing both directions
         stream.failure, stream.settle = session.failure, SETTLE
         unconfirmed = self._unconfirmed = UnconfirmedStream(
-            session.unconfirmed, self._dest, conversation.read, self._leave
+            session.unconfirmed, self._place.dest, conversation.read, self._leave
         )
         try:
             made = (
@@ -219,16 +241,12 @@ class _PendingStream:
         except OSError as error:
             unconfirmed.end()
             return self._steps.finish(error)
-        made.target = self._target
+        made.target = str(self._place)
         made.failure = session.failure
         made.answered = False
         made.settle = SETTLE
         session.unconfirmed.add(unconfirmed, made, time.monotonic())
         return self._steps.finish(made)
-
-    @property
-    def _target(self) -> str:
-        return _target(self._dest, self._to_port)
 
 
 def _once(call: Callable[[], object]) -> Callable[[], object]:

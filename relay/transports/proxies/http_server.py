@@ -129,7 +129,8 @@ class HTTPHandshake(ProxyHandshake):
             return self._refuse(HTTPStatus.BAD_REQUEST, "it names no host and port")
         # What follows the header is for the target, whatever the header says of it (RFC 9110, section 9.3.6).
         early, _ = self._parser.trailing_data
-        self.outcome = Request(host, port, _GRANTED, _refused, early)
+        login = None if self._login is None else ("http", self._login.user)
+        self.outcome = Request(host, port, _GRANTED, _refused, early, login)
 
 
 def _admits(login: Login, request: h11.Request) -> bool:

@@ -49,6 +49,8 @@ class Login:
     """
 
     def __init__(self, user: str, password: str) -> None:
+        self.user = user
+        """The name."""
         self._user = _digest(user.encode())
         self._password = _digest(password.encode("utf-8", "surrogateescape"))
 

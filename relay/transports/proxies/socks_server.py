@@ -176,7 +176,8 @@ class SOCKSHandshake(ProxyHandshake):
         port = held[end - 2] << 8 | held[end - 1]
         if host is None or not port:
             return self._refuse(_reply(_FAILED), "it names no host, or port 0")
-        self.outcome = Request(host, port, _GRANTED, _refused, held[end:])
+        login = None if self._login is None else ("socks", self._login.user)
+        self.outcome = Request(host, port, _GRANTED, _refused, held[end:], login)
         return b""
 
     # -- SOCKS4 and SOCKS4a ---------------------------------------------------------------------------------------

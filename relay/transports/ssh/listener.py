@@ -19,6 +19,7 @@ from ...carriers.link import CarrierState, Watcher, mark_reported
 from ...errors import CarrierError, ForwardError, can_retry
 from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network
+from ...streams.identity import Identity, identity_of_peer
 from ...streams.stream import Stream
 from .connection import Address, Connection
 from .connector import Holder
@@ -284,4 +285,14 @@ class SSHListener:
         if self._queue.is_full:
             stream.reset()
         else:
+            stream.identity = _identity(self._server, peer)
             self._queue.put(stream, peer)
+
+
+def _identity(server: SSHServer, peer: object) -> Identity:
+    """Return the identity of a client: the server is verified, and what it says of its client is not."""
+    name = str(server)
+    client = identity_of_peer(peer)
+    if client is None:
+        return Identity("ssh", name, server=name)
+    return Identity("ssh", name, client.host, client.port, server=name, is_verified=False)

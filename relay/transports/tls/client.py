@@ -142,7 +142,7 @@ class TLS(Upgrade):
         direct = tcp(host, port)
         client = Client(host, port, servername, ca, cert, key)
         direct.target = client.name
-        super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on)
+        super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
 
 
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:

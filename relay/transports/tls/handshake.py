@@ -67,10 +67,18 @@ class Handshake:
             home.release(self)
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
-    def cancel(self) -> None:
-        """End it; safe from any thread."""
-        error = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-        if self._is_inline and self._home.loop.is_here():
+    @property
+    def is_over(self) -> bool:
+        """``True`` once :meth:`done <Handshake>` was called."""
+        return self._done is None
+
+    def cancel(self, text: str = os.strerror(errno.ECANCELED)) -> None:
+        """End it; safe from any thread, and at once in that of its home.
+
+        :param text: the cause, for the error.
+        """
+        error = OSError(errno.ECANCELED, text)
+        if self._home.loop.is_here():
             self.give_up(error)
         elif not self._home.loop.call(functools.partial(self.give_up, error)) and self._done is not None:
             self.session.transport.reset()  # the loop has ended before the handshake did
@@ -132,6 +140,7 @@ class Handshake:
 
     def _finish(self, outcome: Stream | OSError) -> None:
         done, self._done = self._done, None
+        del self._timer  # they refer to each other, and a session has 50 KB to free
         if done is not None:
             done(outcome)
         self._home.release(self)  # last: the stream's session holds the I/O thread by now

@@ -7,6 +7,7 @@ closes before the far end has ended, or while something waits to be sent, goes o
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket as sockets
 import ssl
@@ -15,13 +16,10 @@ from typing import cast
 from ...eventloop.background import Home
 from ...streams.session_socket import SessionSocket
 from ...streams.stream import Stream
-from .records import STEP
 from .session import Session
 from .states import Incoming, Outgoing
 
 __all__ = ["InlineSocket", "InlineStream"]
-
-_MOST_READS = 4  # of the transport for one recv, where they bring nothing to pass on
 
 _SENDING, _ENDING, _ENDED = Outgoing.OPEN, Outgoing.ENDING, Outgoing.ENDED
 _RECEIVED_END = Incoming.ENDING
@@ -40,7 +38,7 @@ class InlineStream(Stream):
             on_close=session.on_close(),
         )
         self._session = session
-        self.unsent = lambda: len(session.records.cipher)
+        self.unsent = lambda: len(session.records.cipher) + len(session.records.held or b"")
 
     def reset(self) -> None:
         """Close so that the TLS peer sees a reset, and neither close_notify nor an end of file. Idempotent."""
@@ -49,8 +47,7 @@ class InlineStream(Stream):
             session.aborted = True
             session.wake()
         elif not session.is_over:
-            session.transport.reset()
-            session.closed()
+            cast("InlineSocket", self.socket).reset()
         self.close()
 
 
@@ -73,8 +70,13 @@ class InlineSocket(SessionSocket):
 
     @property
     def must_flush(self) -> bool:
-        """``True`` if encrypted bytes wait."""
-        return bool(self._session.records.cipher)
+        """``True`` if bytes wait, encrypted or not."""
+        return bool(self._session.records.cipher) or self._session.records.held is not None
+
+    @property
+    def needs_input(self) -> bool:
+        """``True`` if they wait for the rest of a message, such as a long ticket."""
+        return self._session.records.held is not None and not self._session.records.cipher
 
     @property
     def is_stalled(self) -> bool:
@@ -97,19 +99,16 @@ class InlineSocket(SessionSocket):
     def _receive(self) -> bytes | memoryview:
         session, buffer = self._session, self._home.buffer
         is_here, self.has_input = self.has_input, False
-        for _ in range(_MOST_READS):
-            if session.incoming is _RECEIVED_END:
-                return b""
-            if is_here:
-                is_here = False
-            elif not session.records.receive(buffer[:STEP]):
-                session.transport_ended()
-                continue
-            if length := session.decrypt(buffer):
-                self.has_input = session.incoming is _RECEIVED_END
-                return buffer[:length]
-            if self.is_stalled:
-                break
+        if session.incoming is _RECEIVED_END:
+            return b""
+        if not is_here and not session.records.receive(buffer):
+            session.transport_ended()
+            return b""
+        if length := session.decrypt(buffer):
+            self.has_input = session.incoming is _RECEIVED_END
+            return buffer[:length]
+        if session.incoming is _RECEIVED_END:
+            return b""
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
@@ -130,7 +129,7 @@ class InlineSocket(SessionSocket):
             self._owed = 0
             data = memoryview(data)[owed:]
         if owed < size:
-            self._session.records.tls.write(data)
+            self._session.records.write(data)
             if not self._flush():
                 self._owed = size - owed
                 if owed:
@@ -153,7 +152,7 @@ class InlineSocket(SessionSocket):
     def _flush(self) -> bool:
         """Send what is encrypted; return whether the transport has taken all of it."""
         session = self._session
-        if not session.records.flush():
+        if not session.records.flush() or session.records.held is not None:
             return False
         if session.outgoing is _ENDING:
             session.outgoing = _ENDED
@@ -168,10 +167,14 @@ class InlineSocket(SessionSocket):
 
     def close(self) -> None:
         """Send close_notify, and close; see :meth:`SessionSocket.close`."""
-        session = self._session
-        if session.is_over or self.fileno is _closed:
+        if self.fileno is _closed:
             return
-        self.fileno = _closed
+        session = self._session
+        if not session.is_over:
+            self._end(session)
+        self._forget()
+
+    def _end(self, session: Session) -> None:
         try:
             self.shutdown(sockets.SHUT_WR)
             if self.must_flush or session.incoming is not _RECEIVED_END:
@@ -182,9 +185,29 @@ class InlineSocket(SessionSocket):
         session.transport.socket.close()
         session.closed()
 
+    def reset(self) -> None:
+        """Reset the transport, after this turn of the loop: no event of it may meet a new socket's number."""
+        session, loop = self._session, self._home.loop
+        session.is_over = True
+        self._forget()
+        reset = functools.partial(_reset, session)
+        if not (loop.is_here() and loop.call(reset)):
+            reset()
+
+    def _forget(self) -> None:
+        # The record of a connection keeps its socket for a while, and a session has 50 KB.
+        self.fileno = _closed
+        del self._session
+
     def abandon(self) -> None:
         """In a forked child: only close the descriptor."""
-        self._session.abandon()
+        if self.fileno is not _closed:
+            self._session.abandon()
+
+
+def _reset(session: Session) -> None:
+    session.transport.reset()
+    session.closed()
 
 
 def _closed() -> int:

@@ -13,8 +13,9 @@ from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
 
-from ...eventloop.background import IOThread
-from ...eventloop.loop import Loop, Timer
+from ...addresses.printable import printable
+from ...eventloop.background import Home, IOThread
+from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import Endpoint
 from ...streams.accept_queue import AcceptQueue, Taker
@@ -22,7 +23,9 @@ from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
+from ...streams.upgrade_listener import UpgradeListener
 from ..tcp import listen_tcp
+from .client_certificate import identity_of_client
 from .context import load_chain, not_after, trusting
 from .handshake import Handshake
 from .session import Session
@@ -65,16 +68,15 @@ def server_context(cert: Path, key: Path | None = None, client_ca: Path | None =
     return context
 
 
-class TLSListener:
+class TLSListener(UpgradeListener):
     """Accepts streams whose handshake is done.
+
+    It accepts and shakes hands in the I/O thread, until a tunnel does both in its own.
 
     :param listening: a listening TCP socket. The listener owns it.
     :param context: of a server, with its certificate.
     :raises OSError: if the system has no thread or descriptor left; the socket is closed then.
     """
-
-    pushes_streams = True
-    """Whether :meth:`deliver` can be used."""
 
     def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
         self.handshake_timeout: float | None = 30.0
@@ -87,8 +89,7 @@ class TLSListener:
         self._socket = listening
         self._context = context
         self._queue: AcceptQueue[Any] = AcceptQueue()
-        self._handshakes: dict[Session, tuple[Handshake, Any]] = {}  # with the peer; the oldest first
-        self._crowded = RateLog(logger, logging.WARNING)
+        self._handshakes = _Handshakes()
         self._closing = threading.Lock()  # for the next one
         self._closed = False
         self._full = False
@@ -98,6 +99,7 @@ class TLSListener:
         except OSError:
             listening.close()
             raise
+        self._home: Home = self._io_thread
         self._pause = Timer(self._io_thread.loop.timers, self._resume)
         self._io_thread.loop.call(self._begin)
 
@@ -113,16 +115,24 @@ class TLSListener:
             self._io_thread.loop.call(functools.partial(self._resume, 0.0))
         return accepted
 
-    def deliver(self, taker: Taker | None, loop: Loop | None = None) -> None:
-        """Pass streams on at once, instead of by :meth:`accept`.
-
-        :param taker: called with each stream and its peer, on the I/O thread; it must not block. ``None`` keeps them
-            for :meth:`accept` from now on.
-        :param loop: of the taker; it makes no difference here.
-        """
+    def deliver(self, taker: Taker | None, home: Home | None = None) -> None:
+        """Pass streams on at once, instead of by :meth:`accept`; see :meth:`UpgradeListener.deliver`."""
+        if home is not None and home is not self._home:
+            self._move(home)
         self._queue.deliver(taker)
         if self._full:
             self._io_thread.loop.call(functools.partial(self._resume, 0.0))
+
+    def _move(self, home: Home) -> None:
+        """Accept no more, because a tunnel does; wait until that is true."""
+        with self._closing:
+            if self._closed:
+                return
+            home.hold(self)
+            self._home = home
+        left = threading.Event()
+        if self._io_thread.loop.call(functools.partial(self._leave, left)):
+            left.wait()
 
     @property
     def listening(self) -> socket.socket:
@@ -144,9 +154,12 @@ class TLSListener:
             if self._closed:
                 return
             self._closed = True
+            loop = self._home.loop
         self._queue.close()
         done = threading.Event()
-        if self._io_thread.loop.call(functools.partial(self._end, done)):
+        if loop.is_here():
+            self._end(done)
+        elif loop.call(functools.partial(self._end, done)):
             done.wait()
         else:
             self._socket.close()
@@ -174,11 +187,82 @@ class TLSListener:
         self._queue.after_fork()
         self._socket.close()
 
+    # -- in the thread of a tunnel ------------------------------------------------------------------------------
+
+    def upgrade(self, client: socket.SocketType, peer: Any, now: float) -> None:
+        """Begin the handshake of a client; see :meth:`UpgradeListener.upgrade`."""
+        if self._is_full():
+            self.make_room(now)
+        if not isinstance(client, socket.socket):
+            client = socket.socket(client.family, client.type, client.proto, client.detach())
+        self._admit(client, peer, now, self._home)
+
+    # -- in the I/O thread, or in that of a tunnel ----------------------------------------------------------------
+
+    def make_room(self, now: float) -> None:
+        """End the oldest handshakes of the source with the most."""
+        self._handshakes.make_room(self, now)
+
+    def _is_full(self) -> bool:
+        return len(self._handshakes) + len(self._queue) >= _MOST
+
+    def _admit(self, client: socket.socket, peer: Any, now: float, home: Home | None = None) -> None:
+        client.setblocking(False)
+        stream = Stream(client)
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
+            deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
+            done = functools.partial(self._shaken, session, peer)
+            handshake = Handshake(session, deadline, done, first=now + FIRST_BYTE, home=home)
+        except OSError as error:  # it has gone already
+            logger.info("%r: %s", self, error)
+            stream.close()
+        else:
+            if not handshake.is_over:
+                self._handshakes.add(session, handshake, peer)
+
+    def _shaken(self, session: Session, peer: Any, outcome: Stream | OSError) -> None:
+        self._handshakes.remove(session)
+        if not isinstance(outcome, OSError):
+            try:
+                outcome.identity, outcome.tls = identity_of_client(session.records.tls, peer), session.records.tls
+            except ValueError as error:
+                outcome.reset()
+                return self._failed(session, error)
+            loop = self._home.loop
+            if loop.is_here():
+                self._queue.put(outcome, peer)
+            elif not loop.call(functools.partial(self._queue.put, outcome, peer)):
+                outcome.reset()
+            return None
+        return self._failed(session, outcome)
+
+    def _failed(self, session: Session, error: Exception) -> None:
+        logger.info("%r: the handshake with %s failed: %s", self, session.name, printable(str(error), 500))
+        if self._full:
+            self._resume(0.0)
+
+    def _end(self, done: threading.Event) -> None:
+        if self._home is self._io_thread:
+            self._io_thread.loop.forget(self._socket.fileno())
+            self._pause.stop()
+        self._socket.close()
+        self._handshakes.cancel("the listener was closed")
+        self._home.release(self)
+        done.set()
+
     # -- in the I/O thread -------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if not self._closed:
+        if not self._closed and self._home is self._io_thread:
             self._io_thread.loop.watch(self._socket.fileno(), IN, self._on_clients)
+
+    def _leave(self, left: threading.Event) -> None:
+        self._io_thread.loop.forget(self._socket.fileno())
+        self._pause.stop()
+        self._io_thread.release(self)
+        left.set()
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
@@ -191,50 +275,13 @@ class TLSListener:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self, error)
-                    self._make_room(now)
+                    self.make_room(now)
                     self._want(0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
             if crowded:
-                self._make_room(now)
+                self.make_room(now)
             self._admit(client, peer, now)
-
-    def _make_room(self, now: float) -> None:
-        handshakes = tuple(self._handshakes.values())
-        if not handshakes:
-            return
-        leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
-        text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
-        self._crowded.log(now, text, self, len(handshakes), leaving[0][0].session.name)
-        for handshake, _ in leaving:
-            handshake.give_up(OSError(errno.ECANCELED, "there are too many at a time"))
-
-    def _is_full(self) -> bool:
-        return len(self._handshakes) + len(self._queue) >= _MOST
-
-    def _admit(self, client: socket.socket, peer: Any, now: float) -> None:
-        client.setblocking(False)
-        stream = Stream(client)
-        try:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
-            deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
-            done = functools.partial(self._shaken, session, peer)
-            handshake = Handshake(session, deadline, done, first=now + FIRST_BYTE)
-        except OSError as error:  # it has gone already
-            logger.info("%r: %s", self, error)
-            stream.close()
-        else:
-            self._handshakes[session] = handshake, peer
-
-    def _shaken(self, session: Session, peer: Any, outcome: Stream | OSError) -> None:
-        del self._handshakes[session]
-        if not isinstance(outcome, OSError):
-            self._queue.put(outcome, peer)
-            return
-        logger.info("%r: the handshake with %s failed: %s", self, session.name, outcome)
-        if self._full:
-            self._resume(0.0)
 
     def _resume(self, now: float) -> None:
         self._full = False
@@ -242,17 +289,43 @@ class TLSListener:
             self._want(IN)
 
     def _want(self, mask: int) -> None:
-        self._io_thread.loop.poller.modify(self._socket.fileno(), mask)
+        if self._home is self._io_thread:
+            self._io_thread.loop.poller.modify(self._socket.fileno(), mask)
 
-    def _end(self, done: threading.Event) -> None:
-        loop = self._io_thread.loop
-        loop.forget(self._socket.fileno())
-        self._socket.close()
-        self._pause.stop()
-        for handshake, _ in tuple(self._handshakes.values()):
-            handshake.give_up(OSError(errno.ECANCELED, "the listener was closed"))
-        self._io_thread.release(self)
-        done.set()
+
+class _Handshakes:
+    """The handshakes under way, the oldest first. Belongs to the thread that shakes hands."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Session, tuple[Handshake, Any]] = {}  # with the peer
+        self._crowded = RateLog(logger, logging.WARNING)
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def add(self, session: Session, handshake: Handshake, peer: Any) -> None:
+        """Add a handshake that has begun."""
+        self._under_way[session] = handshake, peer
+
+    def remove(self, session: Session) -> None:
+        """Forget a handshake that is over."""
+        self._under_way.pop(session, None)
+
+    def make_room(self, listener: TLSListener, now: float) -> None:
+        """End the oldest handshakes of the source with the most."""
+        handshakes = tuple(self._under_way.values())
+        if not handshakes:
+            return
+        leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
+        text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
+        self._crowded.log(now, text, listener, len(handshakes), leaving[0][0].session.name)
+        for handshake, _ in leaving:
+            handshake.cancel("there are too many at a time")
+
+    def cancel(self, reason: str) -> None:
+        """End all."""
+        for handshake, _ in tuple(self._under_way.values()):
+            handshake.cancel(reason)
 
 
 def _source(under_way: tuple[Handshake, Any]) -> Hashable:

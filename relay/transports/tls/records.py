@@ -69,7 +69,10 @@ class Records:
     :param ticket: a session to resume, made with the same ``context`` and ``servername``.
     """
 
-    __slots__ = ("begun", "cipher", "moved", "tls", "_incoming", "_outgoing", "_transport")
+    __slots__ = (
+        "begun", "cipher", "held", "moved", "tls", "_ends", "_incoming", "_most", "_outgoing", "_received", "_step",
+        "_transport",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -89,6 +92,12 @@ class Records:
         """What the transport has not taken yet."""
         self.moved = 0
         """Bytes that the transport has taken."""
+        self.held: bytes | None = None
+        """What cannot be encrypted before the far end has sent the rest of a message; ``None`` if nothing waits so."""
+        self._ends = False  # close_notify waits behind that
+        self._received = 0  # bytes, since the last decrypt()
+        self._step = _RECORD  # bytes to receive at once
+        self._most = STEP  # the largest step
 
     def handshake(self, readable: bool) -> int:
         """Take the handshake as far as it goes without waiting.
@@ -130,25 +139,71 @@ class Records:
     def receive(self, buffer: memoryview) -> int:
         """Receive from the transport.
 
-        :param buffer: used in between.
+        :param buffer: of :data:`BUFFER` bytes, used in between.
         :returns: how many bytes; 0 at the end of file.
         :raises OSError: if the connection is lost; :class:`BlockingIOError` if there is nothing.
         """
-        length = self._transport.recv_into(buffer)
+        length = self._received = self._transport.recv_into(buffer, self._step)
         if length:
             self._incoming.write(buffer[:length])
         return length
 
+    def decrypt(self, buffer: memoryview) -> tuple[int, bool]:
+        """Decrypt all that has come, and answer it as far as the transport takes that; see :func:`decrypt`.
+
+        :raises OSError: if the connection is lost, too.
+        """
+        length, is_end = decrypt(self.tls, buffer)
+        if length * 2 >= self._received:
+            if self._step < self._most:
+                self._step = min(2 * self._step, self._most)
+        elif self._received > _RECORD:
+            # A tenth of a megabyte of key updates takes OpenSSL 100 ms, in which the thread serves no other peer.
+            self._step = self._most = _RECORD
+        if self.held is not None:
+            self._resume()
+        if self._outgoing.pending:
+            self.flush()
+        return length, is_end
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt. A message that has come in part, such as a long ticket, keeps the data in :attr:`held`.
+
+        :raises ssl.SSLError: if the session has failed.
+        """
+        try:
+            self.tls.write(data)
+        except ssl.SSLWantReadError:  # OpenSSL finishes the message first
+            self.held = bytes(data)
+
     def send_end(self) -> None:
-        """Encrypt close_notify.
+        """Encrypt close_notify, behind what is held.
 
         Once, and only when no whole record waits to be read: OpenSSL would take it for an error. What the peer still
         sends can be read as before.
+
+        :raises ssl.SSLError: if the session has failed.
         """
+        if self.held is not None:
+            self._ends = True
+            return
         try:
             self.tls.unwrap()
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLError as error:
+            if error.reason != "SHUTDOWN_WHILE_IN_INIT":
+                raise
+            self.held, self._ends = b"", True
+
+    def _resume(self) -> None:
+        """Encrypt what is held, if OpenSSL has the whole message now."""
+        held, self.held = self.held, None
+        if held:
+            self.write(held)
+        if self._ends and self.held is None:
+            self._ends = False
+            self.send_end()
 
     def flush(self) -> bool:
         """Send what is encrypted.
@@ -176,8 +231,8 @@ class Records:
             pass  # the connection is lost as well
 
     def unsent(self) -> int:
-        """Return how many encrypted bytes wait for the far end, also in the kernel."""
-        return len(self.cipher) + unsent(self._transport)
+        """Return how many bytes wait for the far end, also in the kernel."""
+        return len(self.cipher) + len(self.held or b"") + unsent(self._transport)
 
     def progress(self) -> int:
         """Return a number that changes while bytes leave, also those that leave the kernel for a slow far end."""

@@ -19,7 +19,7 @@ from ...eventloop.sockets import keep_alive
 from ...streams import exit_drain
 from ...streams.pair_end import LINGER, PairEnd
 from ...streams.stream import Stream
-from .records import STEP, Records, TLSError, decrypt, is_denial
+from .records import STEP, Records, TLSError, is_denial
 from .states import Incoming, Outgoing
 from .stream import TLSStream
 
@@ -224,7 +224,7 @@ class Session:
         except BlockingIOError:
             return
         if length:
-            self.records.tls.write(view[:length])
+            self.records.write(view[:length])
         elif self.aborted:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         else:
@@ -235,7 +235,7 @@ class Session:
     def _receive(self) -> None:
         """Move what the far end sent towards the holder."""
         try:
-            length = self.records.receive(self.io_thread.buffer[:STEP])
+            length = self.records.receive(self.io_thread.buffer)
         except BlockingIOError:
             return
         if length:
@@ -251,7 +251,8 @@ class Session:
 
         :raises TLSError: for any other end.
         """
-        is_answer = self.outgoing is not _SENDING and self.incoming is _RECEIVING and not self.records.unsent()
+        records, is_ours = self.records, self.outgoing is not _SENDING
+        is_answer = is_ours and self.incoming is _RECEIVING and records.held is None and not records.unsent()
         if not is_answer and self.outgoing is not Outgoing.SHUT:
             raise self._cut("ended without close_notify: bytes may be missing")
         self.incoming = Incoming.ENDING
@@ -267,9 +268,7 @@ class Session:
 
     def decrypt(self, buffer: memoryview) -> int:
         """Decrypt all that has come, and return how many bytes that is."""
-        length, is_end = decrypt(self.records.tls, buffer)
-        if self.records.has_reply:
-            self.records.flush()
+        length, is_end = self.records.decrypt(buffer)
         if is_end:
             self.incoming = Incoming.ENDING
         elif length and self.outgoing is not _SENDING:
@@ -292,8 +291,8 @@ class Session:
         if self.incoming is _RECEIVED_END and not self._plain:
             self.incoming = Incoming.ENDED
             pair.socket.shutdown(socket.SHUT_WR)
-        is_sending = self.outgoing is _SENDING
-        if not is_sending and not records.cipher:
+        is_sending, waits = self.outgoing is _SENDING, records.cipher or records.held is not None
+        if not is_sending and not waits:
             if self.outgoing is Outgoing.ENDING:
                 self.outgoing = _SENT_END
                 self._call_drained()
@@ -309,7 +308,7 @@ class Session:
         if self._plain or (records.cipher and records.has_reply):
             receives = False
         self._watch.set_interest((IN if receives else 0) | (OUT if records.cipher else 0))
-        pair.watch.set_interest((IN if is_sending and not records.cipher else 0) | (OUT if self._plain else 0))
+        pair.watch.set_interest((IN if is_sending and not waits else 0) | (OUT if self._plain else 0))
         if self._on_finished is not None:
             self._look_finished()
 
@@ -323,8 +322,8 @@ class Session:
         assert pair is not None
         if pair.gone:
             return True
-        if self.records.cipher or self.outgoing is not Outgoing.OPEN:
-            return bool(self.records.cipher)
+        if self.records.cipher or self.records.held is not None or self.outgoing is not Outgoing.OPEN:
+            return bool(self.records.cipher) or self.records.held is not None
         try:
             pair.socket.recv(1, socket.MSG_PEEK)
         except OSError:
@@ -358,7 +357,7 @@ class Session:
             self.records.send_alert()
             self.error = self._cut(f"failed ({error.reason})", "denied" if is_denial(error) else None)
         elif isinstance(error, TLSError):
-            self.error = error
+            self.error = TLSError(str(error), reason=error.reason)  # the traceback of the other one refers to this
         else:
             self.error = self._cut(f"was cut ({error.strerror})")
         if self.transport.failure is not None:

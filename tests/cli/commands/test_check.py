@@ -49,6 +49,45 @@ def effective(*line):
 # -- a file -----------------------------------------------------------------------------------------------------------
 
 
+def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
+    (tmp_path / "list").write_text("# all\n10.0.0.0/8\nlogin:ann\n")
+    status, lines, notices = checked("""
+        [tunnels.t]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["10.1.0.0/16",
+                 "file:list", "user:ann"]
+        deny = ["10.1.2.0/24", "10.1.2.0/24"]
+        [tunnels.proxy]
+        listen = "socks5://127.0.0.1:0"
+        user = "ann"
+        password = "secret"
+        allow = ["login:ann"]
+    """)
+    assert status == 0
+    assert len(lines) == 2
+    path, never = tmp_path / "list", "can never match"
+    no = f"{never}: no client of this listener has what"
+    assert notices == [
+        "7: tunnels.t.deny[1]: cidr:10.1.2.0/24 can never match: it is there already, deny[0]; leave it out",
+        f"5: tunnels.t.allow[0]: cidr:10.1.0.0/16 {never}: cidr:10.0.0.0/8, {path}, line 2, is wider; leave it out",
+        f"6: tunnels.t.allow[1]: {path}, line 3: login:ann {no} login: compares; it needs a proxy with a login",
+        f"6: tunnels.t.allow[2]: user:ann {no} user: compares; it needs a listener at a Unix socket",
+    ]
+
+
+def test_a_wrong_rule_is_a_problem(checked):
+    status, _, problems = checked("""
+        [tunnels.t]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["10.0.0.1/8"]
+    """)
+    assert status == 2
+    text = "cidr:10.0.0.1/8: it has host bits set; write 10.0.0.0/8, or 10.0.0.1 for the address"
+    assert problems == [f"5: tunnels.t.allow[0]: {text}"]
+
+
 def test_it_says_what_would_listen_where(checked, ssh_server, tmp_path, certificates):
     key = tmp_path / "site.dat"
     address = run("keys", "new", str(key)).stdout.splitlines()[0]
@@ -365,3 +404,12 @@ def test_help_has_examples_and_they_are_right():
         words = shlex.split(example)
         if "--" in words:
             assert run("check", "--print", "--", *words[words.index("--") + 1 :]).returncode == 0
+
+
+def test_it_names_all_targets(checked):
+    status, lines, _ = checked("""
+        [tunnels.web]
+        listen = "127.0.0.1:0"
+        target = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"]
+        """)
+    assert (status, lines) == (0, ["web: listens on 127.0.0.1:0 → 127.0.0.1:1, 127.0.0.1:2"])

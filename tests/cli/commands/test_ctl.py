@@ -12,7 +12,7 @@ from click.shell_completion import ShellComplete
 from instance_double import Double, served
 
 from relay.cli import app as cli
-from relay.engine.records import Stats
+from relay.engine.records import Stats, WarmFigures
 from relay.operations import runtime
 
 
@@ -67,11 +67,23 @@ def test_list_shows_each_tunnel(ctl, running, double):
     assert [tunnel["name"] for tunnel in json.loads(ctl("list", "--json")[1])["tunnels"]] == ["a", "b"]
 
 
-def test_list_shows_how_many_clients_got_a_warm_stream(ctl, running, double):
+def test_list_and_connections_show_warm_streams(ctl, running, double):
     assert "warm" not in ctl("list")[1]
-    double.change("b", figures=Stats(9, 0, 0, 0, {}, warm_hits=5, warm_misses=3))
+    assert "warm" not in ctl("connections")[1]
+    double.change("b", figures=Stats(9, 0, 0, 0, {}, warm_hits=5, warm_misses=3), warm=WarmFigures(1, 5, 3, 2, 4))
+    double.open["c1"] = dataclasses.replace(double.open["c1"], warm=True)
     rows = [line.split() for line in ctl("list")[1].splitlines()]
-    assert (rows[0][-1], rows[1][-1], rows[2][-1]) == ("warm", "2", "5/8")
+    assert (rows[0][-1], rows[1][-1], rows[2][-3:]) == ("warm", "2", ["1", "ready,", "5/8"])
+    assert json.loads(ctl("list", "--json")[1])["tunnels"][1]["warm"] == {
+        "ready": 1, "hits": 5, "misses": 3, "ended": 2, "expired": 4,
+    }  # fmt: skip
+    head, first, second, line = ctl("connections")[1].splitlines()
+    assert (head.split()[-1], first.split()[-1], second.split()[-1]) == ("warm", "yes", "B")
+    assert line == "b: 1 warm stream ready, 5 of 8 clients got one"
+    assert "warm stream" not in ctl("connections", "a")[1]
+    assert "warm stream" not in ctl("connections", "--recent")[1]
+    answer = json.loads(ctl("connections", "--json")[1])
+    assert [each["warm"] for each in answer["connections"]] == [True, False]
 
 
 def test_connections_are_those_of_all_tunnels_or_of_one(ctl, running, double):

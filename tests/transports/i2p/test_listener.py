@@ -308,7 +308,7 @@ def test_the_prover_is_let_in_whatever_the_lists_say(listen):
 
 
 def test_lists_that_make_no_sense_are_an_error_at_once():
-    with pytest.raises(ValueError, match="neither a destination nor a file"):
+    with pytest.raises(ValueError, match="neither a rule nor a file"):
         I2PListener(I2PListen(allow=("nonsense",)), network(), "here")
 
 

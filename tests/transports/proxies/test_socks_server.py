@@ -36,7 +36,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from relay.engine import relay_thread
+from relay.engine import entrance
 from relay.engine.attempt import Attempt
 from relay.streams import proxy_handshake as handshake_module
 from relay.streams.request import RejectedRequest, Request
@@ -463,10 +463,10 @@ def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(pr
 
 
 def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monkeypatch, caplog):
-    monkeypatch.setattr(relay_thread, "_MAX_HALF_OPEN", 2)
+    monkeypatch.setattr(entrance, "_MAX_HALF_OPEN", 2)
     tunnel = proxy(name="mine")
     first, second = (connect(tunnel, b"\5") for _ in range(2))
-    wait_until(lambda: len(tunnel._relay.awaiting_request) == 2)
+    wait_until(lambda: len(tunnel._relay.entrance.half_open) == 2)
     third = connect(tunnel, HELLO)
     assert receive_exactly(third, 2) == NO_LOGIN
     assert ending(first) == "reset"
@@ -502,7 +502,7 @@ def test_half_open_clients_give_way_where_there_are_no_descriptors_left(proxy, c
 
 
 def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):
-    monkeypatch.setattr(relay_thread, "_MAX_HALF_OPEN", 1)
+    monkeypatch.setattr(entrance, "_MAX_HALF_OPEN", 1)
     tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"))
     first = connect(tunnel, HELLO)
     assert receive_exactly(first, 2) == b"\5\xff"

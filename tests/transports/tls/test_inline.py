@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import random
 import select
@@ -11,6 +12,10 @@ import ssl
 import threading
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from helpers import BLOCK, WAIT, Relayed, Thread, ended, ending, receive_all, receive_exactly, wait_until
 from tls_rig import VERSIONS, only
 
@@ -23,6 +28,9 @@ from relay.transports.tls.inline import InlineStream
 from relay.transports.tls.session import Session
 from relay.transports.tls.states import Incoming, Outgoing
 
+LONG = 20000  # bytes; more than any flight of a handshake here
+RECORD = 16384 + 22  # bytes of the longest record of TLS 1.3
+
 
 class Far:
     """The far end: a TLS server over the other socket, which never waits."""
@@ -33,9 +41,12 @@ class Far:
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.plain = b""
         self.got_end = self.got_eof = False
+        self.rest = b""  # of a message that is longer than a record
 
     def flush(self):
         while data := self.outgoing.read():
+            if len(data) > LONG:
+                data, self.rest = data[:RECORD], data[RECORD:]
             self.socket.sendall(data)
 
     def shake(self):
@@ -78,16 +89,21 @@ class Far:
 class Bench:
     """A session in the states after its handshake, and its far end; no loop runs."""
 
-    def __init__(self, certificates, version):
+    def __init__(self, certificates, version, shown=None):
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
         self.released = threading.Event()
         self.loop = Loop()
         context = only(ssl.create_default_context(cafile=certificates.ca), version)
+        server = only(certificates.server(), version)
+        if shown is not None:
+            context.load_cert_chain(shown)
+            server.verify_mode = ssl.CERT_REQUIRED
+            server.load_verify_locations(shown)
         transport = Stream(near, on_close=self.released.set)
         self.session = Session(transport, context, peer="target", name="tls://x", servername="localhost")
-        self.far = Far(far, only(certificates.server(), version))
+        self.far = Far(far, server)
         waits = self.session.records.handshake(readable=False)
         while True:
             is_done = self.far.shake()
@@ -300,27 +316,119 @@ def test_a_forked_childs_copy_is_closed_and_says_nothing(bench):
 
 def test_a_flood_of_what_openssl_answers_does_not_fill_the_memory(bench):
     class Records:
-        cipher, has_reply, reads, sends = b"", False, 0, 0
+        cipher, has_reply, held, reads = b"", False, None, 0
 
         def receive(self, buffer):
             self.reads += 1
-            self.has_reply = True
             return 1
 
-        def flush(self):
-            self.cipher, self.has_reply = b"reply", bool(self.cipher)
-            return False
+        def decrypt(self, buffer):  # the first answer fits into the transport's buffer
+            self.cipher, self.has_reply = b"reply", self.reads > 1
+            return 0, False
 
-        class tls:  # noqa: N801
-            @staticmethod
-            def read(size, buffer):
-                raise ssl.SSLWantReadError
-
-    records = bench.session.records = Records()
+    bench.session.records = Records()
     with pytest.raises(BlockingIOError):
         bench.near.recv(1)
-    assert records.reads == 2, "one answer in the buffer of the transport, one behind it"
-    assert bench.near.is_stalled and bench.near.must_flush
+    assert bench.near.must_flush and not bench.near.is_stalled
+    with pytest.raises(BlockingIOError):
+        bench.near.recv(1)
+    assert bench.near.is_stalled, "one answer in the buffer of the transport, one behind it"
+
+
+def test_a_reset_in_the_loop_closes_after_the_turn(bench):
+    """An event of the turn would meet a new socket of the same number."""
+    seen = []
+
+    def reset():
+        descriptor = bench.near.fileno()
+        on_close, bench.stream.on_close = bench.stream.on_close, None  # it waits for the loop
+        bench.stream.reset()
+        seen.extend((bench.near.fileno(), os.fstat(descriptor), on_close))
+        bench.loop.stop()
+
+    bench.loop.call(reset)
+    bench.loop.run()
+    assert seen[0] == -1
+    seen[2]()
+    assert bench.released.is_set()
+    with pytest.raises(ConnectionResetError):
+        bench.far.hear()
+
+
+# -- a message that has come in part, while OpenSSL encrypts nothing ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_certificate(tmp_path_factory):
+    """A client certificate with which a ticket is longer than a record."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName(f"name{number:04}.example.com") for number in range(1000)]
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+    made = made.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(key, hashes.SHA256())
+    file = tmp_path_factory.mktemp("long") / "client.pem"
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.fixture
+def halting(certificates, long_certificate):
+    bench = Bench(certificates, ssl.TLSVersion.TLSv1_3, long_certificate)
+    assert bench.far.rest, "half a ticket has come"
+    yield bench
+    bench.close()
+
+
+def finish_the_ticket(bench):
+    bench.far.socket.sendall(bench.far.rest)
+    with pytest.raises(BlockingIOError):
+        bench.near.recv(1)
+
+
+def test_what_is_sent_beside_half_a_ticket_waits_for_the_rest(halting):
+    with pytest.raises(BlockingIOError):
+        halting.near.send(b"hello")
+    assert halting.near.must_flush and halting.near.needs_input
+    assert halting.stream.unsent() == 5
+    with pytest.raises(BlockingIOError):
+        halting.near.send(b"hello")
+    finish_the_ticket(halting)
+    assert not halting.near.must_flush and not halting.near.needs_input
+    assert halting.near.send(b"hello, again") == 12
+    assert halting.far.hear() == b"hello, again"
+
+
+def test_an_end_beside_half_a_ticket_waits_for_the_rest(halting):
+    halting.near.shutdown(socket.SHUT_WR)
+    assert halting.near.must_flush and halting.near.needs_input
+    assert halting.session.outgoing is Outgoing.ENDING
+    finish_the_ticket(halting)
+    halting.near.send(b"")
+    assert not halting.near.must_flush
+    assert halting.far.hear() == b"" and halting.far.got_end
+
+
+@pytest.mark.parametrize("data", [b"last words", b""])
+def test_closed_beside_half_a_ticket_it_says_the_rest_in_the_background(halting, data):
+    if data:
+        with pytest.raises(BlockingIOError):
+            halting.near.send(data)
+    halting.near.close()
+    halting.far.socket.sendall(halting.far.rest)
+    wait_until(lambda: halting.far.hear() is not None and halting.far.got_end)
+    assert halting.far.plain == data
+    assert halting.stream.failure() is None
+
+
+def test_an_end_of_the_transport_beside_half_a_ticket_is_a_cut(halting):
+    halting.near.shutdown(socket.SHUT_WR)
+    halting.far.socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(OSError, match="without close_notify"):
+        halting.near.recv(1)
 
 
 # -- in a tunnel ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import gc
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import weakref
 
 import pytest
 import trustme
@@ -20,6 +22,7 @@ from helpers import (
     WAIT,
     Thread,
     TLSEnd,
+    ended,
     ending,
     exchange,
     receive_all,
@@ -29,8 +32,10 @@ from helpers import (
 )
 
 import relay
+from relay.transports.tls import client as client_module
 from relay.transports.tls import listener as module
 from relay.transports.tls.listener import listen_tls
+from relay.transports.tls.session import Session
 
 
 @pytest.fixture
@@ -346,9 +351,26 @@ def test_a_client_certificate_is_accepted(asking, connect, certificates):
     listener, context = asking
     context.load_cert_chain(certificates.cert, certificates.key)
     client = TLSEnd(connect(listener), context)
-    stream, _ = accepted(listener)
+    stream, peer = accepted(listener)
     with stream:
         exchange(client, stream.socket)
+        assert (stream.identity.kind, stream.identity.host, stream.identity.port) == ("tls", *peer)
+        assert "localhost" in stream.identity.certificate.dns
+
+
+def test_a_client_whose_certificate_cannot_be_read_is_reset(asking, connect, certificates, monkeypatch, caplog):
+    def read(session, peer):
+        raise ValueError("it cannot be read")
+
+    caplog.set_level("INFO", "relay")
+    monkeypatch.setattr(module, "identity_of_client", read)
+    listener, context = asking
+    context.load_cert_chain(certificates.cert, certificates.key)
+    client = connect(listener)
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        TLSEnd(client, context).recv(1)
+    wait_until(lambda: "it cannot be read" in caplog.text)
+    assert not listener._queue
 
 
 @pytest.mark.parametrize("shown", [None, "of another authority"])
@@ -568,3 +590,299 @@ def test_a_tunnel_has_no_thread_that_accepts(listening, serve, connect, certific
         end.sendall(b"ping")
         assert receive_exactly(end, 4) == b"ping"
         assert not [thread for thread in threading.enumerate() if thread.name.endswith(" accept")]
+
+
+# -- in a tunnel, which accepts and shakes hands itself ---------------------------------------------------------------
+
+
+def ready(tunnel):
+    """Wait until the tunnel accepts; a client that came before is the I/O thread's."""
+    wait_until(lambda: tunnel._relay.listening)
+    tunnel._relay.run_in_thread(lambda: None)
+
+
+@pytest.fixture
+def tunneled(listening, serve):
+    """Makes a tunnel from the listener to an echo server."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options):
+            options = {"timeout": None, **options}
+            tunnel = stack.enter_context(relay.Tunnel(listening, serve(echoing).factory(), name="t", **options))
+            ready(tunnel)
+            return tunnel
+
+        yield make
+
+
+def test_a_tunnel_needs_no_other_thread(tunneled, listening, connect, certificates):
+    tunneled()
+    client = TLSEnd(connect(listening), certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    wait_until(lambda: "relay-io" not in {thread.name for thread in threading.enumerate()})
+    client.sendall(b"pong")
+    assert receive_exactly(client, 4) == b"pong"
+    again = TLSEnd(connect(listening), certificates.client())
+    assert "relay-io" not in {thread.name for thread in threading.enumerate()}
+    again.sendall(b"ping")
+    assert receive_exactly(again, 4) == b"ping"
+
+
+def test_a_client_that_ends_is_done_and_its_bytes_are_counted_in_plain(tunneled, listening, connect, certificates):
+    tunnel = tunneled()
+    connection = connect(listening)
+    client = TLSEnd(connection, certificates.client())
+    client.sendall(BLOCK)
+    assert receive_exactly(client, len(BLOCK)) == BLOCK
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b""
+    assert ended(tunnel) == ["done"]
+    (record,) = tunnel.recent()
+    assert (record.received, record.sent) == (len(BLOCK), len(BLOCK))
+    assert record.peer == connection.getsockname()
+
+
+def test_a_client_that_is_cut_is_reset(tunneled, listening, connect, certificates):
+    tunnel = tunneled()
+    connection = connect(listening)
+    TLSEnd(connection, certificates.client()).sendall(b"half")
+    wait_until(lambda: tunnel.connections() and tunnel.connections()[0].received == 4)
+    connection.shutdown(socket.SHUT_WR)
+    assert ended(tunnel) == ["client_reset"]
+
+
+def early_bird(connection, certificates):
+    """Send Finished, data and close_notify in one segment."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = certificates.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    connection.sendall(outgoing.read())
+    while True:
+        incoming.write(connection.recv(1 << 16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+            break
+    tls.write(b"early bird")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.unwrap()
+    connection.sendall(outgoing.read())
+
+
+def test_what_comes_with_the_handshake_is_passed_on(tunneled, listening, connect, certificates):
+    tunnel = tunneled()
+    early_bird(connect(listening), certificates)
+    assert ended(tunnel) == ["done"]
+    assert (tunnel.recent()[0].received, tunnel.recent()[0].sent) == (10, 10)
+
+
+def test_a_client_that_had_begun_before_the_tunnel_did_is_taken(tunneled, listening, connect, certificates):
+    connection = connect(listening)
+    wait_until(lambda: "1 handshakes" in repr(listening))
+    tunnel = tunneled()
+    client = TLSEnd(connection, certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    assert tunnel.stats().active == 1
+
+
+def test_the_limit_of_connections_holds_and_the_next_client_waits(tunneled, listening, connect, certificates):
+    tunnel = tunneled(nconnect=2)
+    connections = [connect(listening) for _ in range(3)]
+    wait_until(lambda: "3 handshakes" in repr(listening))  # none of them counts
+    first, second, third = (TLSEnd(connection, certificates.client()) for connection in connections)
+    for client in (first, second):
+        client.sendall(b"ping")
+        assert receive_exactly(client, 4) == b"ping"
+    third.sendall(b"ping")
+    wait_until(lambda: len(listening._queue) == 1)
+    fourth = Thread(TLSEnd, connect(listening), certificates.client())
+    assert tunnel.stats().active == 2
+    for leaving in (first, second):
+        leaving.shutdown(socket.SHUT_WR)
+        assert receive_all(leaving) == b""
+    assert receive_exactly(third, 4) == b"ping"
+    assert receive_exactly(exchanging(fourth.result()), 4) == b"ping"
+    assert tunnel.stats().accepted == 4
+
+
+def exchanging(client):
+    client.sendall(b"ping")
+    return client
+
+
+def test_a_paused_tunnel_takes_no_client(tunneled, listening, connect, certificates):
+    tunnel = tunneled()
+    tunnel.pause()
+    shaking = Thread(TLSEnd, connect(listening), certificates.client())
+    assert tunnel.stats().accepted == 0
+    tunnel.resume()
+    client = shaking.result()
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+
+
+def test_in_a_tunnel_the_oldest_handshakes_give_way(tunneled, listening, connect, certificates, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_MOST", 2)
+    tunnel = tunneled()
+    first, second = (connect(listening) for _ in range(2))
+    wait_until(lambda: "2 handshakes" in repr(listening))
+    client = TLSEnd(connect(listening), certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    assert ending(first) == "reset"
+    assert "1 handshakes" in repr(listening)
+    assert caplog.text.count("handshakes at a time") == 1
+    assert tunnel.stats().accepted == 1, "half-open clients are no connections"
+    second.close()
+
+
+def test_in_a_tunnel_a_flood_of_half_open_clients_keeps_no_client_out(
+    tunneled, listening, connect, certificates, monkeypatch
+):
+    monkeypatch.setattr(module, "_MOST", 32)
+    tunneled()
+    flood = [connect(listening) for _ in range(200)]
+    client = TLSEnd(connect(listening), certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    assert len(listening._handshakes) < 32 < len(flood)
+
+
+def test_in_a_tunnel_a_slow_handshake_has_a_deadline(tunneled, listening, connect):
+    tunneled(connect_timeout=0.2)
+    slow = connect(listening)
+    slow.sendall(b"\x16")
+    assert ending(slow) == "reset"
+    wait_until(lambda: "0 handshakes" in repr(listening))
+
+
+def test_in_a_tunnel_half_open_clients_give_way_where_there_are_no_descriptors_left(
+    certificates, connect, serve, monkeypatch
+):
+    plain = Exhausted()
+    plain.failures = 0
+    plain.bind(("127.0.0.1", 0))
+    plain.listen()
+    monkeypatch.setattr(module, "FIRST_BYTE", 3600.0)
+    listener = module.TLSListener(plain, module.server_context(certificates.cert, certificates.key))
+    with relay.Tunnel(listener, serve(echoing).factory(), timeout=None) as tunnel:
+        ready(tunnel)
+        first = connect(listener)
+        wait_until(lambda: "1 handshakes" in repr(listener))
+        plain.failures = 1
+        client = TLSEnd(connect(listener), certificates.client())
+        assert ending(first) == "reset"
+        client.sendall(b"ping")
+        assert receive_exactly(client, 4) == b"ping"
+
+
+def test_in_a_tunnel_a_new_certificate_is_shown_from_then_on(tunneled, listening, connect, certificates, tmp_path):
+    tunneled()
+    before = TLSEnd(connect(listening), certificates.client())
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "new.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    listening.set_context(module.server_context(tmp_path / "new.pem"))
+    after = TLSEnd(connect(listening), ssl.create_default_context(cafile=tmp_path / "ca.pem"))
+    for client in (before, after):
+        client.sendall(b"ping")
+        assert receive_exactly(client, 4) == b"ping"
+
+
+def test_a_tunnel_that_closes_ends_handshakes_and_streams(tunneled, listening, connect, certificates):
+    tunnel = tunneled()
+    shaking = connect(listening)
+    wait_until(lambda: "1 handshakes" in repr(listening))
+    open_one = connect(listening)
+    TLSEnd(open_one, certificates.client())
+    wait_until(lambda: tunnel.stats().active == 1)
+    tunnel.close()
+    assert ending(shaking) == ending(open_one) == "reset"
+    assert "closed" in repr(listening)
+
+
+def test_a_fork_disturbs_neither_a_client_nor_its_handshake(tunneled, listening, connect, certificates):
+    tunneled()
+    shaking = connect(listening)
+    client = TLSEnd(connect(listening), certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if listening._closed and listening.listening.fileno() < 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    late = TLSEnd(shaking, certificates.client())
+    for one in (client, late):
+        one.sendall(b"pong")
+        assert receive_exactly(one, 4) == b"pong"
+
+
+def test_much_goes_each_way_between_two_sessions_in_one_thread(listening, certificates, serve, connect):
+    """A TLS listener and a TLS target: the memory of the thread is used by both."""
+    with listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key) as inner:
+        factory = relay.tls("localhost", inner.address[1], ca=certificates.ca)
+        with relay.Tunnel(inner, serve(echoing).factory()), relay.Tunnel(listening, factory):
+            client = TLSEnd(connect(listening), certificates.client())
+            sending = Thread(client.socket.sendall, client.encrypt(BLOCK * 8))  # only one thread uses its session
+            assert receive_exactly(client, len(BLOCK) * 8) == BLOCK * 8
+            sending.result()
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b""
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """References to the sessions that are made, while no collector frees what refers to itself."""
+    found = []
+
+    def make(*arguments, **options):
+        session = Session(*arguments, **options)
+        found.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(module, "Session", make)
+    monkeypatch.setattr(client_module, "Session", make)
+    gc.disable()
+    yield found
+    gc.enable()
+
+
+def test_a_session_is_freed_with_its_connection(tunneled, listening, connect, certificates, sessions):
+    """It has 50 KB. A flood of clients would fill the memory until the collector looks."""
+    tunnel = tunneled()
+    garbage = connect(listening)
+    garbage.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    ending(garbage)
+    connect(listening).close()
+    listening.handshake_timeout = 0.05
+    slow = connect(listening)
+    slow.sendall(b"\x16")
+    assert ending(slow) == "reset"
+    listening.handshake_timeout = None
+    client = TLSEnd(connect(listening), certificates.client())
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b""
+    cut = connect(listening)
+    TLSEnd(cut, certificates.client()).sendall(b"half")
+    wait_until(lambda: tunnel.connections())
+    cut.shutdown(socket.SHUT_WR)
+    ended(tunnel, 2)
+    tunnel._relay.run_in_thread(lambda: None)  # the loop has forgotten its last handler by now
+    wait_until(lambda: len(sessions) == 5 and not [one() for one in sessions if one() is not None])
+
+
+def test_a_session_with_a_target_is_freed_with_its_connection(certificates, serve, listening, sessions):
+    target = relay.tls("localhost", listening.address[1], ca=certificates.ca)
+    with relay.Tunnel(listening, serve(echoing).factory()), relay.Tunnel(relay.listen(":0"), target) as tunnel:
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            client.sendall(b"ping")
+            assert receive_exactly(client, 4) == b"ping"
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b""
+        ended(tunnel)
+        tunnel._relay.run_in_thread(lambda: None)
+        wait_until(lambda: len(sessions) == 2 and not [one() for one in sessions if one() is not None])

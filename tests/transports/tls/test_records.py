@@ -7,6 +7,7 @@ import ssl
 
 import pytest
 
+from relay.eventloop.background import BUFFER
 from relay.eventloop.poller import IN
 from relay.transports.tls.records import Records, TLSError, is_denial
 
@@ -69,3 +70,46 @@ def test_a_certificate_that_is_not_trusted_is_an_alert(ends, certificates):
         server.handshake(readable=True)
     assert is_denial(failure.value)
     assert TLSError("x", reason="denied").reason == "denied"
+
+
+def steps(records, buffer):
+    """Take all that is there, and return the sizes of the steps."""
+    found = []
+    while True:
+        try:
+            found.append(records.receive(buffer))
+        except BlockingIOError:
+            return found
+        records.decrypt(buffer)
+
+
+@pytest.fixture
+def wide():
+    """Ends whose transport holds a lot."""
+    near, far = socket.socketpair()
+    with near, far:
+        for one in (near, far):
+            one.setblocking(False)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        yield near, far
+
+
+def test_bulk_grows_the_steps_and_a_flood_of_small_records_ends_that(wide, certificates):
+    """A step of a quarter megabyte full of key updates would take OpenSSL 0.3 s."""
+    near, far = wide
+    client = Records(near, ssl.create_default_context(cafile=certificates.ca), "localhost")
+    server = Records(far, certificates.server())
+    shake(client, server)
+    buffer = memoryview(bytearray(BUFFER))
+    client.tls.write(bytes(100 << 10))
+    client.flush()
+    bulk = steps(server, buffer)
+    assert bulk[0] <= 18 << 10 < max(bulk)
+    for _ in range(5000):
+        client.tls.write(b"x")
+    client.flush()
+    flood = steps(server, buffer)
+    assert 18 << 10 < flood[0] <= BUFFER
+    client.tls.write(bytes(100 << 10))
+    client.flush()
+    assert max(steps(server, buffer)) <= 18 << 10

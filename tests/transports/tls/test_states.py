@@ -14,6 +14,7 @@ from relay.eventloop.loop import Loop
 from relay.eventloop.poller import HUP, IN, OUT
 from relay.streams.pair_end import PairEnd
 from relay.streams.stream import Stream
+from relay.transports.tls.records import decrypt
 from relay.transports.tls.session import Session
 from relay.transports.tls.states import Incoming, Outgoing
 
@@ -25,6 +26,7 @@ class Records:
     """The records of a far end that sends and takes what the test says."""
 
     has_received = has_reply = False
+    held = None
 
     def __init__(self):
         self.tls = self
@@ -36,6 +38,9 @@ class Records:
 
     def receive(self, buffer):
         return 0 if not self.script else len(buffer)
+
+    def decrypt(self, buffer):
+        return decrypt(self, buffer)
 
     def read(self, size, buffer):
         item = self.script.pop(0)
@@ -135,6 +140,13 @@ class Rig:
         self.records.script = [b"data", MORE]
         self.session._on_outer(IN, 0.0)
 
+    def half_a_message_has_come(self):
+        self.records.held = b""
+
+    def the_message_is_complete(self):
+        self.records.held = None
+        self.session._settle()
+
     def close_notify(self):
         self.records.script = [END]
         self.session._on_outer(IN, 0.0)
@@ -170,6 +182,9 @@ ROWS = [
     # outgoing, incoming, events (the last one is the row's), the outgoing and the incoming state then
     (O.OPEN, I.OPEN, "the_transport_is_full the_holder_ends", O.ENDING, I.OPEN),
     (O.OPEN, I.OPEN, "the_transport_is_full the_holder_ends the_transport_takes_all", O.ENDED, I.OPEN),
+    (O.OPEN, I.OPEN, "half_a_message_has_come the_holder_ends", O.ENDING, I.OPEN),
+    (O.OPEN, I.OPEN, "half_a_message_has_come the_holder_ends the_transport_ends", CUT, I.OPEN),
+    (O.OPEN, I.OPEN, "half_a_message_has_come the_holder_ends the_message_is_complete", O.ENDED, I.OPEN),
     (O.ENDED, I.OPEN, "the_holder_closes", O.SHUT, I.OPEN),
     (O.OPEN, I.OPEN, "the_holder_does_not_read data_and_close_notify", O.OPEN, I.ENDING),
     (O.ENDED, I.OPEN, "data", O.ENDED, I.REPLYING),
@@ -230,3 +245,14 @@ def test_a_cut_resets_the_holder(rig):
     made.holder.settimeout(WAIT)
     assert ending(made.holder) == "reset"
     assert made.drained == 1 and "without close_notify" in str(made.session.error)
+
+
+def test_a_holder_waits_while_half_a_message_has_come(rig):
+    made = rig(O.OPEN, I.OPEN)
+    made.half_a_message_has_come()
+    made.holder.send(b"later")
+    made.session._settle()
+    assert not made.session._pair.watch.mask & IN
+    assert made.session._has_pending()
+    made.the_message_is_complete()
+    assert made.session._pair.watch.mask & IN

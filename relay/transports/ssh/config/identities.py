@@ -6,7 +6,7 @@ import base64
 import binascii
 import struct
 
-from ...files import open_regular
+from ....access.regular_file import open_regular
 
 __all__ = [
     "CERTIFICATE",

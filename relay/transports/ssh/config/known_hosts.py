@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ...files import home, open_regular
+from ....access.regular_file import open_regular
+from ...files import home
 from .identities import key_type
 
 __all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "append_entry"]

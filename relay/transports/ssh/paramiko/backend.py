@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import struct
 import threading
 import time
@@ -13,7 +12,7 @@ from functools import partial
 import paramiko
 
 from ....errors import CarrierError, ConnectError, RelayError
-from ....eventloop.loop import Timer
+from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import IN
 from ....streams import exit_drain
 from ....streams.cancellation import Cancel
@@ -35,6 +34,7 @@ from ..connection import (
 )
 from .forwards import Forwards
 from .host_keys import verify, wanted_algorithms
+from .keepalive import Keepalive
 from .login import authenticate
 from .messages import DISCONNECT, printable, text
 from .mux import Mux
@@ -48,8 +48,6 @@ __all__ = ["Connection", "connect"]
 _GRACE = 0.4  # seconds to send the rest of the data, and for the server to close the connection
 _STOP_TIMEOUT = 0.5  # seconds for the thread to end, after it was stopped
 _LATE = 1.0  # seconds after the deadline until a thread that should have ended is left behind
-_SILENCE = 3  # times ``keepalive`` without a byte from the server, after which it is unresponsive
-_STOPPED = 1.5  # times ``keepalive`` without a check: only a process that was stopped skips checks
 _BY_APPLICATION = 11  # RFC 4253, section 11.1
 _NEVER_OPENED = ("refused", "unreachable", "connect_timeout", "denied")  # of a stream that fails only at its EOF
 
@@ -85,7 +83,6 @@ class Connection:
     def __init__(self, settings: Settings, wire: Wire, lost: Lost) -> None:
         self._settings = settings
         self._wire = wire
-        self._loop = wire.loop
         self._lost = lost
         self._lock = threading.Lock()
         self._up = self._is_reported = self._closed = False
@@ -93,11 +90,8 @@ class Connection:
         self._mux = Mux(self._transport, settings.name)
         self._requests = Requests(self._transport, self._mux)
         self._forwards = Forwards(self._transport, self._mux, self._requests)
-        self._silence = Timer(wire.loop.timers, self._check_silence)
-        self._probed = self._checked = -math.inf  # monotonic times of the last keepalive probe and the last check
-        self._unhandled = 0  # checks that the transport's thread has not handled yet
-        self.rtt: float | None = None
-        """The seconds until the last keepalive probe got its reply; ``None`` before the first one."""
+        interval = settings.server.keepalive
+        self._keepalive = Keepalive(self._mux, self._requests, interval, self._fail_unresponsive)
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -257,6 +251,15 @@ class Connection:
         self._forwards.stop_listening(place)
 
     @property
+    def _loop(self) -> Loop:
+        return self._wire.loop
+
+    @property
+    def rtt(self) -> float | None:
+        """The seconds until the last keepalive probe got its reply; ``None`` before the first one."""
+        return self._keepalive.rtt
+
+    @property
     def streams(self) -> int:
         """The number of open streams."""
         return self._mux.streams
@@ -268,15 +271,7 @@ class Connection:
 
     def check(self) -> None:
         """Send a keepalive probe; see :class:`relay.transports.ssh.connection.Connection`."""
-        keepalive = self._settings.server.keepalive
-        if keepalive is None:
-            return
-        self._unhandled += 1  # the time alone proves nothing: it also passes while this process is stopped
-        silent = time.monotonic() - self._wire.heard
-        if self._unhandled > _SILENCE and silent > _SILENCE * keepalive:
-            self._fail_unresponsive(silent)
-        else:
-            self._loop.call(partial(self._probe, keepalive))
+        self._keepalive.check()
 
     def close(self) -> None:
         """End it; see :class:`relay.transports.ssh.connection.Connection`."""
@@ -295,38 +290,6 @@ class Connection:
         return f"<SSH connection to {self._settings.name} by paramiko>"
 
     # -- the transport's thread -----------------------------------------------------------------------------------
-
-    def _probe(self, keepalive: float) -> None:
-        now = time.monotonic()
-        self._unhandled = 0
-        self._send_probe(now, keepalive)
-        if self._silence.due == math.inf:
-            self._silence.start(self._wire.heard + _SILENCE * keepalive, now)
-
-    def _send_probe(self, now: float, keepalive: float) -> None:
-        """Send a probe, unless one is pending; also after a pause in the checks, because this process was stopped."""
-        if not self._requests or now - self._checked > _STOPPED * keepalive:
-            self._probed = now
-            self._requests.ask("keepalive@openssh.com", b"", partial(self._on_reply, now))
-        self._checked = now
-
-    def _on_reply(self, sent: float, reply: bytes | None) -> None:
-        """Take the reply to a probe. Servers deny a request that they do not know, which is a reply, too."""
-        if self._mux.ended is None:
-            self.rtt = time.monotonic() - sent
-
-    def _check_silence(self, now: float) -> None:
-        """Check when the server has sent its last byte. After a probe it has ``keepalive`` seconds to reply."""
-        keepalive = self._settings.server.keepalive
-        assert keepalive is not None
-        end = self._wire.heard + _SILENCE * keepalive
-        if end <= now:
-            self._send_probe(now, keepalive)
-        due = max(end, self._probed + keepalive)
-        if due > now:
-            self._silence.start(due, now)
-        else:
-            self._fail_unresponsive(now - self._wire.heard)
 
     def _fail_unresponsive(self, seconds: float) -> None:
         """End the connection: the server is dead or unreachable; on any thread."""

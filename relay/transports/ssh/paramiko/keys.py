@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from paramiko.pkey import PublicBlob
 
+from ....access.regular_file import open_regular
 from ...credentials import passphrase_of
-from ...files import open_regular
 from ..config.identities import (
     CERTIFICATE,
     LONGEST_FILE,

@@ -6,21 +6,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ....errors import AuthenticationError, CarrierError
-from ...credentials import password_of, wants_prompt
 from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
 from ..connection import CLIENT_HINT, Settings
 from .keys import Keys, Offer
+from .secrets import Secrets
 
 __all__ = ["authenticate"]
-
-_Answer = TypeVar("_Answer")
 
 MOST_ATTEMPTS = 30  # of all kinds; the default limit of a server is six (MaxAuthTries)
 KEYS_BEFORE_PASSWORD = 4  # so that a password is among the six
@@ -28,7 +26,6 @@ LIKELY_LIMIT = 5  # rejections after which a connection that ends without a reas
 MOST_QUESTIONS = 32  # in one round, and rounds
 LONGEST_SHOWN = 200  # characters of a server's text
 
-_CHECK_INTERVAL = 0.1  # seconds; paramiko reports the end of the connection in no other way
 _NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253, section 11.1
 _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 
@@ -69,22 +66,20 @@ class _Login:
         self.tried: list[str] = []
         self.accepted: list[str] = []  # steps that the server accepted while it required more
         self.notes: list[str] = []  # credentials that were unusable, with the reason
-        self.keys = Keys(settings, self.notes.append, self.patiently)
+        self.secrets = Secrets(settings, transport.is_active)
+        self.keys = Keys(settings, self.notes.append, self.secrets.patiently)
         self.handler = _Handler(transport)
         self.goodbye = _Goodbye(transport)
-        self.has_password = settings.server.has_password
-        self.asks = wants_prompt(settings.server.password)
         self.left_unanswered = False  # a question of the server
-        self._text: str | None = None
 
     def run(self) -> None:
         if self._attempt("none", self._ask_for_methods):
             return
         self.tried.clear()  # every client begins with that request
         steps: dict[str, Iterator[tuple[str, Callable[[], Any]]]] = {"publickey": self._with_keys()}
-        if self.has_password:
+        if self.secrets.has_password:
             steps |= {"password": self._with_password(), "keyboard-interactive": self._with_answers()}
-        order = ("publickey", "keyboard-interactive", "password") if self.asks else tuple(steps)
+        order = ("publickey", "keyboard-interactive", "password") if self.secrets.asks else tuple(steps)
         for _ in range(MOST_ATTEMPTS):
             step = self._next(steps, order)
             if step is None:
@@ -127,14 +122,14 @@ class _Login:
         return self.handler.wait()
 
     def _with_keys(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        most = KEYS_BEFORE_PASSWORD if self.has_password else None
+        most = KEYS_BEFORE_PASSWORD if self.secrets.has_password else None
         for offer in itertools.islice(filter(self._can_sign, self.keys), most):
             yield offer.text, partial(self._offer, offer)
             if offer.problem:
                 self.notes.append(f"{offer.where} gave no signature: {_one_line(offer.problem)}")
 
     def _offer(self, offer: Offer) -> Any:
-        self.patiently(partial(self.handler.send_request, "publickey", self.settings.user, key=offer))
+        self.secrets.patiently(partial(self.handler.send_request, "publickey", self.settings.user, key=offer))
         return self.handler.wait()
 
     def _can_sign(self, offer: Offer) -> bool:
@@ -149,7 +144,7 @@ class _Login:
         return True
 
     def _with_password(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        yield "password", partial(self._send_password, _encoded(self._password()))
+        yield "password", partial(self._send_password, _encoded(self.secrets.password()))
 
     def _send_password(self, word: bytes) -> Any:
         self.handler.send_request("password", self.settings.user, password=word)
@@ -157,43 +152,6 @@ class _Login:
 
     def _with_answers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "keyboard-interactive", _Answers(self).run
-
-    def _password(self) -> str:
-        """Return the password; a callable without parameters is called once."""
-        if self._text is None:
-            self._text = self._ask(f"{self.settings.user}@{self.settings.hostname}'s password: ")
-        return self._text
-
-    def answer(self, question: str) -> str:
-        """Return the answer to a question of the server."""
-        return self._ask(question) if self.asks else self._password()
-
-    def _ask(self, question: str) -> str:
-        return self.patiently(partial(password_of, self.settings.server, question)) or ""
-
-    def patiently(self, ask: Callable[[], _Answer]) -> _Answer:
-        """Call a function that may block (the caller's code, an agent); stop waiting when the connection is lost."""
-        answered: list[_Answer | BaseException] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                answered.append(ask())
-            except BaseException as error:  # noqa: BLE001 - it is raised again below
-                answered.append(error)
-            done.set()
-
-        try:
-            threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
-        except RuntimeError as error:
-            raise CarrierError(f"{self.settings.name}: {error}") from error
-        while not done.wait(_CHECK_INTERVAL):
-            if not self.transport.is_active():
-                raise CarrierError(f"{self.settings.name}: the connection was lost while relay waited for a secret")
-        (answer,) = answered
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
 
     def _check_alive(self, error: Exception) -> None:
         if self.transport.is_active():
@@ -221,7 +179,7 @@ class _Login:
 
     def _wants_secret(self) -> bool:
         """Return whether a secret that the user has not given could help."""
-        asks = not self.has_password and not {"password", "keyboard-interactive"}.isdisjoint(self.offered)
+        asks = not self.secrets.has_password and not {"password", "keyboard-interactive"}.isdisjoint(self.offered)
         return asks or any(NO_PASSPHRASE in note for note in self.notes)
 
     def _advice(self) -> list[str]:
@@ -237,7 +195,7 @@ class _Login:
                 advice.append("add the public key to its authorized_keys, or set keyfile to another key")
             elif not self.notes:
                 advice.append("set keyfile, or add a key to the agent")
-        if asked & {"password", "keyboard-interactive"} and not self.has_password:
+        if asked & {"password", "keyboard-interactive"} and not self.secrets.has_password:
             advice.append("set password, password_file or password_env")
         others = [text for name, text in _HINTS.items() if name in asked]
         if others and not advice:
@@ -276,14 +234,14 @@ class _Answers:
         return [_encoded(self._one(_one_line(text), shown)) for text, shown in questions]
 
     def _one(self, question: str, shown: bool) -> str:
-        if self._login.asks:
-            return self._login.answer(f"{question} ")
+        if self._login.secrets.asks:
+            return self._login.secrets.answer(f"{question} ")
         if shown or self._spent:
             self._login.left_unanswered = True
             self._login.notes.append(f"the server asks {question!r}; set password to a callable to answer it")
             return ""
         self._spent = True
-        return self._login.answer(question)
+        return self._login.secrets.answer(question)
 
 
 class _Handler(AuthHandler):  # type: ignore[misc]

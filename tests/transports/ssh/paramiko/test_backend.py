@@ -716,14 +716,14 @@ def pause(connection, seconds, asks=False):
 
     def stopped():
         if asks:
-            connection._probe(connection._settings.server.keepalive)
+            connection._keepalive._probe(connection._settings.server.keepalive)
             connection._wire.flush()
             assert select.select([connection._wire._descriptor], [], [], WAIT)[0]
         connection._wire.heard -= seconds
-        connection._probed -= seconds
-        connection._checked -= seconds
-        if connection._silence.due < math.inf:
-            connection._silence.start(connection._silence.due - seconds, time.monotonic())
+        connection._keepalive._probed -= seconds
+        connection._keepalive._checked -= seconds
+        if connection._keepalive._silence.due < math.inf:
+            connection._keepalive._silence.start(connection._keepalive._silence.due - seconds, time.monotonic())
         done.set()
 
     connection._loop.call(stopped)
@@ -739,7 +739,7 @@ def test_a_pause_of_our_own_process_is_no_silence_of_the_server(rig, echo_server
         with open_stream(connection, echo_server.address) as stream:
             if answered:
                 connection.check()
-                wait_until(lambda: connection._silence.due < math.inf and not connection._requests)
+                wait_until(lambda: connection._keepalive._silence.due < math.inf and not connection._requests)
                 pause(connection, seconds)
             else:
                 pause(connection, seconds, asks=True)
@@ -754,7 +754,7 @@ def test_a_server_that_died_during_a_pause_gets_one_interval_more(make_sshd):
     rig, lost = make_sshd(), Lost()
     with contextlib.closing(connect(settings_for(rig, keepalive=0.2), lost)) as connection:
         connection.check()
-        wait_until(lambda: connection._silence.due < math.inf and not connection._requests)
+        wait_until(lambda: connection._keepalive._silence.due < math.inf and not connection._requests)
         rig.freeze()
         begun = time.monotonic()
         pause(connection, 1.5)

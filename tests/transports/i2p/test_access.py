@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.access_list``: who is let in, also while the files change."""
+"""``relay.transports.i2p.access``: who is let in, also while the files change."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from helpers import Thread
 
+from relay.access.access_list import AccessList
 from relay.addresses.destinations import Peer, PrivateKey
-from relay.transports.i2p.access_list import AccessList
+from relay.transports.i2p.access import refusal
 
 ANN, BOB, EVE = (PrivateKey.generate() for _ in range(3))
 
 
 def let_in(access):
     """Which of the three are."""
-    return {key for key in (ANN, BOB, EVE) if access.refusal(Peer(key.destination, 7)) is None}
+    return {key for key in (ANN, BOB, EVE) if refusal(access, Peer(key.destination, 7)) is None}
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def test_who_is_let_in(allow, deny, who):
 
 def test_the_reason_says_who_and_why():
     access = AccessList([ANN.b32], [EVE.b32])
-    assert access.refusal(EVE.destination) == f"{EVE.b32} is denied"
-    assert access.refusal(BOB.destination) == f"{BOB.b32} is not allowed"
-    assert access.refusal("nonsense") == access.refusal("") == "the peer has no valid destination"
+    assert refusal(access, EVE.destination) == f"{EVE.b32} is denied"
+    assert refusal(access, BOB.destination) == f"{BOB.b32} is not allowed"
+    assert refusal(access, "nonsense") == refusal(access, "") == "the peer has no valid destination"
 
 
 def test_destinations_may_be_in_files(write):
@@ -109,7 +110,7 @@ def test_a_file_that_has_not_changed_is_not_read_again(write, monkeypatch):
     def fail(path):
         raise AssertionError("it was read")
 
-    monkeypatch.setattr("relay.transports.i2p.access_list.open_regular", fail)
+    monkeypatch.setattr("relay.access.rule_file.open_regular", fail)
     assert let_in(access) == {ANN}
     write(BOB.b32)
     with pytest.raises(AssertionError):
@@ -120,7 +121,7 @@ def test_one_that_makes_no_sense_is_not_read_again_either(write, monkeypatch):
     access = AccessList(write(ANN.b32))
     write("nonsense")
     assert let_in(access) == {ANN}
-    monkeypatch.setattr("relay.transports.i2p.access_list.open_regular", None)
+    monkeypatch.setattr("relay.access.rule_file.open_regular", None)
     assert let_in(access) == {ANN}
 
 
@@ -169,11 +170,11 @@ def test_one_that_makes_no_sense_any_more_counts_as_it_was(write, caplog):
     ("line", "problem"),
     [
         ("example.i2p", "list, line 2: a name may be reassigned to another destination; use its .b32.i2p address"),
-        ("nonsense", "list, line 2: this has 8 characters and does not end in .i2p; a destination is"),
+        ("nonsense", "list, line 2: the kind is missing; write user:nonsense, login:nonsense"),
         (ANN.b32[1:], "list, line 2: before .b32.i2p stand 51"),
         pytest.param(ANN.base64, "list, line 2: .* may be a private key", id="private key"),
-        ("\xff\xfe", "list, line 2: this has"),
-        ("/etc/hosts", "list, line 2: this has"),
+        ("\xff\xfe", "list, line 2: the kind is missing"),
+        ("/etc/hosts", "list, line 2: that is no rule; write KIND:VALUE"),
     ],
 )
 def test_a_file_that_is_wrong_from_the_beginning_is_an_error(write, line, problem):
@@ -189,14 +190,14 @@ def test_a_file_that_is_wrong_from_the_beginning_is_an_error(write, line, proble
     [
         (
             "example.i2p",
-            "'example.i2p' is neither a destination nor a file: a name may be reassigned .* .b32.i2p address",
+            "'example.i2p' is neither a rule nor a file: a name may be reassigned .* .b32.i2p address",
         ),
-        ("none.txt", "'none.txt' is neither a destination nor a file: this has 8 characters"),
+        ("none.txt", "'none.txt' is neither a rule nor a file: the kind is missing; write user:none.txt"),
         ("", "'' is neither"),
         pytest.param(ANN.destination[:-1] + "!", "…' is neither .* I2P's base64", id="broken base64"),
         ("a" * 56 + ".b32.i2p", "checksum"),
         ("n\0ul", "is neither"),
-        (Path("none.txt"), "none.txt: No such file or directory; expected a destination in base64"),
+        (Path("none.txt"), "none.txt: No such file or directory; expected a file of rules"),
         (Path("."), "not a regular file"),
         (".", "not a regular file"),
     ],
@@ -217,7 +218,7 @@ def test_the_address_of_an_encrypted_lease_set_cannot_be_compared():
 
 @pytest.mark.parametrize("entry", [b"bytes", 7, None])
 def test_an_entry_of_another_type_is_an_error(entry):
-    with pytest.raises(TypeError, match="allow: expected a destination"):
+    with pytest.raises(TypeError, match="allow: expected a rule"):
         AccessList([entry])
 
 

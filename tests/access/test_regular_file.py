@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.transports.files import open_regular
+from relay.access.regular_file import open_regular
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Access lists: which clients are allowed or denied, by rules and by files of rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from ..streams.identity import Identity
+from .policy import Decision, Entries
+from .rule_file import RuleFile
+from .rule_set import RuleSet
+from .rules import Rule, parse_entry
+
+__all__ = ["AccessList", "parse_entries"]
+
+_EXPECTED = "expected a rule such as cidr:10.0.0.0/8, or a file of rules"
+
+
+class AccessList:
+    """The rules that a client of a tunnel must meet; ``deny`` takes precedence. True if there is any list.
+
+    :mod:`relay.access.rules` has the grammar of entries. A file is read again when it has changed. If it cannot be
+    read, or has an invalid line, the previous content stays in force, with a warning. So replace a file by a rename,
+    never by writing to it. Any thread may use the list.
+
+    :param allow: rules of clients that are allowed; ``None`` for all, an empty list for none.
+    :param deny: rules of clients that are denied.
+    :raises TypeError: if an entry has the wrong type.
+    :raises ValueError: if an entry is neither a rule nor a file, or a file is invalid; the error names file and line.
+    """
+
+    def __init__(self, allow: Entries = None, deny: Entries = None) -> None:
+        self._has_allow = allow is not None
+        self._allow, files = _sources(allow, "allow")
+        self._deny, more = _sources(deny, "deny")
+        self._files = (*files, *more)
+
+    def __bool__(self) -> bool:
+        return self._has_allow or bool(self._deny)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The absolute paths of its files."""
+        return tuple(file.path for file in self._files)
+
+    def is_current(self) -> bool:
+        """Return whether no file has changed since it was read: then :meth:`refresh` has nothing to do."""
+        return not self._files or all(file.is_current() for file in self._files)
+
+    def refresh(self) -> None:
+        """Read the files that have changed; may block."""
+        for file in self._files:
+            file.refresh()
+
+    def decide(self, identity: Identity | None) -> Decision:
+        """Decide about a client by the rules as they were read last. Does not block.
+
+        :param identity: who the client is; ``None`` if nothing is known, which any list denies.
+        """
+        if identity is None:
+            return Decision(not self, "unknown" if self else "")
+        for source in self._deny:
+            text = source.rules.find(identity, also_unverified=True)
+            if text is not None:
+                return Decision(False, f"deny {text}")
+        if not self._has_allow:
+            return Decision(True)
+        for source in self._allow:
+            text = source.rules.find(identity, also_unverified=False)
+            if text is not None:
+                return Decision(True, f"allow {text}")
+        return Decision(False, "allow")
+
+
+class _Fixed:
+    """The rules that are no files."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = RuleSet(rules)
+
+
+def _sources(given: Entries, name: str) -> tuple[list[_Fixed | RuleFile], list[RuleFile]]:
+    """Return the sources of the rules of a list, and those of them that are files."""
+    parsed = list(parse_entries(given, name))
+    rules = [one for one in parsed if isinstance(one, Rule)]
+    files = [RuleFile(one) for one in parsed if isinstance(one, str)]
+    return [*([_Fixed(rules)] if rules else []), *files], files
+
+
+def parse_entries(given: Entries, name: str) -> Iterator[Rule | str]:
+    """Parse the entries of an option.
+
+    :param given: the entries, or a single one.
+    :param name: of the option, for errors.
+    :returns: a rule or the absolute path of a file for each.
+    :raises TypeError: if one has the wrong type.
+    :raises ValueError: if one is neither.
+    """
+    if given is None:
+        return
+    for entry in (given,) if isinstance(given, (str, os.PathLike)) else given:
+        if isinstance(entry, os.PathLike):
+            yield os.path.abspath(os.path.expanduser(os.fspath(entry)))
+        elif isinstance(entry, str):
+            try:
+                yield parse_entry(entry)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        else:
+            raise TypeError(f"{name}: {_EXPECTED}, got {type(entry).__name__}")

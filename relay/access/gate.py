@@ -1,0 +1,173 @@
+"""The gate of a tunnel: decides about each client, before relay connects to the target for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ..eventloop.loop import Timers
+from ..streams.identity import Identity
+from .ledger import Book, LedgerEntry
+from .limit import LOGIN, Action, Limit
+from .limiter import Limiter, Rejection
+from .policy import Policy
+from .table import Entry
+from .ticket import Ticket
+
+__all__ = ["Denial", "Gate"]
+
+_NOBODY = Identity("unknown", "")
+_GUESSES = Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")  # of exposed listeners whose policy has no such limit
+_TARPIT = 60.0  # seconds that a client is kept at most
+
+
+class Denial(NamedTuple):
+    """The rejection of a client."""
+
+    rule: str
+    """The rule, for the record and the log."""
+    action: Action = Action.RESET
+    """The way to end the connection."""
+    seconds: float = 0.0
+    """How long a tarpit keeps the client."""
+
+
+class Gate:
+    """Decides about the clients of one tunnel. Belongs to the relay thread.
+
+    It is the :class:`~relay.access.ledger.Ledger` of the tunnel.
+
+    :param policy: what the tunnel demands.
+    :param timers: of the thread's loop.
+    :param monotonic: returns the time in monotonic seconds, for the ledger.
+    :param book: keeps the ledger over a restart; ``None`` for nothing.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        timers: Timers,
+        monotonic: Callable[[], float] = time.monotonic,
+        book: Book | None = None,
+    ) -> None:
+        self._timers = timers
+        self._monotonic = monotonic
+        self._book = book
+        self._counting: tuple[Limiter, ...] = ()
+        self._guesses: Limiter | None = None
+        self.change(policy)
+        if self._guesses is None and book is not None and any(entry.limit == LOGIN for entry in book.entries()):
+            self._guesses = self._limiter(_GUESSES, None)
+
+    def change(self, policy: Policy) -> None:
+        """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted."""
+        self._policy = policy
+        before = {limiter.limit.name: limiter for limiter in self._all()}
+        found = {limit.name: self._limiter(limit, before.get(limit.name)) for limit in policy.limits}
+        self._guesses = found.pop(LOGIN, None)
+        if self._guesses is None and LOGIN in before:
+            self._guesses = self._limiter(_GUESSES, before[LOGIN])
+        self._counting = tuple(found.values())
+        self._is_shaping = any(limit.terms.bandwidth or limit.terms.quota for limit in policy.limits)
+
+    def _limiter(self, limit: Limit, before: Limiter | None) -> Limiter:
+        if before is not None and before.change(limit):
+            return before
+        made = Limiter(limit, self._timers, book=self._book)
+        if self._book is not None:
+            made.restore(self._book.entries(), self._monotonic())
+        return made
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it has nothing to decide and nothing to remember."""
+        return self._policy.is_empty and self._guesses is None
+
+    def enter(self, identity: Identity | None, now: float) -> Denial | Ticket | None:
+        """Decide about a client.
+
+        :param identity: who it is; ``None`` if nothing is known.
+        :param now: monotonic seconds.
+        :returns: why it is rejected. If it may connect: what it holds until its end, or ``None``.
+        """
+        rules = self._policy.rules
+        if rules is not None:
+            decision = rules.decide(identity)
+            if not decision.is_allowed:
+                return Denial(decision.rule)
+        client = identity or _NOBODY
+        if self._guesses is not None and (rejection := self._guesses.ban(client, now)) is not None:
+            return _denial(rejection)
+        if not self._counting:
+            return None
+        counted: list[Entry] = []
+        for limiter in self._counting:
+            found = limiter.admit(client, now)
+            if isinstance(found, Rejection):
+                for other, entry in zip(self._counting, counted, strict=False):
+                    other.withdraw(entry)
+                return _denial(found)
+            counted.append(found)
+        return Ticket(self._counting, counted, self._is_shaping)
+
+    def find_ban(self, identity: Identity | None, now: float) -> Denial | None:
+        """Return why a client is rejected before anything is known of it but its address, if it is banned."""
+        client = identity or _NOBODY
+        for limiter in (*self._counting, *((self._guesses,) if self._guesses is not None else ())):
+            if limiter.is_by_address and (rejection := limiter.ban(client, now)) is not None:
+                return _denial(rejection)
+        return None
+
+    def login_failed(self, identity: Identity | None, now: float, is_exposed: bool) -> Limit | None:
+        """Count a wrong password; return the limit that bans the client for it, if one does.
+
+        :param identity: who has sent it.
+        :param now: monotonic seconds.
+        :param is_exposed: whether other machines can reach the listener, so that there is a limit by default.
+        """
+        if self._guesses is None:
+            if not is_exposed:
+                return None
+            self._guesses = self._limiter(_GUESSES, None)
+        return self._guesses.limit if self._guesses.fail(identity or _NOBODY, now) else None
+
+    # -- the ledger ---------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> list[LedgerEntry]:
+        """Return the entries that have changed since the last call; a ban that was cleared has 0 as its end."""
+        now = self._monotonic()
+        return [entry for limiter in self._all() for entry in limiter.snapshot(now)]
+
+    def entries(self) -> list[LedgerEntry]:
+        """Return all entries with a ban or with bytes of the current period."""
+        now = self._monotonic()
+        return [entry for limiter in self._all() for entry in limiter.entries(now)]
+
+    def restore(self, entries: Iterable[LedgerEntry]) -> None:
+        """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
+        now, stored = self._monotonic(), list(entries)
+        if self._guesses is None and any(entry.limit == LOGIN for entry in stored):
+            self._guesses = self._limiter(_GUESSES, None)
+        for limiter in self._all():
+            limiter.restore(stored, now)
+
+    def clear(self, limit: str | None, key: str | None) -> int:
+        """Forget the ban and the quota of a key; ``None`` for every limit or every key.
+
+        :returns: how many entries that has changed; they are in the next :meth:`snapshot`.
+        """
+        return sum(limiter.clear(key) for limiter in self._all() if limit in (None, limiter.limit.name))
+
+    def quotas(self) -> dict[str, int]:
+        """Return the bytes of a period that each limit with a quota allows, by its name."""
+        limits = [limiter.limit for limiter in self._all()]
+        return {limit.name: limit.terms.quota for limit in limits if limit.terms.quota is not None}
+
+    def _all(self) -> tuple[Limiter, ...]:
+        return self._counting if self._guesses is None else (*self._counting, self._guesses)
+
+
+def _denial(rejection: Rejection) -> Denial:
+    seconds = min(rejection.seconds or _TARPIT, _TARPIT)
+    return Denial(rejection.rule, rejection.limit.terms.action, seconds)

@@ -1,0 +1,52 @@
+"""The part of limits that outlives a process: bans and quotas, as a store of them sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+__all__ = ["Book", "Ledger", "LedgerEntry"]
+
+
+class LedgerEntry(NamedTuple):
+    """The ban and the quota of one key of one limit. Times are seconds since the epoch."""
+
+    limit: str
+    """The name of the limit."""
+    key: str
+    """The clients that count together, one line: an address, a network, an identity, or ``*`` for all of a tunnel."""
+    banned_until: float
+    """0 without a ban."""
+    used: int
+    """Bytes in the period; 0 for a limit without a quota."""
+    period: float
+    """When that period began; 0 for a limit without a quota."""
+
+
+class Ledger(Protocol):
+    """The bans and quotas of one tunnel. Every method is called in its relay thread, and none of them blocks."""
+
+    def snapshot(self) -> list[LedgerEntry]:
+        """Return the entries that have changed since the last call; a ban that was cleared has 0 as its end."""
+
+    def entries(self) -> list[LedgerEntry]:
+        """Return all entries with a ban or with bytes of the current period."""
+
+    def restore(self, entries: Iterable[LedgerEntry]) -> None:
+        """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
+
+    def clear(self, limit: str | None, key: str | None) -> int:
+        """Forget the ban and the quota of a key; ``None`` for every limit or every key.
+
+        :returns: how many entries that has changed; they are in the next :meth:`snapshot`.
+        """
+
+
+class Book(Protocol):
+    """The keeper of a ledger over a restart. Every method is called in the relay thread, and none of them blocks."""
+
+    def entries(self) -> Sequence[LedgerEntry]:
+        """Return the entries that were kept."""
+
+    def changed(self) -> None:
+        """Take the snapshot of the ledger, soon."""

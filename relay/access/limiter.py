@@ -1,0 +1,277 @@
+"""One limit at work: it counts clients by their keys, bans them, and says which of them it rejects.
+
+A rate is kept by the generic cell rate algorithm (ITU-T I.371), with one number for each key, the theoretical arrival
+time: a rate of 20 in 10 s lets 20 in at once, and then one each half second. So ten seconds after a quiet time let 20
+in at once and 20 more. Nothing is sampled or rounded.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from ..eventloop.loop import Timers
+from .calendar import Calendar
+from .ledger import Book, LedgerEntry
+from .limit import Limit, Scope
+from .meter import Meter
+from .table import MOST_KEYS, Entry, KeyTable
+
+__all__ = ["Client", "Limiter", "Rejection", "key_of"]
+
+_ALL = "*"  # the key of all clients of a tunnel
+_ROUNDING = 1e-6  # seconds
+
+
+class Client(Protocol):
+    """A client's identity, as a limit sees it."""
+
+    @property
+    def host(self) -> str | None:
+        """Its IP address, without a zone; ``None`` if it has none."""
+
+
+class Rejection(NamedTuple):
+    """The reason why a limit rejects a client."""
+
+    limit: Limit
+    is_ban: bool
+    seconds: float
+    """How long the ban still lasts; 0 for none."""
+
+    @property
+    def rule(self) -> str:
+        """The text for records, the log and the metrics."""
+        return f"{'ban' if self.is_ban else 'limit'} {self.limit.name}"
+
+
+def key_of(scope: Scope, client: Client) -> str:
+    """Return the key under which a client counts; ``str`` of a client is its identity."""
+    kind, ipv4, ipv6 = scope
+    if kind == "tunnel":
+        return _ALL
+    host = client.host
+    if kind == "identity" or host is None:
+        return str(client)
+    if ":" not in host:
+        return host if ipv4 == 32 else _network(socket.AF_INET, host, ipv4)
+    return _network(socket.AF_INET6, host, ipv6)
+
+
+@functools.lru_cache(maxsize=8192)
+def _network(family: int, host: str, bits: int) -> str:
+    try:
+        packed = socket.inet_pton(family, host)
+    except OSError:
+        return host  # some party has only claimed that it is an address
+    size = len(packed)
+    unused = size * 8 - bits
+    network = (int.from_bytes(packed) >> unused << unused).to_bytes(size)
+    return f"{socket.inet_ntop(family, network)}/{bits}"
+
+
+class Limiter:
+    """A limit with the table of its clients. Belongs to one thread.
+
+    A ban lasts by the monotonic clock, and the wall clock has a part in it only while the process does not run. A quota
+    goes by the wall clock: when this jumps back, what was used still counts.
+
+    :param limit: the limit.
+    :param timers: of the thread's loop, for the bandwidth.
+    :param most: keys of the table.
+    :param wall: the wall clock, seconds since the epoch.
+    :param book: keeps bans and quotas over a restart; ``None`` for nothing.
+    """
+
+    __slots__ = (
+        "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
+        "_most", "_book",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        limit: Limit,
+        timers: Timers,
+        most: int = MOST_KEYS,
+        wall: Callable[[], float] = time.time,
+        book: Book | None = None,
+    ) -> None:
+        self.limit = limit
+        self.table = KeyTable(most)
+        self._timers = timers
+        self._wall = wall
+        self._calendar = Calendar(limit.terms.period)
+        self._changed: set[str] = set()
+        self._book = book
+        self._set_terms()
+
+    def _set_terms(self) -> None:
+        """Keep ready what each decision needs."""
+        limit = self.limit
+        self.is_for_one = limit.terms.scope.kind == "connection"
+        self.is_by_address = limit.terms.scope.kind == "ip"
+        rate, concurrent = limit.terms.rate, limit.terms.concurrent
+        self._step = rate.seconds / rate.most if rate is not None else 0.0  # seconds that one client takes
+        self._slack = rate.seconds - self._step + _ROUNDING if rate is not None else math.inf
+        self._most = concurrent if concurrent is not None else math.inf
+
+    def change(self, limit: Limit) -> bool:
+        """Use other values from now on, and keep what was counted.
+
+        :returns: whether that was possible: the clients must count together as before, in the same period.
+        """
+        before, terms = self.limit.terms, limit.terms
+        if (before.scope, before.period) != (terms.scope, terms.period):
+            return False
+        self.limit = limit
+        self._set_terms()
+        if before.bandwidth != terms.bandwidth and terms.bandwidth is not None:
+            for meter in (meter for entry in self.table for meter in entry.meters or ()):
+                meter.change(terms.bandwidth)
+        return True
+
+    def ban(self, client: Client, now: float) -> Rejection | None:
+        """Return the ban of a client, if there is one."""
+        entry = self.table.find(key_of(self.limit.terms.scope, client))
+        if entry is None or entry.banned_until <= now:
+            return None
+        return Rejection(self.limit, True, entry.banned_until - now)
+
+    def admit(self, client: Client, now: float) -> Entry | Rejection:
+        """Count a client, or return why it is rejected, which bans its key if that follows.
+
+        :returns: its entry; at the end of its connection ``entry.connected`` is one less.
+        """
+        table = self.table
+        key = "" if self.is_for_one else key_of(self.limit.terms.scope, client)
+        entry = table.entries.get(key)
+        if entry is None:
+            entry = Entry(key) if self.is_for_one else table.add(key)
+        else:
+            table.entries.move_to_end(key)
+        if (
+            entry.banned_until
+            or entry.arrival - now > self._slack
+            or entry.connected >= self._most
+            or (self.limit.terms.quota is not None and not self.left(entry))
+        ):
+            rejection = self._reject(entry, now)
+            if rejection is not None:
+                return rejection
+        entry.connected += 1
+        step = self._step
+        if step:
+            if entry.arrival < now:
+                entry.arrival = now
+            entry.arrival += step
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """Forget a client that was counted, because another limit has rejected it."""
+        entry.connected -= 1
+        entry.arrival -= self._step
+
+    def _reject(self, entry: Entry, now: float) -> Rejection | None:
+        if now < entry.banned_until:
+            return Rejection(self.limit, True, entry.banned_until - now)
+        entry.banned_until = 0.0
+        if entry.arrival - now > self._slack or (self.limit.terms.quota is not None and not self.left(entry)):
+            return self._exceeded(entry, now)
+        return Rejection(self.limit, False, 0.0) if entry.connected >= self._most else None
+
+    def fail(self, client: Client, now: float) -> bool:
+        """Count a wrong password; return whether the client is banned by it."""
+        entry, rate = self.table.get(key_of(self.limit.terms.scope, client)), self.limit.terms.rate
+        if rate is None or not entry.fail(rate, now):
+            return False
+        self._exceeded(entry, now)
+        return True
+
+    def left(self, entry: Entry) -> int:
+        """Return the bytes that are left of the quota."""
+        quota, begin = self.limit.terms.quota, self._calendar.begin(self._wall())
+        assert quota is not None
+        if begin != entry.period:
+            if begin > entry.period:
+                entry.used = 0
+            entry.period = begin
+        return max(0, quota - entry.used)
+
+    def spend(self, entry: Entry, size: int) -> None:
+        """Count bytes of the quota."""
+        entry.used += size
+        self._note(entry)
+
+    def exhausted(self, entry: Entry, now: float) -> None:
+        """Ban the clients of a key, if that is demanded, because one has used up the quota."""
+        self._exceeded(entry, now)
+
+    def meters(self, entry: Entry) -> tuple[Meter, Meter]:
+        """Return the meters that the clients of a key share: of the bytes from them, and to them."""
+        bandwidth = self.limit.terms.bandwidth
+        assert bandwidth is not None
+        if entry.meters is None:
+            entry.meters = Meter(bandwidth, self._timers), Meter(bandwidth, self._timers)
+        return entry.meters
+
+    def _exceeded(self, entry: Entry, now: float) -> Rejection:
+        ban = self.limit.terms.ban
+        if ban and entry.banned_until <= now:
+            entry.banned_until = now + ban
+            self._note(entry)
+        return Rejection(self.limit, False, ban)
+
+    # -- what is stored -----------------------------------------------------------------------------------------------
+
+    def _note(self, entry: Entry) -> None:
+        """Remember that an entry has changed."""
+        if not self._changed and self._book is not None:
+            self._book.changed()
+        self._changed.add(entry.key)
+
+    def snapshot(self, now: float) -> list[LedgerEntry]:
+        """Return the entries that have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        found = (self.table.find(key) for key in changed)
+        return [self._stored(entry, now) for entry in found if entry is not None]
+
+    def entries(self, now: float) -> list[LedgerEntry]:
+        """Return all entries with a ban or with bytes of the current period."""
+        stored = (self._stored(entry, now) for entry in self.table)
+        return [entry for entry in stored if entry.banned_until or entry.used]
+
+    def restore(self, entries: Iterable[LedgerEntry], now: float) -> None:
+        """Take stored entries. A ban lasts as long as the limit now says at most, whatever the clock did."""
+        terms, wall = self.limit.terms, self._wall()
+        for stored in entries:
+            if stored.limit != self.limit.name:
+                continue
+            banned = min(stored.banned_until - wall, terms.ban)
+            is_current = terms.quota is not None and stored.used > 0 and stored.period >= self._calendar.begin(wall)
+            if banned > 0 or is_current:
+                entry = self.table.get(stored.key)
+                if banned > 0:
+                    entry.banned_until = now + banned
+                if is_current:
+                    entry.used, entry.period = stored.used, stored.period
+
+    def clear(self, key: str | None) -> int:
+        """Forget the ban and the quota of a key, ``None`` for all; return how many entries that has changed."""
+        found = list(self.table) if key is None else [entry for entry in [self.table.find(key)] if entry is not None]
+        cleared = [entry for entry in found if entry.banned_until or entry.used]
+        for entry in cleared:
+            entry.banned_until, entry.used, entry.arrival, entry.failures = 0.0, 0, 0.0, None
+            self._note(entry)
+        return len(cleared)
+
+    def _stored(self, entry: Entry, now: float) -> LedgerEntry:
+        wall, quota = self._wall(), self.limit.terms.quota
+        if quota is not None:
+            self.left(entry)  # a period that is over counts no longer
+        banned = wall + entry.banned_until - now if entry.banned_until > now else 0.0
+        period = entry.period if quota is not None else 0.0
+        return LedgerEntry(self.limit.name, entry.key, banned, entry.used, period)

@@ -1,0 +1,122 @@
+"""A bandwidth that several flows share: a token bucket, from which they take in turn.
+
+A flow asks the meter before it reads. The meter grants a number of bytes, or lets the flow wait and calls it back. The
+flow says afterwards how many bytes it has read. Those that wait are served in the order in which they came, each with
+the same share, so all flows that always have bytes get the same, and a flow with few bytes never waits for long.
+
+The bucket holds an eighth of a second. So the bytes of any time of ten seconds or more exceed the limit by at most 1.3
+per cent. Bytes are counted when they are read, by the monotonic clock: jumps of the wall clock change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Protocol
+
+from ..eventloop.loop import Timer, Timers
+
+__all__ = ["Meter", "Waiter"]
+
+_HELD = 0.125  # seconds of the bandwidth that the bucket holds
+_ROUND = 0.25  # seconds after which each of many waiting flows has had its turn
+_TURN = 0.0625  # seconds of the bandwidth that one turn takes at most; half of what the bucket holds
+_LEAST = 32  # bytes of a turn: less is not worth a system call
+_MOST = 1 << 20  # bytes of a turn of a flow that is alone: what the largest pipe holds
+_SHARED = 1 << 16  # bytes of a turn while others wait: what each kind of flow can read at once
+_TURNS = 64  # turns that one call serves at least, if there are tokens for them
+
+
+class Waiter(Protocol):
+    """A flow, as its meter sees it."""
+
+    def granted(self, now: float, /) -> None:
+        """Read now: the next :meth:`Meter.take` grants bytes."""
+
+
+class Meter:
+    """A token bucket with a queue of those that wait for tokens. Belongs to one thread.
+
+    :param rate: bytes a second.
+    :param timers: of the thread's loop.
+    """
+
+    __slots__ = ("rate", "_tokens", "_filled", "_waiting", "_granted", "_timer")
+
+    def __init__(self, rate: float, timers: Timers) -> None:
+        self.rate = rate
+        self._tokens = rate * _HELD
+        self._filled = -math.inf  # when the tokens were counted last, monotonic seconds
+        self._waiting: OrderedDict[Waiter, None] = OrderedDict()  # the oldest first
+        self._granted: dict[Waiter, int] = {}  # bytes that a flow may read, and has not read yet
+        self._timer = Timer(timers, self._serve)
+
+    def take(self, waiter: Waiter, now: float) -> int:
+        """Return how many bytes a flow may read now. At 0 it must wait: the meter calls its ``granted`` later."""
+        granted = self._granted.get(waiter)
+        if granted is not None:
+            return granted
+        if waiter in self._waiting:
+            return 0
+        self._fill(now)
+        turn = self._turn()
+        if self._tokens >= turn and not self._waiting:
+            return self._grant(waiter, turn)
+        self._waiting[waiter] = None
+        if len(self._waiting) == 1:
+            self._start(now)
+        return 0
+
+    def spend(self, waiter: Waiter, size: int) -> None:
+        """Count the bytes that a flow has read; it gives back what it has left of its grant.
+
+        :param size: may be more than was granted: those that come later wait the longer.
+        """
+        self._tokens += self._granted.pop(waiter, 0) - size
+
+    def leave(self, waiter: Waiter) -> None:
+        """Forget a flow that has ended. Idempotent."""
+        self._tokens += self._granted.pop(waiter, 0)
+        if waiter in self._waiting:
+            del self._waiting[waiter]
+            if not self._waiting:
+                self._timer.stop()
+
+    def change(self, rate: float) -> None:
+        """Use another rate from the next turn on."""
+        self.rate = rate
+
+    def _turn(self) -> int:
+        """Return the bytes of one turn: fewer if many flows wait, so that each has its turn soon."""
+        count = len(self._waiting)
+        share = self.rate * min(_TURN, _ROUND / (count + 1))
+        return int(min(max(share, _LEAST), _SHARED if count > 1 else _MOST))
+
+    def _fill(self, now: float) -> None:
+        if now > self._filled:
+            if self._filled > -math.inf:
+                self._tokens = min(self._tokens + (now - self._filled) * self.rate, self.rate * _HELD)
+            self._filled = now
+
+    def _grant(self, waiter: Waiter, size: int) -> int:
+        self._tokens -= size
+        self._granted[waiter] = size
+        return size
+
+    def _start(self, now: float) -> None:
+        """Wake up when the tokens for the first turn are there."""
+        missing = self._turn() - self._tokens
+        self._timer.start(now + max(missing / self.rate, 0.0), now)
+
+    def _serve(self, now: float) -> None:
+        """Give those that wait their turns, as far as the tokens go, but not for so long that other handlers wait."""
+        self._fill(now)
+        waiting, turn = self._waiting, self._turn()
+        for _ in range(max(len(waiting), _TURNS)):
+            if self._tokens < turn or not waiting:
+                break
+            waiter, _ = waiting.popitem(last=False)
+            self._grant(waiter, turn)
+            waiter.granted(now)
+        if waiting:
+            self._start(now)

@@ -1,0 +1,77 @@
+"""The policy of a tunnel: one value, which its options make and a reload replaces."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from ..streams.identity import Identity
+from .limit import Limit, must_stay_whole
+from .senders import Senders
+
+__all__ = ["PROXY_VERSIONS", "AccessRules", "Admit", "Decision", "Entries", "Policy"]
+
+PROXY_VERSIONS = ("v1", "v2")
+"""The values of the option ``send_proxy``."""
+
+
+class Decision(NamedTuple):
+    """The decision of access rules about a client."""
+
+    is_allowed: bool
+    rule: str = ""
+    """``allow`` or ``deny`` and the rule that has decided; ``allow`` alone if none matches; empty without a list."""
+
+
+class AccessRules(Protocol):
+    """Rules that allow or deny clients."""
+
+    def decide(self, identity: Identity | None, /) -> Decision:
+        """Decide about a client; ``None`` for one of whom nothing is known. Must not block."""
+
+    def is_current(self) -> bool:
+        """Return whether the files of the rules are as they were read; must be quick."""
+
+    def refresh(self) -> None:
+        """Read the files that have changed; may block."""
+
+
+Admit = Callable[[Identity | None], bool]
+"""The question of a program about a client; ``None`` for one of whom nothing is known."""
+
+Entries = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
+"""The entries of an access list: rules, and paths of files."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Plain data: what a tunnel demands of its clients.
+
+    :param rules: who may connect; ``None`` for everyone.
+    :param admit: asked about each client that the rules allow, on another thread.
+    :param limits: how often, how many, how fast and how much.
+    :param source: the address of this machine that connections to the target come from, or ``peer`` for one of the
+        loopback that stands for the client; ``None`` for what the system chooses.
+    :param accept_proxy: the balancers that may connect, each with a header of the PROXY protocol; ``None`` for clients
+        without a header.
+    :param send_proxy: the version of the header that is sent to the target, ``v1`` or ``v2``; ``None`` for none.
+    """
+
+    rules: AccessRules | None = None
+    admit: Admit | None = None
+    limits: tuple[Limit, ...] = ()
+    source: str | None = None
+    accept_proxy: Senders | None = None
+    send_proxy: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if it demands nothing of a client whose identity is known."""
+        return self.rules is None and self.admit is None and not self.limits
+
+    @property
+    def must_stay_whole(self) -> bool:
+        """True if all clients of the tunnel must be counted in one process."""
+        return must_stay_whole(self.limits)

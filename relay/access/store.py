@@ -1,0 +1,280 @@
+"""The file that keeps bans and quotas over a restart: one SQLite database, written on a thread of its own.
+
+The relay threads only hand entries over. Those of one key replace each other until the thread writes all of them in one
+transaction, a second or two later; so a relay that is killed loses that much. The file is a help, never a condition:
+if it cannot be used, one WARNING says why, and relay goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..addresses.printable import printable
+from .ledger import LedgerEntry
+
+if TYPE_CHECKING:  # most tunnels have nothing to keep, and start faster without it
+    import sqlite3
+
+__all__ = ["Store", "StoreError", "open_store"]
+
+logger = logging.getLogger("relay")
+
+_APPLICATION = 0x52656C79  # of the header of the file, for file(1): the letters "Rely"
+_VERSION = 1  # of the table
+_PAUSE = 2.0  # seconds in which changes are collected
+_RETRY = 30.0  # seconds after a failure
+_PATIENCE = 5.0  # seconds that the end waits for the last write
+_MOST = 200_000  # rows, and entries that wait: those changed longest ago are forgotten
+_LONGEST_PERIOD = 32 * 86400.0  # seconds; no quota has a longer period than a month
+_PRUNE = 10_000  # rows written until those that are over are removed
+
+_Key = tuple[str, str, str]  # tunnel, limit, key
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS entry (
+    tunnel TEXT NOT NULL,
+    name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    banned_until REAL NOT NULL,
+    used INTEGER NOT NULL,
+    period REAL NOT NULL,
+    changed REAL NOT NULL,
+    PRIMARY KEY (tunnel, name, key)
+) WITHOUT ROWID
+"""
+
+
+class StoreError(Exception):
+    """A file that cannot be used as a store; the text says why and what to do."""
+
+
+class Store:
+    """The bans and quotas of all tunnels of a process. Every method may be called from any thread.
+
+    :param path: of the file; it is created with mode 0600.
+    :param wall: returns the time, in seconds since the epoch.
+    :param pause: seconds in which changes are collected before they are written.
+    :raises StoreError: if the file cannot be used: it is not one of relay, it is damaged, another relay uses it, or the
+        system does not allow it.
+    """
+
+    def __init__(self, path: str, *, wall: Callable[[], float] = time.time, pause: float = _PAUSE) -> None:
+        self._path = path
+        self._wall = wall
+        self._pause = pause
+        self._changed = threading.Condition()
+        self._waiting: dict[_Key, LedgerEntry] = {}  # those changed longest ago first
+        self._is_closing = False
+        self._has_failed = False
+        self._written = 0  # rows since the last removal of those that are over
+        self._database = _open(path)
+        try:
+            self._prune()
+            self._stored = self._read()
+        except Exception as error:
+            self._database.close()
+            raise StoreError(_explained(error)) from error
+        self._thread = threading.Thread(target=self._run, name="relay-state", daemon=True)
+        self._thread.start()
+
+    def entries(self, tunnel: str) -> Sequence[LedgerEntry]:
+        """Return the entries of a tunnel: those of the file when it was opened, and those that came later.
+
+        :param tunnel: its name.
+        """
+        with self._changed:
+            return [entry for entry in self._stored.get(tunnel, {}).values() if entry.banned_until or entry.used]
+
+    def put(self, tunnel: str, entries: Iterable[LedgerEntry]) -> None:
+        """Write entries, later. Never blocks for long. After :meth:`close` they are dropped.
+
+        :param tunnel: the name of their tunnel.
+        :param entries: those that have changed; one without a ban and without bytes is removed from the file.
+        """
+        with self._changed:
+            if self._is_closing:
+                return
+            stored = self._stored.setdefault(tunnel, {})
+            was_idle = not self._waiting
+            for entry in entries:
+                key = tunnel, entry.limit, entry.key
+                self._waiting.pop(key, None)
+                self._waiting[key] = entry
+                stored.pop((entry.limit, entry.key), None)
+                stored[entry.limit, entry.key] = entry
+            _trim(self._waiting)
+            _trim(stored)
+            if was_idle and self._waiting:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Write what waits, and close the file; not for ever, if the disk is slow. Idempotent."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(_PATIENCE)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_entries():
+                self._write()
+            self._write()
+        finally:
+            self._database.close()
+
+    def _wait_for_entries(self) -> bool:
+        """Wait until there is something to write, and a little longer; return false at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            pause = _RETRY if self._has_failed else self._pause
+            self._changed.wait_for(lambda: self._is_closing, pause)
+            return not self._is_closing
+
+    def _write(self) -> None:
+        with self._changed:
+            entries, self._waiting = self._waiting, {}
+        if not entries:
+            return
+        try:
+            self._replace(entries)
+            self._written += len(entries)
+            if self._written >= _PRUNE:
+                self._prune()
+        except Exception as error:  # noqa: BLE001  (whatever it is, relay goes on without the file)
+            self._fail(error, entries)
+        else:
+            if self._has_failed:
+                logger.warning("state file %s: written again", self._path)
+            self._has_failed = False
+
+    def _fail(self, error: Exception, entries: dict[_Key, LedgerEntry]) -> None:
+        if not self._has_failed:
+            text = "state file %s: cannot write: %s; relay goes on, and tries again"
+            logger.warning(text, self._path, printable(str(error), 200))
+        self._has_failed = True
+        with self._changed:
+            self._waiting = {**entries, **self._waiting}  # a later entry of a key counts
+
+    def _replace(self, entries: dict[_Key, LedgerEntry]) -> None:
+        over, kept, now = [], [], self._wall()
+        for (tunnel, name, key), entry in entries.items():
+            if entry.banned_until or entry.used:
+                kept.append((tunnel, name, key, entry.banned_until, entry.used, entry.period, now))
+            else:
+                over.append((tunnel, name, key))
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.executemany("DELETE FROM entry WHERE tunnel = ? AND name = ? AND key = ?", over)
+            self._database.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", kept)
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    def _prune(self) -> None:
+        """Remove the rows that mean nothing any more, and the oldest of too many."""
+        self._written = 0
+        now = self._wall()
+        self._database.execute("DELETE FROM entry WHERE banned_until < ? AND period < ?", (now, now - _LONGEST_PERIOD))
+        self._database.execute(
+            "DELETE FROM entry WHERE (tunnel, name, key) IN "
+            "(SELECT tunnel, name, key FROM entry ORDER BY changed DESC LIMIT -1 OFFSET ?)",
+            (_MOST,),
+        )
+
+    def _read(self) -> dict[str, dict[tuple[str, str], LedgerEntry]]:
+        found: dict[str, dict[tuple[str, str], LedgerEntry]] = {}
+        rows = self._database.execute(
+            "SELECT tunnel, name, key, banned_until, used, period FROM entry ORDER BY changed LIMIT ?", (_MOST,)
+        )
+        for tunnel, name, key, banned_until, used, period in rows:
+            entry = LedgerEntry(str(name), str(key), float(banned_until), int(used), float(period))
+            found.setdefault(str(tunnel), {})[entry.limit, entry.key] = entry
+        return found
+
+
+def open_store(path: str) -> Store | None:
+    """Open a store; ``None`` if that is not possible, which one WARNING explains.
+
+    :param path: of the file; it is created if there is none.
+    """
+    try:
+        return Store(path)
+    except StoreError as error:
+        text = "state file %s: %s; relay goes on without it, and its bans and quotas end with it"
+        logger.warning(text, path, printable(str(error), 300))
+        return None
+
+
+def _trim(entries: dict[Any, LedgerEntry]) -> None:
+    """Forget what has changed longest ago, if there is too much."""
+    while len(entries) > _MOST:
+        del entries[next(iter(entries))]
+
+
+def _open(path: str) -> sqlite3.Connection:
+    """Open the file, create it if there is none, and keep every other program out of it."""
+    import sqlite3
+
+    try:
+        _create(path)
+        # The thread that opens it is not the one that writes. Statements outside a transaction take effect at once.
+        database = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(_explained(error)) from error
+    try:
+        application = database.execute("PRAGMA application_id").fetchone()[0]
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        is_empty = not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not is_empty and application != _APPLICATION:
+            raise StoreError("it is a database of another program; name another file")
+        if not is_empty and version != _VERSION:
+            raise StoreError(f"it is of another version of relay (format {version}); name another file")
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute(_TABLE)
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
+        database.execute(f"PRAGMA user_version = {_VERSION}")
+        database.execute("COMMIT")
+    except StoreError:
+        database.close()
+        raise
+    except Exception as error:
+        database.close()
+        raise StoreError(_explained(error)) from error
+    return database
+
+
+def _create(path: str) -> None:
+    """Create the file for its user alone, if there is none. A named pipe or a device is no file to write to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o600)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise StoreError("it is not a regular file; name another one")
+        if facts.st_mode & 0o077 and facts.st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)  # it has the names of clients
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: Exception) -> str:
+    """Return why a file cannot be used, and what to do."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}; check the path and its permissions"
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+        return "another relay uses it; give each one a file of its own"
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        return "it is damaged, or no database; remove it or name another file"
+    return f"{error}; check the path and its permissions"

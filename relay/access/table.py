@@ -1,0 +1,98 @@
+"""A bounded table of the clients that a limit counts, each by its key; the one used longest ago is forgotten first."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from .limit import Rate
+from .meter import Meter
+
+__all__ = ["MOST_KEYS", "Entry", "KeyTable"]
+
+MOST_KEYS = 100_000
+"""The most keys of a table."""
+
+_TRIES = 8  # keys of connected clients that are passed over, before the table grows by one
+
+
+class Entry:
+    """The clients of one key, as a limit counts them: plain data. Times are monotonic seconds."""
+
+    __slots__ = ("key", "arrival", "connected", "banned_until", "used", "period", "meters", "failures")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.arrival = 0.0  # the theoretical arrival time of the next client; see relay.access.limiter
+        self.connected = 0
+        self.banned_until = 0.0
+        self.used = 0  # bytes in the period
+        self.period = -math.inf  # when that began, seconds since the epoch
+        self.meters: tuple[Meter, Meter] | None = None  # from and to the clients
+        self.failures: list[float] | None = None  # when the last logins have failed
+
+    def fail(self, rate: Rate, now: float) -> bool:
+        """Count a failed login; return whether that makes as many within the time as the rate has."""
+        kept = [time for time in self.failures or () if time > now - rate.seconds]
+        kept.append(now)
+        if len(kept) < rate.most:
+            self.failures = kept
+            return False
+        self.failures = None
+        return True
+
+
+class KeyTable:
+    """The entries of one limit. Belongs to one thread.
+
+    :param most: keys that it holds; those with a connected client are kept beyond that.
+    """
+
+    __slots__ = ("most", "entries")
+
+    def __init__(self, most: int = MOST_KEYS) -> None:
+        self.most = most
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
+        """The one used longest ago first."""
+
+    def get(self, key: str) -> Entry:
+        """Return the entry of a key, which is made if there is none."""
+        entries = self.entries
+        entry = entries.get(key)
+        if entry is not None:
+            entries.move_to_end(key)
+            return entry
+        return self.add(key)
+
+    def add(self, key: str) -> Entry:
+        """Make the entry of a key that has none."""
+        entries = self.entries
+        if len(entries) >= self.most:
+            self._forget_one()
+        entry = entries[key] = Entry(key)
+        return entry
+
+    def find(self, key: str) -> Entry | None:
+        """Return the entry of a key if there is one; this is no use of it."""
+        return self.entries.get(key)
+
+    def forget(self, key: str) -> None:
+        """Forget a key, unless one of its clients is connected. Idempotent."""
+        entry = self.entries.get(key)
+        if entry is not None and not entry.connected:
+            del self.entries[key]
+
+    def _forget_one(self) -> None:
+        entries = self.entries
+        for _ in range(_TRIES):
+            key, entry = entries.popitem(last=False)
+            if not entry.connected:
+                return
+            entries[key] = entry  # a key in use, so it is not old
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self.entries.values()))

@@ -1,0 +1,146 @@
+"""Rules of an access list that can never match a client: ``relay check`` reports them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from .access_list import parse_entries
+from .policy import Entries
+from .regular_file import open_regular
+from .rule_file import read_rules
+from .rule_set import RuleSet
+from .rules import Rule
+
+__all__ = ["Place", "Useless", "find_useless", "possible_kinds"]
+
+_OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
+_KINDS = {
+    "tcp": frozenset({"cidr"}),
+    "tls": frozenset({"cidr"}),
+    "unix": frozenset({"user"}),
+    "systemd": frozenset({"cidr", "user"}),
+    "ssh": frozenset({"ssh", "cidr"}),
+    "i2p": frozenset({"i2p"}),
+}
+_NEEDS = {
+    "cidr": "a listener at TCP, or accept_proxy",
+    "user": "a listener at a Unix socket",
+    **dict.fromkeys(_OF_CERTIFICATES, "a tls:// listener with client_ca="),
+    "i2p": "a listener at i2p:",
+    "login": "a proxy with a login",
+    "ssh": "a listener at ssh://",
+}
+
+
+class Place(NamedTuple):
+    """The place of a rule.
+
+    :param option: ``allow`` or ``deny``.
+    :param number: of the entry, from 0.
+    :param line: the file that the entry names, and the line in it; empty for a rule of the option itself.
+    """
+
+    option: str
+    number: int
+    line: str = ""
+
+    def __str__(self) -> str:
+        return self.line or f"{self.option}[{self.number}]"
+
+
+class Useless(NamedTuple):
+    """A rule that can never match.
+
+    :param place: where it is.
+    :param text: the rule.
+    :param problem: why it cannot match.
+    :param remedy: what to do.
+    """
+
+    place: Place
+    text: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.place.line}: " if self.place.line else ""
+        return f"{where}{self.text} can never match: {self.problem}; {self.remedy}"
+
+
+def possible_kinds(
+    listener: str, *, has_certificates: bool = False, has_login: bool = False, has_header: bool = False
+) -> frozenset[str]:
+    """Return the kinds of rules that can match a client of a listener.
+
+    :param listener: ``tcp``, ``tls``, ``unix``, ``systemd`` (a socket of either kind), ``ssh`` or ``i2p``.
+    :param has_certificates: whether it demands client certificates.
+    :param has_login: whether its clients log in at a proxy.
+    :param has_header: whether clients may come with a PROXY header, which has an address.
+    """
+    kinds = set(_KINDS[listener])
+    if has_certificates:
+        kinds |= _OF_CERTIFICATES
+    if has_login:
+        kinds.add("login")
+    if has_header:
+        kinds.add("cidr")
+    return frozenset(kinds)
+
+
+def find_useless(allow: Entries, deny: Entries, listener: str, kinds: frozenset[str]) -> Iterator[Useless]:
+    """Find the rules that can never match: by their kind, or because another rule decides before.
+
+    :param allow: as for :class:`relay.access.access_list.AccessList`.
+    :param deny: the same.
+    :param listener: as for :func:`possible_kinds`.
+    :param kinds: the kinds of rules that can match.
+    :raises ValueError: if an entry is wrong.
+    :raises OSError: if a file cannot be read.
+    """
+    denied, allowed = list(_placed(deny, "deny")), list(_placed(allow, "allow"))
+    denials = RuleSet(rule for _, rule in denied)
+    places = {rule.text: place for place, rule in reversed(denied)}
+    yield from _useless("deny", denied, kinds, None, {})
+    possible = kinds - {"cidr"} if listener == "ssh" else kinds
+    yield from _useless("allow", allowed, possible, denials, places)
+
+
+def _useless(
+    option: str,
+    placed: Sequence[tuple[Place, Rule]],
+    kinds: frozenset[str],
+    denials: RuleSet | None,
+    denied: dict[str, Place],
+) -> Iterator[Useless]:
+    rules = RuleSet(rule for _, rule in placed)
+    first: dict[str, Place] = {}
+    for place, rule in placed:
+        first.setdefault(rule.text, place)
+    seen = set()
+    for place, rule in placed:
+        if rule.kind not in kinds:
+            reason = f"no client of this listener has what {rule.kind}: compares"
+            if rule.kind == "cidr" and option == "allow" and "ssh" in kinds:
+                reason = "the addresses that an SSH server reports are not verified"
+            yield Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}")
+        elif rule.text in seen:
+            yield Useless(place, rule.text, f"it is there already, {first[rule.text]}", "leave it out")
+        elif denials is not None and (cover := denials.find_covering(rule)) is not None:
+            where = denied.get(cover, cover)
+            yield Useless(place, rule.text, f"deny {cover}, {where}, wins", "remove one of them")
+        elif (cover := rules.find_wider(rule)) is not None:
+            yield Useless(place, rule.text, f"{cover}, {first.get(cover, cover)}, is wider", "leave it out")
+        seen.add(rule.text)
+
+
+def _placed(entries: Entries, option: str) -> Iterator[tuple[Place, Rule]]:
+    """Return each rule with its place, those of files included."""
+    for number, found in enumerate(parse_entries(entries, option)):
+        if isinstance(found, Rule):
+            yield Place(option, number), found
+        else:
+            with open_regular(found) as file:
+                lines = file.readlines()
+            for line, rule in read_rules(found, lines):
+                yield Place(option, number, f"{found}, line {line}"), rule

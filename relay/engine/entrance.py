@@ -1,0 +1,371 @@
+"""The clients that relay has accepted and does not connect yet.
+
+They have not sent their request, or wait for a slot, or get a last reply, or the gate of the tunnel denies them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+import resource
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..access.gate import Denial, Gate
+from ..access.limit import Action
+from ..access.policy import AccessRules, Policy
+from ..addresses.printable import printable
+from ..eventloop.loop import Loop
+from ..eventloop.sockets import format_address
+from ..streams.fairness import ROOM, crowding
+from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
+from ..streams.rate_limited_log import RateLog
+from ..streams.request import RejectedRequest
+from ..streams.stream import Stream
+from ..streams.upgrade_listener import UpgradeListener
+from .admission import Slots
+from .connection import Connection
+from .ledger_keeper import keeper_of
+from .records import ConnectionState
+
+if TYPE_CHECKING:  # few tunnels need them
+    from .header_clients import HeaderClients
+    from .header_sender import HeaderSender
+    from .questions import Questions
+
+__all__ = ["Entrance"]
+
+logger = logging.getLogger("relay")
+
+_UNDECIDED = (ConnectionState.REQUESTING, ConnectionState.REPLYING, ConnectionState.TARPIT)
+_MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, or only get a last reply
+_MOST_DENIALS = 600  # lines about denied clients in a minute
+_MOST_BANS = 60  # lines about clients that are banned because of wrong passwords, in a minute
+_MOST_TARPIT = 1024  # clients in the tarpit; fewer where that were more than an eighth of the descriptors
+
+
+class EntranceOwner(Protocol):
+    """The relay thread, as the owner of the entrance."""
+
+    name: str
+    loop: Loop
+
+    @property
+    def is_closing(self) -> bool:
+        """True from the first close on."""
+
+    @property
+    def is_exposed(self) -> bool:
+        """True if clients of other machines can reach the listener."""
+
+    def call_elsewhere(self, job: Callable[[], object], /) -> None:
+        """Call a function that may block on another thread; it must not raise."""
+
+    @property
+    def listening(self) -> bool:
+        """True while clients are accepted."""
+
+    def admit(
+        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1, /
+    ) -> Connection:
+        """Return the connection of a client that was accepted; ``count`` is 0 if it may be none."""
+
+    def count_accepted(self) -> None:
+        """Count a client that was not counted when it was accepted."""
+
+    def make_stream(self, connection: Connection, now: float, /) -> None:
+        """Make the outgoing stream of a connection, now or later."""
+
+    def update_listening(self) -> None:
+        """Accept if and only if there is room for another client."""
+
+
+class Entrance:
+    """The place of clients until relay connects for them, or rejects them. Belongs to the relay thread.
+
+    :param owner: the relay thread.
+    :param slots: of its connections.
+    :param policy: what clients have to fulfil; ``None`` for nothing.
+    """
+
+    def __init__(self, owner: EntranceOwner, slots: Slots, policy: Policy | None) -> None:
+        self._owner = owner
+        self._slots = slots
+        self._serving_queue = False
+        self._crowded = RateLog(logger, logging.WARNING)
+        self._guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
+        self._denials = RateLog(logger, logging.WARNING, _MOST_DENIALS)
+        self._bans = RateLog(logger, logging.WARNING, _MOST_BANS)
+        self.gate: Gate | None = None
+        self._keeper = keeper_of(owner.name, owner.loop.timers)  # None if bans and quotas end with the process
+        self._headers: HeaderClients | None = None  # None until there are senders of headers
+        self._questions: Questions | None = None  # None until there is one
+        self.set_policy(policy)
+
+    def set_policy(self, policy: Policy | None) -> None:
+        """Decide by another policy about the clients that come from now on."""
+        self.policy = policy = policy or Policy()
+        if self.gate is not None:
+            self.gate.change(policy)
+        elif not policy.is_empty or self._keeper is not None:
+            self.gate = self._new_gate(policy)
+        if self.gate is not None and self.gate.is_idle:
+            self.gate = None
+        senders = policy.accept_proxy
+        self.reads_headers = senders is not None
+        """True if each client begins with a header of the PROXY protocol."""
+        if self._headers is not None:
+            self._headers.senders = senders
+        elif senders is not None:
+            from .header_clients import HeaderClients
+
+            self._headers = HeaderClients(self._owner, self, senders)
+        self.sender: HeaderSender | None = None
+        """Sends such a header to each target; ``None`` for none."""
+        self.introduce: Callable[[Connection, float], bool] | None = None
+        if policy.send_proxy is not None:
+            from .header_sender import HeaderSender
+
+            self.sender = HeaderSender(policy.send_proxy)
+            self.introduce = self.sender.introduce
+
+    def set_rules(self, rules: AccessRules | None, connections: Iterable[Connection], now: float) -> None:
+        """Decide by other rules, also about the clients of these connections."""
+        self.set_policy(dataclasses.replace(self.policy, rules=rules))
+        if rules is None:
+            return
+        for connection in connections:
+            # One may have ended meanwhile: the end of another one has let it dial.
+            if connection.state not in _UNDECIDED and not connection.is_closed:
+                decision = rules.decide(connection.summary.who())
+                if not decision.is_allowed:
+                    self._deny(connection, Denial(decision.rule), now)
+
+    def _new_gate(self, policy: Policy) -> Gate:
+        gate = Gate(policy, self._owner.loop.timers, book=self._keeper)
+        if self._keeper is not None:
+            self._keeper.ledger = gate
+        return gate
+
+    def keep(self, now: float) -> None:
+        """Hand the bans and quotas over that have changed, at the end of the tunnel."""
+        if self._keeper is not None:
+            self._keeper.write(now)
+
+    # -- half-open clients --------------------------------------------------------------------------------------------
+
+    @property
+    def half_open(self) -> dict[Connection, None]:
+        """The half-open connections, oldest first: they have no slot, and ``nconnect`` does not count them."""
+        return self._slots.half_open
+
+    def hand_of(self, listener: Any) -> Callable[[socket.SocketType, Any, float], object] | None:
+        """Return what takes the clients of a listener, if they first send a request or shake hands."""
+        if isinstance(listener, UpgradeListener):
+            return functools.partial(self._upgrade, listener)
+        if isinstance(listener, HandshakeListener):
+            return lambda client, peer, now: self.read_request(client, listener.handshake(), peer, now)
+        return None
+
+    def _upgrade(self, listener: UpgradeListener, client: socket.SocketType, peer: Any, now: float) -> None:
+        """Begin the handshake of a client, after its header of the PROXY protocol if it has to send one."""
+        if self.reads_headers:
+            self.read_request(client, None, peer, now, listener)
+        else:
+            listener.upgrade(client, peer, now)
+
+    def read_request(
+        self,
+        client: socket.SocketType,
+        handshake: ProxyHandshake | None,
+        peer: Any,
+        now: float,
+        listener: UpgradeListener | None = None,
+    ) -> None:
+        """Read what a client sends for relay: a header of the PROXY protocol, a request, or both."""
+        if len(self._slots.half_open) >= _MAX_HALF_OPEN:
+            self.make_room(now)
+        if self.reads_headers and self._headers is not None:
+            self._headers.read(client, handshake, peer, now, listener)
+        elif handshake is not None:
+            self.read_handshake(self._owner.admit(client, None, peer, now), handshake, now)
+
+    def is_introduced(self, stream: Stream, peer: Any, now: float) -> bool:
+        """Return whether a client that has shaken hands may go on; one that needed a header and sent none is denied."""
+        return not self.reads_headers or self._headers is None or self._headers.offered(stream, peer, now)
+
+    def read_handshake(self, connection: Connection, handshake: ProxyHandshake, now: float) -> None:
+        """Read the request of a client whose address is known, unless it is banned."""
+        if self.gate is not None and (ban := self.gate.find_ban(connection.summary.who(), now)) is not None:
+            self._deny(connection, ban, now)
+        else:
+            connection.read_request(handshake, now)
+
+    def end_half_open(self, connection: Connection) -> bool:
+        """Take a connection that has ended, perhaps half-open; return whether it was that of a client."""
+        return self._headers is None or self._headers.end(connection)
+
+    def make_room(self, now: float) -> None:
+        """End some half-open connections: they must not keep out others, and nothing is known of either yet."""
+        half_open = self._slots.half_open
+        if not half_open:
+            return
+        leaving = crowding(half_open, Connection.source, max(1, _MAX_HALF_OPEN // ROOM))
+        text = "%s: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
+        first = format_address(leaving[0].summary.peer) or "a local client"
+        self._crowded.log(now, text, self._owner.name, len(half_open), first)
+        for connection in leaving:
+            connection.give_way(now)
+
+    def on_request(self, connection: Connection, now: float) -> None:
+        """Make a stream for a client that has sent its request, or let it wait for a slot."""
+        del self._slots.half_open[connection]
+        if self.gate is None or self.admits(connection, now):
+            self._enter(connection, now)
+
+    def _enter(self, connection: Connection, now: float) -> None:
+        """Make a stream for a connection that was half-open, or let it wait for a slot."""
+        slots, owner = self._slots, self._owner
+        if 0 <= slots.limit < slots.used():
+            slots.queued[connection] = None
+            connection.wait_for_slot()
+        else:
+            connection.summary.dialed = now
+            owner.make_stream(connection, now)
+        owner.update_listening()
+
+    def on_rejected_request(self, connection: Connection, rejection: RejectedRequest, now: float) -> None:
+        """Log a request that cannot be met, if it is worth a line."""
+        if not rejection.problem:
+            return
+        values = self._owner.name, printable(rejection.problem, 500), format_address(connection.summary.peer)
+        if rejection.guessed:
+            connection.summary.rule = "login"
+            self.log_denied(connection, now)
+            self._guesses.log(now, "%s: %s (client %s)", *values)
+            self._count_guess(connection, now)
+        else:
+            logger.info("%s: %s (client %s)", *values)
+
+    def on_last_reply(self, connection: Connection, now: float) -> None:
+        """Give the slot of a connection that gets no stream to the next one."""
+        self._slots.queued.pop(connection, None)
+        self._slots.half_open[connection] = None
+        self.serve_queue(now)
+
+    def serve_queue(self, now: float) -> None:
+        """Make streams for the connections that wait for a slot, as many as there are slots."""
+        if self._serving_queue:
+            return
+        self._serving_queue = True
+        try:
+            while (connection := self._slots.next_queued()) is not None:
+                connection.summary.dialed = now
+                self._owner.make_stream(connection, now)
+        finally:
+            self._serving_queue = False
+        if not self._owner.listening:
+            self._owner.update_listening()
+
+    # -- the decision about a client ----------------------------------------------------------------------------------
+
+    def admits(self, connection: Connection, now: float) -> bool:
+        """Return whether a client gets a stream now; if not, its connection has ended, or waits for an answer."""
+        rules = self.policy.rules
+        if rules is None or rules.is_current():
+            return self._decide(connection, now)
+        self._wait(connection, now).refresh(rules, connection, now)
+        return False
+
+    def _decide(self, connection: Connection, now: float) -> bool:
+        decision = self.gate.enter(connection.summary.who(), now) if self.gate is not None else None
+        if isinstance(decision, Denial):
+            self._deny(connection, decision, now)
+            return False
+        connection.ticket = decision
+        if self.policy.admit is None:
+            return True
+        self._wait(connection, now).ask(self.policy.admit, connection, now)
+        return False
+
+    def _wait(self, connection: Connection, now: float) -> Questions:
+        """Make a connection half-open; return the object that asks about it."""
+        half_open = self._slots.half_open
+        if len(half_open) >= _MAX_HALF_OPEN:
+            self.make_room(now)
+        half_open[connection] = None
+        if self._questions is None:
+            from .questions import Questions
+
+            self._questions = Questions(self._owner, self._on_rules, self._on_answer)
+        return self._questions
+
+    def _on_rules(self, connection: Connection, now: float) -> None:
+        del self._slots.half_open[connection]
+        if self._decide(connection, now):
+            self._enter(connection, now)
+
+    def _on_answer(self, connection: Connection, is_admitted: bool, now: float) -> None:
+        del self._slots.half_open[connection]
+        if is_admitted:
+            self._enter(connection, now)
+        else:
+            self._deny(connection, Denial("admit"), now)
+
+    def _deny(self, connection: Connection, denial: Denial, now: float) -> None:
+        connection.summary.rule = denial.rule
+        self.log_denied(connection, now)
+        if connection.flows is not None:
+            return connection.close("denied", now)
+        if denial.action is not Action.TARPIT or self._owner.is_closing:  # which waits for each client
+            return connection.fail("denied", now, clean=denial.action is Action.CLOSE)
+        tarpit = self._slots.tarpit
+        if len(tarpit) >= _most_tarpit():
+            next(iter(tarpit)).give_way(now)
+        tarpit[connection] = None
+        return connection.keep_in_tarpit(denial.seconds, now)
+
+    def empty_tarpit(self, now: float) -> None:
+        """End the denied clients that are kept: the tunnel does not wait for them."""
+        for connection in list(self._slots.tarpit):
+            connection.give_way(now)
+
+    def _count_guess(self, connection: Connection, now: float) -> None:
+        """Count a wrong password, and ban its client if it has sent several."""
+        gate = self.gate
+        if gate is None:
+            if not self._owner.is_exposed:
+                return
+            gate = self.gate = self._new_gate(Policy())
+        limit = gate.login_failed(connection.summary.who(), now, self._owner.is_exposed)
+        if limit is not None:
+            text = "%s: %s sent %d wrong passwords; it is rejected for %g s"
+            rate, client = limit.terms.rate, format_address(connection.summary.peer) or "a local client"
+            self._bans.log(now, text, self._owner.name, client, rate.most if rate else 0, limit.terms.ban)
+            self._end_guesses(gate, connection, now)
+
+    def _end_guesses(self, gate: Gate, guesser: Connection, now: float) -> None:
+        """End what a client that is banned now has opened before: each connection would be one more guess."""
+        for connection in list(self._slots.half_open):
+            if connection is guesser or connection.state is not ConnectionState.REQUESTING:
+                continue
+            if (ban := gate.find_ban(connection.summary.who(), now)) is not None:
+                connection.summary.rule = ban.rule
+                self.log_denied(connection, now)
+                connection.close("denied", now)
+
+    def log_denied(self, connection: Connection, now: float) -> None:
+        """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
+        peer, tunnel = format_address(connection.summary.peer) or "-", re.sub(r"[^\w.-]", "_", self._owner.name)
+        self._denials.log(
+            now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(connection.summary.rule or "-", 200)
+        )
+
+
+def _most_tarpit() -> int:
+    """Return how many clients the tarpit of a tunnel keeps: they must not use up the descriptors of the others."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_TARPIT if soft < 0 else max(1, min(_MOST_TARPIT, soft // 8))

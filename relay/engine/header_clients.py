@@ -1,0 +1,194 @@
+"""The clients of a tunnel behind balancers, which begin with a header of the PROXY protocol.
+
+Only the senders of the option ``accept_proxy`` may connect. A header that says ``LOCAL``, and nothing of a client,
+is a health check of the sender: it is answered by an EOF, and is no client in the figures.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from typing import Any, Protocol
+
+from ..access.introduction import identified
+from ..access.proxy_header import ProxyHeader, ProxyHeaderError
+from ..access.senders import Senders
+from ..eventloop.sockets import format_address
+from ..streams.proxy_handshake import ProxyHandshake
+from ..streams.rate_limited_log import RateLog
+from ..streams.stream import Stream
+from ..streams.upgrade_listener import UpgradeListener
+from .connection import Connection
+from .header_input import HeaderInput
+from .records import ConnectionState
+
+__all__ = ["CHECK", "HeaderClients"]
+
+logger = logging.getLogger("relay")
+
+CHECK = "check"
+"""The reason of a health check; no record has it."""
+
+_RULE = "accept-proxy"
+
+
+class _Introduced(tuple[Any, ...]):
+    """The address of a client whose header was read before its handshake."""
+
+    __slots__ = ()
+
+
+class HeaderClientsOwner(Protocol):
+    """The relay thread, as their owner."""
+
+    name: str
+
+    def admit(
+        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int, /
+    ) -> Connection:
+        """Return the connection of a client that was accepted; ``count`` is what the figures count it as."""
+
+    def count_accepted(self) -> None:
+        """Count a client that was not counted when it was accepted."""
+
+
+class HeaderClientsEntrance(Protocol):
+    """The entrance, which they come from, and which they return to when their header has been read."""
+
+    @property
+    def half_open(self) -> dict[Connection, None]:
+        """The half-open connections."""
+
+    def read_handshake(self, connection: Connection, handshake: ProxyHandshake, now: float, /) -> None:
+        """Read the request of a client."""
+
+    def on_request(self, connection: Connection, now: float, /) -> None:
+        """Take a client that is ready for its stream."""
+
+    def log_denied(self, connection: Connection, now: float, /) -> None:
+        """Log a client that a rule has denied."""
+
+
+class HeaderClients:
+    """The clients whose header is read. Belongs to the relay thread.
+
+    :param owner: the relay thread.
+    :param entrance: of its clients.
+    :param senders: the balancers that may connect.
+    """
+
+    def __init__(self, owner: HeaderClientsOwner, entrance: HeaderClientsEntrance, senders: Senders) -> None:
+        self.senders: Senders | None = senders
+        self._owner = owner
+        self._entrance = entrance
+        self._uncounted: set[Connection] = set()  # it is not known yet whether they are clients
+        self._rejections = RateLog(logger, logging.WARNING)
+
+    def read(
+        self,
+        client: socket.SocketType,
+        handshake: ProxyHandshake | None,
+        peer: Any,
+        now: float,
+        listener: UpgradeListener | None = None,
+    ) -> None:
+        """Read the header of a client, and then its request, or begin its handshake.
+
+        :param client: the accepted socket.
+        :param handshake: reads the request; ``None`` if clients of the listener make none.
+        :param peer: its address, as ``accept()`` returned it.
+        :param now: monotonic seconds.
+        :param listener: shakes hands with the client after the header; ``None`` for no handshake.
+        """
+        if self.senders is None or not self.senders.include(client, peer):
+            connection = self._owner.admit(client, None, peer, now, 1)
+            return self._deny(connection, "it is no sender of headers of the PROXY protocol; see accept_proxy", now)
+        connection = self._owner.admit(client, None, peer, now, 0)
+        self._uncounted.add(connection)
+        connection.state = ConnectionState.REQUESTING
+        connection.deadline.start_request(now)
+        self._entrance.half_open[connection] = None
+        done = functools.partial(self._on_header, connection, handshake, listener)
+        connection.pending = reader = HeaderInput(client, connection.owner.loop, done)
+        reader.begin(now)
+
+    def _on_header(
+        self,
+        connection: Connection,
+        handshake: ProxyHandshake | None,
+        listener: UpgradeListener | None,
+        header: ProxyHeader | ProxyHeaderError | OSError,
+        now: float,
+    ) -> None:
+        connection.pending = None
+        connection.state = ConnectionState.CONNECTING
+        if isinstance(header, OSError):
+            connection.close("client_reset", now)
+        elif isinstance(header, ProxyHeaderError):
+            self._deny(connection, f"no valid header of the PROXY protocol: {header}", now)
+        elif header.is_check:
+            connection.fail(CHECK, now, clean=True)
+        elif listener is not None:
+            self._upgrade(connection, listener, _peer(header) or connection.summary.peer, now)
+        else:
+            self._count(connection)
+            summary = connection.summary
+            summary.identity = identified(header, summary.who())
+            summary.peer = _peer(header) or summary.peer
+            if header.destination is not None:
+                summary.local = header.destination
+            if handshake is not None:
+                self._entrance.read_handshake(connection, handshake, now)
+            else:
+                self._entrance.on_request(connection, now)
+
+    def _upgrade(self, connection: Connection, listener: UpgradeListener, peer: Any, now: float) -> None:
+        """Hand a client over for its handshake; it comes back as another connection, and this one leaves no trace."""
+        connection.state = ConnectionState.CLOSED
+        connection.summary.reason, connection.summary.finished = CHECK, now
+        connection.deadline.release()
+        connection.owner.loop.forget(connection.client.fileno())
+        listener.upgrade(connection.client, _Introduced(peer), now)
+        connection.owner.connection_over(connection)
+
+    def offered(self, stream: Stream, peer: Any, now: float) -> bool:
+        """Take a client that has shaken hands; return whether its header was read before. One without is denied.
+
+        The listener may have accepted it before the tunnel did, or before a reload has set senders.
+        """
+        if isinstance(peer, _Introduced):
+            return True
+        connection = self._owner.admit(stream.socket, stream, peer, now, 1)
+        self._deny(connection, "it came before headers of the PROXY protocol were read; it may connect again", now)
+        return False
+
+    def end(self, connection: Connection) -> bool:
+        """Take a half-open connection that has ended; return whether it was that of a client."""
+        if connection not in self._uncounted:
+            return True
+        if connection.summary.reason == CHECK:
+            self._uncounted.discard(connection)
+            return False
+        self._count(connection)
+        return True
+
+    def _count(self, connection: Connection) -> None:
+        if connection in self._uncounted:
+            self._uncounted.discard(connection)
+            self._owner.count_accepted()
+
+    def _deny(self, connection: Connection, problem: str, now: float) -> None:
+        connection.summary.rule = _RULE
+        self._entrance.log_denied(connection, now)
+        peer = format_address(connection.summary.peer) or "a local program"
+        self._rejections.log(now, "%s: %s: %s", self._owner.name, peer, problem)
+        connection.close("denied", now)
+
+
+def _peer(header: ProxyHeader) -> Any:
+    """Return the address of the client that a header names, as ``accept()`` would; ``None`` if it names none."""
+    if header.source is None:
+        return None
+    host, port = header.source
+    return (host, port, 0, 0) if ":" in host else (host, port)

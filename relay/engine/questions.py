@@ -1,0 +1,199 @@
+"""Questions about clients that may block: the ``admit`` of a tunnel, and files of rules that have changed.
+
+Other threads answer them. Meanwhile the client is half-open, in the state *admitting* of
+:mod:`relay.engine.connection`. The relay thread takes the answer, or gives up after five seconds.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ..access.policy import AccessRules, Admit
+from ..addresses.printable import printable
+from ..eventloop.loop import Loop, Timer
+from ..eventloop.sockets import format_address
+from ..streams.identity import Identity
+from ..streams.rate_limited_log import RateLog
+from .connection import Connection
+
+__all__ = ["Questions"]
+
+logger = logging.getLogger("relay")
+
+_DEADLINE = 5.0  # seconds for an answer
+_MOST_CALLS = 256  # of ``admit`` at one time; further clients wait
+_LONGEST = 500  # characters of an error in the log
+
+
+class QuestionsOwner(Protocol):
+    """The relay thread, as their owner."""
+
+    name: str
+    loop: Loop
+
+    def call_elsewhere(self, job: Callable[[], object], /) -> None:
+        """Call a function that may block on another thread; it must not raise."""
+
+
+class Question:
+    """The thing that an *admitting* connection waits for. Belongs to the relay thread.
+
+    :param loop: of that thread.
+    :param connection: the connection.
+    :param on_late: called with the connection when the time is over.
+    :param now: monotonic seconds.
+    """
+
+    __slots__ = ("connection", "_on_late", "_timer")
+
+    def __init__(
+        self, loop: Loop, connection: Connection, on_late: Callable[[Connection, float], object], now: float
+    ) -> None:
+        self.connection = connection
+        self._on_late = on_late
+        self._timer = Timer(loop.timers, self._late)
+        self._timer.start(now + _DEADLINE, now)
+
+    @property
+    def is_awaited(self) -> bool:
+        """True while the connection waits for it."""
+        return self.connection.pending is self
+
+    def end(self) -> bool:
+        """Take the answer; return whether it is still awaited."""
+        self._timer.stop()
+        if not self.is_awaited:
+            return False
+        self.connection.pending = None
+        return True
+
+    def abandon(self) -> None:
+        """Give it up."""
+        self._timer.stop()
+
+    def too_late(self) -> None:
+        """Do nothing: the limit of the connection was reached first."""
+
+    def after_fork(self) -> None:
+        """Do nothing: it has no descriptor."""
+
+    def _late(self, now: float) -> None:
+        if self.end():
+            self._on_late(self.connection, now)
+
+
+class Questions:
+    """The questions of one tunnel. Belongs to the relay thread, except the calls.
+
+    :param owner: the relay thread.
+    :param on_rules: called with a connection once its rules are current, or cannot be read in time.
+    :param on_answer: called with a connection, the answer of ``admit``, and monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        owner: QuestionsOwner,
+        on_rules: Callable[[Connection, float], object],
+        on_answer: Callable[[Connection, bool, float], object],
+    ) -> None:
+        self._owner = owner
+        self._on_rules = on_rules
+        self._on_answer = on_answer
+        self._reading: collections.deque[Question] = collections.deque()  # answered by the reading that is under way
+        self._reading_next: collections.deque[Question] = collections.deque()  # those that came after its start
+        self._calls = 0  # of ``admit``, also those that nothing waits for any more
+        self._waiting: collections.deque[tuple[Question, Callable[[], object]]] = collections.deque()
+        self._failures = RateLog(logger, logging.ERROR)
+        self._delays = RateLog(logger, logging.WARNING)
+
+    # -- files of rules -----------------------------------------------------------------------------------------------
+
+    def refresh(self, rules: AccessRules, connection: Connection, now: float) -> None:
+        """Read the files of rules that have changed; after five seconds the previous rules decide."""
+        question = Question(self._owner.loop, connection, self._on_rules, now)
+        connection.wait_for_answer(question)
+        while self._reading_next and not self._reading_next[0].is_awaited:
+            self._reading_next.popleft()  # else they would be kept for as long as the reading hangs
+        self._reading_next.append(question)
+        if not self._reading:
+            self._read(rules)
+
+    def _read(self, rules: AccessRules) -> None:
+        self._reading, self._reading_next = self._reading_next, collections.deque()
+        self._owner.call_elsewhere(functools.partial(self._run_refresh, rules))
+
+    def _run_refresh(self, rules: AccessRules) -> None:
+        try:
+            rules.refresh()
+        except Exception:  # whatever it is, the previous rules stay
+            logger.exception("%s: reading the rules failed", self._owner.name)
+        self._owner.loop.call(functools.partial(self._refreshed, rules))
+
+    def _refreshed(self, rules: AccessRules) -> None:
+        now = time.monotonic()
+        done, self._reading = self._reading, collections.deque()
+        if self._reading_next:
+            self._read(rules)
+        for question in done:
+            if question.end():
+                self._on_rules(question.connection, now)
+
+    # -- admit --------------------------------------------------------------------------------------------------------
+
+    def ask(self, admit: Admit, connection: Connection, now: float) -> None:
+        """Ask the program whether a client may connect; an error, and no answer within five seconds, mean no."""
+        question = Question(self._owner.loop, connection, self._late, now)
+        connection.wait_for_answer(question)
+        call = functools.partial(self._run_call, admit, question, connection.summary.who())
+        while self._waiting and not self._waiting[0][0].is_awaited:
+            self._waiting.popleft()  # else they would be kept for as long as all calls hang
+        self._waiting.append((question, call))
+        self._start_calls()
+
+    def _start_calls(self) -> None:
+        while self._waiting and self._calls < _MOST_CALLS:
+            question, call = self._waiting.popleft()
+            if question.is_awaited:
+                self._calls += 1
+                self._owner.call_elsewhere(call)
+
+    def _run_call(self, admit: Admit, question: Question, identity: Identity | None) -> None:
+        outcome: object
+        try:
+            outcome = admit(identity)
+        except BaseException as error:  # noqa: BLE001  (SystemExit included: it decides about this client only)
+            outcome = error
+        self._owner.loop.call(functools.partial(self._called, question, outcome))
+
+    def _called(self, question: Question, outcome: object) -> None:
+        now = time.monotonic()
+        self._calls -= 1
+        if question.end():
+            if not isinstance(outcome, bool):
+                self._log_failure(question.connection, outcome, now)
+            self._on_answer(question.connection, outcome is True, now)
+        self._start_calls()
+
+    def _late(self, connection: Connection, now: float) -> None:
+        text = "%s: admit has not answered within %g s, so that the client %s is denied; it must be quicker"
+        self._delays.log(now, text, self._owner.name, _DEADLINE, _client(connection))
+        self._on_answer(connection, False, now)
+
+    def _log_failure(self, connection: Connection, outcome: object, now: float) -> None:
+        name, client = self._owner.name, _client(connection)
+        if not isinstance(outcome, BaseException):
+            text = "%s: admit must return True or False, got %s; the client %s is denied"
+            self._failures.log(now, text, name, type(outcome).__name__, client)
+            return
+        problem = printable(f"{type(outcome).__name__}: {outcome}", _LONGEST)
+        self._failures.log(now, "%s: admit failed, so that the client %s is denied: %s", name, client, problem)
+        logger.debug("%s: admit failed", name, exc_info=outcome)
+
+
+def _client(connection: Connection) -> str:
+    return format_address(connection.summary.peer) or "at a Unix socket"

@@ -1,0 +1,282 @@
+"""Several targets for one tunnel: each new stream goes to one of them, and to the next one if that fails."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import functools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import ConnectError, can_retry
+from ..eventloop.background import Home
+from .dialer import Dialer
+from .promise import Abort, CallbackChain, OnResult
+from .source import Source
+from .stream import Stream
+from .target_members import Members, Probe, Selection, TargetState
+
+__all__ = ["Selection", "TargetGroup", "TargetState"]
+
+logger = logging.getLogger("relay")
+
+
+_ATTEMPT = 10.0  # seconds for one target at most, if there are others to try
+_FAIR = 1.0  # seconds that a target must have had before it counts as one that does not answer
+# What this machine lacks says nothing about a target. Ports lack for one target only, so that the next one is tried.
+_LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+_NO_PORT = errno.EADDRNOTAVAIL
+
+
+def probe_by_connect(dialer: Dialer, deadline: float, done: OnResult) -> Abort:
+    """Begin to test a target by a connect."""
+    return dialer.dial(deadline, done, self_contained=True, wait_for_reconnect=False)
+
+
+class TargetGroup(Dialer):
+    """Makes streams to one of several targets.
+
+    A target is taken out at its first failure. It gets streams again once a probe has passed, which is tried after a
+    back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails at once.
+
+    :param dialers: of the targets, in the order of preference.
+    :param selection: the order in which they are tried.
+    :param probe: begins to test a target: called with its dialer, the deadline (monotonic seconds) and a callback for a
+        stream or an error; returns a function that gives it up. Default: a connect.
+    :param name: of the tunnel, for the log.
+    :param names: of the targets, if those of the dialers are not unique.
+    :raises ValueError: if there is no target.
+    """
+
+    def __init__(
+        self,
+        dialers: Sequence[Dialer],
+        selection: Selection = Selection.FIRST,
+        *,
+        probe: Probe = probe_by_connect,
+        name: str = "relay",
+        names: Sequence[str] = (),
+    ) -> None:
+        if not dialers:
+            raise ValueError("target: expected at least one")
+        super().__init__(", ".join(dict.fromkeys(dialer.target for dialer in dialers)))
+        self._names = tuple(names) or tuple(dialer.target for dialer in dialers)
+        self._members = Members(list(zip(self._names, dialers, strict=True)), selection, probe, name)
+        self.alternatives = tuple(dialers)
+
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to make a stream to the target whose turn it is; see :meth:`Dialer.dial`."""
+        self._members.reopen()
+        return _Attempts(self, deadline, done, self_contained, wait_for_reconnect).begin()
+
+    def bound(self, source: Source) -> Dialer:
+        """Return one whose connections come from an address of this machine; see :meth:`Dialer.bound`."""
+        other = copy.copy(self)
+        other.alternatives = tuple(dialer.bound(source) for dialer in self.alternatives)
+        return other
+
+    def always_bound(self, source: Source) -> Dialer:
+        """Return one whose connections come from an address, as those of the probes do; see :meth:`Dialer.bound`."""
+        other = self.bound(source)
+        self._members.probe_by(other.alternatives)
+        return other
+
+    @property
+    def introduces(self) -> bool:  # type: ignore[override]
+        """True if a header goes under a session of some of the targets; see :meth:`Dialer.introducing`."""
+        return any(dialer.introduces for dialer in self.alternatives)
+
+    def introducing(self, header: bytes) -> Dialer:
+        """Return one that sends a header below the sessions; see :meth:`Dialer.introducing`."""
+        other = copy.copy(self)
+        other.alternatives = tuple(dialer.introducing(header) for dialer in self.alternatives)
+        return other
+
+    def on(self, home: Home) -> Dialer:
+        """Return one whose dialers work in the thread of an engine; see :meth:`Dialer.on`."""
+        other = copy.copy(self)
+        other.alternatives = tuple(dialer.on(home) for dialer in self.alternatives)
+        return other
+
+    def states(self) -> list[TargetState]:
+        """Return the states of all targets, in their order. From any thread."""
+        return self._members.states()
+
+    def set_enabled(self, target: str, enabled: bool) -> None:
+        """Give a target no new streams, or give it streams again after a probe has passed. From any thread.
+
+        :param target: its name in :meth:`states`.
+        :raises KeyError: if there is none.
+        """
+        if target not in self._names:
+            raise KeyError(target)
+        self._members.set_enabled(self._names.index(target), enabled)
+
+    @property
+    def state(self) -> str:
+        """The state of the first target whose shared connection is up, else that of the first; see :class:`Dialer`."""
+        states = [dialer.state for dialer in self.alternatives]
+        return "up" if "up" in states else states[0]
+
+    @property
+    def last_error(self) -> str | None:
+        """The reason why no target gets streams; ``None`` if one is up."""
+        states = self.states()
+        return None if any(one.state == "up" for one in states) else self._members.problem()
+
+    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
+        """Call ``watcher(state, error)`` at each change of a shared connection; see :meth:`Dialer.subscribe`."""
+        for dialer in self.alternatives:
+            dialer.subscribe(watcher)
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Open the shared connections, and wait for one of them; see :meth:`Dialer.ready`.
+
+        :raises OSError: the error of the first target, if none can be opened; one that a retry may mend goes first.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        first: OSError | None = None
+        for dialer in self.alternatives:
+            try:
+                return dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except OSError as error:
+                if first is None or (can_retry(error) and not can_retry(first)):
+                    first = error
+        assert first is not None
+        raise first
+
+    def close_when_idle(self) -> None:
+        """Release the shared connections once they have no streams."""
+        for dialer in self.alternatives:
+            dialer.close_when_idle()
+
+    def close(self) -> None:
+        """End the probes, and release the shared connections. Idempotent."""
+        self._members.close()
+        for dialer in self.alternatives:
+            dialer.close()
+
+
+class _Attempts:
+    """The attempts for one stream, one target after the other.
+
+    :param group: of the targets; the other parameters are those of :meth:`Dialer.dial`.
+    """
+
+    def __init__(
+        self, group: TargetGroup, deadline: float | None, done: OnResult, self_contained: bool, wait: bool
+    ) -> None:
+        self._group = group
+        self._deadline = deadline
+        self._steps = CallbackChain(done)
+        self._self_contained = self_contained
+        self._wait = wait
+        self._tried: list[int] = []
+        self._error: OSError | None = None
+        self._current: int | None = None
+        self._lock = threading.Lock()
+
+    def begin(self) -> Abort:
+        """Begin the first attempt; return what gives all up."""
+        self._next()
+        return self._give_up
+
+    def _next(self) -> None:
+        members = self._group._members
+        number = members.chosen(self._tried)
+        if number is None:
+            return self._steps.finish(self._error or self._no_target())
+        self._tried.append(number)
+        with self._lock:
+            self._current = number
+        others = members.left(self._tried)
+        now = time.monotonic()
+        deadline = self._deadline
+        if others:
+            left = math.inf if deadline is None else deadline - now
+            deadline = now + min(left / (others + 1), _ATTEMPT)
+        dialer = self._group.alternatives[number]
+        dial = functools.partial(
+            dialer.dial, deadline, self_contained=self._self_contained, wait_for_reconnect=self._wait and not others
+        )
+        if not self._steps.begin(dial, functools.partial(self._tried_one, number, now)):
+            self._leave(number)
+        return None
+
+    def _no_target(self) -> ConnectError:
+        members = self._group._members
+        return ConnectError(f"{self._group.target}: no target is up ({members.problem()})", reason="unreachable")
+
+    def _tried_one(self, number: int, begun: float, outcome: Stream | OSError) -> None:
+        members, now = self._group._members, time.monotonic()
+        if isinstance(outcome, Stream):
+            with self._lock:
+                current, self._current = self._current, None
+            if current is None:  # given up, and counted, since this call began
+                return outcome.close()
+            members.succeeded(number, now - begun)
+            route = self._group.alternatives[number].route
+            if outcome.path is not None and outcome.path.route is None:
+                outcome.path = outcome.path._replace(route=route)
+            if self._self_contained:
+                members.ended(number)  # nothing tells when it is over
+            else:
+                outcome.on_close = _Ending(members, number, outcome.on_close)
+            return self._steps.finish(outcome)
+        self._error = outcome
+        if outcome.errno in _LOCAL:
+            self._leave(number)
+            return self._steps.finish(outcome)
+        had_time = now - begun >= _FAIR or getattr(outcome, "reason", "") != "connect_timeout"
+        if had_time and outcome.errno != _NO_PORT:
+            members.failed(number, outcome)
+        self._leave(number)
+        if self._deadline is not None and now >= self._deadline:
+            return self._steps.finish(outcome)
+        return self._next()
+
+    def _leave(self, number: int) -> None:
+        """Count the end of an attempt, once."""
+        with self._lock:
+            current, self._current = self._current, None
+        if current == number:
+            self._group._members.ended(number)
+
+    def _give_up(self) -> None:
+        self._steps.give_up()
+        with self._lock:
+            current = self._current
+        if current is not None:
+            self._leave(current)
+
+
+class _Ending:
+    """Counts the end of a stream, and then does what its own transport does.
+
+    :param members: of the group.
+    :param number: of the target.
+    :param on_close: of the stream.
+    """
+
+    __slots__ = ("_members", "_number", "_on_close", "nonblocking")
+
+    def __init__(self, members: Members, number: int, on_close: Callable[[], object] | None) -> None:
+        self._members = members
+        self._number = number
+        self._on_close = on_close
+        self.nonblocking = on_close is None or getattr(on_close, "nonblocking", False)
+
+    def is_withdrawn(self) -> bool:
+        """Return whether the target gets no new clients now, so that a stream without one is of no use."""
+        return not self._members.is_up(self._number)
+
+    def __call__(self) -> None:
+        self._members.ended(self._number)
+        if self._on_close is not None:
+            self._on_close()

@@ -1,0 +1,141 @@
+"""The health of one of several targets: whether new streams may go there.
+
+========== ============ ========== ==================================================
+state      event        next state action
+========== ============ ========== ==================================================
+up         failed       down       wait for the back-off
+up         succeeded    up
+up         disable      disabled
+down       due          probing    begin a probe
+down       failed       down
+down       succeeded    up         forget the back-off
+down       disable      disabled   forget the back-off
+probing    failed       down       wait for a longer back-off; give the probe up
+probing    succeeded    up         give the probe up
+probing    probe passed up         forget the failures
+probing    probe failed down       wait for a longer back-off
+probing    disable      disabled   give the probe up
+disabled   failed       disabled
+disabled   succeeded    disabled
+disabled   enable       probing    begin a probe
+========== ============ ========== ==================================================
+
+*failed* and *succeeded* are connects for clients. One that began before the target was taken out may end later. Events
+that a state does not name change nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+
+__all__ = ["Action", "Event", "Health", "HealthState"]
+
+_BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
+
+
+class HealthState(enum.Enum):
+    """The state of a target: only one that is ``up`` gets new streams."""
+
+    UP = "up"
+    DOWN = "down"
+    PROBING = "probing"
+    DISABLED = "disabled"
+
+
+class Event(enum.Enum):
+    """An event of a target."""
+
+    FAILED = "failed"
+    SUCCEEDED = "succeeded"
+    DUE = "due"
+    PROBE_PASSED = "probe passed"
+    PROBE_FAILED = "probe failed"
+    DISABLE = "disable"
+    ENABLE = "enable"
+
+
+class Action(enum.Flag):
+    """The work of the owner of a target after an event."""
+
+    NOTHING = 0
+    WAIT = enum.auto()
+    """Wait for :attr:`Health.delay`, then report ``due``."""
+    PROBE = enum.auto()
+    """Begin a probe."""
+    FORGET = enum.auto()
+    """Stop to wait, and give the probe up."""
+
+
+_TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
+    (HealthState.UP, Event.FAILED): (HealthState.DOWN, Action.WAIT),
+    (HealthState.UP, Event.SUCCEEDED): (HealthState.UP, Action.NOTHING),
+    (HealthState.UP, Event.DISABLE): (HealthState.DISABLED, Action.NOTHING),
+    (HealthState.DOWN, Event.DUE): (HealthState.PROBING, Action.PROBE),
+    (HealthState.DOWN, Event.FAILED): (HealthState.DOWN, Action.NOTHING),
+    (HealthState.DOWN, Event.SUCCEEDED): (HealthState.UP, Action.FORGET),
+    (HealthState.DOWN, Event.DISABLE): (HealthState.DISABLED, Action.FORGET),
+    (HealthState.PROBING, Event.FAILED): (HealthState.DOWN, Action.FORGET | Action.WAIT),
+    (HealthState.PROBING, Event.SUCCEEDED): (HealthState.UP, Action.FORGET),
+    (HealthState.PROBING, Event.PROBE_PASSED): (HealthState.UP, Action.NOTHING),
+    (HealthState.PROBING, Event.PROBE_FAILED): (HealthState.DOWN, Action.WAIT),
+    (HealthState.PROBING, Event.DISABLE): (HealthState.DISABLED, Action.FORGET),
+    (HealthState.DISABLED, Event.FAILED): (HealthState.DISABLED, Action.NOTHING),
+    (HealthState.DISABLED, Event.SUCCEEDED): (HealthState.DISABLED, Action.NOTHING),
+    (HealthState.DISABLED, Event.ENABLE): (HealthState.PROBING, Action.PROBE),
+}
+
+
+class Health:
+    """The health of one target: plain data. Its owner has a lock.
+
+    :param now: the time, monotonic seconds.
+    """
+
+    __slots__ = ("state", "since", "delay", "problem", "latency", "failures", "_row")
+
+    def __init__(self, now: float) -> None:
+        self.state = HealthState.UP
+        self.since = now
+        """The beginning of the state, monotonic seconds."""
+        self.delay = 0.0
+        """Seconds to wait before the next probe."""
+        self.problem = ""
+        """The error of the last failure, while the target is not up."""
+        self.latency: float | None = None
+        """Seconds that a connect takes, on average; ``None`` if none has succeeded yet."""
+        self.failures = 0
+        """Connects and probes that failed, since the start."""
+        self._row = 0  # failures without a success between them
+
+    def handle(self, event: Event, now: float, *, seconds: float | None = None, problem: str = "") -> Action:
+        """Change the state.
+
+        :param event: what happened.
+        :param now: monotonic seconds.
+        :param seconds: that a successful connect or probe took.
+        :param problem: the error of one that failed.
+        :returns: what the owner has to do.
+        """
+        if event in (Event.FAILED, Event.PROBE_FAILED):
+            self.failures += 1
+            self.problem = problem
+        elif seconds is not None:
+            self.latency = seconds if self.latency is None else self.latency * 0.75 + seconds * 0.25
+        found = _TRANSITIONS.get((self.state, event))
+        if found is None:
+            return Action.NOTHING
+        before, (self.state, action) = self.state, found
+        if self.state is not before:
+            self.since = now
+        if self.state is HealthState.UP:
+            self._row, self.problem = 0, ""
+        if action & Action.WAIT:
+            self.delay = _jittered(min(_BACKOFF[0] * 2**self._row, _BACKOFF[1]))
+            self._row = min(self._row + 1, 16)
+        return action
+
+
+def _jittered(seconds: float) -> float:
+    """Return at least half of the time: the relays of many machines must not probe a target at the same moment."""
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (no secret)

@@ -1,0 +1,315 @@
+"""The targets of a group: their health, the order in which they are tried, and the probes of those that are down."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..addresses.printable import printable
+from ..eventloop.background import IOThread
+from ..eventloop.loop import Timer
+from .dialer import Dialer
+from .promise import Abort, OnResult
+from .stream import Stream
+from .target_health import Action, Event, Health, HealthState
+
+__all__ = ["Members", "Probe", "Selection", "TargetState"]
+
+logger = logging.getLogger("relay")
+
+Probe = Callable[[Dialer, float, OnResult], Abort]
+
+_PROBE_TIMEOUT = 10.0  # seconds for one probe
+_LONGEST = 500  # characters of an error in the log
+
+
+class Selection(enum.Enum):
+    """The order in which the targets are tried that are up."""
+
+    FIRST = "first"
+    """The first one of the list."""
+    SPREAD = "spread"
+    """The one with the fewest streams."""
+    FASTEST = "fastest"
+    """The one whose connects take the least time on average."""
+
+
+class TargetState(NamedTuple):
+    """The state of one target."""
+
+    target: str
+    """Its name."""
+    state: str
+    """``up``, ``down``, ``probing`` or ``disabled``."""
+    since: float
+    """Seconds for which it has been in this state."""
+    active: int
+    """Streams that are open, or about to be."""
+    latency: float | None
+    """Seconds that a connect takes, on average; ``None`` if none has succeeded yet."""
+    failures: int
+    """Connects and probes that failed."""
+    problem: str
+    """The last error, if it is not up."""
+
+
+class _Member:
+    """One target. The group's lock guards it.
+
+    :param name: of the target.
+    :param dialer: makes its streams.
+    :param now: monotonic seconds.
+    """
+
+    def __init__(self, name: str, dialer: Dialer, now: float) -> None:
+        self.name = name
+        self.dialer = dialer
+        self.health = Health(now)
+        self.active = 0
+        self.timer: Timer | None = None  # until the next probe
+        self.give_up: Abort | None = None  # of the probe under way
+        self.probe = 0  # the number of the probe under way, so that the outcome of an earlier one does not count
+
+
+class Members:
+    """The targets of a group and its copies: their health, and the probes of those that are down.
+
+    :param dialers: the names of the targets, and what makes their streams.
+    :param selection: the order in which they are tried.
+    :param probe: begins to test a target: called with its dialer, the deadline and a callback for a stream, which is
+        closed then, or an error.
+    :param name: of the tunnel, for the log.
+    """
+
+    def __init__(self, dialers: Sequence[tuple[str, Dialer]], selection: Selection, probe: Probe, name: str) -> None:
+        now = time.monotonic()
+        self.members = [_Member(target, dialer, now) for target, dialer in dialers]
+        self.selection = selection
+        self._probe = probe
+        self._name = name
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._io_thread: IOThread | None = None  # while a target waits for a probe
+        self._is_closed = False
+
+    def chosen(self, tried: Sequence[int]) -> int | None:
+        """Return the number of the target for the next attempt, and count a stream there; ``None`` if none is up."""
+        with self._lock:
+            found = [
+                number
+                for number, member in enumerate(self.members)
+                if number not in tried and member.health.state is HealthState.UP
+            ]
+            if not found:
+                return None
+            number = min(found, key=self._rank)
+            self.members[number].active += 1
+            return number
+
+    def _rank(self, number: int) -> tuple[float, float]:
+        member = self.members[number]
+        if self.selection is Selection.SPREAD:
+            return member.active, number
+        if self.selection is Selection.FASTEST:
+            return (0.0 if member.health.latency is None else member.health.latency), number
+        return 0.0, number
+
+    def left(self, tried: Sequence[int]) -> int:
+        """Return how many targets are up that were not tried."""
+        with self._lock:
+            up = [number for number, member in enumerate(self.members) if member.health.state is HealthState.UP]
+        return len([number for number in up if number not in tried])
+
+    def is_up(self, number: int) -> bool:
+        """Return whether a target gets streams. From any thread."""
+        return self.members[number].health.state is HealthState.UP
+
+    def probe_by(self, dialers: Sequence[Dialer]) -> None:
+        """Probe by other dialers of the same targets from now on."""
+        for member, dialer in zip(self.members, dialers, strict=True):
+            member.dialer = dialer
+
+    def ended(self, number: int) -> None:
+        """Count the end of a stream, or of an attempt that gave none. From any thread."""
+        with self._lock:
+            self.members[number].active -= 1
+
+    def succeeded(self, number: int, seconds: float) -> None:
+        """Take account of a connect for a client."""
+        self._handle(number, Event.SUCCEEDED, seconds=seconds)
+
+    def failed(self, number: int, error: OSError) -> None:
+        """Take account of a connect for a client that failed."""
+        self._handle(number, Event.FAILED, problem=str(error))
+
+    def set_enabled(self, number: int, enabled: bool) -> None:
+        """Give a target no new streams, or give it streams again after a probe."""
+        self._handle(number, Event.ENABLE if enabled else Event.DISABLE)
+
+    def states(self) -> list[TargetState]:
+        """Return the states of all targets, in their order."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                TargetState(
+                    member.name,
+                    member.health.state.value,
+                    now - member.health.since,
+                    member.active,
+                    member.health.latency,
+                    member.health.failures,
+                    member.health.problem,
+                )
+                for member in self.members
+            ]
+
+    def problem(self) -> str:
+        """Return why no target gets a stream."""
+        with self._lock:
+            found = [
+                f"{one.name} is disabled"
+                if one.health.state is HealthState.DISABLED
+                else f"{one.name}: {one.health.problem.removeprefix(f'{one.dialer.target}: ')}"
+                for one in self.members
+                if one.health.state is not HealthState.UP
+            ]
+        return "; ".join(found)
+
+    def close(self) -> None:
+        """End the probes. Idempotent; a target that is down is probed again only after another failure."""
+        with self._lock:
+            self._is_closed = True
+            aborts = [self._forget(member) for member in self.members]
+            self._let_go()
+        for abort in aborts:
+            if abort is not None:
+                abort()
+
+    def reopen(self) -> None:
+        """Probe again, after :meth:`close` or in a forked child: the group is used again."""
+        if self._process != os.getpid():
+            self.abandon()
+        if not self._is_closed:
+            return
+        with self._lock:
+            self._is_closed = False
+            self._count_as_up()
+
+    def abandon(self) -> None:
+        """In a forked child: the lock may be held for ever, and no probe is under way."""
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._io_thread = None
+        for member in self.members:
+            member.timer = member.give_up = None
+        self._count_as_up()
+
+    def _count_as_up(self) -> None:
+        for member in self.members:
+            if member.health.state in (HealthState.DOWN, HealthState.PROBING):
+                member.health = Health(time.monotonic())
+
+    # -- the events of one target -------------------------------------------------------------------------------------
+
+    def _handle(
+        self, number: int, event: Event, *, seconds: float | None = None, problem: str = "", probe: int | None = None
+    ) -> None:
+        member, now = self.members[number], time.monotonic()
+        with self._lock:
+            if probe is not None and probe != member.probe:
+                return
+            if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
+                member.give_up = None
+            before = member.health.state
+            action = member.health.handle(event, now, seconds=seconds, problem=problem)
+            after = member.health.state
+            abort = self._forget(member) if action & Action.FORGET else None
+            if self._is_closed:
+                action = Action.NOTHING
+            if action & Action.WAIT:
+                self._wait(number, now)
+            if action & Action.PROBE:
+                member.probe += 1
+                probe = member.probe
+            else:
+                self._let_go()
+        if abort is not None:
+            abort()
+        if before is not after:
+            self._log(member, before, problem)
+        if action & Action.PROBE:
+            self._begin_probe(number, probe or 0)
+
+    def _log(self, member: _Member, before: HealthState, problem: str) -> None:
+        state, name, target = member.health.state, self._name, member.name
+        if state is HealthState.DOWN and before is HealthState.UP:
+            text = "%s: target %s is down: %s; it gets no clients until a probe passes"
+            logger.warning(text, name, target, printable(problem, _LONGEST))
+        elif state is HealthState.UP:
+            logger.warning("%s: target %s is up again", name, target)
+        elif state is HealthState.DISABLED:
+            logger.warning("%s: target %s is disabled", name, target)
+
+    def _wait(self, number: int, now: float) -> None:
+        """Wait for the back-off of a target. With the lock."""
+        member = self.members[number]
+        if self._io_thread is None:
+            try:
+                self._io_thread = IOThread.acquire(self)
+            except OSError as error:
+                logger.warning("%s: targets cannot be probed: %s", self._name, error)
+                member.health = Health(now)  # it is tried by the next client
+                return
+        loop = self._io_thread.loop
+        timer = member.timer = Timer(loop.timers, functools.partial(self._due, number))
+        loop.call(functools.partial(timer.start, now + member.health.delay, now))
+
+    def _due(self, number: int, now: float) -> None:
+        self.members[number].timer = None
+        self._handle(number, Event.DUE)
+
+    def _forget(self, member: _Member) -> Abort | None:
+        """Stop the timer and the probe of a target; return what gives the probe up. With the lock."""
+        member.probe += 1
+        timer, member.timer = member.timer, None
+        if timer is not None and self._io_thread is not None:
+            self._io_thread.loop.call(timer.stop)
+        abort, member.give_up = member.give_up, None
+        return abort
+
+    def _let_go(self) -> None:
+        """Release the I/O thread if no target needs it. With the lock."""
+        waiting = (HealthState.DOWN, HealthState.PROBING)
+        if self._io_thread is not None and (
+            self._is_closed or not any(member.health.state in waiting for member in self.members)
+        ):
+            self._io_thread.release(self)
+            self._io_thread = None
+
+    def _begin_probe(self, number: int, probe: int) -> None:
+        begun = time.monotonic()
+        done = functools.partial(self._probed, number, probe, begun)
+        try:
+            abort = self._probe(self.members[number].dialer, begun + _PROBE_TIMEOUT, done)
+        except OSError as error:
+            return done(error)
+        with self._lock:
+            member = self.members[number]
+            if member.probe == probe and member.health.state is HealthState.PROBING:
+                member.give_up = abort
+                return None
+        abort()
+        return None
+
+    def _probed(self, number: int, probe: int, begun: float, outcome: Stream | OSError) -> None:
+        if isinstance(outcome, Stream):
+            outcome.close()
+            self._handle(number, Event.PROBE_PASSED, seconds=time.monotonic() - begun, probe=probe)
+        else:
+            self._handle(number, Event.PROBE_FAILED, problem=str(outcome), probe=probe)

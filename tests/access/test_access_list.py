@@ -1,0 +1,75 @@
+"""``relay.access.access_list``: the decision about a client."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from relay.access.access_list import AccessList
+from relay.streams.identity import Identity
+
+
+def tcp(host):
+    return Identity("tcp", host, host, 4000)
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "decision"),
+    [
+        (None, None, (True, "")),
+        (None, (), (True, "")),
+        ((), None, (False, "allow")),
+        ("10.0.0.0/8", None, (True, "allow cidr:10.0.0.0/8")),
+        (["10.0.0.0/8"], ["10.0.0.0/8"], (False, "deny cidr:10.0.0.0/8")),
+        (None, ["10.1.2.3"], (False, "deny cidr:10.1.2.3/32")),
+        (["192.0.2.0/24", "user:root"], None, (False, "allow")),
+        (None, ["user:root"], (True, "")),
+    ],
+)
+def test_deny_has_precedence_and_what_no_rule_allows_is_denied(allow, deny, decision):
+    access = AccessList(allow, deny)
+    assert access.decide(tcp("10.1.2.3")) == decision
+    assert bool(access) == (allow is not None or bool(deny))
+
+
+def test_a_client_of_which_nothing_is_known_is_denied_by_any_list():
+    assert AccessList(["0.0.0.0/0"]).decide(None) == (False, "unknown")
+    assert AccessList(None, ["0.0.0.0/0"]).decide(None) == (False, "unknown")
+    assert AccessList(None, ()).decide(None) == (True, "")
+
+
+def test_an_address_that_a_server_has_only_reported_is_denied_but_not_allowed():
+    client = Identity("ssh", "server", "10.1.2.3", 4000, server="server", is_verified=False)
+    assert AccessList(["10.0.0.0/8"]).decide(client) == (False, "allow")
+    assert AccessList(["ssh:server"]).decide(client) == (True, "allow ssh:server")
+    assert AccessList(["ssh:server"], ["10.0.0.0/8"]).decide(client) == (False, "deny cidr:10.0.0.0/8")
+
+
+def test_files_and_rules_make_one_list(tmp_path):
+    allowed, denied = tmp_path / "allowed", tmp_path / "denied"
+    allowed.write_text("10.0.0.0/8\n")
+    denied.write_text("10.66.0.0/16\n")
+    access = AccessList(["192.0.2.1", allowed], [f"file:{denied}"])
+    assert access.files == (str(allowed), str(denied))
+    hosts = ["192.0.2.1", "10.1.1.1", "10.66.1.1", "192.0.2.2"]
+    assert [access.decide(tcp(host)).is_allowed for host in hosts] == [True, True, False, False]
+    assert access.is_current()
+    new = tmp_path / "new"
+    new.write_text("192.0.2.2\n")
+    os.replace(new, allowed)
+    assert not access.is_current()
+    assert access.decide(tcp("10.1.1.1")).is_allowed  # what was read last
+    access.refresh()
+    assert [access.decide(tcp(host)).is_allowed for host in hosts] == [True, False, False, True]
+
+
+def test_a_file_of_100_000_networks_is_one_list(tmp_path):
+    chosen = random.Random(15)
+    hosts = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in chosen.sample(range(1 << 24), 100_000)]
+    path = tmp_path / "list"
+    path.write_text("\n".join(f"{host}/32" for host in hosts[:99_000]))
+    access = AccessList(path)
+    assert all(access.decide(tcp(host)).is_allowed for host in hosts[98_000:99_000])
+    assert not any(access.decide(tcp(host)).is_allowed for host in hosts[99_000:])

@@ -1,0 +1,154 @@
+"""The gate: a policy decides about each client."""
+
+from relay.access.gate import Denial, Gate
+from relay.access.limit import Action, check_limits
+from relay.access.policy import Decision, Policy
+from relay.access.ticket import Ticket
+from relay.eventloop.loop import Timers
+from relay.streams.identity import Identity
+
+CLIENT = Identity("tcp", "192.0.2.7", "192.0.2.7", 5)
+
+
+class Rules:
+    def __init__(self, *denied):
+        self.denied = denied
+
+    def decide(self, identity):
+        return Decision(False, "deny it") if identity in self.denied else Decision(True)
+
+
+def test_a_client_that_no_rule_denies_may_connect():
+    assert Gate(Policy(rules=Rules()), Timers()).enter(CLIENT, 1.0) is None
+    assert Gate(Policy(), Timers()).enter(CLIENT, 1.0) is None
+
+
+def test_a_denial_has_the_rule():
+    assert Gate(Policy(rules=Rules(CLIENT)), Timers()).enter(CLIENT, 1.0) == Denial("deny it")
+
+
+def test_a_policy_without_rules_is_empty():
+    assert Policy().is_empty
+    assert not Policy(rules=Rules()).is_empty
+
+
+def test_another_policy_holds_from_now_on():
+    gate = Gate(Policy(rules=Rules(CLIENT)), Timers())
+    gate.change(Policy())
+    assert gate.enter(CLIENT, 1.0) is None
+
+
+def who(host, login=None):
+    return Identity("tcp", host, host, 5, login=login)
+
+
+def gate_of(*limits):
+    return Gate(Policy(limits=check_limits(limits)), Timers(), monotonic=lambda: 100.0)
+
+
+def test_the_first_limit_that_is_reached_is_the_reason_and_the_others_count_nothing():
+    gate = gate_of({"name": "all", "per": "tunnel", "rate": "3/10s"}, {"name": "one", "concurrent": 1})
+    first = gate.enter(who("192.0.2.1"), 100.0)
+    assert isinstance(first, Ticket) and not first.is_shaped
+    for _ in range(5):
+        assert gate.enter(who("192.0.2.1"), 100.0) == Denial("limit one", Action.RESET, 60.0)
+    second = gate.enter(who("192.0.2.2"), 100.0)
+    third = gate.enter(who("192.0.2.3"), 100.0)
+    assert isinstance(second, Ticket) and isinstance(third, Ticket)
+    assert gate.enter(who("192.0.2.4"), 100.0) == Denial("limit all", Action.RESET, 60.0)
+    first.leave()
+    assert isinstance(gate.enter(who("192.0.2.1"), 200.0), Ticket)
+
+
+def test_a_denial_by_the_access_list_costs_no_limit_anything():
+    gate = Gate(Policy(rules=Rules(CLIENT), limits=check_limits([{"rate": "1/h"}])), Timers())
+    assert gate.enter(CLIENT, 1.0) == Denial("deny it")
+    gate.change(Policy(limits=check_limits([{"rate": "1/h"}])))
+    assert isinstance(gate.enter(CLIENT, 1.0), Ticket)
+
+
+def test_a_tarpit_lasts_until_the_ban_ends_and_a_minute_at_most():
+    gate = gate_of({"name": "x", "rate": "1/10s", "ban": "90s", "action": "tarpit"})
+    assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
+    assert gate.enter(CLIENT, 100.0) == Denial("limit x", Action.TARPIT, 60.0)
+    assert gate.enter(CLIENT, 170.0) == Denial("ban x", Action.TARPIT, 20.0)
+
+
+def test_a_client_of_whom_nothing_is_known_counts_as_one():
+    gate = gate_of({"name": "x", "rate": "1/h"})
+    assert isinstance(gate.enter(None, 100.0), Ticket)
+    assert gate.enter(None, 100.0) == Denial("limit x", Action.RESET, 60.0)
+
+
+def test_a_reload_keeps_what_a_limit_has_counted_as_long_as_its_name_and_its_clients_stay():
+    gate = gate_of({"name": "x", "per": "ip/24", "rate": "1/10s", "ban": "1h"}, {"name": "y", "concurrent": 1})
+    ticket = gate.enter(CLIENT, 100.0)
+    assert gate.enter(CLIENT, 100.0).rule == "limit x"
+    gate.change(Policy(limits=check_limits([{"name": "x", "per": "ip/24", "rate": "50/s", "ban": "1h"}])))
+    assert gate.enter(CLIENT, 200.0).rule == "ban x"
+    gate.change(Policy(limits=check_limits([{"name": "x", "per": "ip/25", "rate": "50/s", "ban": "1h"}])))
+    assert isinstance(gate.enter(CLIENT, 200.0), Ticket)
+    ticket.leave()
+
+
+def test_a_reload_changes_the_bandwidth_of_open_connections():
+    gate = gate_of({"name": "x", "bandwidth": "1MB/s"})
+    up, down = gate.enter(CLIENT, 100.0).meters()
+    gate.change(Policy(limits=check_limits([{"name": "x", "bandwidth": "3MB/s"}])))
+    assert [meter.rate for meter in (*up, *down)] == [3e6, 3e6]
+
+
+def test_what_a_ticket_has():
+    gate = gate_of(
+        {"name": "a", "bandwidth": "1MB/s"},
+        {"name": "b", "per": "connection", "bandwidth": "3MB/s"},
+        {"name": "c", "per": "connection", "bandwidth": "2MB/s"},
+        {"name": "d", "quota": "100B/day", "ban": "1m"},
+    )
+    ticket, other = gate.enter(CLIENT, 100.0), gate.enter(who("192.0.2.8"), 100.0)
+    assert ticket.is_shaped and ticket.pace == 2e6
+    assert [len(meters) for meters in ticket.meters()] == [1, 1] and ticket.meters() != other.meters()
+    (quota,) = ticket.quotas()
+    quota.spend(60)
+    assert (quota.left(), quota.rule, other.quotas()[0].left()) == (40, "limit d", 100)
+    quota.exhausted(100.0)
+    assert gate.enter(CLIENT, 101.0).rule == "ban d"
+
+
+def guess(gate, times, *, host="192.0.2.7", is_exposed=True):
+    return [gate.login_failed(who(host), now, is_exposed) is not None for now in times]
+
+
+def test_wrong_passwords_at_an_exposed_listener_ban_for_a_minute_by_default():
+    gate = gate_of()
+    assert gate.is_idle
+    assert guess(gate, [100.0, 101.0, 102.0, 103.0, 104.0]) == [False] * 4 + [True]
+    assert not gate.is_idle
+    assert gate.find_ban(CLIENT, 105.0) == Denial("ban login", Action.RESET, 59.0) == gate.enter(CLIENT, 105.0)
+    assert gate.find_ban(who("192.0.2.9"), 105.0) is None and gate.enter(who("192.0.2.9"), 105.0) is None
+    assert gate.find_ban(CLIENT, 164.1) is None and gate.enter(CLIENT, 164.1) is None
+
+
+def test_nothing_is_counted_at_a_listener_on_the_loopback_unless_a_limit_demands_it():
+    gate = gate_of()
+    assert guess(gate, [100.0] * 9, is_exposed=False) == [False] * 9 and gate.is_idle
+    gate = gate_of({"name": "login", "rate": "2/1h", "ban": "1d", "action": "close"})
+    assert guess(gate, [100.0, 2000.0], is_exposed=False) == [False, True]
+    assert gate.find_ban(CLIENT, 80000.0) == Denial("ban login", Action.CLOSE, 60.0)
+    gate.change(Policy())
+    assert gate.find_ban(CLIENT, 80000.0) is not None, "the ban outlives the limit that was in the file"
+
+
+def test_the_ledger_restores_bans_of_guessing_too_and_clears_by_limit():
+    gate = gate_of({"name": "x", "rate": "1/h", "ban": "1h"})
+    gate.enter(CLIENT, 100.0)
+    gate.enter(CLIENT, 100.0)
+    guess(gate, [100.0] * 5)
+    stored = gate.snapshot()
+    assert sorted(entry.limit for entry in stored) == ["login", "x"] and gate.snapshot() == []
+    other = gate_of({"name": "x", "rate": "1/h", "ban": "1h"})
+    other.restore(stored)
+    assert [entry[:2] for entry in other.entries()] == [("x", "192.0.2.7"), ("login", "192.0.2.7")]
+    assert other.enter(CLIENT, 101.0).rule == "ban login"
+    assert other.clear("login", None) == 1 and other.enter(CLIENT, 101.0).rule == "ban x"
+    assert other.clear(None, "192.0.2.7") == 1 and isinstance(other.enter(CLIENT, 101.0), Ticket)

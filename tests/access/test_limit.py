@@ -1,0 +1,140 @@
+"""Limits as text: each form is understood, and each mistake is one clear line."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from relay.access.limit import Action, Limit, Period, Rate, Scope, check_limits
+
+
+def test_every_part_of_the_text_becomes_a_value() -> None:
+    text = "per=ip/24,rate=20/10s,concurrent=8,bandwidth=2MB/s,quota=10GB/month,ban=10m,action=tarpit,name=web"
+    limit = Limit.parse(text)
+    terms = limit.terms
+    assert (terms.scope, terms.rate, terms.concurrent) == (Scope("ip", 24, 64), Rate(20, 10.0), 8)
+    assert (terms.bandwidth, terms.quota, terms.period) == (2e6, 10 * 10**9, Period.MONTH)
+    assert (terms.ban, terms.action, limit.name) == (600.0, Action.TARPIT, "web")
+    assert str(limit) == text
+    assert Limit.parse(str(limit)) == limit == Limit(**limit.as_table()) == pickle.loads(pickle.dumps(limit))
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "expected"),
+    [
+        ({"rate": "5/m"}, "rate", Rate(5, 60.0)),
+        ({"rate": "1/0.5s"}, "rate", Rate(1, 0.5)),
+        ({"rate": "7/2h"}, "rate", Rate(7, 7200.0)),
+        ({"rate": "7/s", "per": "ip"}, "scope", Scope("ip", 32, 64)),
+        ({"rate": "7/s", "per": "ip/16/48"}, "scope", Scope("ip", 16, 48)),
+        ({"rate": "7/s", "per": "identity"}, "scope", Scope("identity")),
+        ({"rate": "7/s", "per": "tunnel"}, "scope", Scope("tunnel")),
+        ({"bandwidth": "1.5MB/s", "per": "connection"}, "scope", Scope("connection")),
+        ({"bandwidth": "16Mbit/s"}, "bandwidth", 2e6),
+        ({"bandwidth": "2 MiB/s"}, "bandwidth", float(2**21)),
+        ({"bandwidth": "64KB/s"}, "bandwidth", 64000.0),
+        ({"bandwidth": 5000}, "bandwidth", 5000.0),
+        ({"quota": "1GiB/day"}, "quota", 2**30),
+        ({"quota": "1GB/week"}, "period", Period.WEEK),
+        ({"quota": "500B/hour"}, "quota", 500),
+        ({"rate": "7/s", "ban": 90}, "ban", 90.0),
+        ({"rate": "7/s", "ban": "1d"}, "ban", 86400.0),
+        ({"rate": "7/s", "action": "close"}, "action", Action.CLOSE),
+    ],
+)
+def test_values(keys: dict[str, Any], name: str, expected: object) -> None:
+    assert getattr(Limit(**keys).terms, name) == expected
+
+
+BAD = [
+    ({}, "there is nothing to limit; give it rate, concurrent, bandwidth or quota"),
+    ({"rate": "20"}, "rate: expected a number and a time, got '20'"),
+    ({"rate": "0/10s"}, "rate: expected a number and a time, got '0/10s'"),
+    ({"rate": "20/10"}, "rate: expected a number and a time, got '20/10'"),
+    ({"rate": "20/0s"}, "rate: expected a number and a time"),
+    ({"rate": "20/.s"}, "rate: expected a number and a time"),
+    ({"rate": "-1/s"}, "rate: expected a number and a time"),
+    ({"rate": "20/9999999w"}, "rate: expected a number and a time"),
+    ({"rate": "1/s\x1b[2J"}, r"got '1/s\\x1b[2J'"),
+    ({"concurrent": 0}, "concurrent: must be from 1 to 1000000, got 0"),
+    ({"bandwidth": "2MB"}, "bandwidth: expected 1kB/s or more, got '2MB'; use for example 2MB/s or 16Mbit/s"),
+    ({"bandwidth": "1B/s"}, "bandwidth: expected 1kB/s or more"),
+    ({"bandwidth": float("nan")}, "bandwidth: expected 1kB/s or more"),
+    ({"bandwidth": float("inf")}, "bandwidth: expected 1kB/s or more"),
+    ({"bandwidth": "2mB/s"}, "bandwidth: expected 1kB/s or more"),
+    ({"quota": "10GB"}, "quota: expected a size and a period, got '10GB'"),
+    ({"quota": "10GB/year"}, "quota: expected a size and a period"),
+    ({"quota": "0B/day"}, "quota: expected a size and a period"),
+    ({"quota": "8Mbit/day"}, "quota: expected a size and a period"),
+    ({"rate": "1/s", "ban": "10"}, "ban: expected a time up to 366d, got '10'; use for example 10m"),
+    ({"rate": "1/s", "ban": 0}, "ban: expected a time up to 366d, got '0'"),
+    ({"rate": "1/s", "ban": float("nan")}, "ban: expected a time up to 366d"),
+    ({"concurrent": 3, "ban": "10m"}, "ban: follows a rate or a quota; give one of them"),
+    ({"rate": "1/s", "per": "host"}, "per: expected the clients that count together, got 'host'; use ip, ip/24"),
+    ({"rate": "1/s", "per": "ip/33"}, "per: a network has 1 to 32 bits (IPv6: 1 to 128), got 'ip/33'"),
+    ({"rate": "1/s", "per": "ip/24/129"}, "per: a network has 1 to 32 bits"),
+    ({"rate": "1/s", "per": "connection"}, "per=connection limits only bandwidth; use another per for the rest"),
+    ({"rate": "1/s", "action": "drop"}, "action: expected reset, close or tarpit, got 'drop'; use one of them"),
+    ({"rate": "1/s", "name": "two words"}, "name: expected one word, got 'two words'"),
+    ({"rate": "1/s", "name": "x" * 65}, "name: expected one word"),
+    ({"rate": "1/s", "name": "login"}, "login: counts wrong passwords; give it rate and ban, and no other limit"),
+]
+
+
+@pytest.mark.parametrize(("keys", "problem"), BAD)
+def test_a_bad_value_is_one_clear_line(keys: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match="^limit: ") as caught:
+        Limit(**keys)
+    text = str(caught.value)
+    assert problem.replace("\\\\", "\\") in text and "\n" not in text
+
+
+@pytest.mark.parametrize("key", ["per", "rate", "quota", "ban", "bandwidth", "concurrent", "name"])
+def test_a_value_of_another_type(key: str) -> None:
+    with pytest.raises(TypeError, match=f"^limit: {key}: expected .*, got list$"):
+        check_limits([{"rate": "1/s", key: []}])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "unknown part ''; use KEY=VALUE with one of per, rate, "),
+        ("rate", "unknown part 'rate'"),
+        ("speed=1/s", "unknown part 'speed=1/s'"),
+        ("terms=1", "unknown part 'terms=1'"),
+        ("rate=1/s,rate=2/s", "rate is there twice; use --limit once for each limit"),
+        ("concurrent=many", "concurrent: expected a whole number, got 'many'; use for example 8"),
+    ],
+)
+def test_bad_text_of_the_command_line(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match="^limit: ") as caught:
+        Limit.parse(text)
+    assert problem in str(caught.value)
+
+
+def test_the_list_of_a_tunnel() -> None:
+    first = Limit(rate="1/s")
+    limits = check_limits([first, {"per": "tunnel", "concurrent": 3}, "per=identity,quota=1GB/day"])
+    assert limits[0] is first
+    assert [limit.name for limit in limits] == ["ip:1/s", "tunnel:3", "identity:1GB/day"]
+    assert check_limits(None) == check_limits([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "problem"),
+    [
+        ("rate=1/s", TypeError, "expected a list of limits, got str"),
+        ({"rate": "1/s"}, TypeError, "expected a list of limits, got dict"),
+        (3, TypeError, "expected a list of limits, got int"),
+        ([3], TypeError, "expected a table or a relay.Limit, got int"),
+        ([{"speed": 1}], ValueError, "unknown key 'speed'; use one of per, rate"),
+        (["rate=1/s", "rate=1/s"], ValueError, "the name 'ip:1/s' is there twice; give each limit a name of its own"),
+        ([{"concurrent": n} for n in range(1, 66)], ValueError, "at most 64 are allowed, got 65"),
+    ],
+)
+def test_a_bad_list(limits: object, error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match="^limit: ") as caught:
+        check_limits(limits)
+    assert problem in str(caught.value)

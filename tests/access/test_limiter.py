@@ -1,0 +1,185 @@
+"""One limit at work, on clocks of its own: keys, rates, bans, quotas, and what a store keeps of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from relay.access.ledger import LedgerEntry
+from relay.access.limit import Scope, check_limits
+from relay.access.limiter import Limiter, Rejection, key_of
+from relay.eventloop.loop import Timers
+
+MAY = 1_777_593_600.0  # 2026-05-01, 00:00 UTC
+DAY = 86400.0
+
+
+class Client(NamedTuple):
+    host: str | None
+    name: str = "tcp:somebody"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class World:
+    def __init__(self, **keys: object) -> None:
+        self.wall = MAY + DAY
+        self.limiter = Limiter(check_limits([{"name": "x", **keys}])[0], Timers(), wall=lambda: self.wall)
+
+    def connect(self, host: str, now: float) -> str:
+        """Let a client in and keep it; or return the rule that rejects it."""
+        found = self.limiter.admit(Client(host), now)
+        return found.rule if isinstance(found, Rejection) else ""
+
+    def end(self, host: str) -> None:
+        self.limiter.table.get(host).connected -= 1
+
+    def use(self, host: str, size: int) -> None:
+        self.limiter.spend(self.limiter.table.get(host), size)
+
+
+@pytest.mark.parametrize(
+    ("scope", "host", "key"),
+    [
+        (Scope("ip"), "192.0.2.77", "192.0.2.77"),
+        (Scope("ip", 24), "192.0.2.77", "192.0.2.0/24"),
+        (Scope("ip", 25), "192.0.2.177", "192.0.2.128/25"),
+        (Scope("ip", 1), "192.0.2.77", "128.0.0.0/1"),
+        (Scope("ip"), "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        (Scope("ip", 24, 48), "2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+        (Scope("ip", 32, 128), "2001:db8::1", "2001:db8::1/128"),
+        (Scope("ip", 24), "claimed by a server", "claimed by a server"),
+        (Scope("ip"), None, "tcp:somebody"),
+        (Scope("identity"), "192.0.2.77", "tcp:somebody"),
+        (Scope("tunnel"), "192.0.2.77", "*"),
+    ],
+)
+def test_keys(scope: Scope, host: str | None, key: str) -> None:
+    assert key_of(scope, Client(host)) == key
+
+
+@pytest.mark.parametrize("start", [0.0, 1e3, 1e8])
+def test_a_rate_lets_its_number_in_at_once_and_then_one_at_each_part_of_the_time(start: float) -> None:
+    world = World(rate="20/10s")
+    rules = [world.connect("192.0.2.1", start + after) for after in [0.0] * 22 + [0.49, 0.5, 0.5, 1.0] + [11.0] * 21]
+    assert [not rule for rule in rules] == [True] * 20 + [False] * 3 + [True, False, True] + [True] * 20 + [False]
+
+
+def test_a_rate_holds_over_a_long_time() -> None:
+    world = World(rate="20/10s")
+    admitted = sum(not world.connect("192.0.2.1", 1000.0 + number / 10) for number in range(10_000))
+    assert admitted == pytest.approx(2000 + 20, abs=1)
+
+
+def test_a_rate_rejects_and_a_ban_follows_until_its_end() -> None:
+    world = World(rate="2/10s", ban="10m")
+    assert [world.connect("192.0.2.1", 100.0) for _ in range(4)] == ["", "", "limit x", "ban x"]
+    assert world.connect("192.0.2.2", 100.0) == ""
+    assert world.connect("192.0.2.1", 699.9) == "ban x"
+    assert world.connect("192.0.2.1", 700.1) == ""
+
+
+def test_attempts_during_a_ban_do_not_prolong_it_and_clocks_that_jump_do_not_end_it() -> None:
+    world = World(rate="1/10s", ban="1m")
+    assert [world.connect("192.0.2.1", 100.0) for _ in range(2)] == ["", "limit x"]
+    for wall in (MAY - 40 * DAY, MAY + 400 * DAY):
+        world.wall = wall
+        assert world.connect("192.0.2.1", 159.0) == "ban x"
+    assert world.connect("192.0.2.1", 161.0) == ""
+
+
+def test_concurrent_clients_count_until_they_leave() -> None:
+    world = World(concurrent=2)
+    assert [world.connect("192.0.2.1", 0.0) for _ in range(3)] == ["", "", "limit x"]
+    world.end("192.0.2.1")
+    assert [world.connect("192.0.2.1", 0.0) for _ in range(2)] == ["", "limit x"]
+
+
+def test_a_quota_ends_with_its_period_and_a_clock_that_jumps_back_gives_nothing() -> None:
+    world = World(quota="1000B/day")
+    assert world.connect("192.0.2.1", 0.0) == ""
+    world.use("192.0.2.1", 999)
+    assert world.connect("192.0.2.1", 0.0) == ""
+    world.use("192.0.2.1", 1)
+    assert world.connect("192.0.2.1", 0.0) == "limit x"
+    world.wall -= 3 * DAY
+    assert world.connect("192.0.2.1", 0.0) == "limit x"
+    world.wall += DAY
+    assert world.connect("192.0.2.1", 0.0) == "", "a day has passed by the clock that jumped back"
+
+
+def test_a_quota_bans() -> None:
+    world = World(quota="10B/hour", ban="1d")
+    world.connect("192.0.2.1", 0.0)
+    world.use("192.0.2.1", 10)
+    assert world.connect("192.0.2.1", 1.0) == "limit x"
+    world.wall += 7200
+    assert world.connect("192.0.2.1", 7201.0) == "ban x"
+    assert world.connect("192.0.2.1", 90000.0) == ""
+
+
+def test_wrong_passwords_ban() -> None:
+    world = World(rate="5/1m", ban="1m", name="login")
+    limiter, client = world.limiter, Client("192.0.2.1")
+    assert [limiter.fail(client, now) for now in (0.0, 1.0, 2.0, 3.0, 4.0)] == [False] * 4 + [True]
+    assert world.connect("192.0.2.1", 5.0) == "ban login" and world.connect("192.0.2.2", 5.0) == ""
+    assert world.connect("192.0.2.1", 65.0) == ""
+
+
+def test_both_directions_have_meters_that_the_clients_of_a_key_share() -> None:
+    world = World(bandwidth="1MB/s")
+    first, again, other = (world.limiter.table.get(host) for host in ("192.0.2.1", "192.0.2.1", "192.0.2.2"))
+    up, down = world.limiter.meters(first)
+    assert up is not down and world.limiter.meters(again) == (up, down) != world.limiter.meters(other)
+
+
+def test_a_store_gets_what_has_changed_and_another_process_goes_on_with_it() -> None:
+    world = World(rate="1/s", quota="1000B/month", ban="10m")
+    assert world.limiter.snapshot(100.0) == []
+    world.connect("192.0.2.1", 100.0)
+    world.use("192.0.2.1", 400)
+    world.connect("192.0.2.2", 100.0)
+    assert world.connect("192.0.2.2", 100.0) == "limit x"
+    stored = sorted(world.limiter.snapshot(100.0), key=lambda entry: entry.key)
+    assert stored == [
+        LedgerEntry("x", "192.0.2.1", 0.0, 400, MAY),
+        LedgerEntry("x", "192.0.2.2", MAY + DAY + 600, 0, MAY),
+    ]
+    assert (
+        world.limiter.snapshot(101.0) == [] and sorted(world.limiter.entries(100.0), key=lambda one: one.key) == stored
+    )
+
+    successor = World(rate="1/s", quota="1000B/month", ban="10m")
+    successor.wall += 300
+    successor.limiter.restore(stored, 5.0)
+    assert successor.connect("192.0.2.2", 304.0) == "ban x" and successor.connect("192.0.2.2", 306.0) == ""
+    assert successor.limiter.left(successor.limiter.table.get("192.0.2.1")) == 600
+
+
+def test_stored_entries_that_do_not_fit_are_ignored_and_no_ban_outlasts_the_limit() -> None:
+    world = World(rate="1/s", quota="1000B/month", ban="10m")
+    wall = world.wall
+    entries = [
+        LedgerEntry("other", "192.0.2.1", wall + 60, 500, MAY),
+        LedgerEntry("x", "192.0.2.2", wall - 1, 0, 0.0),
+        LedgerEntry("x", "192.0.2.3", 0.0, 500, MAY - 30 * DAY),
+        LedgerEntry("x", "192.0.2.4", wall + 40 * DAY, 0, 0.0),
+    ]
+    world.limiter.restore(entries, 0.0)
+    assert [world.connect(f"192.0.2.{number}", 1.0) for number in (1, 2, 3, 4)] == ["", "", "", "ban x"]
+    assert world.connect("192.0.2.4", 601.0) == ""
+
+
+def test_operators_clear_one_key_or_all() -> None:
+    world = World(rate="1/10s", ban="10m")
+    for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
+        world.connect(host, 0.0)
+        world.connect(host, 0.0)
+    world.limiter.snapshot(0.0)
+    assert world.limiter.clear("192.0.2.9") == 0
+    assert world.limiter.clear("192.0.2.1") == 1
+    assert world.limiter.snapshot(1.0) == [LedgerEntry("x", "192.0.2.1", 0.0, 0, 0.0)]
+    assert world.connect("192.0.2.1", 1.0) == "" and world.connect("192.0.2.2", 1.0) == "ban x"
+    assert world.limiter.clear(None) == 2 and world.limiter.entries(1.0) == []

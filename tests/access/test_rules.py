@@ -1,0 +1,122 @@
+"""``relay.access.rules``: the text of an entry, and what is wrong with it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.access.rules import KINDS, Rule, parse_entry, parse_rule, server_names
+from relay.addresses.destinations import PrivateKey
+
+KEY = PrivateKey.generate()
+HASH = hashlib.sha256(b"key").digest()
+BASE64 = base64.b64encode(HASH).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("cidr:10.0.0.0/8", "cidr:10.0.0.0/8"),
+        ("10.0.0.0/8", "cidr:10.0.0.0/8"),
+        (" 10.1.2.3 ", "cidr:10.1.2.3/32"),
+        ("CIDR: fd00::/8", "cidr:fd00::/8"),
+        ("::1", "cidr:::1/128"),
+        ("::ffff:10.0.0.0/104", "cidr:10.0.0.0/8"),
+        ("user:www-data", "user:www-data"),
+        ("user:0033", "user:33"),
+        ("dns:*.SVC", "dns:*.svc"),
+        ("uri:spiffe://example/*", "uri:spiffe://example/*"),
+        ("cn:Ann Smith", "cn:Ann Smith"),
+        (f"spki:sha256:{BASE64}", f"spki:sha256:{BASE64}"),
+        (f"spki:SHA256:{BASE64.rstrip('=')}", f"spki:sha256:{BASE64}"),
+        (f"spki:sha256:{HASH.hex()}", f"spki:sha256:{BASE64}"),
+        (f"spki:sha256:{HASH.hex(':').upper()}", f"spki:sha256:{BASE64}"),
+        (f"i2p:{KEY.b32}", f"i2p:{KEY.b32}"),
+        (KEY.b32.upper(), f"i2p:{KEY.b32}"),
+        (KEY.destination, f"i2p:{KEY.b32}"),
+        (f"i2p:{KEY.destination}", f"i2p:{KEY.b32}"),
+        ("login:alice", "login:alice"),
+        ("login:a:b", "login:a:b"),
+        ("ssh:ssh://me@Server:22", "ssh:me@server:22"),
+    ],
+)
+def test_an_entry_becomes_a_rule(text, rule):
+    assert parse_rule(text).text == rule
+    assert parse_rule(rule) == parse_rule(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("cidr:10.0.0.1/8", "cidr:10.0.0.1/8: it has host bits set; write 10.0.0.0/8"),
+        ("10.0.0.1/8", "cidr:10.0.0.1/8: it has host bits set"),
+        ("cidr:", "cidr:: the value is empty; write one after the colon"),
+        ("user:\x1b[2J", "not printable; leave it out"),
+        ("login:" + "a" * 10_000, "it has 10000 characters; at most 1024 are allowed"),
+        ("dns:a..b", "a label is empty"),
+        ("dns:b\u00fccher.example", "certificates have names in ASCII; write the name as it is in the DNS, with xn--"),
+        ("dns:web*.svc", "a wildcard stands for a whole segment"),
+        ("uri:example/*", "the URI has no scheme; write one such as spiffe://example/\\*"),
+        ("spki:BASE64", "expected sha256: and the hash"),
+        ("spki:sha256:abc", "that is no SHA-256 hash"),
+        ("spki:sha256:" + "x" * 64, "that is no SHA-256 hash"),
+        ("i2p:example.i2p", "a name may be reassigned"),
+        ("example.i2p", "a name may be reassigned"),
+        ("alice", "the kind is missing; write user:alice, login:alice, cn:alice or file:alice"),
+        ("group:admins", "group: is no kind of rule; the kinds are cidr:, user:"),
+        ("/no/such/file", "that is no rule; write KIND:VALUE"),
+        ("", "that is no rule; write KIND:VALUE"),
+    ],
+)
+def test_an_error_says_what_to_write(text, problem):
+    with pytest.raises(ValueError, match=problem) as raised:
+        parse_rule(text)
+    assert len(str(raised.value)) < 500
+    assert str(raised.value).isprintable()
+
+
+@given(st.one_of(st.text(max_size=60), st.tuples(st.sampled_from(KINDS), st.text(max_size=60)).map(":".join)))
+def test_any_text_is_a_rule_or_an_error_in_one_line(text):
+    try:
+        rule = parse_rule(text)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert parse_rule(rule.text) == rule
+        assert rule.text.isprintable()
+
+
+def test_an_entry_may_be_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("friends").write_text("")
+    Path("10.0.0.1").write_text("")
+    assert parse_entry("friends") == parse_entry("file:friends") == parse_entry("./friends") == f"{tmp_path}/friends"
+    assert parse_entry("file:none") == f"{tmp_path}/none"
+    assert parse_entry("10.0.0.1") == Rule("cidr", (4, 32, 0x0A000001), "cidr:10.0.0.1/32")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_entry("~/friends") == f"{tmp_path}/friends"
+    Path("user:").write_text("")
+    with pytest.raises(ValueError, match="the value is empty"):
+        parse_entry("user:")
+    with pytest.raises(ValueError, match="^'alice' is neither a rule nor a file: the kind is missing"):
+        parse_entry("alice")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("server", {"server"}),
+        ("me@Server", {"me@server", "server"}),
+        ("ssh://me@server:2222", {"me@server:2222", "me@server", "server:2222", "server"}),
+        ("[::1]:22", {"[::1]:22", "[::1]"}),
+        ("::1", {"::1"}),
+        ("ssh://me@server?keyfile=x", {"me@server", "server"}),
+    ],
+)
+def test_a_server_has_several_names(text, names):
+    assert set(server_names(text)) == names

@@ -1,0 +1,94 @@
+"""``relay.access.useless``: rules that can never match, each with its place and a remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.access.useless import find_useless, possible_kinds
+
+
+def found(allow=None, deny=None, listener="tcp", **has):
+    return [str(one) for one in find_useless(allow, deny, listener, possible_kinds(listener, **has))]
+
+
+@pytest.mark.parametrize(
+    ("listener", "has", "matching"),
+    [
+        ("tcp", {}, {"cidr"}),
+        ("tls", {}, {"cidr"}),
+        ("tls", {"has_certificates": True}, {"cidr", "dns", "uri", "cn", "spki"}),
+        ("unix", {}, {"user"}),
+        ("unix", {"has_header": True, "has_login": True}, {"user", "cidr", "login"}),
+        ("systemd", {}, {"user", "cidr"}),
+        ("ssh", {}, {"ssh"}),
+        ("i2p", {}, {"i2p"}),
+    ],
+)
+def test_each_listener_has_its_kinds(listener, has, matching):
+    rules = {
+        "cidr": "10.0.0.0/8",
+        "user": "user:root",
+        "dns": "dns:a",
+        "uri": "uri:a:b",
+        "cn": "cn:a",
+        "spki": f"spki:sha256:{'a' * 64}",
+        "i2p": f"i2p:{'a' * 52}.b32.i2p",
+        "login": "login:a",
+        "ssh": "ssh:a",
+    }
+    texts = found(list(rules.values()), None, listener, **has)
+    assert len(texts) == len(rules) - len(matching)
+    assert not [text for text in texts for kind in matching if text.startswith(f"{kind}:")]
+    denied = found(None, list(rules.values()), listener, **has)
+    assert len(denied) == len(texts) - (listener == "ssh")  # it may deny an address that the server reports
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "texts"),
+    [
+        (["10.0.0.0/8", "192.0.2.1"], ["192.0.2.2"], []),
+        (
+            ["user:root"],
+            None,
+            [
+                (
+                    "user:root can never match: no client of this listener has what user: compares; "
+                    "it needs a listener at a Unix socket"
+                )
+            ],
+        ),
+        (
+            ["10.1.0.0/16", "10.0.0.0/8"],
+            None,
+            [("cidr:10.1.0.0/16 can never match: cidr:10.0.0.0/8, allow[1], is wider; leave it out")],
+        ),
+        (
+            None,
+            ["10.0.0.0/8", "10.0.0.0/8"],
+            ["cidr:10.0.0.0/8 can never match: it is there already, deny[0]; leave it out"],
+        ),
+        (
+            ["10.1.0.0/16", "192.0.2.1"],
+            ["10.0.0.0/8", "192.0.2.1/32"],
+            [
+                ("cidr:10.1.0.0/16 can never match: deny cidr:10.0.0.0/8, deny[0], wins; remove one of them"),
+                ("cidr:192.0.2.1/32 can never match: deny cidr:192.0.2.1/32, deny[1], wins; remove one of them"),
+            ],
+        ),
+    ],
+)
+def test_the_reason_and_the_remedy(allow, deny, texts):
+    assert found(allow, deny) == texts
+
+
+def test_patterns_cover_each_other():
+    texts = found(["dns:web.svc", "dns:*.svc", "dns:**.svc", "cn:a"], ["cn:a"], "tls", has_certificates=True)
+    assert [text.partition(" ")[0] for text in texts] == ["dns:web.svc", "dns:*.svc", "cn:a"]
+
+
+def test_a_line_of_a_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").write_text("# ours\n10.0.0.0/8\n10.0.0.0/8\n")
+    (text,) = found(["list"])
+    path = tmp_path / "list"
+    assert text.startswith(f"{path}, line 3: cidr:10.0.0.0/8 can never match: it is there already, {path}, line 2")

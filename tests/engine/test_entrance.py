@@ -1,0 +1,288 @@
+"""The entrance of a tunnel: clients that its gate denies, and who they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import socket
+import threading
+import time
+
+import pytest
+from helpers import WAIT, wait_until
+
+import relay
+from relay.access.options import check_policy
+from relay.access.policy import Decision, Policy
+from relay.engine.limits import Limits
+from relay.engine.records import ConnectionState
+from relay.engine.relay_thread import RelayThread
+
+
+class Rules:
+    """Deny the clients that a function finds, and remember who came."""
+
+    def __init__(self, denies):
+        self.denies = denies
+        self.seen = []
+        self.refreshed = "never"
+        self.reading, self.readable = threading.Event(), threading.Event()
+        self.readable.set()
+
+    def decide(self, identity):
+        self.seen.append(identity)
+        return Decision(False, "deny it") if self.denies(identity) else Decision(True)
+
+    def is_current(self):
+        return self.refreshed != "wanted"
+
+    def refresh(self):
+        self.reading.set()
+        assert self.readable.wait(WAIT)
+        self.refreshed = "done"
+
+
+@pytest.fixture
+def make(request):
+    """Make a relay thread at a listener, whose factory counts its calls."""
+
+    def make(receive, denies=lambda identity: False, admit=None, nconnect=-1):
+        rules = Rules(denies)
+        dialed = []
+
+        @relay.nonblocking
+        def factory(identity, destination=None):
+            dialed.append(identity)
+            raise ConnectionRefusedError
+
+        policy = Policy(rules=rules, admit=admit)
+        thread = RelayThread(receive, factory, nconnect, Limits(None, 10.0, None, None), "it", None, policy)
+        request.addfinalizer(lambda: (thread.close(0.0), thread.join(WAIT)))
+        thread.rules, thread.dialed = rules, dialed
+        return thread
+
+    return make
+
+
+def listen():
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def reset_client(receive):
+    """Check that a new client is reset, which may be before its connect is over; return its port."""
+    with socket.socket() as client:
+        client.settimeout(WAIT)
+        client.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionResetError):
+            client.connect(receive.getsockname())
+            client.recv(1)
+        return client.getsockname()[1]
+
+
+def test_a_denied_client_is_reset_and_nothing_is_dialed(make, caplog):
+    receive = listen()
+    thread = make(receive, lambda identity: True)
+    port = reset_client(receive)
+    (record,) = thread.recent()
+    assert (record.reason, record.by, record.rule) == ("denied", "relay", "deny it")
+    assert record.identity == relay.Identity("tcp", "127.0.0.1", "127.0.0.1", port)
+    assert not thread.dialed
+    assert f"denied peer=127.0.0.1:{port} tunnel=it rule=deny it" in caplog.text
+    assert thread.count == 0
+
+
+def test_an_admitted_client_is_dialed_for_with_its_identity(make):
+    receive = listen()
+    thread = make(receive)
+    port = reset_client(receive)
+    assert thread.dialed == [relay.Identity("tcp", "127.0.0.1", "127.0.0.1", port)]
+    assert thread.rules.seen == thread.dialed
+
+
+def test_a_denied_proxy_client_is_told_so(make):
+    receive = relay.socks_listen("127.0.0.1", 0, user="alice", password="secret")
+    thread = make(receive, lambda identity: identity.login == "alice")
+    with socket.create_connection(receive.address) as client:
+        client.settimeout(WAIT)
+        client.sendall(b"\5\1\2" + b"\1\5alice\6secret" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        answer = b""
+        while piece := client.recv(64):
+            answer += piece
+    assert answer[:4] == b"\5\2\1\0"
+    assert answer[4:6] == b"\5\2"  # connection not allowed by ruleset
+    wait_until(lambda: thread.count == 0)
+    (record,) = thread.recent()
+    assert (record.reason, record.rule, str(record.identity)) == ("denied", "deny it", "socks:alice")
+    assert not thread.dialed
+
+
+def test_a_client_at_a_unix_socket_is_its_process(make, tmp_path):
+    receive = relay.listen(f"unix://{tmp_path}/s")
+    thread = make(receive)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/s")
+        client.settimeout(WAIT)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    (identity,) = thread.dialed
+    assert (identity.kind, identity.process) == ("unix", os.getpid())
+
+
+def test_another_policy_holds_for_the_next_client(make):
+    receive = listen()
+    thread = make(receive, lambda identity: True)
+    thread.run_in_thread(lambda: thread.entrance.set_policy(Policy()))
+    assert thread.entrance.gate is None
+    reset_client(receive)
+    assert len(thread.dialed) == 1
+
+
+def test_a_changed_file_of_rules_is_read_before_the_client_is_judged(make):
+    receive = listen()
+    thread = make(receive, lambda identity: thread.rules.refreshed == "done")
+    thread.rules.refreshed = "wanted"
+    reset_client(receive)
+    wait_until(lambda: thread.count == 0)
+    assert [record.rule for record in thread.recent()] == ["deny it"]
+
+
+def test_clients_that_come_while_rules_are_read_wait_for_a_reading_that_begins_later(make):
+    receive = listen()
+    thread = make(receive)
+    rules = thread.rules
+    rules.refreshed = "wanted"
+    rules.readable.clear()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(receive.getsockname())) for _ in range(3)]
+        assert rules.reading.wait(WAIT)
+        wait_until(lambda: len(thread.connections()) == 3)
+        assert not rules.seen
+        rules.readable.set()
+        for client in clients:
+            client.settimeout(WAIT)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    wait_until(lambda: thread.count == 0)
+    assert len(thread.dialed) == 3
+
+
+def test_other_rules_end_the_connections_that_they_deny(make):
+    receive = relay.socks_listen("127.0.0.1", 0)
+    asked = threading.Event()
+    thread = make(receive, admit=lambda identity: asked.wait(WAIT))
+    with socket.create_connection(receive.address) as client:
+        client.settimeout(WAIT)
+        client.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        wait_until(lambda: [one.state for one in thread.all_connections] == [ConnectionState.ADMITTING])
+        rules = Rules(lambda identity: True)
+        thread.run_in_thread(lambda: thread.entrance.set_rules(rules, thread.all_connections, time.monotonic()))
+        assert client.recv(2) == b"\5\0"
+        assert client.recv(10)[:2] == b"\5\2"
+    asked.set()
+    wait_until(lambda: thread.count == 0)
+    assert [record.rule for record in thread.recent()] == ["deny it"]
+
+
+def states(thread):
+    return sorted(one.state.name for one in thread.all_connections)
+
+
+@pytest.fixture
+def tarpit(make):
+    """Make a relay thread with a client that is asked about, and two in the tarpit."""
+    asked = threading.Event()
+    receive = listen()
+    thread = make(receive, admit=lambda identity: not asked.wait(WAIT))
+    policy = check_policy(limit=[{"per": "tunnel", "concurrent": 1, "action": "tarpit", "name": "one"}])
+    policy = dataclasses.replace(policy, admit=thread.entrance.policy.admit)
+    thread.run_in_thread(lambda: thread.entrance.set_policy(policy))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(receive.getsockname(), WAIT)) for _ in range(3)]
+        wait_until(lambda: states(thread) == ["ADMITTING", "TARPIT", "TARPIT"])
+        yield thread, clients
+        asked.set()
+
+
+def test_clients_in_the_tarpit_go_when_no_descriptor_is_left(tarpit):
+    thread, clients = tarpit
+    thread.run_in_thread(lambda: thread.make_room(time.monotonic()))
+    for client in clients[1:]:
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_the_tarpit_leaves_descriptors_to_others(tarpit, monkeypatch):
+    thread, clients = tarpit
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (23, 23))
+    with socket.create_connection(clients[0].getpeername(), WAIT):
+        for client in clients[1:2]:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    monkeypatch.undo()
+    assert thread.is_open
+
+
+def test_a_tunnel_that_drains_keeps_nobody_in_its_tarpit(make):
+    receive = relay.socks_listen("127.0.0.1", 0)
+    thread = make(receive)
+    policy = check_policy(limit=[{"per": "tunnel", "concurrent": 1, "action": "tarpit", "name": "one"}])
+    asked = threading.Event()
+    policy = dataclasses.replace(policy, admit=lambda identity: asked.wait(WAIT))
+    thread.run_in_thread(lambda: thread.entrance.set_policy(policy))
+    with contextlib.ExitStack() as stack:
+        first, second = [stack.enter_context(socket.create_connection(receive.address, WAIT)) for _ in range(2)]
+        first.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        wait_until(lambda: states(thread) == ["ADMITTING", "REQUESTING"])
+        thread.start_close(WAIT)
+        second.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        assert second.recv(2) == b"\5\0"
+        assert second.recv(10)[:2] == b"\5\2"
+        asked.set()
+
+
+def test_connections_that_were_opened_before_a_ban_are_no_further_guesses(make):
+    receive = relay.socks_listen("127.0.0.1", 0, user="alice", password="secret")
+    thread = make(receive)
+    policy = check_policy(limit=[{"name": "login", "per": "ip", "rate": "2/1m", "ban": "1m", "action": "tarpit"}])
+    thread.run_in_thread(lambda: thread.entrance.set_policy(policy))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(receive.address, WAIT)) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"\5\1\2")
+            assert client.recv(2) == b"\5\2"
+        for client in clients[:2]:
+            client.sendall(b"\1\5alice\5wrong")
+            assert client.recv(2) == b"\1\1"
+        for client in clients[2:]:
+            with pytest.raises(ConnectionResetError):
+                client.recv(2)
+    wait_until(lambda: thread.count == 0)
+    rules = [record.rule for record in thread.recent()]
+    assert (rules.count("login"), rules.count("ban login")) == (2, 4)
+
+
+def test_other_rules_leave_alone_what_the_end_of_another_connection_has_ended(make, caplog):
+    receive = relay.socks_listen("127.0.0.1", 0)
+    asked = threading.Event()
+    thread = make(receive, admit=lambda identity: asked.wait(WAIT))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(receive.address, WAIT)) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        wait_until(lambda: states(thread) == ["ADMITTING"] * 2)
+        first, second = thread.all_connections
+
+        def denies(identity):
+            second.close("refused", time.monotonic())
+            return True
+
+        thread.run_in_thread(lambda: thread.entrance.set_rules(Rules(denies), [first, second], time.monotonic()))
+        asked.set()
+    wait_until(lambda: thread.count == 0)
+    assert sorted((record.reason, record.rule) for record in thread.recent()) == [
+        ("denied", "deny it"),
+        ("refused", None),
+    ]
+    assert caplog.text.count("denied peer=") == 1

@@ -1,0 +1,432 @@
+"""Clients of balancers: their headers, who may send one, and what becomes of everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import struct
+
+import pytest
+from helpers import WAIT, TLSEnd, ending, receive_exactly, wait_until
+
+import relay
+from relay.access.options import check_policy
+from relay.access.proxy_header import (
+    CLIENT,
+    CRC32C,
+    DESTINATION,
+    NOOP,
+    SERVER,
+    SSL,
+    UNIQUE_ID,
+    Address,
+    SSLEntry,
+    build_local,
+    build_v1,
+    build_v2,
+)
+from relay.engine import changes
+
+ONE, OTHER = Address("192.0.2.7", 56324), Address("198.51.100.1", 443)
+ONE_6 = Address("2001:db8::7", 1234)
+B32 = "a" * 52 + ".b32.i2p"
+
+
+class Balanced:
+    """A tunnel behind a balancer, the test, and its target."""
+
+    def __init__(self, stack, receive=None, senders=("127.0.0.1",), **options):
+        self.target = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.target.settimeout(WAIT)
+        self.receive = receive or socket.create_server(("127.0.0.1", 0))
+        self.address = self.receive.getsockname()
+        self.stack = stack
+        make_send = options.pop("make_send", None) or relay.tcp("127.0.0.1", self.target.getsockname()[1])
+        self.tunnel = stack.enter_context(
+            relay.Tunnel(self.receive, make_send, accept_proxy=senders, name="it", **options)
+        )
+
+    def connect(self, data=b""):
+        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
+        client = self.stack.enter_context(socket.socket(family))
+        client.settimeout(WAIT)
+        client.connect(self.address)
+        client.sendall(data)
+        return client
+
+    def is_reset(self, data=b"", half_close=False):
+        """Return whether a client that sends this is reset, which may be at any time."""
+        try:
+            client = self.connect(data)
+            if half_close:
+                client.shutdown(socket.SHUT_WR)
+            return ending(client) == "reset"
+        except OSError:
+            return True
+
+    def accept(self):
+        server, _ = self.target.accept()
+        server.settimeout(WAIT)
+        return self.stack.enter_context(server)
+
+    def identity(self):
+        (record,) = self.tunnel.connections()
+        return record.identity
+
+
+@pytest.fixture
+def balanced():
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: Balanced(stack, **options)
+
+
+@pytest.mark.parametrize("source", [ONE, ONE_6])
+@pytest.mark.parametrize("build", [build_v1, build_v2])
+def test_the_address_of_the_header_is_the_clients(balanced, build, source):
+    world = balanced()
+    client = world.connect(build(source, source) + b"hello")
+    server = world.accept()
+    assert server.recv(100) == b"hello"
+    server.sendall(b"back")
+    assert client.recv(100) == b"back"
+    (record,) = world.tunnel.connections()
+    assert record.identity == relay.Identity("tcp", source.host, source.host, source.port)
+    assert record.peer[:2] == source
+    assert len(record.peer) == (4 if ":" in source.host else 2)
+    assert world.tunnel.stats().accepted == 1
+
+
+def test_each_cut_of_a_header_is_waited_for(balanced):
+    world = balanced()
+    header = build_v2(ONE, OTHER, [(DESTINATION, B32)])
+    client = world.connect()
+    for byte in header:
+        client.sendall(bytes([byte]))
+    client.sendall(b"hello")
+    assert world.accept().recv(100) == b"hello"
+    assert world.identity() == relay.Identity("i2p", B32, destination=B32)
+
+
+@pytest.mark.parametrize(
+    ("entries", "identity"),
+    [
+        ([(SSL, SSLEntry("TLSv1.3", "X", "alice", is_verified=True).value())], "tls:alice"),
+        ([(SSL, SSLEntry("TLSv1.3", "X", "alice").value())], "tcp:192.0.2.7"),
+        ([(DESTINATION, B32)], f"i2p:{B32}"),
+        ([(DESTINATION, struct.pack("!Q", 7))], "tcp:192.0.2.7"),  # as a cloud uses this type
+        ([(SERVER, "ssh://me@bastion")], "ssh:ssh://me@bastion"),
+        ([(CLIENT, "unix:www-data")], "unix:www-data"),
+        ([(CLIENT, "socks:alice")], "socks:alice"),
+        ([(CLIENT, "tls:db.internal")], "tls:db.internal"),
+        ([(CLIENT, "root:root")], "tcp:192.0.2.7"),
+        ([(CLIENT, "unix:" + "x" * 300 + "\n")], "unix:" + "x" * 250),
+    ],
+)
+def test_entries_tell_more_of_the_client(balanced, entries, identity):
+    world = balanced()
+    world.connect(build_v2(ONE, OTHER, entries) + b"x")
+    world.accept()
+    found = world.identity()
+    assert str(found) == identity
+    assert found.user == (found.name if found.kind == "unix" else None)
+    assert found.login == (found.name if found.kind == "socks" else None)
+    assert (found.certificate is not None) == (identity == "tls:alice")
+
+
+def test_a_client_without_an_address_has_that_of_the_sender(balanced):
+    world = balanced()
+    client = world.connect(build_v1(None, None) + b"x")
+    world.accept()
+    assert world.identity() == relay.Identity("tcp", "127.0.0.1", *client.getsockname())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\0\1\0",
+        b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 0 65536\r\n",
+        build_v2(ONE, OTHER)[:-1],
+        build_v2(ONE, OTHER, [(0x03, b"abcd")]),
+        b"",
+    ],
+)
+def test_everything_else_is_denied_and_logged(balanced, sent, caplog):
+    world = balanced()
+    assert world.is_reset(sent, half_close=sent in (b"", build_v2(ONE, OTHER)[:-1]))
+    wait_until(lambda: world.tunnel.recent())
+    (record,) = world.tunnel.recent()
+    port = record.peer[1]
+    assert (record.reason, record.rule) == ("denied", "accept-proxy")
+    lines = [line for line in caplog.messages if "accept-proxy" in line or "PROXY" in line]
+    assert lines[0] == f"denied peer=127.0.0.1:{port} tunnel=it rule=accept-proxy"
+    assert lines[1].startswith(f"it: 127.0.0.1:{port}: no valid header of the PROXY protocol: ")
+    assert world.tunnel.stats().accepted == 1
+    assert world.tunnel.metrics().denied["accept-proxy"] == 1
+
+
+def test_a_stranger_is_denied_before_it_sends(balanced, caplog):
+    world = balanced(senders=["10.0.0.0/8", "::1", "unix"])
+    assert world.is_reset()
+    wait_until(lambda: world.tunnel.recent())
+    (record,) = world.tunnel.recent()
+    assert (record.reason, record.rule) == ("denied", "accept-proxy")
+    assert "it is no sender of headers of the PROXY protocol; see accept_proxy" in caplog.text
+    assert world.tunnel.stats().accepted == 1
+
+
+@pytest.mark.parametrize("more", [b"", b"GET / HTTP/1.0\r\n\r\n"])
+def test_a_check_is_answered_by_an_end_and_is_no_client(balanced, caplog, more):
+    caplog.set_level(logging.INFO, "relay")
+    ended = []
+    world = balanced(on_end=ended.append)
+    checks = [world.connect(build_local("v2") + more) for _ in range(3)]
+    assert [check.recv(1) for check in checks] == [b"", b"", b""]
+    for check in checks:
+        check.close()
+    wait_until(lambda: not world.tunnel.connections())
+    client = world.connect(build_v1(ONE, OTHER))
+    world.accept().close()
+    assert client.recv(1) == b""
+    client.close()
+    wait_until(lambda: world.tunnel.recent())
+    assert [record.peer for record in world.tunnel.recent()] == [ONE]
+    metrics = world.tunnel.metrics()
+    assert metrics.accepted == 1 and sum(metrics.ended.values()) == 1
+    world.tunnel.close()
+    assert len(ended) == 1
+
+
+def test_a_silent_sender_is_reset_after_the_time_for_a_handshake(balanced):
+    world = balanced(connect_timeout=0.2)
+    assert ending(world.connect()) == "reset"
+    slow = world.connect(b"PROXY TCP4 ")
+    assert ending(slow) == "reset"
+    wait_until(lambda: len(world.tunnel.recent()) == 2)
+    assert {record.reason for record in world.tunnel.recent()} == {"connect_timeout"}
+    assert world.tunnel.stats().accepted == 2
+
+
+def test_a_sender_that_goes_is_client_reset(balanced):
+    world = balanced()
+    client = world.connect(b"PROXY ")
+    wait_until(lambda: world.tunnel.connections())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    wait_until(lambda: world.tunnel.recent())
+    assert world.tunnel.recent()[0].reason == "client_reset"
+    assert world.tunnel.stats().accepted == 1
+
+
+def test_half_open_clients_have_no_slot(balanced):
+    world = balanced(nconnect=1)
+    silent = [world.connect() for _ in range(3)]
+    client = world.connect(build_v1(ONE, OTHER) + b"x")
+    server = world.accept()
+    waiting = world.connect(build_v1(ONE_6, ONE_6) + b"y")
+    server.close()
+    client.close()
+    assert world.accept().recv(1) == b"y"
+    del silent, waiting
+
+
+def test_programs_at_a_unix_socket_are_senders_when_listed(balanced, tmp_path):
+    world = balanced(receive=relay.listen(f"unix://{tmp_path}/s"), senders=["unix"])
+    world.connect(build_v2(ONE, OTHER) + b"x")
+    world.accept()
+    assert world.identity().host == "192.0.2.7"
+    other = balanced(receive=relay.listen(f"unix://{tmp_path}/t"), senders=["127.0.0.1"])
+    assert other.is_reset()
+
+
+@pytest.mark.parametrize("kind", ["socks5", "http"])
+def test_a_proxys_clients_send_their_request_after_the_header(balanced, kind):
+    receive = relay.listen(f"{kind}://127.0.0.1:0")
+    world = balanced(receive=receive, make_send=relay.dynamic())
+    port = world.target.getsockname()[1]
+    ask = (
+        b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + struct.pack("!H", port)
+        if kind == "socks5"
+        else f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    )
+    client = world.connect(build_v2(ONE, OTHER) + ask)
+    world.accept().sendall(b"hello")
+    answer = b""
+    while not answer.endswith(b"hello"):
+        answer += client.recv(100)
+    assert world.identity().host == "192.0.2.7"
+
+
+def test_slow_factories_see_the_client_and_miss_no_byte(balanced):
+    seen = []
+
+    def make_send(peer, identity):
+        seen.append((peer, identity.host))
+        return socket.create_connection(world.target.getsockname())
+
+    world = balanced(make_send=lambda peer, identity: make_send(peer, identity))
+    world.connect(build_v1(ONE, OTHER) + b"hello")
+    assert world.accept().recv(100) == b"hello"
+    assert seen == [(ONE, "192.0.2.7")]
+
+
+def test_a_target_that_refuses_resets_the_client(balanced):
+    closed = socket.create_server(("127.0.0.1", 0))
+    port = closed.getsockname()[1]
+    closed.close()
+    world = balanced(make_send=relay.tcp("127.0.0.1", port))
+    for _ in range(3):
+        assert world.is_reset(build_v1(ONE, OTHER) + b"x")
+
+
+def test_a_change_of_the_senders_holds_for_new_clients(balanced):
+    world = balanced()
+    half = world.connect(b"PROXY ")
+    wait_until(lambda: world.tunnel.connections())
+    limits = {"nconnect": -1, "timeout": None, "connect_timeout": 30.0, "idle_timeout": None, "linger": 60.0}
+    changes.update(world.tunnel, **limits)
+    world.connect(b"plain")
+    assert world.accept().recv(100) == b"plain"
+    half.sendall(b"UNKNOWN\r\nproxied")  # the header of a client that came before is still read
+    assert world.accept().recv(100) == b"proxied"
+    changes.update(world.tunnel, **limits, accept_proxy=["10.0.0.0/8"])
+    assert world.is_reset(b"x")
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "problem"),
+    [
+        ("10.0.0.0/8", TypeError, "expected a list of networks"),
+        ([1], TypeError, "expected text"),
+        ([], ValueError, "the list is empty"),
+        (["10.0.0.1/8"], ValueError, "it has host bits set; write 10.0.0.0/8"),
+        (["localhost"], ValueError, "accept_proxy: 'localhost': that is no IP address or network"),
+        (["10.0.0.0/33"], ValueError, "out of range"),
+    ],
+)
+def test_wrong_senders_are_named(entries, error, problem):
+    with pytest.raises(error, match=problem):
+        check_policy(accept_proxy=entries)
+
+
+def test_a_listener_of_another_kind_is_refused_at_the_call():
+    class Listener:
+        def accept(self):
+            raise OSError
+
+        def close(self):
+            pass
+
+    with pytest.raises(ValueError, match="accept_proxy: not supported with this listener"):
+        relay.Tunnel(Listener(), lambda: None, accept_proxy=["10.0.0.0/8"])
+    with pytest.raises(ValueError, match="send_proxy: expected v1 or v2, got 'v3'"):
+        relay.Tunnel(Listener(), lambda: None, send_proxy="v3")
+
+
+@pytest.mark.parametrize("entries", [[(CLIENT, "unix:www-data")], [(DESTINATION, B32)], [(UNIQUE_ID, "an id")]])
+def test_a_local_header_with_a_client_is_no_check(balanced, entries):
+    world = balanced()
+    world.connect(build_v2(None, None, entries) + b"x")
+    assert world.accept().recv(1) == b"x"
+    assert world.tunnel.stats().accepted == 1
+    assert world.identity().name in ("www-data", B32, "127.0.0.1")
+
+
+@pytest.mark.parametrize("entries", [[], [(NOOP, b"???")], [(CRC32C, bytes(4))]])
+def test_a_local_header_without_one_is_a_check(balanced, entries):
+    world = balanced()
+    assert world.connect(build_v2(None, None, entries)).recv(1) == b""
+    assert world.tunnel.stats().accepted == 0
+
+
+# -- before a TLS handshake ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def balanced_tls(balanced, certificates):
+    def make(**options):
+        address = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
+        return balanced(receive=relay.listen(address), **options)
+
+    return make
+
+
+def shaken(world, certificates, header):
+    """A client whose balancer sends a header before its handshake."""
+    return TLSEnd(world.connect(header), certificates.client())
+
+
+@pytest.mark.parametrize("build", [build_v1, build_v2])
+def test_a_header_comes_before_the_handshake(balanced_tls, certificates, build):
+    world = balanced_tls()
+    client = shaken(world, certificates, build(ONE, OTHER))
+    client.sendall(b"hello")
+    server = world.accept()
+    assert server.recv(100) == b"hello"
+    server.sendall(b"back")
+    assert receive_exactly(client, 4) == b"back"
+    (record,) = world.tunnel.connections()
+    assert record.identity == relay.Identity("tcp", ONE.host, ONE.host, ONE.port)
+    assert record.peer == ONE
+    stats = world.tunnel.stats()
+    assert (stats.accepted, stats.active) == (1, 1)
+
+
+def test_a_header_in_the_segment_of_the_handshake_is_cut_off_exactly(balanced_tls, certificates):
+    world = balanced_tls()
+    hello, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = certificates.client().wrap_bio(hello, out, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        session.do_handshake()
+    client = world.connect(build_v2(ONE, OTHER) + out.read())
+    while True:  # the answer may come in pieces
+        hello.write(client.recv(65536))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            session.do_handshake()
+            break
+    session.write(b"hello")
+    client.sendall(out.read())
+    assert world.accept().recv(100) == b"hello"
+
+
+def test_a_handshake_without_a_header_is_denied(balanced_tls, certificates):
+    world = balanced_tls()
+    with pytest.raises((ssl.SSLError, OSError)):
+        shaken(world, certificates, b"")
+    wait_until(lambda: world.tunnel.recent())
+    (record,) = world.tunnel.recent()
+    assert (record.reason, record.rule) == ("denied", "accept-proxy")
+
+
+def test_a_check_before_a_handshake_is_no_client(balanced_tls):
+    world = balanced_tls()
+    assert ending(world.connect(build_local("v2"))) == "end of file"
+    assert world.tunnel.stats().accepted == 0
+    assert world.tunnel.recent() == []
+
+
+def test_a_handshake_that_fails_after_a_header_leaves_nothing(balanced_tls, caplog):
+    world = balanced_tls()
+    caplog.set_level(logging.INFO)
+    client = world.connect(build_v2(ONE, OTHER) + b"GET / HTTP/1.0\r\n\r\n")
+    with contextlib.suppress(ConnectionError):
+        ending(client)
+    wait_until(lambda: f"the handshake with {ONE.host}:{ONE.port} failed" in caplog.text)
+    stats = world.tunnel.stats()
+    assert (stats.accepted, stats.active) == (0, 0)
+
+
+def test_a_reload_begins_and_ends_headers_of_tls_clients(balanced_tls, certificates):
+    world = balanced_tls(senders=None)
+    first = shaken(world, certificates, b"")
+    first.sendall(b"1")
+    assert world.accept().recv(1) == b"1"
+    limits = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
+    changes.update(world.tunnel, **limits, accept_proxy=["127.0.0.1"])
+    second = shaken(world, certificates, build_v1(ONE, OTHER))
+    second.sendall(b"2")
+    assert world.accept().recv(1) == b"2"
+    assert [record.peer[0] for record in world.tunnel.connections()] == ["127.0.0.1", ONE.host]

@@ -1,0 +1,232 @@
+"""Headers that a tunnel sends to its targets: before every other byte, over TLS before the handshake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import pytest
+from helpers import WAIT, ending, wait_until
+
+import relay
+from relay.access.proxy_header import CLIENT, DESTINATION, SERVER, UNIQUE_ID, Address, HeaderReader, SSLEntry, build_v1
+from relay.testing import FakeListener, pair
+
+
+class Sending:
+    """A tunnel that sends headers, the test, and its target."""
+
+    def __init__(self, stack, version="v2", receive=None, family=socket.AF_INET, **options):
+        self.stack = stack
+        host = "127.0.0.1" if family == socket.AF_INET else "::1"
+        self.target = stack.enter_context(socket.create_server((host, 0), family=family))
+        self.target.settimeout(WAIT)
+        self.receive = receive or socket.create_server(("127.0.0.1", 0))
+        make_send = options.pop("make_send", None) or relay.tcp(host, self.target.getsockname()[1])
+        self.tunnel = stack.enter_context(
+            relay.Tunnel(self.receive, make_send, send_proxy=version, name="it", **options)
+        )
+
+    def connect(self, data=b""):
+        address = self.receive.getsockname()
+        client = self.stack.enter_context(socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET))
+        client.settimeout(WAIT)
+        client.connect(address)
+        client.sendall(data)
+        return client
+
+    def accept(self):
+        server, _ = self.target.accept()
+        server.settimeout(WAIT)
+        return self.stack.enter_context(server)
+
+
+def read_header(server):
+    """Read one header; return it, and leave what follows in the socket."""
+    reader = HeaderReader()
+    while reader.header is None:
+        seen = server.recv(4096, socket.MSG_PEEK)
+        assert seen, "the connection ended within the header"
+        server.recv(reader.feed(seen))
+    return reader.header
+
+
+@pytest.fixture
+def sending():
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: Sending(stack, *arguments, **options)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_the_target_gets_the_header_first_and_at_once(sending, version, family):
+    world = sending(version, family=family)
+    client = world.connect()
+    header = read_header(server := world.accept())
+    assert header.source == client.getsockname()
+    assert header.destination == client.getpeername()
+    (record,) = world.tunnel.connections()
+    assert header.text(UNIQUE_ID) == (record.id if version == "v2" else None)
+    client.sendall(b"hello")
+    assert server.recv(100) == b"hello"
+    server.sendall(b"back")
+    assert client.recv(100) == b"back"
+    (record,) = world.tunnel.connections()
+    assert (record.received, record.sent) == (5, 4)  # the header is not the client's
+
+
+def test_the_client_of_a_balancer_is_passed_on(sending):
+    world = sending(accept_proxy=["127.0.0.1"])
+    ends = Address("192.0.2.7", 5), Address("198.51.100.1", 443)
+    world.connect(build_v1(*ends) + b"x")
+    header = read_header(server := world.accept())
+    assert (header.source, header.destination) == ends
+    assert server.recv(10) == b"x"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_client_of_a_unix_socket_has_no_address(sending, version, tmp_path):
+    world = sending(version, receive=relay.listen(f"unix://{tmp_path}/s"))
+    world.connect(b"hello")
+    header = read_header(server := world.accept())
+    assert header.source is None and header.is_local == (version == "v2") and not header.is_check
+    if version == "v2":
+        import pwd
+
+        assert header.text(CLIENT) == f"unix:{pwd.getpwuid(os.getuid()).pw_name}"
+    assert server.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("identity", "entries"),
+    [
+        (relay.Identity("i2p", "a.b32.i2p", destination="a.b32.i2p"), {DESTINATION: "a.b32.i2p"}),
+        (relay.Identity("ssh", "me@host", "not an address", 1, server="me@host"), {SERVER: "me@host"}),
+        (relay.Identity("socks", "alice", login="alice"), {CLIENT: "socks:alice"}),
+        (relay.Identity("tls", "x" * 255, certificate=None), {CLIENT: "tls:" + "x" * 251}),
+    ],
+)
+def test_the_identity_of_another_client_is_in_entries(sending, identity, entries):
+    listener = FakeListener()
+    world = sending(receive=listener)
+    near, client = pair()
+    with client:
+        stream = relay.Stream(near)
+        stream.identity = identity
+        listener.put(stream)
+        header = read_header(world.accept())
+    assert header.source is None
+    assert {kind: header.text(kind) for kind, _ in header.entries if kind != UNIQUE_ID} == entries
+
+
+def test_the_address_of_an_ssh_servers_client_is_passed_on(sending):
+    listener = FakeListener()
+    world = sending(receive=listener)
+    near, client = pair()
+    with client:
+        stream = relay.Stream(near)
+        stream.identity = relay.Identity("ssh", "me@host", "192.0.2.7", 5, server="me@host", is_verified=False)
+        listener.put(stream)
+        header = read_header(world.accept())
+    assert header.source == ("192.0.2.7", 5)
+    assert header.destination == ("0.0.0.0", 0)
+    assert header.text(SERVER) == "me@host"
+
+
+def test_a_warm_stream_gets_the_header_with_its_client(sending):
+    world = sending(warm=1)
+    server = world.accept()
+    server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        server.recv(1)
+    server.settimeout(WAIT)
+    wait_until(lambda: world.tunnel.metrics().warm.ready == 1)
+    client = world.connect(b"x")
+    assert read_header(server).source == client.getsockname()
+    assert server.recv(10) == b"x"
+
+
+def test_a_factory_of_ones_own_gets_it_too(sending):
+    world = sending(make_send=lambda: socket.create_connection(world.target.getsockname()))
+    client = world.connect()
+    assert read_header(world.accept()).source == client.getsockname()
+
+
+def test_a_proxys_target_gets_it_before_early_bytes(sending):
+    world = sending(receive=relay.listen("http://127.0.0.1:0"), make_send=relay.dynamic())
+    client = world.connect(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: x\r\n\r\nearly" % world.target.getsockname()[1])
+    header = read_header(server := world.accept())
+    assert header.source == client.getsockname()
+    assert server.recv(10) == b"early"
+
+
+def test_a_target_that_takes_no_header_ends_the_connection(sending):
+    near, far = pair()
+    with far:
+        world = sending(make_send=lambda: near)
+        near.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):  # which may be before it is used
+            assert ending(world.connect()) == "reset"
+        wait_until(lambda: world.tunnel.recent())
+        assert world.tunnel.recent()[0].reason == "target_reset"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_tls_target_gets_it_before_the_handshake(sending, version, certificates):
+    context = certificates.server()
+    listener = socket.create_server(("127.0.0.1", 0))
+    make_send = relay.tls("localhost", listener.getsockname()[1], ca=certificates.ca)
+    with listener:
+        listener.settimeout(WAIT)
+        world = sending(version, make_send=make_send)
+        for _ in range(2):  # the second one is not introduced by the header of the first
+            client = world.connect(b"hello")
+            server, _ = listener.accept()
+            server.settimeout(WAIT)
+            with server:
+                assert read_header(server).source == client.getsockname()
+                with context.wrap_socket(server, server_side=True) as session:
+                    assert session.recv(100) == b"hello"
+                    session.sendall(b"back")
+                    assert client.recv(100) == b"back"
+
+
+def test_warm_streams_to_a_tls_target_would_need_their_client(certificates):
+    with socket.create_server(("127.0.0.1", 0)) as receive:
+        make_send = relay.tls("localhost", 443, ca=certificates.ca)
+        with pytest.raises(ValueError, match="warm: the header of send_proxy goes before the TLS handshake"):
+            relay.Tunnel(receive, make_send, warm=1, send_proxy="v2")
+        chained = relay.target(
+            f"tls://localhost:443?ca={certificates.ca}", via=["socks5://127.0.0.1:1", "socks5://b:2"]
+        )
+        with pytest.raises(ValueError, match="send_proxy"):
+            relay.Tunnel(receive, chained, warm=1, send_proxy="v2")
+
+
+def test_a_group_of_targets_sends_it_where_each_expects_it(sending, certificates):
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        listener.settimeout(WAIT)
+        secured = f"tls://localhost:{listener.getsockname()[1]}?ca={certificates.ca}"
+        world = sending(make_send=relay.target([secured, "127.0.0.1:1"]))
+        client = world.connect(b"hello")
+        server, _ = listener.accept()
+        server.settimeout(WAIT)
+        with server:
+            assert read_header(server).source == client.getsockname()
+            with certificates.server().wrap_socket(server, server_side=True) as session:
+                assert session.recv(100) == b"hello"
+
+
+def test_the_session_of_a_tls_client_is_in_an_entry(sending, certificates):
+    receive = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    world = sending(receive=receive)
+    with socket.create_connection(receive.getsockname()) as raw:
+        raw.settimeout(WAIT)
+        with certificates.client().wrap_socket(raw, server_hostname="localhost") as client:
+            client.sendall(b"hello")
+            header = read_header(server := world.accept())
+            assert (header.source, header.destination) == (client.getsockname(), receive.getsockname())
+            assert header.ssl() == SSLEntry(client.version(), client.cipher()[0])
+            assert server.recv(100) == b"hello"

@@ -1,0 +1,54 @@
+"""A stay in the tarpit ends by its time or with its client, and only once."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from relay.engine.tarpit import TarpitStay
+from relay.eventloop.loop import Loop
+from relay.eventloop.poller import ERR, HUP
+from relay.testing import pair
+
+
+@pytest.fixture
+def stay():
+    loop = Loop()
+    client, far = pair(socket.AF_INET)
+    ends = []
+    stay = TarpitStay(client, loop, ends.append)
+    stay.begin(60.0, 100.0)
+    yield stay, loop, ends
+    loop.close()
+    client.close()
+    far.close()
+
+
+def test_it_ends_when_the_time_is_over(stay):
+    stay, loop, ends = stay
+    loop.timers.run(150.0)
+    assert ends == []
+    loop.timers.run(170.0)
+    assert ends == [170.0]
+
+
+def test_other_events_change_nothing_and_the_end_of_the_client_ends_it(stay):
+    stay, loop, ends = stay
+    stay._on_event(0, 101.0)
+    assert ends == []
+    stay._on_event(ERR | HUP, 102.0)
+    assert ends == [102.0]
+    loop.timers.run(1000.0)
+    assert ends == [102.0]
+
+
+def test_it_can_be_abandoned_and_a_bug_ends_it(stay):
+    stay, loop, ends = stay
+    stay.too_late()
+    stay.after_fork()
+    stay.abandon()
+    loop.timers.run(1000.0)
+    assert ends == []
+    stay.crashed(1001.0)
+    assert ends == [1001.0]

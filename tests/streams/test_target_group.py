@@ -1,0 +1,475 @@
+"""Several targets: the order, fail-over, probes, and what clients see."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+
+import pytest
+from helpers import WAIT, wait_until
+
+import relay
+from relay.errors import ConnectError, HostKeyError
+from relay.eventloop.background import IOThread
+from relay.streams import target_group, target_health
+from relay.streams.dialer import Dialer
+from relay.streams.promise import Promise
+from relay.streams.source import Source
+from relay.streams.stream import Stream
+from relay.streams.target_group import Selection, TargetGroup
+
+
+class Target(Dialer):
+    """A target whose outcomes the test decides.
+
+    :param name: of the target.
+    """
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.outcome = "stream"  # or "hang", or an error
+        self.dials = []  # (deadline, self_contained, wait_for_reconnect)
+        self.given_up = 0
+        self.pending = []
+        self.far_ends = []
+        self.closed = 0
+        self.released = 0
+
+    def dial(self, deadline, done, *, self_contained=False, wait_for_reconnect=True):
+        self.dials.append((deadline, self_contained, wait_for_reconnect))
+        if isinstance(self.outcome, Exception):
+            done(self.outcome)
+        elif self.outcome == "stream":
+            done(self.stream())
+        else:
+            self.pending.append(done)
+        return self._give_up
+
+    def _give_up(self):
+        self.given_up += 1
+
+    def stream(self):
+        near, far = socket.socketpair()
+        self.far_ends.append(far)
+        return Stream(near, target=self.target, on_close=self._release)
+
+    def _release(self):
+        self.released += 1
+
+    def close(self):
+        self.closed += 1
+
+
+def refused(name):
+    return ConnectError(f"{name}: connection refused", reason="refused")
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+    made = [Target(name) for name in "abc"]
+    yield made
+    for one in made:
+        for far in one.far_ends:
+            far.close()
+
+
+@pytest.fixture
+def group(request, targets):
+    def make(selection=Selection.FIRST, probe=target_group.probe_by_connect):
+        made = TargetGroup(targets, selection, probe=probe, name="web")
+        request.addfinalizer(made.close)
+        return made
+
+    return make
+
+
+def dialed(group, deadline=None, **options):
+    """Dial; return the outcome, which must be there at once."""
+    outcomes = []
+    group.dial(deadline, outcomes.append, **options)
+    (outcome,) = outcomes
+    return outcome
+
+
+def names(group, count):
+    """Dial so often; return the names of the targets, whose streams stay open."""
+    streams = [dialed(group) for _ in range(count)]
+    return "".join(stream.target for stream in streams), streams
+
+
+def close(streams):
+    for stream in streams:
+        stream.close()
+
+
+def states(group):
+    return [one.state for one in group.states()]
+
+
+def test_the_first_one_gets_all_streams(group):
+    made = group()
+    found, streams = names(made, 3)
+    assert found == "aaa"
+    assert [one.active for one in made.states()] == [3, 0, 0]
+    close(streams)
+    assert [one.active for one in made.states()] == [0, 0, 0]
+    assert made.target == "a, b, c"
+
+
+def test_the_one_with_the_fewest_streams_gets_the_next(group, targets):
+    made = group(Selection.SPREAD)
+    found, streams = names(made, 5)
+    assert found == "abcab"
+    streams[1].close()
+    streams[4].close()
+    assert dialed_name(made, streams) == "b"
+    close(streams)
+    assert targets[1].released == 3
+
+
+def dialed_name(group, streams):
+    streams.append(dialed(group))
+    return streams[-1].target
+
+
+def test_the_fastest_gets_the_streams(group, targets):
+    made = group(Selection.FASTEST)
+    for number, seconds in enumerate((0.3, 0.1, 0.2)):
+        made._members.succeeded(number, seconds)
+    streams = []
+    assert dialed_name(made, streams) == "b"
+    close(streams)
+
+
+def test_a_client_whose_target_fails_gets_the_next_one(group, targets, caplog):
+    targets[0].outcome = refused("a")
+    targets[1].outcome = "hang"
+    made = group(probe=lambda dialer, deadline, done: lambda: None)
+    answer = Promise()
+    made.dial(time.monotonic() + 60, answer.put)
+    (hung,) = targets[1].pending
+    hung(refused("b"))
+    with answer.get(time.monotonic() + WAIT, None) as stream:
+        assert stream.target == "c"
+    assert "web: target a is down: a: connection refused; it gets no clients until a probe passes" in caplog.text
+    assert {one.problem for one in made.states()} == {"a: connection refused", "b: connection refused", ""}
+    found, streams = names(made, 2)
+    assert found == "cc"
+    assert len(targets[0].dials) == 1
+    close(streams)
+
+
+def test_the_attempts_share_the_time(group, targets):
+    targets[0].outcome = "hang"
+    made = group()
+    now = time.monotonic()
+    give_up = made.dial(now + 9.0, lambda outcome: None)
+    deadline, _, waits = targets[0].dials[0]
+    assert 2.9 < deadline - now < 3.5
+    assert not waits
+    give_up()
+    give_up = made.dial(None, lambda outcome: None)
+    assert 9.9 < targets[0].dials[1][0] - now < 10.0 + WAIT
+    give_up()
+    assert targets[0].given_up == 2
+    assert [one.active for one in made.states()] == [0, 0, 0]
+
+
+def test_the_last_one_may_wait_for_its_carrier_and_has_all_the_time(group, targets):
+    made = group()
+    made.set_enabled("a", False)
+    made.set_enabled("b", False)
+    targets[2].outcome = "hang"
+    give_up = made.dial(1e9, lambda outcome: None, self_contained=True)
+    assert targets[2].dials == [(1e9, True, True)]
+    give_up()
+
+
+def test_no_target_is_up(group, targets):
+    made = group(probe=lambda dialer, deadline, done: lambda: None)
+    for target in targets[:2]:
+        target.outcome = refused(target.target)
+    made.set_enabled("c", False)
+    assert dialed(made).reason == "refused"  # the error of the last attempt
+    wait_until(lambda: states(made)[:2] == ["probing", "probing"])
+    error = dialed(made)
+    assert error.reason == "unreachable"
+    assert str(error) == ("a, b, c: no target is up (a: connection refused; b: connection refused; c is disabled)")
+    assert made.last_error == "a: connection refused; b: connection refused; c is disabled"
+    assert len(targets[0].dials) == 1
+
+
+def test_a_target_returns_after_a_probe(group, targets, caplog):
+    made = group()
+    targets[0].outcome = refused("a")
+    dialed(made).close()
+    wait_until(lambda: len(targets[0].dials) >= 3)  # probes fail
+    assert made.states()[0].state in ("down", "probing")
+    targets[0].outcome = "stream"
+    wait_until(lambda: states(made)[0] == "up")
+    assert "web: target a is up again" in caplog.text
+    found, streams = names(made, 1)
+    assert found == "a"
+    close(streams)
+    wait_until(lambda: made not in IOThread.clients() and not IOThread.clients())
+
+
+def test_one_probe_at_a_time_and_none_after_the_close(group, targets):
+    probes = []
+    made = group(probe=lambda dialer, deadline, done: probes.append((dialer, done)) or (lambda: probes.append("end")))
+    targets[0].outcome = refused("a")
+    dialed(made).close()
+    wait_until(lambda: probes)
+    dialer, done = probes[0]
+    assert dialer is targets[0]
+    wait_until(lambda: made._members.members[0].give_up is not None)
+    made.close()
+    assert probes[1:] == ["end"]
+    done(targets[0].stream())  # too late: the stream is closed, and the target stays as it is
+    assert states(made)[0] == "probing"
+    assert targets[0].released == 1
+    assert [target.closed for target in targets] == [1, 1, 1]
+    targets[0].outcome = "stream"
+    stream = dialed(made)  # the group is used again
+    assert stream.target == "a"
+    stream.close()
+
+
+def test_a_probe_that_cannot_begin_is_one_that_failed(group, targets):
+    def probe(dialer, deadline, done):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    made = group(probe=probe)
+    targets[0].outcome = refused("a")
+    dialed(made).close()
+    wait_until(lambda: made.states()[0].failures >= 3)
+    assert states(made)[0] in ("down", "probing")
+
+
+def test_what_this_machine_lacks_says_nothing_about_a_target(group, targets):
+    made = group()
+    error = OSError(errno.EMFILE, "too many open files")
+    targets[0].outcome = error
+    assert dialed(made) is error
+    assert states(made) == ["up", "up", "up"]
+    assert [one.active for one in made.states()] == [0, 0, 0]
+
+
+def test_a_target_that_had_hardly_any_time_is_not_down(group, targets):
+    targets[0].outcome = ConnectError("a: no answer in time", reason="connect_timeout")
+    made = group()
+    stream = dialed(made, time.monotonic() + 60)
+    assert stream.target == "b"
+    assert states(made)[0] == "up"
+    stream.close()
+
+
+def test_a_disabled_target_returns_after_a_probe(group, targets, caplog):
+    made = group()
+    made.set_enabled("a", False)
+    found, streams = names(made, 1)
+    assert found == "b"
+    assert states(made) == ["disabled", "up", "up"]
+    assert "web: target a is disabled" in caplog.text
+    made.set_enabled("a", True)
+    wait_until(lambda: states(made)[0] == "up")
+    close(streams)
+    with pytest.raises(KeyError):
+        made.set_enabled("nobody", True)
+
+
+def test_an_open_socket_is_not_counted_for_ever(group):
+    made = group(Selection.SPREAD)
+    sockets = [made.open_socket(time.monotonic() + WAIT) for _ in range(2)]
+    assert [one.active for one in made.states()] == [0, 0, 0]
+    for one in sockets:
+        one.close()
+
+
+def test_a_group_needs_a_target():
+    with pytest.raises(ValueError, match="at least one"):
+        TargetGroup([])
+
+
+def test_attempts_of_many_threads(group, targets):
+    made = group(Selection.SPREAD)
+
+    def work():
+        for _ in range(50):
+            made(deadline=time.monotonic() + WAIT).close()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.active for one in made.states()] == [0, 0, 0]
+
+
+def test_a_tunnel_fails_over_between_real_servers(echo_server, caplog):
+    caplog.set_level(logging.WARNING)
+    gone = socket.create_server(("127.0.0.1", 0))
+    port = gone.getsockname()[1]
+    gone.close()
+    made = TargetGroup([relay.tcp("127.0.0.1", port), relay.tcp(*echo_server.address)], name="echo")
+    with relay.Tunnel(socket.create_server(("127.0.0.1", 0)), made) as tunnel:
+        for _ in range(3):
+            with socket.create_connection(tunnel.address, WAIT) as client:
+                client.sendall(b"ping")
+                assert client.recv(4) == b"ping"
+        wait_until(lambda: made.states()[1].active == 0)
+        assert {record.target for record in tunnel.recent()} == {"{}:{}".format(*echo_server.address)}
+        assert made.states()[0].state in ("down", "probing")
+
+
+def test_a_port_that_lacks_for_one_target_leaves_the_next_one(group, targets):
+    made = group()
+    targets[0].outcome = OSError(errno.EADDRNOTAVAIL, "no port is left")
+    stream = dialed(made)
+    assert stream.target == "b"
+    assert states(made) == ["up", "up", "up"]
+    stream.close()
+
+
+def test_a_stream_that_comes_while_it_is_given_up_is_counted_once(group, targets):
+    made = group()
+    targets[0].outcome = "hang"
+    outcomes = []
+    give_up = made.dial(None, outcomes.append)
+    (done,) = targets[0].pending
+    lock = made._members._lock
+
+    class Racing:
+        """The lock of the attempts: what takes it first is given up in between."""
+
+        entered = 0
+
+        def __enter__(self):
+            Racing.entered += 1
+            if Racing.entered == 1:
+                give_up()
+
+        def __exit__(self, *_):
+            pass
+
+    give_up.__self__._lock = Racing()
+    done(targets[0].stream())
+    assert outcomes == []
+    assert targets[0].released == 1
+    assert made._members._lock is lock
+    assert [one.active for one in made.states()] == [0, 0, 0]
+
+
+class Introduced(Target):
+    """A target over TLS, as far as headers go."""
+
+    introduces = True
+
+    def introducing(self, header):
+        made = Introduced(f"{self.target} {header.decode()}")
+        made.far_ends = self.far_ends
+        return made
+
+
+def test_a_header_goes_below_the_sessions_of_those_targets_that_have_one(targets):
+    plain, secured = targets[0], Introduced("s")
+    assert not TargetGroup([plain]).introduces
+    made = TargetGroup([secured, plain])
+    assert made.introduces
+    over = made.introducing(b"header")
+    assert [dialer.target for dialer in over.alternatives] == ["s header", "a"]
+    assert over.alternatives[1] is plain  # it has no session
+    stream = dialed(over)
+    assert [one.active for one in made.states()] == [1, 0]
+    stream.close()
+    secured.far_ends.pop().close()
+
+
+class Bound(Target):
+    """A target that can be dialed from an address."""
+
+    def bound(self, source):
+        made = Bound(f"{self.target} from {source.host}")
+        made.outcome, made.far_ends = self.outcome, self.far_ends
+        return made
+
+
+def test_probes_come_from_the_source_of_the_tunnel(group, targets):
+    probed = []
+    made = TargetGroup([Bound("a"), Bound("b")], probe=lambda dialer, *_: probed.append(dialer.target) or (lambda: 0))
+    made.bound(Source(socket.AF_INET, "127.0.0.2"))  # that of one client
+    made.set_enabled("b", False)
+    made.set_enabled("b", True)
+    made.always_bound(Source(socket.AF_INET, "127.0.0.3"))
+    made.set_enabled("a", False)
+    made.set_enabled("a", True)
+    made.close()
+    assert probed == ["b", "a from 127.0.0.3"]
+
+
+def test_a_forked_child_tries_all_targets(group, targets):
+    made = group(probe=lambda dialer, deadline, done: lambda: None)
+    targets[0].outcome = refused("a")
+    dialed(made).close()
+    targets[0].outcome = "stream"
+    made._members._lock.acquire()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            stream = dialed(made)
+            os._exit(0 if stream.target == "a" and states(made) == ["up"] * 3 else 1)
+        os._exit(2)
+    made._members._lock.release()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_target_that_is_there_twice_has_two_names():
+    made = relay.target(["127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:10"], policy="spread")
+    found = [one.target for one in made.states()]
+    assert found == ["127.0.0.1:9 directly", "127.0.0.1:9 directly (2)", "127.0.0.1:10 directly"]
+    made.close()
+
+
+def test_a_warm_stream_of_a_disabled_target_is_for_no_client(echo_server):
+    other = socket.create_server(("127.0.0.1", 0))
+    made = TargetGroup([relay.tcp(*other.getsockname()), relay.tcp(*echo_server.address)], name="echo")
+    with other, relay.Tunnel(socket.create_server(("127.0.0.1", 0)), made, warm=2) as tunnel:
+
+        def warm():
+            figures = tunnel.metrics().warm
+            return 0 if figures is None else figures.ready
+
+        wait_until(lambda: warm() == 2)
+        made.set_enabled(made.states()[0].target, False)
+        for _ in range(3):
+            with socket.create_connection(tunnel.address, WAIT) as client:
+                client.sendall(b"ping")
+                assert client.recv(4) == b"ping"
+        wait_until(lambda: warm() == 2)
+        assert made.states()[0].active == 0
+
+
+class Ready(Target):
+    """A target whose hop can be opened or not."""
+
+    def ready(self, timeout=30.0):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+
+
+def test_a_way_that_is_wrong_for_good_does_not_hide_one_that_may_come_back():
+    wrong, away, works = Ready("wrong"), Ready("away"), Ready("works")
+    wrong.outcome, away.outcome = HostKeyError("another key"), refused("away")
+    with pytest.raises(ConnectError):
+        TargetGroup([wrong, away]).ready()
+    with pytest.raises(ConnectError):
+        TargetGroup([away, wrong]).ready()
+    with pytest.raises(HostKeyError):
+        TargetGroup([wrong]).ready()
+    TargetGroup([wrong, works]).ready()

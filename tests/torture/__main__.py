@@ -1,0 +1,118 @@
+"""Run random schedules: ``python -m tests.torture --minutes 5 --seed 1 --relays tcp,tls``.
+
+The seed decides each schedule. A failure prints the relay, its seed and the smallest schedule of that seed that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .driver import Driver
+from .faulty import FAULTY, FaultyRig
+from .relays import RELAYS
+
+_ALL = {**RELAYS, **FAULTY}
+_NOTES = 40  # steps that are printed with a failure
+_TRIES = 12  # smaller schedules that are tried after a failure
+_LEAVE = 10.0  # seconds that threads and descriptors may take to go
+
+
+class Result:
+    """The figures of many schedules."""
+
+    def __init__(self) -> None:
+        self.schedules = self.connections = self.bytes = 0
+        self.faults: collections.Counter[str] = collections.Counter()
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} {kind}" for kind, count in self.faults.items() if count)
+        text = f"{self.schedules} schedules, {self.connections} connections, {self.bytes >> 20} MiB"
+        return f"{text}; {faults}" if faults else text
+
+
+def run(name: str, seed: int, connections: int, steps: int, result: Result, note: Callable[[str], object]) -> None:
+    """Run one schedule.
+
+    :raises AssertionError: if the relay has broken a rule, or left something behind.
+    """
+    before = _resources()
+    with tempfile.TemporaryDirectory() as folder, _ALL[name](Path(folder), seed) as rig:
+        driver = Driver(rig, seed, connections, steps, note)
+        try:
+            driver.run()
+        finally:
+            if isinstance(rig, FaultyRig):
+                result.faults.update(rig.faults())
+    result.schedules += 1
+    result.connections += driver.finished
+    result.bytes += driver.bytes
+    until = time.monotonic() + _LEAVE
+    while (after := _resources()) > before:
+        if time.monotonic() > until:
+            raise AssertionError(f"left behind: threads and descriptors were {before}, and are {after}")
+        time.sleep(0.01)
+
+
+def _resources() -> tuple[int, int]:
+    """Return the number of threads and of descriptors."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+def smallest(name: str, seed: int, connections: int, steps: int) -> tuple[int, int]:
+    """Return the numbers of connections and steps of a smaller schedule that fails too, if one does."""
+    for _ in range(_TRIES):
+        for fewer in ((max(1, connections // 2), steps), (connections, steps // 2), (connections, steps * 3 // 4)):
+            if fewer == (connections, steps) or not fewer[1]:
+                continue
+            try:
+                run(name, seed, *fewer, Result(), lambda text: None)
+            except Exception:  # noqa: BLE001  (any failure is one)
+                connections, steps = fewer
+                break
+        else:
+            break
+    return connections, steps
+
+
+def main() -> int:
+    """Run schedules until the time is over; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
+    parser.add_argument("--relays", default=",".join(_ALL), help=f"some of {', '.join(_ALL)}")
+    parser.add_argument("--connections", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=2000)
+    given = parser.parse_args()
+    names = given.relays.split(",")
+    results = {name: Result() for name in names}
+    until = time.monotonic() + given.minutes * 60
+    seed = given.seed
+    while time.monotonic() < until:
+        for name in names:
+            notes: collections.deque[str] = collections.deque(maxlen=_NOTES)
+            try:
+                run(name, seed, given.connections, given.steps, results[name], notes.append)
+            except Exception as error:  # noqa: BLE001  (any failure is one)
+                print(f"{name}, seed {seed}: {error}", *notes, sep="\n")
+                connections, steps = smallest(name, seed, given.connections, given.steps)
+                print(f"again: --relays {name} --seed {seed} --connections {connections} --steps {steps}")
+                return 1
+        seed += 1
+    for name, result in results.items():
+        print(f"{name}: {result}, seeds {given.seed} to {seed - 1}")
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

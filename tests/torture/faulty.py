@@ -1,0 +1,176 @@
+"""The command ``relay up`` under faults of its system calls; see ``faults.c``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["FAULTY", "KINDS", "FaultyRig"]
+
+KINDS = ("would block", "short", "interrupted", "no cause", "aborted", "hard", "calls")
+_COUNTS = struct.Struct(f"{len(KINDS)}Q")
+_START = 30.0  # seconds
+_SLOW = 7.0  # seconds for the end of a command without connections
+
+
+def build(folder: Path) -> Path:
+    """Return the library, built by the system's compiler."""
+    library = folder / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
+class FaultyRig:
+    """A command that runs, and the listening socket of its target.
+
+    :param process: the command.
+    :param address: where it listens.
+    :param far: the target.
+    :param counts: the file with the counters of the faults.
+    :param hard: whether faults may end connections.
+    """
+
+    has_half_close = True
+    has_reset = True
+
+    def __init__(
+        self, process: subprocess.Popen[str], address: tuple[str, int], far: socket.socket, counts: Path, *, hard: bool
+    ) -> None:
+        self._process = process
+        self._address = address
+        self._far = far
+        self._counts = counts
+        self.may_fail = hard
+
+    def connect(self) -> socket.socket:
+        """Return a new client."""
+        return socket.create_connection(self._address, 30)
+
+    def far(self) -> socket.socket:
+        """Return the listening socket of the target."""
+        return self._far
+
+    def disturb(self, chance: random.Random) -> bool:
+        """Do nothing: the faults disturb enough."""
+        return False
+
+    def faults(self) -> dict[str, int]:
+        """Return the number of faults of each kind, and of the calls."""
+        return dict(zip(KINDS, _COUNTS.unpack(self._counts.read_bytes()[: _COUNTS.size]), strict=True))
+
+    def descriptors(self) -> int:
+        """Return the number of open descriptors of the command."""
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+
+_FILES = {
+    "tcp": '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{far}"\n',
+    "tls": (
+        '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "tls://127.0.0.1:{port}?servername=localhost&ca={folder}/ca.pem"\n'
+        '[tunnels.two]\nlisten = "tls://127.0.0.1:{port}?cert={folder}/cert.pem"\ntarget = "{far}"\n'
+    ),
+    "limited": (
+        '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{far}"\n'
+        'limit = [{{per = "tunnel", bandwidth = "400MB/s"}}, {{per = "ip", quota = "100TB/day"}}]\n'
+    ),
+}
+
+
+def faulty(
+    kind: str, *, hard: bool, rate: int = 20_000
+) -> Callable[[Path, int], contextlib.AbstractContextManager[FaultyRig]]:
+    """Return what starts a command under faults.
+
+    :param kind: of its file.
+    :param hard: whether there are faults that may end a connection.
+    :param rate: the chance of a fault, in 65,536 calls.
+    """
+
+    @contextlib.contextmanager
+    def start(folder: Path, seed: int) -> Iterator[FaultyRig]:
+        import trustme
+
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        leaf = authority.issue_cert("localhost")
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
+        (folder / "cert.pem").chmod(0o600)
+        counts = folder / "counts"
+        counts.write_bytes(bytes(4096))
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=1024) as far,
+            socket.socket() as reserved,
+            open(folder / "log", "w+") as log,
+        ):
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(("127.0.0.1", 0))
+            place = "{}:{}".format(*far.getsockname())
+            text = _FILES[kind].format(far=place, folder=folder, port=reserved.getsockname()[1])
+            (folder / "relay.toml").write_text('control = "none"\n[defaults]\nconnect_timeout = 60\ndrain = 8\n' + text)
+            environment = {
+                **os.environ,
+                "LD_PRELOAD": str(build(folder)),
+                "PYTHONFAULTHANDLER": "1",
+                "TORTURE_SEED": str(seed),
+                "TORTURE_RATE": str(rate),
+                "TORTURE_COUNTS": str(counts),
+                **({"TORTURE_HARD": "1"} if hard else {}),
+            }
+            command = [sys.executable, "-m", "relay", "up", str(folder / "relay.toml")]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+            try:
+                address = _address(process, text.count("[tunnels."))
+                with open(counts, "r+b") as file:
+                    file.seek(8 * len(KINDS))
+                    file.write(struct.pack("Q", 1))
+                yield FaultyRig(process, address, far, counts, hard=hard)
+                process.send_signal(signal.SIGTERM)
+                begun = time.monotonic()
+                process.wait(_START)
+                if time.monotonic() - begun > _SLOW:
+                    raise AssertionError(f"slow to end:\n{_end_of(folder)}")
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # the threads' stacks are in the log then
+                process.wait(_START)
+                raise AssertionError(f"it does not end:\n{_end_of(folder)}") from None
+            finally:
+                process.kill()
+                process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
+
+    return start
+
+
+def _end_of(folder: Path) -> str:
+    """Return the last lines of the log."""
+    return "".join((folder / "log").read_text().splitlines(True)[-80:])
+
+
+def _address(process: subprocess.Popen[str], tunnels: int) -> tuple[str, int]:
+    """Return the address of the first tunnel, once all listen."""
+    assert process.stdout is not None
+    found = {}
+    for _ in range(tunnels):
+        name, _, rest = process.stdout.readline().partition(": listening on ")
+        host, _, port = rest.partition(" ")[0].rpartition(":")
+        found[name] = host, port
+    host, port = found["one"]
+    return host, int(port)
+
+
+FAULTY = {
+    **{f"faulty-{kind}": faulty(kind, hard=False) for kind in _FILES},
+    **{f"hard-{kind}": faulty(kind, hard=True, rate=300) for kind in _FILES},
+}
+"""Commands under faults, by name: those that no client may notice, and those that may end a connection."""

@@ -1,0 +1,193 @@
+"""The relays under test: tunnels over each transport, whose both sides are plain sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import relay
+from relay.engine import changes
+
+__all__ = ["RELAYS", "Rig"]
+
+
+class Rig:
+    """A chain of tunnels, and the listening socket of the target.
+
+    :param enter: connects a client.
+    :param far: the target.
+    :param tunnels: those that may be disturbed.
+    :param half_close: whether one direction can end alone.
+    :param reset: whether a cut is a reset at the other side, and never an EOF.
+    """
+
+    may_fail = False
+
+    def __init__(
+        self,
+        enter: Callable[[], socket.socket],
+        far: socket.socket,
+        tunnels: list[relay.Tunnel],
+        *,
+        half_close: bool = True,
+        reset: bool = True,
+    ) -> None:
+        self._enter = enter
+        self._far = far
+        self.tunnels = tunnels
+        self.has_half_close = half_close
+        self.has_reset = reset
+
+    def connect(self) -> socket.socket:
+        """Return a new client."""
+        return self._enter()
+
+    def far(self) -> socket.socket:
+        """Return the listening socket of the target."""
+        return self._far
+
+    def disturb(self, chance: random.Random) -> bool:
+        """Change a tunnel; return whether that may reset connections."""
+        if not self.tunnels:
+            return False
+        tunnel = chance.choice(self.tunnels)
+        what = chance.randrange(4)
+        if what == 0:
+            tunnel.pause()
+            tunnel.resume()
+        elif what == 1:
+            changes.update(tunnel, nconnect=-1, timeout=None, connect_timeout=60.0, idle_timeout=None, linger=60.0)
+        elif what == 2:
+            tunnel.connections()
+            tunnel.metrics()
+        else:
+            open_ones = tunnel.connections()
+            if open_ones:
+                tunnel.kill(chance.choice(open_ones).id)
+                return True
+        return False
+
+
+def _target() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+
+
+def _tcp(address: tuple[str, int]) -> Callable[[], socket.socket]:
+    return lambda: socket.create_connection(address, 30)
+
+
+@contextlib.contextmanager
+def _tunnel(receive: object, factory: object) -> Iterator[relay.Tunnel]:
+    with relay.Tunnel(receive, factory, timeout=None, connect_timeout=60.0, linger=60.0) as tunnel:  # type: ignore[arg-type]
+        yield tunnel
+
+
+@contextlib.contextmanager
+def tcp(folder: Path, seed: int) -> Iterator[Rig]:
+    """One tunnel from TCP to TCP."""
+    with _target() as far, _tunnel(relay.listen("127.0.0.1:0"), relay.tcp(*far.getsockname())) as tunnel:
+        yield Rig(_tcp(tunnel.address), far, [tunnel])
+
+
+@contextlib.contextmanager
+def unix(folder: Path, seed: int) -> Iterator[Rig]:
+    """One tunnel from a Unix socket to another."""
+    with socket.socket(socket.AF_UNIX) as far:
+        far.bind(str(folder / "far"))
+        far.listen(1024)
+        with _tunnel(relay.listen(f"unix://{folder}/near"), relay.unix(str(folder / "far"))) as tunnel:
+
+            def enter() -> socket.socket:
+                client = socket.socket(socket.AF_UNIX)
+                client.connect(str(folder / "near"))
+                return client
+
+            yield Rig(enter, far, [tunnel], reset=False)
+
+
+@contextlib.contextmanager
+def tls(folder: Path, seed: int) -> Iterator[Rig]:
+    """Two tunnels with TLS between them."""
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    leaf = authority.issue_cert("localhost")
+    leaf.private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
+    listen = f"tls://127.0.0.1:0?cert={folder}/cert.pem"
+    with _target() as far, _tunnel(relay.listen(listen), relay.tcp(*far.getsockname())) as inner:
+        target = f"tls://127.0.0.1:{inner.address[1]}?servername=localhost&ca={folder}/ca.pem"
+        with _tunnel(relay.listen("127.0.0.1:0"), relay.target(target)) as outer:
+            yield Rig(_tcp(outer.address), far, [outer, inner])
+
+
+@contextlib.contextmanager
+def socks(folder: Path, seed: int) -> Iterator[Rig]:
+    """A SOCKS proxy, and a tunnel that goes through it."""
+    with _target() as far, _tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic()) as inner:
+        host, port = far.getsockname()
+        via = [f"socks5://127.0.0.1:{inner.address[1]}"]
+        with _tunnel(relay.listen("127.0.0.1:0"), relay.target(f"{host}:{port}", via=via)) as outer:
+            yield Rig(_tcp(outer.address), far, [outer, inner])
+
+
+@contextlib.contextmanager
+def spawned(folder: Path, seed: int) -> Iterator[Rig]:
+    """A tunnel in two worker processes."""
+    with _target() as far:
+        target = "{}:{}".format(*far.getsockname())
+        with relay.spawn("127.0.0.1:0", target, workers=2, connect_timeout=60.0) as tunnel:
+            yield Rig(_tcp(tunnel.address), far, [])
+
+
+@contextlib.contextmanager
+def limited(folder: Path, seed: int) -> Iterator[Rig]:
+    """A tunnel whose clients share a bandwidth, with a quota that is never used up."""
+    limit = [{"per": "tunnel", "bandwidth": "400MB/s"}, {"per": "ip", "quota": "100TB/day", "concurrent": 10_000}]
+    with _target() as far:
+        factory = relay.tcp(*far.getsockname())
+        with relay.Tunnel(relay.listen("127.0.0.1:0"), factory, timeout=None, linger=60.0, limit=limit) as tunnel:
+            yield Rig(_tcp(tunnel.address), far, [tunnel])
+
+
+def _ssh(backend: str) -> Callable[[Path, int], contextlib.AbstractContextManager[Rig]]:
+    @contextlib.contextmanager
+    def over_ssh(folder: Path, seed: int) -> Iterator[Rig]:
+        from relay.testing import SSHServer
+
+        with _target() as far, SSHServer() as server:
+            host, port = far.getsockname()
+            factory = relay.target(f"{host}:{port}", via=[f"{server.url}&backend={backend}"])
+            with _tunnel(relay.listen("127.0.0.1:0"), factory) as tunnel:
+                yield Rig(_tcp(tunnel.address), far, [tunnel], reset=False)
+
+    return over_ssh
+
+
+@contextlib.contextmanager
+def i2p(folder: Path, seed: int) -> Iterator[Rig]:
+    """A destination at the embedded SAM bridge, and the port that leads to it."""
+    from relay.testing import SAMBridge
+
+    with _target() as far, SAMBridge() as bridge:
+        keys = folder / "keys.dat"
+        with relay.TunnelServer("torture", far.getsockname()[1], bridge.sam, keys=keys, timeout=None) as server:
+            with relay.TunnelClient("visitor", 0, server.b32, bridge.sam, timeout=None) as tunnel:
+                yield Rig(_tcp(tunnel.address), far, [tunnel, server], half_close=False, reset=False)
+
+
+RELAYS = {
+    "tcp": tcp,
+    "unix": unix,
+    "tls": tls,
+    "socks": socks,
+    "spawned": spawned,
+    "limited": limited,
+    "paramiko": _ssh("paramiko"),
+    "openssh": _ssh("openssh"),
+    "i2p": i2p,
+}
+"""The relays by name."""

@@ -1,0 +1,108 @@
+"""``relay.transports.ssh.paramiko.keepalive``: when a server counts as dead; real ones are in ``test_backend``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from relay.eventloop.loop import Loop
+from relay.transports.ssh.paramiko.keepalive import Keepalive
+
+EVERY = 1000.0  # seconds; no timer of a test is due by itself
+
+
+class Rig:
+    """A connection without a server: its requests wait until the test answers them."""
+
+    def __init__(self, interval: float | None) -> None:
+        self.loop = Loop()
+        self.wire = SimpleNamespace(heard=time.monotonic())
+        self.ended: OSError | None = None
+        self.asked: list[Any] = []
+        self.silent: list[float] = []
+        mux: Any = self
+        self.keepalive = Keepalive(mux, mux, interval, self.silent.append)
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def ask(self, name: str, data: bytes, answered: Any) -> None:
+        assert (name, data) == ("keepalive@openssh.com", b"")
+        self.asked.append(answered)
+
+    def check(self) -> None:
+        """A check that the transport's thread handles."""
+        self.keepalive.check()
+        self.loop._run_calls()
+
+    def pass_time(self, seconds: float) -> None:
+        """The server has sent nothing meanwhile."""
+        self.wire.heard -= seconds
+        self.keepalive._probed -= seconds
+
+    def expire(self) -> None:
+        self.keepalive._check_silence(time.monotonic())
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig(EVERY)
+    yield made
+    made.loop.close()
+
+
+def test_a_probe_at_a_time_and_the_time_of_its_reply(rig: Rig) -> None:
+    rig.check()
+    rig.check()
+    (answered,) = rig.asked
+    assert rig.keepalive.rtt is None
+    answered(None)  # denied, as every server does
+    assert rig.keepalive.rtt is not None
+    assert not rig.silent
+
+
+def test_a_request_that_fails_with_its_connection_is_no_reply(rig: Rig) -> None:
+    rig.check()
+    rig.ended = OSError("lost")
+    rig.asked.pop()(None)
+    assert rig.keepalive.rtt is None
+
+
+def test_a_server_that_does_not_answer_a_probe_is_dead(rig: Rig) -> None:
+    rig.check()
+    rig.pass_time(2.9 * EVERY)
+    rig.expire()
+    assert not rig.silent
+    rig.pass_time(0.2 * EVERY)
+    rig.expire()
+    assert [round(seconds / EVERY, 1) for seconds in rig.silent] == [3.1]
+
+
+def test_silence_before_a_probe_proves_nothing(rig: Rig) -> None:
+    rig.check()
+    rig.asked.clear()
+    rig.wire.heard -= 10 * EVERY
+    rig.expire()  # this process was stopped meanwhile: it asks again
+    assert len(rig.asked) == 1
+    assert not rig.silent
+
+
+def test_a_thread_that_handles_no_check_is_noticed_by_the_checks(rig: Rig) -> None:
+    rig.wire.heard -= 4 * EVERY
+    for _ in range(3):
+        rig.keepalive.check()
+    assert not rig.silent
+    rig.keepalive.check()
+    assert len(rig.silent) == 1
+
+
+def test_without_an_interval_there_is_no_probe() -> None:
+    rig = Rig(None)
+    rig.check()
+    assert (rig.asked, rig.keepalive._silence.due) == ([], math.inf)
+    rig.loop.close()

@@ -37,7 +37,7 @@ def talk(address, words):
 def test_a_command_writes_it_and_opens_it_again(start, echo_server, tmp_path):
     path = tmp_path / "access.log"
     target = "{}:{}".format(*echo_server.address)
-    command = start(":0", target, "--log-file", str(path))
+    command = start(":0", target, "--log-file", str(path), "--drain", "0.01")
     address = command.address()
     talk(address, b"one")
     wait_until(lambda: path.read_text())

@@ -1,7 +1,7 @@
 """Chains of hops over real routers and a real sshd, which end and come back. It runs beside the other tests.
 
-``python chain_restarts.py FOLDER`` prints one line of JSON: a scenario → the seconds that each recovery took, by what
-had ended, or what went wrong.
+``python chain_restarts.py FOLDER [SCENARIO]...`` prints one line of JSON: a scenario → the seconds that each recovery
+took, by what had ended, or what went wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import i2pd
 from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_all, receive_exactly, send_and_end
 from i2p_restarts import DEADLINE, command, live, place, serve, until_served
+from plain_sam import blaming
 from scenarios import run_all
 from sshd import Sshd, server_url
 
@@ -127,10 +128,14 @@ def recovery(way: Way, down: Callable[[], object], up: Callable[[], object]) -> 
 
 def an_sshd_as_a_destination(ground: Ground) -> Recoveries:
     """Through I2P and then SSH, in Python; what is at the far end goes down."""
-    router = ground.network.router(1)
-    with ground.sshd("published") as server, serve(router, f"127.0.0.1:{server.port}") as published:
+    router, near = ground.network.router(1), ground.network.router(2)
+    with (
+        blaming(router, near),
+        ground.sshd("published") as server,
+        serve(router, f"127.0.0.1:{server.port}") as published,
+    ):
         destination = relay_b32(published)
-        via = hop(place(ground.network.router(2))), over_i2p(server, destination)
+        via = hop(place(near)), over_i2p(server, destination)
         with in_python(ground.service, *via) as way:
             carry(way)
             seconds = {"sshd": recovery(way, server.kill, server.start)}
@@ -141,9 +146,9 @@ def an_sshd_as_a_destination(ground: Ground) -> Recoveries:
 
 def an_sshd_as_a_destination_by_command(ground: Ground) -> Recoveries:
     """The same with the command at both ends; what is at the near end goes down."""
-    router = ground.network.router(3)
-    with ground.sshd("exposed") as server:
-        on = f"{hop(place(ground.network.router(2)))}&accept=accept"
+    router, far = ground.network.router(3), ground.network.router(2)
+    with blaming(far, router), ground.sshd("exposed") as server:
+        on = f"{hop(place(far))}&accept=accept"
         with command(f"127.0.0.1:{server.port}", "--on", on, "--transient") as (destination, _, _):
             with by_command(ground.service, hop(place(router)), over_i2p(server, destination)) as way:
                 carry(way)
@@ -155,6 +160,7 @@ def a_bridge_behind_sshd(ground: Ground) -> Recoveries:
     router, elsewhere = ground.network.router(4), ground.network.router(2)
     sam = "{}:{}".format(*router.inside)
     with (
+        blaming(elsewhere, router),
         serve(elsewhere, ground.service) as published,
         ground.sshd("inside", namespace=ground.network.namespace) as server,
         in_python(relay_b32(published), server.url, hop(sam)) as way,

@@ -1,8 +1,8 @@
 """Applications of others at I2P: a SAM client that gives no options, and npm's ``@diva.exchange/i2p-sam``.
 
 Each is a client and a server for relay, over two real routers. Making their sessions takes half a minute, so it
-runs as a program beside the other tests: ``python i2p_peers.py FOLDER`` prints one line of JSON: a scenario → the
-seconds that it took, and what went wrong or nothing.
+runs as a program beside the other tests: ``python i2p_peers.py FOLDER [SCENARIO]...`` prints one line of JSON: a
+scenario → the seconds that it took, and what went wrong or nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import i2pd
 from helpers import Server, Thread, echo, receive_exactly, wait_until
 from i2p_restarts import reach, serve, until_served
 from i2p_world import NODE, NPM
-from plain_sam import PlainSAM
+from plain_sam import PlainSAM, blaming
 from scenarios import check_routers, journal, run_all
 
 import relay
@@ -51,7 +51,8 @@ def a_plain_sam_client_reaches_us(network: i2pd.Network, server: relay.TunnelSer
                 journal.info("%r", error)
                 return False
 
-        wait_until(is_answered, DEADLINE)
+        with blaming(network.router(1), network.router(2)):
+            wait_until(is_answered, DEADLINE)
     return time.monotonic() - begin
 
 
@@ -65,7 +66,8 @@ def we_reach_a_plain_sam_server(network: i2pd.Network, server: relay.TunnelServe
             with reach(network.router(2), session.dest) as client:
                 until_served(client, PUBLISHED)
 
-    _until_published(once)
+    with blaming(network.router(1), network.router(2)):
+        _until_published(once)
     return time.monotonic() - begin
 
 
@@ -73,7 +75,10 @@ def npm_s_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -
     """The library makes a session for each stream."""
     begin = time.monotonic()
     assert server.wait_published(DEADLINE), "the destination is not published yet"
-    with npm_peer(network, "client", network.router(2), server.dest) as said:
+    with (
+        blaming(network.router(1), network.router(2)),
+        npm_peer(network, "client", network.router(2), server.dest) as said,
+    ):
         assert said.readline() == f"answered {TEXT.decode()}\n"
     return time.monotonic() - begin
 
@@ -89,7 +94,8 @@ def we_reach_npm_s_server(network: i2pd.Network, server: relay.TunnelServer) -> 
             with reach(network.router(2), dest) as client:
                 until_served(client, PUBLISHED)
 
-    _until_published(once)
+    with blaming(network.router(1), network.router(2)):
+        _until_published(once)
     return time.monotonic() - begin
 
 

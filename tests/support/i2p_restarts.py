@@ -1,7 +1,7 @@
 """Real routers and programs end and come back. That takes minutes, so it runs as a program beside the other tests.
 
-``python i2p_restarts.py FOLDER`` prints one line of JSON: a scenario → the seconds that it took until all was well
-again, or what went wrong.
+``python i2p_restarts.py FOLDER [SCENARIO]...`` prints one line of JSON: a scenario → the seconds that it took until
+all was well again, or what went wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import i2pd
 from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
 from i2p_world import SHORT, Cable
-from plain_sam import check_reachable
+from plain_sam import blaming
 from scenarios import check_routers, journal, run_all
 
 import relay
@@ -96,28 +96,20 @@ def until_served(tunnel: relay.TunnelClient, deadline: float = DEADLINE) -> floa
     return time.monotonic() - begin
 
 
-@contextlib.contextmanager
-def blaming(server: i2pd.Router, client: i2pd.Router) -> Iterator[None]:
-    """Tell after a failure if the routers fail plain programs, too."""
-    try:
-        yield
-    except AssertionError:
-        check_routers()
-        check_reachable(server, client)
-        raise
-
-
 def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
     """Traps 1 and 2."""
     router = network.router(1)
-    with serve(router, service) as server, reach(network.router(2), server.dest) as client:
+    with (
+        blaming(router, network.router(2)),
+        serve(router, service) as server,
+        reach(network.router(2), server.dest) as client,
+    ):
         dest = server.dest
         with live(client):
             router.kill()
             wait_until(lambda: any(one.reason == "carrier_lost" for one in server.recent()))
         router.start()
-        with blaming(router, network.router(2)):
-            seconds = until_served(client)
+        seconds = until_served(client)
         assert server.dest == dest
         assert server.wait_published(DEADLINE), "it is served and not published"
         assert until_served(client) < DEADLINE
@@ -127,15 +119,18 @@ def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
 def the_clients_router_restarts(network: i2pd.Network, service: str) -> float:
     """Trap 3."""
     router = network.router(3)
-    with serve(network.router(2), service) as server, reach(router, server.dest) as client:
+    with (
+        blaming(network.router(2), router),
+        serve(network.router(2), service) as server,
+        reach(router, server.dest) as client,
+    ):
         dest = client.dest
         with live(client) as end:
             router.kill()
             assert ending(end) == "reset"
             wait_until(lambda: client.recent()[-1].reason == "carrier_lost")
         router.start()
-        with blaming(network.router(2), router):
-            seconds = until_served(client)
+        seconds = until_served(client)
         assert client.dest != dest
         return seconds
 
@@ -143,6 +138,7 @@ def the_clients_router_restarts(network: i2pd.Network, service: str) -> float:
 def the_control_socket_is_cut(network: i2pd.Network, service: str) -> float:
     """Trap 1 while the router lives, and trap 2."""
     with (
+        blaming(network.router(4), network.router(2)),
         Cable(place(network.router(4))) as cable,
         serve(cable.sam, service) as server,
         reach(network.router(2), server.dest) as client,
@@ -159,6 +155,7 @@ def the_control_socket_is_cut(network: i2pd.Network, service: str) -> float:
 def the_router_cannot_connect_to_the_program(network: i2pd.Network, service: str) -> float:
     """It promises to do so, and no stream comes: streams are accepted one by one then."""
     with (
+        blaming(network.router(4), network.router(2)),
         serve(network.router(4), service, accept=None) as server,
         reach(network.router(2), server.dest) as client,
     ):
@@ -183,7 +180,11 @@ def _started_again(network: i2pd.Network, service: str, number: int) -> float:
         process.send_signal(number)
         process.wait(DEADLINE)
     begin = time.monotonic()
-    with command(*arguments) as (again, published, _), reach(network.router(2), again) as client:
+    with (
+        blaming(network.router(4), network.router(2)),
+        command(*arguments) as (again, published, _),
+        reach(network.router(2), again) as client,
+    ):
         assert again == dest
         published.result(DEADLINE)
         return until_served_for(AT_LAST, client) - begin

@@ -295,13 +295,13 @@ class Networks:
         for name in wanted:
             self._make(name)
 
-    def _make(self, name: str) -> None:
+    def _make(self, name: str, *arguments: str) -> None:
         try:
-            self._made[name] = self._started(name, self._make_folder(name))
+            self._made[name] = self._started(name, self._make_folder(name), *arguments)
         except i2pd.Unavailable as error:
             self._made[name] = error
 
-    def _started(self, name: str, folder: Path) -> i2pd.Network | Process:
+    def _started(self, name: str, folder: Path, *arguments: str) -> i2pd.Network | Process:
         if i2pd.PROGRAM is None:
             raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
         if name == "chain_restarts" and sshd.PROGRAM is None:
@@ -309,7 +309,7 @@ class Networks:
         if name == "i2p_peers" and not (NODE and (NPM / "@diva.exchange" / "i2p-sam").exists()):
             raise i2pd.Unavailable("there is no npm package @diva.exchange/i2p-sam (`make test` installs it)")
         if name in PROGRAMS:
-            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)]
+            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder), *arguments]
             process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))
             self._stack.callback(process.kill)
             return process
@@ -356,20 +356,21 @@ class Networks:
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
         """The last message of a program: a scenario → what was measured, and what went wrong or nothing.
 
-        If a router has crashed, or two of them do not reach each other, which is not what is tested, the program runs
-        once more.
+        If a router has crashed, or two of them do not reach each other, which is not what is tested, the scenarios that
+        failed for that run once more, at new routers.
 
         :param name: of :data:`PROGRAMS`.
         """
-        for last in (False, True):
-            said, _ = self._have(name).communicate(timeout=RESTARTS)
-            outcomes = dict(json.loads(said))
-            if last or not any(
-                problem.startswith((scenarios.CRASHED, scenarios.PARTED)) for _, problem in outcomes.values()
-            ):
-                break
-            self._make(name)
+        outcomes = self._outcomes(name)
+        routers = (scenarios.CRASHED, scenarios.PARTED)
+        if again := [scenario for scenario, (_, problem) in outcomes.items() if problem.startswith(routers)]:
+            self._make(name, *again)
+            outcomes |= self._outcomes(name)
         return outcomes
+
+    def _outcomes(self, name: str) -> dict[str, tuple[Any, str]]:
+        said, _ = self._have(name).communicate(timeout=RESTARTS)
+        return dict(json.loads(said))
 
     def run(self, argv: Sequence[str], **options: Any) -> Process:
         """Start a program in the network of the two routers."""

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -239,13 +240,27 @@ class Router:
         self._hidden = True
         self._door.shut()
 
+    def connect(self, timeout: float = WAIT) -> socket.socket:
+        """A connection to its SAM bridge from inside the network, even while it is hidden.
+
+        :param timeout: seconds; of the new connection, too.
+        :raises OSError: if it cannot be made.
+        """
+        connection = self._network.namespace.socket()
+        connection.settimeout(timeout)
+        try:
+            connection.connect(self.inside)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def _answers(self) -> bool:
-        with self._network.namespace.socket() as probe:
-            probe.settimeout(WAIT)
-            try:
-                probe.connect(self.inside)
-            except ConnectionRefusedError:
-                return False
+        try:
+            probe = self.connect()
+        except ConnectionRefusedError:
+            return False
+        with probe:
             probe.sendall(b"HELLO VERSION MIN=3.0 MAX=3.1\n")
             return probe.recv(1 << 12).startswith(b"HELLO REPLY RESULT=OK")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 import i2pd
 from helpers import echo, receive_exactly
 from i2p_world import read_line
-from scenarios import PartedError
+from scenarios import PartedError, check_routers
 
-__all__ = ["PlainSAM", "check_reachable"]
+__all__ = ["PlainSAM", "blaming", "check_reachable"]
 
 WAIT_FOR_ROUTERS = 240.0  # seconds for each step
 TRIES = 10  # streams until routers count as parted
@@ -45,11 +46,22 @@ def check_reachable(server: i2pd.Router, client: i2pd.Router) -> None:
     raise PartedError(f"{server.folder.name} and {client.folder.name} bring no stream of plain SAM: {problem}")
 
 
+@contextlib.contextmanager
+def blaming(server: i2pd.Router, client: i2pd.Router) -> Iterator[None]:
+    """Tell after a failure if the routers fail plain programs, too."""
+    try:
+        yield
+    except (AssertionError, OSError):
+        check_routers()
+        check_reachable(server, client)
+        raise
+
+
 class PlainSAM:
     """A session as a program has it that gives the router no options at all."""
 
     def __init__(self, router: i2pd.Router, name: str) -> None:
-        self._bridge = router.sam
+        self._router = router
         self._name = name
         self._control = self._hello()
         self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
@@ -83,8 +95,7 @@ class PlainSAM:
         self._control.close()
 
     def _hello(self) -> socket.socket:
-        connection = socket.create_connection(self._bridge, WAIT_FOR_ROUTERS)
-        connection.settimeout(WAIT_FOR_ROUTERS)
+        connection = self._router.connect(WAIT_FOR_ROUTERS)
         try:
             self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
         except BaseException:

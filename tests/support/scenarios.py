@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -54,7 +55,8 @@ class _Journal(logging.Handler):
 def run_all(scenarios: Mapping[str, Callable[..., Any]], network: i2pd.Network, *arguments: Any, latest: float) -> None:
     """Print one line of JSON: a scenario → what it returned, and what went wrong or nothing.
 
-    :param scenarios: each is called with ``arguments``, on a thread of its own.
+    :param scenarios: each is called with ``arguments``, on a thread of its own; only those that the program's second
+        argument and the following ones name, if there are any.
     :param network: whose logs are shown with a failure.
     :param latest: seconds that they may take.
     """
@@ -76,7 +78,8 @@ def run_all(scenarios: Mapping[str, Callable[..., Any]], network: i2pd.Network, 
             logs = [f"{router.folder.name}:\n{_end_of(router.log())}" for router in network.routers]
             return None, "\n\n".join([said, f"the journal:\n{kept.text()}", *logs])
 
-    threads = {name: Thread(outcome, scenario) for name, scenario in scenarios.items()}
+    wanted = sys.argv[2:] or scenarios
+    threads = {name: Thread(outcome, scenarios[name]) for name in wanted}
     for name, thread in threads.items():
         thread.name = name
     print(json.dumps({name: thread.result(latest) for name, thread in threads.items()}))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from plain_sam import check_reachable
+from plain_sam import blaming, check_reachable
 from scenarios import PartedError
 
 from relay.testing import SAMBridge
 
 
 def router(bridge, name):
-    return SimpleNamespace(sam=bridge.address, folder=Path(name))
+    return SimpleNamespace(connect=partial(socket.create_connection, bridge.address), folder=Path(name))
 
 
 def test_routers_that_reach_each_other():
@@ -25,3 +27,12 @@ def test_routers_that_do_not():
     with SAMBridge() as one, SAMBridge() as other:
         with pytest.raises(PartedError, match="one and other bring no stream of plain SAM: .*CANT_REACH_PEER"):
             check_reachable(router(one, "one"), router(other, "other"))
+
+
+@pytest.mark.parametrize("failure", [AssertionError("not served"), TimeoutError("no answer")])
+def test_a_failure_is_that_of_routers_only_if_they_fail_plain_programs_too(failure):
+    with SAMBridge() as one, SAMBridge() as other:
+        with pytest.raises(type(failure), match=str(failure)), blaming(router(one, "one"), router(one, "same")):
+            raise failure
+        with pytest.raises(PartedError), blaming(router(one, "one"), router(other, "other")):
+            raise failure

@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import os
 import secrets
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from relay.process import start
+from relay.testing import check_leaks
 
 from .driver import Driver
 from .faulty import FAULTY, FaultyRig
@@ -24,7 +25,7 @@ from .relays import RELAYS
 _ALL = {**RELAYS, **FAULTY}
 _NOTES = 40  # steps that are printed with a failure
 _TRIES = 12  # smaller schedules that are tried after a failure
-_LEAVE = 10.0  # seconds that threads and descriptors may take to go
+_LEAVE = 10.0  # seconds that threads, descriptors and processes may take to go
 
 
 class Result:
@@ -45,8 +46,7 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
 
     :raises AssertionError: if the relay has broken a rule, or left something behind.
     """
-    before = _resources()
-    with tempfile.TemporaryDirectory() as folder, _ALL[name](Path(folder), seed) as rig:
+    with check_leaks(_LEAVE), tempfile.TemporaryDirectory() as folder, _ALL[name](Path(folder), seed) as rig:
         driver = Driver(rig, seed, connections, steps, note)
         try:
             driver.run()
@@ -56,16 +56,6 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
     result.schedules += 1
     result.connections += driver.finished
     result.bytes += driver.bytes
-    until = time.monotonic() + _LEAVE
-    while (after := _resources()) > before:
-        if time.monotonic() > until:
-            raise AssertionError(f"left behind: threads and descriptors were {before}, and are {after}")
-        time.sleep(0.01)
-
-
-def _resources() -> tuple[int, int]:
-    """Return the number of threads and of descriptors."""
-    return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
 def smallest(name: str, seed: int, connections: int, steps: int) -> tuple[int, int]:
@@ -93,6 +83,8 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2000)
     given = parser.parse_args()
+    with start(["true"]) as process:  # the thread that makes all children lives as long as the program
+        process.wait()
     names = given.relays.split(",")
     results = {name: Result() for name in names}
     until = time.monotonic() + given.minutes * 60

@@ -71,6 +71,16 @@ class AccessList:
                 return Decision(True, f"allow {text}")
         return Decision(False, "allow")
 
+    def decide_by_address(self, identity: Identity) -> Decision:
+        """Decide about a client of which only the address is known yet. Does not block.
+
+        :param identity: who the client is before its handshake.
+        :returns: that it is denied, only if :meth:`decide` denies it whatever its certificate has.
+        """
+        if (decision := self.decide(identity)).rule != "allow":
+            return decision
+        return Decision(not all(source.rules.has_only_networks for source in self._allow), "allow")
+
 
 class _Fixed:
     """The rules that are no files."""

@@ -84,11 +84,41 @@ class Gate:
         """True if it has nothing to decide and nothing to remember."""
         return self._policy.is_empty and self._guesses is None
 
-    def enter(self, identity: Identity | None, now: float) -> Denial | Ticket | None:
+    def screen(self, identity: Identity, now: float) -> Denial | None:
+        """Decide about a client before its handshake, by its address alone, and count it for rates per address.
+
+        So a client that its address bars costs no handshake. One that passes is for :meth:`enter` after its handshake.
+
+        :param identity: who it is, as its address says.
+        :param now: monotonic seconds.
+        :returns: why it is rejected; ``None`` if it may shake hands.
+        """
+        rules = self._policy.rules
+        if rules is not None and rules.is_current():  # else they are read, and decide, after the handshake
+            decision = rules.decide_by_address(identity)
+            if not decision.is_allowed:
+                return Denial(decision.rule)
+        if (ban := self.find_ban(identity, now)) is not None:
+            return ban
+        counted: list[tuple[Limiter, Entry]] = []
+        for limiter in self._counting:
+            if limiter.is_by_address:
+                found = limiter.admit(identity, now)
+                if isinstance(found, Rejection):
+                    for other, entry in counted:
+                        other.withdraw(entry)
+                    return _denial(found)
+                counted.append((limiter, found))
+        for _, entry in counted:
+            entry.connected -= 1  # it connects after its handshake, if it does
+        return None
+
+    def enter(self, identity: Identity | None, now: float, is_screened: bool = False) -> Denial | Ticket | None:
         """Decide about a client.
 
         :param identity: who it is; ``None`` if nothing is known.
         :param now: monotonic seconds.
+        :param is_screened: whether :meth:`screen` has counted it for rates per address.
         :returns: why it is rejected. If it may connect: what it holds until its end, or ``None``.
         """
         rules = self._policy.rules
@@ -103,10 +133,16 @@ class Gate:
             return None
         counted: list[Entry] = []
         for limiter in self._counting:
-            found = limiter.admit(client, now)
+            if is_screened and limiter.is_by_address:
+                found = limiter.admit_screened(client, now)
+            else:
+                found = limiter.admit(client, now)
             if isinstance(found, Rejection):
                 for other, entry in zip(self._counting, counted, strict=False):
-                    other.withdraw(entry)
+                    if is_screened and other.is_by_address:
+                        entry.connected -= 1  # the handshake still counts for the rate
+                    else:
+                        other.withdraw(entry)
                 return _denial(found)
             counted.append(found)
         return Ticket(self._counting, counted, self._is_shaping)

@@ -175,6 +175,18 @@ class Limiter:
         entry.connected -= 1
         entry.arrival -= self._step
 
+    def admit_screened(self, client: Client, now: float) -> Entry | Rejection:
+        """Decide about a client that was counted for the rate before, and withdrawn from the others."""
+        entry = self.table.get(key_of(self.limit.terms.scope, client))
+        if now < entry.banned_until:
+            return Rejection(self.limit, True, entry.banned_until - now)
+        if self.limit.terms.quota is not None and not self.left(entry):
+            return self._exceeded(entry, now)
+        if entry.connected >= self._most:
+            return Rejection(self.limit, False, 0.0)
+        entry.connected += 1
+        return entry
+
     def _reject(self, entry: Entry, now: float) -> Rejection | None:
         if now < entry.banned_until:
             return Rejection(self.limit, True, entry.banned_until - now)

@@ -31,6 +31,9 @@ class AccessRules(Protocol):
     def decide(self, identity: Identity | None, /) -> Decision:
         """Decide about a client; ``None`` for one of whom nothing is known. Must not block."""
 
+    def decide_by_address(self, identity: Identity, /) -> Decision:
+        """Decide about a client that has yet to shake hands; it is denied only if no certificate could change that."""
+
     def is_current(self) -> bool:
         """Return whether the files of the rules are as they were read; must be quick."""
 

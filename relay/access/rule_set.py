@@ -35,6 +35,11 @@ class RuleSet:
                 self._texts.setdefault(("user", name), rule.text)
         self._kinds = frozenset(by_kind)
 
+    @property
+    def has_only_networks(self) -> bool:
+        """True if it depends on nothing but the address of a client whether a rule matches."""
+        return not (self._kinds or self.dns or self.uri)
+
     def find(self, identity: Identity, *, also_unverified: bool) -> str | None:
         """Return the text of a rule that matches a client; ``None`` if there is none.
 

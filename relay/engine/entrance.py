@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..access.gate import Denial, Gate
 from ..access.limit import Action
 from ..access.policy import AccessRules, Policy
+from ..access.ticket import Ticket
 from ..addresses.printable import printable
 from ..eventloop.loop import Loop
 from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
+from ..streams.identity import identity_of_peer
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import UpgradeListener
+from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
 from .admission import Slots
 from .connection import Connection
 from .ledger_keeper import keeper_of
@@ -142,7 +144,7 @@ class Entrance:
             if connection.state not in _UNDECIDED and not connection.is_closed:
                 decision = rules.decide(connection.summary.who())
                 if not decision.is_allowed:
-                    self._deny(connection, Denial(decision.rule), now)
+                    self.deny(connection, Denial(decision.rule), now)
 
     def _new_gate(self, policy: Policy) -> Gate:
         gate = Gate(policy, self._owner.loop.timers, book=self._keeper)
@@ -174,8 +176,16 @@ class Entrance:
         """Begin the handshake of a client, after its header of the PROXY protocol if it has to send one."""
         if self.reads_headers:
             self.read_request(client, None, peer, now, listener)
+        elif (denial := self.screen(peer, now)) is not None:
+            self.deny(self._owner.admit(client, None, peer, now), denial, now)
         else:
-            listener.upgrade(client, peer, now)
+            listener.upgrade(client, ScreenedAddress(peer), now)
+
+    def screen(self, peer: Any, now: float) -> Denial | None:
+        """Return why a client may not shake hands, if its address alone decides that."""
+        if self.gate is None or (identity := identity_of_peer(peer)) is None:
+            return None
+        return self.gate.screen(identity, now)
 
     def read_request(
         self,
@@ -200,7 +210,7 @@ class Entrance:
     def read_handshake(self, connection: Connection, handshake: ProxyHandshake, now: float) -> None:
         """Read the request of a client whose address is known, unless it is banned."""
         if self.gate is not None and (ban := self.gate.find_ban(connection.summary.who(), now)) is not None:
-            self._deny(connection, ban, now)
+            self.deny(connection, ban, now)
         else:
             connection.read_request(handshake, now)
 
@@ -281,9 +291,12 @@ class Entrance:
         return False
 
     def _decide(self, connection: Connection, now: float) -> bool:
-        decision = self.gate.enter(connection.summary.who(), now) if self.gate is not None else None
+        decision: Denial | Ticket | None = None
+        if self.gate is not None:
+            summary = connection.summary
+            decision = self.gate.enter(summary.who(), now, isinstance(summary.peer, ScreenedAddress))
         if isinstance(decision, Denial):
-            self._deny(connection, decision, now)
+            self.deny(connection, decision, now)
             return False
         connection.ticket = decision
         if self.policy.admit is None:
@@ -313,9 +326,10 @@ class Entrance:
         if is_admitted:
             self._enter(connection, now)
         else:
-            self._deny(connection, Denial("admit"), now)
+            self.deny(connection, Denial("admit"), now)
 
-    def _deny(self, connection: Connection, denial: Denial, now: float) -> None:
+    def deny(self, connection: Connection, denial: Denial, now: float) -> None:
+        """Reject a client."""
         connection.summary.rule = denial.rule
         self.log_denied(connection, now)
         if connection.flows is not None:
@@ -325,6 +339,7 @@ class Entrance:
         tarpit = self._slots.tarpit
         if len(tarpit) >= _most_tarpit():
             next(iter(tarpit)).give_way(now)
+        self._slots.half_open.pop(connection, None)  # it counts once
         tarpit[connection] = None
         return connection.keep_in_tarpit(denial.seconds, now)
 

@@ -11,6 +11,7 @@ import logging
 import socket
 from typing import Any, Protocol
 
+from ..access.gate import Denial
 from ..access.introduction import identified
 from ..access.proxy_header import ProxyHeader, ProxyHeaderError
 from ..access.senders import Senders
@@ -18,7 +19,7 @@ from ..eventloop.sockets import format_address
 from ..streams.proxy_handshake import ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import UpgradeListener
+from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
 from .connection import Connection
 from .header_input import HeaderInput
 from .records import ConnectionState
@@ -33,7 +34,7 @@ CHECK = "check"
 _RULE = "accept-proxy"
 
 
-class _Introduced(tuple[Any, ...]):
+class _Introduced(ScreenedAddress):
     """The address of a client whose header was read before its handshake."""
 
     __slots__ = ()
@@ -65,6 +66,12 @@ class HeaderClientsEntrance(Protocol):
 
     def on_request(self, connection: Connection, now: float, /) -> None:
         """Take a client that is ready for its stream."""
+
+    def screen(self, peer: Any, now: float, /) -> Denial | None:
+        """Return why a client may not shake hands, if its address alone decides that."""
+
+    def deny(self, connection: Connection, denial: Denial, now: float, /) -> None:
+        """Reject a client."""
 
     def log_denied(self, connection: Connection, now: float, /) -> None:
         """Log a client that a rule has denied."""
@@ -130,7 +137,13 @@ class HeaderClients:
         elif header.is_check:
             connection.fail(CHECK, now, clean=True)
         elif listener is not None:
-            self._upgrade(connection, listener, _peer(header) or connection.summary.peer, now)
+            connection.summary.peer = _peer(header) or connection.summary.peer
+            denial = self._entrance.screen(connection.summary.peer, now)
+            if denial is None:
+                self._upgrade(connection, listener, now)
+            else:
+                self._count(connection)
+                self._entrance.deny(connection, denial, now)
         else:
             self._count(connection)
             summary = connection.summary
@@ -143,13 +156,13 @@ class HeaderClients:
             else:
                 self._entrance.on_request(connection, now)
 
-    def _upgrade(self, connection: Connection, listener: UpgradeListener, peer: Any, now: float) -> None:
+    def _upgrade(self, connection: Connection, listener: UpgradeListener, now: float) -> None:
         """Hand a client over for its handshake; it comes back as another connection, and this one leaves no trace."""
         connection.state = ConnectionState.CLOSED
         connection.summary.reason, connection.summary.finished = CHECK, now
         connection.deadline.release()
         connection.owner.loop.forget(connection.client.fileno())
-        listener.upgrade(connection.client, _Introduced(peer), now)
+        listener.upgrade(connection.client, _Introduced(connection.summary.peer), now)
         connection.owner.connection_over(connection)
 
     def offered(self, stream: Stream, peer: Any, now: float) -> bool:

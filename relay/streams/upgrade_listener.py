@@ -8,7 +8,13 @@ from typing import Any
 from ..eventloop.background import Home
 from .accept_queue import Taker
 
-__all__ = ["UpgradeListener"]
+__all__ = ["ScreenedAddress", "UpgradeListener"]
+
+
+class ScreenedAddress(tuple[Any, ...]):
+    """The address of a client that a tunnel has accepted itself, and found fit for the handshake."""
+
+    __slots__ = ()
 
 
 class UpgradeListener:
@@ -35,7 +41,7 @@ class UpgradeListener:
         """Begin the handshake of a client, in the thread of the tunnel.
 
         :param client: its accepted socket, which belongs to the listener.
-        :param peer: its address.
+        :param peer: its address; it comes back with the stream.
         :param now: monotonic seconds.
         """
         raise NotImplementedError

@@ -34,6 +34,23 @@ def test_deny_has_precedence_and_what_no_rule_allows_is_denied(allow, deny, deci
     assert bool(access) == (allow is not None or bool(deny))
 
 
+@pytest.mark.parametrize(
+    ("allow", "deny", "is_allowed"),
+    [
+        (None, None, True),
+        (None, ["10.1.2.3", "dns:*.svc"], False),
+        (None, ["192.0.2.1", "dns:*.svc"], True),
+        ((), None, False),
+        (["192.0.2.1"], None, False),
+        (["10.0.0.0/8"], None, True),
+        *((["192.0.2.1", rule], None, True) for rule in ("dns:a.svc", "dns:*.svc", "uri:spiffe://a/*", "cn:alice")),
+        (["192.0.2.1", "cn:alice"], ["10.1.2.3"], False),
+    ],
+)
+def test_an_address_decides_alone_what_no_certificate_could_change(allow, deny, is_allowed):
+    assert AccessList(allow, deny).decide_by_address(tcp("10.1.2.3")).is_allowed is is_allowed
+
+
 def test_a_client_of_which_nothing_is_known_is_denied_by_any_list():
     assert AccessList(["0.0.0.0/0"]).decide(None) == (False, "unknown")
     assert AccessList(None, ["0.0.0.0/0"]).decide(None) == (False, "unknown")

@@ -17,6 +17,12 @@ class Rules:
     def decide(self, identity):
         return Decision(False, "deny it") if identity in self.denied else Decision(True)
 
+    def is_current(self):
+        return self.is_read
+
+    is_read = True
+    decide_by_address = decide
+
 
 def test_a_client_that_no_rule_denies_may_connect():
     assert Gate(Policy(rules=Rules()), Timers()).enter(CLIENT, 1.0) is None
@@ -152,3 +158,59 @@ def test_the_ledger_restores_bans_of_guessing_too_and_clears_by_limit():
     assert other.enter(CLIENT, 101.0).rule == "ban login"
     assert other.clear("login", None) == 1 and other.enter(CLIENT, 101.0).rule == "ban x"
     assert other.clear(None, "192.0.2.7") == 1 and isinstance(other.enter(CLIENT, 101.0), Ticket)
+
+
+# -- before a handshake ----------------------------------------------------------------------------------------------
+
+
+def shaken(host="192.0.2.7"):
+    return Identity("tls", "alice", host, 5)
+
+
+def test_rules_decide_before_the_handshake_unless_their_files_have_changed():
+    rules = Rules(CLIENT)
+    gate = Gate(Policy(rules=rules), Timers())
+    assert gate.screen(CLIENT, 1.0) == Denial("deny it")
+    rules.is_read = False
+    assert gate.screen(CLIENT, 1.0) is None
+
+
+def test_a_rate_of_addresses_counts_each_client_once_and_before_its_handshake():
+    gate = gate_of({"name": "x", "rate": "2/10s"}, {"name": "y", "per": "identity", "rate": "9/s"})
+    assert [gate.screen(CLIENT, 100.0) for _ in range(2)] == [None, None]
+    assert gate.screen(CLIENT, 100.0) == Denial("limit x", Action.RESET, 60.0)
+    assert [type(gate.enter(shaken(), 101.0, True)) for _ in range(2)] == [Ticket, Ticket]
+    assert gate.screen(CLIENT, 105.0) is None  # as if there were no handshakes
+    assert gate.screen(CLIENT, 105.0) is not None
+
+
+def test_a_client_that_one_limit_rejects_before_its_handshake_does_not_count_for_the_others():
+    gate = gate_of({"name": "x", "per": "ip/24", "rate": "2/h"}, {"name": "y", "rate": "1/h"})
+    assert [gate.screen(CLIENT, 100.0) is None for _ in range(3)] == [True, False, False]
+    assert gate.screen(who("192.0.2.8"), 100.0) is None
+    assert gate.screen(who("192.0.2.9"), 100.0) == Denial("limit x", Action.RESET, 60.0)
+
+
+def test_connections_at_one_time_count_from_the_end_of_the_handshake():
+    gate = gate_of({"name": "x", "concurrent": 1})
+    assert [gate.screen(CLIENT, 100.0), gate.screen(CLIENT, 100.0)] == [None, None]
+    ticket = gate.enter(shaken(), 100.0, True)
+    assert gate.enter(shaken(), 100.0, True) == gate.screen(CLIENT, 100.0) == Denial("limit x", Action.RESET, 60.0)
+    ticket.leave()
+    assert isinstance(gate.enter(shaken(), 100.0, True), Ticket)
+
+
+def test_a_handshake_counts_for_the_rate_of_its_address_whatever_becomes_of_the_client():
+    gate = gate_of({"name": "x", "rate": "1/h", "ban": "2h"}, {"name": "y", "per": "identity", "rate": "1/h"})
+    assert gate.screen(CLIENT, 100.0) is None
+    gate.enter(shaken(), 100.0, True)
+    assert gate.enter(shaken(), 100.0, True).rule == "limit y"
+    assert gate.screen(CLIENT, 101.0).rule == "limit x"
+    assert gate.enter(shaken(), 102.0, True).rule == gate.screen(CLIENT, 3750.0).rule == "ban x"
+
+
+def test_a_quota_that_is_used_up_spares_the_handshake():
+    gate = gate_of({"name": "x", "quota": "100B/day"})
+    assert gate.screen(CLIENT, 100.0) is None
+    gate.enter(shaken(), 100.0, True).quotas()[0].spend(100)
+    assert gate.screen(CLIENT, 100.0).rule == gate.enter(shaken(), 100.0, True).rule == "limit x"

@@ -9,7 +9,7 @@ import ssl
 import struct
 
 import pytest
-from helpers import WAIT, TLSEnd, ending, receive_exactly, wait_until
+from helpers import WAIT, TLSEnd, ending, fate_of_client, receive_exactly, wait_until
 
 import relay
 from relay.access.options import check_policy
@@ -430,3 +430,51 @@ def test_a_reload_begins_and_ends_headers_of_tls_clients(balanced_tls, certifica
     second.sendall(b"2")
     assert world.accept().recv(1) == b"2"
     assert [record.peer[0] for record in world.tunnel.connections()] == ["127.0.0.1", ONE.host]
+
+
+# -- what the address decides before a handshake -----------------------------------------------------------------------
+
+
+def exchange(world, client):
+    client.sendall(b"hello")
+    server = world.accept()
+    assert server.recv(100) == b"hello"
+    server.close()
+    assert ending(client) == "end of file"
+    client.close()
+
+
+@pytest.mark.parametrize("senders", [None, ["127.0.0.1"]], ids=["plain", "balanced"])
+@pytest.mark.parametrize("action", ["reset", "close", "tarpit"])
+def test_an_address_that_is_denied_costs_no_handshake(balanced_tls, certificates, senders, action):
+    host = ONE.host if senders else "127.0.0.1"
+    limit = {"name": "x", "rate": "2/h", "ban": "1h", "action": action}
+    world = balanced_tls(senders=senders, limit=[limit], nconnect=1)
+    header = build_v2(ONE, OTHER) if senders else b""
+    for _ in range(2):  # one that counted twice would be the last
+        exchange(world, shaken(world, certificates, header))
+    if action == "tarpit":
+        client = world.connect(header)
+        wait_until(lambda: world.tunnel.stats().accepted == 3)
+        client.close()
+    else:
+        assert fate_of_client(world.address, header) == {"reset": "reset", "close": "end of file"}[action]
+    wait_until(lambda: world.tunnel.stats().active == 0)
+    *served, denied = world.tunnel.recent()
+    assert len(served) == 2
+    assert (denied.peer[0], denied.reason, denied.rule) == (host, "denied", "limit x")
+
+
+@pytest.mark.parametrize("senders", [None, ["127.0.0.1"]], ids=["plain", "balanced"])
+@pytest.mark.parametrize(
+    ("options", "rule"), [({"allow": ["10.0.0.0/8"]}, "allow"), ({"deny": ["ONE", "cn:alice"]}, "deny cidr:ONE/32")]
+)
+def test_rules_of_addresses_decide_before_the_handshake(balanced_tls, senders, options, rule):
+    host = ONE.host if senders else "127.0.0.1"
+    options = {key: [entry.replace("ONE", host) for entry in entries] for key, entries in options.items()}
+    world = balanced_tls(senders=senders, **options)
+    assert fate_of_client(world.address, build_v2(ONE, OTHER) if senders else b"") == "reset"
+    wait_until(lambda: world.tunnel.recent())
+    (record,) = world.tunnel.recent()
+    assert (record.peer[0], record.reason, record.rule) == (host, "denied", rule.replace("ONE", host))
+    assert world.tunnel.stats().accepted == 1

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import re
-import resource
 import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +31,7 @@ from .admission import Slots
 from .connection import Connection
 from .ledger_keeper import keeper_of
 from .records import ConnectionState
+from .tarpit import take_place
 
 if TYPE_CHECKING:  # few tunnels need them
     from .header_clients import HeaderClients
@@ -46,7 +46,6 @@ _UNDECIDED = (ConnectionState.REQUESTING, ConnectionState.REPLYING, ConnectionSt
 _MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, or only get a last reply
 _MOST_DENIALS = 600  # lines about denied clients in a minute
 _MOST_BANS = 60  # lines about clients that are banned because of wrong passwords, in a minute
-_MOST_TARPIT = 1024  # clients in the tarpit; fewer where that were more than an eighth of the descriptors
 
 
 class EntranceOwner(Protocol):
@@ -334,13 +333,11 @@ class Entrance:
         self.log_denied(connection, now)
         if connection.flows is not None:
             return connection.close("denied", now)
-        if denial.action is not Action.TARPIT or self._owner.is_closing:  # which waits for each client
+        is_kept = denial.action is Action.TARPIT and not self._owner.is_closing  # which waits for each client
+        if not is_kept or not take_place():
             return connection.fail("denied", now, clean=denial.action is Action.CLOSE)
-        tarpit = self._slots.tarpit
-        if len(tarpit) >= _most_tarpit():
-            next(iter(tarpit)).give_way(now)
         self._slots.half_open.pop(connection, None)  # it counts once
-        tarpit[connection] = None
+        self._slots.tarpit[connection] = None
         return connection.keep_in_tarpit(denial.seconds, now)
 
     def empty_tarpit(self, now: float) -> None:
@@ -378,9 +375,3 @@ class Entrance:
         self._denials.log(
             now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(connection.summary.rule or "-", 200)
         )
-
-
-def _most_tarpit() -> int:
-    """Return how many clients the tarpit of a tunnel keeps: they must not use up the descriptors of the others."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_TARPIT if soft < 0 else max(1, min(_MOST_TARPIT, soft // 8))

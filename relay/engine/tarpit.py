@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import threading
 from collections.abc import Callable
 
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import END, ERR, HUP
 from ..streams.proxy_handshake import watch
 
-__all__ = ["TarpitStay"]
+__all__ = ["TarpitStay", "take_place"]
+
+_MOST = 1024  # clients in all tarpits of the process; fewer where that were more than an eighth of the descriptors
+
+
+class _Places:
+    """The places in the tarpits of all tunnels of the process, which share its descriptors. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # for the next one
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Take a place; return whether there was one."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST if soft < 0 else max(1, min(_MOST, soft // 8))
+        with self._lock:
+            if self._taken >= most:
+                return False
+            self._taken += 1
+            return True
+
+    def give_back(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._taken -= 1
+
+    def after_fork(self) -> None:
+        """In a forked child: it has none of the clients."""
+        self._lock = threading.Lock()
+        self._taken = 0
+
+
+_places = _Places()
+os.register_at_fork(after_in_child=_places.after_fork)
+take_place = _places.take
+"""Take a place for the stay of a client; false if there are too many in the process."""
 
 
 class TarpitStay:
     """The stay of one client. Nothing is read from it. Belongs to the loop's thread.
+
+    It has a place of :func:`take_place`, which it gives back at its end.
 
     :param client: a non-blocking socket, which stays with the caller.
     :param loop: watches it from now on.
     :param over: called once with the time, when the socket is to be closed.
     """
 
-    __slots__ = ("_client", "_loop", "_over", "_timer")
+    __slots__ = ("_client", "_has_place", "_loop", "_over", "_timer")
 
     def __init__(self, client: socket.SocketType, loop: Loop, over: Callable[[float], object]) -> None:
         self._client = client
+        self._has_place = True
         self._loop = loop
         self._over = over
         self._timer = Timer(loop.timers, self.finish)
@@ -39,12 +81,15 @@ class TarpitStay:
 
     def finish(self, now: float) -> None:
         """Call ``over`` now."""
-        self._timer.stop()
+        self.abandon()
         self._over(now)
 
     def abandon(self) -> None:
-        """Give up: there is nothing to release."""
+        """Give up: only the place is released. Idempotent."""
         self._timer.stop()
+        if self._has_place:
+            self._has_place = False
+            _places.give_back()
 
     def too_late(self) -> None:
         """Note that the time is over."""

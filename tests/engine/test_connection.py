@@ -18,6 +18,7 @@ from relay.engine.connection import Connection
 from relay.engine.header_clients import HeaderClients
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
+from relay.engine.tarpit import take_place
 from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
@@ -228,7 +229,7 @@ WAYS = {
     "queued": queue,
     "connecting": lambda owner: owner.make_stream(),
     "replying": refuse,
-    "tarpit": lambda owner: owner.connection.keep_in_tarpit(60.0, owner.now),
+    "tarpit": lambda owner: take_place() and owner.connection.keep_in_tarpit(60.0, owner.now),
     "open": lambda owner: owner.open(),
     "half-closed": half_close,
     "discarding": discard,
@@ -279,7 +280,7 @@ EVENTS = {
     "EOF, cause not known yet": fresh(settle=1000.0),
     "failure of the stream": fresh(failure=lambda: GONE),
     "reset": lambda owner: reset(owner.client),
-    "denied, tarpit": lambda owner: owner.connection.keep_in_tarpit(60.0, owner.now),
+    "denied, tarpit": lambda owner: take_place() and owner.connection.keep_in_tarpit(60.0, owner.now),
     "close": lambda owner: owner.connection.close("closed", owner.now),
     "fork": lambda owner: owner.connection.after_fork(),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 import pytest
 
-from relay.engine.tarpit import TarpitStay
+from relay.engine import tarpit
+from relay.engine.tarpit import TarpitStay, take_place
 from relay.eventloop.loop import Loop
 from relay.eventloop.poller import ERR, HUP
 from relay.testing import pair
@@ -17,9 +19,11 @@ def stay():
     loop = Loop()
     client, far = pair(socket.AF_INET)
     ends = []
+    assert take_place()
     stay = TarpitStay(client, loop, ends.append)
     stay.begin(60.0, 100.0)
     yield stay, loop, ends
+    assert tarpit._places._taken == 0
     loop.close()
     client.close()
     far.close()
@@ -48,7 +52,19 @@ def test_it_can_be_abandoned_and_a_bug_ends_it(stay):
     stay.too_late()
     stay.after_fork()
     stay.abandon()
+    stay.abandon()
     loop.timers.run(1000.0)
     assert ends == []
     stay.crashed(1001.0)
     assert ends == [1001.0]
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (24, 3), (8 * 1024, 1024), (1 << 20, 1024), (-1, 1024)])
+def test_the_tunnels_of_a_process_share_a_part_of_its_descriptors(monkeypatch, limit, most):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    places = tarpit._Places()
+    assert [places.take() for _ in range(most + 1)] == [True] * most + [False]
+    places.give_back()
+    assert [places.take(), places.take()] == [True, False]
+    places.after_fork()
+    assert places.take()

@@ -9,7 +9,7 @@ import socket
 from helpers import WAIT, ending, fate_of_client, receive_exactly, wait_until
 
 import relay
-from relay.engine import changes, entrance
+from relay.engine import changes, tarpit
 
 TARPIT = [{"per": "tunnel", "rate": "1/1h", "ban": "1h", "action": "tarpit", "name": "slow"}]
 
@@ -54,19 +54,23 @@ def test_it_lasts_until_the_ban_ends(echo_server):
         assert tunnel.recent()[-1].age >= 0.2
 
 
-def test_when_it_is_full_the_oldest_one_is_reset(echo_server, monkeypatch):
-    monkeypatch.setattr(entrance, "_MOST_TARPIT", 3)
-    with (
-        contextlib.ExitStack() as stack,
-        relay.Tunnel(relay.listen(":0"), echo_server.factory(), timeout=None, limit=TARPIT) as tunnel,
-        served(tunnel.address),
-    ):
-        kept = []
-        for number in range(5):
-            kept.append(stack.enter_context(socket.create_connection(tunnel.address, WAIT)))
-            wait_until(lambda number=number: tunnel.stats().accepted == number + 2)
-        assert [ending(client) for client in kept[:2]] == ["reset"] * 2
-        assert len(tunnel.connections()) == 4
+def test_tunnels_share_the_places_and_without_one_a_client_is_reset(echo_server, monkeypatch):
+    monkeypatch.setattr(tarpit, "_MOST", 3)
+    with contextlib.ExitStack() as stack:
+        options = {"timeout": None, "limit": TARPIT}
+        tunnels = [
+            stack.enter_context(relay.Tunnel(relay.listen(":0"), echo_server.factory(), **options)) for _ in range(2)
+        ]
+        for tunnel in tunnels:
+            stack.enter_context(served(tunnel.address))
+        for count, tunnel in ((1, tunnels[0]), (1, tunnels[1]), (2, tunnels[1])):
+            client = stack.enter_context(socket.create_connection(tunnel.address, WAIT))
+            wait_until(lambda tunnel=tunnel, count=count: tunnel.stats().accepted == count + 1)
+        assert [fate_of_client(tunnel.address) for tunnel in tunnels] == ["reset"] * 2
+        client.close()
+        wait_until(lambda: len(tunnels[1].connections()) == 2)
+        stack.enter_context(socket.create_connection(tunnels[0].address, WAIT))
+        wait_until(lambda: len(tunnels[0].connections()) == 3)
 
 
 def test_the_end_of_the_tunnel_does_not_wait_for_them(echo_server):

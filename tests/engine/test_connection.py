@@ -14,6 +14,7 @@ import relay
 from relay.access.proxy_header import build_local
 from relay.access.senders import parse_senders
 from relay.engine import connection as module
+from relay.engine import tarpit
 from relay.engine.connection import Connection
 from relay.engine.header_clients import HeaderClients
 from relay.engine.limits import Limits
@@ -282,7 +283,7 @@ EVENTS = {
     "reset": lambda owner: reset(owner.client),
     "denied, tarpit": lambda owner: take_place() and owner.connection.keep_in_tarpit(60.0, owner.now),
     "close": lambda owner: owner.connection.close("closed", owner.now),
-    "fork": lambda owner: owner.connection.after_fork(),
+    "fork": lambda owner: (owner.connection.after_fork(), tarpit._places.after_fork()),
 }
 # The reason, and what the client sees: how its stream ends, bytes, or None for nothing, or because it has gone.
 STATE_ROWS = [

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustme
+
 from .sshd import Server
 
 __all__ = ["DIRECT", "HELD", "Job", "Peer", "Target"]
@@ -57,6 +59,18 @@ class Job:
     def route(self) -> list[Server]:
         """The SSH servers to go through, the nearest first."""
         return [server for server in (self.target.before, self.target.server) if server is not None]
+
+    def certify(self) -> Path:
+        """Write a certificate for ``localhost`` into the directory; returns the file of its authority."""
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        authority.cert_pem.write_to_path(str(self.directory / "ca.pem"))
+        certificate.private_key_pem.write_to_path(str(self.directory / "server.key"))
+        for pem in certificate.cert_chain_pems:
+            pem.write_to_path(str(self.directory / "server.pem"), append=True)
+        # As HAProxy and stunnel read it.
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(self.directory / "both.pem"))
+        return self.directory / "ca.pem"
 
     def write(self, name: str, text: str) -> str:
         """Write a configuration file; returns its path."""

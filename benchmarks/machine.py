@@ -227,15 +227,16 @@ def run(arguments: list[str], seconds: float) -> str:
     return done.stdout
 
 
-def compiled(source: Path, directory: Path) -> str:
+def compiled(source: Path, directory: Path, *libraries: str) -> str:
     """The path of one of the C programs, compiled into ``directory`` when first asked for.
 
+    :param libraries: which it needs beside that of C.
     :raises UnavailableError: without a compiler.
     :raises MeasurementError: if it does not compile.
     """
     program = directory / source.stem
     if not program.exists():
-        run(["gcc", "-O2", "-o", str(program), str(source)], 60)
+        run(["gcc", "-O2", "-o", str(program), str(source), *(f"-l{name}" for name in libraries)], 60)
     return str(program)
 
 

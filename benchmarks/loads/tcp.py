@@ -12,8 +12,6 @@ from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
 
-import trustme
-
 from ..jobs import DIRECT, HELD, Job, Target
 from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
 from ..peers.i2p import World
@@ -245,22 +243,11 @@ class Lab:
     def over_tls(self, target: Target) -> Iterator[Target]:
         """HAProxy, which ends TLS in front of a target; for loads that are no HTTP."""
         job = self._job(target)
-        ca = self._certified(job)
+        ca = job.certify()
         configuration = job.write("target.cfg", ENDS_TLS.format(address=f"{LOOPBACK}:{job.port}", port=target.port))
         arguments = [program("haproxy"), "-db", "-C", str(job.directory), "-f", configuration]
         with Process(arguments, job.port, job.directory / "log"):
             yield Target(job.port, ca)
-
-    def _certified(self, job: Job) -> Path:
-        """Write a certificate for ``localhost`` into the directory of a job; return the file of its authority."""
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost")
-        authority.cert_pem.write_to_path(str(job.directory / "ca.pem"))
-        certificate.private_key_pem.write_to_path(str(job.directory / "server.key"))
-        for pem in certificate.cert_chain_pems:
-            pem.write_to_path(str(job.directory / "server.pem"), append=True)
-        certificate.private_key_and_cert_chain_pem.write_to_path(str(job.directory / "both.pem"))  # as HAProxy reads it
-        return job.directory / "ca.pem"
 
     @contextmanager
     def web_server(self, connections: int = HELD) -> Iterator[Target]:
@@ -279,7 +266,7 @@ class Lab:
         :param tickets: whether sessions can be resumed.
         """
         job = self._job(Target(0))
-        ca = self._certified(job)
+        ca = job.certify()
         with (job.directory / "file").open("wb") as file:
             file.truncate(FILE)
         with self._nginx(job, " ssl backlog=4096", TLS.format(tickets="on" if tickets else "off")):

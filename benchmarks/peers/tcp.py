@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
-from . import chain, socks, ssh, zmq
+from . import chain, socks, ssh, tls, zmq
 from .ssh import WARM
 
 __all__ = ["PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
@@ -157,6 +157,7 @@ PEERS = {
     **ssh.PEERS,
     **chain.PEERS,
     **socks.PEERS,
+    **tls.PEERS,
     **zmq.PEERS,
     **{f"workers-{count}": Peer(f"relay, {_workers(count)}", inside(f"workers-{count}")) for count in (1, 2)},
     **{
@@ -178,6 +179,7 @@ VERSIONS = {
     "nginx": ["nginx", "-v"],
     "socat": ["socat", "-V"],
     "stunnel": ["stunnel4", "-version"],
+    "ghostunnel": ["ghostunnel", "--version"],
     "OpenSSH": ["ssh", "-V"],
     "i2pd": ["i2pd", "--version"],
     "gcc": ["gcc", "--version"],

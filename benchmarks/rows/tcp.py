@@ -9,9 +9,9 @@ from socket import create_server
 
 from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
-from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
+from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import chain, growth, i2p, operations, socks, ssh, up, warm, workers, zmq
+from . import chain, growth, i2p, operations, socks, ssh, tls, up, warm, workers, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -64,42 +64,17 @@ def idle(lab: Lab, peer: str) -> Sample:
                 return {"memory": (relay.process.memory() - before) / HELD}
 
 
-def tls_bulk(lab: Lab, peer: str) -> Sample:
-    """A large file from nginx over TLS, fetched in the clear through the relay."""
-    with lab.tls_server() as (target, _), lab.relay(peer, target) as relay:
-        relay.begin()
-        size, seconds = downloads(relay.port, lab.seconds)
-        return {"rate": size * 8 / seconds} | relay.cost(size / GIB)
-
-
-def tls_connections(lab: Lab, peer: str, tickets: bool) -> Sample:
-    """Requests with a connection for each, and so a handshake with the target."""
-    with lab.tls_server(tickets) as (target, log), lab.relay(peer, target) as relay:
-        relay.begin()
-        done = wrk(relay.port, lab.seconds, keep=False)
-        sample = {"rate": done["requests"] / done["seconds"]} | relay.cost(done["requests"])
-        lines = log.read_text().split()
-        return sample | {"resumed": lines.count("r") / len(lines)}
-
-
 BULK = (
     GBIT((Goal("haproxy-tuned", 1.0), Goal("c", 0.95), Goal("haproxy", 1.4))),
     CPU_BULK((Goal("c", 1.05, 1.1),)),
 )
-TLS_GOALS = (Goal("haproxy", 0.8), Goal("stunnel", 1.0))
-HANDSHAKES = (
-    RATE(title="connections/s", goals=TLS_GOALS),
-    CPU(title="CPU µs per connection"),
-    Metric("resumed", "sessions resumed, %", True, scale=100),
-)
 STATUS_GOALS = (Goal("relay", 0.99, peer="relay-status"),)
 RELAYS = ("relay", "relay-limits", "haproxy", "haproxy-tuned", "nginx", "socat", "c")
-TLS_PEERS = ("relay", "relay-limits", "haproxy", "stunnel")
 
 TABLES = {
     "tcp": "Relaying TCP",
     "program": "Inside a Python program",
-    "tls": "TLS to the target",
+    **tls.TABLES,
     "ssh": "Relaying over SSH",
     "i2p": "Relaying over I2P",
     "zmq": "ØMQ sockets over SSH",
@@ -188,15 +163,7 @@ ROWS = {
         (GBIT(STATUS_GOALS), CPU_BULK()),
         partial(bulk, streams=1),
     ),
-    "tls-bulk": Row("TLS, bulk", "tls", TLS_PEERS, (GBIT(TLS_GOALS), CPU_BULK()), tls_bulk),
-    "tls-handshakes": Row("TLS, new connections", "tls", TLS_PEERS, HANDSHAKES, partial(tls_connections, tickets=True)),
-    "tls-full": Row(
-        "TLS, new connections, target without sessions",
-        "tls",
-        TLS_PEERS,
-        HANDSHAKES,
-        partial(tls_connections, tickets=False),
-    ),
+    **tls.ROWS,
     **ssh.ROWS,
     **i2p.ROWS,
     **zmq.ROWS,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..eventloop.loop import Timers
 from ..streams.identity import Identity
 from .ledger import Book, LedgerEntry
-from .limit import LOGIN, Action, Limit
+from .limit import LOGIN, MOST_LIMITS, Action, Limit
 from .limiter import Limiter, Rejection
 from .policy import Policy
 from .table import Entry
@@ -56,6 +58,10 @@ class Gate:
         self._book = book
         self._counting: tuple[Limiter, ...] = ()
         self._guesses: Limiter | None = None
+        # Limits of single clients, which the program has named. Those of open connections are known as long as these
+        # hold them, and so are the ones used last, the oldest first.
+        self._named: weakref.WeakValueDictionary[Limit, Limiter] = weakref.WeakValueDictionary()
+        self._used_last: OrderedDict[Limit, Limiter] = OrderedDict()
         self.change(policy)
         if self._guesses is None and book is not None and any(entry.limit == LOGIN for entry in book.entries()):
             self._guesses = self._limiter(_GUESSES, None)
@@ -63,13 +69,13 @@ class Gate:
     def change(self, policy: Policy) -> None:
         """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted."""
         self._policy = policy
-        before = {limiter.limit.name: limiter for limiter in self._all()}
+        before = {limiter.limit.name: limiter for limiter in self._own()}
         found = {limit.name: self._limiter(limit, before.get(limit.name)) for limit in policy.limits}
         self._guesses = found.pop(LOGIN, None)
         if self._guesses is None and LOGIN in before:
             self._guesses = self._limiter(_GUESSES, before[LOGIN])
         self._counting = tuple(found.values())
-        self._is_shaping = any(limit.terms.bandwidth or limit.terms.quota for limit in policy.limits)
+        self._is_shaping = _is_shaping(policy.limits)
 
     def _limiter(self, limit: Limit, before: Limiter | None) -> Limiter:
         if before is not None and before.change(limit):
@@ -129,28 +135,39 @@ class Gate:
         client = identity or _NOBODY
         if self._guesses is not None and (rejection := self._guesses.ban(client, now)) is not None:
             return _denial(rejection)
-        if not self._counting:
-            return None
-        counted: list[Entry] = []
-        for limiter in self._counting:
-            if is_screened and limiter.is_by_address:
-                found = limiter.admit_screened(client, now)
-            else:
-                found = limiter.admit(client, now)
-            if isinstance(found, Rejection):
-                for other, entry in zip(self._counting, counted, strict=False):
-                    if is_screened and other.is_by_address:
-                        entry.connected -= 1  # the handshake still counts for the rate
-                    else:
-                        other.withdraw(entry)
-                return _denial(found)
-            counted.append(found)
-        return Ticket(self._counting, counted, self._is_shaping)
+        return (
+            _count(self._counting, client, now, self._is_shaping, is_screened=is_screened) if self._counting else None
+        )
+
+    def enter_within(
+        self, limits: Sequence[Limit], identity: Identity | None, now: float, ticket: Ticket | None
+    ) -> Denial | Ticket:
+        """Decide about a client by further limits. Equal ones count together.
+
+        :param limits: the limits.
+        :param identity: who it is; ``None`` if nothing is known.
+        :param now: monotonic seconds.
+        :param ticket: what the client already holds.
+        :returns: why it is rejected; then it still holds that ticket. Else the ticket that replaces it.
+        """
+        limiters = [self._named_limiter(limit) for limit in limits]
+        counted = _count(limiters, identity or _NOBODY, now, _is_shaping(limits))
+        return Ticket.joined(ticket, counted) if isinstance(counted, Ticket) else counted
+
+    def _named_limiter(self, limit: Limit) -> Limiter:
+        limiter = self._named.get(limit)
+        if limiter is None:
+            limiter = self._named[limit] = self._limiter(limit, None)
+        self._used_last[limit] = limiter
+        self._used_last.move_to_end(limit)
+        if len(self._used_last) > MOST_LIMITS:
+            self._used_last.popitem(last=False)
+        return limiter
 
     def find_ban(self, identity: Identity | None, now: float) -> Denial | None:
         """Return why a client is rejected before anything is known of it but its address, if it is banned."""
         client = identity or _NOBODY
-        for limiter in (*self._counting, *((self._guesses,) if self._guesses is not None else ())):
+        for limiter in self._own():
             if limiter.is_by_address and (rejection := limiter.ban(client, now)) is not None:
                 return _denial(rejection)
         return None
@@ -200,8 +217,37 @@ class Gate:
         limits = [limiter.limit for limiter in self._all()]
         return {limit.name: limit.terms.quota for limit in limits if limit.terms.quota is not None}
 
-    def _all(self) -> tuple[Limiter, ...]:
+    def _own(self) -> tuple[Limiter, ...]:
         return self._counting if self._guesses is None else (*self._counting, self._guesses)
+
+    def _all(self) -> tuple[Limiter, ...]:
+        return (*self._own(), *self._named.values())
+
+
+def _is_shaping(limits: Iterable[Limit]) -> bool:
+    """Return whether one of the limits is about bytes."""
+    return any(limit.terms.bandwidth or limit.terms.quota for limit in limits)
+
+
+def _count(
+    limiters: Sequence[Limiter], client: Identity, now: float, is_shaped: bool, *, is_screened: bool = False
+) -> Denial | Ticket:
+    """Count a client by each limit, or by none of them if one rejects it."""
+    counted: list[Entry] = []
+    for limiter in limiters:
+        if is_screened and limiter.is_by_address:
+            found = limiter.admit_screened(client, now)
+        else:
+            found = limiter.admit(client, now)
+        if isinstance(found, Rejection):
+            for other, entry in zip(limiters, counted, strict=False):
+                if is_screened and other.is_by_address:
+                    entry.connected -= 1  # the handshake still counts for the rate
+                else:
+                    other.withdraw(entry)
+            return _denial(found)
+        counted.append(found)
+    return Ticket(limiters, counted, is_shaped)
 
 
 def _denial(rejection: Rejection) -> Denial:

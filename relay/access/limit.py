@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..addresses.printable import shown
 
 __all__ = ["LOGIN", "MOST_LIMITS", "Action", "Limit", "LimitsLike", "Period", "Rate", "Scope", "Terms"]
-__all__ += ["check_limits", "must_stay_whole"]
+__all__ += ["check_answer", "check_limits", "must_stay_whole"]
 
 LOGIN = "login"
 """The name of the limit of wrong passwords."""
@@ -190,6 +190,25 @@ def check_limits(limits: Any) -> tuple[Limit, ...]:
         if names.count(name) > 1:
             raise ValueError(f"limit: the name '{name}' is there twice; give each limit a name of its own")
     return checked
+
+
+def check_answer(answer: Any) -> bool | tuple[Limit, ...]:
+    """Check what the ``admit`` of a program returns about a client.
+
+    :param answer: whether it may connect, or the limits within which it may.
+    :returns: it is ``False``, ``True``, or at least one limit.
+    :raises TypeError: if it is neither.
+    :raises ValueError: if these limits cannot be those of one client.
+    """
+    if isinstance(answer, bool):
+        return answer
+    limits = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
+    got = next((type(limit).__name__ for limit in limits if not isinstance(limit, Limit)), None if limits else "none")
+    if got is not None:
+        raise TypeError(f"admit must return True, False, or one or more relay.Limit, got {got}")
+    if any(limit.name == LOGIN for limit in limits):
+        raise ValueError("limit: login: counts wrong passwords of a tunnel; give it to the tunnel as limit")
+    return check_limits(limits)
 
 
 def must_stay_whole(limits: Iterable[Limit]) -> bool:

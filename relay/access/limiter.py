@@ -89,7 +89,7 @@ class Limiter:
 
     __slots__ = (
         "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
-        "_most", "_book",
+        "_most", "_book", "__weakref__",
     )  # fmt: skip
 
     def __init__(

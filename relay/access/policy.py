@@ -41,8 +41,8 @@ class AccessRules(Protocol):
         """Read the files that have changed; may block."""
 
 
-Admit = Callable[[Identity | None], bool]
-"""The question of a program about a client; ``None`` for one of whom nothing is known."""
+Admit = Callable[[Identity | None], bool | Limit | Sequence[Limit]]
+"""The question of a program about a client; ``None`` for one of whom nothing is known. Limits mean yes, within them."""
 
 Entries = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
 """The entries of an access list: rules, and paths of files."""

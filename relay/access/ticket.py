@@ -26,6 +26,14 @@ class Ticket:
         self._limiters = limiters
         self._entries = entries
 
+    @classmethod
+    def joined(cls, first: Ticket | None, second: Ticket) -> Ticket:
+        """Return the ticket of a client that has the places of both; it replaces them."""
+        if first is None:
+            return second
+        limiters, entries = (*first._limiters, *second._limiters), (*first._entries, *second._entries)
+        return cls(limiters, entries, first.is_shaped or second.is_shaped)
+
     def leave(self) -> None:
         """Count the end of the client's connection. Must be called once."""
         for entry in self._entries:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..access.gate import Denial, Gate
-from ..access.limit import Action
+from ..access.limit import Action, Limit
 from ..access.policy import AccessRules, Policy
 from ..access.ticket import Ticket
 from ..addresses.printable import printable
@@ -320,12 +320,20 @@ class Entrance:
         if self._decide(connection, now):
             self._enter(connection, now)
 
-    def _on_answer(self, connection: Connection, is_admitted: bool, now: float) -> None:
+    def _on_answer(self, connection: Connection, answer: bool | tuple[Limit, ...], now: float) -> None:
         del self._slots.half_open[connection]
-        if is_admitted:
-            self._enter(connection, now)
-        else:
-            self.deny(connection, Denial("admit"), now)
+        if isinstance(answer, tuple):
+            gate = self.gate = self.gate or self._new_gate(self.policy)
+            decision = gate.enter_within(answer, connection.summary.who(), now, connection.ticket)
+            if isinstance(decision, Denial):
+                if connection.ticket is not None:  # it takes no place while it is in a tarpit
+                    connection.ticket.leave()
+                    connection.ticket = None
+                return self.deny(connection, decision, now)
+            connection.ticket = decision
+        elif not answer:
+            return self.deny(connection, Denial("admit"), now)
+        return self._enter(connection, now)
 
     def deny(self, connection: Connection, denial: Denial, now: float) -> None:
         """Reject a client."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ..access.limit import Limit, check_answer
 from ..access.policy import AccessRules, Admit
 from ..addresses.printable import printable
 from ..eventloop.loop import Loop, Timer
@@ -99,7 +100,7 @@ class Questions:
         self,
         owner: QuestionsOwner,
         on_rules: Callable[[Connection, float], object],
-        on_answer: Callable[[Connection, bool, float], object],
+        on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object],
     ) -> None:
         self._owner = owner
         self._on_rules = on_rules
@@ -146,7 +147,10 @@ class Questions:
     # -- admit --------------------------------------------------------------------------------------------------------
 
     def ask(self, admit: Admit, connection: Connection, now: float) -> None:
-        """Ask the program whether a client may connect; an error, and no answer within five seconds, mean no."""
+        """Ask the program whether a client may connect, and within which limits.
+
+        An error, a wrong answer, and no answer within five seconds mean no.
+        """
         question = Question(self._owner.loop, connection, self._late, now)
         connection.wait_for_answer(question)
         call = functools.partial(self._run_call, admit, question, connection.summary.who())
@@ -163,20 +167,21 @@ class Questions:
                 self._owner.call_elsewhere(call)
 
     def _run_call(self, admit: Admit, question: Question, identity: Identity | None) -> None:
-        outcome: object
+        outcome: bool | tuple[Limit, ...] | BaseException
         try:
-            outcome = admit(identity)
+            outcome = check_answer(admit(identity))
         except BaseException as error:  # noqa: BLE001  (SystemExit included: it decides about this client only)
             outcome = error
         self._owner.loop.call(functools.partial(self._called, question, outcome))
 
-    def _called(self, question: Question, outcome: object) -> None:
+    def _called(self, question: Question, outcome: bool | tuple[Limit, ...] | BaseException) -> None:
         now = time.monotonic()
         self._calls -= 1
         if question.end():
-            if not isinstance(outcome, bool):
+            if isinstance(outcome, BaseException):
                 self._log_failure(question.connection, outcome, now)
-            self._on_answer(question.connection, outcome is True, now)
+                outcome = False
+            self._on_answer(question.connection, outcome, now)
         self._start_calls()
 
     def _late(self, connection: Connection, now: float) -> None:
@@ -184,15 +189,11 @@ class Questions:
         self._delays.log(now, text, self._owner.name, _DEADLINE, _client(connection))
         self._on_answer(connection, False, now)
 
-    def _log_failure(self, connection: Connection, outcome: object, now: float) -> None:
+    def _log_failure(self, connection: Connection, error: BaseException, now: float) -> None:
         name, client = self._owner.name, _client(connection)
-        if not isinstance(outcome, BaseException):
-            text = "%s: admit must return True or False, got %s; the client %s is denied"
-            self._failures.log(now, text, name, type(outcome).__name__, client)
-            return
-        problem = printable(f"{type(outcome).__name__}: {outcome}", _LONGEST)
+        problem = printable(f"{type(error).__name__}: {error}", _LONGEST)
         self._failures.log(now, "%s: admit failed, so that the client %s is denied: %s", name, client, problem)
-        logger.debug("%s: admit failed", name, exc_info=outcome)
+        logger.debug("%s: admit failed", name, exc_info=error)
 
 
 def _client(connection: Connection) -> str:

@@ -81,7 +81,9 @@ class Tunnel:
     :param deny: these clients may not connect, in the same form; it wins over ``allow``.
     :param admit: called with the :class:`relay.Identity` of each client that the lists allow, or with ``None`` where
         nothing is known of it; returns whether it may connect. It is called on another thread, for several clients at a
-        time. An error, or no answer within five seconds, means no.
+        time. An error, or no answer within five seconds, means no. A :class:`relay.Limit`, or a list of them, means
+        yes, if these limits let the client in: they apply to it after those of ``limit``. Clients for whom equal limits
+        were returned count together, as their ``per`` says.
     :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
         the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
         ones are dropped with a warning in the log. What it raises is logged. :meth:`close`, with ``drain`` or without,

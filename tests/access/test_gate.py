@@ -1,7 +1,7 @@
 """The gate: a policy decides about each client."""
 
 from relay.access.gate import Denial, Gate
-from relay.access.limit import Action, check_limits
+from relay.access.limit import MOST_LIMITS, Action, Limit, check_limits
 from relay.access.policy import Decision, Policy
 from relay.access.ticket import Ticket
 from relay.eventloop.loop import Timers
@@ -214,3 +214,66 @@ def test_a_quota_that_is_used_up_spares_the_handshake():
     assert gate.screen(CLIENT, 100.0) is None
     gate.enter(shaken(), 100.0, True).quotas()[0].spend(100)
     assert gate.screen(CLIENT, 100.0).rule == gate.enter(shaken(), 100.0, True).rule == "limit x"
+
+
+# -- limits of single clients ----------------------------------------------------------------------------------------
+
+
+PLAN = Limit(name="plan", per="identity", concurrent=1)
+
+
+def test_limits_of_single_clients_follow_those_of_all_and_equal_ones_count_together():
+    gate = gate_of({"name": "all", "per": "tunnel", "concurrent": 3})
+    own = gate.enter(CLIENT, 100.0)
+    first = gate.enter_within([PLAN], CLIENT, 100.0, own)
+    assert isinstance(first, Ticket)
+    second = gate.enter(CLIENT, 100.0)
+    equal = Limit(name="plan", per="identity", concurrent=1)
+    assert gate.enter_within([equal], CLIENT, 100.0, second) == Denial("limit plan", Action.RESET, 60.0)
+    other = gate.enter_within([equal], who("192.0.2.9"), 100.0, None)
+    assert isinstance(other, Ticket) and not other.is_shaped
+    first.leave()  # both places
+    assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, second), Ticket)
+    assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
+    assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
+    assert gate.enter(CLIENT, 100.0) == Denial("limit all", Action.RESET, 60.0)
+
+
+def test_a_client_that_one_of_its_own_limits_rejects_counts_for_none_of_them():
+    gate = gate_of()
+    wide = Limit(name="wide", per="tunnel", rate="2/h")
+    assert isinstance(gate.enter_within([wide, PLAN], CLIENT, 100.0, None), Ticket)
+    for _ in range(3):
+        assert gate.enter_within([wide, PLAN], CLIENT, 100.0, None) == Denial("limit plan", Action.RESET, 60.0)
+    assert isinstance(gate.enter_within([wide, PLAN], who("192.0.2.9"), 100.0, None), Ticket)
+
+
+def test_the_bytes_of_a_limit_of_one_client_are_counted_with_those_of_all():
+    gate = gate_of({"name": "all", "bandwidth": "1MB/s"})
+    limits = [Limit(bandwidth="2MB/s", quota="1GB/day"), Limit(per="connection", bandwidth=5000)]
+    ticket = gate.enter_within(limits, CLIENT, 100.0, gate.enter(CLIENT, 100.0))
+    assert ticket.is_shaped and ticket.pace == 5000
+    assert [[meter.rate for meter in meters] for meters in ticket.meters()] == [[1e6, 2e6]] * 2
+    assert [quota.rule for quota in ticket.quotas()] == [f"limit {limits[0].name}"]
+    ticket.quotas()[0].spend(7)
+    assert [(entry.limit, entry.used) for entry in gate.entries()] == [(limits[0].name, 7)]
+
+
+def test_the_limits_used_last_and_those_of_open_connections_are_known():
+    gate = gate_of()
+    held = gate.enter_within([PLAN], CLIENT, 100.0, None)
+    limits = [Limit(name=f"other-{number}", rate="1/h") for number in range(MOST_LIMITS)]
+    for limit in limits:
+        assert isinstance(gate.enter_within([limit], CLIENT, 100.0, None), Ticket)
+    assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Denial)
+    assert isinstance(gate.enter_within([limits[-1]], CLIENT, 100.0, None), Denial)
+    assert isinstance(gate.enter_within([limits[0]], CLIENT, 100.0, None), Ticket)  # it was forgotten
+    held.leave()
+
+
+def test_another_policy_has_no_counts_of_the_limits_of_single_clients():
+    gate = gate_of()
+    assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Ticket)
+    gate.change(Policy(limits=(PLAN,)))
+    assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
+    assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Denial)

@@ -70,7 +70,14 @@ def test_the_answer_decides(world):
     wait_until(lambda: len(tunnel.recent()) == 1 and tunnel.metrics().denied.get("admit") == 1)
 
 
-@pytest.mark.parametrize("answer", [None, 1, "yes", ValueError("a\nb"), SystemExit()], ids=repr)
+LOGIN = relay.Limit(name="login", rate="5/m", ban="1m")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, 1, "yes", [], [None], LOGIN, [relay.Limit(concurrent=1)] * 2, ValueError("a\nb"), SystemExit()],
+    ids=repr,
+)
 def test_anything_but_true_means_no(world, answer, caplog):
     def admit(identity):
         if isinstance(answer, BaseException):
@@ -83,6 +90,27 @@ def test_anything_but_true_means_no(world, answer, caplog):
     (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert error.isprintable()
     assert "admit" in error
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, lambda limits: limits[0]])
+def test_limits_let_a_client_in_until_they_are_reached(world, wrap):
+    plan = relay.Limit(name="plan", per="tunnel", concurrent=1)
+    tunnel = world(lambda identity: wrap([plan]))
+    client = world.connect(tunnel)
+    wait_until(lambda: [record.state for record in tunnel.connections()] == ["open"])
+    assert is_reset(world.connect(tunnel))
+    wait_until(lambda: [(record.reason, record.rule) for record in tunnel.recent()] == [("denied", "limit plan")])
+    reset(client)
+    wait_until(lambda: not tunnel.connections())
+    world.connect(tunnel)
+    wait_until(lambda: [record.state for record in tunnel.connections()] == ["open"])
+
+
+def test_a_quota_that_was_returned_ends_the_connection_that_uses_it_up(world):
+    tunnel = world(lambda identity: relay.Limit(name="little", quota="10B/day"))
+    client = world.connect(tunnel)
+    client.sendall(bytes(100))
+    wait_until(lambda: [(record.reason, record.rule) for record in tunnel.recent()] == [("quota", "limit little")])
 
 
 def test_no_answer_in_time_means_no_and_a_late_one_is_ignored(world, monkeypatch, caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from ..access.limit import LimitsLike, check_limits
 from ..access.options import check_policy
@@ -56,6 +56,8 @@ class TunnelServer(Tunnel):
         ``failed``, ``closed``), on a thread of relay; it must not block, and relay logs what it raises.
     :param source: ``"peer"`` for an address of the loopback that stands for the client's destination, as i2pd has it;
         see :class:`relay.Tunnel`.
+    :param send_proxy: the version of the header of the PROXY protocol that relay sends to the service before the first
+        byte of each client; with ``"v2"`` it has the client's destination. See :class:`relay.Tunnel`.
     :param connect_timeout: and ``idle_timeout``, ``linger``, ``limit``, ``name``, ``on_end``: as for
         :class:`relay.Tunnel`.
     :param options: {options}
@@ -91,6 +93,7 @@ class TunnelServer(Tunnel):
         linger: float | None = LINGER,
         source: str | None = None,
         limit: LimitsLike | None = None,
+        send_proxy: Literal["v1", "v2"] | None = None,
         name: str | None = None,
         on_end: OnEnd | None = None,
         **options: Unpack[I2PKeywords],
@@ -98,10 +101,19 @@ class TunnelServer(Tunnel):
         make_send = tcp(host, port)
         check_source(source, make_send)
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
-        check_policy(allow=allow, deny=deny, admit=admit)  # before anything is opened
+        check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)  # before anything is opened
         self._listener = i2p_listen(session, sam=samaddr, accept=accept, via=via, on_state=on_state, **options)
         try:
-            super().__init__(self._listener, make_send, source=source, allow=allow, deny=deny, admit=admit, **limits)
+            super().__init__(
+                self._listener,
+                make_send,
+                source=source,
+                send_proxy=send_proxy,
+                allow=allow,
+                deny=deny,
+                admit=admit,
+                **limits,
+            )
         except BaseException:
             self._listener.close()
             raise
@@ -149,6 +161,8 @@ class TunnelClient(Tunnel):
     :param samaddr: and the others: as for :class:`TunnelServer`.
     :param warm: the streams to keep open for clients to come; see :class:`relay.Tunnel`.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
+    :param send_proxy: the version of the header of the PROXY protocol that relay sends to the destination before the
+        first byte of each client; see :class:`relay.Tunnel`. The server there must expect it.
     :param allow: and ``deny``, ``admit``: which clients may connect, as for :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as for :class:`TunnelServer`.
@@ -174,6 +188,7 @@ class TunnelClient(Tunnel):
         warm: int = 0,
         warm_for: float = WARM_FOR,
         limit: LimitsLike | None = None,
+        send_proxy: Literal["v1", "v2"] | None = None,
         allow: Entries = None,
         deny: Entries = None,
         admit: Admit | None = None,
@@ -183,7 +198,7 @@ class TunnelClient(Tunnel):
     ) -> None:
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
         check_warm(warm, warm_for)
-        check_policy(allow=allow, deny=deny, admit=admit)
+        check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)
         self._session = session
         self._sender = i2p(dest, sam=samaddr, session=session, via=via, **options)
         self._last_dest: deque[str] = deque([""], maxlen=1)
@@ -196,7 +211,15 @@ class TunnelClient(Tunnel):
             self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
             self._sender.ready()
             super().__init__(
-                receive, self._sender, warm=warm, warm_for=warm_for, allow=allow, deny=deny, admit=admit, **limits
+                receive,
+                self._sender,
+                warm=warm,
+                warm_for=warm_for,
+                send_proxy=send_proxy,
+                allow=allow,
+                deny=deny,
+                admit=admit,
+                **limits,
             )
             undo.pop_all()
 

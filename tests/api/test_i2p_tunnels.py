@@ -14,6 +14,7 @@ from helpers import PROMPT, WAIT, exchange, refusing, wait_until
 from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
+from relay.access.proxy_header import DESTINATION, HeaderReader
 from relay.addresses.destinations import b32_of
 from relay.testing import SAMBridge
 
@@ -263,6 +264,9 @@ WRONG = [
     ({"on_end": 3}, TypeError, "^on_end: expected a callable"),
     ({"depth": 3}, TypeError, "^depth: unexpected keyword argument"),
     ({"in_depth": 9}, ValueError, "^in_depth: 9 is out of range"),
+    ({"send_proxy": "v3"}, ValueError, "^send_proxy: expected v1 or v2, got 'v3'"),
+    ({"limit": [{"per": "ip"}]}, ValueError, "^limit: there is nothing to limit"),
+    ({"admit": 3}, TypeError, "^admit: expected a callable"),
     ({"via": ["tcp://h:1"]}, ValueError, "^hop 'tcp://h:1': tcp:// is a target, not a hop"),
     ({"password": "hunter2"}, ValueError, "^password: no user is given"),
 ]
@@ -333,6 +337,46 @@ def test_a_service_sees_an_address_for_each_destination(router, listener):
     # 127 and the first bytes of the hash, as i2pd has it.
     digests = [base64.b32decode(tunnel.b32.partition(".")[0].upper() + "====") for tunnel in (one, other)]
     assert seen == ["127.{}.{}.{}".format(*digest) for digest in digests]
+
+
+def test_a_service_and_a_destination_get_the_client_in_a_header(router, listener):
+    with (
+        make_server(router, port=listener.getsockname()[1], send_proxy="v2") as server,
+        make_client(router, dest=server.b32, send_proxy="v1") as tunnel,
+        socket.create_connection(tunnel.address) as client,
+        listener.accept()[0] as far,
+    ):
+        far.settimeout(WAIT)
+        reader = HeaderReader()
+        while reader.header is None:
+            seen = far.recv(4096, socket.MSG_PEEK)
+            assert seen
+            far.recv(reader.feed(seen))
+        assert (reader.header.is_local, reader.header.text(DESTINATION)) == (True, tunnel.b32)
+        own, relays = client.getsockname(), tunnel.address
+        header = f"PROXY TCP4 {own[0]} {relays[0]} {own[1]} {relays[1]}\r\n".encode()
+        assert far.recv(len(header), socket.MSG_WAITALL) == header
+        client.settimeout(WAIT)
+        exchange(client, far)
+
+
+@pytest.mark.parametrize("answer", [False, relay.Limit(name="none", quota="1B/day")], ids=["no", "limit"])
+def test_a_service_decides_about_each_destination(router, listener, answer):
+    seen = []
+
+    def admit(identity):
+        seen.append(identity.destination)
+        return answer
+
+    with (
+        make_server(router, port=listener.getsockname()[1], admit=admit) as server,
+        make_client(router, dest=server.b32) as tunnel,
+        socket.create_connection(tunnel.address) as client,
+    ):
+        client.sendall(b"too much")
+        rule = ("denied", "admit") if answer is False else ("quota", "limit none")
+        wait_until(lambda: [(record.reason, record.rule) for record in server.recent()] == [rule])
+        assert seen == [tunnel.b32]
 
 
 @both

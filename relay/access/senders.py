@@ -74,6 +74,23 @@ class Senders:
                 self._known[host] = found
         return found
 
+    def check(self, *, is_unix: bool) -> None:
+        """Check that a sender can connect to a listener at all.
+
+        :param is_unix: whether it listens at a Unix socket.
+        :raises ValueError: if none can.
+        """
+        if is_unix and not self._has_local:
+            raise ValueError(
+                "accept_proxy: no client could connect: its entries are for TCP, and the listener is a Unix socket; "
+                "add unix, or leave it out"
+            )
+        if not is_unix and self._has_local and len(set(self.entries)) == 1:
+            raise ValueError(
+                "accept_proxy: no client could connect: unix is for the clients of a Unix socket, and the listener is "
+                "none; name a network, or leave it out"
+            )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Senders) and self.entries == other.entries
 

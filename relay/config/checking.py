@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..access.rules import is_written_as_rule
 from ..access.rules import parse_rule as parse_rule_of_clients
-from ..access.senders import NO_HEADERS
+from ..access.senders import NO_HEADERS, Senders
 from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
@@ -320,6 +320,11 @@ class _One:
                 self._refuse(name, "the clients of a proxy name their targets; leave it out")
         if self._tunnel.accept_proxy and isinstance(self._listen, SSHListen | I2PListen):
             self._refuse("accept_proxy", NO_HEADERS)
+        elif self._tunnel.accept_proxy and self._listen is not None and not isinstance(self._listen, SystemdListen):
+            try:
+                Senders(self._tunnel.accept_proxy).check(is_unix=isinstance(self._listen, UnixAddress))
+            except ValueError as error:
+                self._refuse("accept_proxy", str(error).removeprefix("accept_proxy: "))
         if self._tunnel.transient and given & {"keys", "session"}:
             self._refuse("transient", "a destination that is not saved has no keys and no session; leave one out")
         if self._is_proxy:

@@ -93,7 +93,8 @@ class Tunnel:
     :raises ValueError: if ``receive`` does not listen, or a number is out of range, or if there is ``warm`` and the
         factory takes ``peer``, ``identity`` or ``destination``, or is :func:`relay.dynamic`: its streams depend on the
         client. So they do with ``send_proxy`` and a target over TLS. If connections to the target cannot come from
-        ``source``. With ``accept_proxy``, if the listener is none of TCP, of TLS, of a Unix socket or of proxy clients.
+        ``source``. With ``accept_proxy``, if the listener is none of TCP, of TLS, of a Unix socket or of proxy clients,
+        or if no client of it could connect.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
 
     Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are additions.
@@ -266,11 +267,14 @@ def check_streams(make_send: Any, source: str | None, send_proxy: str | None, wa
 def check_reads_headers(receive: Any, policy: Policy) -> None:
     """Check that the clients of a listener can begin with a header of the PROXY protocol, if there is to be one.
 
-    :raises ValueError: if relay does not read what these clients send first.
+    :raises ValueError: if relay does not read what these clients send first, or none of them is a sender.
     """
-    if policy.accept_proxy is None or isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+    if policy.accept_proxy is None:
         return
-    raise ValueError(f"accept_proxy: {NO_HEADERS}")
+    if not isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+        raise ValueError(f"accept_proxy: {NO_HEADERS}")
+    listening = receive if isinstance(receive, socket.socket) else receive.listening
+    policy.accept_proxy.check(is_unix=listening.family == socket.AF_UNIX)
 
 
 def address_of(receive: Any) -> Any:

@@ -197,6 +197,11 @@ def test_the_default_of_warm_is_not_for_proxies(read):
             T + "listen_via = ['ssh://a']",
             "4: tunnels.t.listen_via: it listens on this machine; hops lead to ssh:// and i2p:",
         ),
+        (
+            "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\naccept_proxy = ['10.0.0.0/8']",
+            "4: tunnels.t.accept_proxy: no client could connect: its entries are for TCP, and the listener is a Unix",
+        ),
+        (T + "accept_proxy = ['unix', 'unix']", "4: tunnels.t.accept_proxy: no client could connect: unix is for"),
         # names
         (
             "[hops]\nbastion = 'ssh://b'\n" + T + "via = ['bastoin']",

@@ -106,6 +106,17 @@ def test_limits_let_a_client_in_until_they_are_reached(world, wrap):
     wait_until(lambda: [record.state for record in tunnel.connections()] == ["open"])
 
 
+def test_a_client_in_the_tarpit_of_such_a_limit_takes_no_place_of_another_one(world):
+    plan = relay.Limit(name="plan", per="tunnel", rate="1/h", action="tarpit")
+    tunnel = world(lambda identity: plan, limit=[{"name": "all", "per": "tunnel", "concurrent": 1}])
+    first = world.connect(tunnel)
+    wait_until(lambda: [record.state for record in tunnel.connections()] == ["open"])
+    reset(first)
+    wait_until(lambda: not tunnel.connections())
+    clients = [world.connect(tunnel) for _ in range(2)]
+    wait_until(lambda: [record.rule for record in tunnel.connections()] == ["limit plan"] * len(clients))
+
+
 def test_a_quota_that_was_returned_ends_the_connection_that_uses_it_up(world):
     tunnel = world(lambda identity: relay.Limit(name="little", quota="10B/day"))
     client = world.connect(tunnel)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 from ..access.access_list import parse_entries
 from ..access.limit import LimitsLike, check_limits, must_stay_whole
 from ..access.options import check_policy
+from ..addresses.hops import ProxyListen
 from ..addresses.parse import parse_listen
 from ..engine.acceptor import check_listener
 from ..streams.checks import WARM_FOR, check_carriers, check_count, check_time, check_warm, check_workers
@@ -112,7 +113,7 @@ def spawn(
     :param allow: only these clients may connect, as for :class:`~relay.Tunnel`.
     :param deny: these may not.
     :param limit: limits of the clients; see :class:`~relay.Tunnel`. All but those of single connections keep the tunnel
-        in one worker, so that they are exact.
+        in one worker, so that they are exact; wrong passwords keep a proxy with a login in one, too.
     :param accept_proxy: the balancers that may connect, each with a header; see :class:`~relay.Tunnel`.
     :param send_proxy: the version of the header that the target gets; see :class:`~relay.Tunnel`.
     :param name: for the log and ``repr``.
@@ -180,7 +181,7 @@ def _spawn_workers(
                 undo.callback(receive.close)
         if carriers == "per-worker" and receive is not None:
             carrier = None
-        if must_stay_whole(check_limits(options["limit"])):
+        if must_stay_whole(check_limits(options["limit"])) or (address is not None and _has_login(address)):
             carrier = f"the limits of the clients of {address or 'a socket'}"
         if carrier is not None and count > 1:
             logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, carrier)
@@ -191,6 +192,12 @@ def _spawn_workers(
         tunnel.own(pool)
         undo.pop_all()
     return tunnel
+
+
+def _has_login(listen: str) -> bool:
+    """Return whether clients of an address send passwords, whose wrong ones are counted in one process."""
+    address = parse_listen(listen)
+    return isinstance(address, ProxyListen) and address.user is not None
 
 
 def _entries(name: str, given: Sequence[str] | str | None) -> list[str] | None:

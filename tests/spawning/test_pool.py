@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, Thread, receive_exactly, wait_until
+from helpers import WAIT, Thread, receive_exactly, receive_rest, wait_until
 
 import relay
 from relay.process import start
@@ -398,6 +399,20 @@ def test_one_worker_relays_what_shares_a_carrier_and_says_so(caplog, echo_server
     assert [line for line in caplog.messages if line.startswith(":0: one of 2 workers relays it")]
     with relay.spawn(":0", "127.0.0.1:1", via=[via], workers=2, carriers="per-worker") as tunnel:
         assert len(tunnel.pids) == 2
+
+
+def test_one_worker_relays_a_proxy_with_a_login_so_that_each_wrong_password_counts(tmp_path):
+    password = tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o600)
+    with relay.spawn(f"socks5://alice@0.0.0.0:0?password_file={password}", "127.0.0.1:1", workers=2) as tunnel:
+        assert len(tunnel.pids) == 1
+        address = "127.0.0.1", tunnel.address[1]
+        for _ in range(6):
+            with contextlib.suppress(ConnectionError), socket.create_connection(address, WAIT) as client:
+                client.sendall(b"\5\1\2" + b"\1\5alice\5wrong")
+                receive_rest(client)
+        wait_until(lambda: sorted(record.rule or "" for record in tunnel.recent()) == ["ban login"] + ["login"] * 5)
 
 
 def test_the_carriers_of_all_workers_are_known(pool, tmp_path, monkeypatch):

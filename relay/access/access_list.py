@@ -34,18 +34,11 @@ class AccessList:
         self._allow, files = _sources(allow, "allow")
         self._deny, more = _sources(deny, "deny")
         self._files = (*files, *more)
+        self.files = tuple(file.path for file in self._files)
+        """The absolute paths of its files."""
 
     def __bool__(self) -> bool:
         return self._has_allow or bool(self._deny)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The absolute paths of its files."""
-        return tuple(file.path for file in self._files)
-
-    def is_current(self) -> bool:
-        """Return whether no file has changed since it was read: then :meth:`refresh` has nothing to do."""
-        return not self._files or all(file.is_current() for file in self._files)
 
     def refresh(self) -> None:
         """Read the files that have changed; may block."""

@@ -90,17 +90,18 @@ class Gate:
         """True if it has nothing to decide and nothing to remember."""
         return self._policy.is_empty and self._guesses is None
 
-    def screen(self, identity: Identity, now: float) -> Denial | None:
+    def screen(self, identity: Identity, now: float, are_rules_read: bool = True) -> Denial | None:
         """Decide about a client before its handshake, by its address alone, and count it for rates per address.
 
         So a client that its address bars costs no handshake. One that passes is for :meth:`enter` after its handshake.
 
         :param identity: who it is, as its address says.
         :param now: monotonic seconds.
+        :param are_rules_read: whether the rules decide now; else they do after the handshake only.
         :returns: why it is rejected; ``None`` if it may shake hands.
         """
         rules = self._policy.rules
-        if rules is not None and rules.is_current():  # else they are read, and decide, after the handshake
+        if rules is not None and are_rules_read:
             decision = rules.decide_by_address(identity)
             if not decision.is_allowed:
                 return Denial(decision.rule)

@@ -34,8 +34,9 @@ class AccessRules(Protocol):
     def decide_by_address(self, identity: Identity, /) -> Decision:
         """Decide about a client that has yet to shake hands; it is denied only if no certificate could change that."""
 
-    def is_current(self) -> bool:
-        """Return whether the files of the rules are as they were read; must be quick."""
+    @property
+    def files(self) -> Sequence[str]:
+        """The paths of the files that they are read from."""
 
     def refresh(self) -> None:
         """Read the files that have changed; may block."""

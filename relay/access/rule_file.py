@@ -37,13 +37,6 @@ class RuleFile:
         """The rules that it had when it was read last."""
         return self._rules
 
-    def is_current(self) -> bool:
-        """Return whether :meth:`refresh` would find the file as it was."""
-        try:
-            return _version(os.stat(self.path)) == self._seen
-        except OSError as error:
-            return self._trouble == f"{self.path}: {error.strerror}"
-
     def refresh(self) -> None:
         """Read the file if it has changed; may block. A new problem is logged, and the previous rules stay in force."""
         try:

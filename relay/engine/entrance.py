@@ -109,6 +109,7 @@ class Entrance:
     def set_policy(self, policy: Policy | None) -> None:
         """Decide by another policy about the clients that come from now on."""
         self.policy = policy = policy or Policy()
+        self._rules_of_files = policy.rules if policy.rules is not None and policy.rules.files else None
         if self.gate is not None:
             self.gate.change(policy)
         elif not policy.is_empty or self._keeper is not None:
@@ -184,7 +185,9 @@ class Entrance:
         """Return why a client may not shake hands, if its address alone decides that."""
         if self.gate is None or (identity := identity_of_peer(peer)) is None:
             return None
-        return self.gate.screen(identity, now)
+        rules, questions = self._rules_of_files, self._questions
+        are_read = rules is None or (questions is not None and questions.has_just_read(rules, now))
+        return self.gate.screen(identity, now, are_read)
 
     def read_request(
         self,
@@ -283,8 +286,8 @@ class Entrance:
 
     def admits(self, connection: Connection, now: float) -> bool:
         """Return whether a client gets a stream now; if not, its connection has ended, or waits for an answer."""
-        rules = self.policy.rules
-        if rules is None or rules.is_current():
+        rules, questions = self._rules_of_files, self._questions
+        if rules is None or (questions is not None and questions.reads_too_long(now)):
             return self._decide(connection, now)
         self._wait(connection, now).refresh(rules, connection, now)
         return False

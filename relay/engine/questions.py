@@ -1,7 +1,11 @@
-"""Questions about clients that may block: the ``admit`` of a tunnel, and files of rules that have changed.
+"""Questions about clients that may block: the ``admit`` of a tunnel, and whether its files of rules have changed.
 
 Other threads answer them. Meanwhile the client is half-open, in the state *admitting* of
 :mod:`relay.engine.connection`. The relay thread takes the answer, or gives up after five seconds.
+
+Even a look at the times of a file may block, as on a network file system whose server hangs. One reading is under way
+at a time, and answers all clients that have come before it began. Once it takes more than five seconds, no further
+client waits for it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -27,6 +32,7 @@ __all__ = ["Questions"]
 logger = logging.getLogger("relay")
 
 _DEADLINE = 5.0  # seconds for an answer
+_RECENT = 1.0  # seconds for which files of rules are taken as they were read, before a handshake
 _MOST_CALLS = 256  # of ``admit`` at one time; further clients wait
 _LONGEST = 500  # characters of an error in the log
 
@@ -109,23 +115,38 @@ class Questions:
         self._reading_next: collections.deque[Question] = collections.deque()  # those that came after its start
         self._calls = 0  # of ``admit``, also those that nothing waits for any more
         self._waiting: collections.deque[tuple[Question, Callable[[], object]]] = collections.deque()
+        self._rules: AccessRules | None = None  # those to be read next
+        self._reading_since = -math.inf
+        self._read_at: tuple[AccessRules | None, float] = (None, -math.inf)  # the last rules, and when this began
         self._failures = RateLog(logger, logging.ERROR)
         self._delays = RateLog(logger, logging.WARNING)
+        self._slow_readings = RateLog(logger, logging.WARNING)
 
     # -- files of rules -----------------------------------------------------------------------------------------------
 
+    def reads_too_long(self, now: float) -> bool:
+        """Return whether a reading is under way for which clients no longer wait: the previous rules decide."""
+        return bool(self._reading) and now - self._reading_since >= _DEADLINE
+
+    def has_just_read(self, rules: AccessRules, now: float) -> bool:
+        """Return whether the files of rules were read so recently that a client may be denied without reading them."""
+        read, since = self._read_at
+        return read is rules and now - since < _RECENT
+
     def refresh(self, rules: AccessRules, connection: Connection, now: float) -> None:
         """Read the files of rules that have changed; after five seconds the previous rules decide."""
-        question = Question(self._owner.loop, connection, self._on_rules, now)
+        question = Question(self._owner.loop, connection, self._not_read, now)
         connection.wait_for_answer(question)
         while self._reading_next and not self._reading_next[0].is_awaited:
             self._reading_next.popleft()  # else they would be kept for as long as the reading hangs
         self._reading_next.append(question)
+        self._rules = rules  # a reload may have replaced those that are being read
         if not self._reading:
-            self._read(rules)
+            self._read(rules, now)
 
-    def _read(self, rules: AccessRules) -> None:
+    def _read(self, rules: AccessRules, now: float) -> None:
         self._reading, self._reading_next = self._reading_next, collections.deque()
+        self._reading_since = now
         self._owner.call_elsewhere(functools.partial(self._run_refresh, rules))
 
     def _run_refresh(self, rules: AccessRules) -> None:
@@ -137,12 +158,18 @@ class Questions:
 
     def _refreshed(self, rules: AccessRules) -> None:
         now = time.monotonic()
+        self._read_at = rules, self._reading_since
         done, self._reading = self._reading, collections.deque()
-        if self._reading_next:
-            self._read(rules)
+        if self._reading_next and self._rules is not None:
+            self._read(self._rules, now)
         for question in done:
             if question.end():
                 self._on_rules(question.connection, now)
+
+    def _not_read(self, connection: Connection, now: float) -> None:
+        text = "%s: the files of allow and deny were not read within %g s; the previous rules decide until they are"
+        self._slow_readings.log(now, text, self._owner.name, _DEADLINE)
+        self._on_rules(connection, now)
 
     # -- admit --------------------------------------------------------------------------------------------------------
 

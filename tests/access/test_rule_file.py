@@ -36,42 +36,47 @@ def test_an_error_names_the_line():
         texts("10.0.0.0/8", "10.0.0.1/8")
 
 
-def test_a_file_is_current_until_it_changes(tmp_path, caplog):
+def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, caplog, monkeypatch):
     path = tmp_path / "list"
     path.write_text("10.0.0.0/8")
     file = RuleFile(str(path))
-    assert file.is_current()
+    readings = []
+    monkeypatch.setattr(rule_file, "read_rules", lambda *given: (readings.append(path), read_rules(*given))[1])
+    before = file.rules
+    file.refresh()
     path.unlink()
-    assert not file.is_current()
     file.refresh()
-    assert file.is_current()  # as long as the same problem lasts, which has been logged
+    file.refresh()  # the same problem, which has been logged
+    assert not readings
     path.write_text("nonsense\n")
-    assert not file.is_current()
     file.refresh()
-    assert file.is_current()
+    file.refresh()
+    assert len(readings) == 1
+    assert file.rules is before
     path.write_text("10.0.0.0/16\n# longer")
     os.utime(path, (1, 1))
-    before = file.rules
-    assert not file.is_current()
-    assert file.rules is before
     file.refresh()
-    assert file.is_current()
+    file.refresh()
+    assert len(readings) == 2
     assert file.rules is not before
     assert len(caplog.records) == 2
 
 
-def test_a_file_is_not_current_before_its_new_rules_are_in_force(tmp_path, monkeypatch):
+def test_a_file_is_read_again_by_those_who_ask_before_its_new_rules_are_in_force(tmp_path, monkeypatch):
     path = tmp_path / "list"
     path.write_text("10.0.0.0/8")
     file = RuleFile(str(path))
+    before = file.rules
     path.write_text("10.0.0.0/16\n# longer")
-    current = []
+    seen = []
 
     def read(*arguments):
-        current.append(file.is_current())  # as a client finds it that comes now
+        seen.append(file.rules)
+        if len(seen) == 1:
+            file.refresh()  # as another tunnel with the same list does meanwhile
+            assert file.rules is not before
         return read_rules(*arguments)
 
     monkeypatch.setattr(rule_file, "read_rules", read)
     file.refresh()
-    assert current == [False]
-    assert file.is_current()
+    assert seen == [before] * 2

@@ -278,14 +278,13 @@ def test_a_longer_idle_timeout_spares_live_connections(world):
 class OnePort:
     """Rules that deny one port."""
 
+    files = ()
+
     def __init__(self, port):
         self.port = port
 
     def decide(self, identity):
         return Decision(identity.port != self.port, "deny it")
-
-    def is_current(self):
-        return True
 
 
 def test_other_rules_hold_for_open_connections_as_well(world):

@@ -13,8 +13,10 @@ import pytest
 from helpers import WAIT, wait_until
 
 import relay
+from relay.access.gate import Denial
 from relay.access.options import check_policy
 from relay.access.policy import Decision, Policy
+from relay.engine import questions
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
 from relay.engine.relay_thread import RelayThread
@@ -23,10 +25,11 @@ from relay.engine.relay_thread import RelayThread
 class Rules:
     """Deny the clients that a function finds, and remember who came."""
 
-    def __init__(self, denies):
+    def __init__(self, denies, files=()):
         self.denies = denies
+        self.files = files
         self.seen = []
-        self.refreshed = "never"
+        self.readers = []
         self.reading, self.readable = threading.Event(), threading.Event()
         self.readable.set()
 
@@ -34,21 +37,20 @@ class Rules:
         self.seen.append(identity)
         return Decision(False, "deny it") if self.denies(identity) else Decision(True)
 
-    def is_current(self):
-        return self.refreshed != "wanted"
+    decide_by_address = decide
 
     def refresh(self):
+        self.readers.append(threading.current_thread())
         self.reading.set()
         assert self.readable.wait(WAIT)
-        self.refreshed = "done"
 
 
 @pytest.fixture
 def make(request):
     """Make a relay thread at a listener, whose factory counts its calls."""
 
-    def make(receive, denies=lambda identity: False, admit=None, nconnect=-1):
-        rules = Rules(denies)
+    def make(receive, denies=lambda identity: False, admit=None, nconnect=-1, files=()):
+        rules = Rules(denies, files)
         dialed = []
 
         @relay.nonblocking
@@ -138,20 +140,49 @@ def test_another_policy_holds_for_the_next_client(make):
     assert len(thread.dialed) == 1
 
 
-def test_a_changed_file_of_rules_is_read_before_the_client_is_judged(make):
+def test_files_of_rules_are_read_on_another_thread_before_the_client_is_judged(make):
     receive = listen()
-    thread = make(receive, lambda identity: thread.rules.refreshed == "done")
-    thread.rules.refreshed = "wanted"
+    thread = make(receive, lambda identity: len(thread.rules.readers) == 2, files=["list"])
+    reset_client(receive)
     reset_client(receive)
     wait_until(lambda: thread.count == 0)
-    assert [record.rule for record in thread.recent()] == ["deny it"]
+    assert [record.rule for record in thread.recent()].count("deny it") == 1
+    assert len(thread.dialed) == 1
+    thread.run_in_thread(lambda: thread.rules.readers.append(threading.current_thread()))
+    assert thread.rules.readers[-1] not in thread.rules.readers[:-1]
 
 
-def test_clients_that_come_while_rules_are_read_wait_for_a_reading_that_begins_later(make):
+def test_before_a_handshake_files_of_rules_decide_if_they_were_just_read(make):
+    receive = listen()
+    thread = make(receive, lambda identity: True, files=["list"])
+    peer, seen = ("192.0.2.7", 5), []
+
+    def screen(seconds):
+        seen.append(thread.entrance.screen(peer, time.monotonic() + seconds))
+
+    thread.run_in_thread(lambda: screen(0.0))
+    reset_client(receive)
+    wait_until(lambda: thread.count == 0)
+    thread.run_in_thread(lambda: screen(-WAIT))
+    thread.run_in_thread(lambda: screen(WAIT))
+    other = Rules(lambda identity: True, ["other"])
+    thread.run_in_thread(lambda: thread.entrance.set_policy(Policy(rules=other)))
+    thread.run_in_thread(lambda: screen(-WAIT))
+    assert seen == [None, Denial("deny it"), None, None]
+
+
+def test_rules_without_files_are_not_read(make):
     receive = listen()
     thread = make(receive)
+    reset_client(receive)
+    assert len(thread.dialed) == 1
+    assert not thread.rules.readers
+
+
+def test_clients_that_come_while_rules_are_read_share_one_reading_that_begins_later(make):
+    receive = listen()
+    thread = make(receive, files=["list"])
     rules = thread.rules
-    rules.refreshed = "wanted"
     rules.readable.clear()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(receive.getsockname())) for _ in range(3)]
@@ -165,6 +196,49 @@ def test_clients_that_come_while_rules_are_read_wait_for_a_reading_that_begins_l
                 client.recv(1)
     wait_until(lambda: thread.count == 0)
     assert len(thread.dialed) == 3
+    assert len(rules.readers) in (2, 3)
+
+
+def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make, monkeypatch, caplog):
+    monkeypatch.setattr(questions, "_DEADLINE", 0.05)
+    receive = listen()
+    thread = make(receive, files=["list"])
+    rules = thread.rules
+    rules.readable.clear()
+    try:
+        reset_client(receive)
+        monkeypatch.setattr(questions, "Question", None)  # from now on no client waits
+        reset_client(receive)
+        reset_client(receive)
+        assert len(thread.dialed) == 3
+        assert len(rules.readers) == 1
+    finally:
+        rules.readable.set()
+    monkeypatch.undo()
+    wait_until(lambda: not thread.entrance._questions._reading)
+    reset_client(receive)
+    assert len(rules.readers) == 2
+    assert caplog.text.count("it: the files of allow and deny were not read within 0.05 s") == 1
+
+
+def test_a_reading_that_follows_takes_the_rules_that_a_reload_has_brought(make):
+    receive = listen()
+    thread = make(receive, files=["list"])
+    thread.rules.readable.clear()
+    other = Rules(lambda identity: True, ["other"])
+    with socket.create_connection(receive.getsockname()) as first:
+        first.settimeout(WAIT)
+        assert thread.rules.reading.wait(WAIT)
+        thread.run_in_thread(lambda: thread.entrance.set_policy(Policy(rules=other)))
+        with socket.create_connection(receive.getsockname()) as second:
+            wait_until(lambda: len(thread.connections()) == 2)
+            thread.rules.readable.set()
+            second.settimeout(WAIT)
+            for client in (first, second):
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+    assert len(other.readers) == 1
+    assert len(thread.rules.readers) == 1
 
 
 def test_other_rules_end_the_connections_that_they_deny(make):

@@ -231,7 +231,6 @@ def test_clients_that_have_left_are_forgotten_while_a_file_of_rules_hangs(world,
     tunnel = world(None, allow=[path])
     goes_on = threading.Event()
     monkeypatch.setattr(AccessList, "refresh", lambda rules: goes_on.wait(WAIT))
-    monkeypatch.setattr(AccessList, "is_current", lambda rules: False)
     first = world.connect(tunnel)
     wait_until(lambda: tunnel.stats().active == 1)
     for _ in range(10):

@@ -27,6 +27,7 @@ from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest
 from ..streams.stream import Stream
 from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
+from ..streams.user_names import named, unnamed_user
 from .admission import Slots
 from .connection import Connection
 from .ledger_keeper import keeper_of
@@ -235,7 +236,7 @@ class Entrance:
     def on_request(self, connection: Connection, now: float) -> None:
         """Make a stream for a client that has sent its request, or let it wait for a slot."""
         del self._slots.half_open[connection]
-        if self.gate is None or self.admits(connection, now):
+        if self.admits(connection, now):
             self._enter(connection, now)
 
     def _enter(self, connection: Connection, now: float) -> None:
@@ -286,10 +287,12 @@ class Entrance:
 
     def admits(self, connection: Connection, now: float) -> bool:
         """Return whether a client gets a stream now; if not, its connection has ended, or waits for an answer."""
-        rules, questions = self._rules_of_files, self._questions
-        if rules is None or (questions is not None and questions.reads_too_long(now)):
+        rules, user = self._rules_of_files, unnamed_user(connection.summary.identity)
+        if rules is None and user is None:
             return self._decide(connection, now)
-        self._wait(connection, now).refresh(rules, connection, now)
+        if self._questions is not None and self._questions.reads_too_long(now):
+            return self._decide(connection, now)
+        self._wait(connection, now).read(rules, user, connection, now)
         return False
 
     def _decide(self, connection: Connection, now: float) -> bool:
@@ -315,11 +318,13 @@ class Entrance:
         if self._questions is None:
             from .questions import Questions
 
-            self._questions = Questions(self._owner, self._on_rules, self._on_answer)
+            self._questions = Questions(self._owner, self._on_read, self._on_answer)
         return self._questions
 
-    def _on_rules(self, connection: Connection, now: float) -> None:
+    def _on_read(self, connection: Connection, now: float) -> None:
         del self._slots.half_open[connection]
+        if (identity := connection.summary.identity) is not None:
+            connection.summary.identity = named(identity)
         if self._decide(connection, now):
             self._enter(connection, now)
 

@@ -1,11 +1,11 @@
-"""Questions about clients that may block: the ``admit`` of a tunnel, and whether its files of rules have changed.
+"""Questions about clients that may block: the ``admit`` of a tunnel, its files of rules, and the names of local users.
 
 Other threads answer them. Meanwhile the client is half-open, in the state *admitting* of
 :mod:`relay.engine.connection`. The relay thread takes the answer, or gives up after five seconds.
 
-Even a look at the times of a file may block, as on a network file system whose server hangs. One reading is under way
-at a time, and answers all clients that have come before it began. Once it takes more than five seconds, no further
-client waits for it.
+Even a look at the times of a file may block, as on a network file system whose server hangs; so may the name of a user,
+if the system asks a server for it. One reading of both is under way at a time, and answers all clients that have come
+before it began. Once it takes more than five seconds, no further client waits for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..access.limit import Limit, check_answer
@@ -25,6 +25,7 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.sockets import format_address
 from ..streams.identity import Identity
 from ..streams.rate_limited_log import RateLog
+from ..streams.user_names import look_up
 from .connection import Connection
 
 __all__ = ["Questions"]
@@ -34,6 +35,7 @@ logger = logging.getLogger("relay")
 _DEADLINE = 5.0  # seconds for an answer
 _RECENT = 1.0  # seconds for which files of rules are taken as they were read, before a handshake
 _MOST_CALLS = 256  # of ``admit`` at one time; further clients wait
+_MOST_USERS = 1024  # whose names one reading looks up
 _LONGEST = 500  # characters of an error in the log
 
 
@@ -98,34 +100,35 @@ class Questions:
     """The questions of one tunnel. Belongs to the relay thread, except the calls.
 
     :param owner: the relay thread.
-    :param on_rules: called with a connection once its rules are current, or cannot be read in time.
+    :param on_read: called with a connection once the files and the name are read, or cannot be read in time.
     :param on_answer: called with a connection, the answer of ``admit``, and monotonic seconds.
     """
 
     def __init__(
         self,
         owner: QuestionsOwner,
-        on_rules: Callable[[Connection, float], object],
+        on_read: Callable[[Connection, float], object],
         on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object],
     ) -> None:
         self._owner = owner
-        self._on_rules = on_rules
+        self._on_read = on_read
         self._on_answer = on_answer
         self._reading: collections.deque[Question] = collections.deque()  # answered by the reading that is under way
         self._reading_next: collections.deque[Question] = collections.deque()  # those that came after its start
         self._calls = 0  # of ``admit``, also those that nothing waits for any more
         self._waiting: collections.deque[tuple[Question, Callable[[], object]]] = collections.deque()
-        self._rules: AccessRules | None = None  # those to be read next
+        self._rules: AccessRules | None = None  # what is read next
+        self._users: set[int] = set()
         self._reading_since = -math.inf
         self._read_at: tuple[AccessRules | None, float] = (None, -math.inf)  # the last rules, and when this began
         self._failures = RateLog(logger, logging.ERROR)
         self._delays = RateLog(logger, logging.WARNING)
         self._slow_readings = RateLog(logger, logging.WARNING)
 
-    # -- files of rules -----------------------------------------------------------------------------------------------
+    # -- files of rules, and names of users ---------------------------------------------------------------------------
 
     def reads_too_long(self, now: float) -> bool:
-        """Return whether a reading is under way for which clients no longer wait: the previous rules decide."""
+        """Return whether a reading is under way for which clients no longer wait: what was read before decides."""
         return bool(self._reading) and now - self._reading_since >= _DEADLINE
 
     def has_just_read(self, rules: AccessRules, now: float) -> bool:
@@ -133,43 +136,56 @@ class Questions:
         read, since = self._read_at
         return read is rules and now - since < _RECENT
 
-    def refresh(self, rules: AccessRules, connection: Connection, now: float) -> None:
-        """Read the files of rules that have changed; after five seconds the previous rules decide."""
+    def read(self, rules: AccessRules | None, user: int | None, connection: Connection, now: float) -> None:
+        """Read what the decision about a client needs; after five seconds it has to do without.
+
+        :param rules: rules with files, of which those are read that have changed; ``None`` for none.
+        :param user: the client's user, whose name is looked up; ``None`` for none.
+        :param connection: the client's.
+        :param now: monotonic seconds.
+        """
         question = Question(self._owner.loop, connection, self._not_read, now)
         connection.wait_for_answer(question)
         while self._reading_next and not self._reading_next[0].is_awaited:
             self._reading_next.popleft()  # else they would be kept for as long as the reading hangs
         self._reading_next.append(question)
         self._rules = rules  # a reload may have replaced those that are being read
+        if user is not None and len(self._users) < _MOST_USERS:
+            self._users.add(user)
         if not self._reading:
-            self._read(rules, now)
+            self._read(now)
 
-    def _read(self, rules: AccessRules, now: float) -> None:
+    def _read(self, now: float) -> None:
         self._reading, self._reading_next = self._reading_next, collections.deque()
+        users, self._users = self._users, set()
         self._reading_since = now
-        self._owner.call_elsewhere(functools.partial(self._run_refresh, rules))
+        self._owner.call_elsewhere(functools.partial(self._run_reading, self._rules, users))
 
-    def _run_refresh(self, rules: AccessRules) -> None:
+    def _run_reading(self, rules: AccessRules | None, users: Iterable[int]) -> None:
         try:
-            rules.refresh()
+            for user in users:
+                look_up(user)
+            if rules is not None:
+                rules.refresh()
         except Exception:  # whatever it is, the previous rules stay
             logger.exception("%s: reading the rules failed", self._owner.name)
-        self._owner.loop.call(functools.partial(self._refreshed, rules))
+        self._owner.loop.call(functools.partial(self._have_read, rules))
 
-    def _refreshed(self, rules: AccessRules) -> None:
+    def _have_read(self, rules: AccessRules | None) -> None:
         now = time.monotonic()
         self._read_at = rules, self._reading_since
         done, self._reading = self._reading, collections.deque()
-        if self._reading_next and self._rules is not None:
-            self._read(self._rules, now)
+        if self._reading_next:
+            self._read(now)
         for question in done:
             if question.end():
-                self._on_rules(question.connection, now)
+                self._on_read(question.connection, now)
 
     def _not_read(self, connection: Connection, now: float) -> None:
-        text = "%s: the files of allow and deny were not read within %g s; the previous rules decide until they are"
+        text = "%s: the files of allow and deny, or the name of a user, were not read within %g s; "
+        text += "the previous rules, and the user's number, decide until they are"
         self._slow_readings.log(now, text, self._owner.name, _DEADLINE)
-        self._on_rules(connection, now)
+        self._on_read(connection, now)
 
     # -- admit --------------------------------------------------------------------------------------------------------
 

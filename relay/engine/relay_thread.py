@@ -20,6 +20,7 @@ from ..eventloop.sockets import is_exposed
 from ..streams.identity import identity_of_process
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
+from ..streams.user_names import named
 from .acceptor import make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
@@ -168,7 +169,8 @@ class RelayThread(LoopThread):
         if self.entrance.reads_headers and stream is None:
             return self.entrance.read_request(client, None, peer, now)
         connection = self.admit(client, stream, peer, now)
-        if self.entrance.gate is not None and not self.entrance.admits(connection, now):
+        # A client without an address may be one at a Unix socket, whose user has a name.
+        if (self.entrance.gate is not None or not peer) and not self.entrance.admits(connection, now):
             return None
         slots = self._slots
         if slots.limit >= 0 and slots.used() == slots.limit:
@@ -195,7 +197,8 @@ class RelayThread(LoopThread):
         self._statistics.accepted += count
         connection = Connection(self, client, stream, peer, now)
         if not peer and stream is None:
-            connection.summary.identity = identity_of_process(client)
+            identity = identity_of_process(client)
+            connection.summary.identity = named(identity) if identity is not None else None
         connections[connection] = None
         if self._keepalive_timer.due == math.inf:
             self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)

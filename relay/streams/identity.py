@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 import struct
 from typing import Any, NamedTuple
@@ -116,7 +115,7 @@ def plain_host(host: str) -> str:
 def identity_of_process(client: socket.SocketType) -> Identity | None:
     """Return the identity of the program at the other end of a Unix socket.
 
-    The name of a user is looked up once for each number.
+    Its user is a number; :mod:`relay.streams.user_names` looks up the name.
 
     :param client: the accepted socket.
     :returns: ``None`` if the system cannot tell, or if it is another socket.
@@ -127,15 +126,5 @@ def identity_of_process(client: socket.SocketType) -> Identity | None:
         process, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     except OSError:
         return None
-    name = _user_name(user)
+    name = str(user)
     return Identity("unix", name, user=name, process=process)
-
-
-@functools.lru_cache(maxsize=1024)
-def _user_name(number: int) -> str:
-    import pwd
-
-    try:
-        return name_of(pwd.getpwuid(number).pw_name)
-    except KeyError:
-        return str(number)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import socket
 import threading
 import time
+import types
 
 import pytest
 from helpers import WAIT, wait_until
@@ -20,6 +22,7 @@ from relay.engine import questions
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
 from relay.engine.relay_thread import RelayThread
+from relay.streams import user_names
 
 
 class Rules:
@@ -131,6 +134,50 @@ def test_a_client_at_a_unix_socket_is_its_process(make, tmp_path):
     assert (identity.kind, identity.process) == ("unix", os.getpid())
 
 
+@pytest.mark.parametrize("denies", [None, lambda identity: False])
+def test_the_name_of_a_user_is_looked_up_before_the_client_is_judged(make, tmp_path, monkeypatch, denies):
+    monkeypatch.setattr(user_names, "_names", {})
+    seen = []
+
+    def getpwuid(number):
+        seen.append((number, threading.current_thread()))
+        return types.SimpleNamespace(pw_name="alice")
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    thread = make(relay.listen(f"unix://{tmp_path}/s"))
+    if denies is None:
+        thread.run_in_thread(lambda: thread.entrance.set_policy(None))
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{tmp_path}/s")
+            client.settimeout(WAIT)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert [identity.user for identity in thread.dialed] == ["alice", "alice"]
+    assert thread.rules.seen == (thread.dialed if denies is not None else [])
+    ((number, looker),) = seen
+    thread.run_in_thread(lambda: seen.append(threading.current_thread()))
+    assert number == os.getuid()
+    assert looker is not seen[-1]
+
+
+def test_a_user_whose_name_is_not_found_in_time_is_its_number(make, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(user_names, "_names", {})
+    monkeypatch.setattr(questions, "_DEADLINE", 0.05)
+    answered = threading.Event()
+    monkeypatch.setattr(questions, "look_up", lambda number: answered.wait(WAIT))
+    thread = make(relay.listen(f"unix://{tmp_path}/s"))
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{tmp_path}/s")
+            client.settimeout(WAIT)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert [identity.user for identity in thread.dialed] == [str(os.getuid())] * 2
+    answered.set()
+    assert caplog.text.count("were not read within 0.05 s") == 1
+
+
 def test_another_policy_holds_for_the_next_client(make):
     receive = listen()
     thread = make(receive, lambda identity: True)
@@ -218,7 +265,7 @@ def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make
     wait_until(lambda: not thread.entrance._questions._reading)
     reset_client(receive)
     assert len(rules.readers) == 2
-    assert caplog.text.count("it: the files of allow and deny were not read within 0.05 s") == 1
+    assert caplog.text.count("it: the files of allow and deny, or the name of a user, were not read within 0.05 s") == 1
 
 
 def test_a_reading_that_follows_takes_the_rules_that_a_reload_has_brought(make):

@@ -13,7 +13,7 @@ from ..streams.identity import Identity
 from .ledger import Book, LedgerEntry
 from .limit import LOGIN, MOST_LIMITS, Action, Limit
 from .limiter import Limiter, Rejection
-from .policy import Policy
+from .policy import ClientPolicy
 from .table import Entry
 from .ticket import Ticket
 
@@ -48,7 +48,7 @@ class Gate:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ClientPolicy,
         timers: Timers,
         monotonic: Callable[[], float] = time.monotonic,
         book: Book | None = None,
@@ -66,7 +66,7 @@ class Gate:
         if self._guesses is None and book is not None and any(entry.limit == LOGIN for entry in book.entries()):
             self._guesses = self._limiter(_GUESSES, None)
 
-    def change(self, policy: Policy) -> None:
+    def change(self, policy: ClientPolicy) -> None:
         """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted."""
         self._policy = policy
         before = {limiter.limit.name: limiter for limiter in self._own()}

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from .limit import check_limits
-from .policy import PROXY_VERSIONS, AccessRules, Entries, Policy
+from .policy import PROXY_VERSIONS, AccessRules, ClientPolicy, Entries
 from .senders import parse_senders
 
 __all__ = ["check_policy", "rules_of"]
@@ -21,7 +21,7 @@ def check_policy(
     source: str | None = None,
     accept_proxy: Any = None,
     send_proxy: Any = None,
-) -> Policy:
+) -> ClientPolicy:
     """Return the policy that has these options; the parameters are those of :class:`relay.Tunnel`.
 
     :raises TypeError: if one has the wrong type.
@@ -32,7 +32,7 @@ def check_policy(
     senders = parse_senders(accept_proxy)
     if admit is not None and (not callable(admit) or inspect.iscoroutinefunction(admit)):
         raise TypeError(f"admit: expected a callable that is no coroutine function, got {type(admit).__name__}")
-    return Policy(
+    return ClientPolicy(
         rules=rules_of(allow, deny),
         admit=admit,
         limits=check_limits(limit),

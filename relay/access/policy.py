@@ -11,7 +11,7 @@ from ..streams.identity import Identity
 from .limit import Limit, must_stay_whole
 from .senders import Senders
 
-__all__ = ["PROXY_VERSIONS", "AccessRules", "Admit", "Decision", "Entries", "Policy"]
+__all__ = ["PROXY_VERSIONS", "AccessRules", "Admit", "ClientPolicy", "Decision", "Entries"]
 
 PROXY_VERSIONS = ("v1", "v2")
 """The values of the option ``send_proxy``."""
@@ -50,7 +50,7 @@ Entries = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class ClientPolicy:
     """Plain data: what a tunnel demands of its clients.
 
     :param rules: who may connect; ``None`` for everyone.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..access.gate import Denial, Gate
 from ..access.limit import Action, Limit
-from ..access.policy import AccessRules, Policy
+from ..access.policy import AccessRules, ClientPolicy
 from ..access.ticket import Ticket
 from ..addresses.printable import printable
 from ..eventloop.loop import Loop
@@ -93,7 +93,7 @@ class Entrance:
     :param policy: what clients have to fulfil; ``None`` for nothing.
     """
 
-    def __init__(self, owner: EntranceOwner, slots: Slots, policy: Policy | None) -> None:
+    def __init__(self, owner: EntranceOwner, slots: Slots, policy: ClientPolicy | None) -> None:
         self._owner = owner
         self._slots = slots
         self._serving_queue = False
@@ -107,9 +107,9 @@ class Entrance:
         self._questions: Questions | None = None  # None until there is one
         self.set_policy(policy)
 
-    def set_policy(self, policy: Policy | None) -> None:
+    def set_policy(self, policy: ClientPolicy | None) -> None:
         """Decide by another policy about the clients that come from now on."""
-        self.policy = policy = policy or Policy()
+        self.policy = policy = policy or ClientPolicy()
         self._rules_of_files = policy.rules if policy.rules is not None and policy.rules.files else None
         if self.gate is not None:
             self.gate.change(policy)
@@ -147,7 +147,7 @@ class Entrance:
                 if not decision.is_allowed:
                     self.deny(connection, Denial(decision.rule), now)
 
-    def _new_gate(self, policy: Policy) -> Gate:
+    def _new_gate(self, policy: ClientPolicy) -> Gate:
         gate = Gate(policy, self._owner.loop.timers, book=self._keeper)
         if self._keeper is not None:
             self._keeper.ledger = gate
@@ -367,7 +367,7 @@ class Entrance:
         if gate is None:
             if not self._owner.is_exposed:
                 return
-            gate = self.gate = self._new_gate(Policy())
+            gate = self.gate = self._new_gate(ClientPolicy())
         limit = gate.login_failed(connection.summary.who(), now, self._owner.is_exposed)
         if limit is not None:
             text = "%s: %s sent %d wrong passwords; it is rejected for %g s"

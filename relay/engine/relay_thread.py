@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..access.policy import Policy
+from ..access.policy import ClientPolicy
 from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
 from ..eventloop.sockets import is_exposed
@@ -68,7 +68,7 @@ class RelayThread(LoopThread):
         limits: Limits,
         name: str,
         on_end: OnEnd | None,
-        policy: Policy | None = None,
+        policy: ClientPolicy | None = None,
     ) -> None:
         self.limits = limits
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from ..access.limit import LimitsLike
 from ..access.options import check_policy
-from ..access.policy import Admit, Entries, Policy
+from ..access.policy import Admit, ClientPolicy, Entries
 from ..access.senders import NO_HEADERS
 from ..eventloop.sockets import format_address
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
@@ -264,7 +264,7 @@ def check_streams(make_send: Any, source: str | None, send_proxy: str | None, wa
         )
 
 
-def check_reads_headers(receive: Any, policy: Policy) -> None:
+def check_reads_headers(receive: Any, policy: ClientPolicy) -> None:
     """Check that the clients of a listener can begin with a header of the PROXY protocol, if there is to be one.
 
     :raises ValueError: if relay does not read what these clients send first, or none of them is a sender.

@@ -2,7 +2,7 @@
 
 from relay.access.gate import Denial, Gate
 from relay.access.limit import MOST_LIMITS, Action, Limit, check_limits
-from relay.access.policy import Decision, Policy
+from relay.access.policy import ClientPolicy, Decision
 from relay.access.ticket import Ticket
 from relay.eventloop.loop import Timers
 from relay.streams.identity import Identity
@@ -21,22 +21,22 @@ class Rules:
 
 
 def test_a_client_that_no_rule_denies_may_connect():
-    assert Gate(Policy(rules=Rules()), Timers()).enter(CLIENT, 1.0) is None
-    assert Gate(Policy(), Timers()).enter(CLIENT, 1.0) is None
+    assert Gate(ClientPolicy(rules=Rules()), Timers()).enter(CLIENT, 1.0) is None
+    assert Gate(ClientPolicy(), Timers()).enter(CLIENT, 1.0) is None
 
 
 def test_a_denial_has_the_rule():
-    assert Gate(Policy(rules=Rules(CLIENT)), Timers()).enter(CLIENT, 1.0) == Denial("deny it")
+    assert Gate(ClientPolicy(rules=Rules(CLIENT)), Timers()).enter(CLIENT, 1.0) == Denial("deny it")
 
 
 def test_a_policy_without_rules_is_empty():
-    assert Policy().is_empty
-    assert not Policy(rules=Rules()).is_empty
+    assert ClientPolicy().is_empty
+    assert not ClientPolicy(rules=Rules()).is_empty
 
 
 def test_another_policy_holds_from_now_on():
-    gate = Gate(Policy(rules=Rules(CLIENT)), Timers())
-    gate.change(Policy())
+    gate = Gate(ClientPolicy(rules=Rules(CLIENT)), Timers())
+    gate.change(ClientPolicy())
     assert gate.enter(CLIENT, 1.0) is None
 
 
@@ -45,7 +45,7 @@ def who(host, login=None):
 
 
 def gate_of(*limits):
-    return Gate(Policy(limits=check_limits(limits)), Timers(), monotonic=lambda: 100.0)
+    return Gate(ClientPolicy(limits=check_limits(limits)), Timers(), monotonic=lambda: 100.0)
 
 
 def test_the_first_limit_that_is_reached_is_the_reason_and_the_others_count_nothing():
@@ -63,9 +63,9 @@ def test_the_first_limit_that_is_reached_is_the_reason_and_the_others_count_noth
 
 
 def test_a_denial_by_the_access_list_costs_no_limit_anything():
-    gate = Gate(Policy(rules=Rules(CLIENT), limits=check_limits([{"rate": "1/h"}])), Timers())
+    gate = Gate(ClientPolicy(rules=Rules(CLIENT), limits=check_limits([{"rate": "1/h"}])), Timers())
     assert gate.enter(CLIENT, 1.0) == Denial("deny it")
-    gate.change(Policy(limits=check_limits([{"rate": "1/h"}])))
+    gate.change(ClientPolicy(limits=check_limits([{"rate": "1/h"}])))
     assert isinstance(gate.enter(CLIENT, 1.0), Ticket)
 
 
@@ -86,9 +86,9 @@ def test_a_reload_keeps_what_a_limit_has_counted_as_long_as_its_name_and_its_cli
     gate = gate_of({"name": "x", "per": "ip/24", "rate": "1/10s", "ban": "1h"}, {"name": "y", "concurrent": 1})
     ticket = gate.enter(CLIENT, 100.0)
     assert gate.enter(CLIENT, 100.0).rule == "limit x"
-    gate.change(Policy(limits=check_limits([{"name": "x", "per": "ip/24", "rate": "50/s", "ban": "1h"}])))
+    gate.change(ClientPolicy(limits=check_limits([{"name": "x", "per": "ip/24", "rate": "50/s", "ban": "1h"}])))
     assert gate.enter(CLIENT, 200.0).rule == "ban x"
-    gate.change(Policy(limits=check_limits([{"name": "x", "per": "ip/25", "rate": "50/s", "ban": "1h"}])))
+    gate.change(ClientPolicy(limits=check_limits([{"name": "x", "per": "ip/25", "rate": "50/s", "ban": "1h"}])))
     assert isinstance(gate.enter(CLIENT, 200.0), Ticket)
     ticket.leave()
 
@@ -96,7 +96,7 @@ def test_a_reload_keeps_what_a_limit_has_counted_as_long_as_its_name_and_its_cli
 def test_a_reload_changes_the_bandwidth_of_open_connections():
     gate = gate_of({"name": "x", "bandwidth": "1MB/s"})
     up, down = gate.enter(CLIENT, 100.0).meters()
-    gate.change(Policy(limits=check_limits([{"name": "x", "bandwidth": "3MB/s"}])))
+    gate.change(ClientPolicy(limits=check_limits([{"name": "x", "bandwidth": "3MB/s"}])))
     assert [meter.rate for meter in (*up, *down)] == [3e6, 3e6]
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_counted_at_a_listener_on_the_loopback_unless_a_limit_demands
     gate = gate_of({"name": "login", "rate": "2/1h", "ban": "1d", "action": "close"})
     assert guess(gate, [100.0, 2000.0], is_exposed=False) == [False, True]
     assert gate.find_ban(CLIENT, 80000.0) == Denial("ban login", Action.CLOSE, 60.0)
-    gate.change(Policy())
+    gate.change(ClientPolicy())
     assert gate.find_ban(CLIENT, 80000.0) is not None, "the ban outlives the limit that was in the file"
 
 
@@ -164,7 +164,7 @@ def shaken(host="192.0.2.7"):
 
 
 def test_rules_decide_before_the_handshake_unless_their_files_have_to_be_read():
-    gate = Gate(Policy(rules=Rules(CLIENT)), Timers())
+    gate = Gate(ClientPolicy(rules=Rules(CLIENT)), Timers())
     assert gate.screen(CLIENT, 1.0) == Denial("deny it")
     assert gate.screen(CLIENT, 1.0, are_rules_read=False) is None
 
@@ -268,6 +268,6 @@ def test_the_limits_used_last_and_those_of_open_connections_are_known():
 def test_another_policy_has_no_counts_of_the_limits_of_single_clients():
     gate = gate_of()
     assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Ticket)
-    gate.change(Policy(limits=(PLAN,)))
+    gate.change(ClientPolicy(limits=(PLAN,)))
     assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
     assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Denial)

@@ -17,7 +17,7 @@ from helpers import WAIT, wait_until
 import relay
 from relay.access.gate import Denial
 from relay.access.options import check_policy
-from relay.access.policy import Decision, Policy
+from relay.access.policy import ClientPolicy, Decision
 from relay.engine import questions
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
@@ -61,7 +61,7 @@ def make(request):
             dialed.append(identity)
             raise ConnectionRefusedError
 
-        policy = Policy(rules=rules, admit=admit)
+        policy = ClientPolicy(rules=rules, admit=admit)
         thread = RelayThread(receive, factory, nconnect, Limits(None, 10.0, None, None), "it", None, policy)
         request.addfinalizer(lambda: (thread.close(0.0), thread.join(WAIT)))
         thread.rules, thread.dialed = rules, dialed
@@ -181,7 +181,7 @@ def test_a_user_whose_name_is_not_found_in_time_is_its_number(make, tmp_path, mo
 def test_another_policy_holds_for_the_next_client(make):
     receive = listen()
     thread = make(receive, lambda identity: True)
-    thread.run_in_thread(lambda: thread.entrance.set_policy(Policy()))
+    thread.run_in_thread(lambda: thread.entrance.set_policy(ClientPolicy()))
     assert thread.entrance.gate is None
     reset_client(receive)
     assert len(thread.dialed) == 1
@@ -213,7 +213,7 @@ def test_before_a_handshake_files_of_rules_decide_if_they_were_just_read(make):
     thread.run_in_thread(lambda: screen(-WAIT))
     thread.run_in_thread(lambda: screen(WAIT))
     other = Rules(lambda identity: True, ["other"])
-    thread.run_in_thread(lambda: thread.entrance.set_policy(Policy(rules=other)))
+    thread.run_in_thread(lambda: thread.entrance.set_policy(ClientPolicy(rules=other)))
     thread.run_in_thread(lambda: screen(-WAIT))
     assert seen == [None, Denial("deny it"), None, None]
 
@@ -276,7 +276,7 @@ def test_a_reading_that_follows_takes_the_rules_that_a_reload_has_brought(make):
     with socket.create_connection(receive.getsockname()) as first:
         first.settimeout(WAIT)
         assert thread.rules.reading.wait(WAIT)
-        thread.run_in_thread(lambda: thread.entrance.set_policy(Policy(rules=other)))
+        thread.run_in_thread(lambda: thread.entrance.set_policy(ClientPolicy(rules=other)))
         with socket.create_connection(receive.getsockname()) as second:
             wait_until(lambda: len(thread.connections()) == 2)
             thread.rules.readable.set()

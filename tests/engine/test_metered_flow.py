@@ -11,7 +11,7 @@ from helpers import BLOCK
 
 from relay.access.gate import Gate
 from relay.access.limit import check_limits
-from relay.access.policy import Policy
+from relay.access.policy import ClientPolicy
 from relay.engine.connection import Connection
 from relay.engine.limits import Limits
 from relay.engine.metered_flow import MeteredFlow, MeteredSessionFlow
@@ -57,7 +57,7 @@ class Bench:
         self.over = []
         self.stack = stack
         self.family = family
-        self.gate = Gate(Policy(limits=check_limits(limits)), self.loop.timers)
+        self.gate = Gate(ClientPolicy(limits=check_limits(limits)), self.loop.timers)
         pipes = PipePool() if splice else None
         self.work = Workspace(self.loop, pipes)
         if pipes is not None:

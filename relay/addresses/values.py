@@ -25,6 +25,7 @@ __all__ = [
     "check_port",
     "is_i2p",
     "is_ipv6",
+    "is_loopback",
     "quoted",
     "unix_path",
 ]
@@ -156,6 +157,19 @@ def is_ipv6(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is the loopback of its machine: by an address, with or without a zone, or as ``localhost``.
+
+    No name is looked up. An IPv4 address that IPv6 maps counts as IPv4, as the system connects by IPv4 then.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.lower() == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def quoted(value: str, safe: str = "/:@,+=~") -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from typing import Any
 
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress
+from ..addresses.values import TCPAddress, is_loopback
 
-__all__ = ["is_loopback", "warn_if_open", "warn_if_unsure"]
+__all__ = ["warn_if_open", "warn_if_unsure"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -20,18 +19,10 @@ def warn_if_unsure(where: Any) -> None:
         logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host is the loopback, by its name or number."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def warn_if_open(listener: Any) -> None:
     """Warn if other machines can use a proxy without a password, or send one unencrypted."""
     address = listener.address if hasattr(listener, "protected") else None
-    if not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
+    if not isinstance(address, tuple) or is_loopback(address[0]):
         return
     if listener.protected:
         text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.printable import LONGEST_HOST, printable
+from ..addresses.values import is_loopback
 from ..errors import ConnectError
 from .unix_reset import leave_unread
 
@@ -256,8 +257,7 @@ def is_exposed(listening: sockets.SocketType) -> bool:
     """Return whether other machines may reach a listening socket: whether it is TCP and not on the loopback."""
     if listening.family not in (sockets.AF_INET, sockets.AF_INET6):
         return False
-    host = str(listening.getsockname()[0])
-    return not (host.startswith("127.") or host == "::1")
+    return not is_loopback(str(listening.getsockname()[0]))
 
 
 def quick_accept(receive: sockets.socket) -> Callable[[], tuple[sockets.SocketType, Any]]:

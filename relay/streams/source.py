@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..addresses.printable import shown
+from ..addresses.values import is_loopback
 from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
 
-__all__ = ["PEER", "Source", "is_loopback", "parse_source"]
+__all__ = ["PEER", "Source", "parse_source"]
 
 PEER = "peer"
 """The value of the option ``source`` for an address that is made of the client's identity."""
@@ -46,7 +47,7 @@ class Source(NamedTuple):
                 f"{target}: it has no {self.family_name} address, as the source {self.host} is; set source to an "
                 "address of the target's family"
             )
-        if ipaddress.ip_address(self.host).is_loopback:  # the system connects from there to the loopback only
+        if is_loopback(self.host):  # the system connects from there to the loopback only
             own = [endpoint for endpoint in own if is_loopback(endpoint.address[0])]
             if endpoints and not own:
                 raise ConnectError(
@@ -54,11 +55,6 @@ class Source(NamedTuple):
                     "the network that leads there"
                 )
         return own
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an IP address, perhaps with a zone, is one of the loopback."""
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 def parse_source(text: str) -> Source | None:

@@ -8,7 +8,7 @@ from helpers import steady
 from relay.addresses.options import inline_secrets
 from relay.addresses.redact import redact
 from relay.addresses.ssh import SSHListen, SSHServer
-from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, unix_path
+from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, is_loopback, unix_path
 
 
 @pytest.mark.parametrize(
@@ -192,3 +192,14 @@ def test_where_a_server_listens_is_shown():
     assert str(SSHListen(SSHServer("h"))) == "ssh://h?listen=127.0.0.1:0"
     assert str(SSHListen(SSHServer("h", password="pw"), UnixAddress("/a b"))) == "ssh://h?listen=/a%20b"
     assert str(SSHListen(SSHServer("h"), TCPAddress("::1", 1))) == "ssh://h?listen=%5B::1%5D:1"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("localhost", True), ("LocalHost", True),
+        ("fe80::1%lo", False), ("0.0.0.0", False), ("::", False), ("::ffff:10.0.0.1", False), ("db", False),
+    ],
+)  # fmt: skip
+def test_the_loopback(host, expected):
+    assert is_loopback(host) is expected

@@ -8,7 +8,7 @@ import pytest
 
 from relay import ConnectError
 from relay.eventloop.sockets import Endpoint
-from relay.streams.source import Source, is_loopback, parse_source
+from relay.streams.source import Source, parse_source
 
 HERE = Endpoint(socket.AF_INET, ("127.0.0.1", 80))
 HERE6 = Endpoint(socket.AF_INET6, ("::1", 80, 0, 0))
@@ -56,8 +56,3 @@ def test_another_family_is_named():
 
 def test_no_addresses_are_none():
     assert Source(socket.AF_INET, "127.1.2.3").of("db", []) == []
-
-
-@pytest.mark.parametrize(("host", "expected"), [("127.9.9.9", True), ("::1", True), ("fe80::1%lo", False)])
-def test_the_loopback(host, expected):
-    assert is_loopback(host) is expected

@@ -13,10 +13,9 @@ from typing import Any
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import I2PListen
 from ...addresses.ssh import SSHListen
-from ...addresses.values import SystemdListen, TCPAddress, UnixAddress
+from ...addresses.values import SystemdListen, TCPAddress, UnixAddress, is_loopback
 from ...transports.i2p.key_file import read
 from ...transports.tcp import tcp
-from ..exposure import is_loopback
 from ..running import process_at
 from .probe import RouteProbe
 from .report import Check, Status

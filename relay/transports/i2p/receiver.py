@@ -6,7 +6,6 @@ Everything here runs on the I/O thread, unless a docstring names another.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import math
 import socket
@@ -18,6 +17,7 @@ import weakref
 from collections.abc import Callable
 
 from ...addresses.i2p import I2PListen
+from ...addresses.values import is_loopback
 from ...carriers.link import strip_prefix
 from ...errors import SAMError
 from ...eventloop.loop import Loop, Timer, Timers
@@ -241,7 +241,7 @@ def is_local(session: Session) -> bool:
     control = session.control_socket
     try:
         host = control.getpeername()[0] if control.family in (socket.AF_INET, socket.AF_INET6) else ""
-        return bool(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        return is_loopback(host)
     except OSError:
         return False
 

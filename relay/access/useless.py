@@ -12,7 +12,7 @@ from .rule_file import read_rules
 from .rule_set import RuleSet
 from .rules import Rule
 
-__all__ = ["Place", "Useless", "find_useless", "possible_kinds"]
+__all__ = ["Place", "Useless", "find_useless", "possible_kinds", "rules_in"]
 
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
 _KINDS = {
@@ -56,12 +56,14 @@ class Useless(NamedTuple):
     :param text: the rule.
     :param problem: why it cannot match.
     :param remedy: what to do.
+    :param is_misplaced: whether the cause is the kind of the listener: at another one, the rule could match.
     """
 
     place: Place
     text: str
     problem: str
     remedy: str
+    is_misplaced: bool = False
 
     def __str__(self) -> str:
         where = f"{self.place.line}: " if self.place.line else ""
@@ -98,7 +100,7 @@ def find_useless(allow: Entries, deny: Entries, listener: str, kinds: frozenset[
     :raises ValueError: if an entry is wrong.
     :raises OSError: if a file cannot be read.
     """
-    denied, allowed = list(_placed(deny, "deny")), list(_placed(allow, "allow"))
+    denied, allowed = list(rules_in(deny, "deny")), list(rules_in(allow, "allow"))
     denials = RuleSet(rule for _, rule in denied)
     places = {rule.text: place for place, rule in reversed(denied)}
     yield from _useless("deny", denied, kinds, None, {})
@@ -123,7 +125,7 @@ def _useless(
             reason = f"no client of this listener has what {rule.kind}: compares"
             if rule.kind == "cidr" and option == "allow" and "ssh" in kinds:
                 reason = "the addresses that an SSH server reports are not verified"
-            yield Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}")
+            yield Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}", is_misplaced=True)
         elif rule.text in seen:
             yield Useless(place, rule.text, f"it is there already, {first[rule.text]}", "leave it out")
         elif denials is not None and (cover := denials.find_covering(rule)) is not None:
@@ -134,8 +136,14 @@ def _useless(
         seen.add(rule.text)
 
 
-def _placed(entries: Entries, option: str) -> Iterator[tuple[Place, Rule]]:
-    """Return each rule with its place, those of files included."""
+def rules_in(entries: Entries, option: str) -> Iterator[tuple[Place, Rule]]:
+    """Return each rule of a list with its place, those of files included.
+
+    :param entries: the list.
+    :param option: ``allow`` or ``deny``.
+    :raises ValueError: if an entry is wrong.
+    :raises OSError: if a file cannot be read.
+    """
     for number, found in enumerate(parse_entries(entries, option)):
         if isinstance(found, Rule):
             yield Place(option, number), found

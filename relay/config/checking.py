@@ -23,7 +23,7 @@ from ..addresses.values import SystemdListen, Target, TCPAddress, TLSTarget, Uni
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
-from .models import LIMITS, File, Hop, Tunnel, hop_options
+from .models import LIMITS, Defaults, File, Hop, Tunnel, hop_options
 from .problems import Problems, near
 
 __all__ = ["ANYWHERE", "Checker", "Entry"]
@@ -33,7 +33,8 @@ Value = TypeVar("Value")
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
 _OF_A_DESTINATION = ("keys", "session", "transient")
-_INHERITED = ("carriers", "required", "on_reload", "probe", "probe_interval")  # beside the limits
+_LISTS = ("allow", "deny")
+_INHERITED = ("carriers", "required", "on_reload", "probe", "probe_interval", "limit", *_LISTS)  # beside the limits
 _WAYS = ("direct", "refuse")  # the words of a rule that are not hops
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -105,6 +106,7 @@ class Checker:
             self._check_hop(name, hop)
         if self.file.defaults.sam is not None:
             self.bridge = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
+        self.check_rules(("defaults",), self.file.defaults)
         return [self._entry(name, tunnel) for name, tunnel in self.file.tunnels.items()]
 
     def _entry(self, name: str, tunnel: Tunnel) -> Entry:
@@ -121,6 +123,13 @@ class Checker:
             line = self.problems.line(("tunnels", other, "listen"))
             where = f", line {line}" if line else ""
             self.problems.add(("tunnels", name, "listen"), f"{other} listens there already{where}")
+
+    def check_rules(self, path: Path, table: Defaults) -> None:
+        """Check the access rules of a table."""
+        for name in _LISTS:
+            for number, entry in enumerate(getattr(table, name) or ()):
+                if is_written_as_rule(entry):  # else the start of the tunnel looks for a file
+                    self.read((*path, name, number), parse_rule_of_clients, entry)
 
     def _check_hop(self, name: str, hop: str | Hop) -> None:
         path = ("hops", name)
@@ -307,10 +316,7 @@ class _One:
         for name in _OF_A_DESTINATION:
             if name in given and not is_destination:
                 self._refuse(name, "it goes with an i2p: address of listen alone")
-        for name in ("allow", "deny"):
-            for number, entry in enumerate(getattr(self._tunnel, name) or ()):
-                if is_written_as_rule(entry):  # else the start of the tunnel looks for a file
-                    self._checker.read((*self._path, name, number), parse_rule_of_clients, entry)
+        self._checker.check_rules(self._path, self._tunnel)
         if self._is_proxy and self._tunnel.warm:
             self._refuse(
                 "warm", "the clients of a proxy name their targets, so none can be opened before; leave it out"

@@ -234,6 +234,14 @@ class Defaults(_Table):
         | None
     ) = None
     """Seconds between two probes, and for one at most. Default: 30."""
+    limit: ClientLimits | None = None
+    """Limits of the clients: tables with `rate`, `concurrent`, `bandwidth` or `quota`, and `per`, `ban`, `action` and
+    `name`. A list of a tunnel replaces that of the defaults; `[]` is none."""
+    allow: list[str] | None = None
+    """Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of rules. See
+    [access lists](limits.md#access-lists). A list of a tunnel replaces that of the defaults."""
+    deny: list[str] | None = None
+    """These clients may not connect: rules, and files of rules. It wins over `allow`. `[]` is none."""
 
 
 class Tunnel(Defaults):
@@ -258,9 +266,6 @@ class Tunnel(Defaults):
     source: Source | None = None
     """Address of this machine from which relay connects to the target, or `"peer"` for an address of the loopback that
     stands for the client. Only for a target over TCP without hops. Default: the system chooses."""
-    limit: ClientLimits | None = None
-    """Limits of the clients: tables with `rate`, `concurrent`, `bandwidth` or `quota`, and `per`, `ban`, `action` and
-    `name`."""
     send_proxy: Literal["v1", "v2"] | None = None
     """Version of the PROXY protocol's header with which relay tells the target who the client is, before its first
     byte. Not for proxies. Default: none."""
@@ -284,11 +289,6 @@ class Tunnel(Defaults):
     """For `listen = "i2p:"`: name under which the destination is stored. Default: the text of target."""
     transient: bool | None = None
     """For `listen = "i2p:"`: whether the destination is new and not stored. Default: false."""
-    allow: list[str] | None = None
-    """Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of rules. See
-    [access lists](limits.md#access-lists)."""
-    deny: list[str] | None = None
-    """These clients may not connect: rules, and files of rules. It wins over `allow`."""
 
 
 class _Hop(_Table):

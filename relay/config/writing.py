@@ -14,7 +14,7 @@ from ..addresses.options import inline_secrets
 from ..addresses.redact import redact
 from ..transports.dynamic import Rule
 from .checking import Entry
-from .models import Defaults, File, Hop
+from .models import LIMITS, File, Hop
 
 __all__ = ["as_toml"]
 
@@ -51,7 +51,7 @@ def _hop(hop: str | Hop, value: object) -> Any:
 
 def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     tunnel = entry.tunnel
-    given = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required", "on_reload"})
+    given = tunnel.model_dump(exclude_none=True, exclude=set(LIMITS))
     table = {name: _plain(value) for name, value in given.items()}
     table["listen"] = _listen(tunnel.listen, entry.listen)
     if tunnel.target is not None and not entry.is_proxy:

@@ -71,6 +71,18 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
     )
 
 
+OF_ALL = "[defaults]\nlimit = [{ rate = '5/m' }]\nallow = ['10.0.0.0/8', 'user:ann']\ndeny = ['10.6.0.0/16']\n"
+
+
+def test_a_list_of_a_tunnel_replaces_that_of_the_defaults(read):
+    found = read(OF_ALL + T + "[tunnels.own]\nlisten = ':0'\ntarget = 'a:1'\nlimit = []\nallow = ['::1']\ndeny = []\n")
+    assert found.problems.in_order() == []
+    first, own = (entry.tunnel for entry in found.entries)
+    assert ([str(limit) for limit in first.limit], first.allow) == (["per=ip,rate=5/m"], ["10.0.0.0/8", "user:ann"])
+    assert first.deny == ["10.6.0.0/16"]
+    assert (own.limit, own.allow, own.deny) == ((), ["::1"], [])
+
+
 TWO = "[tunnels.t]\nlisten = ':0'\ntarget = ['a:1', 'b:2']\n"
 
 
@@ -148,6 +160,14 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "limit = 5", "4: tunnels.t.limit: expected a list of tables"),
         (T + "limit = [{ speed = 1 }]", "4: tunnels.t.limit: unknown key 'speed'; use one of per, rate"),
         (T + "limit = [{ rate = '20' }]", "4: tunnels.t.limit: rate: expected a number and a time, got '20'"),
+        (
+            T + T.replace(".t]", ".u]").replace(":0", ":1") + "[defaults]\nallow = ['10.0.0.1/8']",
+            "8: defaults.allow[0]: ",
+        ),
+        (
+            T + "[defaults]\nlimit = [{ rate = '20' }]",
+            "5: defaults.limit: rate: expected a number and a time, got '20'",
+        ),
         (T + "limit = [{ rate = 20 }]", "4: tunnels.t.limit: rate: expected text, got int"),
         (T + "warm = 1.5", "4: tunnels.t.warm: expected a whole number"),
         (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),

@@ -38,6 +38,22 @@ def test_the_keys_beside_the_tables_are_kept(tmp_path):
     assert (again.file.log_file, again.file.log_interval) == ("/var/log/relay/access.log", math.inf)
 
 
+def test_what_tunnels_have_from_the_defaults_is_in_each(tmp_path):
+    lists = 'limit = [{rate = "5/m"}]\nallow = ["::1"]\ndeny = ["::2"]\n'
+    text = f'[defaults]\nnconnect = 5\n{lists}carriers = "per-worker"\nprobe = "connect"\n' + "".join(
+        f'[tunnels.{name}]\nlisten = ":0"\ntarget = "a:1"\n{more}'
+        for name, more in {"t": "", "u": "limit = []\ndeny = []\n"}.items()
+    )
+    again = read_text(tmp_path, effective(read_text(tmp_path, text)))
+    assert again.problems.in_order() == []
+    tables = [entry.tunnel.model_dump(exclude_none=True) for entry in again.entries]
+    keys = ("limit", "allow", "deny", "carriers", "probe")
+    assert [[table[key] for key in keys] for table in tables] == [
+        [[{"per": "ip", "rate": "5/m"}], ["::1"], ["::2"], "per-worker", "connect"],
+        [[], ["::1"], [], "per-worker", "connect"],
+    ]
+
+
 def test_several_targets_and_ways_are_kept_without_secrets(tmp_path):
     text = (
         '[tunnels.t]\nlisten = ":0"\ntarget = ["a:1", "b:2"]\npolicy = "fastest"\nnconnect = 5\n'

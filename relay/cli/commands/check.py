@@ -141,10 +141,15 @@ def _tell(config: Config, *, as_file: bool) -> None:
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
         print_line(line)
+    notices: dict[str, None] = {}  # each once: tunnels may have the lists of the defaults
     for line, (entry, plan) in zip(lines, plans, strict=True):
         if line:  # else its lists may be wrong
-            for notice in rule_notices(config.problems, plan, has_login=entry.tunnel.user is not None):
-                print_notice(f"relay: {notice}")
+            own = config.file.tunnels[entry.name]
+            inherited = {name for name in ("allow", "deny") if getattr(own, name) is None}
+            has_login = entry.tunnel.user is not None
+            notices |= dict.fromkeys(rule_notices(config.problems, plan, has_login=has_login, inherited=inherited))
+    for notice in notices:
+        print_notice(f"relay: {notice}")
     _check_top(config)
     print_problems(config)
 

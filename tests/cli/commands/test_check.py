@@ -76,6 +76,35 @@ def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
     ]
 
 
+def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, tmp_path):
+    status, _, notices = checked(f"""
+        [defaults]
+        allow = ["10.0.0.0/8", "user:root", "10.1.0.0/16"]
+        deny = ["user:nobody"]
+        [tunnels.a]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        [tunnels.b]
+        listen = "unix://{tmp_path}/b"
+        target = "127.0.0.1:1"
+        [tunnels.c]
+        listen = "i2p:"
+        target = "127.0.0.1:1"
+        [tunnels.d]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["user:ann"]
+    """)
+    assert status == 0
+    no = "no client of this listener has what user: compares; it needs a listener at a Unix socket"
+    none = "no rule of defaults.allow is for clients of this listener; give it its own allow"
+    assert notices == [
+        "3: defaults.allow[2]: cidr:10.1.0.0/16 can never match: cidr:10.0.0.0/8, allow[0], is wider; leave it out",
+        f"11: tunnels.c: no client could connect: {none}",
+        f"17: tunnels.d.allow[0]: user:ann can never match: {no}",
+    ]
+
+
 def test_a_wrong_rule_is_a_problem(checked):
     status, _, problems = checked("""
         [tunnels.t]

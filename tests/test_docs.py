@@ -300,7 +300,7 @@ def test_the_table_of_limits_has_the_defaults(column, made):
 
 def test_every_reason_has_its_row():
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGES["limits"], re.MULTILINE))
-    assert rows == {*REASONS, "timeout", "idle_timeout", "nconnect", "drain"}
+    assert rows == {*REASONS, "timeout", "idle_timeout", "nconnect", "drain", "drain_spread"}
 
 
 ENTRIES = {

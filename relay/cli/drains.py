@@ -32,35 +32,38 @@ class Drains:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()  # for all that follow
-        self._begun: deque[tuple[PoolTunnel, float]] = deque()
+        self._begun: deque[tuple[PoolTunnel, float, float]] = deque()
         self._closing: dict[PoolTunnel, Callable[[], object]] = {}
         self._deadlines: list[tuple[float, int, PoolTunnel]] = []  # a heap; the numbers keep the order
         self._numbers = itertools.count()
         self._is_running = False
 
-    def begin(self, tunnel: Tunnel | PoolTunnel, seconds: float, drained: Callable[[], object]) -> None:
+    def begin(
+        self, tunnel: Tunnel | PoolTunnel, seconds: float, drained: Callable[[], object], spread: float = 0.0
+    ) -> None:
         """Close the listener of a tunnel; its open connections may finish. Does not wait.
 
         :param tunnel: the tunnel. A second call with a shorter time shortens it.
         :param seconds: the most that the connections may take; those that are left are reset. Infinite for no limit.
         :param drained: called at the end, perhaps on another thread; must not block.
+        :param spread: seconds before that end over which the connections are reset one after the other.
         """
         if isinstance(tunnel, Tunnel):
             from ..engine.changes import start_close
 
-            start_close(tunnel, seconds, drained)
+            start_close(tunnel, seconds, drained, spread)
             return
         with self._changed:
             is_new = tunnel not in self._closing
             self._closing[tunnel] = drained
             has_thread = self._has_thread()
             if has_thread:
-                self._begun.append((tunnel, seconds))
+                self._begun.append((tunnel, seconds, spread))
                 self._changed.notify_all()
         if is_new:
             tunnel.on_over(lambda: self._end(tunnel))
         if not has_thread:
-            self._start_close(tunnel, seconds)
+            self._start_close(tunnel, seconds, spread)
 
     def _has_thread(self) -> bool:
         """Start the thread unless it runs, with the lock held; return false if the system has none left."""
@@ -94,8 +97,8 @@ class Drains:
             self._is_running = False
             return None
 
-    def _start_close(self, tunnel: PoolTunnel, seconds: float) -> None:
-        tunnel.start_close(seconds if seconds < math.inf else None)
+    def _start_close(self, tunnel: PoolTunnel, seconds: float, spread: float) -> None:
+        tunnel.start_close(seconds if seconds < math.inf else None, spread)
         if tunnel.state == "closed":
             self._end(tunnel)  # perhaps it was before the call of on_over()
         elif seconds < math.inf:

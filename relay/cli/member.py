@@ -233,14 +233,15 @@ class Member:
     def drain(self, seconds: float, drained: Callable[[], object], drains: Drains) -> None:
         """Close the listener; open connections may finish. Does not wait.
 
-        :param seconds: the most that they may take; those that are left are reset.
+        :param seconds: the most that they may take; those that are left are reset, perhaps one after the other over
+            the last seconds (``drain_spread`` of the plan).
         :param drained: called at the end, perhaps on another thread; must not block.
         :param drains: closes the tunnel.
         :raises WrongStateError: if it is not open.
         """
         opened = self._expect("drain", *_OPEN, MemberState.DRAINING)
         self._become(MemberState.DRAINING)
-        drains.begin(opened.tunnel, seconds, drained)
+        drains.begin(opened.tunnel, seconds, drained, self.plan.options.drain_spread)
 
     def close(self) -> None:
         """End it at once, and wait until all is closed."""

@@ -151,7 +151,18 @@ def warm_time(value: Any) -> float:
 
     :raises click.BadParameter: if it is not a duration greater than 0.
     """
-    number = seconds(value)
+    return _finite(seconds(value), value)
+
+
+def spread_time(value: Any) -> float:
+    """Parse the part of a drain over which connections end; it has a limit.
+
+    :raises click.BadParameter: if it is not a duration, negative or without limit.
+    """
+    return _finite(seconds_or_zero(value), value)
+
+
+def _finite(number: float, value: Any) -> float:
     if math.isinf(number):
         raise click.BadParameter(f"must have a limit, got {value}; leave the option out for the default")
     return number
@@ -207,6 +218,14 @@ drain = click.option(
     default=30.0,
     show_default=True,
     help="Maximum time for open connections to finish after SIGTERM or SIGINT.",
+)
+drain_spread = click.option(
+    "--drain-spread",
+    metavar=SECONDS,
+    type=spread_time,
+    default=0.0,
+    show_default=True,
+    help="End the connections that are left one after the other, over this last part of --drain.",
 )
 fail_fast = click.option(
     "--fail-fast", is_flag=True, help="Exit with status 1 at the first failure at the start; do not retry."
@@ -310,6 +329,7 @@ class Options:
     idle_timeout: float | None = None
     linger: float | None = None
     drain: float = 30.0
+    drain_spread: float = 0.0
     fail_fast: bool = False
     verbose: bool = False
     watch: bool = False
@@ -357,8 +377,8 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, allow, deny, fail_fast, control, status, verbose,
-    watch, log_format, log_file, log_interval, sandbox, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, drain_spread, allow, deny, fail_fast, control,
+    status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
 
 

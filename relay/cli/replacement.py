@@ -290,7 +290,9 @@ class Replacement:
             else:
                 self.bound.make_send.close()
         limits = {name: value for name, value in limits.items() if name not in _LISTS}
-        changes.replace(tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain)
+        changes.replace(
+            tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain, spread=options.drain_spread
+        )
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
         return None
 

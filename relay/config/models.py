@@ -35,7 +35,17 @@ from .lines import Path
 __all__ = ["LIMITS", "OF_CLIENTS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
 
 OF_CLIENTS = ("source", "limit", "accept_proxy", "send_proxy")  # keys about who a client is
-LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain", "warm", "warm_for")
+LIMITS = (
+    "nconnect",
+    "timeout",
+    "connect_timeout",
+    "idle_timeout",
+    "linger",
+    "drain",
+    "drain_spread",
+    "warm",
+    "warm_for",
+)
 
 
 def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -112,6 +122,14 @@ def _limits(value: Any) -> tuple[Limit, ...]:
         raise ValueError(str(error)) from None
 
 
+def _spread(value: Any) -> float:
+    """The seconds over which a drain ends what is left."""
+    seconds = check_time("time", abs(value) if isinstance(value, (int, float)) else value, zero=True)
+    if seconds is None or value < 0:
+        raise ValueError(f"time: must be at least 0 and have a limit, got {value}; use 0 to end all at the deadline")
+    return seconds
+
+
 def _warm_for(value: Any) -> float:
     """Seconds for which one is kept."""
     check_warm(0, value)
@@ -151,6 +169,11 @@ WarmFor = Annotated[
     float,
     PlainValidator(_checked("a number of seconds", _warm_for)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+]
+Spread = Annotated[
+    float,
+    PlainValidator(_checked("a number of seconds", _spread)),
+    WithJsonSchema({"type": "number", "minimum": 0}),
 ]
 AcceptProxy = Annotated[
     list[str],
@@ -206,6 +229,9 @@ class Defaults(_Table):
     """The same after a half-close. Default: 60, over I2P 5."""
     drain: SecondsOrZero | None = None
     """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
+    drain_spread: Spread | None = None
+    """Seconds at the end of `drain` over which relay ends the connections that are left, one after the other, so that
+    their clients do not all reconnect at once. Default: 0."""
     warm: Warm | None = None
     """Streams to the target that relay keeps open for clients to come, so that these do not wait for a connect. Not for
     proxies. Default: 0."""

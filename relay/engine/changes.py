@@ -87,37 +87,45 @@ def update(
     in_thread(tunnel, change)
 
 
-def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None, source: str | None = None) -> None:
+def reroute(
+    tunnel: Tunnel,
+    make_send: Callable[..., Any],
+    drain: float | None,
+    source: str | None = None,
+    spread: float = 0.0,
+) -> None:
     """Make the streams of new connections by another factory. The listener stays open.
 
     Open connections keep their streams. The old factory is closed when the last of them has ended.
 
     :param drain: seconds after which they are reset; ``None`` for never.
     :param source: from which its connections come; see :class:`relay.Tunnel`.
+    :param spread: seconds before that over which they are reset one after the other.
     """
 
     def change(relay: RelayThread, now: float) -> bool:
         old, relay._make_send = relay._make_send, make_send
         relay._connector.set_factory(make_send, source)
         close = functools.partial(close_factory, old, relay.name)
-        _retire(relay, lambda: relay._connector.submit(close), drain)
+        _retire(relay, lambda: relay._connector.submit(close), drain, spread)
         return True
 
     if not in_thread(tunnel, change):
         close_factory(make_send, tunnel.name)
 
 
-def relisten(tunnel: Tunnel, receive: Any, drain: float | None) -> None:
+def relisten(tunnel: Tunnel, receive: Any, drain: float | None, spread: float = 0.0) -> None:
     """Accept from another listener, then close the old one, after the clients that have connected to it.
 
     :param receive: the new listener, which listens already; the tunnel owns it from now on.
     :param drain: seconds after which the connections that are open now are reset; ``None`` for never.
+    :param spread: seconds before that over which they are reset one after the other.
     :raises RuntimeError: if the system has no thread left; ``receive`` stays with the caller then.
     """
     check_listener(receive)
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        return _accept_from(relay, receive, relay._make_acceptor(receive), drain, now)
+        return _accept_from(relay, receive, relay._make_acceptor(receive), drain, spread)
 
     old = in_thread(tunnel, change)
     if old is None:
@@ -132,7 +140,7 @@ def listen_nowhere(tunnel: Tunnel) -> None:
 
     Open connections go on. For a listener that excludes its successor.
     """
-    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None, now))
+    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None))
     if old is not None:
         old.close()
 
@@ -157,6 +165,7 @@ def replace(
     make_send: Callable[..., Any] | None = None,
     receive: Any = None,
     drain: float | None = None,
+    spread: float = 0.0,
 ) -> None:
     """Change several things of a tunnel at once: no client meets a part of them.
 
@@ -168,6 +177,7 @@ def replace(
     :param make_send: the new factory, for :func:`reroute`; ``None`` to keep the old one.
     :param receive: the new listener, for :func:`relisten`; ``None`` to keep the old one.
     :param drain: seconds after which the connections of the old route and listener are reset; ``None`` for never.
+    :param spread: seconds before that over which they are reset one after the other.
     :raises RuntimeError: if the system has no thread left; ``receive`` stays with the caller then.
     """
     if receive is not None:
@@ -177,10 +187,10 @@ def replace(
         acceptor, old = relay._acceptor, relay._acceptor
         if receive is not None:
             acceptor = relay._make_acceptor(receive)
-            old = _accept_from(relay, None, _NoAcceptor(), drain, now)
+            old = _accept_from(relay, None, _NoAcceptor(), drain, spread)
         tune()
         if make_send is not None:
-            reroute(tunnel, make_send, drain, limits.get("source"))
+            reroute(tunnel, make_send, drain, limits.get("source"), spread)
         update(tunnel, **limits)
         if receive is not None:
             relay._acceptor, relay._receive = adapt_acceptor(relay, acceptor, receive), receive
@@ -199,25 +209,28 @@ def replace(
         old.close()
 
 
-def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object]) -> None:
+def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object], spread: float = 0.0) -> None:
     """Close a tunnel as :meth:`relay.Tunnel.close` does, but do not wait.
 
     :param drain: seconds that connections may take to finish first; infinite for no limit.
     :param closed: called once at the end, in the tunnel's thread, or here if it has ended; must not block.
+    :param spread: seconds before the end of ``drain`` over which the connections are reset one after the other.
     """
-    tunnel._relay.start_close(check_time("drain", drain, zero=True), closed)
+    tunnel._relay.start_close(check_time("drain", drain, zero=True), closed, spread)
 
 
-def _accept_from(relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
+def _accept_from(
+    relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, spread: float = 0.0
+) -> Acceptor:
     """Accept from another listener; return the acceptor of the old one, which is still to be closed."""
     old = relay._acceptor
     if isinstance(old, SocketAcceptor):
-        old.take_backlog(now)  # while it is the tunnel's, which stops it when there is no room left
+        old.take_backlog(time.monotonic())  # while it is the tunnel's, which stops it when there is no room left
     relay._acceptor, relay._receive = acceptor, receive
     _limit_handshakes(relay)
     old.listen(False)
     relay.update_listening()
-    _retire(relay, None, drain)
+    _retire(relay, None, drain, spread)
     return old
 
 
@@ -226,10 +239,10 @@ def _limit_handshakes(relay: RelayThread) -> None:
         relay._receive.handshake_timeout = relay.limits.handshake
 
 
-def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float | None) -> None:
+def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float | None, spread: float) -> None:
     """Begin a generation with the connections that have the old route and listener."""
     routed = [one for one in relay.all_connections if one.state not in _WITHOUT_ROUTE]
-    relay._generations.begin(routed, over, drain)
+    relay._generations.begin(routed, over, drain, spread)
 
 
 def in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:

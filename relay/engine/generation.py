@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ..eventloop.loop import Timer, Timers
+from .spread import OpenConnection, SpreadEnd
 
 __all__ = ["Generation", "Generations"]
-
-
-class OpenConnection(Protocol):
-    """A connection, as its generation sees it."""
-
-    def close(self, reason: str, now: float, /) -> None:
-        """End it."""
 
 
 class Generation:
@@ -26,7 +19,7 @@ class Generation:
     :param timers: of the relay thread's loop.
     """
 
-    __slots__ = ("_connections", "_over", "_timer")
+    __slots__ = ("_connections", "_over", "_spread", "_timer")
 
     def __init__(
         self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, timers: Timers
@@ -34,22 +27,25 @@ class Generation:
         self._connections = dict.fromkeys(connections)
         self._over = over
         self._timer = Timer(timers, self._end)
+        self._spread = SpreadEnd(lambda: tuple(self._connections), timers)
 
     @property
     def is_over(self) -> bool:
         """True once the last connection has ended."""
         return not self._connections
 
-    def start(self, seconds: float | None, now: float) -> None:
+    def start(self, seconds: float | None, now: float, spread: float = 0.0) -> None:
         """Reset the connections after a while.
 
         :param seconds: until then; ``None`` for never.
         :param now: monotonic seconds.
+        :param spread: seconds before that over which they are reset one after the other.
         """
         if self.is_over:
             self.finish()
         elif seconds is not None and seconds > 0:
             self._timer.start(now + seconds, now)
+            self._spread.start(now + seconds, spread, now)
         elif seconds is not None:
             self._end(now)
 
@@ -61,6 +57,7 @@ class Generation:
     def finish(self) -> None:
         """Wait for no connection any more. Idempotent."""
         self._timer.stop()
+        self._spread.stop()
         over, self._over = self._over, None
         if over is not None:
             over()
@@ -83,12 +80,16 @@ class Generations:
         self._timers = timers
 
     def begin(
-        self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, seconds: float | None
+        self,
+        connections: Sequence[OpenConnection],
+        over: Callable[[], object] | None,
+        seconds: float | None,
+        spread: float = 0.0,
     ) -> None:
         """Begin with connections; the parameters are those of :class:`Generation` and of its ``start``."""
         made = Generation(connections, over, self._timers)
         self.living.append(made)
-        made.start(seconds, time.monotonic())
+        made.start(seconds, time.monotonic(), spread)
         self._forget()
 
     def remove(self, connection: OpenConnection) -> None:

@@ -12,9 +12,10 @@ paused   close                   closing   close the listener; reset the connect
 paused   close with drain        draining  close the listener; start the drain timer; *closing* without a connection
 draining pause                   draining  reset the connections, if requested, which ends the drain
 draining last connection ends    closing   stop the loop
+draining spread timer            draining  reset the oldest connections; start the spread timer
 draining drain timer             closing   reset the connections; stop the loop
 draining close                   closing   reset the connections; stop the loop
-draining close with drain        draining  let the drain timer fire sooner, if that is sooner
+draining close with drain        draining  let both timers fire sooner, if that is sooner
 closing  loop has stopped        closed    wait for the threads, close the factory, report the last records
 closed   pause, resume or close  closed    nothing
 any      fork                    abandoned in the child: only close the descriptors
@@ -29,9 +30,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..eventloop.loop import Loop, Timer
+from .spread import OpenConnection, SpreadEnd
 
 __all__ = ["LoopThread", "TunnelState"]
 
@@ -69,6 +71,7 @@ class LoopThread:
         self._state = TunnelState.OPEN
         self._closed = threading.Event()
         self._drain_timer = Timer(self.loop.timers, self._stop)
+        self._spread = SpreadEnd(lambda: self.all_connections, self.loop.timers)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -106,16 +109,17 @@ class LoopThread:
         """See :meth:`relay.Tunnel.ping`."""
         return self._state is not TunnelState.ABANDONED and self.loop.call(reply)
 
-    def start_close(self, drain: float | None, closed: Callable[[], object] | None = None) -> None:
+    def start_close(self, drain: float | None, closed: Callable[[], object] | None = None, spread: float = 0.0) -> None:
         """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait.
 
         :param closed: called once at the end, in the thread, or here if it has ended; must not block.
+        :param spread: seconds before the end of the drain over which the connections are reset one after the other.
         """
         if self._state is TunnelState.ABANDONED:
             return
         if closed is not None:
             self.end_callbacks.add(closed)
-        if not self.loop.call(functools.partial(self._close, drain)) and self.is_closed and closed is not None:
+        if not self.loop.call(functools.partial(self._close, drain, spread)) and self.is_closed and closed is not None:
             try:
                 self.end_callbacks.remove(closed)
             except KeyError:  # the thread calls it
@@ -175,6 +179,11 @@ class LoopThread:
 
     def close_listener(self) -> None:
         """Accept no client any more."""
+        raise NotImplementedError
+
+    @property
+    def all_connections(self) -> Sequence[OpenConnection]:
+        """The connections that have not ended, the oldest first."""
         raise NotImplementedError
 
     def end_all(self, now: float) -> None:
@@ -244,7 +253,7 @@ class LoopThread:
             self._state = TunnelState.OPEN
             self.update_listening()
 
-    def _close(self, drain: float | None) -> None:
+    def _close(self, drain: float | None, spread: float = 0.0) -> None:
         now = time.monotonic()
         if not self.is_closing:
             self.on_close(drain, now)
@@ -255,6 +264,7 @@ class LoopThread:
             self._stop(now)
         elif due < self._drain_timer.due:
             self._drain_timer.start(due, now)
+            self._spread.start(due, spread, now)
 
     def _stop(self, now: float) -> None:
         self._state = TunnelState.CLOSING

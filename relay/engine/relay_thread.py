@@ -277,7 +277,7 @@ class RelayThread(LoopThread):
 
     @property
     def all_connections(self) -> list[Connection]:
-        """The connections that have not ended."""
+        """The connections that have not ended, the oldest first."""
         return list(self._slots.connections)
 
     @property

@@ -48,9 +48,13 @@ class WorkerTunnel(Tunnel):
         self._as_worker = place, paused, on_late
         super().__init__(receive, make_send, **options)
 
-    def start_close(self, drain: float | None) -> None:
-        """Close it as :meth:`close` does, but do not wait."""
-        self._relay.start_close(drain)
+    def start_close(self, drain: float | None, spread: float = 0.0) -> None:
+        """Close it as :meth:`close` does, but do not wait.
+
+        :param drain: seconds that connections may take to finish first; ``None`` for no limit.
+        :param spread: seconds before the end of ``drain`` over which they are reset one after the other.
+        """
+        self._relay.start_close(drain, spread=spread)
 
     def take_backlog(self) -> None:
         """Accept the clients that wait at the listening socket, as far as there is room, if it accepts clients.

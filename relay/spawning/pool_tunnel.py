@@ -151,12 +151,14 @@ class PoolTunnel(TunnelParts):
         with self._changed:
             return self._changed.wait_for(lambda: self._phase == "closed", seconds)
 
-    def start_close(self, drain: float | None) -> None:
+    def start_close(self, drain: float | None, spread: float = 0.0) -> None:
         """Do the same, but do not wait, except at most two seconds for workers to pause if connections may finish.
 
         A worker that has paused passes no client to another one, so that each takes all of them before it closes.
 
         :param drain: seconds; ``None`` for as long as the connections take.
+        :param spread: seconds before the end of ``drain`` over which each worker resets its connections one after the
+            other.
         """
         with self._changed:
             if self._phase == "closed":
@@ -166,7 +168,7 @@ class PoolTunnel(TunnelParts):
         if drain != 0 and len(self._slots) > 1:
             self._order("pause", False)
         for index, slot in enumerate(self._slots):
-            self._ask_one(index, "close", drain)
+            self._ask_one(index, "close", drain, spread)
             slot.expect_answers()
         self._look_closed()
 

@@ -125,7 +125,7 @@ class HostedTunnel:
         self._report = report
         self._tunnel: WorkerTunnel | None = None
         self._closing = threading.Condition()
-        self._drain: float | None = None
+        self._drain: tuple[float | None, float] = (None, 0.0)
         self._is_closing = False
         self._on_over = on_over
         opening = functools.partial(self._open, descriptors, request)
@@ -152,13 +152,13 @@ class HostedTunnel:
         assert call in ("connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn")
         return getattr(tunnel, call)(*arguments)
 
-    def close(self, drain: float | None) -> None:
+    def close(self, drain: float | None, spread: float = 0.0) -> None:
         """Close it, after its connections or after so many seconds. Does not wait; :attr:`over` tells the end."""
         with self._closing:
-            self._is_closing, self._drain = True, drain
+            self._is_closing, self._drain = True, (drain, spread)
             self._closing.notify_all()
             if self._tunnel is not None:
-                self._tunnel.start_close(drain)
+                self._tunnel.start_close(drain, spread)
 
     def _open(self, descriptors: list[int], request: Message) -> None:
         place = None
@@ -215,7 +215,7 @@ class HostedTunnel:
         with self._closing:
             self._tunnel = tunnel
             if self._is_closing:
-                tunnel.start_close(self._drain)
+                tunnel.start_close(*self._drain)
         return tunnel
 
     def _on_late(self, number: int) -> None:

@@ -26,10 +26,10 @@ class PoolTunnel:
     def on_over(self, callback):
         self.over.append(callback)
 
-    def start_close(self, seconds):
+    def start_close(self, seconds, spread):
         self.begun.set()
         assert self.goes_on.wait(WAIT)
-        self.calls.append(seconds)
+        self.calls.append((seconds, spread))
         if self._closes:
             self.end()
 
@@ -69,22 +69,22 @@ def test_tunnels_in_workers_share_one_thread_which_ends(drains):
         drains.begin(tunnel, math.inf, lambda tunnel=tunnel: over.append(tunnel))
     assert len(draining()) == 1
     tunnels[0].goes_on.set()
-    wait_until(lambda: all(tunnel.calls == [None] for tunnel in tunnels))
+    wait_until(lambda: all(tunnel.calls == [(None, 0.0)] for tunnel in tunnels))
     assert over == []
     for tunnel in tunnels:
         tunnel.end()
     wait_until(lambda: not draining())
     assert over == tunnels
-    drains.begin(again := PoolTunnel(closes=True), 5.0, lambda: over.append(again))
+    drains.begin(again := PoolTunnel(closes=True), 5.0, lambda: over.append(again), 2.0)
     wait_until(lambda: over[-1] is again)
-    assert again.calls == [5.0]
+    assert again.calls == [(5.0, 2.0)]
 
 
 def test_a_second_call_is_one_end(drains):
     tunnel, over = PoolTunnel(), []
     for seconds in (100.0, 50.0):
         drains.begin(tunnel, seconds, lambda: over.append(True))
-    wait_until(lambda: tunnel.calls == [100.0, 50.0])
+    wait_until(lambda: tunnel.calls == [(100.0, 0.0), (50.0, 0.0)])
     tunnel.end()
     assert over == [True]
 
@@ -101,7 +101,7 @@ def test_a_tunnel_whose_workers_do_not_close_it_is_given_up(drains, monkeypatch)
     tunnel, over = PoolTunnel(), threading.Event()
     drains.begin(tunnel, 0.01, over.set)
     assert over.wait(WAIT)
-    assert tunnel.calls == [0.01, "given up"]
+    assert tunnel.calls == [(0.01, 0.0), "given up"]
 
 
 def test_without_a_thread_the_caller_asks_the_workers(drains, monkeypatch):
@@ -112,4 +112,4 @@ def test_without_a_thread_the_caller_asks_the_workers(drains, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         drains.begin(tunnel, 1.0, lambda: over.append(True))
-    assert (tunnel.calls, over) == ([1.0], [True])
+    assert (tunnel.calls, over) == ([(1.0, 0.0)], [True])

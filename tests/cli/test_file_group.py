@@ -167,7 +167,7 @@ def is_refused(address):
 @pytest.mark.parametrize("kind", ["rerouted", "moved", "gone"])
 @pytest.mark.parametrize(("word", "is_cut"), [("cut", True), ("drain", True), ("keep", False)])
 def test_on_reload_decides_on_open_connections(up, places, kind, word, is_cut):
-    more = f'on_reload = "{word}"', "drain = 0.2"
+    more = f'on_reload = "{word}"', "drain = 1000", "drain_spread = 1000"  # the only connection ends at its begin
     group = up(toml("one", places[0], *more) + toml("two", places[0]))
     other = {"rerouted": toml("one", places[1], *more), "gone": ""}
     with first(group.connect("one"), b"a") as client:

@@ -38,16 +38,16 @@ class Opened:
     def close(self):
         self.calls.append("close")
 
-    def begin(self, tunnel, seconds, drained):
+    def begin(self, tunnel, seconds, drained, spread):
         assert tunnel is self
-        self.calls.append(f"drain {seconds:g}")
+        self.calls.append(f"drain {seconds:g} {spread:g}")
 
 
 class Rig:
     """A member, and the events of the table as methods."""
 
     def __init__(self, state):
-        self.member = Member(SimpleNamespace(name="t", options=SimpleNamespace(drain=7.0)))
+        self.member = Member(SimpleNamespace(name="t", options=SimpleNamespace(drain=7.0, drain_spread=3.0)))
         self.open = Opened()
         self.given_up = []
         if state not in (MemberState.OPENING, MemberState.FAILED):
@@ -111,7 +111,7 @@ def test_each_row_of_the_table(rig, state, event, following):
     if event in ("pause", "resume"):
         assert done == [event]
     elif event == "drain":
-        assert done == ["drain 7"]
+        assert done == ["drain 7 3"]
     elif event in ("close", "failed") and state in ("listening", "paused"):
         assert done == ["close"]
     assert one.given_up == ([True] if event == "close" and state in ("opening", "waiting") else [])

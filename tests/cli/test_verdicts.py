@@ -29,6 +29,7 @@ KEYS = {
     "idle_timeout": (PLAIN, "", "idle_timeout = 3", "tuned"),
     "linger": (PLAIN, "", "linger = 3", "tuned"),
     "drain": (PLAIN, "", "drain = 3", "tuned"),
+    "drain_spread": (PLAIN, "", "drain_spread = 3", "tuned"),
     "warm": (PLAIN, "", "warm = 2", "tuned"),
     "warm_for": (PLAIN, "", "warm_for = 3", "tuned"),
     "limit": (PLAIN, "", 'limit = [{ rate = "20/10s" }]', "tuned"),

@@ -68,3 +68,16 @@ def test_the_rest_is_reset_at_once_or_after_a_while(loop: Loop) -> None:
     assert two.reasons == []
     made._end(105.0)
     assert (two.reasons, over) == (["closed"], ["cut", "drained"])
+
+
+def test_the_rest_is_reset_one_after_the_other(loop: Loop) -> None:
+    owner: list[Any] = []
+    one, two = Connection(owner), Connection(owner)
+    made = Generation([one, two], None, loop.timers)
+    owner.append(made)
+    made.start(100.0, 0.0, 50.0)
+    loop.timers.run(51.0)
+    assert (one.reasons, two.reasons) == (["closed"], [])
+    made.remove(two)
+    loop.timers.run(200.0)
+    assert two.reasons == []

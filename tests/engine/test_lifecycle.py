@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import WAIT, wait_until
@@ -33,6 +34,16 @@ class Life(LoopThread):
     def close_listener(self):
         self.calls.append("close the listener")
 
+    @property
+    def all_connections(self):
+        return [SimpleNamespace(close=self.reset_one)] * self.left
+
+    def reset_one(self, reason, now):
+        self.calls.append("reset one")
+        self.left -= 1
+        if not self.left:
+            self.look_drained()
+
     def end_all(self, now):
         self.calls.append("reset")
         self.left = 0
@@ -44,9 +55,15 @@ class Life(LoopThread):
         self.calls.append("tear down")
 
     def drain_sooner(self):
-        before = self._drain_timer.due
-        self._close(WAIT)
-        assert self._drain_timer.due < before
+        before = self._drain_timer.due, self._spread._timer.due
+        self._close(WAIT, 1.0)
+        assert self._drain_timer.due < before[0] and self._spread._timer.due < before[1]
+
+    def spread_ends_one(self):
+        self.left = 2
+        self._close(900.0, 800.0)
+        self._spread._timer.expire(self._spread._timer.due)
+        assert self._spread._timer.due < self._drain_timer.due
 
     def last_ends(self):
         self.left = 0
@@ -81,6 +98,7 @@ STATE_ROWS = [
     ("paused", "close with drain", "draining", ("_close", 1000.0), ["close the listener"]),
     ("draining", "pause", "draining", ("_pause", False), []),
     ("draining", "last connection ends", "closing", ("last_ends",), ["stop the loop"]),
+    ("draining", "spread timer", "draining", ("spread_ends_one",), ["reset one"]),
     ("draining", "drain timer", "closing", ("_stop", 0.0), ["reset", "stop the loop", "stop the loop"]),
     ("draining", "close", "closing", ("_close", 0.0), ["reset", "stop the loop", "stop the loop"]),
     ("draining", "close with drain", "draining", ("drain_sooner",), []),

@@ -183,7 +183,7 @@ def test_a_late_client_is_a_reason_to_ask(tunnel, slots):
 def test_all_workers_pause_before_one_closes_if_connections_may_finish(tunnel, slots):
     """So that none passes a client to one that has closed."""
     open_all(tunnel)
-    tunnel.start_close(3.0)
+    tunnel.start_close(3.0, 2.0)
     tunnel.start_close(0.0)
     for slot in slots:
-        assert slot.process.calls[1:] == [("pause", False), ("close", 3.0), ("close", 0.0)]
+        assert slot.process.calls[1:] == [("pause", False), ("close", 3.0, 2.0), ("close", 0.0, 0.0)]

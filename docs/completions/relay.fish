@@ -17,6 +17,7 @@ complete -c relay -n '__fish_use_subcommand; and not __fish_seen_subcommand_from
 complete -c relay -n '__fish_seen_subcommand_from forward' -l via -x -d 'A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or exec:COMMAND %h %p. Repeatable, nearest hop first.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l target -x -d 'A further target, for clients whose target fails. Repeatable.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l policy -x -a 'first spread fastest' -d 'Which of several targets gets a client: the first that is up, the one with the fewest connections, or the one whose connects take the least time [first].'
+complete -c relay -n '__fish_seen_subcommand_from forward' -l mptcp -d 'Use Multipath TCP with clients and targets that have it; not after a hop.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l sam -x -d 'SAM bridge of the I2P router [127.0.0.1:7656].'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l warm -x -d 'Streams to TARGET to keep open for clients to come, which then do not wait for a connect. [default: 0]'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l warm-for -x -d 'Replace such a stream after this long without a client. [default: 30.0]'

@@ -228,6 +228,8 @@ def check_way(route: Route, place: object) -> None:
     """
     if not route:
         return
+    if getattr(place, "mptcp", False):
+        raise AddressError(f"{place}: {route[-1]} connects to it over plain TCP; leave mptcp out")
     count = len(route)
     for number, (hop, after) in enumerate(zip(route, (*route[1:], place), strict=True), 1):
         if problem := _misfit(hop, after):

@@ -144,8 +144,7 @@ class _Target(AddressParser):
             return read_i2p_target(self, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
-            self.options("tcp://", query, {})
-            return TCPAddress(host, port)
+            return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))
         given = self.options("tls://", query, options_of(TLSTarget))
         if "servername" in given:
             given["servername"] = self.host(given["servername"])
@@ -195,8 +194,7 @@ class _Listen(SSHParser):
             return make(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
-            self.options("tcp://", query, {})
-            return TCPAddress(host, port)
+            return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))
         given = self.options("tls://", query, options_of(TLSListen))
         if "cert" not in given:
             self.fail(
@@ -252,4 +250,6 @@ class _Place(_Listen):
             return UnixAddress(self.socket_path(self.text))
         place = super().read()
         assert isinstance(place, (TCPAddress, UnixAddress))
+        if isinstance(place, TCPAddress) and place.mptcp:
+            self.fail("mptcp= is for connections of this machine", "the server listens there over plain TCP")
         return place

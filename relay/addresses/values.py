@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from .options import CONTROL, FILE, PRINTABLE, option, options_of
+from .options import CONTROL, FILE, FLAG, PRINTABLE, changed_options, option, written
 
 __all__ = [
     "LONGEST_UNIX_PATH",
@@ -33,15 +33,20 @@ __all__ = [
 LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): sun_path without its final NUL
 
 
+_MPTCP = option(FLAG, "whether to use Multipath TCP (RFC 8684)", "Linux only; a peer without it gets TCP.")
+
+
 @dataclass(frozen=True, slots=True)
 class TCPAddress:
     """``host:port`` or ``tcp://host:port``; an IPv6 host is without its brackets here."""
 
     host: str
     port: int
+    mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        place = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"tcp://{place}?mptcp=yes" if self.mptcp else place
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class TLSTarget:
     ca: str | None = field(default=None, metadata=option(FILE, "certificates of the authorities to trust"))
     cert: str | None = field(default=None, metadata=option(FILE, "client certificate"))
     key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
+    mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:
         return _tls_text(self)
@@ -88,6 +94,7 @@ class TLSListen:
     cert: str = field(metadata=option(FILE, "certificate"))
     key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
     client_ca: str | None = field(default=None, metadata=option(FILE, "authorities that client certificates must have"))
+    mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:
         return _tls_text(self)
@@ -178,7 +185,6 @@ def quoted(value: str, safe: str = "/:@,+=~") -> str:
 
 
 def _tls_text(value: TLSTarget | TLSListen) -> str:
-    given = [(name, text) for name in options_of(type(value)) if (text := getattr(value, name)) is not None]
-    query = "&".join(f"{name}={quoted(text)}" for name, text in given)
+    query = "&".join(f"{name}={quoted(written(given))}" for name, given in changed_options(value).items())
     place = str(TCPAddress(value.host.replace("%", "%25"), value.port))
     return f"tls://{place}?{query}" if query else f"tls://{place}"

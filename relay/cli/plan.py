@@ -343,6 +343,8 @@ def _proxy(
             return SOCKSListener(listener(place), login_of(**login))
 
         return address, listen
+    if isinstance(address, TCPAddress) and address.mptcp:
+        raise AddressError(f"listen address '{address}': a proxy for programs has no mptcp; leave it out")
     if isinstance(address, TCPAddress):
         address = ProxyListen("socks5", address.host, address.port)
     if not isinstance(address, ProxyListen):

@@ -16,6 +16,7 @@ from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import TCPAddress, TLSListen, TLSTarget, is_i2p
 from ..errors import AuthenticationError, ConnectError, RelayError
+from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, trusting
 
@@ -116,6 +117,8 @@ class Preflight:
             self._try(where, lambda: secret_of(where, "password", ""))
         if isinstance(where, TCPAddress | TLSListen | ProxyListen):
             self._resolve((where.host, "here"), where.host)
+            if getattr(where, "mptcp", False):
+                self._try("mptcp", check_mptcp)
             return str(TCPAddress(where.host, where.port))
         return str(where)
 

@@ -102,11 +102,14 @@ class Replacement:
         assert self.member.settings is not None
         old, new = self.member.settings.entry.listen, self.settings.entry.listen
         both = isinstance(old, TLSListen) and isinstance(new, TLSListen)
-        return both and (old.host, old.port) == (new.host, new.port) and self.member.opened is not None  # type: ignore[union-attr]
+        if not both or _socket_kind(old) != _socket_kind(new):
+            return False
+        return old.port == new.port and self.member.opened is not None  # type: ignore[union-attr]
 
     @property
     def _changes_route(self) -> bool:
-        return any(EFFECTS[key] is Verdict.REROUTED for key in self.change.keys) or "sam" in self.change.keys
+        keys = self.change.keys
+        return any(EFFECTS[key] is Verdict.REROUTED for key in keys) or "sam" in keys or "mptcp" in keys
 
     # -- before anything is touched -----------------------------------------------------------------------------------
 
@@ -322,7 +325,11 @@ class Leaving:
 
 def _same_port(one: object, other: object) -> bool:
     """Return whether a socket of one address can serve the other."""
-    return isinstance(one, _AT_PORT) and isinstance(other, _AT_PORT) and one.host == other.host
+    return isinstance(one, _AT_PORT) and isinstance(other, _AT_PORT) and _socket_kind(one) == _socket_kind(other)
+
+
+def _socket_kind(address: Any) -> tuple[str, bool]:
+    return address.host, getattr(address, "mptcp", False)
 
 
 def _in_this_process(tunnel: Any) -> Tunnel:

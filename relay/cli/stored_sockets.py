@@ -17,6 +17,7 @@ from typing import Any
 
 from ..addresses.hops import ProxyListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen
+from ..eventloop.sockets import MPTCP
 from ..operations.service_manager import Notifier, is_stored_name, stored_name
 from ..transports.activated import received
 from .group import TunnelGroup
@@ -122,7 +123,9 @@ def _fits(one: socket.socket, where: object) -> bool:
     if not isinstance(where, TCPAddress | TLSListen | ProxyListen):
         return False
     host, port = one.getsockname()[:2]
-    return bool(port == where.port and (not _is_literal(where.host) or host == where.host))
+    if port != where.port or (one.proto == MPTCP) != getattr(where, "mptcp", False):
+        return False
+    return not _is_literal(where.host) or bool(host == where.host)
 
 
 def _is_literal(host: str) -> bool:

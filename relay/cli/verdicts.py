@@ -11,6 +11,7 @@ from typing import Any
 
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen, I2PRouter
+from ..addresses.mptcp import without_mptcp
 from ..addresses.values import TLSListen, TLSTarget
 from ..config import LIMITS, OF_CLIENTS, Entry
 from .plan import Plan
@@ -47,9 +48,10 @@ EFFECTS: Mapping[str, Verdict] = {
     **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
     **dict.fromkeys(("target", "via", "policy", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
-    **dict.fromkeys(("workers", "carriers"), MOVED),
+    **dict.fromkeys(("workers", "carriers", "mptcp"), MOVED),
 }
-"""The verdict for a change of each key of a tunnel; that of ``sam`` is *rerouted* where it listens on this machine."""
+"""The verdict for a change of each key of a tunnel; one of ``sam`` or ``mptcp`` that spares the listener is
+*rerouted*."""
 
 _FILES = {"listen": TUNED, "target": REROUTED}  # a file with the same name has another content
 
@@ -91,6 +93,7 @@ class Settings:
         """Return the value of each key."""
         entry, tunnel, where = self.entry, self.entry.tunnel, self.plan.routes.where
         destination = where.router if isinstance(where, I2PListen) else None
+        targets = (entry.target, *(end for _, end in entry.others))
         values: dict[str, Any] = {
             **{name: getattr(self.plan.options, name) for name in LIMITS},
             "required": bool(tunnel.required),
@@ -99,10 +102,11 @@ class Settings:
             "probe_interval": tunnel.probe_interval,
             "listen": (_place(entry.listen), entry.is_proxy),
             "listen_via": entry.listen_via,
-            "target": tuple(dict.fromkeys((entry.target, *(end for _, end in entry.others)))),
+            "target": tuple(dict.fromkeys(map(without_mptcp, targets))),
             "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
             "policy": tunnel.policy or "first",
             "rule": entry.rules,
+            "mptcp": tuple(getattr(one, "mptcp", False) for one in (entry.listen, *targets)),
             "sam": entry.bridge,
             "keys": destination and destination.keys,
             "session": destination and destination.session,
@@ -160,6 +164,8 @@ def _change(old: Settings | None, new: Settings) -> Change:
 def _effect(key: str, old: Settings, new: Settings) -> Verdict:
     if key == "sam" and not _listens_at_i2p(old) and not _listens_at_i2p(new):
         return REROUTED
+    if key == "mptcp" and getattr(old.entry.listen, key, False) == getattr(new.entry.listen, key, False):
+        return REROUTED
     if key == "listen" and _place(old.entry.listen, tuned=True) == _place(new.entry.listen, tuned=True):
         return TUNED if old.entry.is_proxy == new.entry.is_proxy else MOVED
     return EFFECTS[key]
@@ -175,6 +181,7 @@ def _place(listen: Any, *, tuned: bool = False) -> Any:
 
     :param tuned: whether to leave out as well what can change in place.
     """
+    listen = without_mptcp(listen)
     if isinstance(listen, I2PListen):
         router = dataclasses.replace(listen.router, keys=None, session="")
         return dataclasses.replace(listen, router=router, allow=None, deny=())

@@ -37,7 +37,9 @@ def listen_for_workers(address: Listen) -> Any:
     from ..transports.tls.shared_listener import SharedTLSListener
 
     host, port = address.host, address.port
-    return SharedTLSListener(host, port, cert=address.cert, key=address.key, client_ca=address.client_ca)
+    return SharedTLSListener(
+        host, port, cert=address.cert, key=address.key, client_ca=address.client_ca, mptcp=address.mptcp
+    )
 
 
 class WorkerProcesses:

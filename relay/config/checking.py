@@ -14,6 +14,7 @@ from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
+from ..addresses.mptcp import with_mptcp
 from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
@@ -209,7 +210,10 @@ class _One:
         before = self._route((*self._path, "listen_via"), tunnel.listen_via or (), tunnel.listen)
         if before and (server := self._server()) is not None:
             read((*self._path, "listen_via"), check_way, before, server)
-        (route, place), *others = self._ways()
+        ways = self._ways()
+        if tunnel.mptcp and self._listen is not None and not self._is_proxy:
+            self._listen, ways = read((*self._path, "mptcp"), with_mptcp, self._listen, ways) or (self._listen, ways)
+        (route, place), *others = ways
         self._check_listen()
         self._check_words()
         read_rules = (self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
@@ -321,9 +325,10 @@ class _One:
             self._refuse(
                 "warm", "the clients of a proxy name their targets, so none can be opened before; leave it out"
             )
-        for name in ("source", "send_proxy") if self._is_proxy else ():
+        for name in ("source", "send_proxy", "mptcp") if self._is_proxy else ():
             if name in given:
-                self._refuse(name, "the clients of a proxy name their targets; leave it out")
+                what = "a proxy has none" if name == "mptcp" else "the clients of a proxy name their targets"
+                self._refuse(name, f"{what}; leave it out")
         if self._tunnel.accept_proxy and isinstance(self._listen, SSHListen | I2PListen):
             self._refuse("accept_proxy", NO_HEADERS)
         elif self._tunnel.accept_proxy and self._listen is not None and not isinstance(self._listen, SystemdListen):

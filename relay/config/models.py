@@ -289,6 +289,9 @@ class Tunnel(Defaults):
     policy: Literal["first", "spread", "fastest"] | None = None
     """For several targets or ways: the order of those that are up. `first` is that of the list, `spread` begins with
     the one with the fewest connections, `fastest` with the one whose connects take the least time. Default: first."""
+    mptcp: bool | None = None
+    """Whether relay listens and connects to its targets by Multipath TCP (RFC 8684): to peers that have it. What is
+    after a hop stays plain TCP. Linux only; not for proxies. Default: false."""
     source: Source | None = None
     """Address of this machine from which relay connects to the target, or `"peer"` for an address of the loopback that
     stands for the client. Only for a target over TCP without hops. Default: the system chooses."""

@@ -67,7 +67,8 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(place := entry.listen, I2PListen):
         kept = tunnel.transient or tunnel.keys or tunnel.session or place.router.keys or place.router.session
         table |= {} if kept else {"session": str(entry.target)}
-    left_out = () if limits["warm"] else ("warm", "warm_for")  # nothing is warm
+    left_out = set() if limits["warm"] else {"warm", "warm_for"}  # nothing is warm
+    left_out |= set() if limits["drain_spread"] else {"drain_spread"}
     said = {name: value for name, value in limits.items() if name not in left_out}
     return table | {name: "none" if value is None else _plain(value) for name, value in said.items()}
 

@@ -293,11 +293,11 @@ class Connection:
         """Turn TCP keepalive on, on both sides, if it is open."""
         if self.target is None or self.state is _CONNECTING:
             return
-        try:
-            keep_alive(self.client)
-            keep_alive(self.target)
-        except OSError as error:
-            logger.debug("%r: keep-alive: %s", self, error)
+        for end in (self.client, self.target):
+            try:
+                keep_alive(end)
+            except OSError as error:  # also of a kernel whose MPTCP does not have all of it
+                logger.debug("%r: keep-alive: %s", self, error)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from .unix_reset import leave_unread
 
 __all__ = [
     "Endpoint",
+    "MPTCP",
+    "check_mptcp",
     "close_for_good",
     "connect_error",
     "connect_blocking",
@@ -45,6 +47,8 @@ _BIND_PROBLEMS = {
     errno.EADDRNOTAVAIL: "this machine has no such address; set source to one that it has",
     errno.EADDRINUSE: "all its ports are in use; wait until connections end",
 }
+MPTCP = 262  # IPPROTO_MPTCP; Python has the name only where the headers of its build had it
+_NO_MPTCP = (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL)  # not built in; switched off; before Linux 5.6
 _DROPPED = 64 << 10  # bytes that are read at once to drop them
 _RESET = struct.pack("ii", 1, 0)
 
@@ -136,11 +140,12 @@ def _queued(socket: sockets.SocketType, request: int) -> int:
 
 
 class Endpoint(NamedTuple):
-    """An address that ``connect(2)`` takes, its family, and the address that ``bind(2)`` takes before, if any."""
+    """An address that ``connect(2)`` takes, its family, the address that ``bind(2)`` takes before, and the protocol."""
 
     family: int
     address: Any
     source: Any = None
+    protocol: int = 0
 
     def __str__(self) -> str:
         return format_address(self.address)
@@ -176,8 +181,8 @@ def open_socket(endpoint: Endpoint, kind: type[Socket]) -> tuple[Socket, int]:
     :raises ConnectError: if the connection cannot come from the endpoint's source.
     :raises OSError: if no socket can be made.
     """
-    family, address, source = endpoint
-    made = kind(family, _NONBLOCKING_STREAM)
+    family, address, source, protocol = endpoint
+    made = kind(family, _NONBLOCKING_STREAM, protocol)
     try:
         if _NONBLOCKING_STREAM == sockets.SOCK_STREAM:
             made.setblocking(False)
@@ -251,6 +256,20 @@ def connect_error(target: str, error: OSError | None) -> ConnectError:
     made = ConnectError(f"{target}: {text}", reason="unreachable")
     made.errno = number
     return made
+
+
+def check_mptcp() -> None:
+    """Check that this machine has Multipath TCP.
+
+    :raises ValueError: if it does not.
+    """
+    try:
+        sockets.socket(sockets.AF_INET, sockets.SOCK_STREAM, MPTCP).close()
+    except OSError as error:
+        if error.errno not in _NO_MPTCP and sys.platform == "linux":
+            raise
+        remedy = "set the sysctl net.mptcp.enabled to 1, or leave mptcp out"
+        raise ValueError(f"mptcp: this system does not have it ({error.strerror}); {remedy}") from None
 
 
 def is_exposed(listening: sockets.SocketType) -> bool:

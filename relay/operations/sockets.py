@@ -141,7 +141,7 @@ def check_status(
     if isinstance(where, UnixAddress):
         return where, token
     number = _number(where.host) if isinstance(where, TCPAddress) else None
-    if number is None or not isinstance(where, TCPAddress):
+    if number is None or not isinstance(where, TCPAddress) or where.mptcp:
         raise AddressError(
             f"status address '{address}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
         )

@@ -73,7 +73,7 @@ def bind(address: Listen) -> socket.socket | None:
     if isinstance(address, SSHListen | I2PListen):
         return None
     if isinstance(address, _AT_PORT):
-        return listen_tcp(address.host, address.port)
+        return listen_tcp(address.host, address.port, mptcp=getattr(address, "mptcp", False))
     made: socket.socket = urls.listener(address)
     return made
 

@@ -72,7 +72,7 @@ class _Here:
             from .program_dialer import Local
 
             return Local(place)
-        return tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path)
+        return tcp(place.host, place.port, mptcp=place.mptcp) if isinstance(place, TCPAddress) else unix(place.path)
 
 
 class _Network(Network):
@@ -98,7 +98,7 @@ class _Network(Network):
 
     def to(self, place: Target | I2PTarget | Command) -> Dialer:
         if isinstance(place, TLSTarget):
-            made = _secured(self.to(TCPAddress(place.host, place.port)), place, self._trace)
+            made = _secured(self.to(TCPAddress(place.host, place.port, place.mptcp)), place, self._trace)
         elif isinstance(place, I2PTarget):
             made = self._to_destination(place)
         elif isinstance(place, TCPAddress) and is_i2p(place.host) and self._asks_dns:

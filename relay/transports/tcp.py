@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
-from ..eventloop.sockets import Endpoint
+from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp
 from ..streams.connect import SocketDialer
 from ..streams.names import resolved
 
@@ -23,44 +23,57 @@ __all__ = ["BACKLOG", "inherit", "inheriting", "listen_tcp", "tcp"]
 Result = TypeVar("Result")
 
 
-def tcp(host: str, port: int) -> SocketDialer:
+def tcp(host: str, port: int, *, mptcp: bool = False) -> SocketDialer:
     """A factory that connects over TCP: to the first of the host's addresses that answers (RFC 8305).
 
     :param host: an IPv4 or IPv6 address (no brackets, a zone is allowed) or a name, looked up for every connection.
     :param port: from 1 to 65535.
+    :param mptcp: whether to use Multipath TCP (RFC 8684) with a server that has it; one that does not gets plain TCP.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`, and raises
         :class:`relay.ConnectError` if it cannot.
         It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
+    :raises ValueError: if ``host`` is neither an address nor a name, ``port`` is out of range, or the system has no
+        MPTCP although it is required.
     """
     check_host_port(host, port)
+    protocol = _protocol(mptcp=mptcp)
     target = str(TCPAddress(host, port))
-    if (endpoint := _literal(host, port)) is not None:
+    if (endpoint := _literal(host, port, protocol)) is not None:
         return SocketDialer(target, lambda: (endpoint,), literal=True)
-    name = _Name(host, port)
+    name = _Name(host, port, protocol)
     return SocketDialer(target, functools.partial(resolved, name), literal=False, name=name)
 
 
-def _literal(host: str, port: int) -> Endpoint | None:
+def _protocol(*, mptcp: bool) -> int:
+    """Return the protocol of a socket."""
+    if not isinstance(mptcp, bool):
+        raise TypeError(f"mptcp: expected True or False, got {type(mptcp).__name__}")
+    if mptcp:
+        check_mptcp()
+    return MPTCP if mptcp else 0
+
+
+def _literal(host: str, port: int, protocol: int) -> Endpoint | None:
     """The endpoint of an address that is written out; ``None`` for a name or a zone, which are looked up."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv4Address):
-        return Endpoint(socket.AF_INET, (host, port))
-    return None if address.scope_id else Endpoint(socket.AF_INET6, (host, port, 0, 0))
+        return Endpoint(socket.AF_INET, (host, port), protocol=protocol)
+    return None if address.scope_id else Endpoint(socket.AF_INET6, (host, port, 0, 0), protocol=protocol)
 
 
 class _Name:
     """A host name and a port; see :class:`relay.streams.names.Name`."""
 
-    __slots__ = ("host", "port")
+    __slots__ = ("host", "port", "_protocol")
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, protocol: int) -> None:
         self.host = host
         self.port = port
+        self._protocol = protocol
 
     def look_up(self) -> Sequence[Endpoint]:
         literal, percent, zone = self.host.partition("%")
@@ -78,30 +91,35 @@ class _Name:
             raise ConnectError(f"{TCPAddress(self.host, self.port)}: {what} ({text}); check the spelling") from found
         if isinstance(found, BaseException):
             raise found
-        # Another port may have been asked for by who had it looked up.
-        return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address, _ in found]
+        # Another port and protocol may have been asked for by who had it looked up.
+        return [
+            Endpoint(one.family, (one.address[0], self.port, *one.address[2:]), protocol=self._protocol)
+            for one in found
+        ]
 
 
 BACKLOG = 4096  # Linux takes the lower of this and net.core.somaxconn, whose default it is
 
 
-def listen_tcp(host: str, port: int) -> socket.socket:
+def listen_tcp(host: str, port: int, *, mptcp: bool = False) -> socket.socket:
     """Listen on TCP.
 
     :param host: an IPv4 or IPv6 address (no brackets; ``::`` is every interface, for IPv4 too) or a name. One socket
         listens at one address: of those of a name the first IPv4 one that this machine has, else the first IPv6 one.
     :param port: from 0 to 65535; 0 picks a free one, which ``getsockname()`` tells.
+    :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
     :returns: a bound, listening socket; the caller owns it.
     :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
+    :raises ValueError: if ``host`` is neither an address nor a name, ``port`` is out of range, or the system has no
+        MPTCP although it is required.
     :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
     """
     check_host_port(host, port, least=0)
-    place = TCPAddress(host, port)
+    place, protocol = TCPAddress(host, port), _protocol(mptcp=mptcp)
     failure: OSError | None = None
     for family, address in _addresses(place):
         try:
-            return _bound(family, address)
+            return _bound(family, address, protocol)
         except OSError as error:
             failure = failure or error
     assert failure is not None  # getaddrinfo returns no empty list
@@ -152,18 +170,19 @@ def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *
         return function(*arguments)
 
 
-def _inherited(family: int, address: Any) -> socket.socket | None:
+def _inherited(family: int, address: Any, protocol: int) -> socket.socket | None:
     for one in getattr(_inheritance, "sockets", ()):
-        if one.fileno() >= 0 and one.family == family and one.getsockname()[:2] == tuple(address[:2]) and address[1]:
+        is_alike = one.fileno() >= 0 and one.family == family and (one.proto == MPTCP) == (protocol == MPTCP)
+        if is_alike and one.getsockname()[:2] == tuple(address[:2]) and address[1]:
             duplicate: socket.socket = one.dup()
             return duplicate
     return None
 
 
-def _bound(family: int, address: Any) -> socket.socket:
-    if (inherited := _inherited(family, address)) is not None:
+def _bound(family: int, address: Any, protocol: int) -> socket.socket:
+    if (inherited := _inherited(family, address, protocol)) is not None:
         return inherited
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

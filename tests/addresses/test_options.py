@@ -29,7 +29,7 @@ from relay.addresses.ssh import SSHListen, SSHServer
 from relay.addresses.values import TCPAddress, TLSListen, TLSTarget
 from relay.errors import AddressError
 
-OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TLSTarget, TLSListen]
+OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TCPAddress, TLSTarget, TLSListen]
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ def test_options_are_declared_in_the_fields():
     assert (file.help, file.details, file.usual, file.default) == ("a file", "Of any kind.", "none", None)
     assert (file.placeholder, flag.placeholder, flag.default) == ("FILE", "no", True)
     assert changed_options(Owner(flag=False)) == {"flag": False}
-    assert options_of(TCPAddress) == {}
+    assert list(options_of(TCPAddress)) == ["mptcp"]
 
 
 @pytest.mark.parametrize("owner", OWNERS)

@@ -38,6 +38,7 @@ KEYS = {
     "send_proxy": (PLAIN, "", 'send_proxy = "v2"', "tuned"),
     "carriers": (PLAIN, "", 'carriers = "per-worker"', "moved"),
     "workers": (PLAIN, "", "workers = 2", "moved"),
+    "mptcp": (PLAIN, "", "mptcp = true", "moved"),
     "required": (PLAIN, "", "required = true", "tuned"),
     "on_reload": (PLAIN, "", 'on_reload = "cut"', "tuned"),
     "probe": (PLAIN, "", 'probe = "connect"', "tuned"),
@@ -138,6 +139,12 @@ def test_each_key_of_a_hop_reroutes(load, key):
     changed = [change for change in found if change.verdict is not Verdict.SAME]
     assert changed, "no value was allowed"
     assert all((change.verdict.word, change.keys) == ("rerouted", ("via",)) for change in changed)
+
+
+def test_multipath_tcp_to_the_target_alone_reroutes(load):
+    text = PLAIN.replace("127.0.0.1:8080", "unix:///run/x")
+    [change] = compare(load(text), load(text.replace("db:1", "tcp://db:1?mptcp=yes")))
+    assert (change.verdict.word, change.keys) == ("rerouted", ("mptcp",))
 
 
 def test_the_order_of_the_file_and_names(load):

@@ -180,6 +180,19 @@ def test_the_default_of_warm_is_not_for_proxies(read):
             "[tunnels.t]\nlisten = 'socks5://:0'\nwarm = 1",
             "3: tunnels.t.warm: the clients of a proxy name their targets, so none can be opened before; leave it out",
         ),
+        (T + "mptcp = 1", "4: tunnels.t.mptcp: expected true or false, got a number"),
+        (
+            "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\nvia = ['ssh://b']\nmptcp = true",
+            "5: tunnels.t.mptcp: relay neither listens nor connects over TCP here; leave it out",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\nmptcp = true",
+            "3: tunnels.t.mptcp: a proxy has none; leave it out",
+        ),
+        (
+            "[tunnels.t]\nlisten = ':0'\ntarget = 'tcp://a:1?mptcp=yes'\nvia = ['ssh://b']",
+            "4: tunnels.t.via: tcp://a:1?mptcp=yes: ssh://b connects to it over plain TCP; leave mptcp out",
+        ),
         (T + "required = 1", "4: tunnels.t.required: expected true or false, got a number"),
         (T + "via = 'i2p:'", '4: tunnels.t.via: expected a list such as ["…", "…"], got text'),
         (T + "via = [\n'i2p:',\n5]", "6: tunnels.t.via[1]: expected text in quotes, got a number"),

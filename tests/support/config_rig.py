@@ -35,6 +35,7 @@ connect_timeout = 5.5
 idle_timeout = "none"
 linger = 0
 drain = 1
+drain_spread = 0.5
 sam = "127.0.0.1:7657"
 required = true
 

@@ -10,6 +10,7 @@ from ...access.senders import NO_HEADERS
 from ...addresses.hops import Listen, ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.i2p_parser import parse_sam
+from ...addresses.mptcp import with_mptcp
 from ...addresses.ssh import SSHListen
 from ...addresses.values import TCPAddress
 from ...errors import AddressError
@@ -79,6 +80,11 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
     help="Which of several targets gets a client: the first that is up, the one with the fewest connections, or the "
     "one whose connects take the least time [first].",
 )
+@click.option(
+    "--mptcp",
+    is_flag=True,
+    help="Use Multipath TCP with clients and targets that have it; not after a hop.",
+)
 @sam
 @warm
 @send_proxy
@@ -92,6 +98,7 @@ def forward(
     via: Sequence[str],
     others: Sequence[str],
     policy: str | None,
+    mptcp: bool,
     sam: str | None,
     options: Options,
 ) -> None:
@@ -108,7 +115,13 @@ def forward(
     An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
-        where, ((hops, end), *further) = _addresses(sam, listen, [target, *others], via)
+        where, ways = _addresses(sam, listen, [target, *others], via)
+        if mptcp:
+            try:
+                where, ways = with_mptcp(where, ways)
+            except AddressError as error:
+                raise AddressError(f"--mptcp: {error}") from None
+        (hops, end), *further = ways
         if policy is not None and not further:
             raise click.UsageError("--policy: there is one target; give further ones with --target")
         if options.accept_proxy and isinstance(where, SSHListen | I2PListen):

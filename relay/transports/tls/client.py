@@ -36,6 +36,7 @@ def tls(
     ca: Path | None = None,
     cert: Path | None = None,
     key: Path | None = None,
+    mptcp: bool = False,
 ) -> TLS:
     """A factory that connects over TLS 1.2 or later, verifies the server, and keeps half-close.
 
@@ -46,6 +47,7 @@ def tls(
     :param ca: a PEM file with the only authorities to trust; ``None`` for the system's.
     :param cert: a PEM file with a client certificate, and those of the authorities between it and the root.
     :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
+    :param mptcp: as for :func:`relay.tcp`.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`. It raises
         :class:`relay.ConnectError` if it cannot; the reason is ``denied`` if one side does not accept the other's
         certificate.
@@ -54,7 +56,7 @@ def tls(
     :raises ValueError: if an argument cannot be right, or a file does not hold what it should.
     :raises OSError: if a file cannot be read.
     """
-    return TLS(host, port, servername, ca, cert, key)
+    return TLS(host, port, servername, ca, cert, key, mptcp=mptcp)
 
 
 class Client:
@@ -137,9 +139,17 @@ class TLS(Upgrade):
     """A dialer for one TLS server, made by :func:`tls`: a connect, and a handshake on it."""
 
     def __init__(
-        self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
+        self,
+        host: str,
+        port: int,
+        servername: str | None,
+        ca: Path | None,
+        cert: Path | None,
+        key: Path | None,
+        *,
+        mptcp: bool,
     ) -> None:
-        direct = tcp(host, port)
+        direct = tcp(host, port, mptcp=mptcp)
         client = Client(host, port, servername, ca, cert, key)
         direct.target = client.name
         super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)

@@ -42,7 +42,13 @@ Path = str | os.PathLike[str]
 
 
 def listen_tls(
-    host: str, port: int, *, cert: Path, key: Path | None = None, client_ca: Path | None = None
+    host: str,
+    port: int,
+    *,
+    cert: Path,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+    mptcp: bool = False,
 ) -> TLSListener:
     """Listen for TLS 1.2 and later.
 
@@ -52,13 +58,14 @@ def listen_tls(
     :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
     :param client_ca: a PEM file with authorities; every client must show a certificate of one of them. ``None`` to ask
         for none.
+    :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
     context = server_context(cert, key, client_ca)
-    return TLSListener(listen_tcp(host, port), context)
+    return TLSListener(listen_tcp(host, port, mptcp=mptcp), context)
 
 
 def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:

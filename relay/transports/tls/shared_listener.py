@@ -22,10 +22,12 @@ class SharedTLSListener:
     The parameters and the errors are those of :func:`relay.transports.tls.listener.listen_tls`.
     """
 
-    def __init__(self, host: str, port: int, *, cert: Path, key: Path | None, client_ca: Path | None) -> None:
+    def __init__(
+        self, host: str, port: int, *, cert: Path, key: Path | None, client_ca: Path | None, mptcp: bool = False
+    ) -> None:
         self.certificate_end = not_after(server_context(cert, key, client_ca))
         """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
-        self.listening: socket.socket = listen_tcp(host, port)
+        self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp)
         """The listening socket."""
         self.address: Any = self.listening.getsockname()
         """The address of the listener, from :meth:`socket.socket.getsockname`."""

@@ -84,6 +84,12 @@ class Statistics:
         """Count a connection that has ended."""
         summary = connection.summary
         opened, path = summary.opened, summary.path
+        record = None
+        is_logged = logger.isEnabledFor(logging.INFO)
+        if is_logged or self._observer is not None or _access_log is not None:
+            record = connection.record(summary.finished)
+            if is_logged:  # first: a program that sees the end finds its line
+                logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
         self._recent.append(connection)
         has_more = path or summary.spliced or summary.rule
         self._waiting.append(
@@ -103,15 +109,11 @@ class Statistics:
                 self._lock.release()
         if summary.reason == "lifetime" and not self._has_warned:
             self._warn_of_lifetime(connection)
-        is_logged = logger.isEnabledFor(logging.INFO)
-        if is_logged or self._observer is not None or _access_log is not None:
-            record = connection.record(summary.finished)
+        if record is not None:
             if self._observer is not None:
                 self._observer.put(record)
             if _access_log is not None:
                 _access_log(self._name, record)
-            if is_logged:
-                logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""

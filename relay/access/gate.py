@@ -12,7 +12,7 @@ from ..eventloop.loop import Timers
 from ..streams.identity import Identity
 from .ledger import Book, LedgerEntry
 from .limit import LOGIN, MOST_LIMITS, Action, Limit
-from .limiter import Limiter, Rejection
+from .limiter import Limiter, OnQuota, Rejection
 from .policy import ClientPolicy
 from .table import Entry
 from .ticket import Ticket
@@ -44,6 +44,7 @@ class Gate:
     :param timers: of the thread's loop.
     :param monotonic: returns the time in monotonic seconds, for the ledger.
     :param book: keeps the ledger over a restart; ``None`` for nothing.
+    :param on_quota: called when most of the quota of a key is used, and when it is used up, once in each period.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Gate:
         timers: Timers,
         monotonic: Callable[[], float] = time.monotonic,
         book: Book | None = None,
+        on_quota: OnQuota | None = None,
     ) -> None:
         self._timers = timers
         self._monotonic = monotonic
         self._book = book
+        self._on_quota = on_quota
         self._counting: tuple[Limiter, ...] = ()
         self._guesses: Limiter | None = None
         # Limits of single clients, which the program has named. Those of open connections are known as long as these
@@ -80,7 +83,7 @@ class Gate:
     def _limiter(self, limit: Limit, before: Limiter | None) -> Limiter:
         if before is not None and before.change(limit):
             return before
-        made = Limiter(limit, self._timers, book=self._book)
+        made = Limiter(limit, self._timers, book=self._book, on_quota=self._on_quota)
         if self._book is not None:
             made.restore(self._book.entries(), self._monotonic())
         return made

@@ -21,10 +21,16 @@ from .limit import Limit, Scope
 from .meter import Meter
 from .table import MOST_KEYS, Entry, KeyTable
 
-__all__ = ["Client", "Limiter", "Rejection", "key_of"]
+__all__ = ["ALL", "Client", "Limiter", "OnQuota", "Rejection", "key_of"]
 
-_ALL = "*"  # the key of all clients of a tunnel
+ALL = "*"
+"""The key of all clients of a tunnel."""
+
+OnQuota = Callable[[Limit, str, bool], object]
+"""Called with a limit, a key, and whether its quota is used up; else most of it is."""
+
 _ROUNDING = 1e-6  # seconds
+_MOST_OF_IT = 0.8  # of a quota
 
 
 class Client(Protocol):
@@ -53,7 +59,7 @@ def key_of(scope: Scope, client: Client) -> str:
     """Return the key under which a client counts; ``str`` of a client is its identity."""
     kind, ipv4, ipv6 = scope
     if kind == "tunnel":
-        return _ALL
+        return ALL
     host = client.host
     if kind == "identity" or host is None:
         return str(client)
@@ -85,11 +91,12 @@ class Limiter:
     :param most: keys of the table.
     :param wall: the wall clock, seconds since the epoch.
     :param book: keeps bans and quotas over a restart; ``None`` for nothing.
+    :param on_quota: called when most of a quota is used, and when it is used up, once in each period.
     """
 
     __slots__ = (
         "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
-        "_most", "_book", "__weakref__",
+        "_most", "_book", "_marks", "_on_quota", "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +106,7 @@ class Limiter:
         most: int = MOST_KEYS,
         wall: Callable[[], float] = time.time,
         book: Book | None = None,
+        on_quota: OnQuota | None = None,
     ) -> None:
         self.limit = limit
         self.table = KeyTable(most)
@@ -107,6 +115,7 @@ class Limiter:
         self._calendar = Calendar(limit.terms.period)
         self._changed: set[str] = set()
         self._book = book
+        self._on_quota = on_quota
         self._set_terms()
 
     def _set_terms(self) -> None:
@@ -118,6 +127,8 @@ class Limiter:
         self._step = rate.seconds / rate.most if rate is not None else 0.0  # seconds that one client takes
         self._slack = rate.seconds - self._step + _ROUNDING if rate is not None else math.inf
         self._most = concurrent if concurrent is not None else math.inf
+        quota = limit.terms.quota if limit.terms.quota is not None else math.inf
+        self._marks = (quota * _MOST_OF_IT, quota, math.inf)
 
     def change(self, limit: Limit) -> bool:
         """Use other values from now on, and keep what was counted.
@@ -132,6 +143,9 @@ class Limiter:
         if before.bandwidth != terms.bandwidth and terms.bandwidth is not None:
             for meter in (meter for entry in self.table for meter in entry.meters or ()):
                 meter.change(terms.bandwidth)
+        if before.quota != terms.quota:
+            for entry in self.table:
+                entry.marks = min(entry.marks, self._marks_of(entry))
         return True
 
     def ban(self, client: Client, now: float) -> Rejection | None:
@@ -209,14 +223,22 @@ class Limiter:
         assert quota is not None
         if begin != entry.period:
             if begin > entry.period:
-                entry.used = 0
+                entry.used = entry.marks = 0
             entry.period = begin
         return max(0, quota - entry.used)
 
     def spend(self, entry: Entry, size: int) -> None:
         """Count bytes of the quota."""
         entry.used += size
+        if entry.used >= self._marks[entry.marks]:
+            entry.marks = self._marks_of(entry)
+            if self._on_quota is not None:
+                self._on_quota(self.limit, entry.key, entry.used >= self._marks[1])
         self._note(entry)
+
+    def _marks_of(self, entry: Entry) -> int:
+        """Return how many marks of the quota a key has reached."""
+        return sum(entry.used >= mark for mark in self._marks)
 
     def exhausted(self, entry: Entry, now: float) -> None:
         """Ban the clients of a key, if that is demanded, because one has used up the quota."""
@@ -270,13 +292,14 @@ class Limiter:
                     entry.banned_until = now + banned
                 if is_current:
                     entry.used, entry.period = stored.used, stored.period
+                    entry.marks = self._marks_of(entry)  # what was reached before was reported before
 
     def clear(self, key: str | None) -> int:
         """Forget the ban and the quota of a key, ``None`` for all; return how many entries that has changed."""
         found = list(self.table) if key is None else [entry for entry in [self.table.find(key)] if entry is not None]
         cleared = [entry for entry in found if entry.banned_until or entry.used]
         for entry in cleared:
-            entry.banned_until, entry.used, entry.arrival, entry.failures = 0.0, 0, 0.0, None
+            entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
             self._note(entry)
         return len(cleared)
 

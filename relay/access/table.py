@@ -20,7 +20,7 @@ _TRIES = 8  # keys of connected clients that are passed over, before the table g
 class Entry:
     """The clients of one key, as a limit counts them: plain data. Times are monotonic seconds."""
 
-    __slots__ = ("key", "arrival", "connected", "banned_until", "used", "period", "meters", "failures")
+    __slots__ = ("key", "arrival", "connected", "banned_until", "used", "marks", "period", "meters", "failures")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -28,6 +28,7 @@ class Entry:
         self.connected = 0
         self.banned_until = 0.0
         self.used = 0  # bytes in the period
+        self.marks = 0  # of the quota, which were reached in the period; see relay.access.limiter
         self.period = -math.inf  # when that began, seconds since the epoch
         self.meters: tuple[Meter, Meter] | None = None  # from and to the clients
         self.failures: list[float] | None = None  # when the last logins have failed

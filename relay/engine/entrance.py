@@ -10,11 +10,13 @@ import functools
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..access.gate import Denial, Gate
 from ..access.limit import Action, Limit
+from ..access.limiter import ALL
 from ..access.policy import AccessRules, ClientPolicy
 from ..access.ticket import Ticket
 from ..addresses.printable import printable
@@ -46,6 +48,7 @@ logger = logging.getLogger("relay")
 _UNDECIDED = (ConnectionState.REQUESTING, ConnectionState.REPLYING, ConnectionState.TARPIT)
 _MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, or only get a last reply
 _MOST_DENIALS = 600  # lines about denied clients in a minute
+_MOST_QUOTAS = 60  # lines about quotas in a minute
 _MOST_BANS = 60  # lines about clients that are banned because of wrong passwords, in a minute
 
 
@@ -101,6 +104,7 @@ class Entrance:
         self._guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
         self._denials = RateLog(logger, logging.WARNING, _MOST_DENIALS)
         self._bans = RateLog(logger, logging.WARNING, _MOST_BANS)
+        self._quotas = RateLog(logger, logging.WARNING, _MOST_QUOTAS)
         self.gate: Gate | None = None
         self._keeper = keeper_of(owner.name, owner.loop.timers)  # None if bans and quotas end with the process
         self._headers: HeaderClients | None = None  # None until there are senders of headers
@@ -148,10 +152,16 @@ class Entrance:
                     self.deny(connection, Denial(decision.rule), now)
 
     def _new_gate(self, policy: ClientPolicy) -> Gate:
-        gate = Gate(policy, self._owner.loop.timers, book=self._keeper)
+        gate = Gate(policy, self._owner.loop.timers, book=self._keeper, on_quota=self._on_quota)
         if self._keeper is not None:
             self._keeper.ledger = gate
         return gate
+
+    def _on_quota(self, limit: Limit, key: str, is_used_up: bool) -> None:
+        """Log that most of a quota is used, or all of it."""
+        text = "%s: %s of the quota of %s is used (limit %s)"
+        part, clients = "all" if is_used_up else "80 %", "all clients" if key == ALL else key
+        self._quotas.log(time.monotonic(), text, self._owner.name, part, clients, limit.name)
 
     def keep(self, now: float) -> None:
         """Hand the bans and quotas over that have changed, at the end of the tunnel."""

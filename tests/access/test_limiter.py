@@ -26,7 +26,11 @@ class Client(NamedTuple):
 class World:
     def __init__(self, **keys: object) -> None:
         self.wall = MAY + DAY
-        self.limiter = Limiter(check_limits([{"name": "x", **keys}])[0], Timers(), wall=lambda: self.wall)
+        self.reports: list[tuple[str, bool]] = []
+        limit = check_limits([{"name": "x", **keys}])[0]
+        self.limiter = Limiter(
+            limit, Timers(), wall=lambda: self.wall, on_quota=lambda _, *rest: self.reports.append(rest)
+        )
 
     def connect(self, host: str, now: float) -> str:
         """Let a client in and keep it; or return the rule that rejects it."""
@@ -108,6 +112,29 @@ def test_a_quota_ends_with_its_period_and_a_clock_that_jumps_back_gives_nothing(
     assert world.connect("192.0.2.1", 0.0) == "limit x"
     world.wall += DAY
     assert world.connect("192.0.2.1", 0.0) == "", "a day has passed by the clock that jumped back"
+
+
+def test_the_marks_of_a_quota_are_reported_once_for_each_key_and_period() -> None:
+    world = World(quota="1000B/day")
+    for host, sizes in (("192.0.2.1", (799, 1, 100, 100)), ("192.0.2.2", (700, 300)), ("192.0.2.3", (799,))):
+        world.connect(host, 0.0)
+        for size in sizes:
+            world.use(host, size)
+    expected = [("192.0.2.1", False), ("192.0.2.1", True), ("192.0.2.2", True)]
+    assert world.reports == expected
+    successor = World(quota="1000B/day")
+    successor.limiter.restore(world.limiter.snapshot(0.0), 0.0)
+    for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
+        successor.use(host, 1)
+    assert successor.reports == [("192.0.2.3", False)], "the others were reported before the restart"
+    successor.wall += DAY
+    successor.connect("192.0.2.1", 0.0)
+    successor.use("192.0.2.1", 900)
+    assert successor.limiter.change(check_limits([{"name": "x", "quota": "2000B/day"}])[0])
+    successor.use("192.0.2.1", 600)
+    successor.use("192.0.2.1", 100)
+    successor.use("192.0.2.1", 400)
+    assert successor.reports[1:] == [("192.0.2.1", False), ("192.0.2.1", False), ("192.0.2.1", True)]
 
 
 def test_a_quota_bans() -> None:

@@ -27,7 +27,7 @@ def test_the_last_byte_of_the_quota_arrives_and_no_more(serve):
         assert tunnel.metrics().ended["quota"] == 1 and tunnel.metrics().denied["limit fair"] == 2
 
 
-def test_both_directions_and_several_connections_count_together(echo_server):
+def test_both_directions_and_several_connections_count_together(echo_server, caplog):
     with relay.Tunnel(relay.listen(":0"), echo_server.factory(), timeout=None, limit=QUOTA) as tunnel:
         for _ in range(2):
             with socket.create_connection(tunnel.address, WAIT) as client:
@@ -41,6 +41,10 @@ def test_both_directions_and_several_connections_count_together(echo_server):
             receive_rest(client)
         assert ended(tunnel)[-1] == "quota"
         assert sum(record.received + record.sent for record in tunnel.recent()) == 3_000_000
+    lines = [record.getMessage() for record in caplog.records if "quota of" in record.getMessage()]
+    assert lines == [
+        f"{tunnel.name}: {part} of the quota of 127.0.0.1 is used (limit fair)" for part in ("80 %", "all")
+    ]
 
 
 def test_clients_of_another_kind_have_quotas_by_their_identity(echo_server, tmp_path):

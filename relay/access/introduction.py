@@ -7,6 +7,8 @@ import socket
 
 from ..streams.identity import Certificate, Identity, name_of
 from .proxy_header import (
+    ALPN,
+    AUTHORITY,
     CLIENT,
     DESTINATION,
     SERVER,
@@ -46,6 +48,8 @@ def header_of(
     local: Address | None,
     unique_id: str,
     tls: SSLEntry | None = None,
+    server_name: str | None = None,
+    protocol: str | None = None,
 ) -> bytes:
     """Return the header that tells a target who the client is.
 
@@ -54,6 +58,8 @@ def header_of(
     :param local: the address to which it has connected; ``None`` if that is not known.
     :param unique_id: the id of the connection in relay's log.
     :param tls: the client's TLS connection with relay; ``None`` for none.
+    :param server_name: the name that the client has asked for there; ``None`` for none.
+    :param protocol: what was negotiated there by ALPN; ``None`` for nothing.
     """
     source = address_of(identity.host, identity.port) if identity is not None else None
     if source is not None and local is None:
@@ -61,6 +67,10 @@ def header_of(
     if version == "v1":
         return build_v1(source, local)
     entries: list[tuple[int, bytes | str]] = [(UNIQUE_ID, unique_id)]
+    if protocol is not None:
+        entries.append((ALPN, protocol))
+    if server_name is not None:
+        entries.append((AUTHORITY, server_name))
     if tls is not None:
         entries.append((SSL, tls.value()))
     if identity is not None:

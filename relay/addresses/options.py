@@ -30,6 +30,7 @@ __all__ = [
     "Kind",
     "Option",
     "PRINTABLE",
+    "PROTOCOLS",
     "SECONDS",
     "SECRET",
     "Secret",
@@ -56,6 +57,8 @@ Secret = str | Callable[..., str]
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 bytes: the last character holds four bits
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
+_LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _KEY = "relay.option"
@@ -237,6 +240,14 @@ def _check_file(name: str, value: str) -> None:
         raise ValueError(f"{name}: {value!r} is empty or holds a control character; give the path of a file")
 
 
+def _check_protocols(name: str, value: str) -> None:
+    _check_text(name, value)
+    try:
+        _parse_protocols(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {value!r}: {error}") from None
+
+
 def check_variable(name: str, value: str) -> None:
     """Check the name of an environment variable that holds a secret, and add it to :func:`secret_variables`.
 
@@ -302,6 +313,12 @@ def _parse_seconds(text: str) -> float | None:
     return float(text)
 
 
+def _parse_protocols(text: str) -> str:
+    if not all(map(_PROTOCOL.fullmatch, text.split(","))) or len(text) > _LONGEST_PROTOCOLS:
+        raise ValueError("names of protocols with commas between them are allowed, such as h2,http/1.1")
+    return text
+
+
 def _parse_depth(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) == 1):
         raise ValueError("a number of hops is allowed, from 0 to 7")
@@ -326,6 +343,7 @@ def choice(*choices: str) -> Kind:
 TEXT = Kind(str, "str", "NAME", _check_text)
 PRINTABLE = Kind(str, "str", "NAME", _check_printable)
 FILE = Kind(str, "str | os.PathLike[str]", "FILE", _check_file)
+PROTOCOLS = Kind(str, "str", "NAME,…", _check_protocols, _parse_protocols)
 VARIABLE = Kind(str, "str", "NAME", check_variable)
 SECRET = Kind(str, "Secret", "TEXT", _check_secret)
 FINGERPRINT = Kind(str, "str", "SHA256:…", _check_fingerprint)

@@ -43,7 +43,7 @@ def parse_listen(text: str) -> Listen:
     """Parse an address to listen on; without a host, it is on the loopback.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME``,
-        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
+        ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
         ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
         :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
         name their targets themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an

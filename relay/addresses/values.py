@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from .options import CONTROL, FILE, FLAG, PRINTABLE, changed_options, option, written
+from .options import CONTROL, FILE, FLAG, PRINTABLE, PROTOCOLS, changed_options, option, written
 
 __all__ = [
     "LONGEST_UNIX_PATH",
@@ -94,6 +94,10 @@ class TLSListen:
     cert: str = field(metadata=option(FILE, "certificate"))
     key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
     client_ca: str | None = field(default=None, metadata=option(FILE, "authorities that client certificates must have"))
+    alpn: str | None = field(
+        default=None,
+        metadata=option(PROTOCOLS, "protocols to offer (ALPN), the preferred one first", example="h2,http/1.1"),
+    )
     mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:

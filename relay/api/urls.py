@@ -179,7 +179,7 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
     """Listen on any address; without a host, on 127.0.0.1.
 
     :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME`` (a
-        socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…``,
+        socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``,
         ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
         ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or

@@ -214,7 +214,7 @@ class Replacement:
         if isinstance(where, TLSListen):
             from ..transports.tls.listener import server_context
 
-            context = server_context(where.cert, where.key, where.client_ca)
+            context = server_context(where.cert, where.key, where.client_ca, where.alpn)
             yield lambda: receive.set_context(context)
         elif self.settings.entry.is_proxy:
             from ..transports.proxies.listener import login_of

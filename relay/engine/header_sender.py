@@ -31,8 +31,12 @@ class HeaderSender:
         local = Address(*summary.local) if summary.local is not None else None
         if local is None and identity is not None and identity.host is not None:
             local = _local_address(client)
-        tls = _session_of(connection.client_stream) if self.version == "v2" else None
-        return header_of(self.version, identity, local, id_of(summary.number, summary.started), tls)
+        number = id_of(summary.number, summary.started)
+        stream = connection.client_stream
+        if self.version == "v1" or stream is None or stream.tls is None:
+            return header_of(self.version, identity, local, number)
+        name, protocol = stream.server_name, stream.tls.selected_alpn_protocol()
+        return header_of(self.version, identity, local, number, _entry_of(stream), name, protocol)
 
     def over(self, dialer: Dialer, connection: Connection) -> Dialer:
         """Return the dialer for a connection: over TLS, the header goes before the handshake."""
@@ -56,10 +60,8 @@ class HeaderSender:
         return False
 
 
-def _session_of(stream: Stream | None) -> SSLEntry | None:
-    """Return what the target gets to know of the TLS session of a client; ``None`` for a client without one."""
-    if stream is None or stream.tls is None:
-        return None
+def _entry_of(stream: Stream) -> SSLEntry:
+    """Return what the target gets to know of the TLS session of a client."""
     cipher = stream.tls.cipher()
     certificate = stream.identity.certificate if stream.identity is not None else None
     name = certificate.common_name if certificate is not None else None

@@ -50,6 +50,7 @@ class Stream:
         "identity",
         "is_introduced",
         "tls",
+        "server_name",
         "path",
     )
 
@@ -82,6 +83,7 @@ class Stream:
         self.request: Request | None = None  # the request of its client, which is not answered yet
         self.identity: Identity | None = None  # who its client is, if its socket cannot tell
         self.tls: Any = None  # the session with its client: an ssl.SSLObject
+        self.server_name: str | None = None  # the name that this client has asked for (SNI)
         self.is_introduced = False  # whether a header of the PROXY protocol was sent under its session
         self.path: StreamPath | None = None  # None for a connect without hops
 

@@ -695,6 +695,7 @@ WORDS = [
     "key=",
     "servername=",
     "client_ca=x",
+    "alpn=h2,http/1.1",
     "name.i2p",
     "a.b32.i2p",
     "sam=h:1",

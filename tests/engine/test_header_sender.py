@@ -10,7 +10,18 @@ import pytest
 from helpers import WAIT, ending, wait_until
 
 import relay
-from relay.access.proxy_header import CLIENT, DESTINATION, SERVER, UNIQUE_ID, Address, HeaderReader, SSLEntry, build_v1
+from relay.access.proxy_header import (
+    ALPN,
+    AUTHORITY,
+    CLIENT,
+    DESTINATION,
+    SERVER,
+    UNIQUE_ID,
+    Address,
+    HeaderReader,
+    SSLEntry,
+    build_v1,
+)
 from relay.testing import FakeListener, pair
 
 
@@ -219,14 +230,19 @@ def test_a_group_of_targets_sends_it_where_each_expects_it(sending, certificates
                 assert session.recv(100) == b"hello"
 
 
-def test_the_session_of_a_tls_client_is_in_an_entry(sending, certificates):
-    receive = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+@pytest.mark.parametrize("protocol", ["http/1.1", None])
+def test_the_session_of_a_tls_client_is_in_entries(sending, certificates, protocol):
+    url = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
+    receive = relay.listen(f"{url}&alpn=h2,{protocol}" if protocol is not None else url)
+    context = certificates.client()
+    context.set_alpn_protocols(["http/1.1"])
     world = sending(receive=receive)
     with socket.create_connection(receive.getsockname()) as raw:
         raw.settimeout(WAIT)
-        with certificates.client().wrap_socket(raw, server_hostname="localhost") as client:
+        with context.wrap_socket(raw, server_hostname="localhost") as client:
             client.sendall(b"hello")
             header = read_header(server := world.accept())
+            assert (header.text(ALPN), header.text(AUTHORITY)) == (protocol, "localhost")
             assert (header.source, header.destination) == (client.getsockname(), receive.getsockname())
             assert header.ssl() == SSLEntry(client.version(), client.cipher()[0])
             assert server.recv(100) == b"hello"

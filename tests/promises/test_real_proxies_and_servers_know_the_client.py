@@ -43,6 +43,10 @@ frontend web
     mode http
     bind unix@{folder}/haproxy accept-proxy
     http-request return status 200 content-type text/plain lf-string "%[src] %[src_port] %[dst_port] %[fc_pp_unique_id]"
+frontend names
+    mode http
+    bind unix@{folder}/names accept-proxy
+    http-request return status 200 content-type text/plain lf-string "%[fc_pp_authority]"
 listen v1
     bind fd@{v1}
     server relay unix@{folder}/relay send-proxy
@@ -242,6 +246,16 @@ def test_a_server_serves_a_client_without_an_address(world, server, version, tmp
     assert record.reason == "done"
     if server == "apache":
         assert told == ["127.0.0.1"]  # that of relay
+
+
+def test_haproxy_knows_the_name_that_a_client_over_tls_has_asked_for(world):
+    import ssl
+
+    context = ssl.create_default_context(cafile=world.folder / "ca.pem")
+    receive = relay.listen(f"tls://127.0.0.1:0?cert={world.folder}/both.pem&alpn=http/1.1")
+    with relay.Tunnel(receive, relay.target(f"unix://{world.folder}/names"), send_proxy="v2") as tunnel:
+        client = socket.create_connection(tunnel.address, WAIT)
+        assert ask(context.wrap_socket(client, server_hostname="localhost")) == "localhost"
 
 
 @pytest.mark.parametrize("sender", ["v1", "v2", "nginx"])

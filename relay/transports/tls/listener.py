@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
 
+from ...addresses.options import PROTOCOLS
 from ...addresses.printable import printable
 from ...eventloop.background import Home, IOThread
 from ...eventloop.loop import Timer
@@ -48,6 +49,7 @@ def listen_tls(
     cert: Path,
     key: Path | None = None,
     client_ca: Path | None = None,
+    alpn: str | None = None,
     mptcp: bool = False,
 ) -> TLSListener:
     """Listen for TLS 1.2 and later.
@@ -58,20 +60,27 @@ def listen_tls(
     :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
     :param client_ca: a PEM file with authorities; every client must show a certificate of one of them. ``None`` to ask
         for none.
+    :param alpn: the protocols to offer (ALPN), such as ``h2,http/1.1``, the preferred one first. A client that has none
+        of them is accepted, without a protocol. ``None`` to offer none.
     :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
-    context = server_context(cert, key, client_ca)
+    context = server_context(cert, key, client_ca, alpn)
     return TLSListener(listen_tcp(host, port, mptcp=mptcp), context)
 
 
-def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
+def server_context(
+    cert: Path, key: Path | None = None, client_ca: Path | None = None, alpn: str | None = None
+) -> ssl.SSLContext:
     """Return the context of a server; the parameters and errors are those of :func:`listen_tls`."""
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", client_ca)
     load_chain(context, cert, key)
+    if alpn is not None:
+        PROTOCOLS.check("alpn", alpn)
+        context.set_alpn_protocols(alpn.split(","))
     return context
 
 
@@ -233,7 +242,8 @@ class TLSListener(UpgradeListener):
         self._handshakes.remove(session)
         if not isinstance(outcome, OSError):
             try:
-                outcome.identity, outcome.tls = identity_of_client(session.records.tls, peer), session.records.tls
+                tls, outcome.server_name = session.records.tls, session.records.server_name
+                outcome.identity, outcome.tls = identity_of_client(tls, peer), tls
             except ValueError as error:
                 outcome.reset()
                 return self._failed(session, error)

@@ -15,6 +15,7 @@ from ...errors import RelayError
 from ...eventloop.background import BUFFER
 from ...eventloop.poller import IN, OUT
 from ...eventloop.sockets import unsent
+from .client_hello import LONGEST, server_name_of
 
 __all__ = ["STEP", "Records", "TLSError", "decrypt", "is_denial"]
 
@@ -70,8 +71,8 @@ class Records:
     """
 
     __slots__ = (
-        "begun", "cipher", "held", "moved", "tls", "_ends", "_incoming", "_most", "_outgoing", "_received", "_step",
-        "_transport",
+        "begun", "cipher", "held", "moved", "server_name", "tls", "_ends", "_hello", "_incoming", "_most", "_outgoing",
+        "_received", "_step", "_transport",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +95,9 @@ class Records:
         """Bytes that the transport has taken."""
         self.held: bytes | None = None
         """What cannot be encrypted before the far end has sent the rest of a message; ``None`` if nothing waits so."""
+        self.server_name: str | None = None
+        """The name that the client asks for, if this is the server; it is only what the client says."""
+        self._hello = b"" if servername is None else None  # what the client has sent before the server's first answer
         self._ends = False  # close_notify waits behind that
         self._received = 0  # bytes, since the last decrypt()
         self._step = _RECORD  # bytes to receive at once
@@ -116,9 +120,13 @@ class Records:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed during the handshake")
             self.begun = True
             self._incoming.write(received)
+            if self._hello is not None:
+                self._hello = self._hello + received if len(self._hello) < LONGEST else None
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
+            if self._hello and self._outgoing.pending:  # OpenSSL has taken the first message
+                self.server_name, self._hello = server_name_of(self._hello), None
             return IN if self.flush() else OUT
         except ssl.SSLError:
             self.send_alert()

@@ -91,6 +91,42 @@ def test_it_accepts_streams(listening, connect, certificates):
         assert stream.half_close
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    ("offered", "asked", "chosen"),
+    [
+        ("h2,http/1.1", ["http/1.1", "h2"], "h2"),
+        ("h2", ["http/1.1"], None),
+        (None, ["http/1.1"], None),
+        ("h2", [], None),
+    ],
+)
+def test_the_name_and_the_protocol_that_a_client_asks_for(certificates, connect, version, offered, asked, chosen):
+    context = certificates.client()
+    context.maximum_version = version
+    if asked:
+        context.set_alpn_protocols(asked)
+    with listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key, alpn=offered) as listener:
+        client = TLSEnd(connect(listener), context)
+        stream, _ = accepted(listener)
+        with stream:
+            exchange(client, stream.socket)
+            assert (stream.server_name, stream.tls.selected_alpn_protocol()) == ("localhost", chosen)
+
+
+def test_a_name_that_is_not_ascii_disturbs_nothing(listening, connect, capfd):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode, context.maximum_version = False, ssl.CERT_NONE, ssl.TLSVersion.TLSv1_2
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="abcdef").do_handshake()
+    client = connect(listening)
+    client.settimeout(WAIT)
+    client.sendall(outgoing.read().replace(b"abcdef", b"abc\xff\xfe\n"))
+    assert client.recv(1) == b"\x16"  # the handshake goes on
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_half_close_by_the_client(pair):
     client, stream = pair
     client.sendall(b"question")
@@ -468,6 +504,11 @@ def test_an_address_in_use_is_an_oserror(listening, certificates):
         (ValueError, {"client_ca": "EMPTY"}),
         (FileNotFoundError, {"client_ca": "/nowhere/ca.pem"}),
         (ValueError, {"key": "EMPTY"}),
+        (ValueError, {"alpn": ""}),
+        (ValueError, {"alpn": "h2,,http/1.1"}),
+        (ValueError, {"alpn": "h 2"}),
+        (ValueError, {"alpn": "x" * 256}),
+        (TypeError, {"alpn": ("h2",)}),
     ],
     ids=repr,
 )

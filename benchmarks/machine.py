@@ -97,6 +97,10 @@ class Process:
         """The resident memory in bytes, children included."""
         return sum(_memory(pid) for pid in self._family())
 
+    def children(self) -> list[int]:
+        """The process ids of its children."""
+        return _children(self._child.pid)
+
     def _family(self) -> list[int]:
         family = [self._child.pid]
         for pid in family:

@@ -9,16 +9,20 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import Target
+from ..loads.killed import EACH, fates
 from ..loads.tcp import GIB, Lab, Relay, wrk
-from ..machine import pinned
+from ..machine import Process, compiled, free_port, pinned
 
 __all__ = ["ROWS", "TABLES"]
 
+SOURCES = Path(__file__).parents[1] / "c"
 STREAMS = 16
 CONNECTIONS = 64  # of wrk, at a time
+KILLED = "workers-2"
 PEERS = tuple(f"{name}-{count}" for count in (1, 2) for name in ("workers", "haproxy", "nginx"))
 
 
@@ -44,6 +48,25 @@ def bulk(lab: Lab, peer: str) -> Sample:
         moved = crowd.end()
         cost = relay.cost(moved["bytes"] / GIB)
         return {"rate": moved["bytes"] * 8 / moved["seconds"], "p50": done["p50"], "p99": done["p99"]} | cost
+
+
+def killed(lab: Lab, peer: str, spared: int) -> Sample:
+    """New connections while a worker is killed again and again: what becomes of each client."""
+    port = free_port()
+    serve = [compiled(SOURCES / "socks.c", lab.directory), "serve", str(port)]
+    lost = compiled(SOURCES / "lost.c", lab.directory)
+    with Process(serve, port, lab.directory / f"socks-{port}.log"), lab.relay(peer, Target(port)) as relay:
+        assert relay.process is not None
+        done = fates(lost, relay.process, lab.seconds, CONNECTIONS, spared=spared)
+    return {
+        "rate": done.served / done.seconds,
+        "kills": done.kills,
+        "accepted": done.accepted,
+        "lost": done.lost.total(),
+        "refused": done.lost["refused"] + done.unexplained["refused"],
+        "unexplained": done.unexplained.total(),
+        "longest": done.longest,
+    }
 
 
 def _cores(lab: Lab, peer: str) -> tuple[list[int], list[int]]:
@@ -76,6 +99,21 @@ def _rate(title: str, unit: str, *, keep: bool) -> Row:
     return Row(title, "workers", PEERS, metrics, partial(requests, keep=keep))
 
 
+def _killed(title: str, spared: int) -> Row:
+    none = (Goal(None, 0.0, peer=KILLED),)
+    metrics = (
+        RATE(title="connections/s"),
+        Metric("kills", "kills", True),
+        Metric("accepted", "clients that killed workers had accepted", False),
+        Metric("lost", "of them, lost", False),
+        Metric("refused", "connects refused", False, none),
+        Metric("unexplained", "others lost", False, none),
+        Metric("longest", "longest wait, s", False),
+    )
+    title = f"new connections while {title.format(EACH)}"
+    return Row(title, "workers", (KILLED,), metrics, partial(killed, spared=spared))
+
+
 TABLES = {"workers": "Workers: one and two"}
 ROWS = {
     "workers-requests": _rate("keep-alive requests", "request", keep=True),
@@ -92,4 +130,6 @@ ROWS = {
         ),
         bulk,
     ),
+    "workers-killed": _killed("one of two workers that serve is killed each {} s", 1),
+    "workers-killed-all": _killed("a worker is killed each {} s, also the last one", 0),
 }

@@ -81,6 +81,7 @@ class Client:
         self.name = f"tls://{TCPAddress(host, port)}"
         self._context = client_context(ca, cert, key)
         self._servername = _checked(host if servername is None else servername)
+        self._encoded_name = self._servername.encode("idna")  # as ssl would do for each connection
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
         self._ticket: ssl.SSLSession | None = None
         self._vain = 0  # tickets in a row that were of no use
@@ -115,7 +116,7 @@ class Client:
             self._context,
             peer="target",
             name=self.name,
-            servername=self._servername,
+            servername=self._encoded_name,
             ticket=self._ticket,
             heard_first=functools.partial(self._remember, self._ticket),
         )

@@ -86,7 +86,7 @@ class InlineSocket(SessionSocket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes | memoryview:
         """Receive and decrypt; see :meth:`SessionSocket.recv`."""
-        if flags & sockets.MSG_PEEK:
+        if flags and flags & sockets.MSG_PEEK:  # an Enum's member is slow
             return self._session.transport.socket.recv(size, flags)
         try:
             return self._receive()

@@ -18,7 +18,7 @@ from ...addresses.printable import printable
 from ...eventloop.background import Home, IOThread
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
-from ...eventloop.sockets import Endpoint
+from ...eventloop.sockets import Endpoint, format_address
 from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
@@ -227,7 +227,7 @@ class TLSListener(UpgradeListener):
         stream = Stream(client)
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
+            session = Session(stream, self._context, peer="client", name=format_address(peer))
             deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
             done = functools.partial(self._shaken, session, peer)
             handshake = Handshake(session, deadline, done, first=now + FIRST_BYTE, home=home)

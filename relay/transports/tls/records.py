@@ -42,9 +42,10 @@ def is_denial(error: ssl.SSLError) -> bool:
     return "ALERT" in reason and any(word in reason for word in _DENIALS)
 
 
-def decrypt(tls: ssl.SSLObject, buffer: memoryview) -> tuple[int, bool]:
+def decrypt(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, buffer: memoryview) -> tuple[int, bool]:
     """Decrypt all that has come.
 
+    :param incoming: what has come and is not decrypted.
     :param buffer: takes it; with :data:`STEP` bytes received at once, it is large enough.
     :returns: how many bytes that were, and whether close_notify came behind them.
     :raises ssl.SSLError: if a record is broken, or is an alert.
@@ -54,6 +55,8 @@ def decrypt(tls: ssl.SSLObject, buffer: memoryview) -> tuple[int, bool]:
     try:
         while count := read(BUFFER, buffer[length:]):
             length += count
+            if not incoming.pending:  # the common case, without the cost of an exception
+                return length, False
     except ssl.SSLWantReadError:
         return length, False
     except ssl.SSLZeroReturnError:  # as an empty read, after our own close_notify
@@ -66,7 +69,8 @@ class Records:
 
     :param transport: a connected, non-blocking socket, which stays with the caller.
     :param context: the certificates to trust and to show.
-    :param servername: the name that the server's certificate must be for; ``None`` if this is the server.
+    :param servername: the name that the server's certificate must be for, as :mod:`ssl` takes it, faster as ``bytes``;
+        ``None`` if this is the server.
     :param ticket: a session to resume, made with the same ``context`` and ``servername``.
     """
 
@@ -79,7 +83,7 @@ class Records:
         self,
         transport: socket.socket,
         context: ssl.SSLContext,
-        servername: str | None = None,
+        servername: str | bytes | None = None,
         ticket: ssl.SSLSession | None = None,
     ) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -161,7 +165,7 @@ class Records:
 
         :raises OSError: if the connection is lost, too.
         """
-        length, is_end = decrypt(self.tls, buffer)
+        length, is_end = decrypt(self.tls, self._incoming, buffer)
         if length * 2 >= self._received:
             if self._step < self._most:
                 self._step = min(2 * self._step, self._most)
@@ -219,7 +223,7 @@ class Records:
         :returns: whether the transport has taken all of it.
         :raises OSError: if the connection is lost.
         """
-        while cipher := self.cipher or self._outgoing.read():
+        while cipher := self.cipher or (self._outgoing.pending and self._outgoing.read()):
             try:
                 sent = self._transport.send(cipher)
             except BlockingIOError:

@@ -39,7 +39,7 @@ class Session:
     :param context: the certificates to trust and to show.
     :param peer: the role of the far end, ``client`` or ``target``.
     :param name: the name of the far end, for errors.
-    :param servername: the name that the server's certificate must be for; ``None`` if this is the server.
+    :param servername: as for :class:`Records`.
     :param ticket: a session with the same server to resume, made with the same ``context`` and ``servername``.
     :param heard_first: called in the background loop's thread when the first data have come.
     :raises OSError: if no thread or descriptor is available; the transport stays with the caller.
@@ -52,7 +52,7 @@ class Session:
         *,
         peer: str,
         name: str,
-        servername: str | None = None,
+        servername: str | bytes | None = None,
         ticket: ssl.SSLSession | None = None,
         heard_first: Callable[[ssl.SSLObject], object] | None = None,
     ) -> None:

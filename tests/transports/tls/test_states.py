@@ -34,13 +34,14 @@ class Records:
         self.taken = b""
         self.takes = True
         self.in_kernel = 0
+        self.pending = True
         self.script = []
 
     def receive(self, buffer):
         return 0 if not self.script else len(buffer)
 
     def decrypt(self, buffer):
-        return decrypt(self, buffer)
+        return decrypt(self, self, buffer)
 
     def read(self, size, buffer):
         item = self.script.pop(0)

@@ -201,6 +201,17 @@ class Gate:
         now = self._monotonic()
         return [entry for limiter in self._all() for entry in limiter.entries(now)]
 
+    @property
+    def has_bans(self) -> bool:
+        """True if a client may be banned. Safe from any thread."""
+        return bool(self._named) or any(limiter.has_bans for limiter in self._own())
+
+    def bans(self, most: int) -> list[LedgerEntry]:
+        """Return bans, those that last longest first; each limit has at most its last ones."""
+        now = self._monotonic()
+        found = [entry for limiter in self._all() for entry in limiter.bans(most, now)]
+        return sorted(found, key=lambda one: -one.banned_until)[:most]
+
     def restore(self, entries: Iterable[LedgerEntry]) -> None:
         """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
         now, stored = self._monotonic(), list(entries)

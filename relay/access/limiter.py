@@ -8,6 +8,7 @@ in at once and 20 more. Nothing is sampled or rounded.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import socket
 import time
@@ -96,7 +97,7 @@ class Limiter:
 
     __slots__ = (
         "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
-        "_most", "_book", "_marks", "_on_quota", "__weakref__",
+        "_most", "_book", "_banned", "_marks", "_on_quota", "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +116,7 @@ class Limiter:
         self._calendar = Calendar(limit.terms.period)
         self._changed: set[str] = set()
         self._book = book
+        self._banned: dict[str, Entry] = {}  # in the order of their bans; some may be over
         self._on_quota = on_quota
         self._set_terms()
 
@@ -256,8 +258,33 @@ class Limiter:
         ban = self.limit.terms.ban
         if ban and entry.banned_until <= now:
             entry.banned_until = now + ban
+            self._list_ban(entry)
             self._note(entry)
         return Rejection(self.limit, False, ban)
+
+    def _list_ban(self, entry: Entry) -> None:
+        banned = self._banned
+        banned.pop(entry.key, None)
+        banned[entry.key] = entry
+        if len(banned) > self.table.most:
+            del banned[next(iter(banned))]
+
+    @property
+    def has_bans(self) -> bool:
+        """True if a client is banned, or was when :meth:`bans` was called last. Safe from any thread."""
+        return bool(self._banned)
+
+    def bans(self, most: int, now: float) -> list[LedgerEntry]:
+        """Return bans, at most the last ones; the cost does not grow with the number of all keys."""
+        banned = self._banned
+        while banned and (oldest := next(iter(banned.values()))).banned_until <= now:
+            del banned[oldest.key]
+        last = itertools.islice(reversed(banned.values()), most)
+        return [
+            self._stored(entry, now)
+            for entry in last
+            if entry.banned_until > now and self.table.find(entry.key) is entry
+        ]
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
@@ -290,6 +317,7 @@ class Limiter:
                 entry = self.table.get(stored.key)
                 if banned > 0:
                     entry.banned_until = now + banned
+                    self._list_ban(entry)
                 if is_current:
                     entry.used, entry.period = stored.used, stored.period
                     entry.marks = self._marks_of(entry)  # what was reached before was reported before
@@ -300,6 +328,7 @@ class Limiter:
         cleared = [entry for entry in found if entry.banned_until or entry.used]
         for entry in cleared:
             entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
+            self._banned.pop(entry.key, None)
             self._note(entry)
         return len(cleared)
 

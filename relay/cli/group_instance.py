@@ -31,7 +31,7 @@ from ..operations.instance import (
     Verdict,
     WorkerStatus,
 )
-from ..operations.ledgers import BanStatus, QuotaStatus
+from ..operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
 from .group import TunnelGroup, UnknownTunnelError
 from .kept_ledgers import bans_of, clear_all, quotas_of
 from .main_thread import GroupOverError
@@ -175,9 +175,9 @@ class GroupInstance:
             for record in member.opened.tunnel.recent()
         ]
 
-    def bans(self, tunnel: str | None = None) -> list[BanStatus]:
+    def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> list[BanStatus]:
         """Return the bans."""
-        return bans_of(self._members(tunnel))
+        return bans_of(self._members(tunnel), most)
 
     def quotas(self, tunnel: str | None = None) -> list[QuotaStatus]:
         """Return what was used of quotas."""

@@ -15,16 +15,20 @@ if TYPE_CHECKING:  # they are needed for a request only
 __all__ = ["bans_of", "clear_all", "quotas_of"]
 
 
-def bans_of(members: Iterable[Snapshot]) -> list[BanStatus]:
-    """Return the bans of tunnels, those that last longest first."""
-    from ..operations.ledgers import MOST_ROWS, BanStatus
+def bans_of(members: Iterable[Snapshot], most: int) -> list[BanStatus]:
+    """Return bans of tunnels, those that last longest first.
+
+    :param most: bans at most.
+    """
+    from ..engine import ledgers
+    from ..operations.ledgers import BanStatus
 
     found = [
         BanStatus(tunnel=name, limit=entry.limit, key=entry.key, until=entry.banned_until)
-        for name, _, (entry, _) in _entries(members)
-        if entry.banned_until
+        for name, tunnel in _tunnels(members)
+        for entry in ledgers.bans_of(tunnel, most)
     ]
-    return sorted(found, key=lambda one: -one.until)[:MOST_ROWS]
+    return sorted(found, key=lambda one: -one.until)[:most]
 
 
 def quotas_of(members: Iterable[Snapshot]) -> list[QuotaStatus]:
@@ -58,7 +62,13 @@ def clear_all(members: Iterable[Snapshot], kind: str, key: str) -> int:
 def _entries(members: Iterable[Snapshot]) -> Iterator[tuple[str, Tunnel, KeptEntry]]:
     from ..engine.ledgers import entries_of
 
+    for name, tunnel in _tunnels(members):
+        for entry in entries_of(tunnel):
+            yield name, tunnel, entry
+
+
+def _tunnels(members: Iterable[Snapshot]) -> Iterator[tuple[str, Tunnel]]:
+    """Yield the tunnels that this process relays, with their names."""
     for member in members:
         if member.opened is not None and isinstance(tunnel := member.opened.tunnel, Tunnel):
-            for entry in entries_of(tunnel):
-                yield member.name, tunnel, entry
+            yield member.name, tunnel

@@ -10,7 +10,7 @@ from .changes import in_thread
 from .relay_thread import RelayThread
 from .tunnel import Tunnel
 
-__all__ = ["KeptEntry", "clear", "entries_of"]
+__all__ = ["KeptEntry", "bans_of", "clear", "entries_of"]
 
 
 class KeptEntry(NamedTuple):
@@ -31,6 +31,23 @@ def entries_of(tunnel: Tunnel) -> Sequence[KeptEntry]:
         quotas = gate.quotas()
         return [KeptEntry(entry, quotas.get(entry.limit)) for entry in gate.entries()]
 
+    return in_thread(tunnel, look) or []
+
+
+def bans_of(tunnel: Tunnel, most: int) -> Sequence[LedgerEntry]:
+    """Return bans, those that last longest first.
+
+    :param tunnel: the tunnel; nothing if it is closing.
+    :param most: bans at most.
+    """
+
+    def look(relay: RelayThread, now: float) -> list[LedgerEntry]:
+        gate = relay.entrance.gate
+        return [] if gate is None else gate.bans(most)
+
+    gate = tunnel._relay.entrance.gate
+    if gate is None or not gate.has_bans:  # a tunnel without bans is not disturbed
+        return []
     return in_thread(tunnel, look) or []
 
 

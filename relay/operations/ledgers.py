@@ -51,8 +51,8 @@ class QuotaStatus:
 class Ledgers(Protocol):
     """The bans and quotas of the tunnels. Every method may be called from any thread."""
 
-    def bans(self, tunnel: str | None = None) -> Sequence[BanStatus]:
-        """Return the bans of a tunnel, or of all; at most :data:`MOST_ROWS`.
+    def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> Sequence[BanStatus]:
+        """Return the bans of a tunnel, or of all; at most so many, those that last longest.
 
         :raises NotFoundError: if there is no such tunnel.
         """

@@ -238,6 +238,7 @@ SCHEMAS = {
         connections=_table("ConnectionRow"),
         ended=_table("EndedRow"),
         carriers=_table("Carrier"),
+        bans=_table("Ban"),
         log=_list(ref("LogLine")),
     ),
     "TunnelRow": _object(

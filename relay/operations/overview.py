@@ -19,6 +19,7 @@ __all__ = ["Overview"]
 
 SPAN = 120.0  # seconds of the graphs
 LONGEST_LINE = 500  # characters of a line of the log
+BANS = 100  # those that last longest
 ENDED = 100  # connections that have ended, of all tunnels
 TUNNELS_AT_ONCE = 50  # whose ended connections one sample reads: a record takes 5 µs, and each tunnel has 100
 
@@ -75,6 +76,7 @@ class Overview:
         tunnels = self._instance.tunnels()
         connections = self._instance.connections()
         carriers = self._instance.carriers()
+        bans = self._instance.bans(most=BANS)
         self._read_ended(tunnels)
         problems = {tunnel.name: problem for tunnel in tunnels if (problem := problem_of(tunnel, now))}
         self._compute_rates(now, tunnels, connections)
@@ -104,7 +106,7 @@ class Overview:
         }
         ended = sorted(self._ended.values(), key=ended_at, reverse=True)
         rates = self._tunnel_rates, self._connection_rates
-        self._sample = _Sample(now, facts, Tables(tunnels, problems, connections, ended, carriers, *rates))
+        self._sample = _Sample(now, facts, Tables(tunnels, problems, connections, ended, carriers, bans, *rates))
 
     def rest(self) -> None:
         """Forget the sample, because no page is open. The graphs and the ended connections stay."""

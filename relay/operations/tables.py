@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.printable import printable
 from .instance import CarrierStatus, ConnectionStatus, TunnelStatus
+from .ledgers import BanStatus
 
 __all__ = [
     "CONNECTION_ORDERS",
@@ -112,6 +113,8 @@ class Tables(NamedTuple):
     ended: Sequence[ConnectionStatus]
     """Newest first."""
     carriers: Sequence[CarrierStatus]
+    bans: Sequence[BanStatus]
+    """Those that last longest first."""
     tunnel_rates: Rates
     """By the name of a tunnel."""
     connection_rates: Rates
@@ -123,6 +126,7 @@ class Tables(NamedTuple):
         tunnels = _matching(self.tunnels, words, _words_of_tunnel)
         connections = _matching(self.connections, words, _words_of_connection)
         carriers = _matching(self.carriers, words, lambda one: (one.name, one.kind, one.state, one.error))
+        bans = _matching(self.bans, words, lambda one: (one.key, one.tunnel, one.limit))
         return {
             "tunnels": _table(
                 self.tunnels,
@@ -138,6 +142,7 @@ class Tables(NamedTuple):
             ),
             "ended": _table(self.ended, _matching(self.ended, words, _words_of_connection), 0, _ended),
             "carriers": _table(self.carriers, sorted(carriers, key=lambda one: one.state == "up"), 0, _carrier),
+            "bans": _table(self.bans, bans, 0, _ban),
         }
 
 
@@ -216,6 +221,10 @@ def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
         "error": short(carrier.error, 500),
         "worker": carrier.worker,
     }
+
+
+def _ban(ban: BanStatus) -> dict[str, Any]:
+    return {"key": short(ban.key), "tunnel": short(ban.tunnel), "limit": ban.limit, "until": ban.until}
 
 
 def short(text: str, longest: int = LONGEST) -> str:

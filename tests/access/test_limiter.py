@@ -147,6 +147,37 @@ def test_a_quota_bans() -> None:
     assert world.connect("192.0.2.1", 90000.0) == ""
 
 
+def test_the_last_bans_are_listed_at_once_among_many_keys() -> None:
+    world = World(rate="1/1h", ban="1m")
+    limiter = world.limiter
+
+    def banned(most: int, now: float) -> list[str]:
+        return [entry.key for entry in limiter.bans(most, now)]
+
+    hosts = [f"192.0.2.{number}" for number in range(5)]
+    for second, host in enumerate(hosts):
+        assert [world.connect(host, float(second)) for _ in range(2)] == ["", "limit x"]
+    assert (banned(9, 5.0), banned(2, 5.0)) == (hosts[::-1], hosts[:2:-1])
+    assert limiter.bans(1, 5.0)[0].banned_until == world.wall + 59.0
+    assert banned(9, 61.5) == hosts[:1:-1]
+    limiter.clear(hosts[3])
+    world.connect(hosts[2], 70.0)  # once more
+    assert banned(9, 63.0) == [hosts[2], hosts[4]] and limiter.has_bans
+    assert banned(9, 1000.0) == [] and not limiter.has_bans
+    successor = World(rate="1/1h", ban="1m").limiter
+    successor.restore([LedgerEntry("x", "192.0.2.9", world.wall + 30.0, 0, 0.0)], 0.0)
+    assert [entry.key for entry in successor.bans(9, 1.0)] == ["192.0.2.9"]
+
+
+def test_the_list_of_bans_is_no_longer_than_the_table() -> None:
+    limiter = Limiter(check_limits([{"rate": "1/1h", "ban": "1d"}])[0], Timers(), most=10)
+    for number in range(50):
+        for _ in range(2):
+            limiter.admit(Client(f"192.0.2.{number}"), float(number))
+    assert len(limiter._banned) == 10
+    assert all(limiter.table.find(entry.key) is not None for entry in limiter.bans(99, 60.0))
+
+
 def test_wrong_passwords_ban() -> None:
     world = World(rate="5/1m", ban="1m", name="login")
     limiter, client = world.limiter, Client("192.0.2.1")

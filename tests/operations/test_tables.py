@@ -9,6 +9,7 @@ from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
 from relay.engine.records import Stats
+from relay.operations.ledgers import BanStatus
 from relay.operations.tables import CONNECTION_ORDERS, ROWS, TUNNEL_ORDERS, Rates, Tables, View
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\n\x00" + "x" * 10_000
@@ -23,7 +24,7 @@ def connections(count):
 
 
 def tables(**parts):
-    nothing = {"tunnels": [], "problems": {}, "connections": [], "ended": [], "carriers": []}
+    nothing = {"tunnels": [], "problems": {}, "connections": [], "ended": [], "carriers": [], "bans": []}
     return Tables(**{**nothing, "tunnel_rates": Rates(), "connection_rates": Rates(), **parts})
 
 
@@ -46,18 +47,21 @@ def test_the_filter_is_about_every_table_and_every_word():
     double = Double()
     carrier = CarrierStatus("ssh://me@Bastion", "ssh", "up", 1.0, 0, 1)
     ended = [dataclasses.replace(BASE, id="e", state="closed", reason="refused", target="db.internal:5432")]
-    all_rows = tables(tunnels=double.tunnels(), connections=connections(20), ended=ended, carriers=[carrier])
+    all_rows = tables(
+        tunnels=double.tunnels(), connections=connections(20), ended=ended, carriers=[carrier], bans=double.banned
+    )
 
     def matching(words):
         shown = all_rows.shown(View(filter=words))
-        return [shown[name]["matching"] for name in ("tunnels", "connections", "ended", "carriers")]
+        return [shown[name]["matching"] for name in ("tunnels", "connections", "ended", "carriers", "bans")]
 
-    assert matching("") == [2, 20, 1, 1]
-    assert matching("REFUSED db.internal") == [0, 0, 1, 0]
-    assert matching("bastion") == [0, 0, 0, 1]
-    assert matching("10.0.0.7 open") == [0, 1, 0, 0]
-    assert matching("10.0.0.7 refused") == [0, 0, 0, 0]
-    assert matching("ssh://me@x") == [1, 0, 0, 0], "a hop of b"
+    assert matching("") == [2, 20, 1, 1, 1]
+    assert matching("REFUSED db.internal") == [0, 0, 1, 0, 0]
+    assert matching("bastion") == [0, 0, 0, 1, 0]
+    assert matching("10.0.0.7 open") == [0, 1, 0, 0, 0]
+    assert matching("10.0.0.7 refused") == [0, 0, 0, 0, 0]
+    assert matching("ssh://me@x") == [1, 0, 0, 0, 0], "a hop of b"
+    assert matching("192.0.2.7 few") == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("order", [sign + key for key in CONNECTION_ORDERS for sign in ("", "-")])
@@ -121,8 +125,9 @@ def test_hostile_texts_are_short_and_printable():
     )
     connection = dataclasses.replace(BASE, peer=HOSTILE, target=HOSTILE, tunnel=HOSTILE, reason=HOSTILE)
     carrier = CarrierStatus(HOSTILE, "ssh", "failed", 1.0, 0, 0, error=HOSTILE)
+    ban = BanStatus(tunnel=HOSTILE, limit="few", key=HOSTILE, until=2e9)
     shown = tables(
-        tunnels=[tunnel], connections=[connection], ended=[connection], carriers=[carrier]
+        tunnels=[tunnel], connections=[connection], ended=[connection], carriers=[carrier], bans=[ban]
     ).shown(View())  # fmt: skip
     texts = []
 
@@ -134,7 +139,7 @@ def test_hostile_texts_are_short_and_printable():
 
     collect(shown)
     assert all(text.isprintable() and len(text) < 600 for text in texts)
-    assert sum(text.startswith(r"<img src=x onerror=alert(1)>\u202e\n\x00xxx") for text in texts) == 14
+    assert sum(text.startswith(r"<img src=x onerror=alert(1)>\u202e\n\x00xxx") for text in texts) == 16
 
 
 def test_rates_are_those_since_the_last_look():

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,22 @@ def test_it_shows_a_running_relay_live(chromium, tmp_path, runtime_directory, ec
             until(page, "document.querySelector('#health').textContent === 'No answer'")
             page.problems.clear()  # the browser reports that nothing answers
             assert "Trying again" in page.inner_text("#notice")
+
+
+def test_it_shows_bans_if_there_are_some(chromium, tmp_path):
+    double = Double()
+    many = [dataclasses.replace(double.banned[0], key=f"192.0.2.{number}") for number in range(120)]
+    double.banned = []
+    with page_of(chromium, double, tmp_path) as page:
+        assert not page.is_visible("#bans")
+        double.banned = [dataclasses.replace(many[0], key=HOSTILE, until=time.time() + 3601)]
+        until(page, "!document.querySelector('#bans').hidden")
+        rows = [column(page, "bans", number)[0] for number in range(1, 5)]
+        assert rows[0].startswith("<img") and rows[1:] == ["a", "few", "60 min"]
+        assert page.title() != "pwned"
+        double.banned = many
+        until(page, "document.querySelectorAll('#bans tbody tr:not(.empty)').length === 25")
+        assert page.inner_text("#bans .count") == "1–25 of 100"
 
 
 def test_a_page_that_is_open_sees_the_end_and_the_next_start(chromium, tmp_path):
@@ -306,7 +323,7 @@ def test_a_link_shows_its_view_and_a_wrong_one_the_usual_one(chromium, tmp_path)
 
 def test_each_control_has_a_name_and_each_table_its_headers(chromium, tmp_path):
     with page_of(chromium, Scene(), tmp_path) as page:
-        for role, count in (("table", 5), ("searchbox", 1), ("main", 1), ("status", 1)):
+        for role, count in (("table", 6), ("searchbox", 1), ("main", 1), ("status", 1)):
             assert page.get_by_role(role).count() == count
         assert page.get_by_role("searchbox").get_attribute("aria-describedby") == "filter-help"
         tree = page.locator("body").aria_snapshot()
@@ -336,8 +353,8 @@ def test_it_fits_every_screen_in_colours_that_can_be_read(chromium, tmp_path, mo
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate(CONTRAST) == []
             parts = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
-            assert parts == ["tiles", "tunnels", "carriers", "connections", "ended", "log"]
-            assert [page.locator(f"#{part}").is_visible() for part in parts] == [True] * 6
+            assert parts == ["tiles", "tunnels", "carriers", "connections", "ended", "bans", "log"]
+            assert [page.locator(f"#{part}").is_visible() for part in parts] == [True] * 7
             graphs = page.eval_on_selector_all(".tile svg .line", "all => all.map(one => one.getAttribute('d').length)")
             assert len(graphs) == 4 and min(graphs) > 100
             if picture is not None:

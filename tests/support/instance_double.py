@@ -25,7 +25,7 @@ from relay.operations.instance import (
     TunnelStatus,
     Verdict,
 )
-from relay.operations.ledgers import BanStatus, QuotaStatus
+from relay.operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
 from relay.operations.server import serve
 from relay.operations.sockets import open_control, open_status
 from relay.operations.stop import Stop
@@ -78,9 +78,9 @@ class Double:
         self._check(tunnel)
         return [each for each in self.ended if tunnel in (None, each.tunnel)]
 
-    def bans(self, tunnel=None):
+    def bans(self, tunnel=None, most=MOST_ROWS):
         self._check(tunnel)
-        return [each for each in self.banned if tunnel in (None, each.tunnel)]
+        return [each for each in self.banned if tunnel in (None, each.tunnel)][:most]
 
     def quotas(self, tunnel=None):
         self._check(tunnel)

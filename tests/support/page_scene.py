@@ -12,6 +12,7 @@ from instance_double import Double
 from relay.carriers.listing import CarrierStatus
 from relay.engine.records import Stats
 from relay.operations.instance import ConnectionStatus, InstanceStatus, LogLine, ProbeStatus, TunnelStatus
+from relay.operations.ledgers import BanStatus
 from relay.operations.overview import _Point
 
 HOSTS = ("192.0.2.14", "192.0.2.31", "198.51.100.7", "203.0.113.5", "2001:db8::1f")
@@ -58,6 +59,7 @@ class Scene(Double):
             LogLine(now - 300, "warning", "relay", "denied peer=203.0.113.5:51234 tunnel=proxy rule=login"),
             LogLine(now - 95, "error", "relay.ssh", "ssh://backup@vault: connect: No route to host"),
         ]
+        self.banned = [BanStatus(tunnel="proxy", limit="login", key=host, until=now + 50) for host in HOSTS[2:]]
         self._links = [
             CarrierStatus("ssh://me@bastion", "ssh", "up", now - 638, 2, 41, 0.018),
             CarrierStatus(

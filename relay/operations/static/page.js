@@ -262,6 +262,22 @@ const tables = {
       figure(cells[7], row.sent, size);
     },
   }),
+  bans: new Table("bans", {
+    nothing: "There is none.",
+    make: (cells) => {
+      const key = pick(cells[0]);
+      const [tunnel] = under(cells[0], "under phone");
+      return { key, tunnel };
+    },
+    fill: (row, cells, parts, event) => {
+      foreign(parts.key, row.key);
+      foreign(parts.tunnel, row.tunnel);
+      foreign(cells[1], row.tunnel);
+      foreign(cells[2], row.limit);
+      put(cells[3], duration(row.until - event.time));
+      cells[3].title = moment(row.until);
+    },
+  }),
   log: new Table("log", {
     nothing: "No line yet.",
     make: (cells) => {
@@ -372,7 +388,8 @@ function update(event) {
   put(byId("process"), facts.filter(Boolean).join(" · "));
   put(document.querySelector("title"), `${word} – relay`);
   updateTiles(event);
-  for (const name of ["tunnels", "carriers", "connections", "ended"]) tables[name].update(event[name], event);
+  for (const name of ["tunnels", "carriers", "connections", "ended", "bans"]) tables[name].update(event[name], event);
+  byId("bans").hidden = !event.bans.total;
   const lines = { total: event.log.length, matching: event.log.length, from: 0, rows: event.log };
   tables.log.update(lines, event);
   document.body.dataset.updated = event.time;

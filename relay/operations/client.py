@@ -20,7 +20,7 @@ class ClientError(Exception):
 
     :param text: what the server says.
     :param status: the HTTP status; 0 if the answer was not HTTP with JSON.
-    :param problems: of a reload that has failed, one line each; else the text.
+    :param problems: of a reload or a health check that has failed, one line each; else the text.
     """
 
     def __init__(self, text: str, status: int = 0, problems: Sequence[str] = ()) -> None:
@@ -112,4 +112,6 @@ def _error_in(value: Any) -> str:
 
 def _problems_in(value: Any) -> list[str]:
     problems = value.get("problems") if isinstance(value, dict) else None
+    if isinstance(problems, dict):  # of a health check, by the name of the tunnel
+        return [f"{name}: {text}" for name, text in problems.items()]
     return [str(one) for one in problems] if isinstance(problems, list) else []

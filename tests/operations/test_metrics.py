@@ -404,7 +404,7 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
             assert [(entry["type"], entry["help"]) for entry in kinds[family.name]] == [(family.kind, family.help)]
 
 
-DASHBOARD = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "grafana-dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 

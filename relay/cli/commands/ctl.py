@@ -80,6 +80,16 @@ def status(client: Any, as_json: bool) -> None:
         print_line(line)
 
 
+def live(client: Any) -> None:
+    """Exit with status 0 if the loop of each tunnel turns, as /livez does: for a liveness probe."""
+    client.get("/livez")
+
+
+def ready(client: Any) -> None:
+    """Exit with status 0 if the required tunnels serve clients, as /readyz does: for a readiness probe."""
+    client.get("/readyz")
+
+
 @ctl.command("list")
 @click.option("--names", is_flag=True, help="Print only the names, of all relays that run.")
 @as_json
@@ -248,7 +258,7 @@ def _print_json(answer: Any) -> None:
 
 
 for _function in (
-    status, connections, carriers, bans, quotas, pause, resume, drain, disable, enable, kill, reload, reopen, log_level,
-    stop,
+    status, live, ready, connections, carriers, bans, quotas, pause, resume, drain, disable, enable, kill, reload,
+    reopen, log_level, stop,
 ):  # fmt: skip
     subcommand(_function)

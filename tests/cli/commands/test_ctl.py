@@ -133,6 +133,15 @@ def test_actions_print_nothing_and_act(ctl, running, double):
     assert double.facts.draining
 
 
+def test_probes_are_silent_and_say_what_is_wrong(ctl, running, double):
+    assert ctl("live") == ctl("ready") == (0, "", "")
+    double.change("a", required=True, state="failed", problem="in use")
+    assert ctl("ready") == (1, "", "relay: a: failed: in use\n")
+    assert ctl("stop") == (0, "", "")
+    assert ctl("ready")[0] == 1
+    assert ctl("live") == (0, "", "")
+
+
 def test_reload_prints_what_changes(ctl, running, double):
     assert ctl("reload") == (0, "a: tuned (nconnect)\n", "")
     assert json.loads(ctl("reload", "--dry-run", "--json")[1])["dry_run"] is True

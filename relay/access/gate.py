@@ -66,7 +66,7 @@ class Gate:
         self._named: weakref.WeakValueDictionary[Limit, Limiter] = weakref.WeakValueDictionary()
         self._used_last: OrderedDict[Limit, Limiter] = OrderedDict()
         self.change(policy)
-        if self._guesses is None and book is not None and any(entry.limit == LOGIN for entry in book.entries()):
+        if self._guesses is None and book is not None and book.entries(LOGIN):
             self._guesses = self._limiter(_GUESSES, None)
 
     def change(self, policy: ClientPolicy) -> None:
@@ -85,7 +85,7 @@ class Gate:
             return before
         made = Limiter(limit, self._timers, book=self._book, on_quota=self._on_quota)
         if self._book is not None:
-            made.restore(self._book.entries(), self._monotonic())
+            made.restore(self._book.entries(limit.name), self._monotonic())
         return made
 
     @property
@@ -191,10 +191,22 @@ class Gate:
 
     # -- the ledger ---------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> list[LedgerEntry]:
-        """Return the entries that have changed since the last call; a ban that was cleared has 0 as its end."""
-        now = self._monotonic()
-        return [entry for limiter in self._all() for entry in limiter.snapshot(now)]
+    @property
+    def has_changed(self) -> bool:
+        """True if :meth:`snapshot` has something to return."""
+        return any(limiter.has_changed for limiter in self._all())
+
+    def snapshot(self, most: int) -> list[LedgerEntry]:
+        """Return about so many of the entries that have changed since they were returned last.
+
+        A ban that was cleared has 0 as its end.
+        """
+        now, found = self._monotonic(), list[LedgerEntry]()
+        for limiter in self._all():
+            found += limiter.snapshot(now, most - len(found))
+            if len(found) >= most:
+                break
+        return found
 
     def entries(self) -> list[LedgerEntry]:
         """Return all entries with a ban or with bytes of the current period."""
@@ -205,12 +217,6 @@ class Gate:
     def has_bans(self) -> bool:
         """True if a client may be banned. Safe from any thread."""
         return bool(self._named) or any(limiter.has_bans for limiter in self._own())
-
-    def bans(self, most: int) -> list[LedgerEntry]:
-        """Return bans, those that last longest first; each limit has at most its last ones."""
-        now = self._monotonic()
-        found = [entry for limiter in self._all() for entry in limiter.bans(most, now)]
-        return sorted(found, key=lambda one: -one.banned_until)[:most]
 
     def restore(self, entries: Iterable[LedgerEntry]) -> None:
         """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
@@ -223,14 +229,13 @@ class Gate:
     def clear(self, limit: str | None, key: str | None) -> int:
         """Forget the ban and the quota of a key; ``None`` for every limit or every key.
 
-        :returns: how many entries that has changed; they are in the next :meth:`snapshot`.
+        :returns: how many entries that has changed; they are in a later :meth:`snapshot`.
         """
         return sum(limiter.clear(key) for limiter in self._all() if limit in (None, limiter.limit.name))
 
-    def quotas(self) -> dict[str, int]:
-        """Return the bytes of a period that each limit with a quota allows, by its name."""
-        limits = [limiter.limit for limiter in self._all()]
-        return {limit.name: limit.terms.quota for limit in limits if limit.terms.quota is not None}
+    def limiters(self) -> tuple[Limiter, ...]:
+        """Return its limits at work."""
+        return self._all()
 
     def _own(self) -> tuple[Limiter, ...]:
         return self._counting if self._guesses is None else (*self._counting, self._guesses)

@@ -26,8 +26,17 @@ class LedgerEntry(NamedTuple):
 class Ledger(Protocol):
     """The bans and quotas of one tunnel. Every method is called in its relay thread, and none of them blocks."""
 
-    def snapshot(self) -> list[LedgerEntry]:
-        """Return the entries that have changed since the last call; a ban that was cleared has 0 as its end."""
+    @property
+    def has_changed(self) -> bool:
+        """True if :meth:`snapshot` has something to return."""
+
+    def snapshot(self, most: int) -> list[LedgerEntry]:
+        """Return about so many of the entries that have changed since they were returned last.
+
+        A ban that was cleared has 0 as its end.
+
+        :param most: entries of each limit; a caller that takes few at a time does not hold up the thread.
+        """
 
     def entries(self) -> list[LedgerEntry]:
         """Return all entries with a ban or with bytes of the current period."""
@@ -38,15 +47,18 @@ class Ledger(Protocol):
     def clear(self, limit: str | None, key: str | None) -> int:
         """Forget the ban and the quota of a key; ``None`` for every limit or every key.
 
-        :returns: how many entries that has changed; they are in the next :meth:`snapshot`.
+        :returns: how many entries that has changed; they are in a later :meth:`snapshot`.
         """
 
 
 class Book(Protocol):
     """The keeper of a ledger over a restart. Every method is called in the relay thread, and none of them blocks."""
 
-    def entries(self) -> Sequence[LedgerEntry]:
-        """Return the entries that were kept."""
+    def entries(self, limit: str) -> Sequence[LedgerEntry]:
+        """Return the entries of a limit that were kept.
+
+        :param limit: its name.
+        """
 
     def changed(self) -> None:
-        """Take the snapshot of the ledger, soon."""
+        """Take snapshots of the ledger, soon."""

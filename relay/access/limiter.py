@@ -31,6 +31,7 @@ OnQuota = Callable[[Limit, str, bool], object]
 """Called with a limit, a key, and whether its quota is used up; else most of it is."""
 
 _ROUNDING = 1e-6  # seconds
+_ENDED = 1000  # bans that have ended, which are taken from the list at one time
 _MOST_OF_IT = 0.8  # of a quota
 
 
@@ -143,10 +144,10 @@ class Limiter:
         self.limit = limit
         self._set_terms()
         if before.bandwidth != terms.bandwidth and terms.bandwidth is not None:
-            for meter in (meter for entry in self.table for meter in entry.meters or ()):
+            for meter in (meter for entry in self.table.all() for meter in entry.meters or ()):
                 meter.change(terms.bandwidth)
         if before.quota != terms.quota:
-            for entry in self.table:
+            for entry in self.table.all():
                 entry.marks = min(entry.marks, self._marks_of(entry))
         return True
 
@@ -267,42 +268,52 @@ class Limiter:
         banned.pop(entry.key, None)
         banned[entry.key] = entry
         if len(banned) > self.table.most:
-            del banned[next(iter(banned))]
+            # Several at once: to find the first one takes the longer the more have gone from there.
+            for key in list(itertools.islice(banned, max(1, self.table.most // 100))):
+                del banned[key]
 
     @property
     def has_bans(self) -> bool:
-        """True if a client is banned, or was when :meth:`bans` was called last. Safe from any thread."""
+        """True if a client is banned, or was when :meth:`banned` was called last. Safe from any thread."""
         return bool(self._banned)
 
-    def bans(self, most: int, now: float) -> list[LedgerEntry]:
-        """Return bans, at most the last ones; the cost does not grow with the number of all keys."""
-        banned = self._banned
-        while banned and (oldest := next(iter(banned.values()))).banned_until <= now:
-            del banned[oldest.key]
+    def banned(self, most: int, now: float) -> list[Entry]:
+        """Return what is banned, at most the last ones; the cost does not grow with the number of all keys."""
+        banned, find = self._banned, self.table.find
+        oldest = itertools.islice(banned.items(), _ENDED)
+        for key in [key for key, entry in oldest if entry.banned_until <= now]:
+            del banned[key]
         last = itertools.islice(reversed(banned.values()), most)
-        return [
-            self._stored(entry, now)
-            for entry in last
-            if entry.banned_until > now and self.table.find(entry.key) is entry
-        ]
+        return [entry for entry in last if entry.banned_until > now and find(entry.key) is entry]
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
     def _note(self, entry: Entry) -> None:
         """Remember that an entry has changed."""
-        if not self._changed and self._book is not None:
+        if self._book is None:
+            return
+        if not self._changed:
             self._book.changed()
         self._changed.add(entry.key)
 
-    def snapshot(self, now: float) -> list[LedgerEntry]:
-        """Return the entries that have changed since the last call."""
-        changed, self._changed = self._changed, set()
-        found = (self.table.find(key) for key in changed)
-        return [self._stored(entry, now) for entry in found if entry is not None]
+    @property
+    def has_changed(self) -> bool:
+        """True if :meth:`snapshot` has something to return."""
+        return bool(self._changed)
 
-    def entries(self, now: float) -> list[LedgerEntry]:
-        """Return all entries with a ban or with bytes of the current period."""
-        stored = (self._stored(entry, now) for entry in self.table)
+    def snapshot(self, now: float, most: int) -> list[LedgerEntry]:
+        """Return entries that have changed since they were returned last, at most so many."""
+        changed, find = self._changed, self.table.find
+        found = (find(changed.pop()) for _ in range(min(most, len(changed))))
+        return self._stored([entry for entry in found if entry is not None], now)
+
+    def entries(self, now: float, among: Iterable[Entry] | None = None) -> list[LedgerEntry]:
+        """Return the entries with a ban or with bytes of the current period.
+
+        :param now: monotonic seconds.
+        :param among: entries of the table; ``None`` for all.
+        """
+        stored = self._stored(self.table.all() if among is None else among, now)
         return [entry for entry in stored if entry.banned_until or entry.used]
 
     def restore(self, entries: Iterable[LedgerEntry], now: float) -> None:
@@ -324,7 +335,7 @@ class Limiter:
 
     def clear(self, key: str | None) -> int:
         """Forget the ban and the quota of a key, ``None`` for all; return how many entries that has changed."""
-        found = list(self.table) if key is None else [entry for entry in [self.table.find(key)] if entry is not None]
+        found = self.table.all() if key is None else [entry for entry in [self.table.find(key)] if entry is not None]
         cleared = [entry for entry in found if entry.banned_until or entry.used]
         for entry in cleared:
             entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
@@ -332,10 +343,13 @@ class Limiter:
             self._note(entry)
         return len(cleared)
 
-    def _stored(self, entry: Entry, now: float) -> LedgerEntry:
-        wall, quota = self._wall(), self.limit.terms.quota
-        if quota is not None:
-            self.left(entry)  # a period that is over counts no longer
-        banned = wall + entry.banned_until - now if entry.banned_until > now else 0.0
-        period = entry.period if quota is not None else 0.0
-        return LedgerEntry(self.limit.name, entry.key, banned, entry.used, period)
+    def _stored(self, entries: Iterable[Entry], now: float) -> list[LedgerEntry]:
+        name, wall, has_quota = self.limit.name, self._wall(), self.limit.terms.quota is not None
+        begin = self._calendar.begin(wall)
+        stored = []
+        for entry in entries:
+            if has_quota and entry.period != begin:
+                self.left(entry)  # a period that is over counts no longer
+            banned = wall + entry.banned_until - now if entry.banned_until > now else 0.0
+            stored.append(LedgerEntry(name, entry.key, banned, entry.used, entry.period if has_quota else 0.0))
+        return stored

@@ -7,12 +7,13 @@ if it cannot be used, one WARNING says why, and relay goes on without it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..addresses.printable import printable
@@ -70,6 +71,7 @@ class Store:
         self._pause = pause
         self._changed = threading.Condition()
         self._waiting: dict[_Key, LedgerEntry] = {}  # those changed longest ago first
+        self._unwritten: dict[_Key, LedgerEntry] = {}  # the same, of the thread, after a failure
         self._is_closing = False
         self._has_failed = False
         self._written = 0  # rows since the last removal of those that are over
@@ -83,13 +85,15 @@ class Store:
         self._thread = threading.Thread(target=self._run, name="relay-state", daemon=True)
         self._thread.start()
 
-    def entries(self, tunnel: str) -> Sequence[LedgerEntry]:
-        """Return the entries of a tunnel: those of the file when it was opened, and those that came later.
+    def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
+        """Return the entries of a limit: those of the file when it was opened, and those that came later.
 
-        :param tunnel: its name.
+        :param tunnel: the name of its tunnel.
+        :param limit: its name.
         """
         with self._changed:
-            return [entry for entry in self._stored.get(tunnel, {}).values() if entry.banned_until or entry.used]
+            stored = self._stored.get(tunnel)
+            return stored.of(limit) if stored is not None else []
 
     def put(self, tunnel: str, entries: Iterable[LedgerEntry]) -> None:
         """Write entries, later. Never blocks for long. After :meth:`close` they are dropped.
@@ -100,17 +104,18 @@ class Store:
         with self._changed:
             if self._is_closing:
                 return
-            stored = self._stored.setdefault(tunnel, {})
-            was_idle = not self._waiting
+            stored = self._stored.get(tunnel)
+            if stored is None:
+                stored = self._stored[tunnel] = _Stored()
+            waiting = self._waiting
+            was_idle = not waiting
             for entry in entries:
                 key = tunnel, entry.limit, entry.key
-                self._waiting.pop(key, None)
-                self._waiting[key] = entry
-                stored.pop((entry.limit, entry.key), None)
-                stored[entry.limit, entry.key] = entry
-            _trim(self._waiting)
-            _trim(stored)
-            if was_idle and self._waiting:
+                waiting.pop(key, None)
+                waiting[key] = entry
+                stored.put(entry)
+            _trim(waiting)
+            if was_idle and waiting:
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -133,37 +138,41 @@ class Store:
     def _wait_for_entries(self) -> bool:
         """Wait until there is something to write, and a little longer; return false at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            self._changed.wait_for(lambda: self._waiting or self._unwritten or self._is_closing)
             pause = _RETRY if self._has_failed else self._pause
             self._changed.wait_for(lambda: self._is_closing, pause)
             return not self._is_closing
 
     def _write(self) -> None:
         with self._changed:
-            entries, self._waiting = self._waiting, {}
+            taken, self._waiting = self._waiting, {}
+        entries = self._unwritten  # merged without the lock, which relay threads need
+        for key, entry in taken.items():
+            entries.pop(key, None)
+            entries[key] = entry
+        _trim(entries)
         if not entries:
             return
         try:
             self._replace(entries)
+            self._unwritten = {}
             self._written += len(entries)
             if self._written >= _PRUNE:
                 self._prune()
         except Exception as error:  # noqa: BLE001  (whatever it is, relay goes on without the file)
-            self._fail(error, entries)
+            self._fail(error)
         else:
             if self._has_failed:
                 logger.warning("state file %s: written again", self._path)
             self._has_failed = False
 
-    def _fail(self, error: Exception, entries: dict[_Key, LedgerEntry]) -> None:
+    def _fail(self, error: Exception) -> None:
         if not self._has_failed:
             text = "state file %s: cannot write: %s; relay goes on, and tries again"
             logger.warning(text, self._path, printable(str(error), 200))
         self._has_failed = True
-        with self._changed:
-            self._waiting = {**entries, **self._waiting}  # a later entry of a key counts
 
-    def _replace(self, entries: dict[_Key, LedgerEntry]) -> None:
+    def _replace(self, entries: Mapping[_Key, LedgerEntry]) -> None:
         over, kept, now = [], [], self._wall()
         for (tunnel, name, key), entry in entries.items():
             if entry.banned_until or entry.used:
@@ -191,15 +200,44 @@ class Store:
             (_MOST,),
         )
 
-    def _read(self) -> dict[str, dict[tuple[str, str], LedgerEntry]]:
-        found: dict[str, dict[tuple[str, str], LedgerEntry]] = {}
+    def _read(self) -> dict[str, _Stored]:
+        found: dict[str, _Stored] = {}
         rows = self._database.execute(
             "SELECT tunnel, name, key, banned_until, used, period FROM entry ORDER BY changed LIMIT ?", (_MOST,)
         )
         for tunnel, name, key, banned_until, used, period in rows:
             entry = LedgerEntry(str(name), str(key), float(banned_until), int(used), float(period))
-            found.setdefault(str(tunnel), {})[entry.limit, entry.key] = entry
+            found.setdefault(str(tunnel), _Stored()).put(entry)
         return found
+
+
+class _Stored:
+    """The entries of one tunnel that mean something: at most :data:`_MOST` of them."""
+
+    __slots__ = ("_limits", "_count")
+
+    def __init__(self) -> None:
+        self._limits: dict[str, dict[str, LedgerEntry]] = {}  # by key; those changed longest ago first
+        self._count = 0
+
+    def of(self, limit: str) -> list[LedgerEntry]:
+        """Return the entries of a limit, those changed longest ago first."""
+        return list(self._limits.get(limit, {}).values())
+
+    def put(self, entry: LedgerEntry) -> None:
+        """Take an entry. If there are too many, forget the oldest of its limit."""
+        kept = self._limits.get(entry.limit)
+        if kept is None:
+            kept = self._limits[entry.limit] = {}
+        if kept.pop(entry.key, None) is not None:
+            self._count -= 1
+        if entry.banned_until or entry.used:
+            kept[entry.key] = entry
+            self._count += 1
+            if self._count > _MOST:
+                self._count -= _forget_some(kept if len(kept) > 1 else max(self._limits.values(), key=len))
+        if not kept:
+            del self._limits[entry.limit]
 
 
 def open_store(path: str) -> Store | None:
@@ -218,7 +256,18 @@ def open_store(path: str) -> Store | None:
 def _trim(entries: dict[Any, LedgerEntry]) -> None:
     """Forget what has changed longest ago, if there is too much."""
     while len(entries) > _MOST:
-        del entries[next(iter(entries))]
+        _forget_some(entries)
+
+
+def _forget_some(entries: dict[Any, LedgerEntry]) -> int:
+    """Forget some of those changed longest ago, and return how many; of the last two at most one.
+
+    To find the first one takes the longer the more have gone from there: for each single one, up to a millisecond.
+    """
+    oldest = list(itertools.islice(entries, min(max(1, _MOST // 200), (len(entries) + 1) // 2)))
+    for key in oldest:
+        del entries[key]
+    return len(oldest)
 
 
 def _open(path: str) -> sqlite3.Connection:

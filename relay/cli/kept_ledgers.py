@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -23,24 +24,24 @@ def bans_of(members: Iterable[Snapshot], most: int) -> list[BanStatus]:
     from ..engine import ledgers
     from ..operations.ledgers import BanStatus
 
-    found = [
+    found = (
         BanStatus(tunnel=name, limit=entry.limit, key=entry.key, until=entry.banned_until)
         for name, tunnel in _tunnels(members)
         for entry in ledgers.bans_of(tunnel, most)
-    ]
-    return sorted(found, key=lambda one: -one.until)[:most]
+    )
+    return heapq.nlargest(most, found, key=lambda one: one.until)
 
 
 def quotas_of(members: Iterable[Snapshot]) -> list[QuotaStatus]:
     """Return what was used of the quotas of tunnels, the largest part first."""
     from ..operations.ledgers import MOST_ROWS, QuotaStatus
 
-    found = [
+    found = (
         QuotaStatus(tunnel=name, limit=entry.limit, key=entry.key, used=entry.used, quota=quota, since=entry.period)
-        for name, _, (entry, quota) in _entries(members)
+        for name, (entry, quota) in _entries(members)
         if entry.used and quota
-    ]
-    return sorted(found, key=lambda one: -one.used / one.quota)[:MOST_ROWS]
+    )
+    return heapq.nlargest(MOST_ROWS, found, key=lambda one: one.used / one.quota)
 
 
 def clear_all(members: Iterable[Snapshot], kind: str, key: str) -> int:
@@ -51,20 +52,15 @@ def clear_all(members: Iterable[Snapshot], kind: str, key: str) -> int:
     """
     from ..engine.ledgers import clear
 
-    found = [
-        (tunnel, entry.limit)
-        for _, tunnel, (entry, _) in _entries(members)
-        if entry.key == key and (entry.banned_until if kind == "bans" else entry.used)
-    ]
-    return sum(clear(tunnel, limit, key) for tunnel, limit in found)
+    return sum(clear(tunnel, kind, key) for _, tunnel in _tunnels(members))
 
 
-def _entries(members: Iterable[Snapshot]) -> Iterator[tuple[str, Tunnel, KeptEntry]]:
+def _entries(members: Iterable[Snapshot]) -> Iterator[tuple[str, KeptEntry]]:
     from ..engine.ledgers import entries_of
 
     for name, tunnel in _tunnels(members):
         for entry in entries_of(tunnel):
-            yield name, tunnel, entry
+            yield name, entry
 
 
 def _tunnels(members: Iterable[Snapshot]) -> Iterator[tuple[str, Tunnel]]:

@@ -163,10 +163,10 @@ class Entrance:
         part, clients = "all" if is_used_up else "80 %", "all clients" if key == ALL else key
         self._quotas.log(time.monotonic(), text, self._owner.name, part, clients, limit.name)
 
-    def keep(self, now: float) -> None:
+    def keep(self) -> None:
         """Hand the bans and quotas over that have changed, at the end of the tunnel."""
         if self._keeper is not None:
-            self._keeper.write(now)
+            self._keeper.write()
 
     # -- half-open clients --------------------------------------------------------------------------------------------
 

@@ -13,13 +13,15 @@ from ..eventloop.loop import Timer, Timers
 __all__ = ["LedgerKeeper", "keeper_of", "set_store"]
 
 _PAUSE = 1.0  # seconds after a change until it and those that follow are handed over
+_PART = 100  # entries handed over in one turn of the loop: half a millisecond
+_BREATH = 0.002  # seconds until the next part
 
 
 class LedgerStore(Protocol):
     """The store; see :class:`relay.access.store.Store`."""
 
-    def entries(self, tunnel: str, /) -> Sequence[LedgerEntry]:
-        """Return the entries of a tunnel."""
+    def entries(self, tunnel: str, limit: str, /) -> Sequence[LedgerEntry]:
+        """Return the entries of a limit of a tunnel."""
 
     def put(self, tunnel: str, entries: Iterable[LedgerEntry], /) -> None:
         """Write entries, later."""
@@ -55,11 +57,11 @@ class LedgerKeeper:
         self.ledger: Ledger | None = None
         self._tunnel = tunnel
         self._store = store
-        self._timer = Timer(timers, self.write)
+        self._timer = Timer(timers, self._write_some)
 
-    def entries(self) -> Sequence[LedgerEntry]:
-        """Return what the store has."""
-        return self._store.entries(self._tunnel)
+    def entries(self, limit: str) -> Sequence[LedgerEntry]:
+        """Return what the store has of a limit."""
+        return self._store.entries(self._tunnel, limit)
 
     def changed(self) -> None:
         """Hand the changes over, soon."""
@@ -67,8 +69,20 @@ class LedgerKeeper:
             now = time.monotonic()
             self._timer.start(now + _PAUSE, now)
 
-    def write(self, now: float) -> None:
-        """Hand over what has changed."""
+    def write(self) -> None:
+        """Hand over all that has changed: at the end of the tunnel."""
         self._timer.stop()
-        if self.ledger is not None and (entries := self.ledger.snapshot()):
+        while self._hand_over():
+            pass
+
+    def _write_some(self, now: float) -> None:
+        if self._hand_over():
+            self._timer.start(now + _BREATH, now)
+
+    def _hand_over(self) -> bool:
+        """Hand over a part of what has changed; return whether there is more."""
+        if self.ledger is None:
+            return False
+        if entries := self.ledger.snapshot(_PART):
             self._store.put(self._tunnel, entries)
+        return self.ledger.has_changed

@@ -1,16 +1,24 @@
-"""The bans and quotas of a tunnel, as operators see and clear them."""
+"""The bans and quotas of a tunnel, as operators see and clear them.
+
+A table may have 100,000 keys. So the relay thread is asked about a few at a time, and serves clients in between.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..access.ledger import LedgerEntry
+from ..access.limiter import Limiter
+from ..access.table import Entry
 from .changes import in_thread
 from .relay_thread import RelayThread
 from .tunnel import Tunnel
 
 __all__ = ["KeptEntry", "bans_of", "clear", "entries_of"]
+
+_PART = 200  # entries that the relay thread returns in one turn of its loop: half a millisecond
 
 
 class KeptEntry(NamedTuple):
@@ -21,17 +29,14 @@ class KeptEntry(NamedTuple):
     """The bytes of a period that the limit allows; ``None`` without a quota."""
 
 
-def entries_of(tunnel: Tunnel) -> Sequence[KeptEntry]:
-    """Return what is banned, and what was used of quotas; nothing if the tunnel is closing."""
-
-    def look(relay: RelayThread, now: float) -> list[KeptEntry]:
-        gate = relay.entrance.gate
-        if gate is None:
-            return []
-        quotas = gate.quotas()
-        return [KeptEntry(entry, quotas.get(entry.limit)) for entry in gate.entries()]
-
-    return in_thread(tunnel, look) or []
+def entries_of(tunnel: Tunnel) -> Iterator[KeptEntry]:
+    """Return what is banned, and what was used of quotas; nothing more once the tunnel is closing."""
+    for limiter in in_thread(tunnel, _limiters) or ():
+        quota = limiter.limit.terms.quota
+        table = _table(tunnel, limiter)
+        for first in range(0, len(table), _PART):
+            for entry in _entries(tunnel, limiter, table[first : first + _PART]):
+                yield KeptEntry(entry, quota)
 
 
 def bans_of(tunnel: Tunnel, most: int) -> Sequence[LedgerEntry]:
@@ -40,27 +45,51 @@ def bans_of(tunnel: Tunnel, most: int) -> Sequence[LedgerEntry]:
     :param tunnel: the tunnel; nothing if it is closing.
     :param most: bans at most.
     """
-
-    def look(relay: RelayThread, now: float) -> list[LedgerEntry]:
-        gate = relay.entrance.gate
-        return [] if gate is None else gate.bans(most)
-
     gate = tunnel._relay.entrance.gate
     if gate is None or not gate.has_bans:  # a tunnel without bans is not disturbed
         return []
-    return in_thread(tunnel, look) or []
+    found: list[LedgerEntry] = []
+    for limiter in in_thread(tunnel, _limiters) or ():
+        banned = _banned(tunnel, limiter, most)
+        for first in range(0, len(banned), _PART):
+            found += _entries(tunnel, limiter, banned[first : first + _PART])
+    return heapq.nlargest(most, (one for one in found if one.banned_until), key=lambda one: one.banned_until)
 
 
-def clear(tunnel: Tunnel, limit: str, key: str) -> int:
-    """Forget the ban and the quota of a key.
+def clear(tunnel: Tunnel, kind: str, key: str) -> int:
+    """Forget the bans or the quotas of a key. A limit that has both forgets both.
 
-    :param limit: the name of the limit.
+    :param kind: ``bans`` or ``quotas``.
     :param key: the clients that count together.
     :returns: how many entries that has changed.
     """
 
     def change(relay: RelayThread, now: float) -> int:
-        gate = relay.entrance.gate
-        return 0 if gate is None else gate.clear(limit, key)
+        return sum(limiter.clear(key) for limiter in _limiters(relay, now) if _has(limiter, kind, key, now))
 
     return in_thread(tunnel, change) or 0
+
+
+def _limiters(relay: RelayThread, now: float) -> tuple[Limiter, ...]:
+    gate = relay.entrance.gate
+    return gate.limiters() if gate is not None else ()
+
+
+def _table(tunnel: Tunnel, limiter: Limiter) -> Sequence[Entry]:
+    return in_thread(tunnel, lambda relay, now: limiter.table.all()) or ()
+
+
+def _banned(tunnel: Tunnel, limiter: Limiter, most: int) -> Sequence[Entry]:
+    return in_thread(tunnel, lambda relay, now: limiter.banned(most, now)) or ()
+
+
+def _entries(tunnel: Tunnel, limiter: Limiter, table: Sequence[Entry]) -> Sequence[LedgerEntry]:
+    return in_thread(tunnel, lambda relay, now: limiter.entries(now, table)) or ()
+
+
+def _has(limiter: Limiter, kind: str, key: str, now: float) -> bool:
+    """Return whether a key has a ban or a quota at a limit."""
+    entry = limiter.table.find(key)
+    return any(
+        one.banned_until if kind == "bans" else one.used for one in limiter.entries(now, [entry] if entry else ())
+    )

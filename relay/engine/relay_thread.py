@@ -331,7 +331,7 @@ class RelayThread(LoopThread):
 
     def tear_down(self) -> None:
         """Wait for the threads, close the factory, and report the last records."""
-        self.entrance.keep(time.monotonic())
+        self.entrance.keep()
         self._connector.workers.close()
         until = time.monotonic() + _JOIN_TIMEOUT
         self._acceptor.join(_JOIN_TIMEOUT)

@@ -141,13 +141,26 @@ def test_nothing_is_counted_at_a_listener_on_the_loopback_unless_a_limit_demands
     assert gate.find_ban(CLIENT, 80000.0) is not None, "the ban outlives the limit that was in the file"
 
 
+class Book:
+    """A book that has kept nothing."""
+
+    def entries(self, limit):
+        return []
+
+    def changed(self):
+        pass
+
+
 def test_the_ledger_restores_bans_of_guessing_too_and_clears_by_limit():
-    gate = gate_of({"name": "x", "rate": "1/h", "ban": "1h"})
+    limits = check_limits([{"name": "x", "rate": "1/h", "ban": "1h"}])
+    gate = Gate(ClientPolicy(limits=limits), Timers(), monotonic=lambda: 100.0, book=Book())
     gate.enter(CLIENT, 100.0)
     gate.enter(CLIENT, 100.0)
     guess(gate, [100.0] * 5)
-    stored = gate.snapshot()
-    assert sorted(entry.limit for entry in stored) == ["login", "x"] and gate.snapshot() == []
+    stored = [gate.snapshot(1) for _ in range(2)]
+    assert [[entry.limit for entry in part] for part in stored] == [["x"], ["login"]]
+    assert not gate.has_changed and gate.snapshot(1) == []
+    stored = [entry for part in stored for entry in part]
     other = gate_of({"name": "x", "rate": "1/h", "ban": "1h"})
     other.restore(stored)
     assert [entry[:2] for entry in other.entries()] == [("x", "192.0.2.7"), ("login", "192.0.2.7")]

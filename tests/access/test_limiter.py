@@ -24,13 +24,22 @@ class Client(NamedTuple):
 
 
 class World:
+    """A limit, and its book, which has kept nothing."""
+
     def __init__(self, **keys: object) -> None:
         self.wall = MAY + DAY
         self.reports: list[tuple[str, bool]] = []
+        self.changes = 0
         limit = check_limits([{"name": "x", **keys}])[0]
         self.limiter = Limiter(
-            limit, Timers(), wall=lambda: self.wall, on_quota=lambda _, *rest: self.reports.append(rest)
+            limit, Timers(), wall=lambda: self.wall, book=self, on_quota=lambda _, *rest: self.reports.append(rest)
         )
+
+    def entries(self, limit: str) -> list[LedgerEntry]:
+        return []
+
+    def changed(self) -> None:
+        self.changes += 1
 
     def connect(self, host: str, now: float) -> str:
         """Let a client in and keep it; or return the rule that rejects it."""
@@ -123,7 +132,7 @@ def test_the_marks_of_a_quota_are_reported_once_for_each_key_and_period() -> Non
     expected = [("192.0.2.1", False), ("192.0.2.1", True), ("192.0.2.2", True)]
     assert world.reports == expected
     successor = World(quota="1000B/day")
-    successor.limiter.restore(world.limiter.snapshot(0.0), 0.0)
+    successor.limiter.restore(world.limiter.snapshot(0.0, 9), 0.0)
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
         successor.use(host, 1)
     assert successor.reports == [("192.0.2.3", False)], "the others were reported before the restart"
@@ -152,13 +161,14 @@ def test_the_last_bans_are_listed_at_once_among_many_keys() -> None:
     limiter = world.limiter
 
     def banned(most: int, now: float) -> list[str]:
-        return [entry.key for entry in limiter.bans(most, now)]
+        return [entry.key for entry in limiter.banned(most, now)]
 
     hosts = [f"192.0.2.{number}" for number in range(5)]
     for second, host in enumerate(hosts):
         assert [world.connect(host, float(second)) for _ in range(2)] == ["", "limit x"]
     assert (banned(9, 5.0), banned(2, 5.0)) == (hosts[::-1], hosts[:2:-1])
-    assert limiter.bans(1, 5.0)[0].banned_until == world.wall + 59.0
+    (last,) = limiter.banned(1, 5.0)
+    assert limiter.entries(5.0, [last])[0].banned_until == world.wall + 59.0
     assert banned(9, 61.5) == hosts[:1:-1]
     limiter.clear(hosts[3])
     world.connect(hosts[2], 70.0)  # once more
@@ -166,7 +176,7 @@ def test_the_last_bans_are_listed_at_once_among_many_keys() -> None:
     assert banned(9, 1000.0) == [] and not limiter.has_bans
     successor = World(rate="1/1h", ban="1m").limiter
     successor.restore([LedgerEntry("x", "192.0.2.9", world.wall + 30.0, 0, 0.0)], 0.0)
-    assert [entry.key for entry in successor.bans(9, 1.0)] == ["192.0.2.9"]
+    assert [entry.key for entry in successor.banned(9, 1.0)] == ["192.0.2.9"]
 
 
 def test_the_list_of_bans_is_no_longer_than_the_table() -> None:
@@ -175,7 +185,7 @@ def test_the_list_of_bans_is_no_longer_than_the_table() -> None:
         for _ in range(2):
             limiter.admit(Client(f"192.0.2.{number}"), float(number))
     assert len(limiter._banned) == 10
-    assert all(limiter.table.find(entry.key) is not None for entry in limiter.bans(99, 60.0))
+    assert all(limiter.table.find(entry.key) is not None for entry in limiter.banned(99, 60.0))
 
 
 def test_wrong_passwords_ban() -> None:
@@ -195,18 +205,19 @@ def test_both_directions_have_meters_that_the_clients_of_a_key_share() -> None:
 
 def test_a_store_gets_what_has_changed_and_another_process_goes_on_with_it() -> None:
     world = World(rate="1/s", quota="1000B/month", ban="10m")
-    assert world.limiter.snapshot(100.0) == []
+    assert world.limiter.snapshot(100.0, 9) == []
     world.connect("192.0.2.1", 100.0)
     world.use("192.0.2.1", 400)
     world.connect("192.0.2.2", 100.0)
     assert world.connect("192.0.2.2", 100.0) == "limit x"
-    stored = sorted(world.limiter.snapshot(100.0), key=lambda entry: entry.key)
+    stored = sorted(world.limiter.snapshot(100.0, 9), key=lambda entry: entry.key)
     assert stored == [
         LedgerEntry("x", "192.0.2.1", 0.0, 400, MAY),
         LedgerEntry("x", "192.0.2.2", MAY + DAY + 600, 0, MAY),
     ]
     assert (
-        world.limiter.snapshot(101.0) == [] and sorted(world.limiter.entries(100.0), key=lambda one: one.key) == stored
+        world.limiter.snapshot(101.0, 9) == []
+        and sorted(world.limiter.entries(100.0), key=lambda one: one.key) == stored
     )
 
     successor = World(rate="1/s", quota="1000B/month", ban="10m")
@@ -214,6 +225,25 @@ def test_a_store_gets_what_has_changed_and_another_process_goes_on_with_it() -> 
     successor.limiter.restore(stored, 5.0)
     assert successor.connect("192.0.2.2", 304.0) == "ban x" and successor.connect("192.0.2.2", 306.0) == ""
     assert successor.limiter.left(successor.limiter.table.get("192.0.2.1")) == 600
+
+
+def test_a_store_gets_a_few_at_a_time_and_each_once() -> None:
+    world = World(rate="1/h", ban="1h")
+    for number in range(5):
+        assert [world.connect(f"192.0.2.{number}", 0.0) for _ in range(2)] == ["", "limit x"]
+    assert world.changes == 1
+    parts = []
+    while world.limiter.has_changed:
+        parts.append([entry.key for entry in world.limiter.snapshot(1.0, 2)])
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert sorted(key for part in parts for key in part) == [f"192.0.2.{number}" for number in range(5)]
+
+
+def test_without_a_store_no_change_is_remembered() -> None:
+    limiter = Limiter(check_limits([{"rate": "1/h", "ban": "1h"}])[0], Timers())
+    found = [limiter.admit(Client(f"192.0.2.{number}"), 0.0) for number in range(5) for _ in range(2)]
+    assert [isinstance(one, Rejection) for one in found] == [False, True] * 5
+    assert not limiter.has_changed
 
 
 def test_stored_entries_that_do_not_fit_are_ignored_and_no_ban_outlasts_the_limit() -> None:
@@ -235,9 +265,9 @@ def test_operators_clear_one_key_or_all() -> None:
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
         world.connect(host, 0.0)
         world.connect(host, 0.0)
-    world.limiter.snapshot(0.0)
+    world.limiter.snapshot(0.0, 9)
     assert world.limiter.clear("192.0.2.9") == 0
     assert world.limiter.clear("192.0.2.1") == 1
-    assert world.limiter.snapshot(1.0) == [LedgerEntry("x", "192.0.2.1", 0.0, 0, 0.0)]
+    assert world.limiter.snapshot(1.0, 9) == [LedgerEntry("x", "192.0.2.1", 0.0, 0, 0.0)]
     assert world.connect("192.0.2.1", 1.0) == "" and world.connect("192.0.2.2", 1.0) == "ban x"
     assert world.limiter.clear(None) == 2 and world.limiter.entries(1.0) == []

@@ -32,6 +32,10 @@ def opened(path, now=NOW, pause=0.0):
     return Store(path, wall=lambda: now, pause=pause)
 
 
+def entries(store, tunnel="web"):
+    return [entry for limit in (BAN.limit, QUOTA.limit) for entry in store.entries(tunnel, limit)]
+
+
 def rows(path):
     """Return what another program reads in the file once it is closed."""
     with sqlite3.connect(path) as database:
@@ -52,8 +56,8 @@ def kept(path, *entries, now=NOW):
 def test_a_ban_and_a_quota_are_there_after_a_restart(path):
     kept(path, BAN, QUOTA)
     store = opened(path)
-    assert sorted(store.entries("web")) == [BAN, QUOTA]
-    assert store.entries("another") == []
+    assert sorted(entries(store)) == [BAN, QUOTA]
+    assert entries(store, "another") == []
     store.close()
 
 
@@ -61,7 +65,7 @@ def test_names_may_be_anything(path):
     odd = LedgerEntry("'; DROP TABLE entry; --", "tls:\0\N{SNOWMAN}", 2e9, 1, 1.9e9)
     kept(path, odd)
     store = opened(path)
-    assert store.entries("web") == [odd]
+    assert store.entries("web", odd.limit) == [odd]
     store.close()
 
 
@@ -69,7 +73,7 @@ def test_the_last_entry_of_a_key_counts(path):
     kept(path, BAN, BAN._replace(banned_until=3e9))
     store = opened(path)
     store.put("web", [QUOTA])
-    assert sorted(store.entries("web")) == [BAN._replace(banned_until=3e9), QUOTA]
+    assert sorted(entries(store)) == [BAN._replace(banned_until=3e9), QUOTA]
     store.close()
 
 
@@ -83,7 +87,7 @@ def test_a_cleared_ban_is_not_restored_by_the_same_process(path):
     store = opened(path)
     store.put("web", [BAN])
     store.put("web", [BAN._replace(banned_until=0.0)])
-    assert store.entries("web") == []
+    assert entries(store) == []
     store.close()
 
 
@@ -104,8 +108,29 @@ def test_the_file_is_bounded(path, monkeypatch):
     for number in range(3):
         kept(path, *(BAN._replace(key=f"{number}.{each}") for each in range(8)), now=NOW + number)
     store = opened(path)
-    assert len(store.entries("web")) <= 10
-    assert {entry.key for entry in store.entries("web")} >= {f"2.{each}" for each in range(8)}
+    assert len(entries(store)) <= 10
+    assert {entry.key for entry in entries(store)} >= {f"2.{each}" for each in range(8)}
+    store.close()
+
+
+def test_a_limit_with_many_entries_keeps_out_no_other(path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 4)
+    store = opened(path, pause=WAIT)
+    store.put("web", [BAN._replace(key=str(number)) for number in range(9)])
+    store.put("web", [QUOTA, QUOTA._replace(key="tls:bob"), BAN._replace(key="9")])
+    assert [entry.key for entry in entries(store)] == ["7", "8", "9", "tls:bob"]
+    store.close()
+
+
+def test_the_oldest_go_in_steps(path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 600)  # steps of three
+    store = opened(path, pause=WAIT)
+    for first in range(0, 1000, 10):
+        store.put("web", [BAN._replace(key=str(first + number)) for number in range(10)])
+        assert len(store._waiting) <= 600
+    for found in (entries(store), list(store._waiting.values())):
+        assert 597 <= len(found) <= 600
+        assert [int(entry.key) for entry in found] == list(range(1000 - len(found), 1000))
     store.close()
 
 
@@ -113,7 +138,7 @@ def test_what_waits_is_bounded(path, monkeypatch):
     monkeypatch.setattr(module, "_MOST", 10)
     store = opened(path, pause=WAIT)
     store.put("web", [BAN._replace(key=str(number)) for number in range(100)])
-    assert len(store._waiting) == len(store.entries("web")) == 10
+    assert len(store._waiting) == len(entries(store)) == 10
     store.close()
     assert [key for _, _, key in rows(path)] == [str(number) for number in range(90, 100)]
 
@@ -143,7 +168,7 @@ def test_changes_are_collected_and_written_off_the_callers_thread(path):
     store.close()
     assert threads == {"relay-state"}
     store = opened(path)
-    assert store.entries("web") == [QUOTA._replace(used=1000)]
+    assert entries(store) == [QUOTA._replace(used=1000)]
     store.close()
 
 
@@ -160,7 +185,7 @@ def test_a_relay_that_is_killed_has_lost_little(path):
         assert child.stdout.readline() == b"written\n"
         child.send_signal(signal.SIGKILL)
     store = Store(path)
-    assert "a" in {entry.key for entry in store.entries("web")}
+    assert "a" in {entry.key for entry in entries(store)}
     store.close()
 
 
@@ -269,8 +294,9 @@ def test_a_disk_that_fails_is_a_warning_and_a_later_write(path, caplog, monkeypa
 
     store._replace = replace
     store.put("web", [BAN])
-    wait_until(lambda: not store._waiting and store._written)
+    wait_until(lambda: not store._waiting and store._written)  # without further entries
     store.close()
+    assert not store._unwritten
     assert [record.getMessage() for record in caplog.records] == [
         f"state file {path}: cannot write: disk I/O error; relay goes on, and tries again",
         f"state file {path}: written again",
@@ -281,10 +307,12 @@ def test_a_disk_that_fails_is_a_warning_and_a_later_write(path, caplog, monkeypa
 def test_a_later_entry_replaces_one_that_was_not_written(path):
     store = opened(path, pause=WAIT)
     key = ("web", BAN.limit, BAN.key)
+    store._unwritten[key] = BAN
+    store._unwritten["web", "many", "other"] = BAN._replace(key="other")
     store.put("web", [BAN._replace(banned_until=3e9)])
-    store._fail(OSError("full"), {key: BAN})
-    assert store._waiting[key].banned_until == 3e9
-    store._has_failed = False
+    store.close()
+    store = opened(path)
+    assert sorted(entries(store)) == [BAN._replace(banned_until=3e9), BAN._replace(key="other")]
     store.close()
 
 

@@ -24,7 +24,7 @@ def test_more_connected_keys_than_the_bound_are_all_kept() -> None:
     for number in range(30):
         table.get(str(number)).connected = 1
     assert len(table) == 30
-    for entry in table:
+    for entry in table.all():
         entry.connected = 0
     table.get("new")
     assert len(table) == 30 and table.find("new") is not None
@@ -36,7 +36,7 @@ def test_forgetting() -> None:
     table.get("b").connected = 1
     for key in ("a", "b", "never"):
         table.forget(key)
-    assert [entry.key for entry in table] == ["b"]
+    assert [entry.key for entry in table.all()] == ["b"]
 
 
 def test_failures_count_within_their_time_only() -> None:

@@ -11,8 +11,9 @@ from helpers import WAIT, receive_all, send_and_end, wait_until
 
 import relay
 from relay.access.ledger import LedgerEntry
+from relay.access.limiter import Limiter
 from relay.access.store import Store
-from relay.engine import changes, ledger_keeper
+from relay.engine import changes, ledger_keeper, ledgers
 from relay.engine.ledger_keeper import LedgerKeeper, keeper_of, set_store
 from relay.engine.ledgers import clear, entries_of
 from relay.eventloop.loop import Timers
@@ -27,11 +28,26 @@ class Kept:
     def __init__(self):
         self.rows = {}
 
-    def entries(self, tunnel):
-        return [entry for (name, *_), entry in self.rows.items() if name == tunnel]
+    def entries(self, tunnel, limit):
+        return [entry for (*where, _), entry in self.rows.items() if where == [tunnel, limit]]
 
     def put(self, tunnel, entries):
         self.rows |= {(tunnel, entry.limit, entry.key): entry for entry in entries}
+
+
+class Changes:
+    """A ledger with these changes."""
+
+    def __init__(self, entries):
+        self.left = list(entries)
+
+    @property
+    def has_changed(self):
+        return bool(self.left)
+
+    def snapshot(self, most):
+        found, self.left = self.left[:most], self.left[most:]
+        return found
 
 
 @pytest.fixture
@@ -66,15 +82,34 @@ def test_a_change_is_handed_over_once_and_soon(kept):
     keeper = LedgerKeeper("web", kept, timers)
     entry = LedgerEntry("few", "a", 2e9, 0, 0.0)
     keeper.changed()
-    keeper.write(0.0)  # without a ledger
-    keeper.ledger = type("", (), {"snapshot": lambda self: [entry]})()
+    keeper.write()  # without a ledger
+    keeper.ledger = Changes([entry])
+    keeper.changed()
     keeper.changed()
     keeper.changed()
     now = time.monotonic()
     timers.run(now + 0.5)
     assert not kept.rows
     timers.run(now + 2.0)
-    assert kept.entries("web") == [entry] and keeper.entries() == [entry]
+    assert kept.entries("web", "few") == keeper.entries("few") == [entry]
+    assert keeper.entries("other") == []
+
+
+def test_many_changes_are_handed_over_in_parts_between_which_the_loop_turns(kept):
+    timers = Timers()
+    keeper = LedgerKeeper("web", kept, timers)
+    keeper.ledger = Changes(LedgerEntry("few", str(number), 2e9, 0, 0.0) for number in range(250))
+    keeper.changed()
+    handed_over = []
+    now = time.monotonic() + 2.0
+    for _ in range(5):
+        timers.run(now)
+        handed_over.append(len(kept.rows))
+        now += 0.1
+    assert handed_over == [100, 200, 250, 250, 250]
+    keeper.ledger = Changes(LedgerEntry("few", str(number), 2e9, 0, 0.0) for number in range(1000))
+    keeper.write()  # at the end of the tunnel
+    assert len(kept.rows) == 1000
 
 
 def test_a_ban_and_a_quota_outlive_their_tunnel(kept, echo_server):
@@ -104,9 +139,9 @@ def test_a_limit_that_a_reload_adds_finds_its_bans(kept, echo_server):
 def test_a_ban_can_be_cleared_for_good(kept, echo_server):
     with opened(echo_server, RATE) as tunnel:
         assert reply(tunnel) + reply(tunnel) == b"hello"
-        assert clear(tunnel, "few", "192.0.2.1") == clear(tunnel, "other", "127.0.0.1") == 0
-        assert clear(tunnel, "few", "127.0.0.1") == 1
-        assert entries_of(tunnel) == []
+        assert clear(tunnel, "bans", "192.0.2.1") == clear(tunnel, "quotas", "127.0.0.1") == 0
+        assert clear(tunnel, "bans", "127.0.0.1") == 1
+        assert list(entries_of(tunnel)) == []
         assert reply(tunnel) == b"hello"
     with opened(echo_server, RATE) as tunnel:
         assert reply(tunnel) == b"hello"
@@ -116,7 +151,7 @@ def test_changes_are_handed_over_while_the_tunnel_runs(kept, echo_server, monkey
     monkeypatch.setattr(ledger_keeper, "_PAUSE", 0.0)
     with opened(echo_server, QUOTA) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:
         client.sendall(b"hello")
-        wait_until(lambda: any(entry.used == 10 for entry in kept.entries("web")))
+        wait_until(lambda: any(entry.used == 10 for entry in kept.entries("web", "much")))
 
 
 def test_password_guessing_stays_banned(kept, monkeypatch, echo_server):
@@ -141,7 +176,7 @@ def test_password_guessing_stays_banned(kept, monkeypatch, echo_server):
 def test_a_clock_that_jumps_over_the_restart_lengthens_no_ban(kept, echo_server, jump, left):
     with opened(echo_server, RATE) as tunnel:
         assert reply(tunnel) + reply(tunnel) == b"hello"
-    (ban,) = kept.entries("web")
+    (ban,) = kept.entries("web", "few")
     kept.put("web", [ban._replace(banned_until=ban.banned_until - jump)])
     with opened(echo_server, RATE) as tunnel:
         found = [one.entry.banned_until - time.time() for one in entries_of(tunnel)]
@@ -159,3 +194,20 @@ def test_a_restart_keeps_them_in_a_file(tmp_path, echo_server):
         finally:
             set_store(None)
             store.close()
+
+
+def test_operators_get_a_large_table_in_parts(kept, echo_server, monkeypatch):
+    monkeypatch.setattr(ledgers, "_PART", 2)
+    until = time.time() + 60
+    kept.put("web", [LedgerEntry("few", f"192.0.2.{number}", until, 0, 0.0) for number in range(5)])
+    turns = []
+    whole = Limiter.entries
+    monkeypatch.setattr(Limiter, "entries", lambda *given: turns.append(len(whole(*given))) or whole(*given))
+    with opened(echo_server, RATE) as tunnel:
+        assert sorted(one.entry.key for one in entries_of(tunnel)) == [f"192.0.2.{number}" for number in range(5)]
+        assert turns == [2, 2, 1]
+        found = entries_of(tunnel)
+        assert next(found).entry.limit == "few"
+        changes.in_thread(tunnel, lambda relay, now: relay.entrance.set_policy(None))
+        assert len(list(found)) == 4
+    assert list(entries_of(tunnel)) == []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .options import (
+    CARRIERS,
     DEPTH,
     DESTINATIONS,
     FILE,
@@ -83,6 +84,14 @@ class I2PRouter:
             "relay creates it if it is missing (mode 0600) and locks it while it is in use.",
         ),
     )
+    carriers: int = field(
+        default=1,
+        metadata=option(
+            CARRIERS,
+            "sessions side by side, 1 to 8",
+            "New streams use the healthiest one. A session that is lost ends its own streams only. Not with ``keys``.",
+        ),
+    )
     in_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of inbound tunnels, 0 to 7", usual="3"))
     out_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of outbound tunnels, 0 to 7", usual="3"))
     user: str | None = field(default=None, metadata=option(PRINTABLE, "user, for a SAM bridge with authentication"))
@@ -112,6 +121,8 @@ class I2PRouter:
             raise ValueError(f"session: {problem}")
         if self.user is None and any((self.password, self.password_file, self.password_env)):
             raise ValueError("password: no user is given; SAM needs both, user= and a password")
+        if self.keys is not None and self.carriers != 1:
+            raise ValueError("carriers: a router has one session of the same keys; leave out keys or carriers")
         for name, value in self.options:
             _check_option(name, value)
 
@@ -191,6 +202,8 @@ class I2PListen:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.router.carriers != 1:
+            raise ValueError("carriers: a listener has one session; leave carriers out of a listener")
 
     def __str__(self) -> str:
         return str(self.router)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from ..errors import AddressError
 
 __all__ = [
+    "CARRIERS",
     "CONTROL",
     "DEPTH",
     "DESTINATIONS",
@@ -60,6 +61,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _KEY = "relay.option"
 
@@ -294,6 +296,13 @@ def _check_depth(name: str, value: int) -> None:
         raise ValueError(f"{name}: {value} is out of range; 0 to {_MOST_HOPS} hops")
 
 
+def _check_carriers(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a number of connections, got {type(value).__name__}")
+    if not 1 <= value <= _MOST_CARRIERS:
+        raise ValueError(f"{name}: {value} is out of range; 1 to {_MOST_CARRIERS} are allowed")
+
+
 def _check_destinations(name: str, value: tuple[str, ...]) -> None:
     for one in value:
         _check_text(name, one)
@@ -325,6 +334,12 @@ def _parse_depth(text: str) -> int:
     return int(text)
 
 
+def _parse_carriers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) == 1):
+        raise ValueError(f"a number from 1 to {_MOST_CARRIERS} is allowed")
+    return int(text)
+
+
 def choice(*choices: str) -> Kind:
     """Return the kind of an option whose value is one of some words."""
 
@@ -350,4 +365,5 @@ FINGERPRINT = Kind(str, "str", "SHA256:…", _check_fingerprint)
 FLAG = Kind(bool, "bool", "yes|no", _check_flag, _parse_flag)
 SECONDS = Kind(float, "float | None", "SECONDS", _check_seconds, _parse_seconds)
 DEPTH = Kind(int, "int", "HOPS", _check_depth, _parse_depth)
+CARRIERS = Kind(int, "int", "NUMBER", _check_carriers, _parse_carriers)
 DESTINATIONS = Kind(list[str], "Sequence[str]", "DESTINATION", _check_destinations, is_repeatable=True)

@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from urllib.parse import quote
 
 from .options import (
+    CARRIERS,
     FILE,
     FINGERPRINT,
     FLAG,
@@ -117,6 +118,14 @@ class SSHServer:
             "relay gives a server up after three probes without a reply.",
         ),
     )
+    carriers: int = field(
+        default=1,
+        metadata=option(
+            CARRIERS,
+            "connections side by side, 1 to 8",
+            "New streams use the healthiest one. A connection that is lost ends its own streams only.",
+        ),
+    )
     compress: bool | None = field(
         default=None,
         metadata=option(FLAG, "whether to compress", "By default your configuration decides."),
@@ -168,6 +177,10 @@ class SSHListen:
 
     server: SSHServer
     place: TCPAddress | UnixAddress = ANY_PORT
+
+    def __post_init__(self) -> None:
+        if self.server.carriers != 1:
+            raise ValueError("carriers: a server listens for one connection; leave carriers out of a listener")
 
     def __str__(self) -> str:
         place = self.place.path if isinstance(self.place, UnixAddress) else str(self.place)

@@ -12,7 +12,7 @@ from ..access.options import check_policy
 from ..access.policy import Admit, Entries
 from ..addresses.destinations import b32_of, is_base64
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM, I2PRouter
-from ..carriers.carrier import Carrier
+from ..carriers.carrier_set import SharedCarrier
 from ..carriers.link import Watcher
 from ..engine.observer import OnEnd, check_callback
 from ..engine.tunnel import Tunnel
@@ -257,7 +257,7 @@ class TunnelClient(Tunnel):
         return self._sender.state
 
 
-def _remember(carrier: Carrier[Session], last: deque[str]) -> Watcher:
+def _remember(carrier: SharedCarrier[Session], last: deque[str]) -> Watcher:
     """A watcher that keeps the destination of the last session; it holds neither the tunnel nor the factory."""
 
     def remember(*_: object) -> None:

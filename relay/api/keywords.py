@@ -24,6 +24,7 @@ class SSHKeywords(TypedDict, total=False):
     accept_new: bool
     config: str | os.PathLike[str] | None
     keepalive: float | None
+    carriers: int
     compress: bool | None
     backend: str | None
     passphrase: Secret | None
@@ -34,6 +35,7 @@ class I2PKeywords(TypedDict, total=False):
     """Options of I2P routers and sessions."""
 
     keys: str | os.PathLike[str] | None
+    carriers: int
     in_depth: int | None
     out_depth: int | None
     user: str | None

@@ -62,22 +62,17 @@ from ..errors import CarrierError, can_retry
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer, Timers
 from .blocking import BlockingCalls
-from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, is_reported, strip_prefix
+from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, Watchers, is_reported, strip_prefix
 from .retry import RetryPolicy
 
-__all__ = ["Carrier"]
+__all__ = ["ATTEMPT_TIMEOUT", "Carrier"]
 
 logger = logging.getLogger("relay")
 
+ATTEMPT_TIMEOUT = 25.0  # seconds; its error arrives before the 30 s of a client are over
 _RETRY_FAILED_AFTER = 300.0  # seconds in the state FAILED after which a client that asks starts an attempt
-_PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
-_REPORTED = {
-    CarrierState.NEW: CarrierState.CONNECTING,
-    CarrierState.REPLACING: CarrierState.UP,
-    CarrierState.CLOSING: CarrierState.CLOSED,
-    CarrierState.ABANDONED: CarrierState.CLOSED,
-}
 _OVER = (CarrierState.CLOSING, CarrierState.CLOSED, CarrierState.ABANDONED)
+_PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
 
 
 class Carrier(Generic[AnyLink]):
@@ -86,12 +81,13 @@ class Carrier(Generic[AnyLink]):
     :param name: in the log and in errors, such as ``ssh://me@bastion``.
     :param connector: makes the link, and another one after each loss.
     :param check_interval: seconds between two checks of the link; ``None`` for none.
-    :param attempt_timeout: seconds for one attempt to connect. The default lets its error arrive before the 30 s of a
-        client are over.
+    :param attempt_timeout: seconds for one attempt to connect.
     :param max_backoff: seconds of back-off at most while the other side cannot be reached; see
         :class:`~relay.carriers.retry.RetryPolicy`.
     :param log_at_debug: whether its messages matter only for finding a fault.
     :param kind: the protocol, such as ``ssh``; for operators.
+    :param number: which of several carriers of one hop it is, from 1; see :mod:`relay.carriers.carrier_set`. ``None``
+        if it is the only one. One of several logs the same failure once, because the others may be up.
     :raises OSError: if no thread or descriptor is available.
     """
 
@@ -100,14 +96,16 @@ class Carrier(Generic[AnyLink]):
         name: str,
         connector: Connector[AnyLink],
         check_interval: float | None,
-        attempt_timeout: float = 25.0,
+        attempt_timeout: float = ATTEMPT_TIMEOUT,
         *,
         max_backoff: float = math.inf,
         log_at_debug: bool = False,
         kind: str = "",
+        number: int | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
+        self.number = number
         self.error: Exception | None = None  # why it is not up
         self.holders = 0  # guarded by the lock of :mod:`relay.carriers.pool`
         self._state = CarrierState.NEW
@@ -118,9 +116,9 @@ class Carrier(Generic[AnyLink]):
         self._connector = connector
         self.blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
         self._links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
-        self._retries = RetryPolicy(max_backoff)
+        self._retries = RetryPolicy(max_backoff) if number is None else RetryPolicy(max_backoff, 0)
         self._waiters: dict[Waiter[AnyLink], None] = {}
-        self._watchers: list[Watcher] = []
+        self._watchers = Watchers(name)
         self._ended = threading.Event()
         self._io_thread = IOThread.acquire(self)
         self._timer = Timer(self._io_thread.loop.timers, self._on_timer)
@@ -128,7 +126,7 @@ class Carrier(Generic[AnyLink]):
     @property
     def state(self) -> CarrierState:
         """The state as users see it; see :class:`~relay.carriers.link.CarrierState`. From any thread."""
-        return _REPORTED.get(self._state, self._state)
+        return self._state.reported
 
     @property
     def link(self) -> AnyLink | None:
@@ -174,8 +172,11 @@ class Carrier(Generic[AnyLink]):
 
     def unsubscribe(self, watcher: Watcher) -> None:
         """Do not call the watcher any more."""
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
+        self._watchers.discard(watcher)
+
+    def lose(self, link: AnyLink, error: CarrierError) -> None:
+        """Close a link that a caller saw fail, if it is still in use. Never blocks."""
+        self.call(functools.partial(self._lost, link, error))
 
     def retry_failed(self) -> None:
         """Start an attempt if the state has been FAILED for five minutes. Never blocks."""
@@ -234,6 +235,8 @@ class Carrier(Generic[AnyLink]):
         return self._state is not CarrierState.ABANDONED and self._io_thread.loop.call(function)
 
     def _log(self, level: int, text: str, *values: object, exc_info: BaseException | None = None) -> None:
+        if self.number is not None:
+            text = text.replace("%s", f"%s (carrier {self.number})", 1)
         logger.log(logging.DEBUG if self._log_at_debug else level, text, self.name, *values, exc_info=exc_info)
 
     def __repr__(self) -> str:
@@ -357,12 +360,8 @@ class Carrier(Generic[AnyLink]):
         self._state, self.error = state, error
         self.since = time.monotonic()
         reported = self.state
-        logger.debug("%s: %s", self.name, reported.value)
-        for watcher in tuple(self._watchers):
-            try:
-                watcher(reported, error)
-            except Exception:
-                logger.exception("%s: a watcher of the state failed", self.name)
+        self._log(logging.DEBUG, "%s: %s", reported.value)
+        self._watchers.notify(reported, error)
 
     def _resolve_waiters(self, outcome: AnyLink | Exception, *, wait_for_reconnect: bool = True) -> None:
         """Pass an outcome to all waiters, or only to those that do not wait for another attempt."""

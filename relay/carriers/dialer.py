@@ -11,7 +11,7 @@ from ..streams.cancellation import Cancel
 from ..streams.path import StreamPath
 from ..streams.promise import Abort, CallbackChain, OnResult, Promise
 from ..streams.stream import Stream
-from .carrier import Carrier
+from .carrier_set import SharedCarrier
 from .link import AnyLink
 
 __all__ = ["as_oserror", "dial", "wait_until_up"]
@@ -22,7 +22,7 @@ Begin = Callable[[AnyLink, OnResult], Abort]
 
 
 def dial(
-    carrier: Carrier[AnyLink],
+    carrier: SharedCarrier[AnyLink],
     begin: Begin[AnyLink],
     deadline: float | None,
     done: OnResult,
@@ -53,7 +53,7 @@ class _PendingStream(Generic[AnyLink]):
 
     def __init__(
         self,
-        carrier: Carrier[AnyLink],
+        carrier: SharedCarrier[AnyLink],
         begin: Begin[AnyLink],
         deadline: float | None,
         done: OnResult,
@@ -119,7 +119,7 @@ class _PendingStream(Generic[AnyLink]):
 
 
 def wait_until_up(
-    carrier: Carrier[AnyLink],
+    carrier: SharedCarrier[AnyLink],
     deadline: float | None,
     cancel: Cancel | None,
     *,

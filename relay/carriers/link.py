@@ -24,6 +24,7 @@ __all__ = [
     "Lost",
     "Waiter",
     "Watcher",
+    "Watchers",
     "is_reported",
     "mark_reported",
     "strip_prefix",
@@ -49,6 +50,19 @@ class CarrierState(enum.Enum):
     CLOSED = "closed"
     ABANDONED = "abandoned"
 
+    @property
+    def reported(self) -> CarrierState:
+        """The state that users see for this one."""
+        return _REPORTED.get(self, self)
+
+
+_REPORTED = {
+    CarrierState.NEW: CarrierState.CONNECTING,
+    CarrierState.REPLACING: CarrierState.UP,
+    CarrierState.CLOSING: CarrierState.CLOSED,
+    CarrierState.ABANDONED: CarrierState.CLOSED,
+}
+
 
 class Link(Protocol):
     """The connection of a carrier while it is up; every method may be called from any thread."""
@@ -60,6 +74,10 @@ class Link(Protocol):
     @property
     def rtt(self) -> float | None:
         """The last round trip of a keepalive probe, seconds; ``None`` if it is not known. Read from any thread."""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """``True`` if the last keepalive probe has got no reply in time. Read from any thread."""
 
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
@@ -104,6 +122,30 @@ class Connector(Protocol[Link_co]):
         """Release what the connector holds; there is no further attempt."""
 
 
+class Watchers(list[Watcher]):
+    """The watchers of a state.
+
+    :param name: of the carrier, for the log.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def discard(self, watcher: Watcher) -> None:
+        """Remove a watcher if it is one."""
+        if watcher in self:
+            self.remove(watcher)
+
+    def notify(self, state: CarrierState, error: Exception | None) -> None:
+        """Call all of them."""
+        for watcher in tuple(self):
+            try:
+                watcher(state, error)
+            except Exception:
+                logger.exception("%s: a watcher of the state failed", self._name)
+
+
 class Links(Generic[AnyLink]):
     """The links of one carrier: the one in use, and those that it replaced. Belongs to the carrier's thread.
 
@@ -121,6 +163,11 @@ class Links(Generic[AnyLink]):
         self._close = close
         self._replaced: list[AnyLink] = []
         self._on_idle: Callable[[], object] | None = None
+
+    @property
+    def replaced(self) -> int:
+        """The number of links that were replaced and still have streams."""
+        return len(self._replaced)
 
     @property
     def streams(self) -> int:

@@ -27,6 +27,7 @@ class CarrierStatus:
     :param rtt: seconds of the last round trip of a keepalive probe, if the carrier measures it and is up.
     :param error: why it is not up; empty if it is, or no attempt has ended yet.
     :param metrics: how long the attempts took that succeeded, by the bounds ``CONNECT_TIMES``.
+    :param number: which of several carriers of one hop it is, from 1; ``None`` if it is the only one.
     :param worker: the number of the worker process that has it, from 1; ``None`` for the program itself.
     """
 
@@ -39,6 +40,7 @@ class CarrierStatus:
     rtt: float | None = None
     error: str = ""
     metrics: Histogram = Durations(CONNECT_TIMES).counted
+    number: int | None = None
     worker: int | None = None
 
 
@@ -46,7 +48,7 @@ def carriers() -> list[CarrierStatus]:
     """Return the state of each carrier of this process, in the order of their names. From any thread."""
     clients = IOThread.clients()
     found = [_status(client) for client in clients if isinstance(client, Carrier)]
-    return sorted(found, key=lambda status: (status.name, status.since))
+    return sorted(found, key=lambda status: (status.name, status.number or 0, status.since))
 
 
 def _status(carrier: Carrier[Any]) -> CarrierStatus:
@@ -61,4 +63,5 @@ def _status(carrier: Carrier[Any]) -> CarrierStatus:
         link.rtt if link is not None else None,
         strip_prefix(carrier.name, error) if error is not None else "",
         carrier.blocking.connect_times.counted,
+        carrier.number,
     )

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic
 
-from .carrier import Carrier
+from .carrier_set import SharedCarrier
 from .link import AnyLink, CarrierState, Watcher
 
 __all__ = ["CarrierRef", "Release", "acquire"]
@@ -30,7 +30,7 @@ class _Pool:
         """Start with nothing; in a forked child, where the I/O thread abandons each carrier and a lock may be held."""
         self.lock = threading.Lock()  # no callback is called while it is held
         self.ref_lock = threading.Lock()  # for the references; taken before the other one
-        self.carriers: dict[Hashable, Carrier[Any]] = {}
+        self.carriers: dict[Hashable, SharedCarrier[Any]] = {}
 
 
 _pool = _Pool()
@@ -39,8 +39,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def acquire(
-    key: Hashable, make: Callable[[], Carrier[AnyLink]], watchers: Iterable[Watcher] = ()
-) -> tuple[Carrier[AnyLink], Release]:
+    key: Hashable, make: Callable[[], SharedCarrier[AnyLink]], watchers: Iterable[Watcher] = ()
+) -> tuple[SharedCarrier[AnyLink], Release]:
     """Return the carrier that all callers with an equal key share; make it if there is none.
 
     :param key: the server, every option, every hop.
@@ -70,7 +70,7 @@ def acquire(
     return carrier, release
 
 
-def _release(key: Hashable, carrier: Carrier[Any], drain_timeout: float) -> None:
+def _release(key: Hashable, carrier: SharedCarrier[Any], drain_timeout: float) -> None:
     with _pool.lock:
         carrier.holders -= 1
         if carrier.holders:
@@ -88,7 +88,7 @@ def _release(key: Hashable, carrier: Carrier[Any], drain_timeout: float) -> None
     _close_unused(key, carrier, wait=drain_timeout > 0)
 
 
-def _close_unused(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
+def _close_unused(key: Hashable, carrier: SharedCarrier[Any], *, wait: bool = False) -> None:
     with _pool.lock:
         if carrier.holders:
             return
@@ -105,16 +105,16 @@ class CarrierRef(Generic[AnyLink]):
     :param make: as for :func:`acquire`.
     """
 
-    def __init__(self, name: str, key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> None:
+    def __init__(self, name: str, key: Hashable, make: Callable[[], SharedCarrier[AnyLink]]) -> None:
         self._name = name
         self._key = key
         self._make = make
-        self._carrier: Carrier[AnyLink] | None = None
+        self._carrier: SharedCarrier[AnyLink] | None = None
         self._release: Release = _nothing
         self._watchers: list[Watcher] = []
         self._finalizer: Any = None
 
-    def carrier(self) -> Carrier[AnyLink]:
+    def carrier(self) -> SharedCarrier[AnyLink]:
         """Return the carrier; acquire it if it is not acquired, or was closed.
 
         :raises OSError: if no thread or descriptor is available.
@@ -144,7 +144,7 @@ class CarrierRef(Generic[AnyLink]):
         self.carrier()
 
     @property
-    def current(self) -> Carrier[AnyLink] | None:
+    def current(self) -> SharedCarrier[AnyLink] | None:
         """The carrier, if it is acquired."""
         return self._carrier
 
@@ -170,7 +170,7 @@ class CarrierRef(Generic[AnyLink]):
 
 
 def _release_and_unsubscribe(
-    carrier: Carrier[Any], release: Release, watchers: list[Watcher], drain_timeout: float
+    carrier: SharedCarrier[Any], release: Release, watchers: list[Watcher], drain_timeout: float
 ) -> None:
     release(drain_timeout)
     for watcher in watchers:

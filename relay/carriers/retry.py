@@ -21,12 +21,14 @@ class RetryPolicy:
 
     :param max_backoff: seconds of back-off at most after a :class:`~relay.ConnectError`, where another attempt costs
         little; ``math.inf`` for the same limit as after any other error.
+    :param repeated_logs: times in a row that the same failure is logged as a warning.
     """
 
-    __slots__ = ("_failures", "_max_backoff", "_stage", "_stage_repeats", "_was_up")
+    __slots__ = ("_failures", "_max_backoff", "_repeated_logs", "_stage", "_stage_repeats", "_was_up")
 
-    def __init__(self, max_backoff: float = math.inf) -> None:
+    def __init__(self, max_backoff: float = math.inf, repeated_logs: int = _MAX_REPEATED_LOGS) -> None:
         self._max_backoff = max_backoff
+        self._repeated_logs = repeated_logs
         self._failures = 0
         self._stage = ""  # of the login at which the last attempt has ended
         self._stage_repeats = 0  # attempts in a row that have ended there
@@ -84,7 +86,7 @@ class RetryPolicy:
 
     def has_logged_enough(self) -> bool:
         """Return whether the same failure need not be logged as a warning any more."""
-        return self._failures > _MAX_REPEATED_LOGS
+        return self._failures > self._repeated_logs
 
 
 def _jittered(seconds: float) -> float:

@@ -155,7 +155,7 @@ def print_carriers(carriers: Sequence[Row]) -> None:
     has_workers = any(each.get("worker") for each in carriers)  # an older relay does not know
     rows = [
         [
-            each["name"],
+            each["name"] + _number(each),
             each["kind"],
             each["state"],
             age(max(0.0, time.time() - each["since"])),
@@ -170,7 +170,12 @@ def print_carriers(carriers: Sequence[Row]) -> None:
     _print(columns, rows, below=[("carrier",)])
     for each in carriers:
         if each["error"]:
-            _print_text(f"{each['name']}: {each['error']}")
+            _print_text(f"{each['name']}{_number(each)}: {each['error']}")
+
+
+def _number(carrier: Row) -> str:
+    """Return which of several carriers of a hop it is; an older relay does not know."""
+    return f" ({carrier['number']})" if carrier.get("number") else ""
 
 
 def print_bans(bans: Sequence[Row]) -> None:

@@ -91,14 +91,14 @@ def _is_busy(tunnel: TunnelStatus) -> bool:
 
 def _merged(carriers: Iterable[CarrierStatus]) -> Iterator[tuple[str, CarrierStatus]]:
     """Put together the carriers of the same name, which differ in their options only: their labels are the same."""
-    by_name: dict[tuple[str, str], list[CarrierStatus]] = {}
+    by_name: dict[tuple[str, str, int | None], list[CarrierStatus]] = {}
     for carrier in carriers:
-        by_name.setdefault((carrier.name, carrier.kind), []).append(carrier)
-    for (name, kind), group in by_name.items():
+        by_name.setdefault((carrier.name, carrier.kind, carrier.number), []).append(carrier)
+    for (name, kind, number), group in by_name.items():
         best = next((carrier for carrier in group if carrier.state == "up"), group[0])
         counts = (sum(each) for each in zip(*(carrier.metrics.counts for carrier in group), strict=True))
         yield (
-            f'carrier="{escaped(name)}",kind="{escaped(kind)}"',
+            f'carrier="{escaped(name)}",kind="{escaped(kind)}",number="{number or 1}"',
             CarrierStatus(
                 name,
                 kind,

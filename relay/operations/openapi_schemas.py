@@ -164,6 +164,7 @@ SCHEMAS = {
         streams=COUNT,
         rtt=_or_null(_SECONDS),
         error=TEXT,
+        number={**_or_null(COUNT), "description": "Which of several carriers of one hop it is; null for the only one."},
         worker={**_or_null(COUNT), "description": "The number of the worker that has it; null for relay itself."},
     ),
     "Ban": _object(

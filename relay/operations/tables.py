@@ -219,6 +219,7 @@ def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
         "streams": carrier.streams,
         "rtt": carrier.rtt,
         "error": short(carrier.error, 500),
+        "number": carrier.number,
         "worker": carrier.worker,
     }
 

@@ -17,7 +17,7 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
 from .dialer import Dialer
-from .happy_eyeballs import HappyEyeballs
+from .happy_eyeballs import HappyEyeballs, interleave
 from .names import BoundName, Found, Name
 from .promise import Abort, OnResult
 from .source import Source
@@ -193,6 +193,17 @@ class SocketDialer(Dialer):
             other.name = BoundName(self.target, self.name, source)
         resolve = self.resolve
         other.resolve = lambda: source.of(self.target, resolve())
+        other._lookup = _Lookup(other)
+        return other
+
+    def avoiding(self, is_used: Callable[[object], bool]) -> SocketDialer:
+        """Return one that tries some of the addresses after all others.
+
+        :param is_used: whether an address, as ``getpeername()`` returns it, is one of those; in any thread.
+        """
+        other = copy.copy(self)
+        resolve = self.resolve
+        other.resolve = lambda: sorted(interleave(resolve()), key=lambda endpoint: is_used(endpoint.address))
         other._lookup = _Lookup(other)
         return other
 

@@ -9,6 +9,7 @@ import pytest
 from relay.addresses.hops import Proxy, ProxyListen
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.options import (
+    CARRIERS,
     DEPTH,
     FILE,
     FLAG,
@@ -74,6 +75,7 @@ def test_every_option_has_a_short_text(owner):
         (SECONDS, "1.5", 1.5),
         (SECONDS, "none", None),
         (DEPTH, "7", 7),
+        (CARRIERS, "8", 8),
         (FILE, "a b", "a b"),
         (choice("a", "b"), "b", "b"),
     ],
@@ -85,7 +87,8 @@ def test_a_value_is_written_as_it_is_read(kind, text, value):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [(FLAG, "true"), (SECONDS, "0"), (SECONDS, "-1"), (DEPTH, "10"), (choice("a", "b"), "c")]
+    ("kind", "text"),
+    [(FLAG, "true"), (SECONDS, "0"), (SECONDS, "-1"), (DEPTH, "10"), (CARRIERS, "two"), (choice("a", "b"), "c")],
 )
 def test_what_cannot_be_read_says_what_is_allowed(kind, text):
     with pytest.raises(ValueError, match="allowed"):
@@ -99,6 +102,9 @@ def test_what_cannot_be_read_says_what_is_allowed(kind, text):
         (SECONDS, True, TypeError),
         (SECONDS, float("inf"), ValueError),
         (DEPTH, 8, ValueError),
+        (CARRIERS, 0, ValueError),
+        (CARRIERS, 9, ValueError),
+        (CARRIERS, True, TypeError),
         (SECRET, 7, TypeError),
         (SECRET, "", ValueError),
         (VARIABLE, "A-B", ValueError),
@@ -129,3 +135,16 @@ def test_an_option_is_set_once():
     for name, value, said in (("keepalive", 6.0, "keepalive= is written twice"), ("keyfile", "", "keyfile= is empty")):
         with pytest.raises(AddressError, match=said):
             set_options(server, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SSHListen(SSHServer("h", carriers=2)), "^carriers: a server listens for one connection; "),
+        (lambda: I2PListen(I2PRouter(carriers=2)), "^carriers: a listener has one session; "),
+        (lambda: I2PRouter(carriers=2, keys="k"), "^carriers: a router has one session of the same keys; "),
+    ],
+)
+def test_several_carriers_are_for_hops_whose_sessions_differ(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()

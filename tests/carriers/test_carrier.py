@@ -1100,5 +1100,5 @@ def test_the_back_off_ends_sooner_for_a_client_that_waits_for_one_attempt(monkey
 
 
 def test_users_see_five_states():
-    reported = {module._REPORTED.get(state, state).value for state in CarrierState}
+    reported = {state.reported.value for state in CarrierState}
     assert reported == {"connecting", "up", "backing off", "failed", "closed"}

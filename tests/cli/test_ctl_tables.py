@@ -135,6 +135,13 @@ def test_the_worker_of_a_carrier_is_named(printed, monkeypatch):
     assert of_worker[-2:] == ["ms", "2"]
 
 
+def test_which_of_several_carriers_it_is(printed):
+    print_carriers([{**CARRIER, "number": 1, "error": "no route"}, {**CARRIER, "number": None}])
+    _, numbered, single, error = printed()
+    assert numbered[:2] == ["ssh://me@x", "(1)"] and single[:2] == ["ssh://me@x", "ssh"]
+    assert error == ["ssh://me@x", "(1):", "no", "route"]
+
+
 def test_what_a_reload_changes():
     verdicts = [
         {"name": "a", "verdict": "same", "detail": ""},

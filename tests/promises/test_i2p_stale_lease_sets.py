@@ -19,7 +19,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.02, 0.1))
     monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.05)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 2.0))
-    monkeypatch.setattr("relay.transports.i2p.connector._REPLACE_AGAIN", (0.5, 1.0))
+    monkeypatch.setattr("relay.transports.i2p.replacement._REPLACE_AGAIN", (0.5, 1.0))
     monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.3)
     for name, value in {"AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
         monkeypatch.setattr(f"relay.transports.i2p.reachability.{name}", value)

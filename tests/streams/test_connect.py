@@ -437,6 +437,18 @@ def test_a_bug_is_the_outcome_also_without_a_deadline(monkeypatch, caplog):
 # -- from an address of this machine ----------------------------------------------------------------------------------
 
 
+def test_some_addresses_may_be_tried_last(serve):
+    peers = queue.SimpleQueue()
+    port = serve(lambda connection: peers.put(connection.getsockname()[0])).address[1]
+    used, other = ("127.0.0.1", port), ("127.0.0.1", port)
+    with refusing() as closed:
+        for is_used, order in ((closed, [used, closed]), (used, [closed, other])):
+            made = to(closed, used, literal=False).avoiding(is_used.__eq__)
+            assert [endpoint.address for endpoint in made.resolve()] == order
+            made().close()
+            assert peers.get(timeout=WAIT) == "127.0.0.1"
+
+
 FROM = Source(socket.AF_INET, "127.45.6.7")
 
 

@@ -27,7 +27,7 @@ class Connection:
         self.far = []
         self.errors = list(world.lossy)
         self.closed = False
-        self.rtt = None
+        self.rtt, self.is_doubtful, self.streams = None, False, 0
         self.forwards = {}  # place → whom to tell of a stream
         self.refusals = world.refusals
         self.stopped = []

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
+from ...addresses.ssh import SSHServer
 from ..plan import Plan
 from ..ways import over
 from .files import configuration, permissions
@@ -202,7 +203,7 @@ class _RouteTest:
             return [Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there")]
         if self._probe is None:
             self._probe = self._make_probe(_anonymous(job.route))
-        found = self._probe.test(_without_keys(job.target), deadline)
+        found = self._probe.test(_for_a_test(job.target), deadline)
         failed = [check for check in found if check.status is Status.FAILED]
         if job.route and any(check.step not in _OF_TARGET for check in failed):
             self._broken = job.name
@@ -225,13 +226,15 @@ def _local_checks(job: Job) -> list[Check]:
 
 
 def _anonymous(route: Route) -> Route:
-    return tuple(_without_keys(hop) for hop in route)
+    return tuple(_for_a_test(hop) for hop in route)
 
 
-def _without_keys(address: Address) -> Address:
-    """Return an address of I2P with a new destination: a test must not end the session of a running relay."""
+def _for_a_test(address: Address) -> Address:
+    """Return an address with one carrier; one of I2P has a new destination: a test must not end one in use."""
+    if isinstance(address, SSHServer):
+        return dataclasses.replace(address, carriers=1)
     if isinstance(address, I2PRouter):
-        return dataclasses.replace(address, keys=None, session="")
+        return dataclasses.replace(address, keys=None, session="", carriers=1)
     if isinstance(address, (I2PTarget, I2PListen)):
-        return dataclasses.replace(address, router=_without_keys(address.router))
+        return dataclasses.replace(address, router=_for_a_test(address.router))
     return address

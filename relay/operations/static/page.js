@@ -208,7 +208,8 @@ const tables = {
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
-      show(parts.worker, row.worker === null ? "" : `worker ${row.worker}`);
+      const places = [row.number === null ? "" : `carrier ${row.number}`, row.worker === null ? "" : `worker ${row.worker}`];
+      show(parts.worker, places.filter(Boolean).join(", "));
       show(parts.problem, row.error);
       state(parts.word, row.state, CARRIER_STATES[row.state] || "");
       put(cells[2], duration(event.time - row.since));

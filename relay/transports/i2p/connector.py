@@ -27,6 +27,7 @@ from ..credentials import secret_of
 from .bridge import Bridge
 from .conversation import Conversation
 from .messages import Message, session_create, shown
+from .replacement import ReplacementPolicy
 from .session import Session
 
 __all__ = ["SessionKey", "Keys", "make_carrier", "options_of"]
@@ -41,7 +42,6 @@ _PROGRESS = 15.0  # seconds between two log lines while the router builds tunnel
 _REMEMBERED = (13.0, 120.0)  # seconds until a router has forgotten a session of the same keys, and the maximum
 _DUPLICATE = 8.0  # seconds to retry the first session of some keys while the router has another session of them
 _AGAIN = 2.0  # seconds between these tries
-_REPLACE_AGAIN = (30.0, 900.0)  # seconds from one replacement for a destination to the next, and the maximum
 _REST = 2.0  # maximum back-off in seconds: the bridge is near, as a rule
 _CHECK = 30.0  # seconds between two keepalive probes
 
@@ -74,7 +74,9 @@ class SessionKey(Protocol):
         """Release the key for other sessions."""
 
 
-def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, quiet: bool = False) -> Carrier[Session]:
+def make_carrier(
+    name: str, router: I2PRouter, below: Network, keys: Keys, number: int | None = None, *, quiet: bool = False
+) -> Carrier[Session]:
     """Return a supervised session; :meth:`relay.carriers.carrier.Carrier.begin` creates it.
 
     :param name: of the session, in errors and in the log.
@@ -82,11 +84,14 @@ def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, qu
     :param below: the network from which the bridge is reached.
     :param keys: called before the first attempt, in a thread that may block. It returns the key, which is closed with
         the carrier, or ``None`` for a new destination after each loss.
+    :param number: as for :class:`relay.carriers.carrier.Carrier`.
     :param quiet: log at debug level only.
     :raises OSError: if no thread or descriptor is available.
     """
     connector = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
-    carrier = Carrier(name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p")
+    carrier = Carrier(
+        name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
+    )
     connector.replacement.renew = carrier.replace
     return carrier
 
@@ -95,7 +100,7 @@ class _SessionConnector:
     """Creates one session after the other; see :class:`relay.carriers.link.Connector`."""
 
     def __init__(self, name: str, router: I2PRouter, below: Network, keys: Keys, level: int) -> None:
-        self.replacement = _ReplacementPolicy()
+        self.replacement = ReplacementPolicy()
         self._name = name
         self._level = level
         self._router = router
@@ -304,34 +309,6 @@ class _KeyUse:
         )
         if _cancelled(cancel, left):
             raise CarrierError(f"{self._name}: the session was closed")
-
-
-class _ReplacementPolicy:
-    """Replaces a session because a destination does not answer, less often each time that this does not help.
-
-    A destination may be served from another router now. A router that has not noticed sends to the old one, reports OK
-    for every stream, and no stream brings a byte. A new session looks the destination up again.
-    """
-
-    renew: Callable[[Session, str], None]
-
-    def __init__(self) -> None:
-        self._next: dict[str, tuple[float, float]] = {}  # destination → not before, seconds until the one after
-
-    def on_silence(self, session: Session, dest: str) -> None:
-        """Replace the session because a stream to ``dest`` brings nothing; on the I/O thread."""
-        now = time.monotonic()
-        due, wait = self._next.get(dest, (0.0, _REPLACE_AGAIN[0]))
-        if now < due:
-            return
-        if len(self._next) > 1000:
-            self._next.clear()
-        self._next[dest] = now + wait, min(wait * 2, _REPLACE_AGAIN[1])
-        self.renew(session, "a stream was opened but brings no data; the session may be unresponsive")
-
-    def on_reply(self, dest: str) -> None:
-        """Forget the replacements for a destination: bytes have come from it; in any thread."""
-        self._next.pop(dest, None)
 
 
 class _ProgressLog:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ...addresses.destinations import PrivateKey, b32_of, is_base64
 from ...addresses.i2p import I2PRouter, I2PTarget
 from ...addresses.values import TCPAddress
-from ...carriers.carrier import Carrier
+from ...carriers.carrier_set import SharedCarrier, make_carriers
 from ...carriers.dialer import dial, wait_until_up
 from ...carriers.link import CarrierState
 from ...carriers.pool import CarrierRef
@@ -67,7 +67,8 @@ class I2PFactory(Dialer):
         router = target.router
         self._number = len(below.route) + 1
         below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
-        make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
+        make_one = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
+        make = functools.partial(make_carriers, router.carriers, make_one)
         self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route, below.trace), make)
 
     @property
@@ -156,7 +157,7 @@ class I2PFactory(Dialer):
         except OSError as error:
             raise self._explain(error) from error
 
-    def carrier(self) -> Carrier[Session]:
+    def carrier(self) -> SharedCarrier[Session]:
         """Return the session of the streams, and hold it until :meth:`close`.
 
         :raises OSError: if no thread or descriptor is available.

@@ -15,7 +15,7 @@ from types import TracebackType
 from ...access.access_list import AccessList
 from ...addresses.destinations import Peer, PrivateKey, b32_of
 from ...addresses.i2p import I2PListen, I2PRouter
-from ...carriers.carrier import Carrier
+from ...carriers.carrier_set import SharedCarrier
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, mark_reported
 from ...carriers.pool import CarrierRef
@@ -58,7 +58,7 @@ class I2PListener:
         self._lists = AccessList(place.allow, place.deny)
         make = functools.partial(make_carrier, name, place.router, below, functools.partial(_open_key, place.router))
         self._holder: CarrierRef[Session] = CarrierRef(name, ("i2p listener", object()), make)
-        self._carrier: Carrier[Session] | None = None
+        self._carrier: SharedCarrier[Session] | None = None
         self._machine = ListenerMachine(name, self._perform)
         self._receiver = Receiver(place, name, self._on_stream, self._on_ready)
         self._queue: AcceptQueue[Peer] = AcceptQueue(

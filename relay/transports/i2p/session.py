@@ -95,6 +95,11 @@ class Session:
         """The seconds until the router's SAM bridge answered the last PING; ``None`` if it answers none."""
         return self._keepalive.rtt
 
+    @property
+    def is_doubtful(self) -> bool:
+        """``True`` if the last PING has got no answer in time; ``False`` for a bridge that is not pinged."""
+        return self._keepalive.is_late
+
     def failure(self) -> CarrierError | None:
         """Return why the session has ended, which has ended its streams; ``None`` while it is up."""
         error = self._streams.error
@@ -306,6 +311,10 @@ class _Keepalive:
         self._missed = 0  # consecutive PINGs without a PONG
         self._pongs = 0  # on the spare conversation
         self._sent = 0.0  # the last PING on the control socket, monotonic seconds
+
+    @property
+    def is_late(self) -> bool:
+        return self._missed > 1
 
     def check(self) -> None:
         if self.can_ping is None:

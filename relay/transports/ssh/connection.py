@@ -176,6 +176,10 @@ class Connection(Protocol):
     def rtt(self) -> float | None:
         """The seconds until the last keepalive probe got its reply; ``None`` if the backend does not know it."""
 
+    @property
+    def is_doubtful(self) -> bool:
+        """``True`` if the last keepalive probe has got no reply in time; ``False`` if the backend does not know it."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open or being opened; perhaps at once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,10 +14,12 @@ from ...addresses.hops import Route, on_the_way, over_i2p
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, is_i2p
 from ...carriers import dialer, pool
-from ...carriers.carrier import Carrier
+from ...carriers.carrier import ATTEMPT_TIMEOUT, Carrier
+from ...carriers.carrier_set import SharedCarrier, make_carriers
 from ...carriers.link import Lost
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
 from ...streams.cancellation import Cancel
+from ...streams.connect import SocketDialer
 from ...streams.dialer import Dialer, Network
 from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
@@ -44,12 +47,12 @@ class Holder(pool.CarrierRef[Connection]):
 
     def __init__(self, server: SSHServer, below: Network) -> None:
         key = server, below.route, below.trace
-        super().__init__(str(server), key, functools.partial(_make_carrier, server, below))
+        super().__init__(str(server), key, functools.partial(_make_carriers, server, below))
         self.server = server
 
 
 def dial(
-    carrier: Carrier[Connection],
+    carrier: SharedCarrier[Connection],
     place: Place,
     deadline: float | None,
     done: OnResult,
@@ -73,19 +76,44 @@ def dial(
     return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect, numbers=numbers)
 
 
-def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:
-    name, connector = str(server), _SSHConnector(server, below)
-    if over_i2p(below.route, server):
-        return Carrier(name, connector, server.keepalive, _SLOW, kind="ssh")
-    return Carrier(name, connector, server.keepalive, kind="ssh")
+def _make_carriers(server: SSHServer, below: Network) -> SharedCarrier[Connection]:
+    addresses = _Addresses()
+    seconds = _SLOW if over_i2p(below.route, server) else ATTEMPT_TIMEOUT
+
+    def make(number: int | None) -> Carrier[Connection]:
+        connector = _SSHConnector(server, below, addresses)
+        return Carrier(str(server), connector, server.keepalive, seconds, kind="ssh", number=number)
+
+    return make_carriers(server.carriers, make)
+
+
+class _Addresses:
+    """The addresses of one server that its connections use, so that another connection prefers another address."""
+
+    def __init__(self) -> None:
+        self._used: dict[_SSHConnector, object] = {}
+
+    def dialer(self, user: _SSHConnector, dialer: Dialer) -> Dialer:
+        """Return a dialer that tries the addresses which others use last, where relay itself looks up the name."""
+        if not isinstance(dialer, SocketDialer) or dialer.name is None:
+            return dialer
+        return dialer.avoiding(
+            lambda address: any(user is not other and address == used for other, used in tuple(self._used.items()))
+        )
+
+    def connected(self, user: _SSHConnector, stream: Stream) -> None:
+        """Note the address of a connection."""
+        with contextlib.suppress(OSError):
+            self._used[user] = stream.socket.getpeername()
 
 
 class _SSHConnector:
     """Connects to one server, each time that its carrier requests it; see :class:`relay.carriers.carrier.Connector`."""
 
-    def __init__(self, server: SSHServer, below: Network) -> None:
+    def __init__(self, server: SSHServer, below: Network, addresses: _Addresses) -> None:
         self._server = server
         self._below = below
+        self._addresses = addresses
         self._chosen: str | None = None  # the backend, after another one has failed
         self._tried = ""  # the last backend
         # Held while this one is, so that the connections below are supervised, too.
@@ -152,6 +180,7 @@ class _SSHConnector:
         if stream is None:
             over = f" over {route[-1]}" if route else ""
             raise ConnectError(f"{settings.name}: not reached in time{over}", reason="connect_timeout")
+        self._addresses.connected(self, stream)
         return stream
 
     def _dialer_for(self, network: Network, settings: Settings) -> Dialer:
@@ -161,7 +190,7 @@ class _SSHConnector:
             self._close_dialer()
             if not self._below.route:
                 _reject_loops(settings, ())
-            self._dialer = network.route, place, network.to(place)
+            self._dialer = network.route, place, self._addresses.dialer(self, network.to(place))
         return self._dialer[2]
 
     def _close_dialer(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ...addresses.hops import Route
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, UnixAddress
-from ...carriers.carrier import Carrier
+from ...carriers.carrier_set import SharedCarrier
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, Watcher, mark_reported
 from ...errors import CarrierError, ForwardError, can_retry
@@ -172,7 +172,7 @@ class SSHListener:
 
     # -- the forward --------------------------------------------------------------------------------------------------
 
-    def _ask_first(self, carrier: Carrier[Connection], deadline: float) -> Connection:
+    def _ask_first(self, carrier: SharedCarrier[Connection], deadline: float) -> Connection:
         lost: tuple[Connection, CarrierError] | None = None
         for attempt in range(1, _ATTEMPTS + 1):
             link = self._newest = wait_until_up(carrier, deadline, None, wait_for_reconnect=False, instead_of=lost)

@@ -172,8 +172,9 @@ def test_one_that_answers_no_more_is_dead(opened):
     session.check()
     wait_until(lambda: session._keepalive.can_ping)
     opened.scripted.pongs = False
-    for _ in range(module._MISSED):
+    for check in range(module._MISSED):
         session.check()
+        assert session.is_doubtful is (check > 0)
         assert opened.lost.empty()
     session.check()
     assert str(opened.lost.get(timeout=WAIT)) == "the session: the router does not respond"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,8 +21,10 @@ from relay.addresses.destinations import b32_of
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.carriers import pool
+from relay.eventloop.sockets import Endpoint
 from relay.process import PIPE, start
 from relay.streams.cancellation import Cancellation
+from relay.streams.connect import SocketDialer
 from relay.testing import SAMBridge
 from relay.transports.chain import chain, network
 from relay.transports.ssh import connector
@@ -74,6 +77,28 @@ def test_a_stream_over_a_connection(world, factory):
     assert make.state == "up" and make.target == "db.internal:5432"
     make.close()
     assert connection.closed and make.state == "closed"
+
+
+def test_several_carriers_prefer_different_addresses():
+    addresses, one, other = connector._Addresses(), object(), object()
+    here = [Endpoint(socket.AF_INET, (host, 22)) for host in ("127.0.0.1", "127.0.0.2")]
+    name = SocketDialer("h:22", lambda: here, literal=False, name=object())
+
+    def first_for(user):
+        return addresses.dialer(user, name).resolve()[0].address[0]
+
+    addresses.connected(one, SimpleNamespace(socket=SimpleNamespace(getpeername=lambda: ("127.0.0.1", 22))))
+    assert (first_for(one), first_for(other)) == ("127.0.0.1", "127.0.0.2")
+    literal = SocketDialer("h:22", lambda: here, literal=True)
+    assert addresses.dialer(one, literal) is literal
+
+
+def test_two_carriers_are_two_connections(world, factory):
+    make = factory("bastion", carriers=2)
+    make.ready()
+    wait_until(lambda: len(world.connections) == 2)
+    make.close()
+    assert all(connection.closed for connection in world.connections)
 
 
 def test_one_connection_carries_the_streams_of_all_who_ask_for_the_same(world, factory):

@@ -91,7 +91,7 @@ class OpenSSH:
         self._unanswered: dict[Opening, None] = {}  # streams with a deadline
         self._patient: set[Opening] = set()  # streams whose caller waits for the server's reply
         self._next = math.inf  # the first deadline
-        self.rtt = None  # ssh does not report its probes
+        self.rtt, self.is_doubtful = None, False  # ssh does not report its probes
         self._names = 0
         self._controls: list[Control] = []
         self._channels = ChannelLog(self._arrived)

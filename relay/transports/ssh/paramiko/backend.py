@@ -260,6 +260,11 @@ class Connection:
         return self._keepalive.rtt
 
     @property
+    def is_doubtful(self) -> bool:
+        """``True`` if the last keepalive probe has got no reply."""
+        return self._keepalive.is_late
+
+    @property
     def streams(self) -> int:
         """The number of open streams."""
         return self._mux.streams

@@ -14,6 +14,7 @@ from .requests import Requests
 __all__ = ["Keepalive"]
 
 _SILENCE = 3  # times the interval without a byte from the server, after which it is unresponsive
+_LATE = 2.0  # times the interval without a byte, although a probe was sent in the middle
 _STOPPED = 1.5  # times the interval without a check: only a process that was stopped skips checks
 
 
@@ -39,6 +40,12 @@ class Keepalive:
         self._unhandled = 0  # checks that the transport's thread has not handled yet
         self.rtt: float | None = None
         """The seconds until the last probe got its reply; ``None`` before the first one."""
+
+    @property
+    def is_late(self) -> bool:
+        """``True`` if a probe has got no reply although the next one is due; from any thread."""
+        interval = self._interval
+        return interval is not None and time.monotonic() - self._wire.heard > _LATE * interval
 
     def check(self) -> None:
         """Send a probe; from any thread, once in each interval."""

@@ -66,6 +66,14 @@ def test_a_probe_at_a_time_and_the_time_of_its_reply(rig: Rig) -> None:
     assert not rig.silent
 
 
+def test_a_probe_without_a_reply_makes_the_connection_doubtful(rig: Rig) -> None:
+    for seconds, is_late in ((EVERY * 1.5, False), (EVERY, True)):
+        rig.pass_time(seconds)
+        assert rig.keepalive.is_late is is_late
+    rig.wire.heard = time.monotonic()
+    assert not rig.keepalive.is_late
+
+
 def test_a_request_that_fails_with_its_connection_is_no_reply(rig: Rig) -> None:
     rig.check()
     rig.ended = OSError("lost")

@@ -1,0 +1,314 @@
+"""``relay.carriers.carrier_set``: several carriers of one hop, of which new streams use the healthiest."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+
+import pytest
+from helpers import WAIT, wait_until
+
+from relay.carriers import carrier_set, retry
+from relay.carriers.carrier import Carrier
+from relay.carriers.carrier_set import CarrierSet, make_carriers
+from relay.carriers.link import CarrierState
+from relay.carriers.listing import carriers
+from relay.carriers.pool import CarrierRef
+from relay.errors import AuthenticationError, CarrierError, ConnectError
+
+REFUSED = ConnectError("c: connection refused", reason="refused")
+DENIED = AuthenticationError("c: rejected")
+
+
+class Link:
+    """A link that does what the test says."""
+
+    rtt = None
+
+    def __init__(self, lost):
+        self.error = CarrierError("c: the line went dead")
+        self.lose = lambda: lost(self.error)
+        self.closed = threading.Event()
+        self.is_doubtful = False
+        self.streams = 0
+        self._idle = None
+
+    def when_idle(self, call):
+        self._idle = call
+        if not self.streams:
+            call()
+
+    def end_streams(self):
+        wait_until(lambda: self._idle is not None)
+        self.streams = 0
+        self._idle()
+
+    def check(self):
+        pass
+
+    def close(self):
+        self.closed.set()
+
+    def abandon(self):
+        pass
+
+
+class Connector:
+    """Makes links; an attempt fails with the first of the errors, if there is one."""
+
+    def __init__(self):
+        self.errors = []
+        self.attempts = 0
+        self.link = None
+
+    def connect(self, deadline, cancel, lost):
+        self.attempts += 1
+        if self.errors:
+            raise self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
+        self.link = Link(lost)
+        return self.link
+
+    def alternative(self, error):
+        return ""
+
+    def close(self):
+        pass
+
+
+class World:
+    """A set of carriers, each with its connector."""
+
+    def __init__(self, count):
+        self.connectors = [Connector() for _ in range(count)]
+        self.set = make_carriers(count, self.make)
+
+    def make(self, number):
+        return Carrier("c", self.connectors[number - 1], None, number=number, kind="test")
+
+    @property
+    def links(self):
+        return [carrier.link for carrier in self.set.carriers]
+
+    def up(self):
+        self.set.begin()
+        wait_until(lambda: None not in self.links)
+        return self.links
+
+    def outcome(self, timeout=WAIT, **options):
+        told = queue.SimpleQueue()
+        self.set.when_up(told.put, time.monotonic() + timeout, **options)
+        return told.get(timeout=WAIT)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(retry, "_BACKOFF", (0.01, 0.02))
+
+
+@pytest.fixture
+def world():
+    made = []
+
+    def make(count=2):
+        made.append(World(count))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.set.close()
+        assert one.set.join(WAIT)
+
+
+def test_a_single_one_is_no_set():
+    made = make_carriers(1, lambda number: Carrier("c", Connector(), None, number=number))
+    assert isinstance(made, Carrier) and made.number is None
+    made.close()
+
+
+def test_the_rest_is_closed_if_one_cannot_be_made():
+    made = []
+
+    def make(number):
+        if number == 2:
+            raise OSError("no threads left")
+        made.append(Carrier("c", Connector(), None, number=number))
+        return made[-1]
+
+    with pytest.raises(OSError, match="threads"):
+        make_carriers(3, make)
+    assert made[0].join(WAIT)
+
+
+def test_each_begins_once_the_one_before_is_up(world):
+    """A rejected login is rejected once, and not by all of them."""
+    rig = world(3)
+    rig.connectors[0].errors = [DENIED]
+    rig.set.begin()
+    assert str(rig.outcome()) == str(DENIED)
+    assert (rig.set.state, rig.set.error) == (CarrierState.FAILED, DENIED)
+    assert [connector.attempts for connector in rig.connectors] == [1, 0, 0]
+    rig.connectors[0].errors = []
+    rig.set.carriers[0].since -= 301
+    rig.set.retry_failed()
+    wait_until(lambda: None not in rig.links)
+
+
+@pytest.mark.parametrize(
+    ("streams", "doubtful", "best"),
+    [
+        ((0, 0), (False, False), 0),
+        ((1, 0), (False, False), 1),
+        ((1, 1), (False, False), 0),
+        ((0, 5), (True, False), 1),
+        ((2, 1), (True, True), 1),
+    ],
+)
+def test_new_streams_use_the_healthiest_and_then_the_one_with_fewer_streams(world, streams, doubtful, best):
+    rig = world()
+    links = rig.up()
+    for link, count, is_doubtful in zip(links, streams, doubtful, strict=True):
+        link.streams, link.is_doubtful = count, is_doubtful
+    assert rig.set.link is links[best] is rig.outcome()
+    for link in links:
+        link.streams = 0
+
+
+def test_nobody_waits_for_a_lost_one_while_another_is_up(world):
+    rig = world()
+    first, second = rig.up()
+    rig.connectors[0].errors = [REFUSED]
+    first.lose()
+    wait_until(lambda: rig.links[0] is None)
+    told = []
+    rig.set.when_up(told.append, None)
+    assert told == [second] and rig.set.link is second
+    assert (rig.set.state, rig.set.error) == (CarrierState.UP, None)
+    rig.connectors[0].errors = []
+    wait_until(lambda: None not in rig.links)
+
+
+def test_a_stream_that_failed_because_its_link_is_lost_gets_the_other_link_at_once(world):
+    rig = world()
+    first, second = rig.up()
+    told = []
+    rig.set.when_up(told.append, None, instead_of=(first, first.error))
+    assert told == [second]
+    assert first.closed.wait(WAIT)  # its carrier knows now
+    assert not second.closed.is_set()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_waits_gets_the_first_that_is_up_again(world, first):
+    rig = world()
+    links = rig.up()
+    for connector in rig.connectors:
+        connector.errors = [REFUSED]
+    for link in links:
+        link.lose()
+    wait_until(lambda: rig.links == [None, None])
+    told = queue.SimpleQueue()
+    rig.set.when_up(told.put, time.monotonic() + WAIT)
+    given_up = []
+    rig.set.when_up(given_up.append, time.monotonic() + WAIT)()
+    rig.connectors[first].errors = []
+    assert told.get(timeout=WAIT) is rig.connectors[first].link
+    assert given_up == []
+
+
+def test_who_waits_for_one_attempt_gets_an_error_when_all_have_failed(world):
+    rig = world()
+    links = rig.up()
+    for connector in rig.connectors:
+        connector.errors = [REFUSED]
+    assert isinstance(rig.outcome(instead_of=(links[0], links[0].error)), Link)
+    links[1].lose()
+    wait_until(lambda: rig.links == [None, None])
+    assert str(rig.outcome(wait_for_reconnect=False)) == str(REFUSED)
+    assert rig.outcome(timeout=0.01).reason == "connect_timeout"
+
+
+def test_the_watchers_get_the_state_of_the_best_one(world):
+    rig = world()
+    seen = []
+    first, second = rig.up()
+    rig.set.subscribe(lambda state, error: seen.append(state))
+    rig.connectors[0].errors = rig.connectors[1].errors = [REFUSED]
+    first.lose()
+    wait_until(lambda: rig.links[0] is None)
+    assert set(seen) <= {CarrierState.UP}
+    second.lose()
+    wait_until(lambda: CarrierState.BACKING_OFF in seen)
+    assert rig.set.error is not None
+
+
+def test_one_that_has_failed_for_good_is_tried_again_although_no_client_asks_for_it(world, monkeypatch):
+    monkeypatch.setattr(carrier_set, "_RETRY_FAILED_EVERY", 0.01)
+    monkeypatch.setattr("relay.carriers.carrier._RETRY_FAILED_AFTER", 0.0)
+    rig = world()
+    rig.connectors[1].errors = [DENIED]
+    rig.set.begin()
+    wait_until(lambda: rig.connectors[1].attempts > 1)
+    assert rig.set.state is CarrierState.UP
+    rig.connectors[1].errors = []
+    wait_until(lambda: None not in rig.links)
+
+
+def test_a_server_that_allows_one_login_is_logged_once(world, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    rig = world()
+    rig.connectors[1].errors = [ConnectError("c: too many logins")]
+    rig.set.begin()
+    wait_until(lambda: rig.connectors[1].attempts > 8)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.partition(";")[0] for line in warnings] == ["c (carrier 2): too many logins"]
+    assert rig.set.link is rig.links[0]
+
+
+def test_operators_see_each_of_them(world):
+    rig = world()
+    rig.up()
+    found = [(one.number, one.state) for one in carriers() if one.kind == "test"]
+    assert found == [(1, "up"), (2, "up")]
+
+
+def test_callers_with_the_same_key_share_the_set_and_it_ends_with_its_last_stream(world):
+    rig = world()
+    one, other = (CarrierRef("c", "key of the set", lambda: rig.set) for _ in range(2))
+    assert one.carrier() is other.carrier() is rig.set
+    wait_until(lambda: None not in rig.links)
+    links = rig.links
+    links[0].streams = links[1].streams = 1
+    one.close()
+    other.close(0.0)
+    for link in links:
+        assert rig.set.state is CarrierState.UP
+        link.end_streams()
+    wait_until(lambda: rig.set.state is CarrierState.CLOSED)
+    assert all(link.closed.wait(WAIT) for link in links)
+
+
+def test_a_set_that_is_taken_up_again_is_not_closed_by_the_earlier_release(world):
+    rig = world()
+    first, second = rig.up()
+    called = []
+    second.streams = 1
+    rig.set.when_idle(lambda: called.append("earlier"))
+    wait_until(lambda: second._idle is not None)
+    first.streams, first._idle = 1, None
+    rig.set.when_idle(lambda: called.append("later"))
+    second.end_streams()
+    first.end_streams()
+    wait_until(lambda: called)
+    assert called == ["later"]
+
+
+def test_after_the_close_it_says_so(world):
+    rig = world()
+    rig.up()
+    assert repr(rig.set) == "<relay.CarrierSet c, up>"
+    rig.set.close()
+    rig.set.close(wait=False)
+    assert isinstance(rig.set, CarrierSet) and rig.set.state is CarrierState.CLOSED
+    assert isinstance(rig.outcome(), CarrierError)

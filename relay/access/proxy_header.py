@@ -312,10 +312,15 @@ def _parse_v2(header: bytes) -> ProxyHeader:
 
 def _local_entries(header: bytes, family: int) -> tuple[tuple[int, bytes], ...]:
     """Return the entries of a LOCAL header; a receiver ignores what it does not understand in one."""
+    if family != _UNSPECIFIED:
+        return ()
     try:
-        return _entries(header[_HEAD.size :]) if family == _UNSPECIFIED else ()
+        entries = _entries(header[_HEAD.size :])
+        _check(header, _HEAD.size, entries)
+        ProxyHeader(entries=entries).ssl()  # raises for one that is cut
     except ProxyHeaderError:
         return ()
+    return entries
 
 
 def _host(packed: bytes) -> str:

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from ..access.gate import Denial
 from ..access.introduction import identified
-from ..access.proxy_header import ProxyHeader, ProxyHeaderError
+from ..access.proxy_header import Address, ProxyHeader, ProxyHeaderError
 from ..access.senders import Senders
 from ..eventloop.sockets import format_address
+from ..streams.identity import Identity
 from ..streams.proxy_handshake import ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
@@ -34,10 +35,15 @@ CHECK = "check"
 _RULE = "accept-proxy"
 
 
-class _Introduced(ScreenedAddress):
-    """The address of a client whose header was read before its handshake."""
+class _Introduced(tuple[Any, ...]):  # noqa: SLOT001  (a tuple has no slots of its own)
+    """The address of a client whose header was read before its handshake, and what else the header says."""
 
-    __slots__ = ()
+    identity: Identity | None
+    local: Address | None  # to which the client has connected
+
+
+class _Screened(_Introduced, ScreenedAddress):
+    """The same, of a client that its address lets shake hands."""
 
 
 class HeaderClientsOwner(Protocol):
@@ -137,13 +143,7 @@ class HeaderClients:
         elif header.is_check:
             connection.fail(CHECK, now, clean=True)
         elif listener is not None:
-            connection.summary.peer = _peer(header) or connection.summary.peer
-            denial = self._entrance.screen(connection.summary.peer, now)
-            if denial is None:
-                self._upgrade(connection, listener, now)
-            else:
-                self._count(connection)
-                self._entrance.deny(connection, denial, now)
+            self._screen(connection, listener, header, now)
         else:
             self._count(connection)
             summary = connection.summary
@@ -156,13 +156,27 @@ class HeaderClients:
             else:
                 self._entrance.on_request(connection, now)
 
-    def _upgrade(self, connection: Connection, listener: UpgradeListener, now: float) -> None:
+    def _screen(self, connection: Connection, listener: UpgradeListener, header: ProxyHeader, now: float) -> None:
+        """Begin the handshake of a client, unless its address alone bars it."""
+        summary = connection.summary
+        identity = summary.identity = identified(header, summary.who())
+        summary.peer = _peer(header) or summary.peer
+        has_address = identity is None or identity.host is not None  # else the peer is the balancer
+        if has_address and (denial := self._entrance.screen(summary.peer, now)) is not None:
+            self._count(connection)
+            self._entrance.deny(connection, denial, now)
+            return
+        peer = (_Screened if has_address else _Introduced)(summary.peer)
+        peer.identity, peer.local = identity, header.destination
+        self._upgrade(connection, listener, peer, now)
+
+    def _upgrade(self, connection: Connection, listener: UpgradeListener, peer: _Introduced, now: float) -> None:
         """Hand a client over for its handshake; it comes back as another connection, and this one leaves no trace."""
         connection.state = ConnectionState.CLOSED
         connection.summary.reason, connection.summary.finished = CHECK, now
         connection.deadline.release()
         connection.owner.loop.forget(connection.client.fileno())
-        listener.upgrade(connection.client, _Introduced(connection.summary.peer), now)
+        listener.upgrade(connection.client, peer, now)
         connection.owner.connection_over(connection)
 
     def offered(self, stream: Stream, peer: Any, now: float) -> bool:
@@ -171,6 +185,8 @@ class HeaderClients:
         The listener may have accepted it before the tunnel did, or before a reload has set senders.
         """
         if isinstance(peer, _Introduced):
+            if stream.identity is None:  # it has shown no certificate
+                stream.identity = peer.identity
             return True
         connection = self._owner.admit(stream.socket, stream, peer, now, 1)
         self._deny(connection, "it came before headers of the PROXY protocol were read; it may connect again", now)

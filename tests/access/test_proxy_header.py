@@ -158,6 +158,14 @@ class TestVersion2:
     def test_of_a_local_connection_everything_else_is_ignored(self, family: int) -> None:
         assert read(v2(0x20, family, b"\x03\xff\xff???") + b"after") == (ProxyHeader(is_local=True), 22)
 
+    @pytest.mark.parametrize(
+        "more", [entry(SSL, b"\1\0"), entry(CRC32C, bytes(4)), b"\5"], ids=["tls", "checksum", "entry"]
+    )
+    def test_of_a_local_connection_wrong_entries_are_ignored(self, more: bytes) -> None:
+        right = entry(DESTINATION, b"a")
+        assert read(v2(0x20, 0, right + more)) == (ProxyHeader(is_local=True), 16 + len(right + more))
+        assert read(v2(0x20, 0, right)) == (ProxyHeader(is_local=True, entries=((DESTINATION, b"a"),)), 16 + len(right))
+
     def test_unix_addresses_are_skipped(self) -> None:
         header, taken = read(v2(0x21, 0x31, b"\xff" * 216 + entry(AUTHORITY, b"a")) + b"after")
         assert header == ProxyHeader(False, None, None, ((AUTHORITY, b"a"),))

@@ -22,6 +22,7 @@ from relay.access.proxy_header import (
     SSL,
     UNIQUE_ID,
     Address,
+    HeaderReader,
     SSLEntry,
     build_local,
     build_v1,
@@ -434,6 +435,38 @@ def test_a_reload_begins_and_ends_headers_of_tls_clients(balanced_tls, certifica
     second.sendall(b"2")
     assert world.accept().recv(1) == b"2"
     assert [record.peer[0] for record in world.tunnel.connections()] == ["127.0.0.1", ONE.host]
+
+
+@pytest.mark.parametrize(
+    ("entries", "identity", "ends"),
+    [([], "tcp:192.0.2.7", (ONE, OTHER)), ([(DESTINATION, B32)], f"i2p:{B32}", (None, None))],
+)
+def test_a_header_before_a_handshake_tells_as_much_as_another(balanced_tls, certificates, entries, identity, ends):
+    world = balanced_tls(send_proxy="v2")
+    client = shaken(world, certificates, build_v2(ONE, OTHER, entries))
+    client.sendall(b"x")
+    server, reader = world.accept(), HeaderReader()
+    while reader.header is None:
+        server.recv(reader.feed(server.recv(4096, socket.MSG_PEEK)))
+    assert str(world.identity()) == identity
+    assert (reader.header.source, reader.header.destination) == ends
+    assert reader.header.text(DESTINATION) == (entries[0][1] if entries else None)
+
+
+def test_clients_without_an_address_do_not_count_for_that_of_their_balancer(balanced_tls, certificates):
+    world = balanced_tls(limit=[{"name": "x", "rate": "1/h"}], deny=[f"i2p:{B32}"])
+    for count, (letter, rule) in enumerate(
+        [("b", None), ("c", None), ("b", "limit x"), ("a", f"deny i2p:{B32}")], start=1
+    ):
+        header = build_v2(None, None, [(DESTINATION, letter * 52 + ".b32.i2p")])
+        with contextlib.suppress(OSError):  # one that is denied is reset, perhaps within its handshake
+            client = shaken(world, certificates, header)
+            client.sendall(b"x")
+            if rule is None:
+                assert world.accept().recv(1) == b"x"
+                client.close()
+        wait_until(lambda: len(world.tunnel.recent()) == count)  # noqa: B023
+        assert world.tunnel.recent()[-1].rule == rule
 
 
 # -- what the address decides before a handshake -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from .rules import Rule
 __all__ = ["Place", "Useless", "find_useless", "possible_kinds", "rules_in"]
 
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
+_OF_HEADERS = frozenset({"cidr", "user", "cn", "login", "i2p", "ssh"})  # see relay.access.introduction.identified
 _KINDS = {
     "tcp": frozenset({"cidr"}),
     "tls": frozenset({"cidr"}),
@@ -78,7 +79,8 @@ def possible_kinds(
     :param listener: ``tcp``, ``tls``, ``unix``, ``systemd`` (a socket of either kind), ``ssh`` or ``i2p``.
     :param has_certificates: whether it demands client certificates.
     :param has_login: whether its clients log in at a proxy.
-    :param has_header: whether clients may come with a PROXY header, which has an address.
+    :param has_header: whether clients come with a PROXY header, which can have an address and each identity but the
+        names of subjectAltName and the key of a certificate.
     """
     kinds = set(_KINDS[listener])
     if has_certificates:
@@ -86,7 +88,7 @@ def possible_kinds(
     if has_login:
         kinds.add("login")
     if has_header:
-        kinds.add("cidr")
+        kinds |= _OF_HEADERS
     return frozenset(kinds)
 
 

@@ -18,7 +18,7 @@ def found(allow=None, deny=None, listener="tcp", **has):
         ("tls", {}, {"cidr"}),
         ("tls", {"has_certificates": True}, {"cidr", "dns", "uri", "cn", "spki"}),
         ("unix", {}, {"user"}),
-        ("unix", {"has_header": True, "has_login": True}, {"user", "cidr", "login"}),
+        ("unix", {"has_header": True, "has_login": True}, {"user", "cidr", "login", "cn", "i2p", "ssh"}),
         ("systemd", {}, {"user", "cidr"}),
         ("ssh", {}, {"ssh"}),
         ("i2p", {}, {"i2p"}),

@@ -76,7 +76,7 @@ from ..access.ticket import Ticket
 from ..eventloop.poller import ERR, HUP, READ
 from ..eventloop.sockets import format_address, keep_alive, set_to_reset
 from ..streams.fairness import source_of
-from ..streams.proxy_handshake import FinalReply, HandshakeReader, ProxyHandshake, watch
+from ..streams.proxy_handshake import FinalReply, FinalStay, HandshakeReader, ProxyHandshake, watch
 from ..streams.request import RejectedRequest, Request
 from ..streams.session_socket import close_descriptor
 from ..streams.stream import Stream
@@ -160,7 +160,7 @@ class Connection:
 
     def give_way(self, now: float) -> None:
         """End a half-open connection, because others need its room."""
-        if isinstance(self.pending, (FinalReply, TarpitStay)):
+        if isinstance(self.pending, FinalStay):
             self.pending.finish(now)
         else:
             self.close("overloaded", now)

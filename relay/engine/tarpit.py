@@ -8,9 +8,9 @@ import socket
 import threading
 from collections.abc import Callable
 
-from ..eventloop.loop import Loop, Timer
+from ..eventloop.loop import Loop
 from ..eventloop.poller import END, ERR, HUP
-from ..streams.proxy_handshake import watch
+from ..streams.proxy_handshake import FinalStay, watch
 
 __all__ = ["TarpitStay", "take_place"]
 
@@ -51,8 +51,8 @@ take_place = _places.take
 """Take a place for the stay of a client; false if there are too many in the process."""
 
 
-class TarpitStay:
-    """The stay of one client. Nothing is read from it. Belongs to the loop's thread.
+class TarpitStay(FinalStay):
+    """The stay of one client. Nothing is read from it.
 
     It has a place of :func:`take_place`, which it gives back at its end.
 
@@ -61,14 +61,11 @@ class TarpitStay:
     :param over: called once with the time, when the socket is to be closed.
     """
 
-    __slots__ = ("_client", "_has_place", "_loop", "_over", "_timer")
+    __slots__ = ("_has_place",)
 
     def __init__(self, client: socket.SocketType, loop: Loop, over: Callable[[float], object]) -> None:
-        self._client = client
+        super().__init__(client, loop, over)
         self._has_place = True
-        self._loop = loop
-        self._over = over
-        self._timer = Timer(loop.timers, self.finish)
 
     def begin(self, seconds: float, now: float) -> None:
         """Wait for the end of the time, or of the client."""
@@ -79,24 +76,9 @@ class TarpitStay:
         if event & (END | ERR | HUP):  # a client that has only half-closed has no need of an answer either
             self.finish(now)
 
-    def finish(self, now: float) -> None:
-        """Call ``over`` now."""
-        self.abandon()
-        self._over(now)
-
     def abandon(self) -> None:
-        """Give up: only the place is released. Idempotent."""
-        self._timer.stop()
+        """Give up, and release the place. Idempotent."""
+        super().abandon()
         if self._has_place:
             self._has_place = False
             _places.give_back()
-
-    def too_late(self) -> None:
-        """Note that the time is over."""
-
-    def after_fork(self) -> None:
-        """In a forked child: there is nothing of its own to close."""
-
-    def crashed(self, now: float) -> None:
-        """End it because of a bug in a handler."""
-        self.finish(now)

@@ -13,7 +13,7 @@ from ..eventloop.loop import Handler, Loop, Timer
 from ..eventloop.poller import READ
 from .request import RejectedRequest, Request
 
-__all__ = ["FinalReply", "ProxyHandshake", "HandshakeListener", "HandshakeReader", "watch"]
+__all__ = ["FinalReply", "FinalStay", "ProxyHandshake", "HandshakeListener", "HandshakeReader", "watch"]
 
 logger = logging.getLogger("relay")
 
@@ -122,8 +122,46 @@ class HandshakeReader:
         self._done(RejectedRequest(b"", "a bug in relay; the log has it", "factory_error"), now)
 
 
-class FinalReply:
-    """Ends a client that gets no stream, so that it receives its last bytes. Belongs to the loop's thread.
+class FinalStay:
+    """The last part of a client that gets no stream, before its socket is closed. Belongs to the loop's thread.
+
+    It has no descriptor of its own.
+
+    :param client: a non-blocking socket, which stays with the caller.
+    :param loop: watches it from now on.
+    :param over: called once with the time, when the socket is to be closed.
+    """
+
+    __slots__ = ("_client", "_loop", "_over", "_timer")
+
+    def __init__(self, client: socket.SocketType, loop: Loop, over: Callable[[float], object]) -> None:
+        self._client = client
+        self._loop = loop
+        self._over = over
+        self._timer = Timer(loop.timers, self.finish)
+
+    def finish(self, now: float) -> None:
+        """Call ``over`` now."""
+        self.abandon()
+        self._over(now)
+
+    def abandon(self) -> None:
+        """Give up. Idempotent."""
+        self._timer.stop()
+
+    def too_late(self) -> None:
+        """Do nothing: it has a time of its own."""
+
+    def after_fork(self) -> None:
+        """Do nothing: it has no descriptor."""
+
+    def crashed(self, now: float) -> None:
+        """End it because of a bug in a handler."""
+        self.finish(now)
+
+
+class FinalReply(FinalStay):
+    """Ends a client so that it receives its last bytes.
 
     Closing a socket with something unread resets it, which may cost the client what it was sent. So what it still sends
     is read and dropped, until its end of file or a timeout.
@@ -134,14 +172,11 @@ class FinalReply:
     :param over: called once with the time, when the socket is to be closed.
     """
 
-    __slots__ = ("_client", "_loop", "_last", "_over", "_timer")
+    __slots__ = ("_last",)
 
     def __init__(self, client: socket.SocketType, loop: Loop, last: bytes, over: Callable[[float], object]) -> None:
-        self._client = client
-        self._loop = loop
+        super().__init__(client, loop, over)
         self._last = last
-        self._over = over
-        self._timer = Timer(loop.timers, self.finish)
 
     def begin(self, now: float) -> None:
         """Send the last bytes and an end of file."""
@@ -162,25 +197,6 @@ class FinalReply:
             return
         except OSError:
             pass  # it was reset, which is an end as well
-        self.finish(now)
-
-    def finish(self, now: float) -> None:
-        """Call ``over`` now."""
-        self._timer.stop()
-        self._over(now)
-
-    def abandon(self) -> None:
-        """Give up: there is nothing to release."""
-        self._timer.stop()
-
-    def too_late(self) -> None:
-        """Note that the time is over."""
-
-    def after_fork(self) -> None:
-        """In a forked child: there is nothing of its own to close."""
-
-    def crashed(self, now: float) -> None:
-        """End it because of a bug in a handler."""
         self.finish(now)
 
 

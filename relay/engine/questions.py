@@ -146,14 +146,18 @@ class Questions:
         """
         question = Question(self._owner.loop, connection, self._not_read, now)
         connection.wait_for_answer(question)
-        while self._reading_next and not self._reading_next[0].is_awaited:
-            self._reading_next.popleft()  # else they would be kept for as long as the reading hangs
+        self._forget_ended()
         self._reading_next.append(question)
         self._rules = rules  # a reload may have replaced those that are being read
         if user is not None and len(self._users) < _MOST_USERS:
             self._users.add(user)
         if not self._reading:
             self._read(now)
+
+    def _forget_ended(self) -> None:
+        """Forget the first questions that nothing awaits; else they would be kept for as long as the reading hangs."""
+        while self._reading_next and not self._reading_next[0].is_awaited:
+            self._reading_next.popleft()
 
     def _read(self, now: float) -> None:
         self._reading, self._reading_next = self._reading_next, collections.deque()
@@ -185,6 +189,7 @@ class Questions:
         text = "%s: the files of allow and deny, or the name of a user, were not read within %g s; "
         text += "the previous rules, and the user's number, decide until they are"
         self._slow_readings.log(now, text, self._owner.name, _DEADLINE)
+        self._forget_ended()
         self._on_read(connection, now)
 
     # -- admit --------------------------------------------------------------------------------------------------------

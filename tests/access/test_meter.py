@@ -118,3 +118,26 @@ def test_another_rate_holds_from_now_on() -> None:
     meter.change(1e6)
     clock.run(1.0)
     assert reader.read == pytest.approx(1e6, rel=0.1)
+
+
+def test_many_flows_are_served_in_parts_between_which_the_loop_turns() -> None:
+    timers, served = Timers(), []
+    meter = Meter(1e6, timers)
+
+    class Flow:
+        def granted(self, now: float) -> None:
+            served.append(self)
+            meter.spend(self, meter.take(self, now))
+
+    flows = [Flow() for _ in range(1000)]
+    assert meter.take(flows[0], 0.0) > 0
+    meter.spend(flows[0], 125_000)
+    assert not any(meter.take(flow, 0.0) for flow in flows)
+    now, turns = 10.0, 0  # the loop is late, and the bucket full
+    while len(served) < 400:
+        before, turns = len(served), turns + 1
+        timers.run(now)
+        assert len(served) - before <= 100
+        now += 0.002
+    assert turns < 9
+    assert served == flows[: len(served)]

@@ -253,9 +253,11 @@ def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make
     rules = thread.rules
     rules.readable.clear()
     try:
-        reset_client(receive)
+        with socket.create_connection(receive.getsockname()):
+            assert rules.reading.wait(WAIT)
+            reset_client(receive)
+        wait_until(lambda: not thread.entrance._questions._reading_next and len(thread.dialed) == 2)
         monkeypatch.setattr(questions, "Question", None)  # from now on no client waits
-        reset_client(receive)
         reset_client(receive)
         assert len(thread.dialed) == 3
         assert len(rules.readers) == 1

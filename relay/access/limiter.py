@@ -74,7 +74,7 @@ def key_of(scope: Scope, client: Client) -> str:
 def _network(family: int, host: str, bits: int) -> str:
     try:
         packed = socket.inet_pton(family, host)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a NUL and what is not Unicode
         return host  # some party has only claimed that it is an address
     size = len(packed)
     unused = size * 8 - bits

@@ -22,13 +22,16 @@ def source_of(client: socket.SocketType, peer: Any) -> Hashable:
     """Return what counts as one source of clients: an IPv4 address, an IPv6 /64 network, or a local user.
 
     :param client: the accepted socket, which tells the user at the other end of a Unix socket.
-    :param peer: its address, as ``accept()`` returned it.
+    :param peer: its address, as ``accept()`` returned it or as its balancer says: then of any family.
     """
-    if client.family in (socket.AF_INET, socket.AF_INET6) and isinstance(peer, tuple):
+    if isinstance(peer, tuple) and peer:
         host = str(peer[0])
-        if client.family == socket.AF_INET:
+        if ":" not in host:
             return host
-        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        try:
+            packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        except (OSError, ValueError):
+            return host  # a listener object can say anything
         return packed if packed.startswith(_MAPPED) else packed[:_NETWORK]
     if client.family == socket.AF_UNIX and hasattr(socket, "SO_PEERCRED"):
         try:

@@ -70,7 +70,7 @@ def _digest_of(identity: Identity | None) -> bytes:
     text = str(identity)
     if identity.kind == "ssh" and identity.host is not None:
         text += f" {identity.host}"  # one server forwards the clients of many
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 class PeerSource:

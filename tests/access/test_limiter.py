@@ -64,6 +64,8 @@ class World:
         (Scope("ip", 24, 48), "2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
         (Scope("ip", 32, 128), "2001:db8::1", "2001:db8::1/128"),
         (Scope("ip", 24), "claimed by a server", "claimed by a server"),
+        (Scope("ip", 24), "with\0in", "with\0in"),
+        (Scope("ip"), ":\ud800", ":\ud800"),
         (Scope("ip"), None, "tcp:somebody"),
         (Scope("identity"), "192.0.2.77", "tcp:somebody"),
         (Scope("tunnel"), "192.0.2.77", "*"),

@@ -36,6 +36,14 @@ def test_an_ipv6_network_is_a_source(one, other, same):
     assert (of(socket.AF_INET6, (one, 1, 0, 0)) == of(socket.AF_INET6, (other, 1, 0, 0))) is same
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_the_client_of_a_balancer_is_a_source_whatever_the_balancers_family(family):
+    assert of(family, ("192.0.2.1", 5)) == "192.0.2.1"
+    site = of(family, ("2001:db8:0:1::1", 5, 0, 0))
+    assert site == of(family, ("2001:db8:0:1::2", 5, 0, 0)) != of(family, ("2001:db8:0:2::1", 5, 0, 0))
+    assert of(family, (":no address\0", 5)) == ":no address\0"
+
+
 def test_a_local_user_is_a_source():
     one, other = socket.socketpair()
     with one, other:

@@ -50,6 +50,7 @@ def test_a_destination_that_is_none_still_has_an_address(text):
         (Identity("tcp", "a text", "a text"), "tcp:a text"),
         (Identity("socks", "bob", "127.5.5.5", 4000, login="bob"), "socks:bob"),
         (Identity("socks", "\udcff", login="\udcff"), None),
+        (Identity("ssh", "me@vps", ":\ud800", 1), None),
     ],
 )
 def test_others_have_one_made_of_their_identity(identity, text):

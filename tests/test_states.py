@@ -35,7 +35,7 @@ def attributes(owner):
             if ast.unparse(part.annotation) == "bool":
                 booleans.add(part.target.id)
         elif isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "__slots__":
-            names |= set(ast.literal_eval(part.value))
+            names |= {name for name in ast.literal_eval(part.value) if not name.startswith("__")}
         elif isinstance(part, ast.FunctionDef) and part.name == "__init__":
             kinds = {
                 one.arg: one.annotation and ast.unparse(one.annotation)

@@ -83,7 +83,7 @@ def _network(family: int, host: str, bits: int) -> str:
 
 
 class Limiter:
-    """A limit with the table of its clients. Belongs to one thread.
+    """A limit with the table of its clients, whose entries are plain data. Belongs to one thread.
 
     A ban lasts by the monotonic clock, and the wall clock has a part in it only while the process does not run. A quota
     goes by the wall clock: when this jumps back, what was used still counts.

@@ -39,7 +39,7 @@ from .tarpit import take_place
 if TYPE_CHECKING:  # few tunnels need them
     from .header_clients import HeaderClients
     from .header_sender import HeaderSender
-    from .questions import Questions
+    from .questions import Questions, Readings
 
 __all__ = ["Entrance"]
 
@@ -91,6 +91,8 @@ class EntranceOwner(Protocol):
 class Entrance:
     """The place of clients until relay connects for them, or rejects them. Belongs to the relay thread.
 
+    The client's states are in :mod:`relay.engine.connection`.
+
     :param owner: the relay thread.
     :param slots: of its connections.
     :param policy: what clients have to fulfil; ``None`` for nothing.
@@ -108,7 +110,8 @@ class Entrance:
         self.gate: Gate | None = None
         self._keeper = keeper_of(owner.name, owner.loop.timers)  # None if bans and quotas end with the process
         self._headers: HeaderClients | None = None  # None until there are senders of headers
-        self._questions: Questions | None = None  # None until there is one
+        self._readings: Readings | None = None  # None until there is one, as the following
+        self._questions: Questions | None = None
         self.set_policy(policy)
 
     def set_policy(self, policy: ClientPolicy | None) -> None:
@@ -196,8 +199,8 @@ class Entrance:
         """Return why a client may not shake hands, if its address alone decides that."""
         if self.gate is None or (identity := identity_of_peer(peer)) is None:
             return None
-        rules, questions = self._rules_of_files, self._questions
-        are_read = rules is None or (questions is not None and questions.has_just_read(rules, now))
+        rules, readings = self._rules_of_files, self._readings
+        are_read = rules is None or (readings is not None and readings.has_just_read(rules, now))
         return self.gate.screen(identity, now, are_read)
 
     def read_request(
@@ -300,9 +303,14 @@ class Entrance:
         rules, user = self._rules_of_files, unnamed_user(connection.summary.identity)
         if rules is None and user is None:
             return self._decide(connection, now)
-        if self._questions is not None and self._questions.reads_too_long(now):
+        if self._readings is None:
+            from .questions import Readings
+
+            self._readings = Readings(self._owner, self._on_read)
+        elif self._readings.reads_too_long(now):
             return self._decide(connection, now)
-        self._wait(connection, now).read(rules, user, connection, now)
+        self._make_half_open(connection, now)
+        self._readings.read(rules, user, connection, now)
         return False
 
     def _decide(self, connection: Connection, now: float) -> bool:
@@ -316,20 +324,19 @@ class Entrance:
         connection.ticket = decision
         if self.policy.admit is None:
             return True
-        self._wait(connection, now).ask(self.policy.admit, connection, now)
+        if self._questions is None:
+            from .questions import Questions
+
+            self._questions = Questions(self._owner, self._on_answer)
+        self._make_half_open(connection, now)
+        self._questions.ask(self.policy.admit, connection, now)
         return False
 
-    def _wait(self, connection: Connection, now: float) -> Questions:
-        """Make a connection half-open; return the object that asks about it."""
+    def _make_half_open(self, connection: Connection, now: float) -> None:
         half_open = self._slots.half_open
         if len(half_open) >= _MAX_HALF_OPEN:
             self.make_room(now)
         half_open[connection] = None
-        if self._questions is None:
-            from .questions import Questions
-
-            self._questions = Questions(self._owner, self._on_read, self._on_answer)
-        return self._questions
 
     def _on_read(self, connection: Connection, now: float) -> None:
         del self._slots.half_open[connection]

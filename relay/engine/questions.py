@@ -28,7 +28,7 @@ from ..streams.rate_limited_log import RateLog
 from ..streams.user_names import look_up
 from .connection import Connection
 
-__all__ = ["Questions"]
+__all__ = ["Questions", "Readings"]
 
 logger = logging.getLogger("relay")
 
@@ -96,36 +96,23 @@ class Question:
             self._on_late(self.connection, now)
 
 
-class Questions:
-    """The questions of one tunnel. Belongs to the relay thread, except the calls.
+class Readings:
+    """Reads the files of rules of one tunnel, and the names of its clients. Belongs to the relay thread.
 
     :param owner: the relay thread.
     :param on_read: called with a connection once the files and the name are read, or cannot be read in time.
-    :param on_answer: called with a connection, the answer of ``admit``, and monotonic seconds.
     """
 
-    def __init__(
-        self,
-        owner: QuestionsOwner,
-        on_read: Callable[[Connection, float], object],
-        on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object],
-    ) -> None:
+    def __init__(self, owner: QuestionsOwner, on_read: Callable[[Connection, float], object]) -> None:
         self._owner = owner
         self._on_read = on_read
-        self._on_answer = on_answer
         self._reading: collections.deque[Question] = collections.deque()  # answered by the reading that is under way
         self._reading_next: collections.deque[Question] = collections.deque()  # those that came after its start
-        self._calls = 0  # of ``admit``, also those that nothing waits for any more
-        self._waiting: collections.deque[tuple[Question, Callable[[], object]]] = collections.deque()
         self._rules: AccessRules | None = None  # what is read next
         self._users: set[int] = set()
         self._reading_since = -math.inf
         self._read_at: tuple[AccessRules | None, float] = (None, -math.inf)  # the last rules, and when this began
-        self._failures = RateLog(logger, logging.ERROR)
         self._delays = RateLog(logger, logging.WARNING)
-        self._slow_readings = RateLog(logger, logging.WARNING)
-
-    # -- files of rules, and names of users ---------------------------------------------------------------------------
 
     def reads_too_long(self, now: float) -> bool:
         """Return whether a reading is under way for which clients no longer wait: what was read before decides."""
@@ -188,11 +175,27 @@ class Questions:
     def _not_read(self, connection: Connection, now: float) -> None:
         text = "%s: the files of allow and deny, or the name of a user, were not read within %g s; "
         text += "the previous rules, and the user's number, decide until they are"
-        self._slow_readings.log(now, text, self._owner.name, _DEADLINE)
+        self._delays.log(now, text, self._owner.name, _DEADLINE)
         self._forget_ended()
         self._on_read(connection, now)
 
-    # -- admit --------------------------------------------------------------------------------------------------------
+
+class Questions:
+    """Asks the ``admit`` of one tunnel about its clients. Belongs to the relay thread, except the calls.
+
+    :param owner: the relay thread.
+    :param on_answer: called with a connection, the answer of ``admit``, and monotonic seconds.
+    """
+
+    def __init__(
+        self, owner: QuestionsOwner, on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object]
+    ) -> None:
+        self._owner = owner
+        self._on_answer = on_answer
+        self._calls = 0  # also those that nothing waits for any more
+        self._waiting: collections.deque[tuple[Question, Callable[[], object]]] = collections.deque()
+        self._failures = RateLog(logger, logging.ERROR)
+        self._delays = RateLog(logger, logging.WARNING)
 
     def ask(self, admit: Admit, connection: Connection, now: float) -> None:
         """Ask the program whether a client may connect, and within which limits.

@@ -256,7 +256,7 @@ def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make
         with socket.create_connection(receive.getsockname()):
             assert rules.reading.wait(WAIT)
             reset_client(receive)
-        wait_until(lambda: not thread.entrance._questions._reading_next and len(thread.dialed) == 2)
+        wait_until(lambda: not thread.entrance._readings._reading_next and len(thread.dialed) == 2)
         monkeypatch.setattr(questions, "Question", None)  # from now on no client waits
         reset_client(receive)
         assert len(thread.dialed) == 3
@@ -264,7 +264,7 @@ def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make
     finally:
         rules.readable.set()
     monkeypatch.undo()
-    wait_until(lambda: not thread.entrance._questions._reading)
+    wait_until(lambda: not thread.entrance._readings._reading)
     reset_client(receive)
     assert len(rules.readers) == 2
     assert caplog.text.count("it: the files of allow and deny, or the name of a user, were not read within 0.05 s") == 1

@@ -238,7 +238,7 @@ def test_clients_that_have_left_are_forgotten_while_a_file_of_rules_hangs(world,
         wait_until(lambda: tunnel.stats().active == 2)
         reset(client)
         wait_until(lambda: tunnel.stats().active == 1)
-    assert len(tunnel._relay.entrance._questions._reading_next) <= 1
+    assert len(tunnel._relay.entrance._readings._reading_next) <= 1
     goes_on.set()
     wait_until(lambda: [record.state for record in tunnel.connections()] == ["open"])
     first.close()

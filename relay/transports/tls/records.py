@@ -65,7 +65,7 @@ def decrypt(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, buffer: memoryview) -> 
 
 
 class Records:
-    """The encrypted data of one transport, in both directions.
+    """The encrypted data of one transport, in both directions; the states of a stream are in :mod:`.states`.
 
     :param transport: a connected, non-blocking socket, which stays with the caller.
     :param context: the certificates to trust and to show.

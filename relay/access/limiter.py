@@ -148,7 +148,8 @@ class Limiter:
                 meter.change(terms.bandwidth)
         if before.quota != terms.quota:
             for entry in self.table.all():
-                entry.marks = min(entry.marks, self._marks_of(entry))
+                if entry.marks:  # of 100,000 keys few have any
+                    entry.marks = min(entry.marks, self._marks_of(entry))
         return True
 
     def ban(self, client: Client, now: float) -> Rejection | None:

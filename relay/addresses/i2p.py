@@ -15,11 +15,13 @@ from .options import (
     DESTINATIONS,
     FILE,
     PRINTABLE,
+    SECONDS,
     SECRET,
     TEXT,
     VARIABLE,
     Kind,
     Secret,
+    check_hop_options,
     check_options,
     choice,
     option,
@@ -92,6 +94,14 @@ class I2PRouter:
             "New streams use the healthiest one. A session that is lost ends its own streams only. Not with ``keys``.",
         ),
     )
+    renew_after: float | None = field(
+        default=None,
+        metadata=option(
+            SECONDS,
+            "seconds until another session takes over",
+            "It takes new streams; the old session ends with its last stream. Not with ``keys``.",
+        ),
+    )
     in_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of inbound tunnels, 0 to 7", usual="3"))
     out_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of outbound tunnels, 0 to 7", usual="3"))
     user: str | None = field(default=None, metadata=option(PRINTABLE, "user, for a SAM bridge with authentication"))
@@ -121,8 +131,8 @@ class I2PRouter:
             raise ValueError(f"session: {problem}")
         if self.user is None and any((self.password, self.password_file, self.password_env)):
             raise ValueError("password: no user is given; SAM needs both, user= and a password")
-        if self.keys is not None and self.carriers != 1:
-            raise ValueError("carriers: a router has one session of the same keys; leave out keys or carriers")
+        if self.keys is not None:
+            check_hop_options(self, "a router has one session of the same keys; remove it or keys")
         for name, value in self.options:
             _check_option(name, value)
 
@@ -202,8 +212,7 @@ class I2PListen:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.router.carriers != 1:
-            raise ValueError("carriers: a listener has one session; leave carriers out of a listener")
+        check_hop_options(self.router, "this is for hops only; leave it out of a listener")
 
     def __str__(self) -> str:
         return str(self.router)

@@ -38,6 +38,7 @@ __all__ = [
     "TEXT",
     "VARIABLE",
     "changed_options",
+    "check_hop_options",
     "check_options",
     "check_variable",
     "choice",
@@ -60,7 +61,8 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 b
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _KEY = "relay.option"
@@ -172,6 +174,17 @@ def check_options(value: Any) -> None:
         sources = (name, f"{name}_file", f"{name}_env")
         if one.is_secret and sum(getattr(value, source) is not None for source in sources) > 1:
             raise ValueError(f"{name}: it is given twice; one of {name}, {name}_file and {name}_env is enough")
+
+
+def check_hop_options(value: Any, problem: str) -> None:
+    """Check that a value has no option of several carriers, or of their renewal.
+
+    :param problem: why it must not.
+    :raises ValueError: if it has one.
+    """
+    for name in ("carriers", "renew_after"):
+        if getattr(value, name) != options_of(type(value))[name].default:
+            raise ValueError(f"{name}: {problem}")
 
 
 def changed_options(value: Any) -> dict[str, Any]:
@@ -317,9 +330,11 @@ def _parse_flag(text: str) -> bool:
 def _parse_seconds(text: str) -> float | None:
     if text == "none":
         return None
-    if not _SECONDS.fullmatch(text) or float(text) <= 0:
-        raise ValueError("a number of seconds above 0 is allowed, or none")
-    return float(text)
+    found = _SECONDS.fullmatch(text)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise ValueError("a number of seconds above 0 is allowed, such as 90, 10m or 2h, or none")
+    return seconds
 
 
 def _parse_protocols(text: str) -> str:

@@ -21,6 +21,7 @@ from .options import (
     Option,
     Secret,
     changed_options,
+    check_hop_options,
     check_options,
     choice,
     option,
@@ -126,6 +127,14 @@ class SSHServer:
             "New streams use the healthiest one. A connection that is lost ends its own streams only.",
         ),
     )
+    renew_after: float | None = field(
+        default=None,
+        metadata=option(
+            SECONDS,
+            "seconds until another connection takes over",
+            "It takes new streams; the old connection closes with its last stream.",
+        ),
+    )
     compress: bool | None = field(
         default=None,
         metadata=option(FLAG, "whether to compress", "By default your configuration decides."),
@@ -179,8 +188,7 @@ class SSHListen:
     place: TCPAddress | UnixAddress = ANY_PORT
 
     def __post_init__(self) -> None:
-        if self.server.carriers != 1:
-            raise ValueError("carriers: a server listens for one connection; leave carriers out of a listener")
+        check_hop_options(self.server, "this is for hops only; leave it out of a listener")
 
     def __str__(self) -> str:
         place = self.place.path if isinstance(self.place, UnixAddress) else str(self.place)

@@ -25,6 +25,7 @@ class SSHKeywords(TypedDict, total=False):
     config: str | os.PathLike[str] | None
     keepalive: float | None
     carriers: int
+    renew_after: float | None
     compress: bool | None
     backend: str | None
     passphrase: Secret | None
@@ -36,6 +37,7 @@ class I2PKeywords(TypedDict, total=False):
 
     keys: str | os.PathLike[str] | None
     carriers: int
+    renew_after: float | None
     in_depth: int | None
     out_depth: int | None
     user: str | None

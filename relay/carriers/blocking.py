@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-from ..errors import CarrierError
+from ..errors import CarrierError, ConnectError
 from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..streams.cancellation import Cancellation
+from ..streams.promise import Promise
 from .link import AnyLink, Connector
 
 __all__ = ["BlockingCalls"]
 
 logger = logging.getLogger("relay")
+
+_ANSWER = 10.0  # seconds for the first answer over a link that replaces another one
 
 
 class BlockingCalls(Generic[AnyLink]):
@@ -49,14 +52,17 @@ class BlockingCalls(Generic[AnyLink]):
         connected: Callable[[AnyLink, Sequence[CarrierError]], object],
         failed: Callable[[Exception], object],
         lost: Callable[[AnyLink, CarrierError], object],
+        *,
+        confirm: bool = False,
     ) -> None:
         """Start an attempt. Each callback is called in the carrier's thread.
 
         :param connected: takes the link, and the error if it was lost already.
         :param failed: takes the error; it is called before this returns if no thread is available.
         :param lost: takes a link that was lost later, and the error.
+        :param confirm: whether the attempt has failed if the peer does not answer over the new link.
         """
-        run = functools.partial(self._connect, connected, failed, lost)
+        run = functools.partial(self._connect, connected, failed, lost, confirm)
         thread = threading.Thread(target=run, name=f"relay {self._name} connecting", daemon=True)
         try:
             thread.start()
@@ -76,24 +82,40 @@ class BlockingCalls(Generic[AnyLink]):
         connected: Callable[[AnyLink, Sequence[CarrierError]], object],
         failed: Callable[[Exception], object],
         lost: Callable[[AnyLink, CarrierError], object],
+        confirm: bool,
     ) -> None:
         errors: list[CarrierError] = []  # the link may be lost before it is known
-        made: list[AnyLink] = []
+        known: list[AnyLink] = []
+        answer: Promise[bool] = Promise()
 
         def on_lost(error: CarrierError) -> None:
             errors.append(error)
-            if made:
-                self._call(functools.partial(lost, made[0], error))
+            answer.put(error)
+            if known:
+                self._call(functools.partial(lost, known[0], error))
 
         begun = time.monotonic()
         try:
-            made.append(self._connector.connect(begun + self._attempt_timeout, self.cancel, on_lost))
+            link = self._connector.connect(begun + self._attempt_timeout, self.cancel, on_lost)
+            if confirm:
+                self._confirm(link, answer)
+            known.append(link)
         except BaseException as error:  # noqa: BLE001  (an unexpected error is final, and goes to the clients)
             failure = error if isinstance(error, Exception) else RuntimeError(repr(error))  # sys.exit() of a callback
             self._call(functools.partial(failed, failure))
         else:
             self.connect_times.add([time.monotonic() - begun])
-            self._call(functools.partial(connected, made[0], errors))
+            self._call(functools.partial(connected, link, errors))
+
+    def _confirm(self, link: AnyLink, answer: Promise[bool]) -> None:
+        """Wait until the peer has answered over a new link; close the link if it does not."""
+        try:
+            link.confirm(functools.partial(answer.put, True))
+            if answer.get(time.monotonic() + _ANSWER, self.cancel) is None:
+                raise ConnectError(f"{self._name}: the new connection brings no answer", reason="connect_timeout")
+        except BaseException:
+            self._log_failure_of(link.close)
+            raise
 
     def _close(self, link: AnyLink | None, then: Callable[[], object]) -> None:
         if link is not None:

@@ -28,7 +28,7 @@ up          lost                  backing off close the link; start the timer
 up          close                 closed      close the link and the connector
 replacing   client asks           replacing   the client gets the link
 replacing   check timer           replacing   check every link
-replacing   connected             up          use the new link; close the old one with its last stream
+replacing   connected             up          use the new link, which answers; close the old one with its last stream
 replacing   failed                up          keep the old link
 replacing   lost                  connecting  close the link; the attempt goes on
 replacing   close                 closing     close the link and cancel the attempt
@@ -115,7 +115,7 @@ class Carrier(Generic[AnyLink]):
         self._log_at_debug = log_at_debug
         self._connector = connector
         self.blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
-        self._links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
+        self.links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
         self._retries = RetryPolicy(max_backoff) if number is None else RetryPolicy(max_backoff, 0)
         self._waiters: dict[Waiter[AnyLink], None] = {}
         self._watchers = Watchers(name)
@@ -131,11 +131,11 @@ class Carrier(Generic[AnyLink]):
     @property
     def link(self) -> AnyLink | None:
         """The link, while it is up. From any thread."""
-        return self._links.current
+        return self.links.current
 
     def streams(self) -> int:
         """Return the number of streams over its links. From any thread."""
-        return self._links.streams
+        return self.links.streams
 
     def begin(self) -> None:
         """Start the first attempt. Called once, after the first watchers have subscribed: they miss no change."""
@@ -182,19 +182,20 @@ class Carrier(Generic[AnyLink]):
         """Start an attempt if the state has been FAILED for five minutes. Never blocks."""
         self.call(self._retry_failed)
 
-    def replace(self, link: AnyLink, why: str) -> None:
-        """Make another link while this one is up, and use it from then on. Never blocks.
+    def replace(self, link: AnyLink, why: str, level: int = logging.WARNING) -> None:
+        """Make another link while this one is up, and use it once its peer has answered. Never blocks.
 
         The old link is closed with its last stream.
 
         :param link: the one to replace; nothing happens if it is not the one that is up.
         :param why: for the log.
+        :param level: of the log lines.
         """
-        self.call(functools.partial(self._replace, link, why))
+        self.call(functools.partial(self._replace, link, why, level))
 
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, when no link has a stream; it replaces the call of any earlier request."""
-        if not self.call(functools.partial(self._links.when_idle, call)):
+        if not self.call(functools.partial(self.links.when_idle, call)):
             call()
 
     def close(self, *, wait: bool = True) -> None:
@@ -225,7 +226,7 @@ class Carrier(Generic[AnyLink]):
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
         self.blocking.cancel.abandon()
-        self._links.abandon()
+        self.links.abandon()
 
     def call(self, function: Callable[[], object]) -> bool:
         """Call a function in the I/O thread.
@@ -271,20 +272,24 @@ class Carrier(Generic[AnyLink]):
     def _attempt(self) -> None:
         if self._state not in _OVER:
             self._change(CarrierState.CONNECTING, self.error)
-            self._connect()
+            self.blocking.connect(self._connected, self._not_connected, self._lost)
 
-    def _replace(self, link: AnyLink, why: str) -> None:
+    def _replace(self, link: AnyLink, why: str, level: int) -> None:
         if self.link is link and self._state is CarrierState.UP:
             self._state = CarrierState.REPLACING
-            self._log(logging.WARNING, "%s: %s; replacing it", why)
-            self._connect()
+            self._log(level, "%s: %s; replacing it", why)
+            connected = functools.partial(self._connected, level=level)
+            self.blocking.connect(connected, self._not_connected, self._lost, confirm=True)
 
-    def _connected(self, link: AnyLink, lost: Sequence[CarrierError]) -> None:
+    def _connected(self, link: AnyLink, lost: Sequence[CarrierError], level: int | None = None) -> None:
         if self._state is CarrierState.CLOSING:
             return self._finish(link)
-        self._links.add(link)
+        is_recovery = self._retries.connected()
+        if level is None or self._state is not CarrierState.REPLACING:
+            level = logging.WARNING if is_recovery else logging.INFO
+        self.links.add(link)
         self._change(CarrierState.UP)
-        self._log(logging.WARNING if self._retries.connected() else logging.INFO, "%s: connected")
+        self._log(level, "%s: connected")
         if self._check_interval is not None:
             self._timer.start(self.since + self._check_interval, self.since)
         self._resolve_waiters(link)
@@ -319,7 +324,7 @@ class Carrier(Generic[AnyLink]):
         return self._resolve_waiters(error)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:
-        if not self._links.remove(link):
+        if not self.links.remove(link):
             return
         self.losses += 1
         if self._state is CarrierState.REPLACING:  # the attempt under way takes its place
@@ -334,7 +339,7 @@ class Carrier(Generic[AnyLink]):
             self._attempt()
         elif self.link is not None and self._check_interval is not None:
             self._timer.start(now + self._check_interval, now)
-            self._links.check()
+            self.links.check()
 
     def _retry_failed(self) -> None:
         if self._state is CarrierState.FAILED and time.monotonic() - self.since > _RETRY_FAILED_AFTER:
@@ -348,7 +353,7 @@ class Carrier(Generic[AnyLink]):
         self._timer.stop()
         self.blocking.cancel.set()
         self._resolve_waiters(self._closed_error())
-        link = self._links.close()
+        link = self.links.close()
         if not is_connecting:  # else the end waits for the attempt
             self._finish(link)
         elif link is not None:
@@ -377,9 +382,6 @@ class Carrier(Generic[AnyLink]):
         self._log(logging.DEBUG if is_known else logging.WARNING, "%s: %s; trying again in %.1f s", why, delay)
         self._change(CarrierState.BACKING_OFF, error)
         self._timer.start(self.since + delay, self.since)
-
-    def _connect(self) -> None:
-        self.blocking.connect(self._connected, self._not_connected, self._lost)
 
     def _finish(self, link: AnyLink | None) -> None:
         self._state = CarrierState.CLOSED

@@ -82,6 +82,9 @@ class Link(Protocol):
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
 
+    def confirm(self, done: Callable[[], object]) -> None:
+        """Call ``done``, in any thread, once the peer has answered over this new link. Never blocks."""
+
     def check(self) -> None:
         """Send a keepalive probe, and report the link as lost if too many got no reply. Never blocks."""
 

@@ -137,14 +137,19 @@ def test_an_option_is_set_once():
             set_options(server, **{name: value})
 
 
+@pytest.mark.parametrize("given", [{"carriers": 2}, {"renew_after": 60}])
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: SSHListen(SSHServer("h", carriers=2)), "^carriers: a server listens for one connection; "),
-        (lambda: I2PListen(I2PRouter(carriers=2)), "^carriers: a listener has one session; "),
-        (lambda: I2PRouter(carriers=2, keys="k"), "^carriers: a router has one session of the same keys; "),
+        (lambda given: SSHListen(SSHServer("h", **given)), "^{}: this is for hops only; "),
+        (lambda given: I2PListen(I2PRouter(**given)), "^{}: this is for hops only; "),
+        (lambda given: I2PRouter(keys="k", **given), "^{}: a router has one session of the same keys; "),
     ],
 )
-def test_several_carriers_are_for_hops_whose_sessions_differ(make, text):
-    with pytest.raises(ValueError, match=text):
-        make()
+def test_several_carriers_and_renewals_are_for_hops_whose_sessions_differ(make, text, given):
+    with pytest.raises(ValueError, match=text.format(*given)):
+        make(given)
+
+
+def test_a_time_may_have_a_unit():
+    assert [SECONDS.parse(text) for text in ("500ms", "90s", "10m", "1.5h", "2d")] == [0.5, 90, 600, 5400, 172800]

@@ -486,7 +486,7 @@ BAD_HOPS = {
     "ssh://h?accept_new=1": "accept_new=1; yes and no are allowed",
     "ssh://h?identities_only=1": "identities_only=1; yes and no are allowed",
     "ssh://h?compress=true": "compress=true; yes and no are allowed",
-    "ssh://h?keepalive=0": "keepalive=0; a number of seconds above 0 is allowed, or none",
+    "ssh://h?keepalive=0": "keepalive=0; a number of seconds above 0 is allowed, such as 90, 10m or 2h, or none",
     "ssh://h?keepalive=0.0": "keepalive=0.0",
     "ssh://h?keepalive=-1": "keepalive=-1",
     "ssh://h?keepalive=inf": "keepalive=inf",

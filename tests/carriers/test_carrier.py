@@ -32,6 +32,7 @@ class Link:
         self.checked = threading.Event()
         self.closed = threading.Event()
         self.abandoned = False
+        self.answers = True
         self.streams = 0
         self.rtt = None
         self._idle = None
@@ -45,6 +46,10 @@ class Link:
         self.streams = 0
         if self._idle is not None:
             self._idle()
+
+    def confirm(self, done):
+        if self.answers:
+            done()
 
     def check(self):
         self.checked.set()
@@ -66,6 +71,7 @@ class Connector:
         self.asked = []
         self.alternatives = []
         self.closed = threading.Event()
+        self.answers = True
 
     def connect(self, deadline, cancel, lost):
         self.attempts += 1
@@ -75,6 +81,7 @@ class Connector:
         if isinstance(outcome, Exception):
             raise outcome
         self.links.append(Link(lost))
+        self.links[-1].answers = self.answers
         return self.links[-1]
 
     def alternative(self, error):
@@ -701,6 +708,29 @@ def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
     assert carrier.link is link and carrier.state is CarrierState.UP and not link.closed.is_set()
     carrier.replace(link, "deaf")
     wait_until(lambda: carrier.link is connector.links[-1] is not link)
+
+
+def test_the_old_link_is_kept_where_the_new_one_brings_no_answer(carried, caplog, monkeypatch):
+    """Some servers end a connection right after the login."""
+    monkeypatch.setattr(blocking, "_ANSWER", 0.0)
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    connector.answers = False
+    carrier.replace(link, "deaf")
+    wait_until(lambda: "c: the new connection brings no answer; the old one is kept" in caplog.text)
+    assert connector.links[1].closed.is_set()
+    assert carrier.link is link and not link.closed.is_set()
+
+
+def test_the_old_link_is_kept_where_the_new_one_is_lost_before_it_answers(carried, caplog):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    connector.answers = False
+    carrier.replace(link, "deaf")
+    wait_until(lambda: len(connector.links) == 2)
+    connector.links[1].lose()
+    wait_until(lambda: "c: the line went dead; the old one is kept" in caplog.text)
+    assert connector.links[1].closed.is_set() and carrier.link is link and carrier.losses == 0
 
 
 def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):

@@ -70,6 +70,9 @@ class Connection:
     def when_idle(self, call):
         call()
 
+    def confirm(self, done):
+        done()
+
     def check(self):
         pass
 

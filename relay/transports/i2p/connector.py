@@ -15,6 +15,7 @@ from ...addresses.destinations import PrivateKey
 from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
+from ...carriers.renewal import renew
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
@@ -93,6 +94,7 @@ def make_carrier(
         name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
     )
     connector.replacement.renew = carrier.replace
+    renew(carrier, router.renew_after)
     return carrier
 
 

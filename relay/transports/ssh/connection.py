@@ -189,6 +189,13 @@ class Connection(Protocol):
         :param call: must not block; it replaces that of an earlier call of this method.
         """
 
+    def confirm(self, done: Callable[[], object]) -> None:
+        """Call ``done``, in any thread, once the server has answered a request after the login.
+
+        A server may end a connection right after the login, for example because the user has too many. It is called at
+        once if the backend cannot send a request.
+        """
+
     def check(self) -> None:
         """Send a keepalive probe; the carrier calls this every ``keepalive`` seconds. Never blocks.
 

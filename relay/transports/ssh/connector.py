@@ -17,6 +17,7 @@ from ...carriers import dialer, pool
 from ...carriers.carrier import ATTEMPT_TIMEOUT, Carrier
 from ...carriers.carrier_set import SharedCarrier, make_carriers
 from ...carriers.link import Lost
+from ...carriers.renewal import renew
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
 from ...streams.cancellation import Cancel
 from ...streams.connect import SocketDialer
@@ -82,7 +83,9 @@ def _make_carriers(server: SSHServer, below: Network) -> SharedCarrier[Connectio
 
     def make(number: int | None) -> Carrier[Connection]:
         connector = _SSHConnector(server, below, addresses)
-        return Carrier(str(server), connector, server.keepalive, seconds, kind="ssh", number=number)
+        carrier = Carrier(str(server), connector, server.keepalive, seconds, kind="ssh", number=number)
+        renew(carrier, server.renew_after)
+        return carrier
 
     return make_carriers(server.carriers, make)
 

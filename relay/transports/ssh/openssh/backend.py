@@ -79,9 +79,7 @@ class OpenSSH:
     Its tables of states are those of its master and its streams (:mod:`.master`, :mod:`.opening`, :mod:`.sessions`).
     The lock of the master guards the state of the streams; no callback is called while it is held.
 
-    :param settings: as for :func:`connect`.
-    :param stream: as for :func:`connect`.
-    :param lost: as for :func:`connect`.
+    :param settings: as for :func:`connect`, and so are the others.
     """
 
     def __init__(self, settings: Settings, stream: Stream | None, lost: Lost) -> None:
@@ -232,8 +230,6 @@ class OpenSSH:
                 return master.gone
             return master.gone or CarrierError(f"{opening.name}: ssh has ended, and the connection with it")
 
-    # -- the rest of the contract ---------------------------------------------------------------------------------
-
     def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Request a remote forward; see :meth:`relay.transports.ssh.connection.Connection.listen`."""
         return self._remote_forwards.begin(place, accepted, deadline)
@@ -266,6 +262,10 @@ class OpenSSH:
             self._open.when_idle(None if idle else call)
         if idle:
             call()
+
+    def confirm(self, done: Callable[[], object]) -> None:
+        """Call ``done`` at once: ssh has logged in, and it sends no further request on demand."""
+        done()
 
     def check(self) -> None:
         """Do nothing: ssh sends its own keepalive probes (``ServerAliveInterval``), and ends without a reply."""

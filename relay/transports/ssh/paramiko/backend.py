@@ -274,6 +274,10 @@ class Connection:
         if not self._loop.call(partial(self._mux.when_idle, call)):
             call()
 
+    def confirm(self, done: Callable[[], object]) -> None:
+        """Call ``done`` once the server has answered; see :class:`relay.transports.ssh.connection.Connection`."""
+        self._loop.call(partial(self._keepalive.ask, done))
+
     def check(self) -> None:
         """Send a keepalive probe; see :class:`relay.transports.ssh.connection.Connection`."""
         self._keepalive.check()

@@ -61,6 +61,15 @@ class Keepalive:
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
+    def ask(self, done: Callable[[], object]) -> None:
+        """Send a probe now, and call ``done`` with its reply."""
+
+        def on_reply(reply: bytes | None) -> None:
+            if self._mux.ended is None:
+                done()
+
+        self._requests.ask("keepalive@openssh.com", b"", on_reply)
+
     def _probe(self, interval: float) -> None:
         now = time.monotonic()
         self._unhandled = 0

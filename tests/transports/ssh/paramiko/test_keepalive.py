@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_a_probe_without_a_reply_makes_the_connection_doubtful(rig: Rig) -> None
         assert rig.keepalive.is_late is is_late
     rig.wire.heard = time.monotonic()
     assert not rig.keepalive.is_late
+
+
+def test_a_new_connection_is_confirmed_by_an_answer(rig: Rig) -> None:
+    confirmed: list[str] = []
+    for name in ("answered", "lost"):
+        rig.keepalive.ask(partial(confirmed.append, name))
+    rig.asked.pop(0)(None)  # denied, as every server does
+    rig.ended = OSError("lost")
+    rig.asked.pop()(None)
+    assert confirmed == ["answered"]
 
 
 def test_a_request_that_fails_with_its_connection_is_no_reply(rig: Rig) -> None:

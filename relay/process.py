@@ -36,6 +36,7 @@ __all__ = [
     "python",
     "start",
     "start_python",
+    "start_successor",
     "written",
 ]
 
@@ -204,6 +205,17 @@ def start_python(code: str, stdin: int) -> Process:
     :raises OSError: if the system has no room for another process.
     """
     return _spawner.popen([*python(), "-c", code], stdin=stdin, stdout=DEVNULL, stderr=own_stderr()).result()
+
+
+def start_successor(argv: Sequence[str], folder: str, env: Mapping[str, str]) -> Process:
+    """Start a program that takes the place of this one, and outlives it. It gets the whole environment, and the output.
+
+    :param argv: the program and its arguments.
+    :param folder: its current directory.
+    :param env: the whole environment.
+    :raises OSError: if it cannot be started.
+    """
+    return _spawner.popen(argv, cwd=folder, env=env, stdin=DEVNULL, stdout=None, stderr=own_stderr()).result()
 
 
 def end(process: Process, seconds: float, *, group: bool = False) -> None:

@@ -18,6 +18,7 @@ from .group import TunnelGroup
 from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
 from .output import describe_error, print_error, print_line, total
+from .probes import BackgroundCall
 from .signals import Signals
 from .top_keys import KeyEffect, Swap
 from .tunnel_file import Reread, TunnelFile
@@ -25,6 +26,7 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:  # at the first reload
     from ..operations.sandbox import Sandbox
+    from .predecessor import Predecessor
     from .reload import ReloadResult, Reloads
     from .replacement import Replacement
 
@@ -48,6 +50,10 @@ class FileGroup(TunnelGroup):
         """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
         self.sandbox: Sandbox | None = None
         """The sandbox of the process, which a reload cannot change."""
+        self.is_handing_over = False
+        """Whether another process is about to take the place of this one; a reload waits for that."""
+        self.predecessor: Predecessor | None = None
+        """The process whose place this one takes."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -97,8 +103,7 @@ class FileGroup(TunnelGroup):
 
         self._is_signalled = False  # a signal that comes from now on may be about a later version of the file
         try:
-            if self.is_ending:
-                raise GroupOverError("relay is ending; start it again")
+            self._check_time_for_reload()
             new = self._read_again()
             parts = prepared_parts(self.parts, new.file)
             try:
@@ -165,14 +170,66 @@ class FileGroup(TunnelGroup):
                 self._is_signalled = False
                 logger.error("reload: %s; nothing has changed", error)
 
+    # -- the start of an upgrade ------------------------------------------------------------------------------------
+
+    def _begin(self, member: Member) -> None:
+        bound = self.predecessor.take_bound(member.name) if self.predecessor is not None else None
+        if bound is None:
+            return super()._begin(member)
+        start = functools.partial(member.plan.start, bound)
+        outcome = functools.partial(self._main_thread.later, self._on_outcome, member)
+        try:
+            member.begin(BackgroundCall(lambda _: start(), outcome, lambda _: None))
+        except RuntimeError as error:  # the system has no thread left
+            bound.close()
+            self._give_up(member, error)
+            self._on_first_result()
+            self._on_started(member)
+
+    def _on_outcome(self, member: Member) -> None:
+        super()._on_outcome(member)
+        self._on_started(member)
+
+    def _on_postponed(self, member: Member, error: Exception) -> None:
+        super()._on_postponed(member, error)
+        self._on_started(member)
+
+    def _on_started(self, member: Member) -> None:
+        """A tunnel accepts clients beside the process that is replaced, has failed, or waits for its server."""
+        old = self.predecessor
+        if old is None or not old.is_waiting:
+            return
+        if member.state is MemberState.FAILED:
+            old.fail(f"{member.name}: {member.now.problem}")
+            self._end(1)
+        else:
+            if old.was_paused(member.name) and member.state.accepts:
+                member.pause()
+            if old.on_outcome(member):
+                old.release(functools.partial(self._main_thread.later, self._on_released))
+
+    def _on_released(self, problem: str) -> None:
+        """Go on as the only process; or end, if the other one goes on."""
+        assert self.predecessor is not None, "it was waited for"
+        if not self.predecessor.is_waiting:
+            return
+        if problem:
+            print_error(f"upgrade: {problem}")
+            self.predecessor.fail(problem)
+            self._end(1)
+        else:
+            self.predecessor.finish()
+            logger.info("taken over from process %d", self.predecessor.pid)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
     @property
     def _everyone(self) -> tuple[Member, ...]:
         return (*self._members, *self._leaving)
 
     def _commit(self, new: Reread, parts: Swap, replacements: Sequence[Replacement]) -> None:
         """Change the tunnels and the other parts; everything that they need is open."""
-        if self.is_ending:
-            raise GroupOverError("relay is ending; start it again")
+        self._check_time_for_reload()
         parts.commit()
         self._file.current = new.file
         for key in new.keys:
@@ -191,6 +248,16 @@ class FileGroup(TunnelGroup):
         changed = sum(each.verdict is not Verdict.SAME for each in replacements)
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
         self.on_change((*self.members, *(member.now for member in removed)))
+
+    def _check_time_for_reload(self) -> None:
+        """Check that nothing is in the way of a reload.
+
+        :raises GroupOverError: if something is.
+        """
+        if self.is_ending:
+            raise GroupOverError("relay is ending; start it again")
+        if self.is_handing_over or (self.predecessor is not None and self.predecessor.is_waiting):
+            raise GroupOverError("an upgrade is under way; try again after it")
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""

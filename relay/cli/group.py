@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.records import Stats
 from ..transports.tcp import inherit
@@ -53,6 +54,16 @@ class _Probe:
     trial: HopProbe | None = None
 
 
+class Upgrades(Protocol):
+    """The hand-over of a group to another process."""
+
+    def start(self) -> tuple[int, str]:
+        """Start the command again, and hand over to it; return its process ID and its version."""
+
+    def serve(self, connection: socket.socket, first: bytes) -> None:
+        """Hand over to a process that has connected."""
+
+
 class TunnelGroup:
     """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
 
@@ -72,6 +83,8 @@ class TunnelGroup:
         """Called in the main thread with a tunnel that has opened; after a reload, with all and those that are gone."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
+        self.upgrades: Upgrades | None = None
+        """Hands the listening sockets over to another process; ``None`` if the command has no file."""
         self.processes = WorkerProcesses()
         """The workers of its tunnels. Set by the one who ends them."""
         self.started = time.time()
@@ -233,6 +246,11 @@ class TunnelGroup:
             raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
         return found
 
+    @property
+    def tunnels(self) -> tuple[Member, ...]:
+        """The tunnels, in the order of the file."""
+        return self._members
+
     def _set_members(self, members: Sequence[Member]) -> None:
         self._members = tuple(members)
         self._by_name = {member.name: member for member in members}
@@ -341,13 +359,28 @@ class TunnelGroup:
         if self._is_told_to_end:
             self._done = True
             return
+        self._begin_end(signal.Signals(number).name)
+
+    def end_for(self, why: str) -> None:
+        """End as after a signal, if none has come; in the main thread.
+
+        :param why: for the log.
+        """
+        if not self._is_told_to_end:
+            self._begin_end(why)
+
+    def _begin_end(self, why: str) -> None:
+        """Close all listeners; open connections may finish.
+
+        :param why: for the log.
+        """
         self._is_told_to_end = True
         self._ending.set()
         drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
         live = sum(member.opened.live for member in drained if member.opened)
         longest = max((member.plan.options.drain for member in drained), default=0)
         wait = closing(live, longest)
-        logger.info("%s: %s", signal.Signals(number).name, wait)
+        logger.info("%s: %s", why, wait)
         if self._table is not None:
             self._table.view.closing = wait
         for member in drained:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -28,10 +29,12 @@ from ..operations.instance import (
     ReloadReport,
     ReloadStatus,
     TunnelStatus,
+    UpgradeReport,
     Verdict,
     WorkerStatus,
 )
 from ..operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
+from ..operations.upgrade_channel import UpgradeChannel, UpgradeError
 from .group import TunnelGroup, UnknownTunnelError
 from .kept_ledgers import bans_of, clear_all, quotas_of
 from .main_thread import GroupOverError
@@ -279,6 +282,22 @@ class GroupInstance:
         changes = (Verdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)
         keys = (ChangedKey(each.key, each.effect.value, each.remedy) for each in result.keys)
         return ReloadReport(tuple(changes), dry_run, tuple(keys))
+
+    def upgrade(self) -> UpgradeReport:
+        """Start the command again, and hand over to it."""
+        if self._group.upgrades is None:
+            raise ConflictError("this command cannot be upgraded, relay up can; start it again")
+        try:
+            return UpgradeReport(*self._group.upgrades.start())
+        except UpgradeError as error:
+            raise RejectedError([str(error)], 500) from error
+
+    def hand_over(self, connection: socket.socket, first: bytes) -> None:
+        """Hand over to a process that has connected."""
+        if self._group.upgrades is not None:
+            self._group.upgrades.serve(connection, first)
+        else:
+            UpgradeChannel(connection).fail("this command cannot be upgraded, relay up can; start it again")
 
     def set_log_level(self, level: str) -> None:
         """Log from this level on."""

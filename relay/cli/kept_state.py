@@ -1,31 +1,86 @@
-"""The file of ``state``: the bans and quotas of all tunnels outlive the process there."""
+"""The bans and quotas of all tunnels: the file of ``state`` keeps them over a restart, an upgrade hands them over."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["state_kept"]
+from ..engine.ledger_keeper import set_store
+
+if TYPE_CHECKING:  # most commands keep nothing
+    from ..access.ledger import LedgerEntry
+    from ..access.store import Store
+
+__all__ = ["Entries", "KeptState", "state_kept"]
+
+_PART = 1000  # entries for which the store holds its lock
+
+Entries = Mapping[str, "Sequence[LedgerEntry]"]  # by the name of their tunnel
+
+
+class KeptState:
+    """The store of a process. One process at a time has the file, so an upgrade releases it for the next one.
+
+    :param path: of the file, seen from the current directory; ``None`` or ``none`` for no file.
+    :param handed: what the process before this one has handed over.
+    """
+
+    def __init__(self, path: str | None, handed: Entries | None = None) -> None:
+        self._path = None if path in (None, "none") else os.path.abspath(os.path.expanduser(str(path)))
+        self._handed = dict(handed or {})
+        self._store: Store | None = None
+        self.take(self._handed)
+        set_store(self if self._path is not None or self._handed else None)
+
+    def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
+        """Return the entries of a limit of a tunnel."""
+        if (store := self._store) is not None:
+            return store.entries(tunnel, limit)
+        return [entry for entry in self._handed.get(tunnel, ()) if entry.limit == limit]
+
+    def put(self, tunnel: str, entries: Iterable[LedgerEntry]) -> None:
+        """Write entries, later. They are dropped while there is no file."""
+        if (store := self._store) is not None:
+            store.put(tunnel, entries)
+
+    def release(self, entries: Entries) -> None:
+        """Write the last entries, and close the file.
+
+        :param entries: of all tunnels.
+        """
+        store, self._store = self._store, None
+        if store is not None:
+            _put(store, entries)
+            store.close()
+
+    def take(self, entries: Entries) -> None:
+        """Open the file, if there is to be one, and write entries.
+
+        :param entries: of all tunnels.
+        """
+        if self._path is not None:
+            from ..access.store import open_store
+
+            self._store = open_store(self._path)
+            if self._store is not None:
+                _put(self._store, entries)
+
+    def close(self) -> None:
+        """Write what waits, and close the file. Idempotent."""
+        set_store(None)
+        self.release({})
+
+
+def _put(store: Store, entries: Entries) -> None:
+    for tunnel, found in entries.items():
+        for start in range(0, len(found), _PART):
+            store.put(tunnel, found[start : start + _PART])
 
 
 @contextlib.contextmanager
-def state_kept(path: str | None) -> Iterator[None]:
-    """Keep bans and quotas in a file while tunnels are opened and run.
-
-    :param path: of the file, seen from the current directory; ``None`` or ``none`` for no file.
-    """
-    if path in (None, "none"):
-        yield
-        return
-    from ..access.store import open_store
-    from ..engine.ledger_keeper import set_store
-
-    store = open_store(os.path.abspath(os.path.expanduser(str(path))))
-    set_store(store)
-    try:
-        yield
-    finally:
-        set_store(None)
-        if store is not None:
-            store.close()
+def state_kept(path: str | None, handed: Entries | None = None) -> Iterator[KeptState]:
+    """Keep bans and quotas while tunnels are opened and run; the parameters are those of :class:`KeptState`."""
+    with contextlib.closing(KeptState(path, handed)) as state:
+        yield state

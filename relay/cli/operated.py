@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from .endpoint_plan import EndpointPlan
 from .group import TunnelGroup
 from .operator_sockets import OperatorSockets
+from .predecessor import Predecessor
 from .signals import Signals
 from .tunnel_probes import TunnelProbes
 
@@ -16,7 +17,9 @@ __all__ = ["operated"]
 
 
 @contextmanager
-def operated(group: TunnelGroup, signals: Signals, plan: EndpointPlan) -> Iterator[OperatorSockets]:
+def operated(
+    group: TunnelGroup, signals: Signals, plan: EndpointPlan, predecessor: Predecessor | None = None
+) -> Iterator[OperatorSockets]:
     """Listen for operators while the group runs. Until the first client this costs neither a thread nor an import.
 
     A service manager (``NOTIFY_SOCKET``) is notified of the state of the group.
@@ -24,6 +27,8 @@ def operated(group: TunnelGroup, signals: Signals, plan: EndpointPlan) -> Iterat
     :param group: the tunnels.
     :param signals: waits for the first client.
     :param plan: where it listens.
+    :param predecessor: the process that serves operators, and is known to the service manager, until it has released
+        its sockets; ``None`` if there is none.
     :returns: the sockets.
     :raises ValueError: if an address is wrong.
     :raises OSError: if the control socket cannot be opened; a running relay that has it is named.
@@ -31,13 +36,13 @@ def operated(group: TunnelGroup, signals: Signals, plan: EndpointPlan) -> Iterat
     with (
         closing(TunnelProbes(group)) as probes,
         closing(OperatorSockets(group, signals, probes.status, plan)) as made,
-        _supervised(group),
+        _supervised(group, predecessor),
     ):
         yield made
 
 
 @contextmanager
-def _supervised(group: TunnelGroup) -> Iterator[None]:
+def _supervised(group: TunnelGroup, predecessor: Predecessor | None) -> Iterator[None]:
     """Notify the service manager of the state of the group, if there is one."""
     if "NOTIFY_SOCKET" not in os.environ:
         yield
@@ -50,7 +55,11 @@ def _supervised(group: TunnelGroup) -> Iterator[None]:
         yield
         return
     with manager:
-        supervisor = group.supervisor = SystemdSupervisor(group, manager)
+        supervisor = SystemdSupervisor(group, manager)
+        if predecessor is None:
+            group.supervisor = supervisor
+        else:
+            predecessor.on_released.append(lambda: setattr(group, "supervisor", supervisor))
         try:
             yield
         finally:

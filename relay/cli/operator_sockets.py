@@ -6,11 +6,13 @@ import errno
 import functools
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..addresses.values import UnixAddress
 from ..eventloop.sockets import format_address
+from ..transports.unix import UnixListener
 from .endpoint_plan import EndpointPlan
 from .group import TunnelGroup
 from .output import describe_error
@@ -25,7 +27,7 @@ if TYPE_CHECKING:  # a command without these sockets needs none of them
     from .group_instance import GroupInstance
     from .member import Snapshot
 
-__all__ = ["OperatorSockets"]
+__all__ = ["OperatorSockets", "control_path"]
 
 logger = logging.getLogger("relay.operations")
 
@@ -87,6 +89,39 @@ class OperatorSockets:
         if self._log is not None:
             self._log.close()
 
+    # -- an upgrade ---------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The path of the control socket; empty if there is none."""
+        return self._control.endpoint.path if self._control is not None else ""
+
+    @property
+    def listening(self) -> list[socket.socket]:
+        """The sockets that listen."""
+        found = [each.endpoint.socket for each in (self._control, self._status) if each is not None]
+        return [one for one in found if one.fileno() >= 0]
+
+    def adopt(self) -> None:
+        """Own the files of the Unix sockets that another process has handed over."""
+        for one in self.listening:
+            if isinstance(one, UnixListener):
+                one.adopt()
+
+    def retire(self) -> None:
+        """Take no more clients; another process has the sockets. The last answers may take a second."""
+        for each in (self._control, self._status):
+            if each is not None:
+                if isinstance(each.endpoint.socket, UnixListener):
+                    each.endpoint.socket.disown()
+                each.server.retire()
+
+    def wait_closed(self, seconds: float) -> None:
+        """Wait after :meth:`retire` until no more clients are taken, on any thread."""
+        for each in (self._control, self._status):
+            if each is not None:
+                each.endpoint.has_closed.wait(seconds)
+
     # -- a reload -----------------------------------------------------------------------------------------------------
 
     def prepare(self, plan: EndpointPlan) -> Swap:
@@ -106,7 +141,7 @@ class OperatorSockets:
     def _prepare_control(self, plan: EndpointPlan) -> Swap | None:
         if plan.control == self._plan.control:
             return None
-        if self._control is not None and _control_path(plan) == self._control.endpoint.path:
+        if self._control is not None and control_path(plan) == self._control.endpoint.path:
             return None
         made = _control(plan)
 
@@ -213,7 +248,7 @@ def _control(plan: EndpointPlan) -> Endpoint | None:
         return None
 
 
-def _control_path(plan: EndpointPlan) -> str | None:
+def control_path(plan: EndpointPlan) -> str | None:
     """Return the path of the control socket, absolute; ``None`` if there is to be none."""
     from ..operations.runtime import default_path
 

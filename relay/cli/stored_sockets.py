@@ -72,6 +72,13 @@ class StoredSockets:
             is_kept = self._kept.pop(stored_name(name), None) is not None
         self._forget([stored_name(name)] if is_kept else [])
 
+    def release_all(self) -> None:
+        """Ask systemd to close all its copies; from any thread."""
+        with self._lock:
+            names, self._kept = [*self._kept], {}
+        for name in names:
+            self._manager.forget(name)
+
     def on_turn(self) -> None:
         """Once all tunnels have begun, have systemd keep the sockets of those that listen, and no other."""
         members = self._group.members

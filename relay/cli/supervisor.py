@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = ["Supervisor"]
 
 
 class Supervisor:
     """Events of a group, for a service manager. This one does nothing."""
+
+    is_managed = False
+    """Whether there is a service manager."""
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the variables with which another process finds the service manager."""
+        return {}
+
+    def on_handed_over(self, process: int) -> None:
+        """Another process has taken the place of this one; on a thread of its own. Nothing follows.
+
+        :param process: its ID.
+        """
 
     def timeout(self) -> float | None:
         """Return the most seconds until it wants a turn of the main thread; ``None`` for none."""

@@ -12,7 +12,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..operations.health import TURN
 from ..operations.service_manager import Notifier
@@ -49,6 +49,17 @@ class SystemdSupervisor(Supervisor):
         self._reloads = False
         self._status = ""
         self._store = StoredSockets(group, manager)
+
+    is_managed = True
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the variables with which another process finds the service manager."""
+        return self._manager.environment()
+
+    def on_handed_over(self, process: int) -> None:
+        """Make another process the main one of the service; it has systemd keep its sockets itself."""
+        self._store.release_all()
+        self._manager.succeeded_by(process)
 
     def timeout(self) -> float | None:
         """Return the seconds until the watchdog, or the next request for more time, is due."""

@@ -53,6 +53,8 @@ class TunnelFile:
         self.processes = WorkerProcesses()
         """The workers of its tunnels; their number is that of the first reading."""
         self._shown = dataclasses.replace(shown, processes=self.processes)
+        self.problems: Sequence[str] = ()
+        """The problems that the first reading has found, one line each."""
         self._last: _Read | None = None
         self._given = given or {}
         self._started = self.current = File()
@@ -70,6 +72,7 @@ class TunnelFile:
         self._shown = dataclasses.replace(self._shown, workers=self._key(self._started, "workers"))
         with contextlib.chdir(config.folder):
             settings = self._settings(config, {})
+        self.problems = [config.problems.format(problem) for problem in config.problems.in_order()]
         print_problems(config)
         self.processes.size = max((one.plan.workers for one in settings), default=1)
         self._last = _Read(config.written, settings)

@@ -47,6 +47,7 @@ LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 LONGEST_BODY = 64 << 10  # bytes of a request's body
 # Requests that may take long get a few threads, so that others find one free.
 RELOADS = 4  # one runs, the others become the next one
+UPGRADES = 2  # one runs, the others are refused
 CHECKS = 4
 
 Answer = Callable[[Request], Any]
@@ -82,6 +83,7 @@ def make_app(instance: Instance) -> App:
         _act("/tunnels/{name}/disable", lambda request: instance.disable(*_target(request))),
         _act("/connections/{id}", lambda request: instance.kill(request.path_params["id"]), "DELETE"),
         _act("/reload", operations.reload, threads=asyncio.Semaphore(RELOADS)),
+        _act("/upgrade", lambda request: instance.upgrade(), threads=asyncio.Semaphore(UPGRADES)),
         _act("/reopen", lambda request: instance.reopen_logs()),
         _act("/stop", lambda request: instance.stop()),
         Route("/log-level", operations.set_log_level, methods=["PUT"]),

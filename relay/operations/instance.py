@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ __all__ = [
     "ReloadReport",
     "ReloadStatus",
     "TunnelStatus",
+    "UpgradeReport",
     "Verdict",
     "WorkerStatus",
 ]
@@ -54,6 +56,18 @@ class RejectedError(ValueError):
         super().__init__("; ".join(lines))
         self.lines = tuple(lines)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeReport:
+    """A process that has taken the place of this one.
+
+    :param pid: its ID.
+    :param version: of its relay.
+    """
+
+    pid: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +359,20 @@ class Instance(Ledgers, Protocol):
         :param dry_run: only return the verdicts.
         :raises RejectedError: if the file is invalid, or a tunnel cannot be opened; nothing has changed then.
         :raises ConflictError: if the program has no file.
+        """
+
+    def upgrade(self) -> UpgradeReport:
+        """Start the same command line again; the new process takes over the listening sockets. Waits for it.
+
+        :raises RejectedError: if it does not become ready; nothing has changed then.
+        :raises ConflictError: if the program has no file, ends, or is handing over already.
+        """
+
+    def hand_over(self, connection: socket.socket, first: bytes) -> None:
+        """Hand the listening sockets over to a process that has connected for that. Does not wait.
+
+        :param connection: to that process; see :mod:`relay.operations.upgrade_channel`. It is closed in the end.
+        :param first: what was read from it.
         """
 
     def set_log_level(self, level: str) -> None:

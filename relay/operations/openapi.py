@@ -113,8 +113,12 @@ def _of_tunnels() -> dict[str, Any]:
 def _of_the_process() -> dict[str, Any]:
     dry_run = _in_query("dry_run", {**YES, "default": False})
     reload = _operation("Read the file again and apply its changes.", _answers("Reload", 409, 422, 500), dry_run)
+    upgrade = _operation(
+        "Start the command line again, and hand the listening sockets over.", _answers("Upgrade", 409, 422, 500)
+    )
     return {
         "/reload": {"post": reload},
+        "/upgrade": {"post": upgrade},
         "/log-level": {"put": _operation("Set the log level.", _answers(None, 409, 413), body="LogLevel")},
         "/reopen": {"post": _operation("Open the log files again.", _answers(None, 409, 500))},
         "/stop": {"post": _operation("End as after SIGTERM; twice: at once.", _answers(None, 409))},

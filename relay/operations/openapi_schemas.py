@@ -201,6 +201,7 @@ SCHEMAS = {
     "Reload": _object(
         "The effect of a reload.", verdicts=_list(ref("Verdict")), dry_run=YES, keys=_list(ref("ChangedKey"))
     ),
+    "Upgrade": _object("The process that has taken the place of this one.", pid=COUNT, version=TEXT),
     "Health": {
         "type": "object",
         "description": "The answer to a health check.",

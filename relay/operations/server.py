@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import h11
@@ -40,6 +40,8 @@ LAST_ANSWERS = 1  # seconds at the end for those under way
 ROOT = 0
 _UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
+HandOver = Callable[[socket.socket, bytes], object]  # with what was read from the connection
+
 
 def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None:
     """Serve the app at the endpoints, and close them at the end.
@@ -52,7 +54,7 @@ def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None
     _take_log()
     app = make_app(instance)
     _check_descriptors(endpoints[0].socket)
-    asyncio.run(_serve_all(app, endpoints, stop))
+    asyncio.run(_serve_all(app, instance.hand_over, endpoints, stop))
 
 
 def _check_descriptors(any_socket: socket.socket) -> None:
@@ -65,12 +67,12 @@ def _check_descriptors(any_socket: socket.socket) -> None:
             held.callback(os.close, os.dup(any_socket.fileno()))
 
 
-async def _serve_all(app: App, endpoints: Sequence[Endpoint], stop: Stop) -> None:
+async def _serve_all(app: App, hand_over: HandOver, endpoints: Sequence[Endpoint], stop: Stop) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_LoopErrors(stopped))
     stop.use(loop, stopped)
-    servers = [_EndpointServer(app, endpoint, stopped).serve([endpoint.socket]) for endpoint in endpoints]
+    servers = [_EndpointServer(app, endpoint, stopped, hand_over).serve([endpoint.socket]) for endpoint in endpoints]
     await asyncio.gather(_close(app, stopped), *servers)
 
 
@@ -103,12 +105,14 @@ class _EndpointServer(Server):
     :param app: the app.
     :param endpoint: where it listens.
     :param stopped: set at the end.
+    :param hand_over: takes the connection of a process that is to take the place of this one.
     """
 
-    def __init__(self, app: Any, endpoint: Endpoint, stopped: asyncio.Event) -> None:
+    def __init__(self, app: Any, endpoint: Endpoint, stopped: asyncio.Event, hand_over: HandOver) -> None:
         def make(**arguments: Any) -> asyncio.Protocol:
-            return _Client(endpoint, **arguments)
+            return _Client(endpoint, hand_over, **arguments)
 
+        self._endpoint = endpoint
         self._listening = endpoint.socket
         super().__init__(
             Config(
@@ -136,16 +140,25 @@ class _EndpointServer(Server):
         await self.on_tick(0)
         await self._stopped.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more clients, and say so, then wait for the answers under way."""
+        for server in self.servers:
+            server.close()
+        self._endpoint.has_closed.set()
+        await super().shutdown(sockets)
+
 
 class _Client(H11Protocol):
     """One client of an endpoint.
 
     :param endpoint: where it has connected.
+    :param hand_over: takes its connection if it is a process that is to take the place of this one.
     :param arguments: those of the base class.
     """
 
-    def __init__(self, endpoint: Endpoint, **arguments: Any) -> None:
+    def __init__(self, endpoint: Endpoint, hand_over: HandOver, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._hand_over: HandOver | None = hand_over if endpoint.is_control else None
         self.app_state = {**self.app_state, "endpoint": endpoint}
         self._is_control = endpoint.is_control
         self._deadline: asyncio.TimerHandle | None = None
@@ -178,6 +191,12 @@ class _Client(H11Protocol):
         self._forget_stall()
 
     def data_received(self, data: bytes) -> None:
+        hand_over, self._hand_over = self._hand_over, None
+        if hand_over is not None and data.startswith(b"{"):  # no request of HTTP begins so
+            known: socket.socket = self.transport.get_extra_info("socket")
+            hand_over(socket.socket(fileno=os.dup(known.fileno())), data)
+            self.transport.abort()
+            return
         try:
             super().data_received(data)
         except h11.LocalProtocolError:  # garbage after an answer has begun: it is too late for a status

@@ -46,6 +46,20 @@ class Notifier:
     ) -> None:
         self._socket.close()
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which another process of the service finds the service manager."""
+        address = "@" + self._address[1:] if self._address.startswith("\0") else self._address
+        found = {"NOTIFY_SOCKET": address, "FDSTORE": str(self.stores)}
+        return found if self.watchdog is None else {**found, "WATCHDOG_USEC": str(int(self.watchdog * 1e6))}
+
+    def succeeded_by(self, process: int) -> None:
+        """Report another process as the main one of the service, and wait until the service manager knows.
+
+        :param process: its ID.
+        """
+        self._send(f"MAINPID={process}")
+        self.barrier()
+
     def ready(self, status: str) -> None:
         """Report that the start, or a reload, is done.
 

@@ -8,12 +8,14 @@ import os
 import socket
 import stat
 import struct
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from ..access.regular_file import open_regular
 from ..addresses.parse import parse_listen
 from ..addresses.values import TCPAddress, UnixAddress
 from ..errors import AddressError, can_retry
+from ..transports.tcp import inherited
 from ..transports.unix import listen_unix
 from .runtime import make_directory
 
@@ -40,6 +42,7 @@ class Endpoint:
     :param is_public: whether other machines may reach it; it has a token then.
     :param token: that a client must send; ``None`` for none.
     :param path: of a Unix socket, else empty.
+    :param has_closed: set once its server takes no more clients.
     """
 
     socket: socket.socket
@@ -47,10 +50,12 @@ class Endpoint:
     is_public: bool = False
     token: str | None = None
     path: str = ""
+    has_closed: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
         """Close it, and remove its file."""
         self.socket.close()
+        self.has_closed.set()
 
 
 def open_control(path: str) -> Endpoint:
@@ -118,6 +123,8 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
         return Endpoint(listen_unix(path), token=token, path=path)
     number = ipaddress.ip_address(where.host)
     family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
+    if (known := inherited(family, (str(number), where.port))) is not None:
+        return Endpoint(known, is_public=not number.is_loopback, token=token)
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

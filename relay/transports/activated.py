@@ -17,7 +17,7 @@ from collections.abc import MutableMapping
 from ..addresses.printable import shown
 from ..errors import AddressError
 
-__all__ = ["listen_systemd", "received", "take_over"]
+__all__ = ["add_received", "listen_systemd", "received", "take_over"]
 
 Sockets = dict[str, list[socket.socket]]
 
@@ -55,6 +55,16 @@ def received() -> Sockets:
     if isinstance(outcome, AddressError):
         raise outcome
     return outcome
+
+
+def add_received(name: str, one: socket.socket) -> None:
+    """Treat a socket as one that systemd has passed to this process: the process before it got it.
+
+    :param name: of the socket.
+    :param one: the socket, which stays open.
+    :raises AddressError: as :func:`received`.
+    """
+    received().setdefault(name, []).append(one)
 
 
 def take_over(environment: MutableMapping[str, str], first: int = _FIRST) -> Sockets:

@@ -18,7 +18,7 @@ from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp
 from ..streams.connect import SocketDialer
 from ..streams.names import resolved
 
-__all__ = ["BACKLOG", "inherit", "inheriting", "listen_tcp", "tcp"]
+__all__ = ["BACKLOG", "inherit", "inherited", "inheriting", "listen_tcp", "tcp"]
 
 Result = TypeVar("Result")
 
@@ -149,19 +149,21 @@ _inheritance = threading.local()  # the sockets for the current thread, while it
 
 
 @contextlib.contextmanager
-def inheriting(sockets: Sequence[socket.socket]) -> Iterator[None]:
+def inheriting(sockets: Sequence[socket.socket], at_any_port: Sequence[socket.socket] = ()) -> Iterator[None]:
     """Let :func:`listen_tcp` take over sockets that listen already, instead of binding beside them, in this thread.
 
     The listener gets a duplicate of one at its address: both share the backlog, so that no client is refused when the
     other owner closes its own.
 
-    :param sockets: TCP sockets that listen; they stay with their owners.
+    :param sockets: that listen; they stay with their owners. Unix sockets are for :func:`relay.transports.unix`.
+    :param at_any_port: those of which a listener that asks for any free port keeps the port, too.
     """
-    before, _inheritance.sockets = getattr(_inheritance, "sockets", ()), tuple(sockets)
+    before = getattr(_inheritance, "sockets", ()), getattr(_inheritance, "at_any_port", ())
+    _inheritance.sockets, _inheritance.at_any_port = tuple(sockets), tuple(at_any_port)
     try:
         yield
     finally:
-        _inheritance.sockets = before
+        _inheritance.sockets, _inheritance.at_any_port = before
 
 
 def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *arguments: Any) -> Result:
@@ -170,18 +172,28 @@ def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *
         return function(*arguments)
 
 
-def _inherited(family: int, address: Any, protocol: int) -> socket.socket | None:
-    for one in getattr(_inheritance, "sockets", ()):
-        is_alike = one.fileno() >= 0 and one.family == family and (one.proto == MPTCP) == (protocol == MPTCP)
-        if is_alike and one.getsockname()[:2] == tuple(address[:2]) and address[1]:
+def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | None:
+    """Return a duplicate of a socket at an address that the current thread inherits; ``None`` if there is none.
+
+    :param family: such as ``AF_INET``.
+    :param address: in the form of that family.
+    :param protocol: ``IPPROTO_MPTCP``, or 0 for the one of the family.
+    """
+    is_port = family != socket.AF_UNIX
+    is_any = is_port and not address[1]
+    for one in getattr(_inheritance, "at_any_port" if is_any else "sockets", ()):
+        if one.fileno() < 0 or one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
+            continue
+        found = one.getsockname()
+        if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
             duplicate: socket.socket = one.dup()
             return duplicate
     return None
 
 
 def _bound(family: int, address: Any, protocol: int) -> socket.socket:
-    if (inherited := _inherited(family, address, protocol)) is not None:
-        return inherited
+    if (known := inherited(family, address, protocol)) is not None:
+        return known
     made = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from ..addresses.values import UnixAddress, unix_path
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer
-from .tcp import BACKLOG
+from .tcp import BACKLOG, inherited
 
 __all__ = ["UnixListener", "listen_unix", "unix"]
 
@@ -48,6 +48,10 @@ def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
     :raises OSError: if it cannot be made there (``errno`` tells, such as EADDRINUSE).
     """
     place = unix_path(path)
+    if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
+        listening = UnixListener(fileno=known.detach())
+        listening.setblocking(False)  # the other owner relies on it
+        return listening
     made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _guard(place):
@@ -73,6 +77,16 @@ class UnixListener(socket.socket):
         made = os.lstat(path)
         self._file = (path, made.st_dev, made.st_ino)
         self._owner = os.getpid()
+
+    def adopt(self) -> None:
+        """Own the file at its address, unless it has one already: the owner before has left it to this one."""
+        with contextlib.suppress(OSError):  # another program has removed it
+            if self._file is None and stat.S_ISSOCK(os.lstat(self.getsockname()).st_mode):
+                self.own(self.getsockname())
+
+    def disown(self) -> None:
+        """Leave the file to another owner of the socket."""
+        self._file = None
 
     def close(self) -> None:
         """Remove the file, if it is still ours and this is no forked child, and close the socket. Idempotent."""

@@ -76,6 +76,7 @@ def test_every_answer_is_as_the_description_says(app, double):
     check("delete", "/quotas", app.http.delete("/quotas?key=*"))
     double.rejection = "relay.toml:3: no"
     check("post", "/reload", app.http.post("/reload"))
+    check("post", "/upgrade", app.http.post("/upgrade"))
     check("put", "/log-level", app.http.put("/log-level", content=b"x" * 70000))
     assert seen == {(method, path) for path in described["paths"] for method in described["paths"][path]}
 

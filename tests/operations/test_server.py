@@ -212,6 +212,20 @@ def test_another_user_is_closed_whatever_the_file_allows(app, monkeypatch):
         assert client.recv(12) == b"HTTP/1.1 200"
 
 
+def test_only_the_control_socket_hands_over(app, double):
+    """A line of JSON is no request: at the control socket the instance takes the connection, not so after a request."""
+    with connect(app) as client:
+        assert answer_to(client, b'{"upgrade": 1}\n') == b"yes"
+    assert double.done == [("hand_over", b'{"upgrade": 1}\n')]
+    with connect(app, at_status=True) as client:
+        assert answer_to(client, b'{"upgrade": 1}\n') == b""
+    with connect(app) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+        answer_to(client, b'{"upgrade": 1}\n')
+    assert len(double.done) == 1
+
+
 def test_clients_that_leave_in_the_middle_leave_nothing(app, double):
     """The test's check for leaks sees what is left."""
     entered, release = threading.Event(), threading.Event()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from command_rig import run
 from group_rig import letter
 from helpers import WAIT, receive_exactly
 from warm_relay import RELAY
@@ -153,6 +154,39 @@ def test_a_client_between_two_relays_is_served_by_the_second(manager, target, re
     assert "FDSTOREREMOVE" in {key for each in heard for key in each}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", reserved), WAIT)
+
+
+def test_an_upgrade_makes_the_new_process_the_main_one(manager, target, tmp_path):
+    """It has the sockets of socket units, and systemd keeps its own, once; only a child of the service can do that."""
+    path, control = tmp_path / "relay.toml", str(tmp_path / "c.sock")
+    path.write_text(f'control = "{control}"\n' + tunnel("own", ":0", target) + tunnel("unit", "systemd:web", target))
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        first = manager.start("up", str(path), sockets={"web": [web]}, WATCHDOG_USEC="60000000")
+        manager.wait_for("FDSTORE")
+        stranger = run("up", str(path), "--upgrade")
+        assert stranger.returncode == 1
+        assert "systemd runs it; use relay ctl upgrade" in stranger.stderr
+        ctl = subprocess.Popen([RELAY, "ctl", "upgrade", "--control", control], stdout=subprocess.PIPE)
+        heard = manager.wait_for("MAINPID")
+        main = os.pidfd_open(int(heard[-1]["MAINPID"]))
+        try:
+            assert manager.kept == {}
+            heard += manager.wait_for("READY")
+            assert heard[-1]["STATUS"] == "2 of 2 tunnels listen"
+            while manager.kept.keys() != {"relay-listen-own"}:
+                heard.append(manager.hear())
+            assert ctl.wait(WAIT) == first.wait(WAIT) == 0
+            assert {"WATCHDOG": "1"} in heard + manager.wait_for("WATCHDOG")
+            assert not any("STOPPING" in each for each in heard)
+            ((kept,),) = manager.kept.values()
+            assert first_byte(web.getsockname()) == first_byte(kept.getsockname()) == b"a"
+            signal.pidfd_send_signal(main, signal.SIGTERM)
+            manager.wait_for("STOPPING")
+            assert select.select([main], [], [], WAIT)[0]
+        finally:
+            signal.pidfd_send_signal(main, signal.SIGKILL)
+            os.close(main)
+            ctl.communicate()
 
 
 def test_ready_comes_when_the_required_tunnels_listen_and_never_before(manager, target, tmp_path):

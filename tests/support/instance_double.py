@@ -23,6 +23,7 @@ from relay.operations.instance import (
     RejectedError,
     ReloadReport,
     TunnelStatus,
+    UpgradeReport,
     Verdict,
 )
 from relay.operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
@@ -140,6 +141,16 @@ class Double:
         if self.rejection is not None:
             raise RejectedError(self.rejection.split("; "))
         return ReloadReport((Verdict("a", "tuned", "nconnect"), Verdict("b", "same")), dry_run)
+
+    def upgrade(self):
+        if self.rejection is not None:
+            raise RejectedError(self.rejection.split("; "), 500)
+        return UpgradeReport(4712, "2")
+
+    def hand_over(self, connection, first):
+        with connection:
+            self.done.append(("hand_over", first))
+            connection.sendall(b"yes")
 
     def set_log_level(self, level):
         self.facts = dataclasses.replace(self.facts, log_level=level)

@@ -26,6 +26,8 @@ relay ctl bans --clear 192.0.2.7 (this address may connect again)
 
 relay ctl reload --dry-run (what a reload would change)
 
+relay ctl upgrade (after relay was installed anew: no client is refused)
+
 relay ctl pause db (clients wait until relay ctl resume db)
 
 relay ctl log-level debug (until it is set again)
@@ -237,6 +239,22 @@ def reload(client: Any, dry_run: bool, as_json: bool) -> None:
         print_line(line)
 
 
+@as_json
+def upgrade(client: Any, as_json: bool) -> None:
+    """Replace the relay by its program as it is installed now, without a gap.
+
+    The relay starts its own command line again. The new process checks the file and takes the listening sockets over.
+    The old one then accepts no client, and ends when its open connections have finished (drain). If the new process
+    does not become ready, nothing changes (status 1).
+    """
+    client.set_timeout(_LONG)
+    before = client.get("/instance")
+    after = client.request("POST", "/upgrade")
+    if as_json:
+        return _print_json(after)
+    print_line(f"process {after['pid']} (relay {after['version']}) has replaced process {before['pid']}")
+
+
 def reopen(client: Any) -> None:
     """Open the log files again, after logrotate has renamed them."""
     client.request("POST", "/reopen")
@@ -259,6 +277,6 @@ def _print_json(answer: Any) -> None:
 
 for _function in (
     status, live, ready, connections, carriers, bans, quotas, pause, resume, drain, disable, enable, kill, reload,
-    reopen, log_level, stop,
+    upgrade, reopen, log_level, stop,
 ):  # fmt: skip
     subcommand(_function)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -26,6 +26,11 @@ from ..options import (
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
 from ..signals import Signals
+
+if TYPE_CHECKING:  # the help is faster without them
+    from ..member import Member
+    from ..predecessor import Predecessor
+    from ..tunnel_file import TunnelFile
 
 __all__ = ["EXAMPLES", "up"]
 
@@ -77,6 +82,11 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 @log_interval
 @workers
 @sandbox
+@click.option(
+    "--upgrade",
+    is_flag=True,
+    help="Take over the listening sockets of the relay that runs with FILE, which then drains and ends.",
+)
 @debug
 def up(
     file: Path | None,
@@ -90,6 +100,7 @@ def up(
     log_interval: float | None,
     workers: int | None,
     sandbox: Literal["auto", "on", "off"] | None,
+    upgrade: bool,
     debug: bool,
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT or SIGTERM.
@@ -120,18 +131,19 @@ def up(
             "workers": workers,
         }
         given = {key: value for key, value in options.items() if value is not None}
-        result = _relay(file, given, shown, signals)
+        result = _relay(file, given, shown, signals, upgrade=upgrade)
     if result:
         raise click.exceptions.Exit(result)
 
 
-def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signals: Signals) -> int:
+def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signals: Signals, *, upgrade: bool) -> int:
     """Open the tunnels of a file, and relay until a signal.
 
     :param file: its path; ``None`` for the usual places.
     :param given: the keys at the top of the file that options override, with their values.
     :param shown: the options of output.
     :param signals: those that end it, and those that reload.
+    :param upgrade: whether to take the place of the relay that runs with the file.
     :returns: the exit status.
     :raises click.exceptions.Exit: if the file has problems, which are printed.
     :raises ValueError: if a value is wrong.
@@ -139,30 +151,62 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     """
     from ...config import find
     from ..connection_log import connections_logged
+    from ..endpoint_plan import EndpointPlan
     from ..file_group import FileGroup
+    from ..hand_over import HandOver, Program
     from ..kept_state import state_kept
     from ..operated import operated
+    from ..operator_sockets import control_path
+    from ..predecessor import Predecessor
     from ..tunnel_file import TunnelFile
 
     raise_descriptor_limit()
+    program = Program.of_this_process()
     with configuration_read():
         name = str(file or find())
-        config = TunnelFile(os.path.abspath(name), shown, name, given)
-        members = config.first()
-    with contextlib.chdir(os.path.dirname(config.path)), contextlib.closing(config.processes):
+    config = TunnelFile(os.path.abspath(name), shown, name, given)
+    with contextlib.ExitStack() as stack:
+        predecessor = stack.enter_context(Predecessor()) if upgrade else None
+        members = _first(config, predecessor)
+        stack.enter_context(contextlib.chdir(os.path.dirname(config.path)))
+        stack.enter_context(contextlib.closing(config.processes))
         group = FileGroup(members, signals, config)
+        group.predecessor = predecessor
         endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
-        with operated(group, signals, endpoints) as sockets:
-            if config.sandbox not in (None, "off"):
-                from ..sandboxed import sandboxed
+        if predecessor is not None:
+            predecessor.connect(control_path(endpoints))
+        first = endpoints if predecessor is None else EndpointPlan("none", config=config.path)
+        sockets = stack.enter_context(operated(group, signals, first, predecessor))
+        if config.sandbox not in (None, "off"):
+            from ..sandboxed import sandboxed
 
-                group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
-            with connections_logged(group, signals, log_plan) as log, state_kept(log_plan.state):
-                group.parts = (
-                    lambda top: sockets.prepare(config.endpoints(top)),
-                    lambda top: log.prepare(config.log(top)),
-                )
-                return group.run(watch=shown.watch)
+            group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+        log = stack.enter_context(connections_logged(group, signals, log_plan))
+        if predecessor is not None:
+            predecessor.on_released.append(sockets.adopt)
+            predecessor.prepare(members, lambda: sockets.prepare(endpoints))
+        state = stack.enter_context(state_kept(log_plan.state, None if predecessor is None else predecessor.ledgers))
+        group.parts = (
+            lambda top: sockets.prepare(config.endpoints(top)),
+            lambda top: log.prepare(config.log(top)),
+        )
+        group.upgrades = HandOver(group, sockets, state, program)
+        return group.run(watch=shown.watch)
+
+
+def _first(config: TunnelFile, predecessor: Predecessor | None) -> list[Member]:
+    """Read the file, and report what is wrong with it to the process that has started this one."""
+    from ...operations.upgrade_channel import ENVIRONMENT
+
+    if predecessor is not None and (path := os.environ.pop(ENVIRONMENT, None)) is not None:
+        predecessor.connect(path)
+    try:
+        with configuration_read():
+            return config.first()
+    except click.exceptions.Exit:
+        if predecessor is not None:
+            predecessor.fail("; ".join(config.problems))
+        raise
 
 
 def _absolute(path: str | None) -> str | None:

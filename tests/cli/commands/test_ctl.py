@@ -142,6 +142,13 @@ def test_probes_are_silent_and_say_what_is_wrong(ctl, running, double):
     assert ctl("live") == (0, "", "")
 
 
+def test_upgrade_prints_the_process_that_has_taken_over(ctl, running, double):
+    assert ctl("upgrade") == (0, "process 4712 (relay 2) has replaced process 4711\n", "")
+    assert json.loads(ctl("upgrade", "--json")[1]) == {"pid": 4712, "version": "2"}
+    double.rejection = "two: 127.0.0.1:1: in use"
+    assert ctl("upgrade") == (1, "", "relay: two: 127.0.0.1:1: in use\n")
+
+
 def test_reload_prints_what_changes(ctl, running, double):
     assert ctl("reload") == (0, "a: tuned (nconnect)\n", "")
     assert json.loads(ctl("reload", "--dry-run", "--json")[1])["dry_run"] is True

@@ -1,0 +1,401 @@
+"""An upgrade, in the process that is replaced: it hands its listening sockets over to its successor.
+
+Everything that can fail comes first, in the successor. Until that is ready, this process accepts clients as before, and
+every failure leaves it as it was. Only what two processes cannot have at once is closed earlier, and opened again after
+a failure: the state file, and listeners at SSH servers and I2P routers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ..access.ledger import LedgerEntry
+from ..addresses.i2p import I2PListen
+from ..addresses.printable import printable, shown
+from ..addresses.ssh import SSHListen
+from ..addresses.values import SystemdListen
+from ..engine.tunnel import Tunnel
+from ..operations.service_manager import is_stored_name
+from ..operations.upgrade_channel import (
+    ENVIRONMENT,
+    PROTOCOL,
+    UpgradeChannel,
+    UpgradeError,
+    UpgradeProtocolError,
+    peer_of,
+)
+from ..process import Process, end, start_successor
+from ..transports.activated import received
+from ..transports.unix import UnixListener
+from .file_group import FileGroup
+from .kept_state import KeptState
+from .main_thread import GroupOverError
+from .member import Member, MemberState
+from .operator_sockets import OperatorSockets
+from .output import describe_error
+from .replacement import Replacement
+from .supervisor import Supervisor
+from .verdicts import Change, Verdict
+
+if TYPE_CHECKING:  # for a wait only
+    from concurrent.futures import Future
+
+__all__ = ["HandOver", "Program"]
+
+logger = logging.getLogger("relay.cli")
+
+_HELLO_TIME = 10.0  # seconds for the first message of the successor
+_CONNECT_TIME = 60.0  # seconds for a successor to start as far as its connection
+_PREPARE_TIME = 120.0  # seconds for it to check and open everything
+_START_TIME = 240.0  # seconds for its tunnels to start; a router may take minutes for a session
+_VACATE_TIME = 30.0  # most seconds for the connections of a session that has to end before the next one begins
+_CLOSE_TIME = 5.0  # seconds until this process takes no more operators
+_END_TIME = 10.0  # seconds for a successor that has failed to end by itself
+_ROWS = 100  # entries in one message
+_FIRST_PROCESS = 1
+_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
+
+Outcome = tuple[int, str]  # the process ID of the successor, and its version
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The command line of this process, to start it again.
+
+    :param argv: the arguments; the successor gets ``--upgrade`` after ``up``.
+    :param folder: the current directory at the start, to which its paths are relative.
+    """
+
+    argv: tuple[str, ...]
+    folder: str
+
+    @classmethod
+    def of_this_process(cls) -> Program:
+        """Return that of this process: the same program, as it is installed by then."""
+        script, *rest = sys.argv
+        argv = [word for word in rest if word != "--upgrade"]
+        if "up" in argv:
+            argv.insert(argv.index("up") + 1, "--upgrade")
+        # A script names its Python in its first line, which may be another one after an upgrade.
+        is_module = os.path.basename(script) == "__main__.py" or not os.access(script, os.X_OK)
+        start = [sys.executable, "-m", "relay"] if is_module else [os.path.abspath(script)]
+        return cls((*start, *argv), os.getcwd())
+
+
+@dataclass(slots=True)
+class _Child:
+    """A successor that this process has started.
+
+    :param process: the process; ``None`` until it runs.
+    :param outcome: of the upgrade.
+    """
+
+    process: Process
+    outcome: Future[Outcome]
+    is_connected: bool = False
+
+
+class _Offer:
+    """A socket for the successor.
+
+    :param facts: what it is for.
+    :param one: the socket.
+    """
+
+    def __init__(self, facts: Mapping[str, Any], one: socket.socket) -> None:
+        self.facts = facts
+        self.socket = one
+
+
+class HandOver:
+    """The hand-over of a group. From any thread; each runs on a thread of its own.
+
+    :param group: the tunnels.
+    :param sockets: those of operators.
+    :param state: the bans and quotas.
+    :param program: the command line.
+    """
+
+    def __init__(self, group: FileGroup, sockets: OperatorSockets, state: KeptState, program: Program) -> None:
+        self._group = group
+        self._sockets = sockets
+        self._state = state
+        self._program = program
+        self._turn = threading.Lock()  # held during a hand-over
+        self._start_turn = threading.Lock()  # held while a successor is started
+        self._child: _Child | None = None
+
+    # -- a successor that this process starts -------------------------------------------------------------------------
+
+    def start(self) -> Outcome:
+        """Start the command line again, hand over to it, and wait for that.
+
+        :returns: its process ID and its version.
+        :raises UpgradeError: if it does not become ready; nothing has changed then.
+        """
+        if not self._start_turn.acquire(blocking=False):
+            raise UpgradeError(_BUSY)
+        try:
+            self._check_start()
+            return self._start()
+        finally:
+            self._child = None
+            self._start_turn.release()
+
+    def _check_start(self) -> None:
+        if self._turn.locked():
+            raise UpgradeError(_BUSY)
+        if self._group.sandbox is not None:
+            raise UpgradeError("its sandbox would hold for the new process, too; run relay up --upgrade, or restart it")
+        if os.getpid() == _FIRST_PROCESS:
+            raise UpgradeError("it is process 1, with which its container ends; replace the container")
+        if not self._sockets.path:
+            raise UpgradeError("it has no control socket")
+
+    def _start(self) -> Outcome:
+        from concurrent.futures import Future
+
+        environment = {**os.environ, **self._group.supervisor.environment(), ENVIRONMENT: self._sockets.path}
+        argv = self._program.argv
+        try:
+            process = start_successor(argv, self._program.folder, environment)
+        except OSError as error:
+            raise UpgradeError(f"cannot start {shown(argv[0])}: {error.strerror}") from error
+        child = self._child = _Child(process, Future())
+        threading.Thread(target=self._wait_for_end, args=(child,), name="relay-upgrade child", daemon=True).start()
+        try:
+            with contextlib.suppress(TimeoutError):
+                return child.outcome.result(_CONNECT_TIME)
+            if not child.is_connected:
+                raise UpgradeError(f"the new process did not connect within {_CONNECT_TIME:g} s")
+            return child.outcome.result()
+        except UpgradeError as error:
+            end(child.process, _END_TIME)
+            logger.error("upgrade: %s; nothing has changed", error)
+            raise
+
+    def _wait_for_end(self, child: _Child) -> None:
+        """Collect the exit status of a successor. It may outlive this process."""
+        status = child.process.wait()
+        if not child.is_connected:
+            text = f"the new process ended with status {status} before it was ready; its messages are in the log"
+            _settle(child, UpgradeError(text))
+
+    # -- the connection of a successor --------------------------------------------------------------------------------
+
+    def serve(self, connection: socket.socket, first: bytes) -> None:
+        """Hand over to a process that has connected. Does not wait.
+
+        :param connection: to it.
+        :param first: what was read from it.
+        """
+        channel = UpgradeChannel(connection, first)
+        work = threading.Thread(target=self._serve, args=(channel, connection), name="relay-upgrade", daemon=True)
+        try:
+            work.start()
+        except RuntimeError as error:  # the system has no thread left
+            channel.fail(str(error))
+
+    def _serve(self, channel: UpgradeChannel, connection: socket.socket) -> None:
+        child: _Child | None = None
+        try:
+            process, user = peer_of(connection)
+            child = self._child_of(process)
+            hello = channel.receive("upgrade", _HELLO_TIME)
+            channel.send({"upgrade": PROTOCOL, "version": version("relay-toolkit"), "pid": os.getpid()})
+            self._check_peer(user, hello, is_child=child is not None)
+            if not self._turn.acquire(blocking=False):
+                raise UpgradeError(_BUSY)
+            try:
+                self._hand_over(channel, process)
+            finally:
+                self._turn.release()
+        except _ERRORS as error:
+            text = describe_error(error)
+            if child is not None:
+                _settle(child, UpgradeError(text))
+            else:  # else start() reports it
+                logger.error("upgrade: %s; nothing has changed", text)
+            channel.fail(text)
+            return
+        if child is not None:
+            _settle(child, (process, printable(str(hello.get("version", "")), 40)))
+        channel.close()
+        self._group.later(self._group.end_for, f"process {process} has taken over")
+
+    def _check_peer(self, user: int, hello: Mapping[str, Any], *, is_child: bool) -> None:
+        if hello["upgrade"] != PROTOCOL:
+            theirs = printable(str(hello["upgrade"])[:20])
+            raise UpgradeError(f"relay knows version {PROTOCOL} of the upgrade protocol, not {theirs}; restart relay")
+        if user != os.geteuid():
+            raise UpgradeError(f"process {os.getpid()} runs as user {os.geteuid()}; start the upgrade as that user")
+        if self._group.supervisor.is_managed and not is_child:
+            raise UpgradeError("systemd runs it; use relay ctl upgrade, which starts the new process in its service")
+
+    def _child_of(self, process: int) -> _Child | None:
+        child = self._child
+        if child is None or child.process.pid != process:
+            return None
+        child.is_connected = True
+        return child
+
+    # -- the hand-over ------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, channel: UpgradeChannel, process: int) -> None:
+        """Hand over to a successor.
+
+        :raises UpgradeError: if it fails; all is as before then, as with the following.
+        :raises GroupOverError: if the group is ending.
+        """
+        group = self._group
+        offers = group.call(self._begin)
+        try:
+            for offer in offers:
+                channel.send({"socket": offer.facts}, offer.socket)
+            channel.send({"offered": True})
+            taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
+            with self._released_for(channel):
+                channel.send({"go": True})
+                channel.receive("ready", _START_TIME)
+                supervisor = group.call(self._commit, taken)
+        except BaseException:
+            group.is_handing_over = False
+            raise
+        supervisor.on_handed_over(process)
+        self._sockets.wait_closed(_CLOSE_TIME)
+        with contextlib.suppress(UpgradeError):  # it is the successor also if it has died since
+            channel.send({"released": True})
+
+    def _begin(self) -> Sequence[_Offer]:
+        """Keep reloads out, and return what the successor may take over; in the main thread."""
+        if self._group.is_ending:
+            raise GroupOverError("relay is ending; start it again")
+        if any(member.state is MemberState.OPENING for member in self._group.tunnels):
+            raise UpgradeError("relay is starting; try again when it has started")
+        self._group.is_handing_over = True
+        found = [offer for member in self._group.tunnels if (offer := _offer(member)) is not None]
+        found += [_Offer({"operators": True}, one) for one in self._sockets.listening]
+        with contextlib.suppress(ValueError):  # malformed variables, which no tunnel has used then
+            for name, passed in received().items():
+                found += [_Offer({"systemd": name}, one) for one in passed if not is_stored_name(name)]
+        return found
+
+    @contextlib.contextmanager
+    def _released_for(self, channel: UpgradeChannel) -> Iterator[None]:
+        """Give up what only one process can have; take it back after an error."""
+        vacated: list[Replacement] = []
+        self._state.release(entries := self._entries())
+        try:
+            for member in self._group.tunnels:
+                if member.opened is not None and member.state.accepts and _is_at_server(member):
+                    logger.info("%s: closing its listener, so that the next process can open it", member.name)
+                    change = Change(member.name, Verdict.GONE)
+                    each = Replacement(change, None, member, self._group.supervisor.on_vacated)
+                    vacated.append(each)
+                    each.vacate()
+                    _end_session(member)
+            for tunnel, rows in entries.items():
+                for start in range(0, len(rows), _ROWS):
+                    channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
+            yield
+        except BaseException:
+            for each in vacated:
+                if problem := each.return_to_listener():
+                    logger.error("upgrade: %s", problem)
+            self._state.take(self._entries())
+            raise
+
+    def _entries(self) -> dict[str, list[LedgerEntry]]:
+        """Return the bans and quotas of all tunnels."""
+        from ..engine.ledgers import entries_of
+
+        found = {}
+        for member in self._group.tunnels:
+            if member.opened is not None and isinstance(tunnel := member.opened.tunnel, Tunnel):
+                found[member.name] = [entry for entry, _ in entries_of(tunnel)]
+        return {name: entries for name, entries in found.items() if entries}
+
+    def _commit(self, taken: Sequence[_Offer]) -> Supervisor:
+        """Leave the clients to the successor; in the main thread. It does not fail.
+
+        :raises GroupOverError: if the group is ending.
+        """
+        group = self._group
+        if group.is_ending:
+            raise GroupOverError("relay is ending; start it again")
+        for offer in taken:
+            if isinstance(offer.socket, UnixListener):
+                offer.socket.disown()
+        for member in group.tunnels:
+            if member.state.accepts and member.opened is not None:
+                member.opened.tunnel.pause()
+        self._sockets.retire()
+        supervisor, group.supervisor = group.supervisor, Supervisor()
+        return supervisor
+
+
+_BUSY = "another upgrade is under way; wait for its end"
+
+
+def _settle(child: _Child, outcome: Outcome | UpgradeError) -> None:
+    from concurrent.futures import InvalidStateError
+
+    with contextlib.suppress(InvalidStateError):  # it has one
+        if isinstance(outcome, UpgradeError):
+            child.outcome.set_exception(outcome)
+        else:
+            child.outcome.set_result(outcome)
+
+
+def _is_at_server(member: Member) -> bool:
+    return isinstance(member.plan.routes.where, SSHListen | I2PListen)
+
+
+def _end_session(member: Member) -> None:
+    """Wait for the end of the session under a listener that was closed, and then reset the connections that hold it."""
+    assert member.opened is not None, "it has listened"
+    join = getattr(member.opened.receive, "join", None)
+    if join is None:
+        return
+    deadline = time.monotonic() + min(member.plan.options.drain, _VACATE_TIME)
+    join(max(0.0, deadline - time.monotonic()))
+    for record in member.opened.tunnel.connections():
+        member.opened.tunnel.kill(record.id)
+    join(_CLOSE_TIME)
+
+
+def _offer(member: Member) -> _Offer | None:
+    """Return the listening socket of a tunnel that another process can take over."""
+    where = member.plan.routes.where
+    if member.opened is None or not member.state.accepts or _is_at_server(member) or isinstance(where, SystemdListen):
+        return None
+    one = getattr(member.opened.receive, "listening", member.opened.receive)
+    if not isinstance(one, socket.socket) or one.fileno() < 0:
+        return None
+    facts = {
+        "tunnel": member.name,
+        "any_port": getattr(where, "port", None) == 0,
+        "paused": member.state is MemberState.PAUSED,
+    }
+    return _Offer(facts, one)
+
+
+def _taken(numbers: object, offers: Sequence[_Offer]) -> list[_Offer]:
+    """Return the sockets that the successor keeps.
+
+    :raises UpgradeError: if it names others.
+    """
+    allowed = range(len(offers))
+    if not isinstance(numbers, list) or any(type(one) is not int or one not in allowed for one in numbers):
+        raise UpgradeProtocolError("the new process keeps sockets that it was not offered")
+    return [offers[one] for one in numbers]

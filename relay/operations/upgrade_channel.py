@@ -1,0 +1,209 @@
+"""The protocol of an upgrade: a process hands its listening sockets over to the one that takes its place.
+
+The successor connects to the control socket. Each message is one line of JSON; its first character, ``{``, tells it
+from a request of HTTP. Sockets travel as ``SCM_RIGHTS`` (unix(7)), one with each ``socket`` message. Only the process
+that hands over sends any.
+
+============ =============================== =========================================================================
+sender       message                         meaning
+============ =============================== =========================================================================
+successor    ``{"upgrade": 1, …}``           the version of the protocol, and that of relay
+predecessor  ``{"upgrade": 1, …}``           the same
+predecessor  ``{"socket": {…}}``             what the socket that comes with it is for
+predecessor  ``{"offered": true}``           there are no more sockets
+successor    ``{"prepared": [0, 2]}``        all is open and checked; the numbers of the sockets that it keeps
+predecessor  ``{"ledger": {…}}``             bans and quotas of a tunnel
+predecessor  ``{"go": true}``                start: the state file and the listeners at servers are free
+successor    ``{"ready": true}``             it accepts clients
+predecessor  ``{"released": true}``          it takes no clients any more, neither of tunnels nor of operators
+either       ``{"failed": "why"}``           nothing changes
+============ =============================== =========================================================================
+
+A message that is not the next one of this table ends the connection, and so does one that is late. Nothing changes
+then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from ..addresses.printable import printable
+
+__all__ = [
+    "ENVIRONMENT",
+    "PROTOCOL",
+    "PeerEndedError",
+    "UpgradeChannel",
+    "UpgradeError",
+    "UpgradeProtocolError",
+    "peer_of",
+]
+
+PROTOCOL = 1
+ENVIRONMENT = "RELAY_UPGRADE_FROM"
+"""The variable with the path of the control socket, for a successor that its predecessor starts."""
+
+_LONGEST = 256 << 10  # bytes of a line
+_MOST_SOCKETS = 16384  # of one upgrade
+_PIECE = 64 << 10
+_AT_ONCE = 16  # sockets that one recvmsg() may bring
+_SEND_TIME = 30.0  # seconds for the other process to take a message
+_UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
+
+
+class UpgradeError(OSError):
+    """An upgrade that has changed nothing; the text says why."""
+
+
+class UpgradeProtocolError(UpgradeError):
+    """The other process breaks the protocol."""
+
+
+class PeerEndedError(UpgradeError):
+    """The other process has ended without a word."""
+
+
+class UpgradeChannel:
+    """The connection of two processes. Used by one thread at a time, except :meth:`close`.
+
+    :param connection: a connected Unix stream socket. The channel owns it.
+    :param first: bytes that were read from it already.
+    :param takes_sockets: whether the other one may send sockets.
+    """
+
+    def __init__(self, connection: socket.socket, first: bytes = b"", *, takes_sockets: bool = False) -> None:
+        self._connection = connection
+        self._read = bytearray(first)
+        self._takes_sockets = takes_sockets
+        self._sockets: deque[socket.socket] = deque()  # received, and not taken yet
+        self._received = 0
+
+    def send(self, message: Mapping[str, Any], one: socket.socket | None = None) -> None:
+        """Send a message, and a socket with it.
+
+        :raises UpgradeError: if the other process does not take it.
+        """
+        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            self._connection.settimeout(_SEND_TIME)
+            sent = 0
+            if one is not None:
+                sent = socket.send_fds(self._connection, [data], [one.fileno()])
+            self._connection.sendall(data[sent:])
+        except OSError as error:
+            raise UpgradeError(f"the other process does not answer: {error.strerror or error}") from error
+
+    def receive(self, kind: str, seconds: float) -> Any:
+        """Return the value of the next message.
+
+        :param kind: its key; :meth:`receive_any` takes several.
+        :param seconds: until it must be there.
+        :raises UpgradeError: if it does not come, is another one, or says why the other process has failed.
+        """
+        return self.receive_any((kind,), seconds)[1]
+
+    def receive_any(self, kinds: tuple[str, ...], seconds: float) -> tuple[str, Any]:
+        """Return the kind and the value of the next message; the errors are those of :meth:`receive`."""
+        message = _parsed(self._line(time.monotonic() + seconds))
+        if isinstance(why := message.get("failed"), str):
+            raise UpgradeError(printable(why, 2000))
+        for kind in kinds:
+            if kind in message:
+                return kind, message if kind == "upgrade" else message[kind]
+        raise UpgradeProtocolError(f"expected {' or '.join(kinds)} from the other process, got {_shown(message)}")
+
+    def take_socket(self) -> socket.socket:
+        """Return the socket that came with the last message.
+
+        :raises UpgradeError: if there was none, or it does not listen for streams.
+        """
+        if not self._sockets:
+            raise UpgradeProtocolError("the other process has sent no socket")
+        one = self._sockets.popleft()
+        if one.type != socket.SOCK_STREAM or not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            one.close()
+            raise UpgradeProtocolError("the other process has sent a socket that does not listen")
+        # Both processes share this: duplicates take it from here, and a blocking accept() would stop the other one.
+        one.setblocking(False)
+        return one
+
+    def fail(self, why: str) -> None:
+        """Tell the other process that nothing changes, if it still listens, and close the connection."""
+        try:
+            self.send({"failed": why[:2000]})
+        except UpgradeError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, and the sockets that were not taken. Idempotent."""
+        self._connection.close()
+        while self._sockets:
+            self._sockets.popleft().close()
+
+    def _line(self, deadline: float) -> bytes:
+        """Return the next line."""
+        searched = 0
+        while (end := self._read.find(b"\n", searched)) < 0:
+            searched = len(self._read)
+            if searched > _LONGEST:
+                raise UpgradeProtocolError(f"the other process has sent a line of more than {_LONGEST} bytes")
+            self._read += self._piece(deadline)
+        line = bytes(self._read[:end])
+        del self._read[: end + 1]
+        return line
+
+    def _piece(self, deadline: float) -> bytes:
+        try:
+            self._connection.settimeout(max(0.001, deadline - time.monotonic()))
+            data, descriptors, flags, _ = socket.recv_fds(self._connection, _PIECE, _AT_ONCE, socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError as error:
+            raise UpgradeError("the other process did not answer in time") from error
+        except OSError as error:
+            raise PeerEndedError(f"the other process has ended: {error.strerror or error}") from error
+        self._received += len(descriptors)
+        is_wrong = flags & socket.MSG_CTRUNC or (descriptors and not self._takes_sockets)
+        for descriptor in descriptors:
+            if is_wrong or self._received > _MOST_SOCKETS:
+                os.close(descriptor)
+                continue
+            try:
+                self._sockets.append(socket.socket(fileno=descriptor))
+            except OSError:  # it is another file
+                os.close(descriptor)
+                is_wrong = True
+        if is_wrong or self._received > _MOST_SOCKETS:
+            raise UpgradeProtocolError("the other process has sent descriptors that are not allowed, or too many")
+        if not data:
+            raise PeerEndedError("the other process has ended")
+        return data
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        shown = printable(line[:80].decode("utf-8", "replace"), 80)
+        if line.startswith(b"HTTP/"):
+            raise UpgradeError("the relay that runs is too old to hand its sockets over; restart it")
+        raise UpgradeProtocolError(f"expected a line of JSON from the other process, got {shown}")
+    return message
+
+
+def _shown(message: Mapping[str, Any]) -> str:
+    return printable(", ".join(map(str, message))[:80], 80) or "nothing"
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end of a Unix socket (``SO_PEERCRED``)."""
+    process, user, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return process, user

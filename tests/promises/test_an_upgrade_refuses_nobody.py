@@ -1,0 +1,306 @@
+"""relay is replaced by another process under load: no client is refused or reset, and open connections go on.
+
+For a long proof, ``RELAY_UPGRADES=100`` upgrades that often, and prints its figures (``pytest -s``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+
+import pytest
+from command_rig import run
+from group_rig import letter, repeats
+from helpers import WAIT, receive_all, receive_exactly, send_and_end, wait_until
+from upgrade_rig import Clients, Upgraded, ends
+
+import relay
+from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
+from relay.testing import SAMBridge
+
+UPGRADES = int(os.environ.get("RELAY_UPGRADES", "3"))
+
+
+@pytest.fixture
+def up(tmp_path):
+    """Starts the tunnels of a text."""
+    made = []
+
+    def start(text, **options):
+        made.append(Upgraded(tmp_path, text, **options))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def reply(address):
+    """Return what a client gets back from an echo server; nothing if it is rejected."""
+    try:
+        with socket.create_connection(address, WAIT) as client:
+            send_and_end(client, b"x")
+            return receive_all(client)
+    except OSError:  # a reset may come before the shutdown
+        return b""
+
+
+def tunnel(name, listen, target, *more):
+    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', 'target = "{}:{}"'.format(*target), *more, ""])
+
+
+def test_upgrades_under_load_refuse_and_reset_nobody(up, serve, tmp_path):
+    """Clients of a TCP socket connect all the time; one of each generation stays, also at a Unix socket."""
+    path = tmp_path / "u.sock"
+    target = serve(letter(b"a")).address
+    running = up(
+        "[defaults]\ndrain = 600\n" + tunnel("load", "127.0.0.1:0", target) + tunnel("unix", f"unix://{path}", target)
+    )
+    port = running.port("load")
+    clients = Clients(port) if UPGRADES > 3 else Clients(port, programs=1, pause=0.002)
+    began, open_ones = time.monotonic(), []
+    try:
+        for _ in range(UPGRADES):
+            before = running.pids[-1]
+            pair = [socket.create_connection(("127.0.0.1", port), WAIT), socket.socket(socket.AF_UNIX)]
+            pair[1].connect(str(path))
+            for client in pair:
+                assert receive_exactly(client, 1) == b"a"
+            open_ones.append((before, pair))
+            running.upgrade()
+            assert running.port("load") == port
+            assert all(repeats(client) for _, found in open_ones for client in found)
+            if len(open_ones) > 2:
+                pid, oldest = open_ones.pop(0)
+                with ends(pid):  # with the last of its connections
+                    for client in oldest:
+                        client.close()
+    finally:
+        served, failures, longest = clients.end()
+        for _, pair in open_ones:
+            for client in pair:
+                client.close()
+    seconds = time.monotonic() - began
+    print(f"\n{UPGRADES} upgrades, {served} clients, {served / seconds:.0f}/s, the longest {longest:.3f} s")
+    assert failures == []
+    assert served > UPGRADES
+    assert path.is_socket()
+    assert "Traceback" not in running.said()
+
+
+def test_a_file_that_changes_is_upgraded_to(up, serve, tmp_path, reserved):
+    """A tunnel that has gone is closed, a new one is opened, and relay up --upgrade does the same as relay ctl."""
+    target = serve(letter(b"a")).address
+    path = tmp_path / "u.sock"
+    running = up(tunnel("kept", "127.0.0.1:0", target) + tunnel("gone", f"unix://{path}", target))
+    port = running.port("kept")
+    with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+        assert receive_exactly(client, 1) == b"a"
+        running.write(
+            tunnel("kept", "127.0.0.1:0", target, "workers = 2") + tunnel("new", f"127.0.0.1:{reserved}", target)
+        )
+        second = running.begin("--upgrade")
+        try:
+            wait_until(lambda: "taken over from process" in running.said())
+            assert running.facts()["pid"] == second.pid
+            assert running.port("kept") == port
+            assert not path.exists()
+            for number in (port, reserved):
+                with socket.create_connection(("127.0.0.1", number), WAIT) as other:
+                    assert receive_exactly(other, 1) == b"a"
+            assert repeats(client)
+            running.upgrade()  # from workers to workers
+            with socket.create_connection(("127.0.0.1", port), WAIT) as other:
+                assert receive_exactly(other, 1) == b"a"
+            assert second.wait(WAIT) == 0
+        finally:
+            second.kill()
+            second.wait(WAIT)
+    assert running.first.wait(WAIT) == 0
+
+
+def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
+    """The command says why in one line, and all clients are served as before."""
+    target = serve(letter(b"a")).address
+    program = tmp_path / "relay"
+    works = f"#!{sys.executable}\nimport sys\nfrom relay.cli import main\nsys.exit(main())\n"
+    program.write_text(works)
+    program.chmod(0o755)
+    text = tunnel("one", "127.0.0.1:0", target)
+    running = up(text, program=program)
+    port = running.port("one")
+    taken = "{}:{}".format(*target)
+    cases = [
+        (text + "target = 1\n", works, "relay.toml:4: this is not TOML"),
+        (text + tunnel("two", taken, target), works, f"two: {taken}: Address already in use"),
+        (text, "#!/bin/sh\nexit 7\n", "the new process ended with status 7 before it was ready"),
+        (text, f"#!{sys.executable}\nimport os\nos.kill(os.getpid(), 9)\n", "the new process ended with status -9"),
+    ]
+    with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+        assert receive_exactly(client, 1) == b"a"
+        for broken, code, why in cases:
+            running.write(broken)
+            program.write_text(code)
+            done = running.ctl("upgrade")
+            assert done.returncode == 1
+            assert why in done.stderr and done.stderr.count("\n") == 1
+            with socket.create_connection(("127.0.0.1", port), WAIT) as other:
+                assert receive_exactly(other, 1) == b"a"
+        program.unlink()
+        assert f"cannot start {program}: No such file or directory" in running.ctl("upgrade").stderr
+        program.write_text(works)
+        program.chmod(0o755)
+        running.write(text)
+        assert running.facts()["pid"] == running.first.pid
+        running.upgrade()
+        assert repeats(client)
+
+
+@contextlib.contextmanager
+def successor(running):
+    """A process that connects as a successor does, and what it is offered."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(running.control)
+        channel = UpgradeChannel(connection, takes_sockets=True)
+        channel.send({"upgrade": 1, "version": "9", "pid": 1})
+        offers = []
+        try:
+            assert channel.receive("upgrade", WAIT)["pid"] == running.first.pid
+            while channel.receive_any(("socket", "offered"), WAIT)[0] == "socket":
+                offers.append(channel.take_socket())
+            yield channel, offers
+        finally:
+            for one in offers:
+                one.close()
+            channel.close()
+
+
+def is_rejected(connection):
+    """Return whether the relay ends a hand-over, after what it offers."""
+    with contextlib.closing(UpgradeChannel(connection, takes_sockets=True)) as channel, pytest.raises(UpgradeError):
+        while channel.receive_any(("upgrade", "socket", "offered"), WAIT):
+            pass
+    return True
+
+
+def test_a_successor_that_dies_or_lies_changes_nothing(up, echo_server):
+    """Whatever it sends, and wherever it ends: the relay that runs goes on, and can be upgraded then."""
+    limit = 'limit = [{name = "few", rate = "1/1h", ban = "10m"}]'
+    running = up('state = "relay.state"\n' + tunnel("one", "127.0.0.1:0", echo_server.address, limit))
+    address = ("127.0.0.1", running.port("one"))
+    assert reply(address) == b"x"
+    assert running.listed("bans") == []
+    hostile = [
+        b"{\n",
+        b"{" + b"x" * (1 << 19),
+        b'{"upgrade": 2}\n',
+        b'{"upgrade": null}\n',
+        b'{"upgrade": 1}\n{"ready": true}\n',
+        b'{"upgrade": 1}\n{"prepared": [99]}\n',
+        b'{"upgrade": 1}\n{"prepared": [true]}\n',
+        b'{"upgrade": 1}\n{"prepared": {}}\n',
+    ]
+    for data in hostile:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(running.control)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(data)
+            assert is_rejected(connection)
+    with socket.socket(socket.AF_UNIX) as connection:  # it sends a socket, which only the other one may
+        connection.connect(running.control)
+        connection.sendall(b'{"upgrade": 1}\n')
+        socket.send_fds(connection, [b"\n"], [connection.fileno()])
+        assert is_rejected(connection)
+    with successor(running) as (channel, offers):
+        assert len(offers) == 2
+        assert "another upgrade is under way; wait for its end" in running.ctl("upgrade").stderr
+        assert "an upgrade is under way; try again after it" in running.ctl("reload").stderr
+        channel.send({"prepared": [0, 1]})
+        while channel.receive_any(("ledger", "go"), WAIT)[0] != "go":
+            pass
+        assert reply(address) == b""  # it is banned while no process has the file
+    wait_until(lambda: running.ctl("reload").returncode == 0)
+    assert [one["key"] for one in running.listed("bans")] == ["127.0.0.1"]
+    running.upgrade()
+    assert [one["key"] for one in running.listed("bans")] == ["127.0.0.1"]
+    assert running.facts()["pid"] != running.first.pid
+
+
+@pytest.mark.parametrize("state", ['state = "relay.state"', ""], ids=["file", "memory"])
+def test_bans_and_quotas_are_handed_over(up, echo_server, state):
+    limit = 'limit = [{name = "few", rate = "1/1h", ban = "10m"}, {name = "much", per = "tunnel", quota = "1MB/month"}]'
+    running = up(f"{state}\n" + tunnel("one", "127.0.0.1:0", echo_server.address, limit))
+    address = ("127.0.0.1", running.port("one"))
+    assert [reply(address), reply(address)] == [b"x", b""]
+    kinds = {"bans": "until", "quotas": "used"}
+    before = {kind: [round(one[key]) for one in running.listed(kind)] for kind, key in kinds.items()}
+    assert before["bans"] and before["quotas"] == [2]
+    for _ in range(2):
+        running.upgrade()
+        assert {kind: [round(one[key]) for one in running.listed(kind)] for kind, key in kinds.items()} == before
+    assert "state file" not in running.said()
+
+
+def test_a_paused_tunnel_stays_paused_and_a_stopped_relay_ends(up, serve):
+    target = serve(letter(b"a")).address
+    running = up(tunnel("one", "127.0.0.1:0", target))
+    port = running.port("one")
+    assert running.ctl("pause", "one").returncode == 0
+    last = running.upgrade()
+    assert "paused" in running.ctl("list").stdout
+    with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+        assert running.ctl("resume", "one").returncode == 0
+        assert receive_exactly(client, 1) == b"a"
+    with ends(last):
+        assert running.ctl("stop").returncode == 0
+    assert not os.path.exists(running.control)
+
+
+def test_without_a_relay_that_runs_there_is_nothing_to_upgrade(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "127.0.0.1:9"\n')
+    file.chmod(0o600)
+    for control, why in [(str(tmp_path / "c.sock"), "no relay listens there"), ("none", "there is no control socket")]:
+        done = run("up", str(file), "--upgrade", "--control", control)
+        assert done.returncode == 2
+        assert why in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["ssh", "i2p"])
+def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind, request):
+    """The old process closes it last of all; an upgrade that fails after that opens it again."""
+    with contextlib.ExitStack() as stack:
+        if kind == "ssh":
+            port = request.getfixturevalue("reserved")
+            listen = f"{request.getfixturevalue('ssh_server').url}&listen=127.0.0.1:{port}"
+            dial = stack.enter_context(relay.target(f"127.0.0.1:{port}"))
+        else:
+            router = stack.enter_context(SAMBridge())
+            listen = f"i2p:?sam={router.sam}&keys={tmp_path}/key.dat"
+        running = up(tunnel("one", listen, serve(letter(b"a")).address))
+        if kind == "i2p":
+            name = json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["listen"]
+            dial = stack.enter_context(relay.target(f"i2p://{name}?sam={router.sam}"))
+
+        def is_served():
+            with contextlib.suppress(OSError), contextlib.closing(dial(deadline=time.monotonic() + 5)) as made:
+                made.socket.settimeout(5)  # a stream to a session that has just ended brings nothing
+                return made.socket.recv(1) == b"a"
+
+        assert is_served()
+        if kind == "ssh":
+            with successor(running) as (channel, _):
+                channel.send({"prepared": []})
+                while channel.receive_any(("ledger", "go"), WAIT)[0] != "go":
+                    pass
+            wait_until(is_served)  # by the old one again
+            assert running.facts()["pid"] == running.first.pid
+        running.upgrade()
+        wait_until(is_served)
+        assert running.first.wait(WAIT) == 0
+        assert is_served()
+        assert "one: closing its listener, so that the next process can open it" in running.said()

@@ -20,7 +20,7 @@ from ..sshd import DELAY, Server, delayed, linked, ssh_server
 from .crowd import Crowd
 from .status import scraped_each_second
 
-__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "warm_iperf3", "warm_wrk", "wrk"]
+__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "iperf3_shares", "warm_iperf3", "warm_wrk", "wrk"]
 
 SOURCES = Path(__file__).parents[1] / "c"
 GIB = 2**30
@@ -309,6 +309,13 @@ def iperf3(port: int, streams: int, seconds: int, *, down: bool = False) -> tupl
     arguments = ["iperf3", "-J", "-c", LOOPBACK, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
     total = json.loads(run([*arguments, *["-R"] * down], seconds + PATIENCE))["end"]["sum_received"]
     return total["bytes"], total["seconds"]
+
+
+def iperf3_shares(port: int, streams: int, seconds: int) -> tuple[list[int], float]:
+    """iperf3 from here to its server; returns the bytes of each stream that arrived, and in how many seconds."""
+    arguments = ["iperf3", "-J", "-c", LOOPBACK, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
+    end = json.loads(run(arguments, seconds + PATIENCE))["end"]
+    return [stream["receiver"]["bytes"] for stream in end["streams"]], end["sum_received"]["seconds"]
 
 
 def warm_iperf3(port: int) -> None:

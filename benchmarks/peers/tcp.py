@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
-from . import chain, socks, ssh, tls, zmq
+from . import access, chain, socks, ssh, tls, zmq
 from .ssh import WARM
 
 __all__ = ["PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
@@ -140,6 +140,10 @@ PEERS = {
     "relay": Peer("relay", _relay()),
     "relay-warm": Peer(f"relay, warm = {WARM[1]}", _relay(*WARM)),
     "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
+    "relay-rules": Peer("relay, 5 rules, 5 limits", _relay(*access.RULES)),
+    "relay-paced": Peer("relay, bandwidth of each stream", _relay(*access.PACED)),
+    "relay-metered": Peer("relay, bandwidth of all streams", _relay(*access.METERED)),
+    "relay-shared": Peer("relay, 50 MB/s for all streams", _relay(*access.SHARING)),
     "relay-status": Peer("relay, scraped each second", _relay_with_status),
     "haproxy": Peer("HAProxy", _haproxy("", "option splice-auto")),
     "haproxy-tuned": Peer(

@@ -11,7 +11,7 @@ from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import chain, growth, i2p, operations, socks, ssh, tls, up, warm, workers, zmq
+from . import access, chain, growth, i2p, operations, socks, ssh, tls, up, warm, workers, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -81,6 +81,7 @@ TABLES = {
     "pipe": "Standard input and output",
     "chain": "Relaying over two SSH servers",
     "socks": "Clients that name their targets",
+    **access.TABLES,
     "up": "Many tunnels in one process",
     "operations": "Status and metrics",
     **workers.TABLES,
@@ -169,6 +170,7 @@ ROWS = {
     **zmq.ROWS,
     **chain.ROWS,
     **socks.ROWS,
+    **access.ROWS,
     **up.ROWS,
     **operations.ROWS,
     **workers.ROWS,

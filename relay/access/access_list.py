@@ -13,6 +13,7 @@ from .rules import Rule, parse_entry
 
 __all__ = ["AccessList", "parse_entries"]
 
+_MOST_KNOWN = 4096  # addresses about which the decision is remembered
 _EXPECTED = "expected a rule such as cidr:10.0.0.0/8, or a file of rules"
 
 
@@ -34,6 +35,7 @@ class AccessList:
         self._allow, files = _sources(allow, "allow")
         self._deny, more = _sources(deny, "deny")
         self._files = (*files, *more)
+        self._known: dict[str | None, Decision] = {}  # about clients that are only an address, if no file can change it
         self.files = tuple(file.path for file in self._files)
         """The absolute paths of its files."""
 
@@ -52,6 +54,16 @@ class AccessList:
         """
         if identity is None:
             return Decision(not self, "unknown" if self else "")
+        if self._files or identity.kind != "tcp":
+            return self._find(identity)
+        decision = self._known.get(identity.host)
+        if decision is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            decision = self._known[identity.host] = self._find(identity)
+        return decision
+
+    def _find(self, identity: Identity) -> Decision:
         for source in self._deny:
             text = source.rules.find(identity, also_unverified=True)
             if text is not None:

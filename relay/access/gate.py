@@ -21,6 +21,7 @@ __all__ = ["Denial", "Gate"]
 
 _NOBODY = Identity("unknown", "")
 _GUESSES = Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")  # of exposed listeners whose policy has no such limit
+_MOST_KNOWN = 4096  # addresses whose keys are remembered
 _TARPIT = 60.0  # seconds that a client is kept at most
 
 
@@ -60,6 +61,7 @@ class Gate:
         self._book = book
         self._on_quota = on_quota
         self._counting: tuple[Limiter, ...] = ()
+        self._keys: dict[str | None, Sequence[str]] = {}  # by address
         self._guesses: Limiter | None = None
         # Limits of single clients, which the program has named. Those of open connections are known as long as these
         # hold them, and so are the ones used last, the oldest first.
@@ -78,6 +80,7 @@ class Gate:
         if self._guesses is None and LOGIN in before:
             self._guesses = self._limiter(_GUESSES, before[LOGIN])
         self._counting = tuple(found.values())
+        self._keys = {}
         self._is_shaping = _is_shaping(policy.limits)
 
     def _limiter(self, limit: Limit, before: Limiter | None) -> Limiter:
@@ -113,7 +116,7 @@ class Gate:
         counted: list[tuple[Limiter, Entry]] = []
         for limiter in self._counting:
             if limiter.is_by_address:
-                found = limiter.admit(identity, now)
+                found = limiter.admit(limiter.key(identity), now)
                 if isinstance(found, Rejection):
                     for other, entry in counted:
                         other.withdraw(entry)
@@ -139,9 +142,20 @@ class Gate:
         client = identity or _NOBODY
         if self._guesses is not None and (rejection := self._guesses.ban(client, now)) is not None:
             return _denial(rejection)
-        return (
-            _count(self._counting, client, now, self._is_shaping, is_screened=is_screened) if self._counting else None
-        )
+        if not self._counting:
+            return None
+        return _count(self._counting, self._keys_of(client), now, self._is_shaping, is_screened=is_screened)
+
+    def _keys_of(self, client: Identity) -> Sequence[str]:
+        """Return the key of a client in each limit. Those of a client that is only an address are remembered."""
+        if client.kind != "tcp":
+            return [limiter.key(client) for limiter in self._counting]
+        keys = self._keys.get(client.host)
+        if keys is None:
+            if len(self._keys) >= _MOST_KNOWN:
+                self._keys.clear()
+            keys = self._keys[client.host] = [limiter.key(client) for limiter in self._counting]
+        return keys
 
     def enter_within(
         self, limits: Sequence[Limit], identity: Identity | None, now: float, ticket: Ticket | None
@@ -155,7 +169,8 @@ class Gate:
         :returns: why it is rejected; then it still holds that ticket. Else the ticket that replaces it.
         """
         limiters = [self._named_limiter(limit) for limit in limits]
-        counted = _count(limiters, identity or _NOBODY, now, _is_shaping(limits))
+        client = identity or _NOBODY
+        counted = _count(limiters, [limiter.key(client) for limiter in limiters], now, _is_shaping(limits))
         return Ticket.joined(ticket, counted) if isinstance(counted, Ticket) else counted
 
     def _named_limiter(self, limit: Limit) -> Limiter:
@@ -250,15 +265,15 @@ def _is_shaping(limits: Iterable[Limit]) -> bool:
 
 
 def _count(
-    limiters: Sequence[Limiter], client: Identity, now: float, is_shaped: bool, *, is_screened: bool = False
+    limiters: Sequence[Limiter], keys: Sequence[str], now: float, is_shaped: bool, *, is_screened: bool = False
 ) -> Denial | Ticket:
-    """Count a client by each limit, or by none of them if one rejects it."""
+    """Count a client by each limit, or by none of them if one rejects it.
+
+    :param keys: of the client, one for each limit.
+    """
     counted: list[Entry] = []
-    for limiter in limiters:
-        if is_screened and limiter.is_by_address:
-            found = limiter.admit_screened(client, now)
-        else:
-            found = limiter.admit(client, now)
+    for limiter, key in zip(limiters, keys, strict=True):
+        found = limiter.admit_screened(key, now) if is_screened and limiter.is_by_address else limiter.admit(key, now)
         if isinstance(found, Rejection):
             for other, entry in zip(limiters, counted, strict=False):
                 if is_screened and other.is_by_address:

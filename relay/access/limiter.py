@@ -98,7 +98,7 @@ class Limiter:
 
     __slots__ = (
         "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
-        "_most", "_book", "_banned", "_marks", "_on_quota", "__weakref__",
+        "_most", "_book", "_banned", "_has_quota", "_marks", "_on_quota", "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +131,7 @@ class Limiter:
         self._slack = rate.seconds - self._step + _ROUNDING if rate is not None else math.inf
         self._most = concurrent if concurrent is not None else math.inf
         quota = limit.terms.quota if limit.terms.quota is not None else math.inf
+        self._has_quota = limit.terms.quota is not None
         self._marks = (quota * _MOST_OF_IT, quota, math.inf)
 
     def change(self, limit: Limit) -> bool:
@@ -159,23 +160,26 @@ class Limiter:
             return None
         return Rejection(self.limit, True, entry.banned_until - now)
 
-    def admit(self, client: Client, now: float) -> Entry | Rejection:
-        """Count a client, or return why it is rejected, which bans its key if that follows.
+    def key(self, client: Client) -> str:
+        """Return the key of a client in this limit; empty if it counts alone."""
+        return "" if self.is_for_one else key_of(self.limit.terms.scope, client)
+
+    def admit(self, key: str, now: float) -> Entry | Rejection:
+        """Count a client by its key, or return why it is rejected, which bans the key if that follows.
 
         :returns: its entry; at the end of its connection ``entry.connected`` is one less.
         """
-        table = self.table
-        key = "" if self.is_for_one else key_of(self.limit.terms.scope, client)
-        entry = table.entries.get(key)
+        entries = self.table.entries
+        entry = entries.get(key)
         if entry is None:
-            entry = Entry(key) if self.is_for_one else table.add(key)
+            entry = Entry(key) if self.is_for_one else self.table.add(key)
         else:
-            table.entries.move_to_end(key)
+            entries.move_to_end(key)
         if (
             entry.banned_until
             or entry.arrival - now > self._slack
             or entry.connected >= self._most
-            or (self.limit.terms.quota is not None and not self.left(entry))
+            or (self._has_quota and not self.left(entry))
         ):
             rejection = self._reject(entry, now)
             if rejection is not None:
@@ -193,9 +197,9 @@ class Limiter:
         entry.connected -= 1
         entry.arrival -= self._step
 
-    def admit_screened(self, client: Client, now: float) -> Entry | Rejection:
+    def admit_screened(self, key: str, now: float) -> Entry | Rejection:
         """Decide about a client that was counted for the rate before, and withdrawn from the others."""
-        entry = self.table.get(key_of(self.limit.terms.scope, client))
+        entry = self.table.get(key)
         if now < entry.banned_until:
             return Rejection(self.limit, True, entry.banned_until - now)
         if self.limit.terms.quota is not None and not self.left(entry):

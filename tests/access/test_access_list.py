@@ -51,6 +51,18 @@ def test_an_address_decides_alone_what_no_certificate_could_change(allow, deny, 
     assert AccessList(allow, deny).decide_by_address(tcp("10.1.2.3")).is_allowed is is_allowed
 
 
+def test_what_is_remembered_about_an_address_holds_for_nobody_else():
+    access = AccessList(["10.0.0.0/8", "login:alice"], ["login:eve"])
+    for _ in range(2):
+        assert access.decide(tcp("10.1.2.3")) == (True, "allow cidr:10.0.0.0/8")
+        assert access.decide(tcp("10.1.2.3").with_login("socks", "eve")) == (False, "deny login:eve")
+        assert access.decide(tcp("192.0.2.1").with_login("socks", "alice")) == (True, "allow login:alice")
+        assert access.decide(tcp("192.0.2.1")) == (False, "allow")
+    for number in range(5000):
+        access.decide(tcp(f"10.0.{number >> 8}.{number & 255}"))
+    assert len(access._known) <= 4096
+
+
 def test_a_client_of_which_nothing_is_known_is_denied_by_any_list():
     assert AccessList(["0.0.0.0/0"]).decide(None) == (False, "unknown")
     assert AccessList(None, ["0.0.0.0/0"]).decide(None) == (False, "unknown")

@@ -284,3 +284,15 @@ def test_another_policy_has_no_counts_of_the_limits_of_single_clients():
     gate.change(ClientPolicy(limits=(PLAN,)))
     assert isinstance(gate.enter(CLIENT, 100.0), Ticket)
     assert isinstance(gate.enter_within([PLAN], CLIENT, 100.0, None), Denial)
+
+
+def test_the_keys_of_an_address_are_remembered_until_the_limits_change():
+    gate = gate_of({"name": "x", "rate": "1/h"}, {"name": "y", "per": "identity", "concurrent": 2})
+    hosts = [f"192.0.{number >> 8}.{number & 255}" for number in range(5000)]
+    for _ in range(2):
+        assert [isinstance(gate.enter(who(host), 100.0), Ticket) for host in hosts].count(True) in (5000, 0)
+        assert len(gate._keys) <= 4096
+    assert isinstance(gate.enter(who("192.0.0.1", login="a")._replace(kind="socks"), 1e6), Ticket)
+    gate.change(ClientPolicy(limits=check_limits([{"name": "x", "per": "ip/16", "rate": "1/h"}])))
+    assert isinstance(gate.enter(who(hosts[-1]), 1e6), Ticket)
+    assert gate.enter(who(hosts[-2]), 1e6).rule == "limit x"

@@ -43,7 +43,7 @@ class World:
 
     def connect(self, host: str, now: float) -> str:
         """Let a client in and keep it; or return the rule that rejects it."""
-        found = self.limiter.admit(Client(host), now)
+        found = self.limiter.admit(self.limiter.key(Client(host)), now)
         return found.rule if isinstance(found, Rejection) else ""
 
     def end(self, host: str) -> None:
@@ -185,7 +185,7 @@ def test_the_list_of_bans_is_no_longer_than_the_table() -> None:
     limiter = Limiter(check_limits([{"rate": "1/1h", "ban": "1d"}])[0], Timers(), most=10)
     for number in range(50):
         for _ in range(2):
-            limiter.admit(Client(f"192.0.2.{number}"), float(number))
+            limiter.admit(f"192.0.2.{number}", float(number))
     assert len(limiter._banned) == 10
     assert all(limiter.table.find(entry.key) is not None for entry in limiter.banned(99, 60.0))
 

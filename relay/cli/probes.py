@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ..carriers.link import CarrierState
 from ..errors import ConnectError, can_retry
-from .output import carriers_quiet
+from .output import carriers_quiet, describe_error
 
-__all__ = ["BackgroundCall", "SLOW", "SessionProbe", "HopProbe", "report_slow"]
+__all__ = ["BackgroundCall", "SLOW", "SessionProbe", "HopProbe", "WarmUp", "report_slow"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -159,6 +160,41 @@ class SessionProbe(HopProbe):
             report_slow()
             make_send.ready(None)
             logger.info("the session is up")
+
+
+class WarmUp:
+    """The connecting of the hops of another route, while clients still use the old one.
+
+    :param name: of the tunnel, for the log.
+    :param make_send: the factory of the other route.
+    :param timeout: seconds to wait for its hops.
+    :raises OSError: if no thread or descriptor is available.
+    """
+
+    def __init__(self, name: str, make_send: Any, timeout: float) -> None:
+        self._name = name
+        self._deadline = time.monotonic() + timeout
+        self._error: Exception | None = None
+        self._settled = threading.Event()
+        make_send.subscribe(self._on_state)
+        if make_send.state != CarrierState.CONNECTING.value:
+            self._settled.set()
+
+    def wait(self) -> None:
+        """Wait until the hops are up, the first attempt has failed, or the time is over."""
+        is_settled = self._settled.wait(max(0.0, self._deadline - time.monotonic()))
+        if self._error is not None:
+            problem = describe_error(self._error)
+        elif not is_settled:
+            problem = "not connected in time"
+        else:
+            return
+        logger.warning("%s: its new route is not up yet: %s; new clients wait for it", self._name, problem)
+
+    def _on_state(self, state: CarrierState, error: Exception | None) -> None:
+        if not self._settled.is_set() and (state is CarrierState.UP or error is not None):
+            self._error = error
+            self._settled.set()
 
 
 def report_slow() -> None:

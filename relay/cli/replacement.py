@@ -10,6 +10,7 @@ from typing import Any
 
 from ..access.options import rules_of
 from ..addresses.hops import ProxyListen
+from ..addresses.i2p import I2PRouter
 from ..addresses.values import TCPAddress, TLSListen
 from ..config import LIMITS, OF_CLIENTS
 from ..config.listen_conflicts import exclude_each_other, group_of
@@ -20,8 +21,8 @@ from .listener_opening import ListenerOpening
 from .member import Member, MemberState
 from .output import describe_error
 from .plan import Bound
-from .preflight import Preflight
-from .probes import BackgroundCall
+from .preflight import Preflight, Routes
+from .probes import BackgroundCall, WarmUp
 from .verdicts import EFFECTS, Change, Settings, Verdict
 
 __all__ = ["Leaving", "Replacement"]
@@ -29,6 +30,7 @@ __all__ = ["Leaving", "Replacement"]
 logger = logging.getLogger("relay.cli")
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
+_WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
 _LISTS = ("allow", "deny")
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
 
@@ -65,6 +67,7 @@ class Replacement:
         self.is_deferred = False
         """Whether it opens after the commit, because its predecessor has not opened yet."""
         self._opening: ListenerOpening | None = None
+        self._warm_up: WarmUp | None = None
         self._tunings: list[Callable[[], object]] = []
         self._on_vacated = vacated
         self._vacated: list[Replacement] = []
@@ -134,8 +137,17 @@ class Replacement:
                 self._tunings = list(self._access())
                 if self._changes_route:
                     self.make_send = plan.make_send()
+                    self._begin_warm_up()
         except _ERRORS as error:
             self.error = error
+
+    def _begin_warm_up(self) -> None:
+        """Connect the hops of the new route, so that clients need not wait for them while the old ones are up."""
+        assert self.settings is not None
+        plan, opened = self.settings.plan, self.member.opened if self.member is not None else None
+        if opened is not None and getattr(opened.make_send, "state", "") == "up" and not _has_keys(plan.routes):
+            seconds = min(plan.options.connect_timeout or _WARM_UP, _WARM_UP)
+            self._warm_up = WarmUp(plan.name, self.make_send, seconds)
 
     def must_vacate(self, leaving: Leaving) -> bool:
         """Return whether an old listener must close before this one's can open."""
@@ -226,7 +238,9 @@ class Replacement:
     # -- the opening of the listener, on other threads ----------------------------------------------------------------
 
     def wait(self) -> None:
-        """Wait until the listener is open, postponed or has failed."""
+        """Wait until the listener is open, postponed or has failed, and until the hops of a new route are up."""
+        if self._warm_up is not None:
+            self._warm_up.wait()
         if self._opening is not None:
             try:
                 self.bound = self._opening.wait()
@@ -330,6 +344,12 @@ def _same_port(one: object, other: object) -> bool:
 
 def _socket_kind(address: Any) -> tuple[str, bool]:
     return address.host, getattr(address, "mptcp", False)
+
+
+def _has_keys(routes: Routes) -> bool:
+    """Return whether a session to the targets has keys: it can begin only when the old one of these keys has ended."""
+    places = (place for via, end in routes.out for place in (*via, getattr(end, "router", None)))
+    return any(isinstance(place, I2PRouter) and place.keys is not None for place in places)
 
 
 def _in_this_process(tunnel: Any) -> Tunnel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 from helpers import WAIT
 
+from relay.carriers.link import CarrierState
 from relay.cli.member import MemberState
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plans_of
 from relay.cli.preflight import Preflight
+from relay.cli.probes import WarmUp
 from relay.cli.replacement import Leaving, Replacement
 from relay.cli.verdicts import Change, Settings, Verdict, compare
 from relay.config import read
@@ -213,3 +216,53 @@ def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
 
 def test_a_change_is_told_in_one_line():
     assert str(Change("db", Verdict.TUNED, ("nconnect", "linger"))) == "db: tuned (nconnect, linger)"
+
+
+# -- the hops of a new route -------------------------------------------------------------------------------------------
+
+
+class Hops:
+    """A factory whose hops are in the state that the test says."""
+
+    def __init__(self, state="connecting"):
+        self.state = state
+        self.watchers = []
+        self.subscribe = self.watchers.append
+
+
+@pytest.mark.parametrize("state", ["up", "backing off", "failed"])
+def test_hops_that_are_not_connecting_are_not_waited_for(state):
+    WarmUp("one", Hops(state), WAIT).wait()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "text"),
+    [
+        (CarrierState.UP, None, ""),
+        (CarrierState.BACKING_OFF, OSError("h: refused"), "one: its new route is not up yet: h: refused; new clients"),
+        (None, None, "one: its new route is not up yet: not connected in time; new clients wait for it"),
+    ],
+)
+def test_a_new_route_is_waited_for_until_its_first_outcome(state, error, text, caplog):
+    hops = Hops()
+    warm_up = WarmUp("one", hops, 0.0 if state is None else WAIT)
+    if state is not None:
+        hops.watchers[0](CarrierState.CONNECTING, None)
+        hops.watchers[0](state, error)
+        hops.watchers[0](CarrierState.CONNECTING, OSError("later"))
+    warm_up.wait()
+    assert caplog.text.count("not up yet") == bool(text)
+    assert text in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "begins"),
+    [("i2p://a.i2p", True), (f"i2p://a.i2p?keys={os.devnull}", False)],
+)
+def test_a_session_of_the_same_keys_cannot_begin_before_the_old_one_has_ended(made, load, listener, target, begins):
+    """So clients wait for it as they did for the first one."""
+    change = made(load(":0"), load(":0", f"{target}{'&' if '?' in target else '?'}sam=127.0.0.1:1"), listener)
+    change.member.opened.make_send = SimpleNamespace(state="up")
+    change.prepare(Preflight(names=False), Leaving([change]))
+    assert change.error is None or not begins
+    assert (change._warm_up is not None) is begins

@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 
+from group_rig import running
 from helpers import BLOCK, WAIT, Thread, receive_exactly, wait_until
 from sshd import FarEnd
 
 import relay
+from relay.carriers.listing import carriers
 
 OFTEN = 0.4  # seconds
 RENEWALS = 3
@@ -83,3 +85,33 @@ def test_i2p_sessions_are_renewed_under_load(i2p_double, echo_server, record_pro
         tunnel._sender.subscribe(lambda state, error: seen.append(tunnel.dest))
         renewing(tunnel, lambda: len(set(seen)) - 1, record_property, "I2P")
     assert "lost" not in caplog.text
+
+
+TUNNEL = """
+[tunnels.one]
+listen = ":0"
+target = "127.0.0.1:{port}"
+via = ["{hop}"]
+"""
+
+
+def test_clients_use_the_old_hop_until_a_reload_has_connected_the_new_one(tmp_path, make_sshd, echo_server, backend):
+    old, new = (FarEnd("sshd", backend, make_sshd()) for _ in range(2))
+    port = echo_server.address[1]
+
+    def answered(group):
+        with group.connect("one") as client:
+            client.sendall(b"ping")
+            assert receive_exactly(client, 4) == b"ping"
+
+    with running(tmp_path / "relay.toml", TUNNEL.format(port=port, hop=old.url)) as group:
+        answered(group)
+        new.freeze()
+        reload = Thread(group.rewrite, TUNNEL.format(port=port, hop=new.url))
+        wait_until(lambda: str(new.server) in [one.name for one in carriers()])
+        answered(group)  # the new server says nothing yet
+        assert reload.is_alive() and new.logins == 0
+        new.rig.thaw()
+        assert reload.result() == {"one": "rerouted"}
+        assert new.logins == 1
+        answered(group)

@@ -106,13 +106,8 @@ class Gate:
         :param are_rules_read: whether the rules decide now; else they do after the handshake only.
         :returns: why it is rejected; ``None`` if it may shake hands.
         """
-        rules = self._policy.rules
-        if rules is not None and are_rules_read:
-            decision = rules.decide_by_address(identity)
-            if not decision.is_allowed:
-                return Denial(decision.rule)
-        if (ban := self.find_ban(identity, now)) is not None:
-            return ban
+        if (denial := self.bar(identity, now, are_rules_read)) is not None:
+            return denial
         counted: list[tuple[Limiter, Entry]] = []
         for limiter in self._counting:
             if limiter.is_by_address:
@@ -183,8 +178,18 @@ class Gate:
             self._used_last.popitem(last=False)
         return limiter
 
-    def find_ban(self, identity: Identity | None, now: float) -> Denial | None:
-        """Return why a client is rejected before anything is known of it but its address, if it is banned."""
+    def bar(self, identity: Identity | None, now: float, are_rules_read: bool = True) -> Denial | None:
+        """Return why a client is rejected before anything is known of it but its address; it is not counted.
+
+        :param identity: who it is, as its address says; ``None`` if nothing is known.
+        :param now: monotonic seconds.
+        :param are_rules_read: whether the rules decide now; else only a ban does.
+        """
+        rules = self._policy.rules
+        if rules is not None and are_rules_read and identity is not None:
+            decision = rules.decide_by_address(identity)
+            if not decision.is_allowed:
+                return Denial(decision.rule)
         client = identity or _NOBODY
         for limiter in self._own():
             if limiter.is_by_address and (rejection := limiter.ban(client, now)) is not None:

@@ -199,9 +199,11 @@ class Entrance:
         """Return why a client may not shake hands, if its address alone decides that."""
         if self.gate is None or (identity := identity_of_peer(peer)) is None:
             return None
+        return self.gate.screen(identity, now, self._are_rules_read(now))
+
+    def _are_rules_read(self, now: float) -> bool:
         rules, readings = self._rules_of_files, self._readings
-        are_read = rules is None or (readings is not None and readings.has_just_read(rules, now))
-        return self.gate.screen(identity, now, are_read)
+        return rules is None or (readings is not None and readings.has_just_read(rules, now))
 
     def read_request(
         self,
@@ -224,9 +226,12 @@ class Entrance:
         return not self.reads_headers or self._headers is None or self._headers.offered(stream, peer, now)
 
     def read_handshake(self, connection: Connection, handshake: ProxyHandshake, now: float) -> None:
-        """Read the request of a client whose address is known, unless it is banned."""
-        if self.gate is not None and (ban := self.gate.find_ban(connection.summary.who(), now)) is not None:
-            self.deny(connection, ban, now)
+        """Read the request of a client whose address is known, unless that bars it: it may guess no password."""
+        denial: Denial | None = None
+        if self.gate is not None:
+            denial = self.gate.bar(connection.summary.who(), now, self._are_rules_read(now))
+        if denial is not None:
+            self.deny(connection, denial, now)
         else:
             connection.read_request(handshake, now)
 
@@ -397,7 +402,7 @@ class Entrance:
         for connection in list(self._slots.half_open):
             if connection is guesser or connection.state is not ConnectionState.REQUESTING:
                 continue
-            if (ban := gate.find_ban(connection.summary.who(), now)) is not None:
+            if (ban := gate.bar(connection.summary.who(), now, are_rules_read=False)) is not None:
                 connection.summary.rule = ban.rule
                 self.log_denied(connection, now)
                 connection.close("denied", now)

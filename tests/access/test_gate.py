@@ -126,9 +126,9 @@ def test_wrong_passwords_at_an_exposed_listener_ban_for_a_minute_by_default():
     assert gate.is_idle
     assert guess(gate, [100.0, 101.0, 102.0, 103.0, 104.0]) == [False] * 4 + [True]
     assert not gate.is_idle
-    assert gate.find_ban(CLIENT, 105.0) == Denial("ban login", Action.RESET, 59.0) == gate.enter(CLIENT, 105.0)
-    assert gate.find_ban(who("192.0.2.9"), 105.0) is None and gate.enter(who("192.0.2.9"), 105.0) is None
-    assert gate.find_ban(CLIENT, 164.1) is None and gate.enter(CLIENT, 164.1) is None
+    assert gate.bar(CLIENT, 105.0) == Denial("ban login", Action.RESET, 59.0) == gate.enter(CLIENT, 105.0)
+    assert gate.bar(who("192.0.2.9"), 105.0) is None and gate.enter(who("192.0.2.9"), 105.0) is None
+    assert gate.bar(CLIENT, 164.1) is None and gate.enter(CLIENT, 164.1) is None
 
 
 def test_nothing_is_counted_at_a_listener_on_the_loopback_unless_a_limit_demands_it():
@@ -136,9 +136,9 @@ def test_nothing_is_counted_at_a_listener_on_the_loopback_unless_a_limit_demands
     assert guess(gate, [100.0] * 9, is_exposed=False) == [False] * 9 and gate.is_idle
     gate = gate_of({"name": "login", "rate": "2/1h", "ban": "1d", "action": "close"})
     assert guess(gate, [100.0, 2000.0], is_exposed=False) == [False, True]
-    assert gate.find_ban(CLIENT, 80000.0) == Denial("ban login", Action.CLOSE, 60.0)
+    assert gate.bar(CLIENT, 80000.0) == Denial("ban login", Action.CLOSE, 60.0)
     gate.change(ClientPolicy())
-    assert gate.find_ban(CLIENT, 80000.0) is not None, "the ban outlives the limit that was in the file"
+    assert gate.bar(CLIENT, 80000.0) is not None, "the ban outlives the limit that was in the file"
 
 
 class Book:

@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from helpers import WAIT, Server, Thread, wait_until
+from helpers import WAIT, Server, Thread, fate_of_client, wait_until
 
 import relay
 from relay.transports.tls.client_certificate import certificate_of
@@ -252,6 +252,14 @@ def test_by_login(target, lists, served):
         assert done.stdout == (b"welcome" if served else b"")
         assert denials(tunnel) == ([] if served else ["deny login:ann"])
     assert target.clients == served
+
+
+@pytest.mark.parametrize("lists", [{"deny": ["127.0.0.1"]}, {"allow": ["10.0.0.0/8"]}])
+def test_a_denied_address_cannot_try_a_password(lists):
+    receive = relay.socks_listen("127.0.0.1", 0, user="ann", password="secret")
+    with relay.Tunnel(receive, relay.dynamic(), timeout=None, **lists) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert denials(tunnel) == ["deny cidr:127.0.0.1/32" if "deny" in lists else "allow"]
 
 
 # -- destinations and servers -----------------------------------------------------------------------------------------

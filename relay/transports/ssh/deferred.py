@@ -23,6 +23,8 @@ def defer_invoke() -> None:
         return
 
     def load(attribute: str) -> Any:
+        if attribute == "__file__":  # inspect.getmodule(), which Pydantic calls, looks at that of each module
+            raise AttributeError(attribute)
         if sys.modules.get("invoke") is stand_in:
             del sys.modules["invoke"]
         return getattr(import_module("invoke"), attribute)

@@ -28,6 +28,12 @@ def test_invoke_is_not_loaded_before_it_is_used():
     assert said == ["False", "True"]
 
 
+def test_a_look_at_all_modules_does_not_load_it():
+    """Pydantic has one for each table of relay.toml."""
+    code = "deferred.defer_invoke()\nimport inspect\ninspect.getmodule(inspect.currentframe())\n"
+    assert run(f"{code}print('invoke.runners' in sys.modules)") == ["False"]
+
+
 def test_who_imported_it_first_sees_the_real_one():
     code = "deferred.defer_invoke()\nimport invoke as early\nimport invoke.tasks\nimport invoke\n"
     assert run(f"{code}print(early.run is invoke.run)") == ["True"]

@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture demo test quick install check docs check-versions bench
+.PHONY: torture demo test quick install check docs check-versions bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -60,6 +60,12 @@ bench: $(VENV)/.installed-bench
 torture: install
 	@tests/debian-packages tests/debian-packages.txt
 	@$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# The image of the Containerfile, also where no registry of images can be reached, and a try of it. For root; takes minutes.
+image:
+	@tests/debian-packages deploy/container/debian-packages.txt
+	@deploy/container/build
+	@deploy/container/try
 
 # Where Debian's python3-venv is missing, the pip outside fills the environment.
 $(BIN)/python:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,17 @@ def test_selectors_ports_and_names_fit_together(overlay: str) -> None:
     assert {f"0.0.0.0:{ports[name]}" for name in found["tunnels"]} == {
         tunnel["listen"] for tunnel in found["tunnels"].values()
     }
+
+
+def test_the_image_is_that_of_the_manifests() -> None:
+    text = (ROOT / "Containerfile").read_text()
+    pod = pod_of("deployment")
+    assert "USER {0}:{0}".format(pod["securityContext"]["runAsUser"]) in text
+    assert 'ENTRYPOINT ["relay"]' in text and 'CMD ["relay", "ctl", "live"]' in text
+    image = f"localhost/relay:{version('relay-toolkit')}"
+    assert {one["image"] for one in (*pod["containers"], *pod["initContainers"])} == {image}
+    for name in ("container/build", "container/try", "nomad/relay.nomad.hcl"):
+        assert image in (ROOT / "deploy" / name).read_text()
 
 
 def test_the_number_of_pods_follows_a_metric_that_exists() -> None:

@@ -55,6 +55,10 @@ def files() -> Iterator[Path]:
         yield from sorted(path.rglob("*.md")) if path.is_dir() else [path]
 
 
+# Since Python 3.12 an f-string is several tokens, and what is between its braces is none of them.
+STRINGS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
+
+
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """The texts of a file, each with the number of its first line: its strings and comments, or all of a page."""
     source = path.read_text()
@@ -63,9 +67,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
         return
     with_data = not (path.is_relative_to(ROOT) and DATA.match(str(path.relative_to(ROOT))))
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT or (
-            token.type == tokenize.STRING and (with_data or token.string.startswith('"""'))
-        ):
+        if token.type == tokenize.COMMENT or (token.type in STRINGS and (with_data or token.string.startswith('"""'))):
             yield token.start[0], token.string
 
 

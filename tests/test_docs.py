@@ -233,7 +233,9 @@ def check_words():
 
 def test_forbidden_words_are_found_in_strings_and_comments(check_words, tmp_path):
     path = tmp_path / "program.py"
-    path.write_text('"""Fine."""\ntold = 1  # whoever reads\nerror = (\n    f"{told}: a port\\n"\n    "is wanted"\n)\n')
+    path.write_text(
+        '"""Fine."""\ntold = 1  # whoever reads\nerror = (\n    f"{port}: told a port\\n"\n    "is wanted"\n)\n'
+    )
     assert [(line, text.split(";")[0]) for line, text in check_words.words(path)] == [
         (2, "'whoever'"),
         (4, "'told'"),

@@ -211,7 +211,8 @@ def test_an_interrupt_in_the_terminal_reaches_the_program_alone(target):
 
 def test_a_fork_of_the_program_changes_nothing(target):
     code = """
-    import os
+    import os, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of each fork beside threads
     pid = os.fork()
     if pid == 0:
         try:

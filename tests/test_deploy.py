@@ -182,15 +182,20 @@ def tunnels(overlay: str) -> dict[str, Any]:
 @pytest.mark.parametrize("overlay", ["deployment", "sidecar"])
 def test_relay_accepts_the_tunnels_and_the_token_that_the_init_container_copies(overlay: str, tmp_path: Path) -> None:
     secret, keys = tmp_path / "secret", tmp_path / "keys"
-    secret.mkdir()
-    keys.mkdir()
+    runtime = tmp_path / "runtime"
+    for folder in (secret, keys, runtime):
+        folder.mkdir()
     (secret / TOKEN).write_text(objects(overlay)["Secret"]["stringData"][TOKEN])
     (secret / "..data").mkdir()  # as Kubernetes has one
     python, *words = pod_of(overlay)["initContainers"][0]["command"]
     assert python == "python3"
     words[-1] = words[-1].replace("/run/secrets/relay", str(secret)).replace("/run/keys", str(keys))
+    words[-1] = words[-1].replace("/run/relay", str(runtime))
     subprocess.run([sys.executable, *words], timeout=WAIT, check=True)
     assert [(one.name, stat.S_IMODE(one.stat().st_mode)) for one in keys.iterdir()] == [(TOKEN, 0o600)]
+    control = Path(relay_in(pod_of(overlay))["args"][-1])
+    made = runtime / control.parent.relative_to("/run/relay")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700, "relay rejects a directory that others can write to"
     text = configuration(overlay).read_text()
     (tmp_path / "relay.toml").write_text(text.replace("/run/keys", str(keys)).replace("db.internal", "localhost"))
     done = run("check", str(tmp_path / "relay.toml"))

@@ -34,11 +34,10 @@ job "relay" {
 
       config {
         image           = "localhost/relay:0.1.0"
-        args            = ["up", "/local/relay.toml", "--control", "/run/relay/control.sock"]
+        args            = ["up", "/local/relay.toml", "--control", "none"]
         ports           = ["db"]
         readonly_rootfs = true
         cap_drop        = ["ALL"]
-        tmpfs           = ["/run/relay"]
       }
 
       template {

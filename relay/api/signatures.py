@@ -13,7 +13,7 @@ __all__ = ["annotation", "description", "shows_options"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-_MARK = "    :param options: {options}\n"
+_MARK = ":param options: {options}\n"
 _WIDTH = 120
 
 
@@ -39,7 +39,8 @@ def shows_options(
             parameters=[*parameters, *shown, *([others.replace(annotation="Any")] if takes_others else [])]
         )
         lines = [_filled(f":param {name}: {description(option)}") for name, option in options.items()]
-        function.__doc__ = (function.__doc__ or "").replace(_MARK, "\n".join([*lines, ""]))
+        # Since Python 3.13 a docstring has no indentation when it arrives here.
+        function.__doc__ = inspect.cleandoc(function.__doc__ or "").replace(_MARK, "\n".join([*lines, ""]))
         return function
 
     return decorate
@@ -51,7 +52,7 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+    return textwrap.fill(text, _WIDTH, subsequent_indent=" " * 4, break_on_hyphens=False)
 
 
 def annotation(option: Option) -> str:

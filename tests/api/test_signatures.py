@@ -29,7 +29,7 @@ def test_every_option_is_a_keyword_with_its_default_and_its_text(function, owner
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert parameters[name].default == option.default
             assert parameters[name].annotation == annotation(option)
-            assert f"\n    :param {name}: {option.help}"[:40] in function.__doc__
+            assert f"\n:param {name}: {option.help}"[:36] in function.__doc__
     assert "{options}" not in function.__doc__
     assert max(map(len, function.__doc__.splitlines())) <= 120
 

@@ -141,11 +141,16 @@ class _EndpointServer(Server):
         await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more clients, and say so, then wait for the answers under way."""
+        """Take no more clients, and say so, then wait for the answers under way; no client outlives that."""
         for server in self.servers:
             server.close()
         self._endpoint.has_closed.set()
         await super().shutdown(sockets)
+        if tasks := list(self.server_state.tasks):  # those that are cancelled now may have a last answer
+            await asyncio.wait(tasks, timeout=LAST_ANSWERS)
+        for client in list(self.server_state.connections):  # such as one that takes nothing of its answer
+            client.transport.abort()
+        await asyncio.sleep(0)  # in which the loop closes their sockets
 
 
 class _Client(H11Protocol):
@@ -160,6 +165,7 @@ class _Client(H11Protocol):
         super().__init__(**arguments)
         self._hand_over: HandOver | None = hand_over if endpoint.is_control else None
         self.app_state = {**self.app_state, "endpoint": endpoint}
+        self._endpoint = endpoint
         self._is_control = endpoint.is_control
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -169,7 +175,9 @@ class _Client(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app_state["transport"] = transport
-        if self._is_control and not _is_allowed(transport.get_extra_info("socket")):
+        # asyncio may have accepted one before the end that it shows only after it.
+        is_over = self._endpoint.has_closed.is_set()
+        if is_over or (self._is_control and not _is_allowed(transport.get_extra_info("socket"))):
             transport.abort()
             return
         self._make_room()

@@ -1,4 +1,18 @@
-"""The tunnels of a file: a group that can be reloaded."""
+"""The tunnels of a file: a group that can be reloaded, and whose process can be replaced (an upgrade).
+
+============ =============================== ============ ============================================================
+state        event                           next state   action
+============ =============================== ============ ============================================================
+taking over  a reload is asked for           taking over  refuse it
+taking over  all tunnels are open            running      the process that is replaced stops accepting clients
+taking over  a tunnel fails                  over         end; the process that was to be replaced goes on
+running      a reload is asked for           running      compare the file with the tunnels, and change these
+running      a successor asks for sockets    handing over offer them
+handing over a reload, or another successor  handing over refuse it
+handing over the successor is ready          over         stop accepting clients; end when the open connections have
+handing over the upgrade fails               running      open again what was closed for it
+============ =============================== ============ ============================================================
+"""
 
 from __future__ import annotations
 

@@ -106,7 +106,10 @@ class Settings:
             "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
             "policy": tunnel.policy or "first",
             "rule": entry.rules,
-            "mptcp": tuple(getattr(one, "mptcp", False) for one in (entry.listen, *targets)),
+            "mptcp": (
+                getattr(entry.listen, "mptcp", False),
+                tuple(one for one in targets if getattr(one, "mptcp", False)),
+            ),
             "sam": entry.bridge,
             "keys": destination and destination.keys,
             "session": destination and destination.session,

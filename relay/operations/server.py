@@ -150,7 +150,7 @@ class _EndpointServer(Server):
             await asyncio.wait(tasks, timeout=LAST_ANSWERS)
         for client in list(self.server_state.connections):  # such as one that takes nothing of its answer
             client.transport.abort()
-        await asyncio.sleep(0)  # in which the loop closes their sockets
+        await asyncio.sleep(0)  # noqa: TID251 - no wait: the loop closes their sockets
 
 
 class _Client(H11Protocol):

@@ -169,7 +169,7 @@ def test_a_configuration_that_has_changed_starts_no_program(monkeypatch, program
     settings = Settings(server, "host", 22, "me", command=None if is_client else "nc", requires_openssh="x" * is_client)
     monkeypatch.setattr(connector, "resolve_settings", lambda server, behind: settings)
     monkeypatch.setattr(confinement, "_is_confined", True)
-    one = connector._SSHConnector(server, connector_network())
+    one = connector._SSHConnector(server, connector_network(), connector._Addresses())
     with pytest.raises(RelayError, match=f"the sandbox does not let relay start {program}; restart relay"):
         one.connect(0.0, None, lambda error: None)
     one._tried = "paramiko"

@@ -8,7 +8,6 @@ import pytest
 from helpers import Thread, wait_until
 from state_tables import rows
 
-from relay.carriers.carrier import _REPORTED
 from relay.carriers.link import CarrierState
 from relay.transports.i2p import listener_state
 from relay.transports.i2p.listener_state import TRANSITIONS, Action, Event, ListenerMachine, ListenerState
@@ -63,7 +62,7 @@ def test_the_table_is_whole():
     assert {row[:2] for row in TABLE} == {(state.value, event.value) for state, event in TRANSITIONS}
 
 
-@pytest.mark.parametrize("state", sorted({_REPORTED.get(state, state).value for state in CarrierState}))
+@pytest.mark.parametrize("state", sorted({state.reported.value for state in CarrierState}))
 def test_each_state_that_a_carrier_reports_is_an_event(state):
     assert isinstance(Event.of(CarrierState(state)), Event)
 

@@ -14,6 +14,7 @@ from .rules import Rule, parse_entry
 __all__ = ["AccessList", "parse_entries"]
 
 _MOST_KNOWN = 4096  # addresses about which the decision is remembered
+_ONLY_ADDRESS = Identity("tcp", "")[4:]  # beside its address, a client of which only that is known
 _EXPECTED = "expected a rule such as cidr:10.0.0.0/8, or a file of rules"
 
 
@@ -54,7 +55,7 @@ class AccessList:
         """
         if identity is None:
             return Decision(not self, "unknown" if self else "")
-        if self._files or identity.kind != "tcp":
+        if self._files or identity.kind != "tcp" or identity[4:] != _ONLY_ADDRESS:
             return self._find(identity)
         decision = self._known.get(identity.host)
         if decision is None:

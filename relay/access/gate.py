@@ -61,7 +61,7 @@ class Gate:
         self._book = book
         self._on_quota = on_quota
         self._counting: tuple[Limiter, ...] = ()
-        self._keys: dict[str | None, Sequence[str]] = {}  # by address
+        self._keys: dict[tuple[object, ...], Sequence[str]] = {}  # by name and address
         self._guesses: Limiter | None = None
         # Limits of single clients, which the program has named. Those of open connections are known as long as these
         # hold them, and so are the ones used last, the oldest first.
@@ -145,11 +145,12 @@ class Gate:
         """Return the key of a client in each limit. Those of a client that is only an address are remembered."""
         if client.kind != "tcp":
             return [limiter.key(client) for limiter in self._counting]
-        keys = self._keys.get(client.host)
+        who = client[1:3]
+        keys = self._keys.get(who)
         if keys is None:
             if len(self._keys) >= _MOST_KNOWN:
                 self._keys.clear()
-            keys = self._keys[client.host] = [limiter.key(client) for limiter in self._counting]
+            keys = self._keys[who] = [limiter.key(client) for limiter in self._counting]
         return keys
 
     def enter_within(

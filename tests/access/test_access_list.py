@@ -58,6 +58,9 @@ def test_what_is_remembered_about_an_address_holds_for_nobody_else():
         assert access.decide(tcp("10.1.2.3").with_login("socks", "eve")) == (False, "deny login:eve")
         assert access.decide(tcp("192.0.2.1").with_login("socks", "alice")) == (True, "allow login:alice")
         assert access.decide(tcp("192.0.2.1")) == (False, "allow")
+        # A listener of the program's own may know more of a client than its kind says.
+        assert access.decide(tcp("10.1.2.3")._replace(is_verified=False)) == (False, "allow")
+        assert access.decide(tcp("10.1.2.3")._replace(login="eve")) == (False, "deny login:eve")
     for number in range(5000):
         access.decide(tcp(f"10.0.{number >> 8}.{number & 255}"))
     assert len(access._known) <= 4096

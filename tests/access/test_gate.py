@@ -293,6 +293,8 @@ def test_the_keys_of_an_address_are_remembered_until_the_limits_change():
         assert [isinstance(gate.enter(who(host), 100.0), Ticket) for host in hosts].count(True) in (5000, 0)
         assert len(gate._keys) <= 4096
     assert isinstance(gate.enter(who("192.0.0.1", login="a")._replace(kind="socks"), 1e6), Ticket)
+    named = gate_of({"name": "y", "per": "identity", "concurrent": 1})
+    assert [isinstance(named.enter(CLIENT._replace(name=name), 1.0), Ticket) for name in "aab"] == [True, False, True]
     gate.change(ClientPolicy(limits=check_limits([{"name": "x", "per": "ip/16", "rate": "1/h"}])))
     assert isinstance(gate.enter(who(hosts[-1]), 1e6), Ticket)
     assert gate.enter(who(hosts[-2]), 1e6).rule == "limit x"

@@ -54,6 +54,9 @@ class SharedCarrier(Protocol[AnyLink]):
     def timers(self) -> Timers:
         """The deadlines of the I/O thread."""
 
+    def streams(self) -> int:
+        """Return the number of streams over all links, those that were replaced included."""
+
     def begin(self) -> None:
         """Start the first attempt."""
 
@@ -152,6 +155,10 @@ class CarrierSet(Generic[AnyLink]):
         The first one if there is no difference.
         """
         return self._best(None)
+
+    def streams(self) -> int:
+        """Return the number of streams over all links of all carriers."""
+        return sum(carrier.streams() for carrier in self.carriers)
 
     def begin(self) -> None:
         """Start the first attempt of the first carrier."""

@@ -75,7 +75,7 @@ def _release(key: Hashable, carrier: SharedCarrier[Any], drain_timeout: float) -
         carrier.holders -= 1
         if carrier.holders:
             return
-    if carrier.link is not None:
+    if carrier.link is not None or carrier.streams():  # of links that it has replaced
         idle = threading.Event()
 
         def on_idle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
@@ -44,6 +45,9 @@ class Link:
         wait_until(lambda: self._idle is not None)
         self.streams = 0
         self._idle()
+
+    def confirm(self, done):
+        done()
 
     def check(self):
         pass
@@ -312,3 +316,28 @@ def test_after_the_close_it_says_so(world):
     rig.set.close(wait=False)
     assert isinstance(rig.set, CarrierSet) and rig.set.state is CarrierState.CLOSED
     assert isinstance(rig.outcome(), CarrierError)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_streams_over_a_link_that_was_replaced_go_on_when_the_new_one_is_lost_and_nobody_holds_it(count):
+    connectors = [Connector() for _ in range(count)]
+    make = functools.partial(make_carriers, count, lambda number: Carrier("c", connectors[(number or 1) - 1], None))
+    holder = CarrierRef("c", object(), make)
+    shared = holder.carrier()
+    carriers_made = getattr(shared, "carriers", [shared])
+    wait_until(lambda: all(carrier.link is not None for carrier in carriers_made))
+    carrier = carriers_made[0]
+    old = carrier.link
+    old.streams = 1
+    carrier.replace(old, "it is old")
+    wait_until(lambda: carrier.link is not old)
+    for connector in connectors:
+        connector.errors = [REFUSED]
+        connector.link.lose()
+    wait_until(lambda: shared.link is None)
+    holder.close(0.0)
+    done = threading.Event()
+    assert carrier.call(done.set) and done.wait(WAIT)
+    assert not old.closed.is_set()
+    old.end_streams()
+    assert shared.join(WAIT) and old.closed.wait(WAIT)

@@ -237,6 +237,12 @@ class FileGroup(TunnelGroup):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def _begin_end(self, why: str) -> None:
+        # The connections of this process may take long to finish, and the other one must not leave its clients to it.
+        if self.predecessor is not None and self.predecessor.is_waiting:
+            self.predecessor.fail(f"the new process is ending: {why}")
+        super()._begin_end(why)
+
     @property
     def _everyone(self) -> tuple[Member, ...]:
         return (*self._members, *self._leaving)

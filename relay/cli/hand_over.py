@@ -267,7 +267,7 @@ class HandOver:
             with self._released_for(channel):
                 channel.send({"go": True})
                 channel.receive("ready", _START_TIME)
-                supervisor = group.call(self._commit, taken)
+                supervisor = group.call(self._commit, taken, channel)
         except BaseException:
             group.is_handing_over = False
             raise
@@ -325,14 +325,16 @@ class HandOver:
                 found[member.name] = [entry for entry, _ in entries_of(tunnel)]
         return {name: entries for name, entries in found.items() if entries}
 
-    def _commit(self, taken: Sequence[_Offer]) -> Supervisor:
+    def _commit(self, taken: Sequence[_Offer], channel: UpgradeChannel) -> Supervisor:
         """Leave the clients to the successor; in the main thread. It does not fail.
 
         :raises GroupOverError: if the group is ending.
+        :raises UpgradeError: if the successor has ended or given up since it was ready, while this process was held up.
         """
         group = self._group
         if group.is_ending:
             raise GroupOverError("relay is ending; start it again")
+        channel.check_waiting()
         for offer in taken:
             if isinstance(offer.socket, UnixListener):
                 offer.socket.disown()

@@ -207,13 +207,13 @@ class Predecessor:
 
         :param done: called on that thread with what went wrong; empty if nothing did.
         """
-        threading.Thread(target=self._release, args=(done,), name="relay-upgrade", daemon=True).start()
+        arguments = self._channel, done
+        threading.Thread(target=self._release, args=arguments, name="relay-upgrade", daemon=True).start()
 
-    def _release(self, done: Callable[[str], object]) -> None:
-        assert self._channel is not None, "it is connected"
+    def _release(self, channel: UpgradeChannel, done: Callable[[str], object]) -> None:
         try:
-            self._channel.send({"ready": True})
-            self._channel.receive("released", _RELEASE_TIME)
+            channel.send({"ready": True})
+            channel.receive("released", _RELEASE_TIME)
         except PeerEndedError as error:  # it has not said that it goes on, so its clients are left
             logger.warning("upgrade: %s; this one goes on", error)
         except UpgradeError as error:

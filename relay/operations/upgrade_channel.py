@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import struct
 import time
@@ -117,7 +118,19 @@ class UpgradeChannel:
         for kind in kinds:
             if kind in message:
                 return kind, message if kind == "upgrade" else message[kind]
-        raise UpgradeProtocolError(f"expected {' or '.join(kinds)} from the other process, got {_shown(message)}")
+        raise UpgradeProtocolError(
+            f"expected {' or '.join(kinds) or 'nothing'} from the other process, got {_shown(message)}"
+        )
+
+    def check_waiting(self) -> None:
+        """Check that the other process still waits for a message of this one. Does not wait itself.
+
+        :raises UpgradeError: if it has ended, or has sent a message, such as why it has failed.
+        """
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        if self._read or waiting.poll(0):
+            self.receive_any((), 0.0)
 
     def take_socket(self) -> socket.socket:
         """Return the socket that came with the last message.

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -17,6 +19,7 @@ from command_rig import run
 from group_rig import letter, repeats
 from helpers import WAIT, receive_all, receive_exactly, send_and_end, wait_until
 from upgrade_rig import Clients, Upgraded, ends
+from warm_relay import RELAY
 
 import relay
 from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
@@ -228,6 +231,56 @@ def test_a_successor_that_dies_or_lies_changes_nothing(up, echo_server):
     running.upgrade()
     assert [one["key"] for one in running.listed("bans")] == ["127.0.0.1"]
     assert running.facts()["pid"] != running.first.pid
+
+
+def test_a_successor_that_gives_up_while_the_old_process_is_held_up_gets_no_clients(up, serve):
+    """Its last words come after "ready", which the old process reads late."""
+    running = up(tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address))
+    port = running.port("one")
+    for words in [[], [{"failed": "it took too long"}]]:
+        with successor(running) as (channel, _):
+            channel.send({"prepared": [0, 1]})
+            assert channel.receive("go", WAIT)
+            running.first.send_signal(signal.SIGSTOP)
+            os.waitpid(running.first.pid, os.WUNTRACED)
+            for message in [{"ready": True}, *words]:
+                channel.send(message)
+        running.first.send_signal(signal.SIGCONT)
+        wait_until(lambda: running.ctl("reload").returncode == 0)
+        with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+            assert receive_exactly(client, 1) == b"a"
+    assert "upgrade: it took too long; nothing has changed" in running.said()
+
+
+def test_a_new_process_that_is_stopped_leaves_the_clients_to_the_old_one_at_once(serve, tmp_path):
+    """Not only when its own connections have finished."""
+    port, file = tmp_path / "u.sock", tmp_path / "relay.toml"
+    file.write_text("[defaults]\ndrain = 600\n" + tunnel("one", f"unix://{port}", serve(letter(b"a")).address))
+    file.chmod(0o600)
+    control = str(tmp_path / "c.sock")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+        listening.bind(control)
+        listening.listen()
+        listening.settimeout(WAIT)
+        new = subprocess.Popen([RELAY, "up", str(file), "--upgrade", "--control", control])
+        try:
+            with contextlib.closing(UpgradeChannel(listening.accept()[0])) as channel:
+                channel.receive("upgrade", WAIT)
+                channel.send({"upgrade": 1, "pid": os.getpid()})
+                channel.send({"socket": {"operators": True}}, listening)
+                channel.send({"offered": True})
+                assert channel.receive("prepared", WAIT) == [0]
+                channel.send({"go": True})
+                assert channel.receive("ready", WAIT)
+                client.connect(str(port))
+                assert receive_exactly(client, 1) == b"a"
+                new.send_signal(signal.SIGTERM)
+                with pytest.raises(UpgradeError, match="the new process is ending: SIGTERM"):
+                    channel.receive("nothing", WAIT)
+                assert repeats(client)
+        finally:
+            new.kill()
+            new.wait(WAIT)
 
 
 @pytest.mark.parametrize("state", ['state = "relay.state"', ""], ids=["file", "memory"])

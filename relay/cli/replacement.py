@@ -264,12 +264,17 @@ class Replacement:
 
         :returns: a problem with that; empty if there is none.
         """
-        if self._opening is not None:
-            self._opening.give_up()
-        if self.make_send is not None:
-            self.make_send.close()
+        self._discard()
         problems = [other.return_to_listener() for other in self._vacated]
         return "; ".join(filter(None, problems))
+
+    def _discard(self) -> None:
+        """Close what was opened, and wait for nothing any more."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.give_up()
+        if self.make_send is not None:
+            self.make_send.close()
 
     def return_to_listener(self) -> str:
         """Listen again by the old plan; return why that fails, empty if it does not."""
@@ -291,7 +296,7 @@ class Replacement:
         assert settings is not None
         opened, options = member.opened, settings.plan.options
         if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
-            return None
+            return self._discard()  # it has ended, or drains, since the reload has begun
         drain, limits = settings.drain_on_reload, options.of_tunnel(member.name)
         del limits["name"]
         if member.plan.in_workers is not None:

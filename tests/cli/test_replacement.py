@@ -91,6 +91,18 @@ def test_another_route_needs_a_factory_alone(made, load, listener):
     assert (change.bound, change.make_send.target) == (None, "127.0.0.1:2")
 
 
+def test_nothing_stays_open_for_a_tunnel_that_has_ended_since_the_reload_began(made, load, listener, reserved):
+    closed = []
+    route = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
+    route.make_send.close = lambda: closed.append(route)
+    moved = ready(made(load(":0"), load(f":{reserved}"), listener))
+    for change in (route, moved):
+        change.member.state = MemberState.DRAINING
+        change.apply()
+        assert not change.is_postponed
+    assert closed == [route] and moved.bound.receive.fileno() < 0
+
+
 def test_other_limits_need_nothing(made, load, listener):
     change = ready(made(load(":0"), load(":0", "127.0.0.1:1", "nconnect = 3"), listener))
     assert change.verdict is Verdict.TUNED
@@ -191,8 +203,9 @@ def test_an_outcome_from_before_is_passed_on_too(waiting):
 
 
 def test_undo_gives_up_what_waits(waiting):
+    call = waiting._opening._call
     assert waiting.undo() == ""
-    assert waiting._opening._call.given_up
+    assert call.given_up
 
 
 def test_wait_ends_with_the_first_event(waiting):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,16 +38,18 @@ class Generation:
     def start(self, seconds: float | None, now: float, spread: float = 0.0) -> None:
         """Reset the connections after a while.
 
-        :param seconds: until then; ``None`` for never.
+        :param seconds: until then; ``None`` or infinite for never.
         :param now: monotonic seconds.
         :param spread: seconds before that over which they are reset one after the other.
         """
         if self.is_over:
             self.finish()
-        elif seconds is not None and seconds > 0:
+        elif seconds is None or seconds == math.inf:
+            return
+        elif seconds > 0:
             self._timer.start(now + seconds, now)
             self._spread.start(now + seconds, spread, now)
-        elif seconds is not None:
+        else:
             self._end(now)
 
     def remove(self, connection: OpenConnection) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import pytest
@@ -68,6 +70,17 @@ def test_the_rest_is_reset_at_once_or_after_a_while(loop: Loop) -> None:
     assert two.reasons == []
     made._end(105.0)
     assert (two.reasons, over) == (["closed"], ["cut", "drained"])
+
+
+@pytest.mark.parametrize("seconds", [None, math.inf])
+def test_without_a_limit_the_rest_is_never_reset(loop: Loop, seconds: float | None) -> None:
+    owner: list[Any] = []
+    one = Connection(owner)
+    generations = Generations(loop.timers)
+    owner.append(generations)
+    generations.begin([one], None, seconds, 5.0)
+    loop.timers.run(time.monotonic() + 1e6)
+    assert one.reasons == [] and generations.living
 
 
 def test_the_rest_is_reset_one_after_the_other(loop: Loop) -> None:

@@ -29,21 +29,26 @@ class KeptState:
 
     def __init__(self, path: str | None, handed: Entries | None = None) -> None:
         self._path = None if path in (None, "none") else os.path.abspath(os.path.expanduser(str(path)))
-        self._handed = dict(handed or {})
+        # Known entries change as in a file, so that a tunnel that is opened again has no ban that was lifted since.
+        self._handed = {name: {(one.limit, one.key): one for one in found} for name, found in (handed or {}).items()}
         self._store: Store | None = None
-        self.take(self._handed)
+        self.take(handed or {})
         set_store(self if self._path is not None or self._handed else None)
 
     def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
         """Return the entries of a limit of a tunnel."""
         if (store := self._store) is not None:
             return store.entries(tunnel, limit)
-        return [entry for entry in self._handed.get(tunnel, ()) if entry.limit == limit]
+        return [entry for entry in [*self._handed.get(tunnel, {}).values()] if entry.limit == limit]
 
     def put(self, tunnel: str, entries: Iterable[LedgerEntry]) -> None:
-        """Write entries, later. They are dropped while there is no file."""
+        """Write entries, later. While there is no file, they are dropped, except those that were handed over."""
         if (store := self._store) is not None:
-            store.put(tunnel, entries)
+            return store.put(tunnel, entries)
+        handed = self._handed.get(tunnel, {})
+        for entry in entries:
+            if (key := (entry.limit, entry.key)) in handed:
+                handed[key] = entry
 
     def release(self, entries: Entries) -> None:
         """Write the last entries, and close the file.

@@ -190,7 +190,8 @@ class FileGroup(TunnelGroup):
         bound = self.predecessor.take_bound(member.name) if self.predecessor is not None else None
         if bound is None:
             return super()._begin(member)
-        start = functools.partial(member.plan.start, bound)
+        assert self.predecessor is not None, "the listener is from it"
+        start = functools.partial(member.plan.start, bound, paused=self.predecessor.was_paused(member.name))
         outcome = functools.partial(self._main_thread.later, self._on_outcome, member)
         try:
             member.begin(BackgroundCall(lambda _: start(), outcome, lambda _: None))

@@ -262,6 +262,8 @@ class HandOver:
         try:
             for offer in offers:
                 channel.send({"socket": offer.facts}, offer.socket)
+            for name in [one.name for one in group.tunnels if one.state is MemberState.PAUSED]:
+                channel.send({"paused": name})
             channel.send({"offered": True})
             taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
             with self._released_for(channel):
@@ -384,12 +386,7 @@ def _offer(member: Member) -> _Offer | None:
     one = getattr(member.opened.receive, "listening", member.opened.receive)
     if not isinstance(one, socket.socket) or one.fileno() < 0:
         return None
-    facts = {
-        "tunnel": member.name,
-        "any_port": getattr(where, "port", None) == 0,
-        "paused": member.state is MemberState.PAUSED,
-    }
-    return _Offer(facts, one)
+    return _Offer({"tunnel": member.name, "any_port": getattr(where, "port", None) == 0}, one)
 
 
 def _taken(numbers: object, offers: Sequence[_Offer]) -> list[_Offer]:

@@ -142,21 +142,22 @@ class Plan:
         warn_if_unsure(self.routes.where)
         return Bound(receive, make_send)
 
-    def start(self, bound: Bound) -> Opened:
+    def start(self, bound: Bound, *, paused: bool = False) -> Opened:
         """Relay between a listener and a factory.
 
+        :param paused: whether no client is accepted at first.
         :raises OSError: if the system has no descriptor left; the listener is closed then.
         :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
-        return self.opened(self._tunnel(bound), *bound)
+        return self.opened(self._tunnel(bound, paused=paused), *bound)
 
-    def _tunnel(self, bound: Bound) -> Tunnel | PoolTunnel:
+    def _tunnel(self, bound: Bound, *, paused: bool) -> Tunnel | PoolTunnel:
         limits = self.options.of_tunnel(self.name)
         if self.in_workers is None:
-            return _tunnel(bound, limits)
+            return _tunnel(bound, limits, paused=paused)
         processes = self.options.processes
         assert processes is not None, "a plan in workers has them"
-        tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits)
+        tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits, paused=paused)
         tunnel.on_over(bound.make_send.close)  # it serves the probes
         return tunnel
 
@@ -364,8 +365,12 @@ def _proxy(
     return address, listen_at_port
 
 
-def _tunnel(bound: Bound, limits: dict[str, Any]) -> Tunnel:
+def _tunnel(bound: Bound, limits: dict[str, Any], *, paused: bool) -> Tunnel:
     try:
+        if paused:
+            from ..engine.paused_tunnel import PausedTunnel
+
+            return PausedTunnel(*bound, **limits)
         return Tunnel(*bound, **limits)
     except BaseException:
         bound.receive.close()

@@ -59,6 +59,7 @@ class Predecessor:
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
         self._sockets: list[socket.socket] = []  # all that it has offered
         self._facts: list[dict[str, Any]] = []  # of each
+        self._paused: set[str] = set()  # the tunnels that accepted no client
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
         self._starting: set[str] = set()  # the tunnels that have not started yet
         self._listeners: list[socket.socket] = []
@@ -108,7 +109,10 @@ class Predecessor:
         if answer["upgrade"] != PROTOCOL or not isinstance(pid := answer.get("pid"), int):
             raise UpgradeError("the relay that runs knows another version of the upgrade protocol; restart it")
         self.pid = pid
-        while (found := channel.receive_any(("socket", "offered"), _ANSWER_TIME))[0] == "socket":
+        while (found := channel.receive_any(("socket", "paused", "offered"), _ANSWER_TIME))[0] != "offered":
+            if found[0] == "paused":
+                self._paused.add(str(found[1]))
+                continue
             self._sockets.append(channel.take_socket())
             self._facts.append(found[1] if isinstance(found[1], dict) else {})
             if isinstance(name := self._facts[-1].get("systemd"), str):
@@ -185,7 +189,7 @@ class Predecessor:
 
     def was_paused(self, name: str) -> bool:
         """Return whether the other process accepted no client for a tunnel."""
-        return any(facts.get("tunnel") == name and facts.get("paused") is True for facts in self._facts)
+        return name in self._paused
 
     def on_outcome(self, member: Member) -> bool:
         """Note that a tunnel has started, has failed, or waits for its server.

@@ -72,13 +72,16 @@ class WorkerProcesses:
             elif workers > self.size:
                 raise ValueError(f"workers: {self.size} are running, got {workers}; restart relay for more")
 
-    def open(self, receive: Any, values: object, workers: int, options: dict[str, Any]) -> PoolTunnel:
+    def open(
+        self, receive: Any, values: object, workers: int, options: dict[str, Any], *, paused: bool = False
+    ) -> PoolTunnel:
         """Relay between a listener and what the values say.
 
         :param receive: the listener, of which the workers share the socket; the tunnel owns it from now on.
         :param values: that :func:`relay.cli.worker_recipe.make` needs in each worker, which can be pickled.
         :param workers: how many workers relay it.
         :param options: of the :class:`~relay.Tunnel`.
+        :param paused: whether it accepts no client at first.
         :raises OSError: if the system has no room left; the listener is closed then.
         :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
@@ -91,7 +94,7 @@ class WorkerProcesses:
         try:
             pool = self._running()
             recipe = Recipe("relay.cli.worker_recipe:make", {"values": base64.b64encode(pickle.dumps(values)).decode()})
-            return pool.open(recipe, listening, options, workers=workers)
+            return pool.open(recipe, listening, options, workers=workers, paused=paused)
         except BaseException:
             receive.close()
             raise

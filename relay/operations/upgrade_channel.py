@@ -10,6 +10,7 @@ sender       message                         meaning
 successor    ``{"upgrade": 1, …}``           the version of the protocol, and that of relay
 predecessor  ``{"upgrade": 1, …}``           the same
 predecessor  ``{"socket": {…}}``             what the socket that comes with it is for
+predecessor  ``{"paused": "name"}``           a tunnel that accepts no client
 predecessor  ``{"offered": true}``           there are no more sockets
 successor    ``{"prepared": [0, 2]}``        all is open and checked; the numbers of the sockets that it keeps
 predecessor  ``{"ledger": {…}}``             bans and quotas of a tunnel

@@ -75,6 +75,7 @@ class WorkerPool:
         *,
         carrier: str | None = None,
         workers: int | None = None,
+        paused: bool = False,
     ) -> PoolTunnel:
         """Open a tunnel, and wait until it listens.
 
@@ -85,6 +86,7 @@ class WorkerPool:
         :param carrier: the name of the connection under the tunnel that its streams share. Tunnels with the same one
             stay in the same worker; ``None`` for tunnels that all workers relay.
         :param workers: how many workers relay it, at most; ``None`` for all.
+        :param paused: whether it accepts no client at first.
         :raises Exception: what a worker raised; ``receive`` stays with the caller then.
         """
         with self._lock:
@@ -94,6 +96,8 @@ class WorkerPool:
                 hosts = range(owner, owner + 1)
             tunnel = PoolTunnel(next(self._keys), [self._slots[number] for number in hosts], recipe, receive, options)
             self._tunnels[tunnel.key] = tunnel
+            if paused:
+                tunnel.pause()
             tunnel.open()
         tunnel.on_over(functools.partial(self._tunnels.pop, tunnel.key, None))
         try:

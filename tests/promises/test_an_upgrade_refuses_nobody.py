@@ -298,14 +298,17 @@ def test_bans_and_quotas_are_handed_over(up, echo_server, state):
     assert "state file" not in running.said()
 
 
-def test_a_paused_tunnel_stays_paused_and_a_stopped_relay_ends(up, serve):
+@pytest.mark.parametrize("workers", ["", "workers = 2"], ids=["one", "workers"])
+def test_a_paused_tunnel_stays_paused_and_a_stopped_relay_ends(up, serve, workers):
+    """Not even those clients get in that have waited all the time."""
     target = serve(letter(b"a")).address
-    running = up(tunnel("one", "127.0.0.1:0", target))
+    running = up(tunnel("one", "127.0.0.1:0", target, workers))
     port = running.port("one")
     assert running.ctl("pause", "one").returncode == 0
-    last = running.upgrade()
-    assert "paused" in running.ctl("list").stdout
     with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+        last = running.upgrade()
+        assert "paused" in running.ctl("list").stdout
+        assert json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["figures"]["accepted"] == 0
         assert running.ctl("resume", "one").returncode == 0
         assert receive_exactly(client, 1) == b"a"
     with ends(last):

@@ -153,7 +153,7 @@ class HandOver:
             self._start_turn.release()
 
     def _check_start(self) -> None:
-        if self._turn.locked():
+        if self._turn.locked() or self._group.is_handing_over:  # also after a success, until this process ends
             raise UpgradeError(_BUSY)
         if self._group.sandbox is not None:
             raise UpgradeError("its sandbox would hold for the new process, too; run relay up --upgrade, or restart it")
@@ -220,7 +220,9 @@ class HandOver:
                 self._hand_over(channel, process)
             finally:
                 self._turn.release()
-        except _ERRORS as error:
+        except Exception as error:  # whatever it is, start() waits for the outcome
+            if not isinstance(error, _ERRORS):
+                logger.exception("upgrade: an error that relay did not expect")
             text = describe_error(error)
             if child is not None:
                 _settle(child, UpgradeError(text))
@@ -284,20 +286,23 @@ class HandOver:
             raise GroupOverError("relay is ending; start it again")
         if any(member.state is MemberState.OPENING for member in self._group.tunnels):
             raise UpgradeError("relay is starting; try again when it has started")
-        self._group.is_handing_over = True
+        if self._group.is_handing_over:
+            raise UpgradeError(_BUSY)
         found = [offer for member in self._group.tunnels if (offer := _offer(member)) is not None]
         found += [_Offer({"operators": True}, one) for one in self._sockets.listening]
         with contextlib.suppress(ValueError):  # malformed variables, which no tunnel has used then
             for name, passed in received().items():
                 found += [_Offer({"systemd": name}, one) for one in passed if not is_stored_name(name)]
+        self._group.is_handing_over = True
         return found
 
     @contextlib.contextmanager
     def _released_for(self, channel: UpgradeChannel) -> Iterator[None]:
         """Give up what only one process can have; take it back after an error."""
         vacated: list[Replacement] = []
-        self._state.release(entries := self._entries())
+        entries = self._entries()
         try:
+            self._state.release(entries)
             for member in self._group.tunnels:
                 if member.opened is not None and member.state.accepts and _is_at_server(member):
                     logger.info("%s: closing its listener, so that the next process can open it", member.name)

@@ -204,6 +204,7 @@ def test_over_ssh(far_end, over_ssh):
     ends[0].sendall(b"hello")
     clients = [rig.client(), rig.client()]
     assert receive_exactly(clients[0], 5) == b"hello"
+    ends = ends_of(clients, ends)
     for client, far in zip(clients, ends, strict=True):
         exchange(client, far)
     assert hits(rig.tunnel) == (2, 0)
@@ -229,6 +230,14 @@ def test_more_of_them_need_no_more_threads(way_out, relayed, openssh_server, req
         threads.append(sum(not isinstance(one, Thread) for one in threading.enumerate()))
         made.close()
     assert threads[1] <= threads[0]
+
+
+def ends_of(clients, ends):
+    """The ends in the order of their clients: streams that were opened together may be ready in any order."""
+    for number, client in enumerate(clients):
+        client.sendall(bytes([number]))
+    found = {receive_exactly(end, 1)[0]: end for end in ends}
+    return [found[number] for number in range(len(clients))]
 
 
 def exchange_with_any(rig):
@@ -269,6 +278,7 @@ def test_a_server_with_room_for_no_more_channels(backend, make_ssh_server, over_
     ends = [rig.accept() for _ in range(2)]
     ready(rig.tunnel, 2)
     clients = [rig.client() for _ in range(2)]
+    ends = ends_of(clients, ends)
     for client, far in zip(clients, ends, strict=True):
         exchange(client, far)
     assert fate_of_client(rig.tunnel.address) == "reset"

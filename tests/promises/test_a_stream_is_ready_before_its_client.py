@@ -201,9 +201,10 @@ def test_over_ssh(far_end, over_ssh):
     rig = over_ssh(far_end.url, warm=2)
     ends = [rig.accept() for _ in range(2)]
     ready(rig.tunnel, 2)
-    ends[0].sendall(b"hello")
+    for end in ends:
+        end.sendall(b"hello")
     clients = [rig.client(), rig.client()]
-    assert receive_exactly(clients[0], 5) == b"hello"
+    assert [receive_exactly(client, 5) for client in clients] == [b"hello"] * 2
     ends = ends_of(clients, ends)
     for client, far in zip(clients, ends, strict=True):
         exchange(client, far)

@@ -14,8 +14,8 @@ from scenarios import PartedError, check_routers
 
 __all__ = ["PlainSAM", "blaming", "check_reachable"]
 
-WAIT_FOR_ROUTERS = 120.0  # seconds for each step
-TRIES = 10  # streams until routers count as parted
+WAIT_FOR_ROUTERS = 60.0  # seconds for each step
+TRIES = 6  # streams until routers count as parted
 ANSWER = 6.0  # seconds for one stream to bring bytes
 TEXT = b"anybody?"
 
@@ -46,8 +46,7 @@ def _try_to_reach(server: i2pd.Router, client: i2pd.Router) -> str:
         threading.Thread(target=far.serve, daemon=True).start()
         for _ in range(TRIES):
             try:
-                with near.connect(far.dest) as stream:
-                    stream.settimeout(ANSWER)
+                with near.connect(far.dest, ANSWER) as stream:
                     stream.sendall(TEXT)
                     if receive_exactly(stream, len(TEXT)) == TEXT:
                         return ""
@@ -78,12 +77,14 @@ class PlainSAM:
         self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
         self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
 
-    def connect(self, dest: str) -> socket.socket:
+    def connect(self, dest: str, timeout: float = WAIT_FOR_ROUTERS) -> socket.socket:
         """A stream to a destination, which may not be known yet.
 
+        :param timeout: seconds; of the stream, too.
         :raises OSError: if the router does not find it.
         """
         stream = self._hello()
+        stream.settimeout(timeout)
         try:
             self._ask(stream, f"STREAM CONNECT ID={self._name} DESTINATION={dest} SILENT=false")
         except BaseException:

@@ -82,7 +82,15 @@ def run_all(scenarios: Mapping[str, Callable[..., Any]], network: i2pd.Network, 
     threads = {name: Thread(outcome, scenarios[name]) for name in wanted}
     for name, thread in threads.items():
         thread.name = name
-    print(json.dumps({name: thread.result(latest) for name, thread in threads.items()}))
+    until = time.monotonic() + latest
+
+    def result(thread: Thread) -> tuple[Any, str]:
+        try:
+            return thread.result(max(0.0, until - time.monotonic()))
+        except AssertionError:
+            return None, f"it has not ended within {latest:g} s\nthe journal:\n{kept.text()}"
+
+    print(json.dumps({name: result(thread) for name, thread in threads.items()}), flush=True)
 
 
 def _end_of(log: str) -> str:

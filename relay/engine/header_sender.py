@@ -28,8 +28,8 @@ class HeaderSender:
         """Return the header of a client."""
         summary, client = connection.summary, connection.client
         identity = summary.who()
-        told = summary.local or getattr(summary.peer, "local", None)  # by a balancer, before TLS in the address
-        local = Address(*told) if told is not None else None
+        reported = summary.local or getattr(summary.peer, "local", None)  # by a balancer, before TLS in the address
+        local = Address(*reported) if reported is not None else None
         if local is None and identity is not None and identity.host is not None:
             local = _local_address(client)
         number = id_of(summary.number, summary.started)

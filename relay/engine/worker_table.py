@@ -61,6 +61,11 @@ class Passed(NamedTuple):
     """The number of this client among those that this worker has passed to that one."""
 
 
+# Places that a worker with a limit must have left, so that others pass clients to it: it may accept some itself before
+# it takes one that was passed. That one would wait there for a place, though other workers have one.
+_SPARE = 64
+
+
 class WorkerTable:
     """The shared counts of one tunnel.
 
@@ -156,7 +161,7 @@ class WorkerTable:
             row = slice(other * count, (other + 1) * count)
             load = loads[other] + sum(self._sent[row]) - sum(self._taken[row])
             room = quota(limit, count, other)
-            if load < most and (room < 0 or load + 1 < room):
+            if load < most and (room < 0 or load + _SPARE < room):
                 return Passed(other, self._sent[other * count + worker] + 1)
         return None
 

@@ -123,8 +123,8 @@ def test_a_number_that_was_never_sent_is_corrected_by_the_next(table):
 
 def test_nobody_gets_more_than_its_quota(table):
     load(table, 9, 4, 9, 9)
-    assert table.better(0, 20) is None, "its quota is 5, and one place stays free for a client of its own"
-    assert table.better(0, 24) == (1, 1)
+    assert table.better(0, 4 * 68) is None, "its quota is 68; 64 places stay free for clients of its own"
+    assert table.better(0, 4 * 69) == (1, 1)
 
 
 def test_a_dead_worker_is_buried(table):

@@ -38,11 +38,13 @@ def is_multipath(end):
         return False
 
 
+@contextlib.contextmanager
 def connected(address, protocol=MPTCP):
-    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
-    client.settimeout(WAIT)
-    client.connect(address)
-    return client
+    """A client over MPTCP, closed at the end, also if it is reset before it is connected."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
+        client.settimeout(WAIT)
+        client.connect(address)
+        yield client
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class _Offer:
     """
 
     def __init__(self, facts: Mapping[str, Any], one: socket.socket) -> None:
-        self.facts = facts
+        self.facts = {**facts, "file": one.file_id} if isinstance(one, UnixListener) else facts
         self.socket = one
 
 

@@ -109,11 +109,9 @@ class OperatorSockets:
                 one.adopt()
 
     def retire(self) -> None:
-        """Take no more clients; another process has the sockets. The last answers may take a second."""
+        """Take no more clients, and remove the files that no other process owns. The last answers may take a second."""
         for each in (self._control, self._status):
             if each is not None:
-                if isinstance(each.endpoint.socket, UnixListener):
-                    each.endpoint.socket.disown()
                 each.server.retire()
 
     def wait_closed(self, seconds: float) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any
@@ -63,6 +63,7 @@ class Predecessor:
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
         self._starting: set[str] = set()  # the tunnels that have not started yet
         self._listeners: list[socket.socket] = []
+        self._taken: list[socket.socket] = []  # those of its sockets that are in use here
         self._swap: Swap | None = None
 
     def __enter__(self) -> Predecessor:
@@ -130,6 +131,8 @@ class Predecessor:
         :raises OSError: if something cannot be opened.
         """
         preflight = Preflight(names=False)
+        offers = [(one, facts) for one, facts in self._offers() if not _is_cut_off(one, facts)]
+        reachable = [one for one, _ in offers]
         problems = []
         for member in members:
             where = member.plan.routes.where
@@ -137,8 +140,9 @@ class Predecessor:
                 if isinstance(where, SSHListen | I2PListen):
                     member.plan.check(preflight)
                     continue
-                with inheriting(self._sockets, self._at_any_port(member.name)):
+                with inheriting(reachable, self._at_any_port(member.name)) as taken:
                     self._bound[member.name] = member.plan.bind(preflight)
+                self._taken += taken
             except _ERRORS as error:
                 problems.append((f"{member.name}: {describe_error(error)}", error))
         if problems:
@@ -147,9 +151,10 @@ class Predecessor:
             self.fail("; ".join(text for text, _ in problems))
             kind = ValueError if any(isinstance(error, (ValueError, TypeError)) for _, error in problems) else OSError
             raise kind(problems[-1][0])
-        operators = [one for one, facts in self._offers() if facts.get("operators") is True]
-        with inheriting(operators, operators):
+        operators = [one for one, facts in offers if facts.get("operators") is True]
+        with inheriting(operators, operators) as taken:
             self._swap = open_endpoints()
+        self._taken += taken
         self._starting = {member.name for member in members}
         self._wait_for_go()
 
@@ -173,13 +178,8 @@ class Predecessor:
 
     def _kept(self) -> list[int]:
         """Return the numbers of the sockets that this process keeps."""
-        ours = {os.fstat(one.fileno()).st_ino for one in self._listeners}
-        numbers = enumerate(self._offers())
-        return [
-            number
-            for number, (one, facts) in numbers
-            if facts.get("operators") is True or os.fstat(one.fileno()).st_ino in ours
-        ]
+        taken = {*self._taken}
+        return [number for number, one in enumerate(self._sockets) if one in taken]
 
     # -- from the first client on -------------------------------------------------------------------------------------
 
@@ -250,6 +250,17 @@ class Predecessor:
             swap.undo()
         if channel is not None:
             channel.fail(why)
+
+
+def _is_cut_off(one: socket.socket, facts: Mapping[str, Any]) -> bool:
+    """Return whether clients no longer reach a Unix socket: its file was removed, or replaced by another one."""
+    if one.family != socket.AF_UNIX or "systemd" in facts:
+        return False
+    try:
+        found = os.lstat(one.getsockname())
+    except OSError:
+        return True
+    return facts.get("file") != [found.st_dev, found.st_ino]
 
 
 def _entry(limit: Any, key: Any, banned_until: Any, used: Any, period: Any) -> LedgerEntry:

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
@@ -145,11 +145,25 @@ def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
     return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)
 
 
-_inheritance = threading.local()  # the sockets for the current thread, while it inherits
+class _Inheritance(NamedTuple):
+    """The sockets that a thread may take over; see :func:`inheriting`."""
+
+    sockets: Sequence[socket.socket]
+    at_any_port: Sequence[socket.socket]
+    taken: list[socket.socket]
+
+
+class _Current(threading.local):
+    inheritance = _Inheritance((), (), [])
+
+
+_current = _Current()
 
 
 @contextlib.contextmanager
-def inheriting(sockets: Sequence[socket.socket], at_any_port: Sequence[socket.socket] = ()) -> Iterator[None]:
+def inheriting(
+    sockets: Sequence[socket.socket], at_any_port: Sequence[socket.socket] = ()
+) -> Iterator[list[socket.socket]]:
     """Let :func:`listen_tcp` take over sockets that listen already, instead of binding beside them, in this thread.
 
     The listener gets a duplicate of one at its address: both share the backlog, so that no client is refused when the
@@ -157,13 +171,14 @@ def inheriting(sockets: Sequence[socket.socket], at_any_port: Sequence[socket.so
 
     :param sockets: that listen; they stay with their owners. Unix sockets are for :func:`relay.transports.unix`.
     :param at_any_port: those of which a listener that asks for any free port keeps the port, too.
+    :returns: those that were taken over so far.
     """
-    before = getattr(_inheritance, "sockets", ()), getattr(_inheritance, "at_any_port", ())
-    _inheritance.sockets, _inheritance.at_any_port = tuple(sockets), tuple(at_any_port)
+    before = _current.inheritance
+    made = _current.inheritance = _Inheritance(sockets, at_any_port, [])
     try:
-        yield
+        yield made.taken
     finally:
-        _inheritance.sockets, _inheritance.at_any_port = before
+        _current.inheritance = before
 
 
 def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *arguments: Any) -> Result:
@@ -181,12 +196,14 @@ def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | N
     """
     is_port = family != socket.AF_UNIX
     is_any = is_port and not address[1]
-    for one in getattr(_inheritance, "at_any_port" if is_any else "sockets", ()):
+    inheritance = _current.inheritance
+    for one in inheritance.at_any_port if is_any else inheritance.sockets:
         if one.fileno() < 0 or one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
             continue
         found = one.getsockname()
         if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
             duplicate: socket.socket = one.dup()
+            inheritance.taken.append(one)
             return duplicate
     return None
 

@@ -51,6 +51,7 @@ def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
     if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
         listening = UnixListener(fileno=known.detach())
         listening.setblocking(False)  # the other owner relies on it
+        listening.borrow(place)
         return listening
     made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -70,19 +71,29 @@ class UnixListener(socket.socket):
     """A listening Unix socket that removes its file when it is closed by the process that made it."""
 
     _file: tuple[str, int, int] | None = None
+    _borrowed: tuple[str, int, int] | None = None  # the file of another owner of the socket
     _owner = 0
+
+    @property
+    def file_id(self) -> tuple[int, int] | None:
+        """The device and the inode of the file that it owns; ``None`` for none."""
+        return self._file[1:] if self._file is not None else None
 
     def own(self, path: str) -> None:
         """Remember the file that ``bind`` made, to know it again."""
-        made = os.lstat(path)
-        self._file = (path, made.st_dev, made.st_ino)
+        self._file = _file_at(path)
         self._owner = os.getpid()
 
-    def adopt(self) -> None:
-        """Own the file at its address, unless it has one already: the owner before has left it to this one."""
+    def borrow(self, path: str) -> None:
+        """Remember the file of another owner of the socket, for :meth:`adopt`."""
         with contextlib.suppress(OSError):  # another program has removed it
-            if self._file is None and stat.S_ISSOCK(os.lstat(self.getsockname()).st_mode):
-                self.own(self.getsockname())
+            self._borrowed = _file_at(path)
+
+    def adopt(self) -> None:
+        """Own the file that it has borrowed, if there is one: the owner before has left it to this one."""
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            self._file, self._owner = borrowed, os.getpid()
 
     def disown(self) -> None:
         """Leave the file to another owner of the socket."""
@@ -100,6 +111,11 @@ class UnixListener(socket.socket):
             except OSError:
                 pass  # another process was faster, or removed the directory
         super().close()
+
+
+def _file_at(path: str) -> tuple[str, int, int]:
+    found = os.lstat(path)
+    return path, found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

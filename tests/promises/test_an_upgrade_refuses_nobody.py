@@ -126,6 +126,46 @@ def test_a_file_that_changes_is_upgraded_to(up, serve, tmp_path, reserved):
     assert running.first.wait(WAIT) == 0
 
 
+def is_echoed_at(path):
+    """Return whether the server of the letter answers at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        return receive_exactly(client, 1) == b"a"
+
+
+def test_a_unix_socket_that_nobody_can_reach_is_opened_anew(up, serve, tmp_path):
+    """Its file was removed, or replaced; one that another program has replaced is left to that."""
+    target = serve(letter(b"a")).address
+    paths = [tmp_path / f"{name}.sock" for name in ("kept", "removed", "replaced")]
+    status = [tmp_path / "s1.sock", tmp_path / "s2.sock"]
+    tunnels = "".join(tunnel(path.stem, f"unix://{path}", target) for path in paths)
+    running = up(f'status = "unix://{status[0]}"\n{tunnels}')
+    before = paths[0].stat().st_ino
+    paths[1].unlink()
+    paths[2].unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(paths[2]))
+        other.listen()
+        done = running.ctl("upgrade")
+        assert done.returncode == 1
+        assert f"replaced: unix://{paths[2]}: another program listens there" in done.stderr
+    running.write(f'status = "unix://{status[1]}"\n{tunnels}')
+    with ends(running.first.pid):
+        running.upgrade()
+        assert all(is_echoed_at(path) for path in paths)
+        assert status[1].is_socket()
+    assert not status[0].exists()  # no process listens there any more
+    assert paths[0].stat().st_ino == before
+    paths[0].unlink()  # this one was adopted
+    status[1].unlink()
+    running.upgrade()
+    assert all(is_echoed_at(path) for path in paths)
+    assert status[1].is_socket()
+    with ends(running.pids[-1]):
+        assert running.ctl("stop").returncode == 0
+    assert not any(path.exists() for path in (*paths, *status))
+
+
 def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
     """The command says why in one line, and all clients are served as before."""
     target = serve(letter(b"a")).address
@@ -267,7 +307,8 @@ def test_a_new_process_that_is_stopped_leaves_the_clients_to_the_old_one_at_once
             with contextlib.closing(UpgradeChannel(listening.accept()[0])) as channel:
                 channel.receive("upgrade", WAIT)
                 channel.send({"upgrade": 1, "pid": os.getpid()})
-                channel.send({"socket": {"operators": True}}, listening)
+                file_id = os.stat(control).st_dev, os.stat(control).st_ino
+                channel.send({"socket": {"operators": True, "file": file_id}}, listening)
                 channel.send({"offered": True})
                 assert channel.receive("prepared", WAIT) == [0]
                 channel.send({"go": True})

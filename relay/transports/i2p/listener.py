@@ -86,15 +86,18 @@ class I2PListener:
         machine = self._machine
         self._is_starting = True
         self._holder.subscribe(self._on_session)
-        carrier = self._holder.carrier()
+        monitor = ReachabilityMonitor(self._name, self._place.router, self._below, self._receiver, self._on_reachable)
+        try:
+            carrier = self._holder.carrier()  # on the I/O thread that the monitor keeps, also if close() ends it now
+        except BaseException:
+            monitor.close()
+            raise
+        self._monitor = monitor
         self._receiver.prepare(carrier.timers)
         self._retry = Timer(carrier.timers, lambda now: carrier.retry_failed())
-        self._monitor = ReachabilityMonitor(
-            self._name, self._place.router, self._below, self._receiver, self._on_reachable
-        )
         self._carrier = carrier  # from now on close() ends the above
         if machine.state is ListenerState.CLOSED:
-            carrier.call(self._end)
+            self._end_session(carrier)
         carrier.call(lambda: self._on_session(carrier.state, carrier.error))  # it may be up already
         try:
             if not patient:
@@ -208,11 +211,10 @@ class I2PListener:
         if not self._machine.close():
             return
         self._queue.close()
-        carrier = self._carrier
-        if carrier is not None:
-            carrier.unsubscribe(self._on_session)
-            carrier.call(self._end)
-        self._holder.close(BRIEF)
+        if self._carrier is not None:
+            self._end_session(self._carrier)
+        else:
+            self._holder.close(BRIEF)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the session has ended; call :meth:`close` before.
@@ -232,6 +234,11 @@ class I2PListener:
 
     def __repr__(self) -> str:
         return f"<relay.I2PListener {self._name}, {self.b32 or 'no destination yet'}, {self.state}>"
+
+    def _end_session(self, carrier: SharedCarrier[Session]) -> None:
+        carrier.unsubscribe(self._on_session)
+        carrier.call(self._end)
+        self._holder.close(BRIEF)
 
     def _has_started(self, *, patient: bool) -> bool:
         """Return whether :meth:`start` has nothing more to wait for."""

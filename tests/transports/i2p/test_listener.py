@@ -495,6 +495,26 @@ def test_close_takes_less_than_a_second_in_every_state(listen, bridge, state):
             starting.result()
 
 
+@pytest.mark.parametrize("moment", ["before", "while it starts"])
+def test_close_frees_everything_before_it_has_started(listen, monkeypatch, moment):
+    there = listen(start=False)
+    holder = there._holder
+    real = holder.carrier
+
+    def carrier():
+        made = real()
+        there.close()
+        made.join(WAIT)
+        return made
+
+    if moment == "before":
+        there.close()
+    else:
+        monkeypatch.setattr(holder, "carrier", carrier)
+    with pytest.raises(relay.CarrierError, match="was closed"):
+        there.start()  # the check for leaks finds a thread, if one is left
+
+
 def test_it_can_be_closed_from_the_thread_that_tells_of_it(listen):
     closed = threading.Event()
 

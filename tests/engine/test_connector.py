@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -100,8 +101,11 @@ def test_what_a_factory_raises_is_told_in_one_line_and_traced_where_it_helps(
 
     caplog.set_level(level, "relay")
     with relay.Tunnel(relay.listen(":0"), factory, name="mine") as tunnel:
-        with socket.create_connection(tunnel.address) as client:
+        with socket.socket() as client:
+            client.bind(("127.0.0.1", 0))
             peer = "{}:{}".format(*client.getsockname())
+            with contextlib.suppress(ConnectionResetError):  # it may come before connect() is over
+                client.connect(tunnel.address)
             wait_until(lambda: tunnel.stats().failed == {"factory_error": 1})
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.getMessage() == f"mine: the factory failed for the client {peer}: {told}"

@@ -23,6 +23,7 @@ from helpers import (
     ended,
     ending,
     exchange,
+    fate_of_client,
     receive_all,
     receive_exactly,
     refusing,
@@ -168,8 +169,7 @@ def test_the_metrics_are_those_of_the_records(relayed: Callable[..., Relayed]) -
     assert sum(metrics.states.values()) == 0 and sum(metrics.ended.values()) == 1
     assert sum(metrics.connect_times.counts) == sum(metrics.ages.counts) == 1
     with refusing() as address, relay.Tunnel(relay.listen(":0"), relay.tcp(*address)) as tunnel:
-        with socket.create_connection(tunnel.address) as client:
-            assert ending(client) == "reset"
+        assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["refused"]
         metrics = tunnel.metrics()
         assert metrics.ended["refused"] == 1

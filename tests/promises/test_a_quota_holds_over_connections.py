@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from helpers import BLOCK, WAIT, Thread, ended, fate_of_client, receive_exactly, receive_rest
@@ -17,7 +18,8 @@ def test_the_last_byte_of_the_quota_arrives_and_no_more(serve):
             connection.sendall(BLOCK)
 
     with relay.Tunnel(relay.listen(":0"), serve(send).factory(), timeout=None, limit=QUOTA) as tunnel:
-        with socket.create_connection(tunnel.address, WAIT) as client:
+        # The reset of a busy machine's tunnel may come before connect() has returned.
+        with contextlib.suppress(ConnectionResetError), socket.create_connection(tunnel.address, WAIT) as client:
             assert len(receive_rest(client)) <= 3_000_000
         assert ended(tunnel) == ["quota"]
         (record,) = tunnel.recent()

@@ -16,7 +16,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
-from helpers import BLOCK, WAIT, Relayed, Thread, ended, ending, receive_all, receive_exactly, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Relayed,
+    Thread,
+    ended,
+    ending,
+    fate_of_client,
+    receive_all,
+    receive_exactly,
+    wait_until,
+)
 from tls_rig import VERSIONS, only
 
 import relay
@@ -521,8 +532,7 @@ def test_a_client_certificate_that_is_missing_is_a_denial(certificates, listener
     refusing = Thread(refuse)
     factory = relay.tls("localhost", listener.getsockname()[1], ca=certificates.ca)
     with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-        with socket.create_connection(tunnel.address, WAIT) as client:
-            assert ending(client) == "reset"
+        assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["denied"]
         refusing.result()
 

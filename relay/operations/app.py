@@ -27,6 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..addresses.printable import printable
 from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
@@ -229,7 +230,7 @@ def _json(status: int, value: Any, **headers: str) -> Response:
 
 
 def _error(status: int, text: str, **headers: str) -> Response:
-    return _json(status, {"error": text}, **headers)
+    return _json(status, {"error": printable(text)}, **headers)  # it may repeat a part of the request
 
 
 def _listed(names: list[str]) -> str:
@@ -240,7 +241,7 @@ def _listed(names: list[str]) -> str:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = error.detail if error.status_code == 400 else f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return _json(error.status_code, {"error": text}, **(dict(error.headers) if error.headers else {}))
+    return _error(error.status_code, text, **(dict(error.headers) if error.headers else {}))
 
 
 def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:

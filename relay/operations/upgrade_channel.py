@@ -115,7 +115,7 @@ class UpgradeChannel:
         """Return the kind and the value of the next message; the errors are those of :meth:`receive`."""
         message = _parsed(self._line(time.monotonic() + seconds))
         if isinstance(why := message.get("failed"), str):
-            raise UpgradeError(printable(why, 2000))
+            raise UpgradeError(printable(why, 2000) or "the other process has failed")
         for kind in kinds:
             if kind in message:
                 return kind, message if kind == "upgrade" else message[kind]

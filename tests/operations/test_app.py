@@ -95,6 +95,8 @@ def test_the_description_is_valid_openapi_as_far_as_a_schema_says(app):
         ("POST", "/tunnels/nope/pause", 404, "nope"),
         ("DELETE", "/connections/nope", 404, "nope"),
         ("GET", "/nothing", 404, "not found"),
+        ("GET", "/no%1Bthing", 404, r"GET /no\x1bthing: not found"),
+        ("GET", "/tunnels/no%0Ape", 404, r"no\npe"),
         ("POST", "/tunnels", 405, "method not allowed"),
         ("PATCH", "/reload", 405, "method not allowed"),
         ("POST", "/reload?dry_run=perhaps", 400, "true or false"),

@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from shutil import which
 from typing import IO, Any, TypeVar
 
+from ....addresses.printable import printable
 from ....addresses.ssh import SSHServer
 from ....addresses.values import is_i2p
 from ....errors import AddressError, ConnectError
@@ -26,6 +27,7 @@ __all__ = ["Options", "local_user", "read"]
 
 Value = TypeVar("Value")
 
+LONGEST_SHOWN = 300  # characters of an error of a parser
 ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may resolve names and run the user's `Match exec`
 
 _KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
@@ -185,7 +187,7 @@ def _first_line(complaint: bytes) -> str:
     for line in complaint.decode("utf-8", "replace").splitlines():
         shown = "".join(c for c in line.strip() if c.isprintable())
         if shown:
-            return shown[:300]
+            return shown[:LONGEST_SHOWN]
     return "no reason is known; run ssh -G"
 
 
@@ -216,7 +218,8 @@ def _by_paramiko(server: SSHServer) -> Mapping[str, list[str]]:
                 parser.parse(_without_includes(server, file, lines.read().splitlines()))
         found = parser.lookup(server.host)
     except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, ValueError) as error:
-        raise AddressError(f"{server}: the SSH configuration cannot be used: {error}") from None
+        problem = printable(str(error), LONGEST_SHOWN)  # it may repeat a line of the file
+        raise AddressError(f"{server}: the SSH configuration cannot be used: {problem}") from None
     except ImportError:
         need = "Match exec in the SSH configuration needs the OpenSSH client (ssh) or the Python package invoke"
         raise AddressError(f"{server}: {need}") from None

@@ -224,10 +224,11 @@ class Forwards:
         self._requests.ask(f"cancel-{_kind(place)}", _data(place), answered)
 
     def _take(self, accepted: Accepted, incoming: Incoming) -> None:
+        name = printable(str(incoming.place), LONGEST_HOST)  # the server may write the address in its own way
         try:
-            stream = accept(self._mux, incoming.sender, incoming.window, incoming.packet, str(incoming.place))
+            stream = accept(self._mux, incoming.sender, incoming.window, incoming.packet, name)
         except OSError as error:
-            logger.warning("%s: a stream for %s was rejected: %s", self._mux.name, incoming.place, error)
+            logger.warning("%s: a stream for %s was rejected: %s", self._mux.name, name, error)
             self._refuse(incoming.sender, SHORTAGE)
             return
         if not guarded(accepted, stream, incoming.peer):

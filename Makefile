@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture demo test quick install check docs check-versions bench image
+.PHONY: torture fuzz demo test quick install check docs check-versions bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -61,6 +61,10 @@ torture: install
 	@tests/debian-packages tests/debian-packages.txt
 	@$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Inputs that coverage finds, for each parser; ARGS names some of them.
+fuzz: $(VENV)/.installed-fuzz
+	@$(BIN)/python -m tests.torture.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
 # The image of the Containerfile, also where no registry of images can be reached, and a try of it. For root; takes minutes.
 image:
 	@tests/debian-packages deploy/container/debian-packages.txt
@@ -87,4 +91,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed-dev
 	@$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+$(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-dev
+	@$(PIP) --editable '.[dev,fuzz]'
 	@touch $@

@@ -1,0 +1,257 @@
+"""Targets: bytes of the clients of a tunnel, and requests of operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import socket
+import ssl
+from typing import Any
+
+import trustme
+from instance_double import Double
+
+from relay.access.networks import NetworkSet, parse_network
+from relay.access.patterns import dns_segments, uri_segments
+from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1, build_v2
+from relay.access.rules import server_names
+from relay.operations.app import make_app
+from relay.operations.sockets import Endpoint
+from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
+from relay.streams.proxy_handshake import ProxyHandshake
+from relay.streams.request import RejectedRequest, Request
+from relay.transports.proxies.http_server import HTTPHandshake
+from relay.transports.proxies.listener import Login
+from relay.transports.proxies.socks_server import SOCKSHandshake
+from relay.transports.tls.client_hello import server_name_of
+from relay.transports.tls.records import Records
+
+from .checks import FindingError, equal, one_line, one_of, pieces, rejecting
+
+_LOGIN = Login("alice", "secret")
+_NETWORKS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
+
+
+def _outcome(handshake: ProxyHandshake, parts: list[bytes]) -> tuple[bytes, Any]:
+    """Return what a handshake answers, and its outcome with the bytes that are for the target."""
+    said = b""
+    for number, part in enumerate([*parts, b""]):
+        said += handshake.feed(part)
+        found = handshake.outcome
+        if isinstance(found, Request):
+            one_line(found.host)
+            if not 0 < found.port < 65536:
+                raise FindingError(f"port {found.port}")
+            return said, (found.host, found.port, found.early + b"".join(parts[number + 1 :]), found.login)
+        if isinstance(found, RejectedRequest):
+            if found.problem:
+                one_line(found.problem)
+            return said, (found.last, found.reason, found.guessed)
+    raise FindingError("no outcome at the end of file")
+
+
+def socks_client(data: bytes) -> None:
+    """Requests of SOCKS, with and without a login: the same in whatever pieces they come."""
+    login = _LOGIN if data[:1] > b"\x7f" else None
+    whole, parts = pieces(data)
+    if whole:
+        equal(_outcome(SOCKSHandshake(login), [whole]), _outcome(SOCKSHandshake(login), parts), "cut to pieces")
+
+
+def http_client(data: bytes) -> None:
+    """Requests to an HTTP proxy, with and without a login."""
+    login = _LOGIN if data[:1] > b"\x7f" else None
+    whole, parts = pieces(data)
+    if whole:
+        one, other = _outcome(HTTPHandshake(login), [whole]), _outcome(HTTPHandshake(login), parts)
+        if isinstance(one[1][0], str) or isinstance(other[1][0], str):  # h11 rejects in another order
+            equal(one, other, "cut to pieces")
+
+
+def _header(parts: list[bytes]) -> ProxyHeader | str | None:
+    reader = HeaderReader()
+    try:
+        for part in parts:
+            used = reader.feed(part)
+            if reader.header is not None:
+                return reader.header
+            equal(used, len(part), "an incomplete header")
+    except ProxyHeaderError as error:
+        one_line(str(error))
+        return "rejected"
+    return None
+
+
+def proxy_header(data: bytes) -> None:
+    """Headers of the PROXY protocol; what is built of one says the same."""
+    whole, parts = pieces(data)
+    if not whole:
+        return
+    header = _header([whole])
+    equal(header, _header(parts), "cut to pieces")
+    if not isinstance(header, ProxyHeader):
+        return
+    for kind, _ in header.entries:
+        header.text(kind)
+    header.is_check  # noqa: B018
+    header.ssl()
+    if header.source is not None and header.destination is not None:
+        assert isinstance(header.source, Address)
+        plain = header._replace(entries=())
+        mixed = (":" in header.source.host) != (":" in header.destination.host)
+        if not mixed:
+            equal(_header([build_v1(header.source, header.destination)]), plain, "version 1")
+        equal(_header([build_v2(header.source, header.destination)]), plain, "version 2")
+
+
+def identities(data: bytes) -> None:
+    """The names of clients: addresses, names in certificates, SSH servers."""
+    text = data.decode("utf-8", "replace")
+    networks = NetworkSet(parse_network(str(network)) for network in _NETWORKS)
+    found = networks.find(text)
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(text)
+        address = getattr(address, "ipv4_mapped", None) or address
+        if "%" not in text:
+            inside = next((f"cidr:{network}" for network in _NETWORKS if address in network), None)
+            equal(found, inside, "the network of an address")
+    dns_segments(text)
+    uri_segments(text)
+    server_names(text)
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
+
+
+_contexts: list[ssl.SSLContext] = []
+
+
+class _Transport:
+    """The socket of a client that has sent pieces."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def recv_into(self, buffer: memoryview, size: int) -> int:
+        if not self._parts:
+            raise BlockingIOError
+        part = self._parts[0][:size]
+        self._parts[0] = self._parts[0][size:]
+        if not self._parts[0]:
+            del self._parts[0]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        buffer = memoryview(bytearray(size))
+        return bytes(buffer[: self.recv_into(buffer, size)])
+
+    def send(self, data: bytes | memoryview) -> int:
+        return len(data)
+
+
+def tls_client(data: bytes) -> None:
+    """Records of a client, before the handshake and after the first message; the name that a ClientHello asks for."""
+    whole, parts = pieces(data)
+    name = server_name_of(whole)
+    if name is not None:
+        one_line(name)
+    before = server_name_of(whole[: len(whole) // 2])
+    if before is not None:
+        equal(before, name, "the name in the first half")
+    if not _contexts:
+        _contexts.append(_context())
+    records = Records(_Transport([part for part in parts if part]), _contexts[0])  # type: ignore[arg-type]
+    try:
+        for _ in range(len(parts) + 2):
+            records.handshake(readable=True)
+    except (ssl.SSLError, OSError):
+        pass
+    if records.server_name is not None:
+        one_line(records.server_name)
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "M")
+_endpoints = [Endpoint(None, is_control=True), Endpoint(None), Endpoint(None, is_public=True, token="secret")]  # type: ignore[arg-type]
+
+
+class _Bugs(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            raise FindingError(record.getMessage())
+
+
+async def _answer(scope: dict[str, Any], body: bytes) -> tuple[int, bytes]:
+    """Return the status and the body of the app's answer, for a double of a relay."""
+    sent: list[Any] = []
+    waiting = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Any:
+        return waiting.pop() if waiting else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = make_app(Double())
+    await app(scope, receive, send)
+    app.close()
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def operators(data: bytes) -> None:
+    """Requests of the control socket and the status addresses: the address, headers, a body."""
+    if len(data) < 2:
+        return
+    head, _, body = data[1:].partition(b"\n\n")
+    line, *fields = head.split(b"\n")
+    path, _, query = line.partition(b"?")
+    try:
+        text = path.decode()
+    except UnicodeDecodeError:
+        return
+    if "/events" in text or not text.startswith("/"):
+        return
+    headers = [(name.lower(), value) for name, _, value in (field.partition(b": ") for field in fields)]
+    endpoint = _endpoints[data[0] // 16 % len(_endpoints)]
+    scope = {
+        "type": "http", "method": _METHODS[data[0] % len(_METHODS)], "path": text, "raw_path": path,
+        "query_string": query, "headers": headers, "state": {"endpoint": endpoint},
+        "scheme": "http", "root_path": "", "http_version": "1.1",
+    }  # fmt: skip
+    bugs = _Bugs()
+    logging.getLogger("relay.operations").addHandler(bugs)
+    try:
+        status, answer = asyncio.run(_answer(scope, body))
+    finally:
+        logging.getLogger("relay.operations").removeHandler(bugs)
+    if status >= 500 and status != 503:
+        raise FindingError(f"{status}: {answer!r}")
+    if status >= 400 and scope["method"] != "HEAD" and status != 503:
+        one_line(json.loads(answer)["error"])
+
+
+def upgrade(data: bytes) -> None:
+    """The messages of a process that is to take the place of this one."""
+
+    def message(data: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            channel = UpgradeChannel(ours, data[:1000])
+            theirs.sendall(data[1000:])
+            theirs.shutdown(socket.SHUT_WR)
+            with contextlib.closing(channel), rejecting(UpgradeError):
+                for _ in range(20):
+                    channel.receive("prepared", 5.0)
+
+    one_of(data, [message])

@@ -1,0 +1,23 @@
+"""The targets by their names. Each takes bytes, and returns for good and for bad ones; what it raises is a finding."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+_MODULES = {
+    "of_users": ("addresses", "host_keys", "i2p_keys", "relay_toml", "rules", "ssh_config"),
+    "of_clients": ("http_client", "identities", "operators", "proxy_header", "socks_client", "tls_client", "upgrade"),
+    "of_servers": (
+        "http_proxy", "sam", "socks_proxy", "ssh_control", "ssh_greeting", "ssh_log", "ssh_packets",
+    ),
+}  # fmt: skip
+
+NAMES = sorted(name for names in _MODULES.values() for name in names)
+
+
+def load(name: str) -> Callable[[bytes], None]:
+    """Import a target, with the parsers that it needs and no others: atheris rewrites each module."""
+    module = next(module for module, names in _MODULES.items() if name in names)
+    found: Callable[[bytes], None] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return found

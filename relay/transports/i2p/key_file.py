@@ -5,7 +5,9 @@ A file holds the key in the binary form of i2pd and the Java router, which relay
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import math
 import os
@@ -61,6 +63,8 @@ class KeyFile:
         name, real = _places(path)  # two links to a file are one key; a dangling link is followed
         lock = _Lock(real, name)
         try:
+            if lock.was_left:
+                _remove_temporaries(real)
             # One that was killed could not record the end of its session, which may have been just now.
             seconds_since_session = 0.0 if lock.was_left else _seconds_since_session(real)
             key = _read(real, name)
@@ -246,6 +250,13 @@ def _write(path: Path, key: PrivateKey, name: Path) -> None:
         raise SAMError(f"{name}: file exists; a key is never overwritten, so choose another name") from None
     except OSError as error:
         raise SAMError(f"{name}: cannot write: {error.strerror}; check the directory and its permissions") from None
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Remove copies of the key that a program left which was killed while it wrote the file; the file is locked."""
+    for one in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+        with contextlib.suppress(OSError):
+            one.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

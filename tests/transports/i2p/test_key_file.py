@@ -343,6 +343,19 @@ def test_another_process_has_it_until_it_ends(tmp_path):
         assert file.seconds_since_session == math.inf
 
 
+def test_what_was_left_by_one_that_was_killed_while_it_wrote_goes(tmp_path):
+    path = saved(tmp_path / "me.dat")
+    copy, other = tmp_path / ".me.dat.0123456789abcdef", tmp_path / ".me.dat.backup"
+    for name in (copy, other):
+        name.write_bytes(KEY.data)
+    with KeyFile.open(path, never):
+        assert copy.exists(), "it may be one of a program that runs"
+    (tmp_path / ".me.dat.lock").touch()
+    with KeyFile.open(path, never):
+        assert not copy.exists()
+    assert sorted(os.listdir(tmp_path)) == [".me.dat.backup", "me.dat"]
+
+
 def test_a_forked_child_holds_nothing(tmp_path):
     path = saved(tmp_path / "me.dat")
     file = KeyFile.open(path, never)

@@ -12,6 +12,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from ....errors import RelayError
@@ -19,11 +20,12 @@ from ..connection import Settings
 from .channel_log import FUNCTIONS
 from .host_keys import HELPER, is_accepting, quoted, trust_options
 
-__all__ = ["CONTROL", "ASKPASS", "arguments", "environment", "has_secret", "private_directory"]
+__all__ = ["ASKPASS", "CONTROL", "arguments", "environment", "has_secret", "private_directory", "sweep"]
 
 ASKPASS = "askpass"  # the name of the socket for ssh's questions: made first, closed after the login
 CONTROL = "control"  # the name of the control socket, at which ssh listens after the login
 _PREFIX = "relay-ssh-"
+_YOUNG = 60.0  # seconds after which a directory without a named socket is not one that is being made
 _ROOM = 70  # bytes of a directory's path: the rest of 107 (unix(7)) is for names in it, with ssh's own suffix
 _CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # 1.5 times as fast as the first choice of ssh
 
@@ -67,17 +69,29 @@ def private_directory() -> str:
     """
     for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp"):  # noqa: S108
         if parent and len(os.fsencode(parent)) < _ROOM - 20 and os.access(parent, os.W_OK | os.X_OK):
-            _sweep(parent)
+            sweep(parent)
             return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     raise RelayError("control sockets: path too long; set TMPDIR to a directory with a shorter path")
 
 
-def _sweep(parent: str) -> None:
-    """Remove the directories of processes that were killed: they have sockets without listeners."""
+def sweep(parent: str) -> None:
+    """Remove the private directories of processes that were killed: no process listens at the sockets in them.
+
+    :param parent: the directory with private directories.
+    """
     for folder in Path(parent).glob(f"{_PREFIX}*"):
         listening = [_is_listening(folder / name) for name in (ASKPASS, CONTROL)]
-        if True not in listening and False in listening:
+        if True not in listening and (False in listening or _was_being_made(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _was_being_made(folder: Path) -> bool:
+    """Return whether a process was killed between the making of a directory and of the first socket in it."""
+    with contextlib.suppress(OSError):
+        status = folder.lstat()
+        if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _YOUNG:
+            return set(os.listdir(folder)) <= {f"{ASKPASS}~"}
+    return False
 
 
 def _is_listening(path: Path) -> bool | None:

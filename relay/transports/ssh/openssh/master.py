@@ -42,7 +42,7 @@ from ....process import DEVNULL, Process, start, written
 from ....streams.cancellation import Cancellation
 from ....streams.stream import Stream
 from ..connection import Settings
-from .arguments import ASKPASS, arguments, environment, private_directory
+from .arguments import ASKPASS, arguments, environment, private_directory, sweep
 from .askpass import AskpassServer
 from .diagnostics import decoded, said, why
 from .host_keys import UNWRITTEN, unwritten_error
@@ -398,3 +398,4 @@ class Master:
 def _remove(folder: str, pid: int) -> None:
     if os.getpid() == pid:  # and not at the exit of a forked child
         shutil.rmtree(folder, ignore_errors=True)
+        sweep(os.path.dirname(folder))  # of a worker that was killed: nobody may start another client

@@ -15,6 +15,7 @@ from relay.addresses.ssh import SSHServer
 from relay.errors import RelayError
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.openssh.arguments import arguments, environment, private_directory
+from relay.transports.ssh.openssh.master import _remove
 
 HERE = Settings(SSHServer("bastion"), "bastion.example", 22, "me")
 
@@ -135,12 +136,16 @@ def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_a_killed_program_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("relay.transports.ssh.openssh.arguments._ROOM", 200)
-    names = ("dead", "dead-up", "alive", "up", "young", "foreign")
+    names = ("dead", "dead-up", "empty", "begun", "alive", "up", "young", "foreign", "full")
     folders = [tmp_path / f"relay-ssh-{name}" for name in names]
-    dead, dead_up, alive, up, _, foreign = folders
+    dead, dead_up, empty, begun, alive, up, _, foreign, full = folders
     for folder in folders:
         folder.mkdir()
     (foreign / "askpass").write_text("a file")
+    (full / "host_key").write_text("of a server of relay.testing")
+    (begun / "askpass~").write_text("")
+    for folder in (empty, begun, foreign, full):
+        os.utime(folder, (0, 0))
     for path in (dead / "askpass", dead_up / "askpass", dead_up / "control", up / "askpass"):
         with socket.socket(socket.AF_UNIX) as killed:
             killed.bind(str(path))
@@ -152,4 +157,15 @@ def test_what_a_killed_program_left_goes(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "relay-ssh-file").write_text("")
         made = Path(private_directory())
     left = {path.name for path in tmp_path.iterdir()} - {made.name}
-    assert left == {f"relay-ssh-{name}" for name in ("alive", "up", "young", "foreign", "file")}
+    assert left == {f"relay-ssh-{name}" for name in ("alive", "up", "young", "foreign", "full", "file")}
+    os.rmdir(made)
+
+
+def test_the_end_of_a_client_removes_what_a_killed_worker_left(tmp_path: Path) -> None:
+    own, dead = tmp_path / "relay-ssh-own", tmp_path / "relay-ssh-dead"
+    own.mkdir()
+    dead.mkdir()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(dead / "askpass"))
+    _remove(str(own), os.getpid())
+    assert os.listdir(tmp_path) == []

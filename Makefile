@@ -56,7 +56,7 @@ bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-# Random schedules through relays of each transport, and commands under faults of their system calls.
+# Random schedules through relays of each transport, commands under faults of their system calls, processes that crash.
 torture: install
 	@tests/debian-packages tests/debian-packages.txt
 	@$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -1,6 +1,7 @@
 """Run random schedules: ``python -m tests.torture --minutes 5 --seed 1 --relays tcp,tls``.
 
 The seed decides each schedule. A failure prints the relay, its seed and the smallest schedule of that seed that fails.
+``--relays crashes`` kills and stops processes instead; see ``crashes.py``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 from relay.process import start
 from relay.testing import check_leaks
 
+from .crashes import Crashes, FaultCounts, world
 from .driver import Driver
 from .faulty import FAULTY, FaultyRig
 from .relays import RELAYS
 
 _ALL = {**RELAYS, **FAULTY}
+_CRASHES = "crashes"
 _NOTES = 40  # steps that are printed with a failure
 _TRIES = 12  # smaller schedules that are tried after a failure
 _LEAVE = 10.0  # seconds that threads, descriptors and processes may take to go
@@ -58,6 +61,19 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
     result.bytes += driver.bytes
 
 
+def crash(seed: int, faults: int, result: Result, counts: FaultCounts, note: Callable[[str], object]) -> None:
+    """Run one round of crash faults.
+
+    :raises AssertionError: if a rule is broken, a tunnel does not recover, or something is left behind.
+    """
+    with check_leaks(_LEAVE), world() as made:
+        round_ = Crashes(made, seed, faults, note, counts)
+        round_.run()
+    result.schedules += 1
+    result.connections += sum(driver.finished for driver in round_.drivers.values())
+    result.bytes += sum(driver.bytes for driver in round_.drivers.values())
+
+
 def smallest(name: str, seed: int, connections: int, steps: int) -> tuple[int, int]:
     """Return the numbers of connections and steps of a smaller schedule that fails too, if one does."""
     for _ in range(_TRIES):
@@ -79,12 +95,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
-    parser.add_argument("--relays", default=",".join(_ALL), help=f"some of {', '.join(_ALL)}")
+    some = f"some of {', '.join(_ALL)}, or {_CRASHES}: processes that are killed and stopped"
+    parser.add_argument("--relays", default=",".join(_ALL), help=some)
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES}")
     given = parser.parse_args()
     with start(["true"]) as process:  # the thread that makes all children lives as long as the program
         process.wait()
+    if given.relays == _CRASHES:
+        return run_crashes(given.minutes, given.seed, given.faults)
     names = given.relays.split(",")
     results = {name: Result() for name in names}
     until = time.monotonic() + given.minutes * 60
@@ -102,6 +122,24 @@ def main() -> int:
         seed += 1
     for name, result in results.items():
         print(f"{name}: {result}, seeds {given.seed} to {seed - 1}")
+    return 0
+
+
+def run_crashes(minutes: float, seed: int, faults: int) -> int:
+    """Run rounds of crash faults until the time is over; return the exit status."""
+    result, counts = Result(), FaultCounts()
+    until = time.monotonic() + minutes * 60
+    first = seed
+    while time.monotonic() < until:
+        notes: collections.deque[str] = collections.deque(maxlen=_NOTES)
+        try:
+            crash(seed, faults, result, counts, notes.append)
+        except Exception as error:  # noqa: BLE001  (any failure is one)
+            print(f"{_CRASHES}, seed {seed}: {error}", *notes, sep="\n")
+            print(f"again: --relays {_CRASHES} --seed {seed} --faults {faults}")
+            return 1
+        seed += 1
+    print(f"{_CRASHES}: {result}, seeds {first} to {seed - 1}; {counts}")
     return 0
 
 

@@ -14,12 +14,13 @@ from typing import Protocol
 
 from .model import Direction, ModelError
 
-__all__ = ["Driver", "Relay"]
+__all__ = ["Driver", "Pair", "Relay"]
 
 _LINGER = struct.pack("ii", 1, 0)
 _RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN)
 _SIZES = (1, 2, 7, 100, 1000, 4096, 16_384, 65_535, 65_536, 65_537, 200_000, 600_000)
 _STALL = 30.0  # seconds without any progress, after which a schedule counts as hung
+_PROBE = 3000  # bytes that a probe sends each way
 _HEAD = struct.Struct("!II")  # the number of the connection, sent first, so that the far side knows whose it is
 
 
@@ -31,7 +32,7 @@ class Relay(Protocol):
     has_reset: bool
     """Whether a cut is seen as a reset at the other side, and never as an EOF."""
     may_fail: bool
-    """Whether any connection may be reset at any time."""
+    """Whether any connection that begins now may be reset at any time."""
 
     def connect(self) -> socket.socket:
         """Return a new client, connected."""
@@ -127,6 +128,17 @@ class Pair:
         self.down = Direction(2 * number + 1, f"connection {number}, down", has_reset=has_reset)
         self.client = Side(client, self.up, self.down)
         self.target: Side | None = None
+        self.is_probe = False
+
+    @property
+    def is_proven(self) -> bool:
+        """True if a probe has brought all its bytes, both ways."""
+        return min(self.up.received, self.down.received) >= _PROBE
+
+    def forget_target(self) -> None:
+        """Do not wait for a target that can come no more, or that may never come: its client has gone."""
+        if self.target is None and (self.client.sock is None or self.down.is_reset):
+            self.up.is_left = True
 
     def excuse(self) -> None:
         """Allow resets of this connection from now on."""
@@ -149,19 +161,31 @@ class Driver:
     :param connections: how many there are in all.
     :param steps: of the schedule.
     :param note: called with a line about each step, to explain a failure.
+    :param at_once: how many connections there are at one time at most; ``None`` for any number.
+    :param first: number of the first connection. Drivers side by side have different ones, so that bytes of one
+        at the target of another are seen.
     """
 
     def __init__(
-        self, relay: Relay, seed: int, connections: int, steps: int, note: Callable[[str], object] = lambda text: None
+        self,
+        relay: Relay,
+        seed: int,
+        connections: int,
+        steps: int,
+        note: Callable[[str], object] = lambda text: None,
+        *,
+        at_once: int | None = None,
+        first: int = 0,
     ) -> None:
         self._relay = relay
         self._chance = random.Random(seed)
-        self._most = connections
+        self._most = first + connections
+        self._at_once = connections if at_once is None else at_once
         self._steps = steps
         self._note = note
         self._pairs: dict[int, Pair] = {}
         self._unknown: dict[socket.socket, bytes] = {}  # accepted at the target, before their number is known
-        self._begun = 0
+        self._first = self._begun = first
         self._listening = relay.far()
         self._listening.setblocking(False)
         self.finished = 0
@@ -174,33 +198,55 @@ class Driver:
         """
         try:
             for _ in range(self._steps):
-                self._step()
-                self._move(0)
-            self._finish()
+                self.step()
+                self.move()
+            self.finish()
         finally:
-            for pair in self._pairs.values():
-                for side in pair.sides:
-                    side.leave(reset=True)
-            for sock in self._unknown:
-                sock.close()
+            self.close()
 
-    def _step(self) -> None:
+    def close(self) -> None:
+        """Reset every connection that is left. Idempotent."""
+        for pair in self._pairs.values():
+            for side in pair.sides:
+                side.leave(reset=True)
+        for sock in self._unknown:
+            sock.close()
+        self._pairs.clear()
+        self._unknown.clear()
+
+    def excuse(self) -> None:
+        """Allow resets of all connections that are open."""
+        for pair in self._pairs.values():
+            pair.excuse()
+
+    def probe(self) -> Pair | None:
+        """Begin a connection that carries a few bytes each way; ``None`` if it is refused and may be."""
+        pair = self._connect()
+        if pair is not None:
+            pair.is_probe = True
+            pair.client.backlog = _PROBE
+        return pair
+
+    def step(self) -> None:
+        """Begin a connection, or change one."""
         chance = self._chance
         if self._begun < self._most and (not self._pairs or chance.random() < 0.15):
-            return self._connect()
+            if len(self._pairs) < self._at_once:
+                self._connect()
+            return
         if chance.random() < 0.02 and self._relay.disturb(chance):
             self._note("disturbed: every connection may be reset")
-            for pair in self._pairs.values():
-                pair.excuse()
-            return None
-        if not self._pairs:
-            return None
-        pair = chance.choice(list(self._pairs.values()))
+            self.excuse()
+            return
+        pairs = [pair for pair in self._pairs.values() if not pair.is_probe]
+        if not pairs:
+            return
+        pair = chance.choice(pairs)
         side = chance.choice(pair.sides)
         name = "client" if side is pair.client else "target"
         what = chance.random()
         if side.sock is None:
-            return None
+            return
         if what < 0.55:
             size = chance.choice(_SIZES)
             if not side.wants_end:
@@ -219,29 +265,34 @@ class Driver:
             is_reset = chance.random() < 0.5
             side.leave(reset=is_reset)
             self._note(f"{pair.number}: the {name} {'resets' if is_reset else 'closes'}")
-        return None
+        return
 
-    def _connect(self) -> None:
+    def _connect(self) -> Pair | None:
         number, self._begun = self._begun, self._begun + 1
         try:
             client = self._relay.connect()
             client.sendall(_HEAD.pack(number, number ^ 0xFFFFFFFF))
         except ConnectionError:
             if self._relay.may_fail:
-                return
+                return None
             raise
         pair = self._pairs[number] = Pair(number, client, has_reset=self._relay.has_reset)
         if self._relay.may_fail:
             pair.excuse()
         self._note(f"{number}: connects")
+        return pair
 
-    def _move(self, wait: float) -> bool:
+    def move(self) -> bool:
         """Move every byte that can be moved; return whether anything was done."""
         did = self._accept()
         for pair in list(self._pairs.values()):
             for side in pair.sides:
                 did |= side.send()
                 did |= side.receive(self._chance.choice((1, 100, 4096, 65_536, 262_144)))
+            if pair.is_probe and pair.is_proven:
+                pair.client.wants_end = pair.sides[-1].wants_end = True
+                if not self._relay.has_half_close:
+                    pair.excuse()
             if pair.is_over:
                 for side in pair.sides:
                     side.leave()
@@ -249,9 +300,12 @@ class Driver:
                 self.bytes += pair.up.received + pair.down.received
                 del self._pairs[pair.number]
                 did = True
-        if wait and not did:
-            self._wait(wait)
         return did
+
+    def forget_targets(self) -> None:
+        """Do not wait for targets of clients that have gone."""
+        for pair in self._pairs.values():
+            pair.forget_target()
 
     def _accept(self) -> bool:
         did = False
@@ -285,6 +339,8 @@ class Driver:
         number, check = _HEAD.unpack(head)
         if number ^ 0xFFFFFFFF != check:
             raise ModelError(f"a connection begins with {head!r}")
+        if not self._first <= number < self._begun:
+            raise ModelError(f"connection {number} is at the target of another relay, or has never been")
         pair = self._pairs.get(number)
         if pair is None:
             sock.close()
@@ -292,9 +348,12 @@ class Driver:
             raise ModelError(f"connection {number} has come twice")
         else:
             pair.target = Side(sock, pair.down, pair.up)
+            if pair.is_probe:
+                pair.target.backlog = _PROBE
         return True
 
-    def _wait(self, seconds: float) -> None:
+    def watch(self, poller: select.poll) -> None:
+        """Register all sockets that can move bytes."""
         readable = [self._listening, *self._unknown]
         writable = []
         for pair in self._pairs.values():
@@ -304,23 +363,31 @@ class Driver:
                         readable.append(side.sock)
                     if side.backlog:
                         writable.append(side.sock)
-        poller = select.poll()
         for sock in readable:
             poller.register(sock, select.POLLIN)
         for sock in writable:
             poller.register(sock, select.POLLOUT | (select.POLLIN if sock in readable else 0))
+
+    def _wait(self, seconds: float) -> None:
+        poller = select.poll()
+        self.watch(poller)
         poller.poll(seconds * 1000)
 
-    def _finish(self) -> None:
-        """Let both sides of each connection read to the end, and end their output."""
+    def finish(self) -> None:
+        """Let both sides of each connection read to the end, and end their output.
+
+        :raises ModelError: if the relay has broken a rule.
+        """
         for pair in self._pairs.values():
             for side in pair.sides:
                 side.is_reading = side.wants_end = True
         last = time.monotonic()
         while self._pairs:
-            if self._move(0.05):
+            if self.move():
                 last = time.monotonic()
-            elif time.monotonic() - last > _STALL:
+            else:
+                self._wait(0.05)
+            if time.monotonic() - last > _STALL:
                 raise ModelError(f"nothing moves any more: {self._stalled()}")
             for pair in self._pairs.values():
                 self._end(pair)
@@ -329,10 +396,7 @@ class Driver:
         """End the output of a side that came late, and a side whose other one has gone."""
         for side in pair.sides:
             side.is_reading = side.wants_end = True
-        if pair.client.sock is None and pair.target is None:  # its target may never come
-            pair.up.is_left = True
-        if pair.target is None and pair.down.is_reset:
-            pair.up.is_left = True
+        pair.forget_target()
 
     def _stalled(self) -> str:
         pair = next(iter(self._pairs.values()))

@@ -1,13 +1,22 @@
-"""One schedule through each relay, and a small one under faults; ``make torture`` runs many."""
+"""One schedule through each relay, a small one under faults, and a round of crashes; ``make torture`` runs many."""
 
 from __future__ import annotations
 
-import pytest
+import os
+import shutil
 
-from .__main__ import Result, run
+import pytest
+from helpers import wait_until
+
+from relay.process import start
+
+from .__main__ import Result, crash, run
+from .crashes import CrashError, FaultCounts, world
 from .faulty import FAULTY
 from .model import Direction, ModelError, pattern
 from .relays import RELAYS
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 @pytest.mark.parametrize("name", RELAYS)
@@ -22,6 +31,35 @@ def test_faults_of_system_calls_lose_no_byte(name):
     result = Result()
     run(name, 20, 60, 800, result, lambda text: None)
     assert sum(count for kind, count in result.faults.items() if kind != "calls") > 0
+
+
+@pytest.mark.skipif(not SSHD, reason="needs sshd")
+def test_processes_that_are_killed_leave_nothing_and_all_recovers():
+    counts = FaultCounts()
+    crash(599, 2, Result(), counts, lambda text: None)
+    assert counts.counts == {"ssh killed": 1, "worker killed": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("hosts/openssh", "[127.0.0.1]:22 ssh-ed25519 AAAA", "known_hosts of openssh"),
+        ("keys/visitor.dat", "half a key", "visitor.dat"),
+        ("access.log", '{"id": 1}\n{"id"', "access.log: line 2"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_seen(name, text, problem):
+    with world() as made:
+        made.check_files()
+        (made.folder / name).write_text(text)
+        with pytest.raises(CrashError, match=problem):
+            made.check_files()
+
+
+def test_a_process_that_is_left_is_seen():
+    with world() as made, start(["sleep", "60"], env=made.environment) as left:
+        wait_until(lambda: left.pid in made.strays())
+        left.kill()
 
 
 # -- the model would see it ------------------------------------------------------------------------------------------

@@ -398,4 +398,4 @@ class Master:
 def _remove(folder: str, pid: int) -> None:
     if os.getpid() == pid:  # and not at the exit of a forked child
         shutil.rmtree(folder, ignore_errors=True)
-        sweep(os.path.dirname(folder))  # of a worker that was killed: nobody may start another client
+        sweep(os.path.dirname(folder))  # of a worker that was killed: no client may start any more

@@ -1,0 +1,772 @@
+"""``relay up`` and its peers while processes are killed or stopped at random points.
+
+A world has one relay with two workers and a tunnel of each kind, ``sshd`` and a SAM bridge. A round checks this:
+
+1. A fault resets only connections of the tunnels that it concerns. All others obey the rules of ``model.py``.
+2. Each tunnel serves a new client by a deadline after each fault.
+3. Nothing is left behind after a fault or at the end: processes, sockets, temporary files, locks, half-written files.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import getpass
+import json
+import os
+import random
+import secrets
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from relay.addresses.destinations import PrivateKey
+from relay.process import DEVNULL, Process
+from relay.process import start as start_program
+
+from .driver import Driver, Pair
+
+__all__ = ["CrashError", "Crashes", "FaultCounts", "World", "world"]
+
+_DEADLINE = 60.0  # seconds after a fault for each tunnel to serve a new client
+_GONE = 20.0  # seconds for the processes of a relay that is gone to end
+_END = 20.0  # seconds for a relay to end after SIGTERM
+_PROBE = 10.0  # seconds after which a probe that has no reply is tried again
+_STEP = 0.02  # seconds between two steps of the traffic
+_AT_ONCE = 4  # connections of a tunnel
+_STUCK = 15.0  # seconds after which relay has killed a worker that is stopped
+_WORKERS = 2
+_MASTERS = range(
+    1 + _WORKERS, 3 + _WORKERS
+)  # ssh: of the shared carrier, each worker, and relay's own login at the start
+_PER_TUNNEL = 1_000_000  # numbers of connections
+
+_IN_WORKERS = ("tcp", "unix", "tls")
+_OVER_OPENSSH = ("openssh", "per-worker")
+_OVER_SSH = ("paramiko", *_OVER_OPENSSH)
+_CARRIED = (*_OVER_SSH, "i2p")
+_ALL = (*_IN_WORKERS, "quota", *_CARRIED)
+
+_FILE = """
+workers = {workers}
+state = "state/relay.state"
+log_file = "access.log"
+[defaults]
+connect_timeout = 20
+drain = 5
+[tunnels.tcp]
+listen = "127.0.0.1:{ports[tcp]}"
+target = "{far[tcp]}"
+[tunnels.unix]
+listen = "unix://{folder}/near"
+target = "unix://{folder}/far"
+[tunnels.tls]
+listen = "127.0.0.1:{ports[tls]}"
+target = "tls://127.0.0.1:{ports[inner]}?servername=localhost&ca={folder}/ca.pem"
+[tunnels.inner]
+listen = "tls://127.0.0.1:{ports[inner]}?cert={folder}/cert.pem"
+target = "{far[tls]}"
+[tunnels.quota]
+listen = "127.0.0.1:{ports[quota]}"
+target = "{far[quota]}"
+limit = [{{name = "much", per = "tunnel", quota = "100TB/month"}}]
+[tunnels.paramiko]
+listen = "127.0.0.1:{ports[paramiko]}"
+target = "{far[paramiko]}"
+via = ["{ssh}&known_hosts={folder}/hosts/paramiko&backend=paramiko"]
+[tunnels.openssh]
+listen = "127.0.0.1:{ports[openssh]}"
+target = "{far[openssh]}"
+via = ["{ssh}&known_hosts={folder}/hosts/openssh&backend=openssh"]
+[tunnels.per-worker]
+listen = "127.0.0.1:{ports[per-worker]}"
+target = "{far[per-worker]}"
+via = ["{ssh}&known_hosts={folder}/hosts/per-worker&backend=openssh"]
+carriers = "per-worker"
+[tunnels.site]
+listen = "i2p:?sam={sam}"
+keys = "keys/site.dat"
+target = "{far[i2p]}"
+[tunnels.i2p]
+listen = "127.0.0.1:{ports[i2p]}"
+target = "i2p://{b32}"
+via = ["visitor"]
+[hops.visitor]
+address = "i2p:"
+sam = "{sam}"
+keys = "keys/visitor.dat"
+"""
+
+_SSHD = """
+ListenAddress 127.0.0.1:{port}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/client_key.pub
+PidFile none
+UsePAM no
+StrictModes no
+UseDNS no
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+MaxStartups 500
+KexAlgorithms -sntrup*
+"""
+
+
+class CrashError(AssertionError):
+    """A rule that a fault has broken, or a thing that it has left behind."""
+
+
+class FaultCounts:
+    """The faults so far, and the longest recovery after each kind, in seconds."""
+
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.longest: dict[str, float] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count a fault."""
+        self.counts[kind] += 1
+        self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{count} {kind} (≤ {self.longest[kind]:.1f} s)" for kind, count in sorted(self.counts.items())
+        )
+
+
+# -- processes -----------------------------------------------------------------------------------------------------
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all its descendants, each before its children."""
+    return [pid, *(one for child in _children(pid) for one in _family(child))]
+
+
+def _name(pid: int) -> str:
+    """Return the name of a process; empty if it is gone, or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    return "" if rest.split()[0] in "ZX" else name
+
+
+def _marked(token: str) -> dict[int, str]:
+    """Return the processes with a text in their environment, and their names."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if token.encode() in (entry / "environ").read_bytes() and (name := _name(int(entry.name))):
+                    found[int(entry.name)] = name
+    return found
+
+
+class _Program:
+    """A program that is started again and again."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._argv = argv
+        self._environment = environment
+        self._log = log
+        self._process: Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """The end of its log."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-60:])
+
+    def start(self) -> None:
+        """Start it, or start it again after its end."""
+        assert self._process is None
+        with open(self._log, "ab") as log:
+            self._process = start_program(self._argv, stdout=DEVNULL, stderr=log, env=self._environment)
+
+    def family(self) -> list[int]:
+        """Return its process and all descendants."""
+        return [] if self._process is None else _family(self.pid)
+
+    def kill(self) -> None:
+        """Kill the process itself. Idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def kill_family(self) -> None:
+        """Kill it with all descendants. Idempotent."""
+        for pid in self.family():
+            _send(pid, signal.SIGKILL)
+        self.kill()
+
+    def end(self, seconds: float) -> int:
+        """Ask it to end, and return its exit status.
+
+        :raises subprocess.TimeoutExpired: if it does not end.
+        """
+        assert self._process is not None
+        self._process.terminate()
+        status = self._process.wait(seconds)
+        self._process = None
+        return status
+
+    def has_ended(self) -> bool:
+        """Return whether it has ended by itself."""
+        return self._process is None or self._process.poll() is not None
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+# -- the world -----------------------------------------------------------------------------------------------------
+
+
+class _Entrance:
+    """A tunnel, as a driver needs it.
+
+    :param enter: connects a client.
+    :param far: the target.
+    :param half_close: whether one direction can end alone.
+    """
+
+    has_reset = False  # the kernel ends the connections of a killed process as it likes, with an EOF or a reset
+
+    def __init__(self, enter: Callable[[], socket.socket], far: socket.socket, *, half_close: bool) -> None:
+        self._enter = enter
+        self._far = far
+        self.has_half_close = half_close
+        self.may_fail = True
+
+    def connect(self) -> socket.socket:
+        """Return a new client."""
+        try:
+            return self._enter()
+        except FileNotFoundError as error:  # a Unix socket that is not there yet
+            raise ConnectionRefusedError(*error.args) from None
+
+    def far(self) -> socket.socket:
+        """Return the listening socket of the target."""
+        return self._far
+
+    def disturb(self, chance: random.Random) -> bool:
+        """Do nothing: the faults are chosen by the round."""
+        return False
+
+
+class World:
+    """A relay, its peers and its files.
+
+    :param folder: empty; for all files. Its path is short, for the sockets in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = f"TORTURE_ROUND={secrets.token_hex(8)}"
+        self._opened = contextlib.ExitStack()
+        self._ports = {name: self._reserve() for name in (*_ALL, "inner", "sshd", "sam") if name != "unix"}
+        self._far = {name: self._target(name) for name in _ALL}
+        self.entrances = {
+            name: _Entrance(self._enter(name), self._far[name], half_close=name != "i2p") for name in _ALL
+        }
+        for name in ("run", "tmp", "state", "keys", "hosts"):
+            (folder / name).mkdir(0o700)
+        self._write_files()
+        self.relay = self._program("relay", sys.executable, "-m", "relay", "up", f"{folder}/relay.toml")
+        sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or "sshd"
+        self.sshd = self._program("sshd", sshd, "-D", "-e", "-f", f"{folder}/sshd_config")
+        bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(self._ports["sam"])]
+        self.bridge = self._program("bridge", *bridge)
+        self.programs = {"relay": self.relay, "sshd": self.sshd, "bridge": self.bridge}
+
+    def _reserve(self) -> int:
+        """Return a port that only a program gets which asks for it by its number, with SO_REUSEADDR."""
+        bound = self._opened.enter_context(socket.socket())
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port
+
+    def _target(self, name: str) -> socket.socket:
+        if name != "unix":
+            return self._opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+        far = self._opened.enter_context(socket.socket(socket.AF_UNIX))
+        far.bind(f"{self.folder}/far")
+        far.listen(1024)
+        return far
+
+    def _enter(self, name: str) -> Callable[[], socket.socket]:
+        if name != "unix":
+            return lambda: socket.create_connection(("127.0.0.1", self._ports[name]), 30)
+
+        def enter() -> socket.socket:
+            client = socket.socket(socket.AF_UNIX)
+            try:
+                client.connect(f"{self.folder}/near")
+            except OSError:
+                client.close()
+                raise
+            return client
+
+        return enter
+
+    def _write_files(self) -> None:
+        import trustme
+
+        folder = self.folder
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(f"{folder}/ca.pem")
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/cert.pem")
+        (folder / "cert.pem").chmod(0o600)
+        for name in ("host_key", "client_key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{name}"]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        self._host_key = (folder / "host_key.pub").read_text().split()[:2]
+        command = [sys.executable, "-m", "relay", "keys", "new", f"{folder}/keys/site.dat"]
+        subprocess.run(command, check=True, capture_output=True)
+        self._keys = {"site.dat": (folder / "keys/site.dat").read_bytes()}
+        (folder / "sshd_config").write_text(_SSHD.format(port=self._ports["sshd"], folder=folder))
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", 0o755, exist_ok=True)  # without it a server of root refuses to start
+        user, port = getpass.getuser(), self._ports["sshd"]
+        more = f"keyfile={folder}/client_key&config=/dev/null&accept_new=yes&keepalive=1"
+        text = _FILE.format(
+            workers=_WORKERS,
+            folder=folder,
+            ports=self._ports,
+            far={name: "{}:{}".format(*far.getsockname()) for name, far in self._far.items() if name != "unix"},
+            ssh=f"ssh://{user}@127.0.0.1:{port}?{more}",
+            sam=f"127.0.0.1:{self._ports['sam']}",
+            b32=PrivateKey.from_bytes(self._keys["site.dat"]).b32,
+        )
+        (folder / "relay.toml").write_text(text)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its programs."""
+        name, _, value = self.token.partition("=")
+        own = {"RUNTIME_DIRECTORY": f"{self.folder}/run", "TMPDIR": f"{self.folder}/tmp", "PYTHONFAULTHANDLER": "1"}
+        return {**os.environ, **own, name: value, "SHLVL": "1"}
+
+    def _program(self, name: str, *argv: str) -> _Program:
+        return _Program(argv, self.environment, self.folder / f"{name}.log")
+
+    def victims(self, kind: str) -> list[int]:
+        """Return the processes of a kind that run now."""
+        if kind in self.programs:
+            return [self.programs[kind].pid]
+        if kind == "session":
+            return self.sshd.family()[1:]
+        names = {pid: _name(pid) for pid in self.relay.family()[1:]}
+        if kind == "ssh":
+            return [pid for pid, name in names.items() if name == "ssh"]
+        return [pid for pid, name in names.items() if name and name != "ssh"]
+
+    # -- what is left --
+
+    def strays(self) -> dict[int, str]:
+        """Return the processes of programs that are gone."""
+        known = {pid for program in self.programs.values() for pid in program.family()}
+        return {pid: name for pid, name in _marked(self.token).items() if pid not in known}
+
+    def check_files(self) -> None:
+        """Check that each file is whole at this moment; relay may be running, or have been killed.
+
+        :raises CrashError: if one is not.
+        """
+        for path in (self.folder / "hosts").iterdir():
+            text = path.read_text()
+            whole = f"[127.0.0.1]:{self._ports['sshd']} {' '.join(self._host_key)}\n"
+            if text and set(text.splitlines(True)) != {whole}:
+                raise CrashError(f"known_hosts of {path.name}: {text!r}")
+        for name in ("site.dat", "visitor.dat"):
+            path = self.folder / "keys" / name
+            if not path.exists():
+                continue
+            data = path.read_bytes()
+            if self._keys.setdefault(name, data) != data:
+                raise CrashError(f"{name}: another key")
+            try:
+                is_whole = PrivateKey.from_bytes(data).consistent
+            except ValueError:
+                is_whole = False
+            if not is_whole or path.stat().st_mode & 0o077:
+                raise CrashError(f"{name}: not a private key of its owner alone")
+        self._check_log()
+
+    def _check_log(self) -> None:
+        path = self.folder / "access.log"
+        for number, line in enumerate(path.read_text().splitlines(True) if path.exists() else [], 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                raise CrashError(f"access.log: line {number}: {line!r}") from None
+
+    def used(self) -> int:
+        """Return the bytes of the quota in a copy of the state file; relay does not run.
+
+        :raises CrashError: if the file is damaged.
+        """
+        with contextlib.ExitStack() as undo:
+            copy = self.folder / "copy"
+            shutil.copytree(self.folder / "state", copy)
+            undo.callback(shutil.rmtree, copy)
+            path = copy / "relay.state"
+            if not path.exists() or not path.stat().st_size:
+                return 0
+            if path.stat().st_mode & 0o077:
+                raise CrashError("the state file is open to others")
+            database = undo.enter_context(contextlib.closing(sqlite3.connect(path)))
+            if (found := database.execute("PRAGMA integrity_check").fetchone()) != ("ok",):
+                raise CrashError(f"the state file is damaged: {found}")
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entry'").fetchone():
+                return 0
+            (used,) = database.execute("SELECT sum(used) FROM entry").fetchone()
+            return int(used or 0)
+
+    def check_end(self) -> None:
+        """End relay, and check that nothing is left.
+
+        :raises CrashError: if something is.
+        """
+        done = self._ctl("status", "--json")
+        if done.returncode != 0:
+            raise CrashError(f"relay ctl status: {done.stderr}")
+        try:
+            status = self.relay.end(_END)
+        except subprocess.TimeoutExpired:
+            _send(self.relay.pid, signal.SIGABRT)  # the threads' stacks are in the log then
+            self.relay._process.wait()  # type: ignore[union-attr]
+            raise CrashError(f"relay does not end:\n{self.relay.log}") from None
+        if status != 0:
+            raise CrashError(f"relay ends with status {status}:\n{self.relay.log}")
+        self.check_files()
+        expected = {"keys": {"site.dat", "visitor.dat"}, "state": {"relay.state"}, "hosts": set(_OVER_SSH)}
+        for name in ("run", "tmp", "state", "keys", "hosts"):
+            found = {str(path.relative_to(self.folder / name)) for path in (self.folder / name).rglob("*")}
+            if found != expected.get(name, set()):
+                raise CrashError(f"left in {name}: {sorted(found)}")
+        if (self.folder / "near").exists():
+            raise CrashError("left: the Unix socket of a tunnel")
+        for name, port in self._ports.items():
+            if name not in ("sshd", "sam"):
+                with socket.socket() as client:
+                    if not client.connect_ex(("127.0.0.1", port)):
+                        raise CrashError(f"the port of {name} is still open")
+        deadline = time.monotonic() + _GONE
+        while (left := self.strays()) or (left := {pid: _name(pid) for pid in self.sshd.family()[1:]}):
+            if time.monotonic() > deadline:
+                raise CrashError(f"processes that are left: {left}")
+            select.select([], [], [], 0.05)  # no event reports the end of the process of another one
+
+    def _ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "relay", "ctl", *words]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for program in self.programs.values():
+            program.kill_family()
+        for pid in _marked(self.token):
+            _send(pid, signal.SIGKILL)
+        self._opened.close()
+
+
+# -- the faults ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    :param victim: the kind of process.
+    :param kill: whether it is killed; else it is stopped, and continued later.
+    :param hits: the tunnels whose connections it may reset.
+    """
+
+    victim: str
+    kill: bool
+    hits: Sequence[str]
+    weight: int = 1
+    shortest: float = 0.0
+    longest: float = 0.0
+
+    @property
+    def name(self) -> str:
+        if self.kill:
+            return f"{self.victim} killed"
+        return f"{self.victim} stopped for {self.shortest:g} to {self.longest:g} s"
+
+
+_FAULTS = (
+    Fault("relay", True, _ALL, 4),
+    Fault("worker", True, (*_IN_WORKERS, "per-worker"), 3),
+    Fault("ssh", True, _OVER_OPENSSH, 3),
+    Fault("sshd", True, _OVER_SSH, 2),
+    Fault("session", True, _OVER_SSH, 3),
+    Fault("bridge", True, ("i2p",), 2),
+    Fault("relay", False, _CARRIED, 3, 0.01, 5.0),
+    Fault("worker", False, ("per-worker",), 3, 0.01, 5.0),
+    Fault("worker", False, (*_IN_WORKERS, "per-worker"), 1, _STUCK, _STUCK + 3),
+    Fault("ssh", False, _OVER_OPENSSH, 2, 0.01, 6.0),
+    Fault("sshd", False, _OVER_SSH, 1, 0.01, 6.0),
+    Fault("session", False, _OVER_SSH, 2, 0.01, 6.0),
+    Fault("bridge", False, ("i2p",), 2, 0.01, 6.0),
+)
+
+
+class Crashes:
+    """One round: faults at random points, while clients run traffic through each tunnel.
+
+    :param world: not started yet.
+    :param seed: decides the faults, their order and their times, and what the clients do.
+    :param faults: how many.
+    :param note: called with a line about each event, to explain a failure.
+    :param counts: of the faults.
+    """
+
+    def __init__(
+        self, world: World, seed: int, faults: int, note: Callable[[str], object], counts: FaultCounts
+    ) -> None:
+        self._world = world
+        self._chance = random.Random(seed)
+        self._next = random.Random(seed)  # of the traffic, whose steps depend on time: the faults must not
+        self._faults = faults
+        self._begun = time.monotonic()
+        self._tell = note
+        self._counts = counts
+        self._next_step = 0.0
+        self._most_used = 0
+        self.drivers: dict[str, Driver] = {}
+        for number, name in enumerate(_ALL):
+            self.drivers[name] = Driver(
+                world.entrances[name],
+                self._chance.getrandbits(32),
+                _PER_TUNNEL,
+                0,
+                at_once=_AT_ONCE,
+                first=number * _PER_TUNNEL,
+            )
+
+    def _note(self, text: str) -> None:
+        self._tell(f"{time.monotonic() - self._begun:7.2f} s: {text}")
+
+    def run(self) -> None:
+        """Run the round.
+
+        :raises AssertionError: if a rule is broken, a tunnel does not recover, or something is left behind.
+        """
+        try:
+            for program in (self._world.sshd, self._world.bridge, self._world.relay):
+                program.start()
+            if self._chance.random() < 0.5:
+                self._run_for(self._chance.uniform(0.0, 2.0))
+                self._kill_relay()
+                self._world.relay.start()
+            self._recover(_ALL, "the start")
+            left = self._faults
+            while left > 0:
+                self._run_for(self._chance.uniform(0.05, 2.0))
+                left -= self._strike(left)
+            for driver in self.drivers.values():
+                driver.finish()
+        finally:
+            for driver in self.drivers.values():
+                driver.close()
+        self._world.check_end()
+        self._check_quota()
+
+    def _strike(self, most: int) -> int:
+        """Inject one or more faults, wait for the recovery, and return their number."""
+        faults = [self._choose()]
+        while len(faults) < most and self._chance.random() < 0.25:
+            faults.append(self._choose())
+        hit: list[str] = []
+        done = []
+        names = []
+        for fault in faults:
+            victims = self._world.victims(fault.victim)
+            if not victims:  # those of an earlier fault are not back yet
+                self._note(f"no {fault.victim} to hit")
+                continue
+            hit += [name for name in fault.hits if name not in hit]
+            names.append(self._inject(fault, self._chance.choice(victims), hit))
+            done.append(fault)
+            if self._chance.random() < 0.5:
+                self._run_for(self._chance.uniform(0.0, 1.5), stepping=False)
+        seconds = self._recover(hit, " and ".join(names))
+        for fault in done:
+            self._counts.add(fault.name, seconds)
+        return len(faults)
+
+    def _choose(self) -> Fault:
+        return self._chance.choices(_FAULTS, [fault.weight for fault in _FAULTS])[0]
+
+    def _inject(self, fault: Fault, pid: int, hit: Sequence[str]) -> str:
+        """Inject a fault, and return its description."""
+        for name in hit:
+            self._world.entrances[name].may_fail = True
+            self.drivers[name].excuse()
+        what = f"{fault.victim} ({pid}) {'killed' if fault.kill else 'stopped'}"
+        if not fault.kill:
+            seconds = self._chance.uniform(fault.shortest, fault.longest)
+            self._note(f"{what} for {seconds:.2f} s")
+            _send(pid, signal.SIGSTOP)
+            try:
+                if fault.victim != "relay":  # a client may be at the worker that is stopped
+                    stopped = (*hit, *_IN_WORKERS) if fault.victim == "worker" else hit
+                    self._serve([name for name in _ALL if name not in stopped], f"while {what}")
+                self._run_for(seconds)
+            finally:
+                _send(pid, signal.SIGCONT)
+            return f"{what} for {seconds:.2f} s"
+        self._note(what)
+        program = self._world.programs.get(fault.victim)
+        if program is None:
+            _send(pid, signal.SIGKILL)
+            return what
+        if fault.victim == "sshd" and self._chance.random() < 0.5:
+            program.kill_family()  # else its sessions go on
+        if fault.victim == "relay":
+            self._kill_relay()
+            if self._chance.random() < 0.4:
+                program.start()
+                self._run_for(self._chance.uniform(0.0, 2.5))
+                self._kill_relay()
+            program.start()
+            return what
+        program.kill()
+        if self._chance.random() < 0.5:
+            self._run_for(self._chance.uniform(0.0, 3.0))
+        program.start()
+        return what
+
+    def _kill_relay(self) -> None:
+        """Kill relay, and check what it leaves for the next one."""
+        self._note("relay killed")
+        self._world.relay.kill()
+        self._world.check_files()
+        self._check_quota()
+
+    def _check_quota(self) -> None:
+        """Check that the quota grows, and counts no more than was sent."""
+        used = self._world.used()
+        if used < self._most_used:
+            raise CrashError(f"quota: {used} bytes, and {self._most_used} before")
+        self._most_used = used
+
+    # -- traffic --
+
+    def _run_for(self, seconds: float, *, stepping: bool = True) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._turn(left, stepping=stepping)
+
+    def _turn(self, most: float, *, stepping: bool = True) -> None:
+        """Move what can be moved, and wait for a moment."""
+        now = time.monotonic()
+        if stepping and now >= self._next_step:
+            self._next_step = now + _STEP
+            self.drivers[self._next.choice(_ALL)].step()
+        did = False
+        for driver in self.drivers.values():
+            did |= driver.move()
+            driver.forget_targets()
+        if not did:
+            poller = select.poll()
+            for driver in self.drivers.values():
+                driver.watch(poller)
+            poller.poll(min(most, _STEP) * 1000)
+
+    # -- recovery --
+
+    def _recover(self, hit: Sequence[str], after: str) -> float:
+        """Wait until all tunnels serve new clients, and processes that have lost their parent are gone.
+
+        :param hit: the tunnels whose connections may have been reset.
+        :param after: the faults.
+        :returns: the seconds until all tunnels served new clients.
+        :raises CrashError: if the deadline passes.
+        """
+        begun = time.monotonic()
+        self._serve(_ALL, f"after {after}")
+        seconds = time.monotonic() - begun
+        while problem := self._unsettled():
+            if time.monotonic() - begun > seconds + _GONE:
+                raise CrashError(f"{problem} after {after}:\n{self._world.relay.log}")
+            self._run_for(0.1)
+        self._world.check_files()
+        for name in hit:
+            self._world.entrances[name].may_fail = False
+        return seconds
+
+    def _serve(self, names: Sequence[str], when: str) -> None:
+        """Wait until each of some tunnels has served a new client.
+
+        :raises CrashError: if the deadline passes.
+        """
+        begun = time.monotonic()
+        missing: dict[str, tuple[Pair, float] | None] = dict.fromkeys(names)
+        while missing:
+            self._turn(_STEP)
+            for name, probe in list(missing.items()):
+                now = time.monotonic()
+                if probe is not None and probe[0].is_proven:
+                    del missing[name]
+                    self._note(f"{name} serves, {when}")
+                elif probe is None or probe[0].is_over or now > probe[1]:
+                    pair = self.drivers[name].probe()
+                    missing[name] = None if pair is None else (pair, now + _PROBE)
+            if time.monotonic() - begun > _DEADLINE:
+                raise CrashError(f"{', '.join(missing)} does not serve, {when}:\n{self._world.relay.log}")
+
+    def _unsettled(self) -> str:
+        """Return what is not as it was before the faults."""
+        if strays := self._world.strays():
+            return f"left behind: {strays}"
+        workers, masters = (len(self._world.victims(kind)) for kind in ("worker", "ssh"))
+        if workers != _WORKERS or masters not in _MASTERS:
+            return f"{workers} workers and {masters} ssh"
+        return ""
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """A world in a folder of its own."""
+    folder = Path(f"/tmp/torture-{secrets.token_hex(4)}")
+    folder.mkdir(0o700)
+    try:
+        with World(folder) as made:
+            yield made
+    finally:
+        shutil.rmtree(folder)

@@ -3,15 +3,14 @@
 ============ =============================== ============ ============================================================
 state        event                           next state   action
 ============ =============================== ============ ============================================================
-taking over  a reload is asked for           taking over  refuse it
-taking over  all tunnels are open            running      the process that is replaced stops accepting clients
-taking over  a tunnel fails                  over         end; the process that was to be replaced goes on
 running      a reload is asked for           running      compare the file with the tunnels, and change these
 running      a successor asks for sockets    handing over offer them
 handing over a reload, or another successor  handing over refuse it
 handing over the successor is ready          over         stop accepting clients; end when the open connections have
 handing over the upgrade fails               running      open again what was closed for it
 ============ =============================== ============ ============================================================
+
+:mod:`.upgraded_group` is one in a process that takes the place of another one.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from typing import TYPE_CHECKING
 
 from ..config.models import File
 from ..engine.records import Stats
+from ..operations.upgrade_channel import UNDER_WAY
 from .figures import ReloadFigures
 from .group import TunnelGroup
 from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
 from .output import describe_error, print_error, print_line, total
-from .probes import BackgroundCall
 from .signals import Signals
 from .top_keys import KeyEffect, Swap
 from .tunnel_file import Reread, TunnelFile
@@ -40,7 +39,6 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:  # at the first reload
     from ..operations.sandbox import Sandbox
-    from .predecessor import Predecessor
     from .reload import ReloadResult, Reloads
     from .replacement import Replacement
 
@@ -66,8 +64,6 @@ class FileGroup(TunnelGroup):
         """The sandbox of the process, which a reload cannot change."""
         self.is_handing_over = False
         """Whether another process is about to take the place of this one; a reload waits for that."""
-        self.predecessor: Predecessor | None = None
-        """The process whose place this one takes."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -184,65 +180,7 @@ class FileGroup(TunnelGroup):
                 self._is_signalled = False
                 logger.error("reload: %s; nothing has changed", error)
 
-    # -- the start of an upgrade ------------------------------------------------------------------------------------
-
-    def _begin(self, member: Member) -> None:
-        bound = self.predecessor.take_bound(member.name) if self.predecessor is not None else None
-        if bound is None:
-            return super()._begin(member)
-        assert self.predecessor is not None, "the listener is from it"
-        start = functools.partial(member.plan.start, bound, paused=self.predecessor.was_paused(member.name))
-        outcome = functools.partial(self._main_thread.later, self._on_outcome, member)
-        try:
-            member.begin(BackgroundCall(lambda _: start(), outcome, lambda _: None))
-        except RuntimeError as error:  # the system has no thread left
-            bound.close()
-            self._give_up(member, error)
-            self._on_first_result()
-            self._on_started(member)
-
-    def _on_outcome(self, member: Member) -> None:
-        super()._on_outcome(member)
-        self._on_started(member)
-
-    def _on_postponed(self, member: Member, error: Exception) -> None:
-        super()._on_postponed(member, error)
-        self._on_started(member)
-
-    def _on_started(self, member: Member) -> None:
-        """A tunnel accepts clients beside the process that is replaced, has failed, or waits for its server."""
-        old = self.predecessor
-        if old is None or not old.is_waiting:
-            return
-        if member.state is MemberState.FAILED:
-            old.fail(f"{member.name}: {member.now.problem}")
-            self._end(1)
-        else:
-            if old.was_paused(member.name) and member.state.accepts:
-                member.pause()
-            if old.on_outcome(member):
-                old.release(functools.partial(self._main_thread.later, self._on_released))
-
-    def _on_released(self, problem: str) -> None:
-        """Go on as the only process; or end, if the other one goes on."""
-        assert self.predecessor is not None, "it was waited for"
-        if not self.predecessor.is_waiting:
-            return
-        if problem:
-            print_error(f"upgrade: {problem}")
-            self.predecessor.fail(problem)
-            self._end(1)
-        else:
-            self.predecessor.finish()
-            logger.info("taken over from process %d", self.predecessor.pid)
-
     # -- the end ----------------------------------------------------------------------------------------------------
-
-    def _begin_end(self, why: str) -> None:
-        # The connections of this process may take long to finish, and the other one must not leave its clients to it.
-        if self.predecessor is not None and self.predecessor.is_waiting:
-            self.predecessor.fail(f"the new process is ending: {why}")
-        super()._begin_end(why)
 
     @property
     def _everyone(self) -> tuple[Member, ...]:
@@ -277,8 +215,8 @@ class FileGroup(TunnelGroup):
         """
         if self.is_ending:
             raise GroupOverError("relay is ending; start it again")
-        if self.is_handing_over or (self.predecessor is not None and self.predecessor.is_waiting):
-            raise GroupOverError("an upgrade is under way; try again after it")
+        if self.is_handing_over:
+            raise GroupOverError(UNDER_WAY)
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""

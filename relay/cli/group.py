@@ -257,11 +257,12 @@ class TunnelGroup:
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
-    def _begin(self, member: Member) -> None:
+    def _begin(self, member: Member, *, paused: bool = False) -> None:
+        """Begin to open a tunnel; if it is ``paused``, it accepts no client at first."""
         opened = functools.partial(self._main_thread.later, self._on_outcome, member)
         postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
         try:
-            opening = functools.partial(member.plan.open, self._preflight)
+            opening = functools.partial(member.plan.open, self._preflight, paused=paused)
             sockets = self.supervisor.sockets_of(member.name)
             member.begin(BackgroundCall(functools.partial(inherit, sockets, opening), opened, postponed))
         except RuntimeError as error:  # the system has no thread left

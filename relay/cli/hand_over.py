@@ -270,7 +270,7 @@ class HandOver:
             taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
             with self._released_for(channel):
                 channel.send({"go": True})
-                channel.receive("ready", _START_TIME)
+                channel.receive_decision("ready", _START_TIME)
                 supervisor = group.call(self._commit, taken, channel)
         except BaseException:
             group.is_handing_over = False
@@ -341,7 +341,7 @@ class HandOver:
         group = self._group
         if group.is_ending:
             raise GroupOverError("relay is ending; start it again")
-        channel.check_waiting()
+        channel.check_waiting("alone")
         for offer in taken:
             if isinstance(offer.socket, UnixListener):
                 offer.socket.disown()

@@ -32,12 +32,13 @@ class KeptState:
         # Known entries change as in a file, so that a tunnel that is opened again has no ban that was lifted since.
         self._handed = {name: {(one.limit, one.key): one for one in found} for name, found in (handed or {}).items()}
         self._store: Store | None = None
+        self._lent: Store | None = None  # closed, with what it had
         self.take(handed or {})
         set_store(self if self._path is not None or self._handed else None)
 
     def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
         """Return the entries of a limit of a tunnel."""
-        if (store := self._store) is not None:
+        if (store := self._store or self._lent) is not None:
             return store.entries(tunnel, limit)
         return [entry for entry in [*self._handed.get(tunnel, {}).values()] if entry.limit == limit]
 
@@ -60,11 +61,18 @@ class KeptState:
             _put(store, entries)
             store.close()
 
+    def lend(self) -> None:
+        """Close the file until :meth:`take`, and know what it had: another process may have to go on with it."""
+        self._lent, self._store = self._store, None
+        if self._lent is not None:
+            self._lent.close()
+
     def take(self, entries: Entries) -> None:
         """Open the file, if there is to be one, and write entries.
 
         :param entries: of all tunnels.
         """
+        self._lent = None
         if self._path is not None:
             from ..access.store import open_store
 

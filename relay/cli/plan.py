@@ -118,17 +118,18 @@ class Plan:
         """The number of worker processes in which it runs; 1 if it runs in this process."""
         return 1 if self.in_workers is None else self.options.workers or 1
 
-    def open(self, preflight: Preflight, opening: Opening | None = None) -> Opened:
+    def open(self, preflight: Preflight, opening: Opening | None = None, *, paused: bool = False) -> Opened:
         """Check what can be checked on this machine, then listen and relay.
 
         A listener on a server that cannot be reached retries, unless the options have ``fail_fast``.
 
         :param preflight: does the check; several plans may share it.
         :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
+        :param paused: whether no client is accepted at first.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be opened.
         """
-        return self.start(self.bind(preflight, opening))
+        return self.start(self.bind(preflight, opening), paused=paused)
 
     def bind(self, preflight: Preflight, opening: Opening | None = None) -> Bound:
         """Check what can be checked on this machine, and listen; no client is accepted yet.

@@ -1,15 +1,22 @@
-"""An upgrade, in the process that takes the place of another one; :mod:`.hand_over` is the other half."""
+"""An upgrade, in the process that takes the place of another one; :mod:`.hand_over` is the other half.
+
+Its tunnels start paused. It accepts the first client only when all of them have started and the other process can not
+take the decision back any more, so that an upgrade that fails has no client to reset.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,7 +25,9 @@ from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
 from ..operations.upgrade_channel import (
     PROTOCOL,
+    UNDER_WAY,
     PeerEndedError,
+    PeerLateError,
     UpgradeChannel,
     UpgradeError,
     UpgradeProtocolError,
@@ -31,6 +40,7 @@ from .member import Member
 from .output import describe_error, print_error
 from .plan import Bound
 from .preflight import Preflight
+from .signals import Signals
 from .top_keys import Swap
 
 __all__ = ["Predecessor"]
@@ -39,32 +49,59 @@ logger = logging.getLogger("relay.cli")
 
 _ANSWER_TIME = 10.0  # seconds for each answer of the other process
 _GO_TIME = 120.0  # seconds in which it closes what only one process can have
-_RELEASE_TIME = 30.0  # seconds from the readiness of this process until the other one has stopped
+_RELEASE_TIME = (
+    30.0  # seconds from the readiness of this process until the other one has stopped; else it goes on alone
+)
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
+
+
+class _Offer(NamedTuple):
+    """A socket that the other process has offered.
+
+    :param socket: it listens.
+    :param facts: what it is for.
+    """
+
+    socket: socket.socket
+    facts: Mapping[str, Any]
+
+    def is_cut_off(self) -> bool:
+        """Return whether clients no longer reach a Unix socket: its file was removed, or replaced by another one."""
+        if self.socket.family != socket.AF_UNIX or "systemd" in self.facts:
+            return False
+        try:
+            found = os.lstat(self.socket.getsockname())
+        except OSError:
+            return True
+        return bool(self.facts.get("file") != [found.st_dev, found.st_ino])
 
 
 class Predecessor:
     """The process whose sockets this one takes over. Belongs to the main thread.
 
     As a context manager it reports the error that ends it, and closes what was not used.
+
+    :param signals: those that end this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Signals) -> None:
         self.pid = 0
         """Its process ID."""
+        self.has_taken_over = False
+        """Whether this process is the one that goes on."""
         self.ledgers: dict[str, list[LedgerEntry]] = {}
         """Its bans and quotas, by tunnel."""
+        self.on_taken_over: list[Callable[[], object]] = []
+        """Called in the main thread before this process accepts clients."""
         self.on_released: list[Callable[[], object]] = []
         """Called in the main thread once this process is the only one."""
+        self.on_failed: list[Callable[[], object]] = []
+        """Called in the main thread before the other process hears that it goes on."""
+        self._signals = signals
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
-        self._sockets: list[socket.socket] = []  # all that it has offered
-        self._facts: list[dict[str, Any]] = []  # of each
+        self._offers: list[_Offer] = []
         self._paused: set[str] = set()  # the tunnels that accepted no client
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
-        self._starting: set[str] = set()  # the tunnels that have not started yet
-        self._listeners: list[socket.socket] = []
-        self._taken: list[socket.socket] = []  # those of its sockets that are in use here
-        self._swap: Swap | None = None
 
     def __enter__(self) -> Predecessor:
         return self
@@ -79,8 +116,8 @@ class Predecessor:
             )
         for bound in self._bound.values():
             bound.close()
-        for one in self._sockets:
-            one.close()
+        for offer in self._offers:
+            offer.socket.close()
 
     def connect(self, path: str | None) -> None:
         """Connect to it, and take the sockets that it offers. Idempotent.
@@ -106,18 +143,43 @@ class Predecessor:
         if user != os.geteuid():
             raise ValueError(f"--upgrade: that relay runs as user {user}; start the upgrade as that user")
         channel.send({"upgrade": PROTOCOL, "version": version("relay-toolkit"), "pid": os.getpid()})
-        answer = channel.receive("upgrade", _ANSWER_TIME)
+        _, answer = self._receive(("upgrade",), _ANSWER_TIME)
         if answer["upgrade"] != PROTOCOL or not isinstance(pid := answer.get("pid"), int):
             raise UpgradeError("the relay that runs knows another version of the upgrade protocol; restart it")
         self.pid = pid
-        while (found := channel.receive_any(("socket", "paused", "offered"), _ANSWER_TIME))[0] != "offered":
+        while (found := self._receive(("socket", "paused", "offered"), _ANSWER_TIME))[0] != "offered":
             if found[0] == "paused":
                 self._paused.add(str(found[1]))
                 continue
-            self._sockets.append(channel.take_socket())
-            self._facts.append(found[1] if isinstance(found[1], dict) else {})
-            if isinstance(name := self._facts[-1].get("systemd"), str):
-                add_received(name, self._sockets[-1])
+            offer = _Offer(channel.take_socket(), found[1] if isinstance(found[1], dict) else {})
+            self._offers.append(offer)
+            if isinstance(name := offer.facts.get("systemd"), str):
+                add_received(name, offer.socket)
+
+    def _receive(self, kinds: tuple[str, ...], seconds: float) -> tuple[str, Any]:
+        """Return the next message; a signal ends the wait.
+
+        :raises UpgradeError: as :meth:`UpgradeChannel.receive_any`, and after a signal that ends this process.
+        """
+        assert self._channel is not None, "it is connected"
+        return self._channel.receive_any(kinds, seconds, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until there is something to read, for some seconds at most."""
+        assert self._channel is not None, "it is connected"
+        until, received = time.monotonic() + seconds, []
+        descriptor = self._channel.fileno()
+        self._signals.watch(descriptor, lambda: received.append(True))
+        try:
+            while not received and (left := until - time.monotonic()) > 0.0:
+                number = self._signals.wait(left)
+                if number in self._signals.reloading:
+                    logger.error("reload: %s", UNDER_WAY)
+                elif number:
+                    why = signal.Signals(number).name
+                    raise UpgradeError(f"the new process was ended by {why} before it was ready")
+        finally:
+            self._signals.forget(descriptor)
 
     # -- before the first client --------------------------------------------------------------------------------------
 
@@ -131,8 +193,8 @@ class Predecessor:
         :raises OSError: if something cannot be opened.
         """
         preflight = Preflight(names=False)
-        offers = [(one, facts) for one, facts in self._offers() if not _is_cut_off(one, facts)]
-        reachable = [one for one, _ in offers]
+        offers = [offer for offer in self._offers if not offer.is_cut_off()]
+        reachable, used = [offer.socket for offer in offers], set()
         problems = []
         for member in members:
             where = member.plan.routes.where
@@ -142,7 +204,7 @@ class Predecessor:
                     continue
                 with inheriting(reachable, self._at_any_port(member.name)) as taken:
                     self._bound[member.name] = member.plan.bind(preflight)
-                self._taken += taken
+                used.update(taken)
             except _ERRORS as error:
                 problems.append((f"{member.name}: {describe_error(error)}", error))
         if problems:
@@ -151,35 +213,32 @@ class Predecessor:
             self.fail("; ".join(text for text, _ in problems))
             kind = ValueError if any(isinstance(error, (ValueError, TypeError)) for _, error in problems) else OSError
             raise kind(problems[-1][0])
-        operators = [one for one, facts in offers if facts.get("operators") is True]
+        operators = [offer.socket for offer in offers if offer.facts.get("operators") is True]
         with inheriting(operators, operators) as taken:
-            self._swap = open_endpoints()
-        self._taken += taken
-        self._starting = {member.name for member in members}
-        self._wait_for_go()
+            swap = open_endpoints()
+        self.on_released.insert(0, swap.commit)
+        self.on_failed.insert(0, swap.undo)
+        used.update(taken)
+        for bound in self._bound.values():
+            one = getattr(bound.receive, "listening", bound.receive)
+            if isinstance(one, UnixListener):
+                self.on_taken_over.append(one.adopt)
+        self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
 
     def _at_any_port(self, name: str) -> Sequence[socket.socket]:
         """Return the socket of a tunnel that listened at a port which the system had chosen."""
-        return [one for one, facts in self._offers() if facts.get("tunnel") == name and facts.get("any_port") is True]
+        named = [offer for offer in self._offers if offer.facts.get("tunnel") == name]
+        return [offer.socket for offer in named if offer.facts.get("any_port") is True]
 
-    def _offers(self) -> list[tuple[socket.socket, dict[str, Any]]]:
-        return [*zip(self._sockets, self._facts, strict=True)]
-
-    def _wait_for_go(self) -> None:
+    def _wait_for_go(self, kept: Sequence[int]) -> None:
         assert self._channel is not None, "it is connected"
-        self._listeners = [getattr(bound.receive, "listening", bound.receive) for bound in self._bound.values()]
-        self._channel.send({"prepared": self._kept()})
-        while (found := self._channel.receive_any(("ledger", "go"), _GO_TIME))[0] == "ledger":
+        self._channel.send({"prepared": kept})
+        while (found := self._receive(("ledger", "go"), _GO_TIME))[0] == "ledger":
             try:
                 tunnel, rows = found[1]["tunnel"], found[1]["entries"]
                 self.ledgers.setdefault(str(tunnel), []).extend(_entry(*row) for row in rows)
             except (KeyError, TypeError, ValueError) as error:
                 raise UpgradeProtocolError("the other process has sent bans that relay does not understand") from error
-
-    def _kept(self) -> list[int]:
-        """Return the numbers of the sockets that this process keeps."""
-        taken = {*self._taken}
-        return [number for number, one in enumerate(self._sockets) if one in taken]
 
     # -- from the first client on -------------------------------------------------------------------------------------
 
@@ -191,76 +250,83 @@ class Predecessor:
         """Return whether the other process accepted no client for a tunnel."""
         return name in self._paused
 
-    def on_outcome(self, member: Member) -> bool:
-        """Note that a tunnel has started, has failed, or waits for its server.
-
-        :returns: whether that was the last one that the other process waits for.
-        """
-        if member.name not in self._starting:
-            return False
-        self._starting.discard(member.name)
-        return not self._starting
-
     @property
     def is_waiting(self) -> bool:
         """True until it has released its sockets."""
         return self._channel is not None
 
-    def release(self, done: Callable[[str], object]) -> None:
-        """Tell it that all have started, and wait on another thread until it has released its sockets.
+    def take_over(self) -> None:
+        """Become the process that goes on: all tunnels have started.
 
-        :param done: called on that thread with what went wrong; empty if nothing did.
+        :raises UpgradeError: if the other one goes on.
+        """
+        assert self._channel is not None, "it is connected until it has released its sockets"
+        try:
+            self._channel.send({"ready": True})
+        except UpgradeError:
+            self._hear_last_words()
+        self.has_taken_over = True
+        for call in self.on_taken_over:
+            call()
+
+    def _hear_last_words(self) -> None:
+        """Return if the other process has ended without a word, so that its clients are left.
+
+        :raises UpgradeError: if it goes on, or may do so.
+        """
+        with contextlib.suppress(PeerEndedError):
+            self._receive((), _ANSWER_TIME)
+
+    def wait_for_release(self, done: Callable[[UpgradeError | None], object]) -> None:
+        """Wait on another thread until the other process has released its sockets.
+
+        :param done: called on that thread with what went wrong; ``None`` if nothing did.
         """
         arguments = self._channel, done
-        threading.Thread(target=self._release, args=arguments, name="relay-upgrade", daemon=True).start()
+        threading.Thread(target=_wait_for_release, args=arguments, name="relay-upgrade", daemon=True).start()
 
-    def _release(self, channel: UpgradeChannel, done: Callable[[str], object]) -> None:
-        try:
-            channel.send({"ready": True})
-            channel.receive("released", _RELEASE_TIME)
-        except PeerEndedError as error:  # it has not said that it goes on, so its clients are left
-            logger.warning("upgrade: %s; this one goes on", error)
-        except UpgradeError as error:
-            done(str(error))
-            return
-        done("")
+    def goes_on_after(self, error: UpgradeError | None) -> bool:
+        """Return whether this process goes on after what :meth:`wait_for_release` has found."""
+        if error is None:
+            return True
+        if isinstance(error, PeerLateError):
+            assert self._channel is not None, "it was waited for"
+            with contextlib.suppress(UpgradeError):  # it has ended meanwhile
+                self._channel.send({"alone": True})  # so that it ends, if it was only stopped
+        elif not isinstance(error, PeerEndedError):
+            return False
+        logger.warning("upgrade: %s; this one goes on", error)
+        return True
 
     def finish(self) -> None:
-        """Be the only process: own the files of Unix sockets, and serve operators."""
+        """Be the only process: serve operators."""
         assert self._channel is not None, "it was connected until now"
         self._channel.close()
         self._channel = None
-        for one in self._listeners:
-            if isinstance(one, UnixListener) and one.fileno() >= 0:
-                one.adopt()
-        for one, facts in self._offers():
-            if "systemd" not in facts:
-                one.close()
-        self._sockets.clear()
-        if self._swap is not None:
-            self._swap.commit()
+        for offer in self._offers:
+            if "systemd" not in offer.facts:
+                offer.socket.close()
+        self._offers.clear()
         for call in self.on_released:
             call()
 
     def fail(self, why: str) -> None:
         """Tell it that this process has failed."""
         channel, self._channel = self._channel, None
-        swap, self._swap = self._swap, None
-        if swap is not None:
-            swap.undo()
+        calls, self.on_failed = self.on_failed, []
+        for call in calls:
+            call()
         if channel is not None:
             channel.fail(why)
 
 
-def _is_cut_off(one: socket.socket, facts: Mapping[str, Any]) -> bool:
-    """Return whether clients no longer reach a Unix socket: its file was removed, or replaced by another one."""
-    if one.family != socket.AF_UNIX or "systemd" in facts:
-        return False
+def _wait_for_release(channel: UpgradeChannel, done: Callable[[UpgradeError | None], object]) -> None:
     try:
-        found = os.lstat(one.getsockname())
-    except OSError:
-        return True
-    return facts.get("file") != [found.st_dev, found.st_ino]
+        channel.receive("released", _RELEASE_TIME)
+    except UpgradeError as error:
+        done(error)
+    else:
+        done(None)
 
 
 def _entry(limit: Any, key: Any, banned_until: Any, used: Any, period: Any) -> LedgerEntry:

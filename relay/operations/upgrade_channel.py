@@ -15,13 +15,18 @@ predecessor  ``{"offered": true}``           there are no more sockets
 successor    ``{"prepared": [0, 2]}``        all is open and checked; the numbers of the sockets that it keeps
 predecessor  ``{"ledger": {…}}``             bans and quotas of a tunnel
 predecessor  ``{"go": true}``                start: the state file and the listeners at servers are free
-successor    ``{"ready": true}``             it accepts clients
+successor    ``{"ready": true}``             all tunnels have started: it accepts clients from now on
 predecessor  ``{"released": true}``          it takes no clients any more, neither of tunnels nor of operators
+successor    ``{"alone": true}``             ``released`` is late: it goes on, and waits for nothing
 either       ``{"failed": "why"}``           nothing changes
 ============ =============================== =========================================================================
 
 A message that is not the next one of this table ends the connection, and so does one that is late. Nothing changes
 then.
+
+``ready`` decides which process goes on. A predecessor that has waited too long stops reading (shutdown(2)), and looks
+whether it came before that. The kernel orders the two: either it is there, or the successor could not send it. So both
+know the same, also if one of them was stopped meanwhile. Until then the successor accepts no client.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..addresses.printable import printable
@@ -41,7 +46,9 @@ from ..addresses.printable import printable
 __all__ = [
     "ENVIRONMENT",
     "PROTOCOL",
+    "UNDER_WAY",
     "PeerEndedError",
+    "PeerLateError",
     "UpgradeChannel",
     "UpgradeError",
     "UpgradeProtocolError",
@@ -51,6 +58,8 @@ __all__ = [
 PROTOCOL = 1
 ENVIRONMENT = "RELAY_UPGRADE_FROM"
 """The variable with the path of the control socket, for a successor that its predecessor starts."""
+
+UNDER_WAY = "an upgrade is under way; try again after it"
 
 _LONGEST = 256 << 10  # bytes of a line
 _MOST_SOCKETS = 16384  # of one upgrade
@@ -72,6 +81,10 @@ class PeerEndedError(UpgradeError):
     """The other process has ended without a word."""
 
 
+class PeerLateError(UpgradeError):
+    """The other process has not answered in time."""
+
+
 class UpgradeChannel:
     """The connection of two processes. Used by one thread at a time, except :meth:`close`.
 
@@ -86,6 +99,10 @@ class UpgradeChannel:
         self._takes_sockets = takes_sockets
         self._sockets: deque[socket.socket] = deque()  # received, and not taken yet
         self._received = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection."""
+        return self._connection.fileno()
 
     def send(self, message: Mapping[str, Any], one: socket.socket | None = None) -> None:
         """Send a message, and a socket with it.
@@ -111,9 +128,15 @@ class UpgradeChannel:
         """
         return self.receive_any((kind,), seconds)[1]
 
-    def receive_any(self, kinds: tuple[str, ...], seconds: float) -> tuple[str, Any]:
-        """Return the kind and the value of the next message; the errors are those of :meth:`receive`."""
-        message = _parsed(self._line(time.monotonic() + seconds))
+    def receive_any(
+        self, kinds: tuple[str, ...], seconds: float, wait: Callable[[float], object] = lambda _: None
+    ) -> tuple[str, Any]:
+        """Return the kind and the value of the next message; the errors are those of :meth:`receive`.
+
+        :param wait: called with the seconds that are left before each read; may return once there is something to
+            read, and raise an error that ends the wait.
+        """
+        message = _parsed(self._line(time.monotonic() + seconds, wait))
         if isinstance(why := message.get("failed"), str):
             raise UpgradeError(printable(why, 2000) or "the other process has failed")
         for kind in kinds:
@@ -123,15 +146,27 @@ class UpgradeChannel:
             f"expected {' or '.join(kinds) or 'nothing'} from the other process, got {_shown(message)}"
         )
 
-    def check_waiting(self) -> None:
+    def receive_decision(self, kind: str, seconds: float) -> Any:
+        """Do the same as :meth:`receive`. If it is late, the other process cannot send it any more."""
+        try:
+            return self.receive(kind, seconds)
+        except PeerLateError as late:
+            self._connection.shutdown(socket.SHUT_RD)
+            try:
+                return self.receive(kind, 0.0)  # it may have come at the last moment
+            except PeerEndedError:
+                raise late from None
+
+    def check_waiting(self, *kinds: str) -> None:
         """Check that the other process still waits for a message of this one. Does not wait itself.
 
-        :raises UpgradeError: if it has ended, or has sent a message, such as why it has failed.
+        :param kinds: the messages that it may have sent.
+        :raises UpgradeError: if it has ended, or has sent another message, such as why it has failed.
         """
         waiting = select.poll()
         waiting.register(self._connection, select.POLLIN)
         if self._read or waiting.poll(0):
-            self.receive_any((), 0.0)
+            self.receive_any(kinds, 0.0)
 
     def take_socket(self) -> socket.socket:
         """Return the socket that came with the last message.
@@ -162,13 +197,14 @@ class UpgradeChannel:
         while self._sockets:
             self._sockets.popleft().close()
 
-    def _line(self, deadline: float) -> bytes:
+    def _line(self, deadline: float, wait: Callable[[float], object]) -> bytes:
         """Return the next line."""
         searched = 0
         while (end := self._read.find(b"\n", searched)) < 0:
             searched = len(self._read)
             if searched > _LONGEST:
                 raise UpgradeProtocolError(f"the other process has sent a line of more than {_LONGEST} bytes")
+            wait(max(0.0, deadline - time.monotonic()))
             self._read += self._piece(deadline)
         line = bytes(self._read[:end])
         del self._read[: end + 1]
@@ -179,13 +215,14 @@ class UpgradeChannel:
             self._connection.settimeout(max(0.001, deadline - time.monotonic()))
             data, descriptors, flags, _ = socket.recv_fds(self._connection, _PIECE, _AT_ONCE, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError as error:
-            raise UpgradeError("the other process did not answer in time") from error
+            raise PeerLateError("the other process did not answer in time") from error
         except OSError as error:
             raise PeerEndedError(f"the other process has ended: {error.strerror or error}") from error
         self._received += len(descriptors)
-        is_wrong = flags & socket.MSG_CTRUNC or (descriptors and not self._takes_sockets)
+        is_lacking = bool(flags & socket.MSG_CTRUNC)  # the kernel drops those for which there is no descriptor
+        is_wrong = descriptors and not self._takes_sockets
         for descriptor in descriptors:
-            if is_wrong or self._received > _MOST_SOCKETS:
+            if is_wrong or is_lacking or self._received > _MOST_SOCKETS:
                 os.close(descriptor)
                 continue
             try:
@@ -193,7 +230,9 @@ class UpgradeChannel:
             except OSError:  # it is another file
                 os.close(descriptor)
                 is_wrong = True
-        if is_wrong or self._received > _MOST_SOCKETS:
+        if is_lacking and self._takes_sockets:
+            raise UpgradeError("no descriptor is left for a socket; raise the limit of open files (ulimit -n)")
+        if is_wrong or is_lacking or self._received > _MOST_SOCKETS:
             raise UpgradeProtocolError("the other process has sent descriptors that are not allowed, or too many")
         if not data:
             raise PeerEndedError("the other process has ended")

@@ -22,6 +22,7 @@ from upgrade_rig import Clients, Upgraded, ends
 from warm_relay import RELAY
 
 import relay
+from relay.access.store import Store
 from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
 from relay.testing import SAMBridge
 
@@ -277,7 +278,7 @@ def test_a_successor_that_gives_up_while_the_old_process_is_held_up_gets_no_clie
     """Its last words come after "ready", which the old process reads late."""
     running = up(tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address))
     port = running.port("one")
-    for words in [[], [{"failed": "it took too long"}]]:
+    for words in [[], [{"failed": "it took too long"}], [{"alone": True}]]:
         with successor(running) as (channel, _):
             channel.send({"prepared": [0, 1]})
             assert channel.receive("go", WAIT)
@@ -286,42 +287,95 @@ def test_a_successor_that_gives_up_while_the_old_process_is_held_up_gets_no_clie
             for message in [{"ready": True}, *words]:
                 channel.send(message)
         running.first.send_signal(signal.SIGCONT)
+        if "alone" in str(words):  # that one has waited long enough, and goes on
+            assert running.first.wait(WAIT) == 0
+            break
         wait_until(lambda: running.ctl("reload").returncode == 0)
         with socket.create_connection(("127.0.0.1", port), WAIT) as client:
             assert receive_exactly(client, 1) == b"a"
     assert "upgrade: it took too long; nothing has changed" in running.said()
 
 
-def test_a_new_process_that_is_stopped_leaves_the_clients_to_the_old_one_at_once(serve, tmp_path):
-    """Not only when its own connections have finished."""
-    port, file = tmp_path / "u.sock", tmp_path / "relay.toml"
-    file.write_text("[defaults]\ndrain = 600\n" + tunnel("one", f"unix://{port}", serve(letter(b"a")).address))
+@contextlib.contextmanager
+def new_process(folder, text):
+    """A real new process, and the channel of an old one that has offered it its control socket alone."""
+    file, control = folder / "relay.toml", str(folder / "c.sock")
+    file.write_text(text)
     file.chmod(0o600)
-    control = str(tmp_path / "c.sock")
-    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+    with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(control)
         listening.listen()
         listening.settimeout(WAIT)
-        new = subprocess.Popen([RELAY, "up", str(file), "--upgrade", "--control", control])
+        new = subprocess.Popen([RELAY, "up", str(file), "--upgrade", "--control", control], stdout=subprocess.PIPE)
         try:
-            with contextlib.closing(UpgradeChannel(listening.accept()[0])) as channel:
+            connection = listening.accept()[0]
+            with contextlib.closing(UpgradeChannel(connection)) as channel:
                 channel.receive("upgrade", WAIT)
                 channel.send({"upgrade": 1, "pid": os.getpid()})
                 file_id = os.stat(control).st_dev, os.stat(control).st_ino
                 channel.send({"socket": {"operators": True, "file": file_id}}, listening)
                 channel.send({"offered": True})
                 assert channel.receive("prepared", WAIT) == [0]
-                channel.send({"go": True})
-                assert channel.receive("ready", WAIT)
-                client.connect(str(port))
-                assert receive_exactly(client, 1) == b"a"
-                new.send_signal(signal.SIGTERM)
-                with pytest.raises(UpgradeError, match="the new process is ending: SIGTERM"):
-                    channel.receive("nothing", WAIT)
-                assert repeats(client)
+                yield new, channel, connection
         finally:
             new.kill()
-            new.wait(WAIT)
+            new.communicate(timeout=WAIT)
+
+
+def test_a_new_process_that_is_stopped_leaves_the_clients_to_the_old_one_at_once(serve, tmp_path):
+    """Not only when its own connections have finished, and with the state file."""
+    port, state = tmp_path / "u.sock", tmp_path / "relay.state"
+    text = f'state = "{state}"\n[defaults]\ndrain = 600\n'
+    text += tunnel("one", f"unix://{port}", serve(letter(b"a")).address)
+    with new_process(tmp_path, text) as (new, channel, _), socket.socket(socket.AF_UNIX) as client:
+        channel.send({"go": True})
+        assert channel.receive("ready", WAIT)
+        client.connect(str(port))
+        assert receive_exactly(client, 1) == b"a"  # also if the old one says nothing more, because it was stopped
+        new.send_signal(signal.SIGTERM)
+        with pytest.raises(UpgradeError, match="the new process is ending: SIGTERM"):
+            channel.receive("nothing", WAIT)
+        Store(str(state)).close()
+        assert repeats(client)
+
+
+def test_a_new_process_that_ends_before_it_is_ready_says_so_at_once(serve, tmp_path):
+    text = tunnel("one", f"unix://{tmp_path}/u.sock", serve(letter(b"a")).address)
+    with new_process(tmp_path, text) as (new, channel, _):
+        new.send_signal(signal.SIGHUP)
+        new.send_signal(signal.SIGTERM)
+        with pytest.raises(UpgradeError, match="the new process was ended by SIGTERM before it was ready"):
+            channel.receive("nothing", WAIT)
+        assert new.wait(WAIT) == 1
+
+
+def test_the_new_process_lets_no_client_in_before_it_has_taken_over(serve, tmp_path):
+    """The old one waits no more, but is still alive. No client is lost, nor does the new one have the state file."""
+    port, state = tmp_path / "u.sock", tmp_path / "relay.state"
+    text = f'state = "{state}"\n' + tunnel("one", f"unix://{port}", serve(letter(b"a")).address)
+    with new_process(tmp_path, text) as (new, channel, connection), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(port))
+        connection.shutdown(socket.SHUT_RD)
+        channel.send({"go": True})
+        assert b"one: listening on" in new.stdout.readline()
+        Store(str(state)).close()
+        channel.send({"failed": "it took too long"})
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        assert new.wait(WAIT) == 1
+        assert not port.exists()
+
+
+def test_the_new_process_goes_on_if_the_old_one_has_died(serve, tmp_path):
+    """It was to say that it has closed everything, and did not say that it goes on."""
+    port = tmp_path / "u.sock"
+    text = tunnel("one", f"unix://{port}", serve(letter(b"a")).address)
+    with new_process(tmp_path, text) as (new, channel, _), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(port))
+        channel.send({"go": True})
+        channel.close()
+        assert receive_exactly(client, 1) == b"a"
+        assert new.poll() is None
 
 
 @pytest.mark.parametrize("state", ['state = "relay.state"', ""], ids=["file", "memory"])

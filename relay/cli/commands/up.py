@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,6 +160,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     from ..operator_sockets import control_path
     from ..predecessor import Predecessor
     from ..tunnel_file import TunnelFile
+    from ..upgraded_group import UpgradedGroup
 
     raise_descriptor_limit()
     program = Program.of_this_process()
@@ -166,12 +168,14 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         name = str(file or find())
     config = TunnelFile(os.path.abspath(name), shown, name, given)
     with contextlib.ExitStack() as stack:
-        predecessor = stack.enter_context(Predecessor()) if upgrade else None
+        predecessor = stack.enter_context(Predecessor(signals)) if upgrade else None
         members = _first(config, predecessor)
         stack.enter_context(contextlib.chdir(os.path.dirname(config.path)))
         stack.enter_context(contextlib.closing(config.processes))
-        group = FileGroup(members, signals, config)
-        group.predecessor = predecessor
+        if predecessor is None:
+            group = FileGroup(members, signals, config)
+        else:
+            group = UpgradedGroup(members, signals, config, predecessor)
         endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
         if predecessor is not None:
             predecessor.connect(control_path(endpoints))
@@ -186,6 +190,10 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
             predecessor.on_released.append(sockets.adopt)
             predecessor.prepare(members, lambda: sockets.prepare(endpoints))
         state = stack.enter_context(state_kept(log_plan.state, None if predecessor is None else predecessor.ledgers))
+        if predecessor is not None:
+            state.lend()
+            predecessor.on_taken_over.append(functools.partial(state.take, predecessor.ledgers))
+            predecessor.on_failed.append(functools.partial(state.release, {}))
         group.parts = (
             lambda top: sockets.prepare(config.endpoints(top)),
             lambda top: log.prepare(config.log(top)),

@@ -257,7 +257,7 @@ def _terms_of(limit: Limit) -> Terms:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"limit: {name}: expected text, got {type(value).__name__}")
-    return value.strip()
+    return value.strip(" ")  # else it takes some control characters for spaces
 
 
 def _parse_scope(value: Any) -> Scope:

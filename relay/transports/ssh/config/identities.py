@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 
 from ....access.regular_file import open_regular
@@ -28,6 +29,7 @@ WRONG_PASSWORD = "the password or the user name is wrong"  # noqa: S105
 
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = b"-----END OPENSSH PRIVATE KEY-----"
+_NAME = re.compile(r"[!-+\--~]{1,64}")  # of an algorithm: no space, comma or control character; RFC 4251, section 6
 _MAGIC = b"openssh-key-v1\0"
 _PARTS = {"ssh-ed25519": 1, "sk-ssh-ed25519": 2, "ssh-rsa": 2, "sk-ecdsa-sha2-nistp256": 3}  # 2 for all other ECDSA
 
@@ -53,9 +55,10 @@ def strings(blob: bytes, count: int) -> list[bytes]:
 def key_type(blob: bytes) -> str:
     """Return the type of an encoded public key; empty if it is none."""
     try:
-        return strings(blob, 1)[0].decode("ascii")
+        name = strings(blob, 1)[0].decode("ascii")
     except ValueError:
         return ""
+    return name if _NAME.fullmatch(name) else ""
 
 
 def public_key(path: str) -> bytes | None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+_MEMORY = "/dev/shm"
+FOLDER = tempfile.TemporaryDirectory(prefix="relay-fuzz-", dir=_MEMORY if os.path.isdir(_MEMORY) else None)
 _LONGEST = 20_000  # characters of an error; it repeats a part of what it is about
 
 
@@ -48,3 +53,11 @@ def one_of(data: bytes, choices: list[Callable[[bytes], object]]) -> None:
     """Call the function that the first byte chooses with the rest."""
     if data:
         choices[data[0] % len(choices)](data[1:])
+
+
+def file_of(data: bytes) -> str:
+    """Return the path of a file with these bytes, which is owner-only; each call overwrites the one before."""
+    file = Path(FOLDER.name, "input")
+    file.write_bytes(data)
+    file.chmod(0o600)
+    return str(file)

@@ -9,8 +9,11 @@ import json
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
+import h11
 import trustme
 from instance_double import Double
 
@@ -18,6 +21,7 @@ from relay.access.networks import NetworkSet, parse_network
 from relay.access.patterns import dns_segments, uri_segments
 from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1, build_v2
 from relay.access.rules import server_names
+from relay.eventloop.background import BUFFER
 from relay.operations.app import make_app
 from relay.operations.sockets import Endpoint
 from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
@@ -140,6 +144,7 @@ class _Transport:
 
     def __init__(self, parts: list[bytes]) -> None:
         self._parts = parts
+        self.sent: Callable[[bytes | memoryview], object] = len
 
     def recv_into(self, buffer: memoryview, size: int) -> int:
         if not self._parts:
@@ -156,6 +161,7 @@ class _Transport:
         return bytes(buffer[: self.recv_into(buffer, size)])
 
     def send(self, data: bytes | memoryview) -> int:
+        self.sent(data)
         return len(data)
 
 
@@ -180,9 +186,68 @@ def tls_client(data: bytes) -> None:
         one_line(records.server_name)
 
 
+def tls_records(data: bytes) -> None:
+    """Records after the handshake, whole and damaged: what is decrypted is what was sent, up to the damage.
+
+    Each pair of bytes is a step of the client: what it does, and how many bytes it sends.
+    """
+    server, client, parts, outgoing = _handshake()
+    sent = received = b""
+    has_ended = False
+    buffer = memoryview(bytearray(BUFFER))
+    for at in range(0, min(len(data), 200) - 1, 2):
+        step, size = data[at] % 5, data[at + 1] * 64
+        try:
+            if step == 4:
+                client.unwrap()
+            elif size and step != 3:
+                client.write(bytes([data[at + 1]]) * size)
+                sent += bytes([data[at + 1]]) * size
+        except ssl.SSLError:  # its own end, which the server need not answer
+            pass
+        cipher = bytearray(outgoing.read() if step != 3 else data)
+        if step == 1 and cipher:
+            cipher[size % len(cipher)] ^= 1
+        parts.extend([bytes(cipher[: step * 7]), bytes(cipher[step * 7 :])] if step == 2 else [bytes(cipher)])
+        parts[:] = [part for part in parts if part]
+        try:
+            while parts and not has_ended:
+                server.receive(buffer)
+                length, has_ended = server.decrypt(buffer)
+                received += buffer[:length]
+        except ssl.SSLError:
+            break
+        if has_ended:
+            break
+    equal(received, sent[: len(received)], "what was decrypted")
+    if has_ended:
+        equal(len(received), len(sent), "bytes before close_notify")
+
+
+def _handshake() -> tuple[Records, ssl.SSLObject, list[bytes], ssl.MemoryBIO]:
+    """Return a server and a client that are connected: what the first one receives is put into the list."""
+    if not _contexts:
+        _contexts.append(_context())
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(incoming, outgoing)
+    parts: list[bytes] = []
+    transport = _Transport(parts)
+    transport.sent = incoming.write
+    server, is_done = Records(transport, _contexts[0]), False  # type: ignore[arg-type]
+    while not is_done:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        parts.append(outgoing.read())
+        is_done = server.handshake(readable=True) == 0
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return server, client, parts, outgoing
+
+
 # -- operators ---------------------------------------------------------------------------------------------------------
 
-_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "M")
 _endpoints = [Endpoint(None, is_control=True), Endpoint(None), Endpoint(None, is_public=True, token="secret")]  # type: ignore[arg-type]
 
 
@@ -210,25 +275,13 @@ async def _answer(scope: dict[str, Any], body: bytes) -> tuple[int, bytes]:
 
 
 def operators(data: bytes) -> None:
-    """Requests of the control socket and the status addresses: the address, headers, a body."""
-    if len(data) < 2:
+    """Requests of HTTP to the control socket and the status addresses; the first byte is the endpoint."""
+    if not data:
         return
-    head, _, body = data[1:].partition(b"\n\n")
-    line, *fields = head.split(b"\n")
-    path, _, query = line.partition(b"?")
-    try:
-        text = path.decode()
-    except UnicodeDecodeError:
+    scope, body = _request(data[1:])
+    if scope is None or scope["path"] == "/events":  # which never ends
         return
-    if "/events" in text or not text.startswith("/"):
-        return
-    headers = [(name.lower(), value) for name, _, value in (field.partition(b": ") for field in fields)]
-    endpoint = _endpoints[data[0] // 16 % len(_endpoints)]
-    scope = {
-        "type": "http", "method": _METHODS[data[0] % len(_METHODS)], "path": text, "raw_path": path,
-        "query_string": query, "headers": headers, "state": {"endpoint": endpoint},
-        "scheme": "http", "root_path": "", "http_version": "1.1",
-    }  # fmt: skip
+    scope["state"] = {"endpoint": _endpoints[data[0] % len(_endpoints)]}
     bugs = _Bugs()
     logging.getLogger("relay.operations").addHandler(bugs)
     try:
@@ -239,6 +292,28 @@ def operators(data: bytes) -> None:
         raise FindingError(f"{status}: {answer!r}")
     if status >= 400 and scope["method"] != "HEAD" and status != 503:
         one_line(json.loads(answer)["error"])
+
+
+def _request(data: bytes) -> tuple[dict[str, Any] | None, bytes]:
+    """Return a request as uvicorn passes it on, and its body; ``None`` for one that h11 rejects."""
+    parser, request, body = h11.Connection(h11.SERVER), None, b""
+    try:
+        parser.receive_data(data)
+        while isinstance(event := parser.next_event(), (h11.Request, h11.Data)):
+            if isinstance(event, h11.Data):
+                body += bytes(event.data)
+            else:
+                request = event
+    except h11.RemoteProtocolError:
+        return None, b""
+    if request is None:
+        return None, b""
+    path, _, query = bytes(request.target).partition(b"?")
+    headers = [(bytes(name).lower(), bytes(value)) for name, value in request.headers]
+    return {
+        "type": "http", "method": request.method.decode(), "path": unquote(path.decode()), "raw_path": path,
+        "query_string": query, "headers": headers, "scheme": "http", "root_path": "", "http_version": "1.1",
+    }, body  # fmt: skip
 
 
 def upgrade(data: bytes) -> None:

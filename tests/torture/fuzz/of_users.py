@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import paramiko.config
 
-from relay import config
 from relay.access.limit import Limit
 from relay.access.rule_file import read_rules
 from relay.access.rule_set import RuleSet
@@ -24,18 +20,9 @@ from relay.errors import AddressError
 from relay.transports.ssh.config import known_hosts, options
 from relay.transports.ssh.config.identities import certified_key, clear_part, key_type, public_key
 
-from .checks import FindingError, equal, one_line, one_of, pieces, rejecting, text_of
+from .checks import FindingError, equal, file_of, one_line, one_of, pieces, rejecting, text_of
 
-_MEMORY = "/dev/shm"
-_folder = tempfile.TemporaryDirectory(prefix="relay-fuzz-", dir=_MEMORY if os.path.isdir(_MEMORY) else None)
-_FILE = Path(_folder.name, "input")
 _WRITTEN = (TCPAddress, UnixAddress, TLSTarget, TLSListen, SystemdListen)  # whose text is what was parsed
-
-
-def _file(data: bytes) -> str:
-    _FILE.write_bytes(data)
-    _FILE.chmod(0o600)
-    return str(_FILE)
 
 
 def addresses(data: bytes) -> None:
@@ -60,16 +47,33 @@ def addresses(data: bytes) -> None:
         repr(value)
 
 
-def relay_toml(data: bytes) -> None:
-    """``relay.toml``: problems, each on one line, and none of them about a line that the file has not."""
-    read = config.read(_file(data), "relay.toml")
-    last = max(1, data.count(b"\n") + data.count(b"\r") + 1)
-    for problem in read.problems.in_order():
-        one_line(problem.text)
-        if not 0 <= problem.line <= last:
-            raise FindingError(f"line {problem.line} of {last}: {problem.text}")
-    for entry in read.entries:
-        str(entry.target)
+_SECRET = "s3cr3tw0rd"
+_WITH_SECRETS = (
+    "ssh://user:{secret}@{rest}",
+    "socks5://user:{secret}@{rest}",
+    "http://{rest}:{secret}@proxy:80",
+    "i2p:?password={secret}&{rest}",
+    "ssh://host?{rest}&passphrase={secret}",
+    "ssh://host:22?password={secret}{rest}",
+    "i2p://name.i2p:80?user=a&{rest}&password={secret}",
+)
+
+
+def secrets(data: bytes) -> None:
+    """Addresses with a password, around which anything may stand: neither an error nor the value shows it."""
+    if len(data) < 2:
+        return
+    rest = text_of(data[2:])
+    text = _WITH_SECRETS[data[0] % len(_WITH_SECRETS)].format(secret=_SECRET, rest=rest)
+    reads = [parse.parse_target, parse.parse_listen, parse.parse_hop, parse.parse_ssh_server]
+    said = [redact(text)]
+    try:
+        value = reads[data[1] % len(reads)](text)
+        said += [str(value), repr(value)]
+    except AddressError as error:
+        said += [str(error), repr(error)]
+    if _SECRET not in rest and any(_SECRET in one for one in said):
+        raise FindingError(f"the password of {text!r} is in {said}")
 
 
 def rules(data: bytes) -> None:
@@ -129,7 +133,7 @@ def i2p_keys(data: bytes) -> None:
 
 def host_keys(data: bytes) -> None:
     """``known_hosts``, key files and certificates; what is appended for a host is found."""
-    file = _file(data)
+    file = file_of(data)
     for name in ("example.net", "[192.0.2.7]:2222"):
         for entry in known_hosts.find([file], name):
             if not entry.blob or entry.line < 1:
@@ -175,7 +179,7 @@ def ssh_config(data: bytes) -> None:
     paramiko.config.socket = _NoNames()
     try:
         with rejecting(AddressError):
-            found = options.Options(options._by_paramiko(SSHServer("example", config=_file(whole))), {})
+            found = options.Options(options._by_paramiko(SSHServer("example", config=file_of(whole))), {})
             for name in ("ciphers", "macs", "hostkeyalgorithms", "kexalgorithms"):
                 found.algorithms(name)
                 found.added(name)

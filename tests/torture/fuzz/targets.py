@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Callable
 
 _MODULES = {
-    "of_users": ("addresses", "host_keys", "i2p_keys", "relay_toml", "rules", "ssh_config"),
-    "of_clients": ("http_client", "identities", "operators", "proxy_header", "socks_client", "tls_client", "upgrade"),
-    "of_servers": (
-        "http_proxy", "sam", "socks_proxy", "ssh_control", "ssh_greeting", "ssh_log", "ssh_packets",
+    "of_files": ("relay_toml",),
+    "of_users": ("addresses", "host_keys", "i2p_keys", "rules", "secrets", "ssh_config"),
+    "of_clients": (
+        "http_client", "identities", "operators", "proxy_header", "socks_client", "tls_client", "tls_records",
+        "upgrade",
     ),
+    "of_servers": ("http_proxy", "sam", "socks_proxy", "ssh_control", "ssh_greeting", "ssh_log", "ssh_packets"),
 }  # fmt: skip
 
 NAMES = sorted(name for names in _MODULES.values() for name in names)

@@ -252,7 +252,9 @@ def _misfit(hop: Hop, place: object) -> str:
 def _may_be_i2p(place: object) -> bool:
     if isinstance(place, I2PTarget):
         return place.router == I2PRouter() or _may_be_i2p(place.router)
-    host = place.sam.host if isinstance(place, I2PRouter) else getattr(place, "host", "")
+    if isinstance(place, I2PRouter):
+        return any(is_i2p(bridge.host) for bridge in place.sam)
+    host = getattr(place, "host", "")
     is_alias = isinstance(place, SSHServer) and "." not in host and ":" not in host
     return is_alias or is_i2p(host)
 

@@ -28,29 +28,39 @@ from .options import (
 )
 from .values import TCPAddress, TLSTarget, check_port, is_i2p
 
-__all__ = ["CONNECT_TIMEOUT", "I2PListen", "I2PRouter", "I2PTarget", "LINGER", "SAM", "is_option"]
+__all__ = ["Bridges", "CONNECT_TIMEOUT", "I2PListen", "I2PRouter", "I2PTarget", "LINGER", "SAM", "is_option"]
 
 _SAM = TCPAddress("127.0.0.1", 7656)
 SAM = str(_SAM)  # where routers have their bridge by default
 CONNECT_TIMEOUT = 90.0  # seconds; a session may have to be created first
 LINGER = 5.0  # seconds; SAM streams have no half-close
 
+_MOST_BRIDGES = 8
 _LONGEST_NAME = 200  # characters of a session's name
 _LONGEST_VALUE = 1000  # characters of an option's value
 _OPTION = re.compile(r"(i2cp|inbound|outbound)\.[A-Za-z0-9_.-]{1,100}")
 
 
-def _check_bridge(name: str, value: Any) -> None:
-    if not isinstance(value, TCPAddress | TLSTarget):
-        raise TypeError(f"{name}: expected a TCPAddress or TLSTarget, got {type(value).__name__}")
+Bridges = tuple[TCPAddress | TLSTarget, ...]
+"""The SAM bridges of routers, in the order in which they are tried."""
 
 
-BRIDGE = Kind(str, "str", "HOST:PORT", _check_bridge)  # :mod:`relay.addresses.i2p_parser` makes the value of the text
+def _check_bridges(name: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(one, TCPAddress | TLSTarget) for one in value):
+        raise TypeError(f"{name}: expected a tuple of TCPAddress and TLSTarget, got {type(value).__name__}")
+    if not 1 <= len(value) <= _MOST_BRIDGES:
+        raise ValueError(f"{name}: {len(value)} bridges are given; 1 to {_MOST_BRIDGES} are allowed")
+    if twice := next((one for one in value if value.count(one) > 1), None):
+        raise ValueError(f"{name}: {twice} is written twice; once is enough")
+
+
+# :mod:`relay.addresses.i2p_parser` makes the value of the text.
+BRIDGES = Kind(str | list[str], "str | Sequence[str]", "HOST:PORT", _check_bridges, is_repeatable=True)
 
 
 @dataclass(frozen=True, slots=True)
 class I2PRouter:
-    """A router's SAM bridge and a session there: ``i2p:?sam=…``. Equal values share a session.
+    """The SAM bridge of a router, or of several, and a session there: ``i2p:?sam=…``. Equal values share a session.
 
     ``str`` of it is its name, without options, for errors and the log.
 
@@ -61,13 +71,15 @@ class I2PRouter:
     The other fields are the options of an address.
     """
 
-    sam: TCPAddress | TLSTarget = field(
-        default=_SAM,
+    sam: Bridges = field(
+        default=(_SAM,),
         metadata=option(
-            BRIDGE,
+            BRIDGES,
             "SAM bridge of the router",
             "``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``; in an address, write ``&`` as "
-            "``%26``.",
+            "``%26``. Repeatable: the session is at the first router that answers, and moves to the next one when it "
+            "is lost.",
+            usual=SAM,
         ),
     )
     session: str = field(
@@ -137,7 +149,7 @@ class I2PRouter:
             _check_option(name, value)
 
     def __str__(self) -> str:
-        return f"i2p:?sam={str(self.sam).partition('?')[0]}"
+        return f"i2p:?{'&'.join('sam=' + str(bridge).partition('?')[0] for bridge in self.sam)}"
 
 
 @dataclass(frozen=True, slots=True)

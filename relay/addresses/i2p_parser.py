@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ..errors import AddressError
 from .address_parser import AddressParser
-from .i2p import SAM, I2PListen, I2PRouter, I2PTarget, is_option
+from .i2p import BRIDGES, SAM, Bridges, I2PListen, I2PRouter, I2PTarget, is_option
 from .options import options_of
 from .values import TCPAddress, TLSTarget
 
 __all__ = ["parse_sam", "read_i2p_hop", "read_i2p_listen", "read_i2p_target", "router_of"]
 
 
-def parse_sam(text: str) -> TCPAddress | TLSTarget:
-    """Parse the address of a SAM bridge.
+def parse_sam(given: str | Sequence[str]) -> Bridges:
+    """Parse the address of a SAM bridge, or the addresses of several.
 
-    :param text: ``host:port``, ``tcp://host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
-    :returns: the address as a value.
+    :param given: ``host:port``, ``tcp://host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``, or several
+        of them.
+    :returns: the addresses as values.
     :raises AddressError: in one line: what, where, and what is allowed.
-    :raises TypeError: if ``text`` is not a ``str``.
+    :raises TypeError: if one is not a ``str``.
     """
-    return _Sam(text, "sam").read()
+    texts = given if isinstance(given, list | tuple) else (given,)
+    parsers = [_Sam(text, "sam") for text in texts]  # first of all, the type of each
+    found = tuple(parser.read() for parser in parsers)
+    try:
+        BRIDGES.check("sam", found)
+    except ValueError as error:
+        raise AddressError(str(error)) from None
+    return found
 
 
 class _Sam(AddressParser):
@@ -41,7 +50,7 @@ class _Sam(AddressParser):
 def router_of(options: Mapping[str, Any]) -> I2PRouter:
     """Return the router that keywords describe: its options, and those of the session with their dots.
 
-    :param options: values by name; ``sam`` is text.
+    :param options: values by name; ``sam`` is text, or several texts.
     :raises AddressError: if ``sam`` cannot be understood.
     :raises TypeError: if one is unknown or has the wrong type.
     :raises ValueError: if one has a value that is not allowed.

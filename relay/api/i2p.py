@@ -30,7 +30,7 @@ def i2p(
     dest: str,
     *,
     port: int | None = None,
-    sam: str = SAM,
+    sam: str | Sequence[str] = SAM,
     session: str = "",
     via: Sequence[str] = (),
     **options: Unpack[I2PKeywords],
@@ -46,7 +46,8 @@ def i2p(
 
     :param dest: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router knows.
     :param port: the virtual port there (``TO_PORT``), from 1 to 65535; ``None`` for none.
-    :param sam: the bridge: ``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
+    :param sam: the bridge: ``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``. Of several, the session
+        is at the first router that answers. When it is lost, the next router has the next one.
     :param session: its name, which the router shows; factories with another one do not share a session.
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is the
         address as seen from the last one.
@@ -73,7 +74,7 @@ def i2p(
 def i2p_listen(
     session: str = "",
     *,
-    sam: str = SAM,
+    sam: str | Sequence[str] = SAM,
     accept: str | None = None,
     allow: Entries | None = None,
     deny: Entries | None = None,
@@ -88,7 +89,8 @@ def i2p_listen(
 
     :param session: its name, which keeps the destination: relay stores the private key in the user's data directory
         under this name. Empty for a destination that exists as long as the listener.
-    :param sam: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``.
+    :param sam: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``, or those of several routers, as for
+        :func:`i2p`.
     :param accept: ``'forward'``: the router connects to a local port for each stream. This is faster and takes bursts
         whole, but the router must be on this machine. ``'accept'``: relay waits at the bridge for each stream. ``None``
         for what the router supports, and ``'accept'`` if the kernel does not report the user of each connection to the

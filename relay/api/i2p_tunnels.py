@@ -40,7 +40,8 @@ class TunnelServer(Tunnel):
     :param session: its name. **A name keeps its destination**: without ``keys`` relay stores its private key in the
         user's data directory under this name. Empty for a new destination that is not stored.
     :param port: of the local service, from 1 to 65535.
-    :param samaddr: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``.
+    :param samaddr: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``. Of several, the session is at
+        the first router that answers. When it is lost, the next router has the next one.
     :param nconnect: maximum number of open connections, as for :class:`relay.Tunnel`.
     :param timeout: maximum lifetime of a connection in seconds; ``None`` for no limit.
     :param host: of the local service.
@@ -77,7 +78,7 @@ class TunnelServer(Tunnel):
         self,
         session: str,
         port: int,
-        samaddr: str = SAM,
+        samaddr: str | Sequence[str] = SAM,
         nconnect: int = -1,
         timeout: float | None = None,
         *,
@@ -176,7 +177,7 @@ class TunnelClient(Tunnel):
         session: str,
         port: int,
         dest: str,
-        samaddr: str = SAM,
+        samaddr: str | Sequence[str] = SAM,
         nconnect: int = -1,
         timeout: float | None = None,
         *,

@@ -25,6 +25,7 @@ up          client asks           up          the client gets the link
 up          check timer           up          check every link
 up          replace               replacing   start an attempt
 up          lost                  backing off close the link; start the timer
+up          lost, alternative     connecting  close the link; start another attempt with the connector's other method
 up          close                 closed      close the link and the connector
 replacing   client asks           replacing   the client gets the link
 replacing   check timer           replacing   check every link
@@ -331,7 +332,16 @@ class Carrier(Generic[AnyLink]):
             self._change(CarrierState.CONNECTING, error)
         else:
             self._retries.lost(time.monotonic() - self.since)
-            self._back_off(error)
+            # Not for each of several losses in a row: what is lost as soon as it is up would be made without a pause.
+            alternative = "" if self._retries.has_failures else self._connector.alternative(error)
+            if alternative:
+                self._retries.next_delay(error, has_waiters=bool(self._waiters))  # it is a failure of the row
+                level = logging.DEBUG if is_reported(error) else logging.WARNING
+                self._log(level, "%s: %s; %s", strip_prefix(self.name, error), alternative)
+                self._change(CarrierState.BACKING_OFF, error)
+                self._attempt()
+            else:
+                self._back_off(error)
         self.blocking.close_link(link)
 
     def _on_timer(self, now: float) -> None:

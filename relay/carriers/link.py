@@ -117,7 +117,7 @@ class Connector(Protocol[Link_co]):
     def alternative(self, error: Exception) -> str:
         """Switch to another method of connecting, if one may succeed where the current one has failed.
 
-        :param error: why no further attempt is made otherwise.
+        :param error: why no further attempt is made otherwise, or why the link was lost.
         :returns: the other method, for the log; empty if there is none.
         """
 

@@ -84,6 +84,11 @@ class RetryPolicy:
         """Return the seconds in which the next attempt starts at the latest while a caller waits for it."""
         return _jittered(_MAX_BACKOFF_WITH_WAITERS)
 
+    @property
+    def has_failures(self) -> bool:
+        """``True`` if there is a row of failures."""
+        return self._failures > 0
+
     def has_logged_enough(self) -> bool:
         """Return whether the same failure need not be logged as a warning any more."""
         return self._failures > self._repeated_logs

@@ -4,50 +4,63 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import click
 
 from ..addresses.hops import Command, Route
-from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p_parser import parse_sam
 from ..addresses.options import set_options
-from ..addresses.values import Target, TCPAddress, TLSTarget
+from ..addresses.values import Target
 from ..errors import AddressError
 from .output import print_line
 
-__all__ = ["Bridge", "sam", "tell_published", "with_bridge", "with_bridges", "with_session"]
+__all__ = ["read_bridges", "sam", "tell_published", "with_bridge", "with_bridges", "with_session"]
 
 logger = logging.getLogger("relay.cli")
 
-sam = click.option("--sam", metavar="HOST:PORT", help="SAM bridge of the I2P router [127.0.0.1:7656].")
+sam = click.option(
+    "--sam",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="SAM bridge of the I2P router [127.0.0.1:7656]. Repeatable: the next router when one is lost.",
+)
 
-
-Bridge = TCPAddress | TLSTarget
 Address = TypeVar("Address")
 
 
-def with_bridge(bridge: Bridge | None, address: Address) -> Address:
-    """Return an address with another SAM bridge if it is one of I2P, else the address itself.
+def read_bridges(sam: Sequence[str]) -> Bridges | None:
+    """Return the SAM bridges of the command line, as :func:`relay.addresses.i2p_parser.parse_sam` does.
 
-    :param bridge: ``None`` to leave the address as it is.
+    :param sam: the values of ``--sam``; ``None`` is returned if there are none.
+    """
+    return parse_sam(tuple(sam)) if sam else None
+
+
+def with_bridge(bridges: Bridges | None, address: Address) -> Address:
+    """Return an address with other SAM bridges if it is one of I2P, else the address itself.
+
+    :param bridges: ``None`` to leave the address as it is.
     :raises AddressError: if the address has a bridge already.
     """
     router: Any = address if isinstance(address, I2PRouter) else getattr(address, "router", None)
-    if bridge is None or router is None:
+    if bridges is None or router is None:
         return address
-    router = set_options(router, sam=bridge)
+    router = set_options(router, sam=bridges)
     changed: Any = router if isinstance(address, I2PRouter) else replace(cast("Any", address), router=router)
     return cast("Address", changed)
 
 
-def with_bridges(bridge: Bridge | None, target: Target | I2PTarget | Command, route: Route) -> tuple[Any, Route]:
-    """Return a target and the hops to it with another SAM bridge; it is that of the last router on the way.
+def with_bridges(bridges: Bridges | None, target: Target | I2PTarget | Command, route: Route) -> tuple[Any, Route]:
+    """Return a target and the hops to it with other SAM bridges; they are those of the last router on the way.
 
     :raises AddressError: if one has a bridge already.
     """
     over_a_router = any(isinstance(hop, I2PRouter) for hop in route)
-    return target if over_a_router else with_bridge(bridge, target), tuple(with_bridge(bridge, hop) for hop in route)
+    return target if over_a_router else with_bridge(bridges, target), tuple(with_bridge(bridges, hop) for hop in route)
 
 
 def with_session(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..access.limit import must_stay_whole
 from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
-from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
@@ -19,7 +19,7 @@ from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import format_address
 from .exposure import warn_if_open, warn_if_unsure
-from .i2p_options import Bridge, with_bridge
+from .i2p_options import with_bridge
 from .options import Options
 from .output import carriers_quiet, configuration_read
 from .probes import HopProbe, SessionProbe
@@ -263,7 +263,7 @@ def make_proxy_plan(
     password: str | None = None,
     password_file: str | None = None,
     password_env: str | None = None,
-    bridge: Bridge | None = None,
+    bridges: Bridges | None = None,
 ) -> Plan:
     """Return the plan of a proxy, whose clients name their targets.
 
@@ -274,7 +274,7 @@ def make_proxy_plan(
     :param rules: as for :func:`relay.dynamic`.
     :param user: the only user that is allowed; ``None`` for no login.
     :param password: the user's, and so are the two that follow: a file, and an environment variable, that hold it.
-    :param bridge: the SAM bridge of the router on this machine.
+    :param bridges: the SAM bridges of the routers for names of I2P.
     :raises AddressError: if a proxy cannot listen on the address.
     :raises ValueError: if the user or the password is missing, or given twice.
     """
@@ -283,7 +283,7 @@ def make_proxy_plan(
 
     address, opener = _proxy(where, user, password, password_file, password_env)
     routes = dict.fromkeys([via, *(rule.route for rule in rules)])
-    router = with_bridge(bridge, I2PRouter())
+    router = with_bridge(bridges, I2PRouter())
     out = [(route, None) for route in routes if route]
     is_direct = not (via or rules) or any(rule.route == () for rule in rules)
     return Plan(

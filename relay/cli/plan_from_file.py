@@ -87,11 +87,11 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
             password=tunnel.password,
             password_file=tunnel.password_file,
             password_env=tunnel.password_env,
-            bridge=entry.bridge,
+            bridges=entry.bridges,
         )
     assert entry.target is not None, "a tunnel that is no proxy has a target"
-    listen = with_bridge(entry.bridge, entry.listen)
-    target, via = with_bridges(entry.bridge, entry.target, entry.via)
+    listen = with_bridge(entry.bridges, entry.listen)
+    target, via = with_bridges(entry.bridges, entry.target, entry.via)
     if isinstance(listen, I2PListen):
         listen = with_session(
             listen,
@@ -100,10 +100,10 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
             session=tunnel.session,
             transient=bool(tunnel.transient),
         )
-    listen_via = tuple(with_bridge(entry.bridge, hop) for hop in entry.listen_via)
+    listen_via = tuple(with_bridge(entry.bridges, hop) for hop in entry.listen_via)
     others: list[Way] = []
     for route, end in entry.others:
-        bridged = with_bridges(entry.bridge, end, route)
+        bridged = with_bridges(entry.bridges, end, route)
         others.append((bridged[1], bridged[0]))
     policy = tunnel.policy or "first"
     return make_plan(

@@ -138,23 +138,22 @@ class Preflight:
             self._hop(hop, is_first=not number)
 
     def _hop(self, hop: Any, *, is_first: bool) -> None:
-        name = self._try((hop, is_first), lambda: _hop(hop, is_first=is_first))
-        if name:
-            self._resolve((hop, "name"), name, f"{hop}: ")
+        for name in self._try((hop, is_first), lambda: _hop(hop, is_first=is_first)) or ():
+            self._resolve((hop, name), name, f"{hop}: ")
 
     def _resolve(self, what: Hashable, host: str, before: str = "") -> None:
         if self._names:
             self._try(what, lambda: _resolve(host, before))
 
 
-def _hop(hop: Any, *, is_first: bool) -> str:
+def _hop(hop: Any, *, is_first: bool) -> Sequence[str]:
     """Check a hop.
 
-    :returns: the name that this machine resolves; empty if there is none.
+    :returns: the names that this machine resolves.
     """
-    name = ""
+    names: list[str] = []
     if isinstance(hop, SSHServer):
-        name = _server(hop, is_first=is_first)
+        names = [name for name in [_server(hop, is_first=is_first)] if name]
     elif isinstance(hop, Command):
         if is_first:
             _find(hop)
@@ -162,10 +161,10 @@ def _hop(hop: Any, *, is_first: bool) -> str:
         if hop.user is not None:
             secret_of(hop, "password", "")
         if is_first:
-            name = hop.host if isinstance(hop, Proxy) else hop.sam.host
+            names = [hop.host] if isinstance(hop, Proxy) else [bridge.host for bridge in hop.sam]
     if isinstance(hop, I2PRouter) and hop.keys is not None:
         _key(hop.keys)
-    return name
+    return names
 
 
 def _server(server: SSHServer, *, is_first: bool) -> str:

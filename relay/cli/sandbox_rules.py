@@ -137,16 +137,16 @@ class TunnelRules:
             behind = number > 0
             if isinstance(place, SSHServer):
                 rules, port = self._ssh(place, behind=behind)
+                ports = frozenset() if port is None else frozenset({port})
                 yield rules
             else:
-                port = _port(place)
+                ports = _ports(place)
                 yield _files(place)
             if not behind and isinstance(place, Command):
                 raise NotConfinableError(f"{place} is a program")
             if not behind and not (listens and place is end):
                 host = getattr(place, "host", "")
-                port = I2PRouter().sam.port if is_i2p(host) else port
-                yield Rules({}, frozenset() if port is None else frozenset({port}))
+                yield Rules({}, _ports(I2PRouter()) if is_i2p(host) else ports)
         if listens:
             yield _listener(end)
 
@@ -187,11 +187,11 @@ def _server(end: Any) -> Any:
     return end.router if isinstance(end, I2PListen | I2PTarget) else end
 
 
-def _port(place: Any) -> int | None:
-    """Return the port to which relay connects; ``None`` if it connects to none."""
+def _ports(place: Any) -> frozenset[int]:
+    """Return the ports to which relay connects."""
     if isinstance(place, I2PRouter):
-        return place.sam.port
-    return place.port if isinstance(place, TCPAddress | TLSTarget | Proxy) else None
+        return frozenset(bridge.port for bridge in place.sam)
+    return frozenset({place.port}) if isinstance(place, TCPAddress | TLSTarget | Proxy) else frozenset()
 
 
 def _files(place: Any) -> Rules:
@@ -202,8 +202,8 @@ def _files(place: Any) -> Rules:
         return file_rules(reads=files_of(place))
     keys = [] if place.keys is None else [place.keys]  # relay makes them, and a lock beside them
     read = [path for path in files_of(place) if path not in keys]
-    bridge = files_of(place.sam) if isinstance(place.sam, TLSTarget) else ()
-    return file_rules(reads=(*read, *bridge), writes=keys)
+    bridges = [path for bridge in place.sam if isinstance(bridge, TLSTarget) for path in files_of(bridge)]
+    return file_rules(reads=(*read, *bridges), writes=keys)
 
 
 def _listener(where: Any) -> Rules:

@@ -110,7 +110,7 @@ class Settings:
                 getattr(entry.listen, "mptcp", False),
                 tuple(one for one in targets if getattr(one, "mptcp", False)),
             ),
-            "sam": entry.bridge,
+            "sam": entry.bridges,
             "keys": destination and destination.keys,
             "session": destination and destination.session,
             "transient": bool(tunnel.transient),

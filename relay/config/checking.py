@@ -12,7 +12,7 @@ from ..access.rules import parse_rule as parse_rule_of_clients
 from ..access.senders import NO_HEADERS, Senders
 from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.hops import Hop as HopValue
-from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
 from ..addresses.mptcp import with_mptcp
 from ..addresses.options import inline_secrets
@@ -20,7 +20,7 @@ from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, TLSTarget, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
@@ -52,7 +52,7 @@ class Entry:
     :param via: the hops to the target.
     :param listen_via: the hops to where it listens.
     :param rules: the rules of a proxy.
-    :param bridge: the SAM bridge for its addresses of I2P; ``None`` for that of each address.
+    :param bridges: the SAM bridges for its addresses of I2P; ``None`` for those of each address.
     :param is_proxy: whether its clients name their targets.
     :param others: further targets and ways: the hops to each, and the target.
 
@@ -66,7 +66,7 @@ class Entry:
     via: Route
     listen_via: Route
     rules: tuple[Rule, ...]
-    bridge: TCPAddress | TLSTarget | None
+    bridges: Bridges | None
     is_proxy: bool
     others: tuple[tuple[Route, Target | I2PTarget | Command], ...] = ()
 
@@ -93,7 +93,7 @@ class Checker:
         self.problems = problems
         self.hops: dict[str, HopValue] = {}
         self.listen = listen
-        self.bridge: TCPAddress | TLSTarget | None = None
+        self.bridges: Bridges | None = None
         self._listens = ListenTable()
         self._no_secrets = no_secrets
         self._same = same or {}
@@ -106,7 +106,7 @@ class Checker:
         for name, hop in self.file.hops.items():
             self._check_hop(name, hop)
         if self.file.defaults.sam is not None:
-            self.bridge = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
+            self.bridges = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
         self.check_rules(("defaults",), self.file.defaults)
         return [self._entry(name, tunnel) for name, tunnel in self.file.tunnels.items()]
 
@@ -223,10 +223,10 @@ class _One:
             for one in (self._listen, *before, place, *route, *(one for way in others for one in (*way[0], way[1])))
         )
         uses_i2p = is_i2p or self._is_proxy
-        bridge = self._bridge(uses_i2p=uses_i2p)
+        bridges = self._bridges(uses_i2p=uses_i2p)
         settled = self._with_defaults(uses_i2p=uses_i2p)
         further = tuple((hops, end) for hops, end in others if end is not None)
-        return Entry(self._name, settled, self._listen, place, route, before, rules, bridge, self._is_proxy, further)
+        return Entry(self._name, settled, self._listen, place, route, before, rules, bridges, self._is_proxy, further)
 
     def _refuse(self, name: str, text: str) -> None:
         self._problems.add((*self._path, name), text)
@@ -365,9 +365,9 @@ class _One:
         known = [self._checker.is_known(path, word) for word in way.split(",")]
         return self._checker.read(path, parse_rule, rule, self._checker.hops) if all(known) else None
 
-    def _bridge(self, *, uses_i2p: bool) -> TCPAddress | TLSTarget | None:
+    def _bridges(self, *, uses_i2p: bool) -> Bridges | None:
         if self._tunnel.sam is None:
-            return self._checker.bridge if uses_i2p else None
+            return self._checker.bridges if uses_i2p else None
         if not uses_i2p:
             self._refuse("sam", "nothing of this tunnel is at I2P; i2p: and i2p://NAME.i2p are")
         return self._checker.read((*self._path, "sam"), parse_sam, self._tunnel.sam)

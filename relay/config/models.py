@@ -240,8 +240,9 @@ class Defaults(_Table):
     carriers: Literal["shared", "per-worker"] | None = None
     """Whether a tunnel whose streams share a connection over SSH or I2P stays in one process (`shared`), or each worker
     makes a connection of its own (`per-worker`). Default: shared."""
-    sam: str | None = None
-    """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
+    sam: Targets | None = None
+    """SAM bridge of the I2P router, for addresses of I2P without one. A list has those of several routers: a session is
+    at the first one that answers, and moves to the next one when it is lost. Default: 127.0.0.1:7656."""
     required: bool | None = None
     """Whether relay up ends with status 1 if the tunnel cannot start, and is not ready without it. Default: false."""
     on_reload: Literal["keep", "drain", "cut"] | None = None
@@ -348,6 +349,7 @@ def _hop_keys() -> dict[str, Any]:
 def _hop_key(option: Option, owners: Sequence[type]) -> tuple[Any, Any]:
     plain = option.kind.plain
     kind = Literal[plain] if isinstance(plain, tuple) else Seconds if plain is float else plain
+    kind = Targets if option.kind.is_repeatable else kind
     description = f"For {', '.join(_SCHEMES[owner] for owner in owners)} hops: {option.help}."
     if option.details and len(owners) == 1:
         description += f" {option.details.replace('``', '`')}"

@@ -132,7 +132,7 @@ def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
     return route
 
 
-def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SAM) -> Dynamic:
+def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str | Sequence[str] = SAM) -> Dynamic:
     """A factory that leads where each client wants, for listeners whose clients say so: ``ssh -D``, and more.
 
     A host is resolved at the end of its way, and by this machine where there are no hops. One in ``.i2p`` goes over
@@ -145,7 +145,8 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
         first, with commas between them. What no rule is about goes over ``via``; where there is none, it is refused if
         there are rules, and else connected to directly. A network that is refused is also refused to names that
         resolve into it, where a later rule connects to them directly.
-    :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``.
+    :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``, or those of
+        several routers, as for :func:`relay.i2p`.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
         keeps the carriers of each way. A call needs the keyword ``destination``, may have ``peer``,
         ``deadline`` and ``cancel`` (see :func:`relay.target`), and returns a connected :class:`relay.Stream`.

@@ -11,6 +11,7 @@ from helpers import steady
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget, is_option
 from relay.addresses.i2p_parser import parse_sam, router_of
 from relay.addresses.options import inline_secrets
+from relay.addresses.parse import parse_hop
 from relay.addresses.values import TCPAddress, TLSTarget
 from relay.errors import AddressError
 
@@ -18,7 +19,8 @@ B32 = "a" * 52 + ".b32.i2p"
 
 GOOD = [
     {},
-    {"sam": TCPAddress("::1", 1)},
+    {"sam": (TCPAddress("::1", 1),)},
+    {"sam": (TCPAddress("::1", 1), TLSTarget("h", 1))},
     {"session": "ü b"},
     {"keys": "me.dat", "in_depth": 0, "out_depth": 7},
     {"user": "me", "password": "pw"},
@@ -46,6 +48,9 @@ BAD = [
     ({"sam": "h:1"}, TypeError),
     ({"sam": None}, TypeError),
     ({"sam": ("h", 1)}, TypeError),
+    ({"sam": TCPAddress("h", 1)}, TypeError),
+    ({"sam": ()}, ValueError),
+    ({"sam": (TCPAddress("h", 1), TCPAddress("h", 1))}, ValueError),
     ({"session": None}, TypeError),
     ({"session": "a\n"}, ValueError),
     ({"session": "x" * 201}, ValueError),
@@ -102,9 +107,32 @@ def test_secrets_are_not_shown():
     ],
 )
 def test_where_a_bridge_is(text, value):
-    assert parse_sam(text) == value
-    assert router_of({"sam": text}) == I2PRouter(value)
-    assert parse_sam(str(value)) == value
+    assert parse_sam(text) == (value,)
+    assert router_of({"sam": text}) == I2PRouter((value,))
+    assert parse_sam(str(value)) == (value,)
+
+
+def test_bridges_of_several_routers():
+    router = I2PRouter((TCPAddress("a", 1), TLSTarget("b", 2, ca="f")))
+    assert router_of({"sam": ["a:1", "tls://b:2?ca=f"]}) == router
+    assert parse_hop("i2p:?sam=a:1&sam=tls://b:2?ca%3Df") == router
+    assert str(router) == "i2p:?sam=a:1&sam=tls://b:2"
+    assert router != I2PRouter(router.sam[::-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "sam: 0 bridges are given; 1 to 8 are allowed"),
+        ([f"h:{port}" for port in range(1, 10)], "sam: 9 bridges are given; 1 to 8 are allowed"),
+        (["a:1", "b:1", "A:1"], "sam: a:1 is written twice; once is enough"),
+        (["a:1", "b"], "sam 'b': no port; write it after a colon: host:8080"),
+    ],
+)
+def test_which_bridges_cannot_be_together(given, problem):
+    with pytest.raises(AddressError) as failure:
+        parse_sam(given)
+    assert str(failure.value) == problem
 
 
 @pytest.mark.parametrize("text", ["", "h", "h:0", "ssh://h:1", "unix:///x", "me:hunter2@h:1"])
@@ -114,7 +142,7 @@ def test_where_no_bridge_can_be(text):
     assert "hunter2" not in str(failure.value)
 
 
-@pytest.mark.parametrize("value", [None, ("h", 1)])
+@pytest.mark.parametrize("value", [None, ("h", 1), ["h:1", None]])
 def test_a_bridge_is_text(value):
     with pytest.raises(TypeError, match="^sam: "):
         router_of({"sam": value})

@@ -244,7 +244,7 @@ BAD_TARGETS = {
     "i2p://name.i2p?accept=forward": "unknown parameter 'accept'",
     "i2p://name.i2p?sam=h": "sam 'h': no port",
     "i2p://name.i2p?sam=ssh://h:1": "sam 'ssh://h:1': unknown scheme ssh://; allowed are host:port, as in",
-    "i2p://name.i2p?sam=h:1&sam=h:2": "sam= is written twice",
+    "i2p://name.i2p?sam=h:1&sam=h:1": "sam: h:1 is written twice; once is enough",
     "i2p://name.i2p?keys=": "keys= is empty",
     "i2p://name.i2p?in_depth=8": "in_depth: 8 is out of range; 0 to 7 hops",
     "i2p://name.i2p?out_depth=-1": "out_depth=-1; a number of hops is allowed, from 0 to 7",
@@ -726,7 +726,7 @@ def without_parameters(value):
     if isinstance(value, I2PTarget):
         return I2PTarget(value.dest, value.port)
     if isinstance(value, I2PListen):
-        return I2PListen(I2PRouter(parse_sam(str(value.router.sam).partition("?")[0])))
+        return I2PListen(I2PRouter(parse_sam([str(one).partition("?")[0] for one in value.router.sam])))
     return SSHListen(without_parameters(value.server), value.place) if isinstance(value, SSHListen) else value
 
 

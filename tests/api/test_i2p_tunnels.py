@@ -57,11 +57,13 @@ def test_the_originals_order_and_defaults_are_kept():
     server = inspect.signature(relay.TunnelServer)
     client = inspect.signature(relay.TunnelClient)
     assert str(server).startswith(
-        "(session: 'str', port: 'int', samaddr: 'str' = '127.0.0.1:7656', nconnect: 'int' = -1, "
+        "(session: 'str', port: 'int', samaddr: 'str | Sequence[str]' = '127.0.0.1:7656', "
+        "nconnect: 'int' = -1, "
         "timeout: 'float | None' = None, *, "
     )
     assert str(client).startswith(
-        "(session: 'str', port: 'int', dest: 'str', samaddr: 'str' = '127.0.0.1:7656', nconnect: 'int' = -1, "
+        "(session: 'str', port: 'int', dest: 'str', samaddr: 'str | Sequence[str]' = '127.0.0.1:7656', "
+        "nconnect: 'int' = -1, "
         "timeout: 'float | None' = None, *, "
     )
     for signature in (server, client):

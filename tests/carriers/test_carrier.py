@@ -266,6 +266,19 @@ def test_an_alternative_is_tried_once_before_it_is_final(carried, caplog, errors
     assert len(connector.asked) == 2
 
 
+def test_of_losses_in_a_row_only_the_first_is_followed_at_once(carried, monkeypatch, caplog):
+    monkeypatch.setattr(retry, "_BACKOFF", (600.0, 600.0))
+    carrier, connector = carried()
+    connector.alternatives += ["never used", "trying another place"]
+    for attempts in (2, 2):
+        wait_until(lambda: carrier.link is not None)
+        connector.links[-1].lose()
+        wait_until(lambda attempts=attempts: connector.attempts == attempts)
+    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
+    assert "c: the line went dead; trying another place" in [one.getMessage() for one in caplog.records]
+    assert connector.alternatives == ["never used"]
+
+
 def test_an_alternative_that_succeeds(carried):
     go = threading.Event()
     carrier, connector = carried(lambda cancel: go.wait(WAIT) and ValueError("c: odd"))
@@ -1000,6 +1013,10 @@ class Still:
         self.connector.alternatives = ["trying another method"]
         self.end_attempt(HostKeyError("c: no"))
 
+    def lose_with_alternative(self):
+        self.connector.alternatives = ["trying another place"]
+        self.carrier.link.lose()
+
     def ask(self):
         self.carrier.when_up(self.outcomes.append, None)
 
@@ -1023,6 +1040,7 @@ class Still:
             "timer": lambda: self.timers.run(time.monotonic() + 60.0),
             "replace": lambda: carrier.replace(carrier.link, "it does not answer"),
             "lost": lambda: carrier.link.lose(),
+            "lost, alternative": self.lose_with_alternative,
         }[event]()
         while self.calls:
             self.calls.pop(0)()
@@ -1068,6 +1086,7 @@ STATE_ROWS = [
     ("up", "check timer", "up", {"checked": 1}),
     ("up", "replace", "replacing", {"attempts": 1}),
     ("up", "lost", "backing off", {"closed": 1}),
+    ("up", "lost, alternative", "connecting", {"attempts": 1, "closed": 1}),
     ("up", "close", "closed", {"closed": 1, "connector closed": 1, "cancelled": 1, "timer": -1}),
     ("replacing", "client asks", "replacing", {"links told": 1}),
     ("replacing", "check timer", "replacing", {"checked": 1}),

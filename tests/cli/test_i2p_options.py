@@ -297,8 +297,26 @@ def test_keys_in_use(router, expose, target):
     check(run("expose", target, "--on", "i2p", "--sam", router.sam), 1, "the key is in use by another session")
 
 
+def test_a_second_router_takes_over(router, start, target):
+    with SAMBridge(network=router) as other:
+        both = ("--sam", router.sam, "--sam", other.sam)
+        done = run("doctor", "--via", "i2p:", *both)
+        assert [done.stdout.count(f"i2p:?sam={one.sam}: created") for one in (router, other)] == [1, 1], done.stdout
+        server = start("--on", "i2p", *both, "--transient", target, command="expose")
+        at = line_of(server, AT)[1]
+        router.kill()
+        server.hear(f"the session is at the router {other.sam}; {router.sam}: the router has ended the session")
+        client = start(":0", f"i2p://{at}", *both)
+        assert speak(line_of(client, TO)) == b"hello"
+
+
 WRONG = {
     ("expose", "h:1", "--on", "i2p", "--sam", "h"): "sam 'h': no port",
+    ("forward", ":0", "x.i2p", "--sam", "h:1", "--sam", "h"): "sam 'h': no port",
+    ("forward", ":0", "x.i2p", "--sam", "h:1", "--sam", "h:1"): "sam: h:1 is written twice; once is enough",
+    ("forward", ":0", "x.i2p", *(word for port in range(1, 10) for word in ("--sam", f"h:{port}"))): (
+        "sam: 9 bridges are given; 1 to 8 are allowed"
+    ),
     ("expose", "h:1", "--on", "i2p:?keys=a", "--keys", "b"): "keys= is written twice",
     ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is not saved has no",
     ("expose", "h:1", "--on", "i2p", "--session", "a", "--transient"): "--transient: a destination",
@@ -338,7 +356,7 @@ def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
     assert "hunter2" not in done.stderr
 
 
-BRIDGE = TCPAddress("h", 1)
+BRIDGE = (TCPAddress("h", 1), TCPAddress("h", 2))
 
 
 def test_only_addresses_of_i2p_get_the_bridge():

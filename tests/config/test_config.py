@@ -53,8 +53,8 @@ def test_a_file_with_everything(read):
         ("10.0.0.0/8", None),
         ("*", (SSHServer("other"),)),
     ]
-    assert entries["site"].bridge == TCPAddress("127.0.0.1", 7657)
-    assert entries["db"].bridge is None
+    assert entries["site"].bridges == (TCPAddress("127.0.0.1", 7657),)
+    assert entries["db"].bridges is None
     assert [entry.is_proxy for entry in entries.values()] == [False, False, False, True, True]
 
 
@@ -257,6 +257,15 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "keys = 'x'\n", "4: tunnels.t.keys: it goes with an i2p: address of listen alone"),
         (T + "transient = true\n", "4: tunnels.t.transient: it goes with an i2p: address of listen alone"),
         (T + "sam = 'a:1'\n", "4: tunnels.t.sam: nothing of this tunnel is at I2P"),
+        ("[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = []\n", "4: tunnels.t.sam: "),
+        (
+            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = ['a:1', 'a']\n",
+            "4: tunnels.t.sam: sam 'a': no port",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = ['a:1', 'a:1']\n",
+            "4: tunnels.t.sam: sam: a:1 is written twice; once is enough",
+        ),
         (
             "[tunnels.t]\nlisten = 'socks5://:0'\ntarget = 'a:1'",
             "3: tunnels.t.target: the clients of a proxy name their targets themselves",
@@ -457,8 +466,8 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
         ({"address": "ssh://x", "password": "a&b=c%?ü"}, SSHServer("x", password="a&b=c%?ü")),
         ({"address": "ssh://x?compress=yes", "accept_new": True}, SSHServer("x", compress=True, accept_new=True)),
         (
-            {"address": "i2p:", "sam": "a:1", "outbound": {"length": 0}, "i2cp": {"fastReceive": True}},
-            I2PRouter(parse_sam("a:1"), options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
+            {"address": "i2p:", "sam": ["a:1", "b:1"], "outbound": {"length": 0}, "i2cp": {"fastReceive": True}},
+            I2PRouter(parse_sam(["a:1", "b:1"]), options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
         ),
         (
             {"address": "http://u@x:1", "password_env": "P"},

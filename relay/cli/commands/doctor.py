@@ -13,10 +13,9 @@ import click
 
 from ...addresses.hops import over_i2p
 from ...addresses.i2p import I2PTarget
-from ...addresses.i2p_parser import parse_sam
 from ...addresses.printable import shown
 from ..addresses import read_hops, read_target
-from ..i2p_options import sam, with_bridge, with_bridges
+from ..i2p_options import read_bridges, sam, with_bridge, with_bridges
 from ..options import SECONDS, Options, debug, seconds, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr, print_line
 
@@ -70,7 +69,7 @@ def doctor(
     words: Sequence[str],
     via: Sequence[str],
     config: str | None,
-    sam: str | None,
+    sam: Sequence[str],
     timeout: float | None,
     open_remote: bool,
     as_json: bool,
@@ -105,25 +104,25 @@ def doctor(
         _report(_of_line(words, via, sam), timeout, open_remote=False, as_json=as_json)
 
 
-def _of_line(words: Sequence[str], via: Sequence[str], sam: str | None) -> list[Job]:
+def _of_line(words: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> list[Job]:
     """Return the route of the command line; nothing if only this machine is tested."""
-    from ..doctor.jobs import Job
+    from ..doctor.jobs import Job, jobs_of_routers
     from ..ways import over
 
-    bridge = parse_sam(sam) if sam is not None else None
+    bridges = read_bridges(sam)
     if not words and not via:
-        if bridge is None:
+        if bridges is None:
             return []
         raise ValueError("--sam: there is no I2P address; name one, or use --via i2p:")
     if not words:
-        route = tuple(with_bridge(bridge, hop) for hop in read_hops(via, ""))
-        return [Job("route", over(route).removeprefix(" "), route)]
+        route = tuple(with_bridge(bridges, hop) for hop in read_hops(via, ""))
+        return jobs_of_routers(Job("route", over(route).removeprefix(" "), route))
     route = read_hops(via, words[0])
-    target, route = with_bridges(bridge, read_target(words[0], route), route)
-    return [Job("route", f"{shown(str(target))}{over(route)}", route, target)]
+    target, route = with_bridges(bridges, read_target(words[0], route), route)
+    return jobs_of_routers(Job("route", f"{shown(str(target))}{over(route)}", route, target))
 
 
-def _of_file(config: Config, names: Sequence[str], via: Sequence[str], sam: str | None) -> list[Job]:
+def _of_file(config: Config, names: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> list[Job]:
     """Return the routes of the tunnels of a file.
 
     :raises click.exceptions.Exit: if the file has problems; they have been printed.

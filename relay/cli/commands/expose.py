@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from ...addresses.i2p import I2PListen
-from ...addresses.i2p_parser import parse_sam
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
 from ..header_options import send_proxy
-from ..i2p_options import sam, with_bridge, with_session
+from ..i2p_options import read_bridges, sam, with_bridge, with_session
 from ..options import Options, of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
@@ -62,7 +61,7 @@ def expose(
     target: str,
     on: str,
     via: Sequence[str],
-    sam: str | None,
+    sam: Sequence[str],
     keys: Path | None,
     session: str | None,
     transient: bool,
@@ -85,7 +84,7 @@ def expose(
         hops = read_hops(via, on)
         stored = {"keys": str(keys) if keys else None, "session": session}
         if isinstance(where, I2PListen):
-            where = with_bridge(None if sam is None else parse_sam(sam), where)
+            where = with_bridge(read_bridges(sam), where)
             where = with_session(where, end, **stored, transient=transient)
         elif transient or sam or any(stored.values()):
             given = [("sam", sam), *stored.items()]

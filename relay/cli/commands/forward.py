@@ -9,14 +9,13 @@ import click
 from ...access.senders import NO_HEADERS
 from ...addresses.hops import Listen, ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
-from ...addresses.i2p_parser import parse_sam
 from ...addresses.mptcp import with_mptcp
 from ...addresses.ssh import SSHListen
 from ...addresses.values import TCPAddress
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..header_options import accept_proxy, send_proxy
-from ..i2p_options import sam, with_bridge, with_bridges
+from ..i2p_options import read_bridges, sam, with_bridge, with_bridges
 from ..options import Options, in_workers, of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
@@ -99,7 +98,7 @@ def forward(
     others: Sequence[str],
     policy: str | None,
     mptcp: bool,
-    sam: str | None,
+    sam: Sequence[str],
     options: Options,
 ) -> None:
     """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
@@ -146,7 +145,7 @@ def is_name(host: str) -> bool:
     return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
-def _addresses(sam: str | None, listen: str, targets: Sequence[str], via: Sequence[str]) -> tuple[Listen, list[Way]]:
+def _addresses(sam: Sequence[str], listen: str, targets: Sequence[str], via: Sequence[str]) -> tuple[Listen, list[Way]]:
     """Return the address to listen on and the ways to the targets, with the SAM bridge in those of I2P.
 
     :raises AddressError: if one cannot be understood or holds a secret, or if there is a bridge and no address of I2P.
@@ -156,11 +155,11 @@ def _addresses(sam: str | None, listen: str, targets: Sequence[str], via: Sequen
     if isinstance(where, ProxyListen):
         raise AddressError(f"listen address '{where}': the clients of a proxy name their targets; use relay socks")
     ends = [read_target(target, hops) for target, hops in zip(targets, routes, strict=True)]
-    bridge = None if sam is None else parse_sam(sam)
+    bridges = read_bridges(sam)
     used = (where, *ends, *(hop for hops in routes for hop in hops))
-    if bridge and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in used):
+    if bridges and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in used):
         raise AddressError(
             "--sam: neither LISTEN nor TARGET nor a hop is at I2P; leave it out, or use i2p: or i2p://NAME.i2p"
         )
-    ways = [with_bridges(bridge, end, hops) for end, hops in zip(ends, routes, strict=True)]
-    return with_bridge(bridge, where), [(hops, end) for end, hops in ways]
+    ways = [with_bridges(bridges, end, hops) for end, hops in zip(ends, routes, strict=True)]
+    return with_bridge(bridges, where), [(hops, end) for end, hops in ways]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-from ...addresses.i2p_parser import parse_sam
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
 from ..header_options import accept_proxy
-from ..i2p_options import sam
+from ..i2p_options import read_bridges, sam
 from ..options import Options, of_clients, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import make_proxy_plan
@@ -74,7 +73,7 @@ def socks(
     user: str | None,
     password_file: Path | None,
     password_env: str | None,
-    sam: str | None,
+    sam: Sequence[str],
     options: Options,
 ) -> None:
     """Run a SOCKS or HTTP proxy on LISTEN, until SIGINT, SIGTERM or SIGHUP.
@@ -110,7 +109,7 @@ def socks(
             user=user,
             password_file=str(password_file) if password_file else None,
             password_env=password_env,
-            bridge=None if sam is None else parse_sam(sam),
+            bridges=read_bridges(sam),
         )
         relay_one(made, signals, "listening on ")
 

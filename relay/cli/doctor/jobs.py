@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ...addresses.hops import Listen, Route
-from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ..plan import Plan
@@ -23,7 +23,7 @@ from .listening import check_listen
 from .probe import Destination, RouteProbe
 from .report import Check, Section, Status
 
-__all__ = ["Job", "jobs_of_plan", "run_jobs"]
+__all__ = ["Job", "jobs_of_plan", "jobs_of_routers", "run_jobs"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -60,6 +60,12 @@ class Job:
         return self.route or id(self)
 
 
+def jobs_of_routers(job: Job) -> list[Job]:
+    """Return a job for each router of I2P at which its sessions may be, or the job itself."""
+    count = max(len(_bridges(one)) for one in (*job.route, *job.listen_via, job.target, job.listen, None))
+    return [_at_router(job, number) for number in range(count)] if count > 1 else [job]
+
+
 def jobs_of_plan(plan: Plan) -> list[Job]:
     """Return the routes of a tunnel; a proxy has one for each set of hops of its rules."""
     connections = plan.options.nconnect if plan.options.nconnect > 0 else None
@@ -69,7 +75,7 @@ def jobs_of_plan(plan: Plan) -> list[Job]:
         for route, target in out or [((), None)]
     ]
     jobs[0] = dataclasses.replace(jobs[0], listen=where, listen_via=before)
-    return jobs
+    return [one for job in jobs for one in jobs_of_routers(job)]
 
 
 def run_jobs(
@@ -223,6 +229,34 @@ def _local_checks(job: Job) -> list[Check]:
     where: Any = "" if job.listen is None else job.listen
     problems = configuration(where, job.listen_via, job.route, job.target, subject)
     return problems or permissions(filter(None, hops))
+
+
+def _bridges(address: object) -> Bridges | tuple[()]:
+    router = getattr(address, "router", address)
+    return router.sam if isinstance(router, I2PRouter) else ()
+
+
+def _at_router(job: Job, number: int) -> Job:
+    """Return a job with one bridge of each address; after the first one, without the rest that was tested before."""
+    route, before = (tuple(_with_bridge(hop, number) for hop in hops) for hops in (job.route, job.listen_via))
+    target, listen = _with_bridge(job.target, number), _with_bridge(job.listen, number)
+    made = dataclasses.replace(job, route=route, target=target, listen=listen, listen_via=before)
+    if number and not any(map(_bridges, (*route, target))):
+        made = dataclasses.replace(made, route=(), target=None)
+    if number and not any(map(_bridges, (*before, listen))):
+        made = dataclasses.replace(made, listen=None, listen_via=())
+    return made
+
+
+def _with_bridge(address: Address, number: int) -> Address:
+    """Return an address of I2P with one of its bridges, the last one if there are fewer; others as they are."""
+    bridges = _bridges(address)
+    if len(bridges) < 2:
+        return address
+    router: Any = getattr(address, "router", address)
+    router = dataclasses.replace(router, sam=(bridges[min(number, len(bridges) - 1)],))
+    made: Any = router if isinstance(address, I2PRouter) else dataclasses.replace(cast("Any", address), router=router)
+    return cast("Address", made)
 
 
 def _anonymous(route: Route) -> Route:

@@ -73,7 +73,7 @@ def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer],
 
 def _addresses(entry: Entry) -> list[object]:
     routes = [rule.route for rule in entry.rules]
-    return [entry.target, entry.via, list(entry.others), entry.listen_via, entry.bridge, routes]
+    return [entry.target, entry.via, list(entry.others), entry.listen_via, entry.bridges, routes]
 
 
 def _values(value: object) -> Iterator[object]:

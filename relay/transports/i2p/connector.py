@@ -1,4 +1,8 @@
-"""Supervised SAM sessions: creating one, re-creating it after a loss, and replacing one that is unresponsive."""
+"""Supervised SAM sessions: creating one, re-creating it after a loss, and replacing one that is unresponsive.
+
+With several routers, the session is at one of them until it is lost. An attempt tries each router once, the next one as
+soon as one has failed. After a loss it begins with the router after the one that was lost, and at once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import secrets
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +24,7 @@ from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.cancellation import Cancel
-from ...streams.dialer import Dialer, Network
+from ...streams.dialer import Network
 from ...streams.promise import Abort, Promise
 from ...streams.stream import Stream
 from ...streams.trace import Stage, observed
@@ -29,6 +33,7 @@ from .bridge import Bridge
 from .conversation import Conversation
 from .messages import Message, session_create, shown
 from .replacement import ReplacementPolicy
+from .routers import OneRouter, Routers
 from .session import Session
 
 __all__ = ["SessionKey", "Keys", "make_carrier", "options_of"]
@@ -38,6 +43,7 @@ logger = logging.getLogger("relay")
 Keys = Callable[[], "SessionKey | None"]
 
 _ATTEMPT = 600.0  # seconds to create a session: tunnels may take a minute to build, and a new attempt begins anew
+_ATTEMPT_OF_SEVERAL = 120.0  # seconds of that for a router while there is another one to try
 _REACH = 10.0  # seconds to connect to the bridge and complete HELLO
 _PROGRESS = 15.0  # seconds between two log lines while the router builds tunnels
 _REMEMBERED = (13.0, 120.0)  # seconds until a router has forgotten a session of the same keys, and the maximum
@@ -85,11 +91,11 @@ def make_carrier(
     :param below: the network from which the bridge is reached.
     :param keys: called before the first attempt, in a thread that may block. It returns the key, which is closed with
         the carrier, or ``None`` for a new destination after each loss.
-    :param number: as for :class:`relay.carriers.carrier.Carrier`.
+    :param number: as for :class:`relay.carriers.carrier.Carrier`. Each of several begins with another router.
     :param quiet: log at debug level only.
     :raises OSError: if no thread or descriptor is available.
     """
-    connector = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
+    connector = _SessionConnector(name, router, below, keys, (number or 1) - 1, quiet=quiet)
     carrier = Carrier(
         name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
     )
@@ -101,23 +107,45 @@ def make_carrier(
 class _SessionConnector:
     """Creates one session after the other; see :class:`relay.carriers.link.Connector`."""
 
-    def __init__(self, name: str, router: I2PRouter, below: Network, keys: Keys, level: int) -> None:
+    def __init__(
+        self, name: str, router: I2PRouter, below: Network, keys: Keys, begin_with: int, *, quiet: bool
+    ) -> None:
         self.replacement = ReplacementPolicy()
         self._name = name
-        self._level = level
+        self._quiet = quiet
         self._router = router
         self._below = below
-        self._dialer: Dialer | None = None  # kept, so that the connections below stay supervised
-        self._keys = _KeyUse(name, keys)
+        self._routers = Routers(name, router.sam, begin_with)
+        self._keys = _KeyUse(name, keys, self._routers.all)
         self._was_up = False
         self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         self._keys.open()
+        errors: dict[OneRouter, OSError] = {}
+        router = self._routers.first
+        while True:
+            is_last = len(errors) == len(self._routers.all) - 1
+            until = deadline if is_last else min(deadline, time.monotonic() + _ATTEMPT_OF_SEVERAL)
+            try:
+                session = self._connect_to(router, until, cancel, lost)
+            except OSError as error:
+                if len(self._routers.all) == 1 or _cancelled(cancel, 0.0):
+                    raise
+                errors[router] = error
+                if is_last:
+                    raise self._routers.failure(errors, self._below.route) from None
+                router = self._routers.after(router)
+            else:
+                if moved := self._routers.settle(router, errors):
+                    logger.log(logging.DEBUG if self._quiet else logging.WARNING, "%s: %s", self._name, moved)
+                return session
+
+    def _connect_to(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         until = time.monotonic() + _DUPLICATE
         while True:
             try:
-                session = self._attempt(deadline, cancel, lost)
+                session = self._attempt(router, deadline, cancel, lost)
             except SAMError as error:
                 again = error.result == "DUPLICATED_ID"
                 if error.result == "DUPLICATED_DEST" and not self._was_up:
@@ -129,33 +157,34 @@ class _SessionConnector:
                 return session
 
     def alternative(self, error: Exception) -> str:
-        """Return nothing: there is no other way to create a session."""
-        return ""
+        """Return the next router if the session was lost and there is one; an attempt has tried all of them."""
+        return f"trying the router {self._routers.first}" if error is self._routers.loss else ""
 
     def close(self) -> None:
         if self._cancel_dial is not None:
             self._cancel_dial()
-        if self._dialer is not None:
-            self._dialer.close()
+        for router in self._routers.all:
+            if router.dialer is not None:
+                router.dialer.close()
         self._keys.close(had_session=self._was_up)
 
-    def _attempt(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
-        if self._dialer is None:
-            self._dialer = self._below.to(self._router.sam)
-        bridge = Bridge(self._name, self._dialer, _login(self._router))
+    def _attempt(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+        if router.dialer is None:
+            router.dialer = self._below.to(router.address)
+        bridge = Bridge(self._name, router.dialer, _login(self._router))
         try:
-            control = self._open_conversation(bridge, deadline, cancel)
-            if self._keys.remembered_for() > 0:
+            control = self._open_conversation(router, bridge, deadline, cancel)
+            if self._keys.remembered_for(router) > 0:
                 control.close()
-                self._keys.wait_until_forgotten(cancel)
-                control = self._open_conversation(bridge, deadline, cancel)
+                self._keys.wait_until_forgotten(router, cancel)
+                control = self._open_conversation(router, bridge, deadline, cancel)
             with observed(self._below.trace, Stage.SESSION, self._name):
-                return self._create(bridge, control, deadline, cancel, lost)
+                return self._create(router, bridge, control, deadline, cancel, lost)
         except BaseException:
             bridge.close()
             raise
 
-    def _open_conversation(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
+    def _open_conversation(self, router: OneRouter, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
         answer: Promise[Conversation] = Promise()
         # A bridge behind hops waits for them, and HELLO has a timeout of its own.
         until = deadline if self._below.route else min(deadline, time.monotonic() + _REACH)
@@ -168,7 +197,7 @@ class _SessionConnector:
         try:
             control = answer.get(until, cancel)
         except ConnectError as error:
-            self._on_dialed(error)
+            self._on_dialed(router, error)
             raise
         finally:
             give_up()
@@ -176,13 +205,21 @@ class _SessionConnector:
             raise ConnectError(f"{self._name}: no answer in time", reason="connect_timeout")
         return control
 
-    def _create(self, bridge: Bridge, control: Conversation, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+    def _create(
+        self,
+        router: OneRouter,
+        bridge: Bridge,
+        control: Conversation,
+        deadline: float,
+        cancel: Cancel,
+        lost: Lost,
+    ) -> Session:
         session_id = secrets.token_hex(8)
         request = session_create(
             id=session_id, destination=self._keys.base64 or "TRANSIENT", options=options_of(self._router)
         )
         answer: Promise[Message] = Promise()
-        progress = _ProgressLog(self._name, self._level)
+        progress = _ProgressLog(self._name, logging.DEBUG if self._quiet else logging.INFO)
         try:
             control.ask(request, None, answer.put)
             status = answer.get(deadline, cancel)
@@ -194,8 +231,14 @@ class _SessionConnector:
             raise
         finally:
             progress.end()
+        self._routers.on_session(session_id)
         session = Session(
-            self._name, bridge, session_id, destination, control, functools.partial(self._on_loss, bridge, lost)
+            self._name,
+            bridge,
+            session_id,
+            destination,
+            control,
+            functools.partial(self._on_loss, router, session_id, bridge, lost),
         )
         session.observer = self
         return session
@@ -222,19 +265,20 @@ class _SessionConnector:
         error.passing = result != "INVALID_KEY"
         return error
 
-    def _on_loss(self, bridge: Bridge, lost: Lost, error: CarrierError) -> None:
+    def _on_loss(self, router: OneRouter, session_id: str, bridge: Bridge, lost: Lost, error: CarrierError) -> None:
         """Note the time: a router that still runs remembers the session, and would end another of its keys with it."""
-        self._keys.on_session_end()
+        self._keys.on_session_end(router)
+        self._routers.on_loss(router, session_id, error)
         if self._keys.base64:
-            self._cancel_dial = bridge.dial(time.monotonic() + _REACH, self._on_dialed)
+            self._cancel_dial = bridge.dial(time.monotonic() + _REACH, functools.partial(self._on_dialed, router))
         lost(error)
 
-    def _on_dialed(self, outcome: Stream | OSError) -> None:
+    def _on_dialed(self, router: OneRouter, outcome: Stream | OSError) -> None:
         """Find out whether the router has ended: asked at once, because it may soon be back."""
         if isinstance(outcome, Stream):
             outcome.close()
         elif isinstance(outcome, ConnectError) and outcome.reason == "refused":
-            self._keys.on_router_end()
+            router.forgotten = 0.0  # its next process remembers nothing
 
     def on_silence(self, session: Session, dest: str) -> None:
         """Replace the session, unless it has keys: with them the new session would be the same."""
@@ -251,18 +295,19 @@ class _SessionConnector:
 
 
 class _KeyUse:
-    """The key of a connector's sessions, and how long the router remembers the last session of it.
+    """The key of a connector's sessions, and how long a router remembers the last session of it.
 
     :param name: of the session, in errors and in the log.
     :param open_key: returns the key; called once.
+    :param routers: those at which there are sessions of the key.
     """
 
-    def __init__(self, name: str, open_key: Keys) -> None:
+    def __init__(self, name: str, open_key: Keys, routers: Iterable[OneRouter]) -> None:
         self._name = name
         self._open_key = open_key
         self._is_open = False
         self._key: SessionKey | None = None
-        self._forgotten = 0.0  # when the router has forgotten the last session of the key, monotonic seconds
+        self._routers = routers
         self._patience = _REMEMBERED[0]
 
     @property
@@ -282,7 +327,9 @@ class _KeyUse:
             self._key = self._open_key()
             self._is_open = True
             if self._key is not None:
-                self._forgotten = time.monotonic() + self._patience - self._key.seconds_since_session
+                forgotten = time.monotonic() + self._patience - self._key.seconds_since_session
+                for router in self._routers:  # it is not known which one has had the session
+                    router.forgotten = forgotten
 
     def close(self, *, had_session: bool) -> None:
         key, self._key = self._key, None
@@ -291,21 +338,18 @@ class _KeyUse:
                 key.mark_session_ended()
             key.close()
 
-    def on_session_end(self) -> None:
-        self._forgotten = time.monotonic() + self._patience
-
-    def on_router_end(self) -> None:
-        self._forgotten = 0.0  # the next router process remembers nothing
+    def on_session_end(self, router: OneRouter) -> None:
+        router.forgotten = time.monotonic() + self._patience
 
     def on_verdict(self, is_sound: bool) -> None:
         self._patience = _REMEMBERED[0] if is_sound else min(self._patience * 2, _REMEMBERED[1])
 
-    def remembered_for(self) -> float:
-        """Return the seconds until the router has forgotten the last session; 0 without a key."""
-        return self._forgotten - time.monotonic() if self._key is not None else 0.0
+    def remembered_for(self, router: OneRouter) -> float:
+        """Return the seconds until a router has forgotten the last session; 0 without a key."""
+        return router.forgotten - time.monotonic() if self._key is not None else 0.0
 
-    def wait_until_forgotten(self, cancel: Cancel) -> None:
-        left = self.remembered_for()
+    def wait_until_forgotten(self, router: OneRouter, cancel: Cancel) -> None:
+        left = self.remembered_for(router)
         logger.info(
             "%s: waiting %.0f s, until the router has forgotten the last session of these keys", self._name, left
         )

@@ -66,7 +66,8 @@ class I2PFactory(Dialer):
         self._explain = explain
         router = target.router
         self._number = len(below.route) + 1
-        below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
+        for bridge in router.sam:
+            below.to(bridge)  # raises now if the address of the bridge or one of its files is wrong
         make_one = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
         make = functools.partial(make_carriers, router.carriers, make_one)
         self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route, below.trace), make)

@@ -9,11 +9,12 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay.addresses.hops import Proxy
-from relay.addresses.i2p import I2PRouter, I2PTarget
+from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_listen
 from relay.addresses.values import TCPAddress
 from relay.cli.doctor import jobs as module
-from relay.cli.doctor.jobs import Job, jobs_of_plan, run_jobs
+from relay.cli.doctor.jobs import Job, jobs_of_plan, jobs_of_routers, run_jobs
 from relay.cli.doctor.report import Check, Status
 from relay.cli.options import Options
 from relay.cli.plan import make_plan, make_proxy_plan
@@ -112,6 +113,27 @@ def test_no_session_with_the_keys_of_a_relay_that_runs(probes, tmp_path):
     run_jobs(jobs, WAIT, lambda _: None)
     hop, target = sorted(probes, key=lambda probe: not probe.route)
     assert (hop.route[0].session, target.targets[0].router.session) == ("", "")
+
+
+def test_each_router_is_tested():
+    one, other, both = (I2PRouter(parse_sam(sam)) for sam in ("a:1", "b:1", ["a:1", "b:1"]))
+    listen, name = parse_listen(":0"), TCPAddress("x.i2p", 80)
+    table = {
+        Job("j", "j", (A,), DB, listen): [Job("j", "j", (A,), DB, listen)],
+        Job("j", "j", (A, both), name, listen): [
+            Job("j", "j", (A, one), name, listen),
+            Job("j", "j", (A, other), name),
+        ],
+        Job("j", "j", (), I2PTarget("x.i2p", router=both)): [
+            Job("j", "j", (), I2PTarget("x.i2p", router=one)),
+            Job("j", "j", (), I2PTarget("x.i2p", router=other)),
+        ],
+        Job("j", "j", (A,), DB, I2PListen(both), (one,)): [
+            Job("j", "j", (A,), DB, I2PListen(one), (one,)),
+            Job("j", "j", (), None, I2PListen(other), (one,)),
+        ],
+    }
+    assert {job: jobs_of_routers(job) for job in table} == table
 
 
 def test_the_end_wakes_the_tests(probes, monkeypatch):

@@ -25,6 +25,7 @@ from relay.transports.chain import network
 from relay.transports.i2p import connector
 from relay.transports.i2p.connector import make_carrier, options_of
 from relay.transports.i2p.opening import open_stream
+from relay.transports.i2p.routers import Routers
 
 MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
 
@@ -370,14 +371,16 @@ def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatc
 def test_a_session_that_was_not_reachable_makes_the_wait_longer_and_a_sound_one_normal_again(monkeypatch):
     monkeypatch.setattr(connector, "_REMEMBERED", (10.0, 35.0))
     monkeypatch.setattr(connector, "time", dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: 1000.0))
-    keys = connector._KeyUse("here", Held())
+    router, other = routers = Routers("here", parse_sam(["a:1", "b:1"])).all
+    keys = connector._KeyUse("here", Held(), routers)
     keys.open()
 
     def wait_after(*verdicts):
         for is_sound in verdicts:
             keys.on_verdict(is_sound)
-        keys.on_session_end()
-        return keys.remembered_for()
+        keys.on_session_end(router)
+        assert keys.remembered_for(other) < 0, "the session was not there"
+        return keys.remembered_for(router)
 
     assert wait_after() == 10
     assert wait_after(False) == 20

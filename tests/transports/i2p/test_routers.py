@@ -1,0 +1,79 @@
+"""Which router is tried first, and what is reported of a change."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.addresses.i2p_parser import parse_sam
+from relay.errors import AuthenticationError, CarrierError, ConnectError
+from relay.transports.i2p.routers import Routers
+
+REFUSED = ConnectError("here: refused; check it", reason="refused")
+REFUSED.advice = "; check it"
+DENIED = AuthenticationError("here: denied")
+LOST = CarrierError("here: lost")
+
+
+def made(begin_with=0, count=3):
+    return Routers("here", parse_sam([f"r:{number}" for number in range(1, count + 1)]), begin_with)
+
+
+@pytest.mark.parametrize(("begin_with", "first"), [(0, "r:1"), (2, "r:3"), (3, "r:1"), (7, "r:2")])
+def test_which_is_first(begin_with, first):
+    assert str(made(begin_with).first) == first
+
+
+def test_a_loss_chooses_the_next_one_and_it_stays():
+    routers = made()
+    one, two, three = routers.all
+    routers.on_session("a")
+    assert routers.settle(one, {}) == ""
+    routers.on_loss(one, "a", LOST)
+    assert (routers.first, routers.loss) == (two, LOST)
+    routers.on_session("b")
+    assert routers.settle(three, {two: REFUSED}) == "the session is at the router r:3; r:1: lost"
+    assert (routers.first, routers.loss) == (three, None)
+    routers.on_session("c")  # a planned renewal
+    assert routers.settle(three, {}) == ""
+
+
+def test_the_loss_of_a_session_that_was_replaced_moves_nothing():
+    routers = made()
+    one = routers.first
+    for session in "ab":
+        routers.on_session(session)
+        routers.settle(one, {})
+    routers.on_loss(one, "a", LOST)
+    assert (routers.first, routers.loss) == (one, None)
+
+
+def test_a_single_router_has_no_other_one():
+    routers = made(count=1)
+    one = routers.first
+    routers.on_session("a")
+    routers.on_loss(one, "a", LOST)
+    assert (routers.first, routers.loss) == (one, None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "text"),
+    [
+        ([REFUSED, DENIED], ConnectError, "here: no router creates the session: r:1: refused; r:2: denied; check it"),
+        ([DENIED, DENIED], AuthenticationError, "here: no router creates the session: r:1: denied; r:2: denied"),
+        ([OSError(24, "no descriptor")] * 2, OSError, "[Errno 24] no descriptor"),
+    ],
+)
+def test_the_error_of_all(errors, kind, text):
+    copies = [type(error)(*error.args) for error in errors]
+    for copy in copies:
+        if isinstance(copy, ConnectError):
+            copy.advice = REFUSED.advice
+    routers = made(count=2)
+    error = routers.failure(dict(zip(routers.all, copies, strict=True)), ())
+    assert (type(error), str(error)) == (kind, text)
+
+
+def test_an_error_that_names_a_hop_stays_as_it_is():
+    routers = made(count=2)
+    errors = dict.fromkeys(routers.all, ConnectError("ssh://h: refused"))
+    assert str(routers.failure(errors, ("ssh://h",))) == "ssh://h: refused"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import IN
-from ..eventloop.sockets import quick_accept
+from ..eventloop.sockets import is_tls, quick_accept
 from ..streams.adapter import as_stream
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
@@ -89,8 +89,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
     :raises TypeError: if it is a TLS socket, or neither a socket nor an object with ``accept`` and ``close``.
     :raises ValueError: if it is a socket that does not listen for streams.
     """
-    ssl = sys.modules.get("ssl")
-    if ssl is not None and isinstance(receive, ssl.SSLSocket):
+    if is_tls(receive):
         raise TypeError(f"{name}: an SSLSocket cannot listen here; use relay.listen('tls://HOST:PORT?cert=FILE')")
     if isinstance(receive, socket.socket):
         if receive.fileno() < 0:

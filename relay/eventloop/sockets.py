@@ -55,8 +55,9 @@ _RESET = struct.pack("ii", 1, 0)
 
 def is_tls(socket: object) -> bool:
     """Return true for an :class:`ssl.SSLSocket`; does not import :mod:`ssl` for programs that do not use it."""
-    module = sys.modules.get("ssl")
-    return module is not None and isinstance(socket, module.SSLSocket)
+    # While another thread imports the module, it has no such class yet, and there is no such socket.
+    kind = getattr(sys.modules.get("ssl"), "SSLSocket", None)
+    return kind is not None and isinstance(socket, kind)
 
 
 def reset(socket: sockets.SocketType) -> None:

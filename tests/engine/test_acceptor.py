@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 import socket
+import sys
 import threading
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +26,14 @@ def test_the_argument_is_named_as_the_caller_knows_it() -> None:
         check_listener(idle, "listen")
     with pytest.raises(TypeError, match="receive: .* got int"):
         check_listener(7)
+
+
+def test_a_socket_is_no_tls_socket_while_another_thread_imports_ssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ssl", ModuleType("ssl"))  # as it is in the first moment
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        check_listener(listening)
+        with relay.Stream(socket.create_connection(listening.getsockname())):
+            pass
 
 
 class Flaky(socket.socket):

@@ -2,7 +2,8 @@
 
 A world has one relay with two workers and a tunnel of each kind, ``sshd`` and a SAM bridge. A round checks this:
 
-1. A fault resets only connections of the tunnels that it concerns. All others obey the rules of ``model.py``.
+1. A fault resets only connections of the tunnels that it concerns. All others obey the rules of ``model.py``. A reload,
+   which may be under way at that moment, resets none.
 2. Each tunnel serves a new client by a deadline after each fault.
 3. Nothing is left behind after a fault or at the end: processes, sockets, temporary files, locks, half-written files.
 """
@@ -365,7 +366,18 @@ class World:
             sam=f"127.0.0.1:{self._ports['sam']}",
             b32=PrivateKey.from_bytes(self._keys["site.dat"]).b32,
         )
-        (folder / "relay.toml").write_text(text)
+        self._text = text
+        self.configure({})
+
+    def configure(self, changes: Mapping[str, int]) -> None:
+        """Write the file of tunnels.
+
+        :param changes: seconds of ``connect_timeout`` by tunnel.
+        """
+        text = self._text
+        for name, seconds in changes.items():
+            text = text.replace(f"[tunnels.{name}]", f"[tunnels.{name}]\nconnect_timeout = {seconds}")
+        (self.folder / "relay.toml").write_text(text)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -466,6 +478,9 @@ class World:
             raise CrashError(f"relay does not end:\n{self.relay.log}") from None
         if status != 0:
             raise CrashError(f"relay ends with status {status}:\n{self.relay.log}")
+        text = (self.folder / "relay.log").read_text(errors="replace")
+        if (at := text.find("Traceback (most recent call last)")) >= 0:
+            raise CrashError(f"relay logs an error of its own:\n{text[at : at + 4000]}")
         self.check_files()
         expected = {"keys": {"site.dat", "visitor.dat"}, "state": {"relay.state"}, "hosts": set(_OVER_SSH)}
         for name in ("run", "tmp", "state", "keys", "hosts"):
@@ -611,6 +626,8 @@ class Crashes:
         faults = [self._choose()]
         while len(faults) < most and self._chance.random() < 0.25:
             faults.append(self._choose())
+        if self._chance.random() < 0.3:
+            self._reload()
         hit: list[str] = []
         done = []
         names = []
@@ -628,6 +645,14 @@ class Crashes:
         for fault in done:
             self._counts.add(fault.name, seconds)
         return len(faults)
+
+    def _reload(self) -> None:
+        """Let relay reload a changed file. The next fault may come meanwhile."""
+        changes = {name: self._chance.randint(15, 25) for name in self._chance.sample(_ALL, 3)}
+        self._note(f"reload: {', '.join(changes)}")
+        self._world.configure(changes)
+        _send(self._world.relay.pid, signal.SIGHUP)
+        self._run_for(self._chance.uniform(0.0, 1.0), stepping=False)
 
     def _choose(self) -> Fault:
         return self._chance.choices(_FAULTS, [fault.weight for fault in _FAULTS])[0]

@@ -135,6 +135,10 @@ class TunnelGroup:
         """True from the first signal on."""
         return self._ending.is_set()
 
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait for the first signal, for some seconds at most; return whether it has come."""
+        return self._ending.wait(seconds)
+
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function in the main thread, and wait for it. In the main thread it is run at once.
 

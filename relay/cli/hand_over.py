@@ -11,17 +11,15 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..access.ledger import LedgerEntry
 from ..addresses.i2p import I2PListen
-from ..addresses.printable import printable, shown
+from ..addresses.printable import printable
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen
 from ..engine.tunnel import Tunnel
@@ -34,7 +32,6 @@ from ..operations.upgrade_channel import (
     UpgradeProtocolError,
     peer_of,
 )
-from ..process import Process, end, start_successor
 from ..transports.activated import received
 from ..transports.unix import UnixListener
 from .file_group import FileGroup
@@ -44,65 +41,24 @@ from .member import Member, MemberState
 from .operator_sockets import OperatorSockets
 from .output import describe_error
 from .replacement import Replacement
+from .successor import Outcome, Program, Successor
 from .supervisor import Supervisor
 from .verdicts import Change, Verdict
 
-if TYPE_CHECKING:  # for a wait only
-    from concurrent.futures import Future
-
-__all__ = ["HandOver", "Program"]
+__all__ = ["HandOver"]
 
 logger = logging.getLogger("relay.cli")
 
 _HELLO_TIME = 10.0  # seconds for the first message of the successor
-_CONNECT_TIME = 60.0  # seconds for a successor to start as far as its connection
 _PREPARE_TIME = 120.0  # seconds for it to check and open everything
 _START_TIME = 240.0  # seconds for its tunnels to start; a router may take minutes for a session
 _VACATE_TIME = 30.0  # most seconds for the connections of a session that has to end before the next one begins
 _CLOSE_TIME = 5.0  # seconds until this process takes no more operators
-_END_TIME = 10.0  # seconds for a successor that has failed to end by itself
+_RETURN_TIME = 120.0  # seconds for which it tries to open again what it has closed
+_FIRST_PAUSE = 0.25  # seconds until it tries again; each time twice as many
 _ROWS = 100  # entries in one message
 _FIRST_PROCESS = 1
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
-
-Outcome = tuple[int, str]  # the process ID of the successor, and its version
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """The command line of this process, to start it again.
-
-    :param argv: the arguments; the successor gets ``--upgrade`` after ``up``.
-    :param folder: the current directory at the start, to which its paths are relative.
-    """
-
-    argv: tuple[str, ...]
-    folder: str
-
-    @classmethod
-    def of_this_process(cls) -> Program:
-        """Return that of this process: the same program, as it is installed by then."""
-        script, *rest = sys.argv
-        argv = [word for word in rest if word != "--upgrade"]
-        if "up" in argv:
-            argv.insert(argv.index("up") + 1, "--upgrade")
-        # A script names its Python in its first line, which may be another one after an upgrade.
-        is_module = os.path.basename(script) == "__main__.py" or not os.access(script, os.X_OK)
-        start = [sys.executable, "-m", "relay"] if is_module else [os.path.abspath(script)]
-        return cls((*start, *argv), os.getcwd())
-
-
-@dataclass(slots=True)
-class _Child:
-    """A successor that this process has started.
-
-    :param process: the process; ``None`` until it runs.
-    :param outcome: of the upgrade.
-    """
-
-    process: Process
-    outcome: Future[Outcome]
-    is_connected: bool = False
 
 
 class _Offer:
@@ -133,7 +89,7 @@ class HandOver:
         self._program = program
         self._turn = threading.Lock()  # held during a hand-over
         self._start_turn = threading.Lock()  # held while a successor is started
-        self._child: _Child | None = None
+        self._child: Successor | None = None
 
     # -- a successor that this process starts -------------------------------------------------------------------------
 
@@ -147,7 +103,9 @@ class HandOver:
             raise UpgradeError(_BUSY)
         try:
             self._check_start()
-            return self._start()
+            variables = {**self._group.supervisor.environment(), ENVIRONMENT: self._sockets.path}
+            self._child = Successor(self._program, variables)
+            return self._child.wait()
         finally:
             self._child = None
             self._start_turn.release()
@@ -162,35 +120,6 @@ class HandOver:
         if not self._sockets.path:
             raise UpgradeError("it has no control socket")
 
-    def _start(self) -> Outcome:
-        from concurrent.futures import Future
-
-        environment = {**os.environ, **self._group.supervisor.environment(), ENVIRONMENT: self._sockets.path}
-        argv = self._program.argv
-        try:
-            process = start_successor(argv, self._program.folder, environment)
-        except OSError as error:
-            raise UpgradeError(f"cannot start {shown(argv[0])}: {error.strerror}") from error
-        child = self._child = _Child(process, Future())
-        threading.Thread(target=self._wait_for_end, args=(child,), name="relay-upgrade child", daemon=True).start()
-        try:
-            with contextlib.suppress(TimeoutError):
-                return child.outcome.result(_CONNECT_TIME)
-            if not child.is_connected:
-                raise UpgradeError(f"the new process did not connect within {_CONNECT_TIME:g} s")
-            return child.outcome.result()
-        except UpgradeError as error:
-            end(child.process, _END_TIME)
-            logger.error("upgrade: %s; nothing has changed", error)
-            raise
-
-    def _wait_for_end(self, child: _Child) -> None:
-        """Collect the exit status of a successor. It may outlive this process."""
-        status = child.process.wait()
-        if not child.is_connected:
-            text = f"the new process ended with status {status} before it was ready; its messages are in the log"
-            _settle(child, UpgradeError(text))
-
     # -- the connection of a successor --------------------------------------------------------------------------------
 
     def serve(self, connection: socket.socket, first: bytes) -> None:
@@ -204,10 +133,11 @@ class HandOver:
         try:
             work.start()
         except RuntimeError as error:  # the system has no thread left
+            logger.error("upgrade: %s; nothing has changed", error)
             channel.fail(str(error))
 
     def _serve(self, channel: UpgradeChannel, connection: socket.socket) -> None:
-        child: _Child | None = None
+        child: Successor | None = None
         try:
             process, user = peer_of(connection)
             child = self._child_of(process)
@@ -217,7 +147,7 @@ class HandOver:
             if not self._turn.acquire(blocking=False):
                 raise UpgradeError(_BUSY)
             try:
-                self._hand_over(channel, process)
+                self._hand_over(channel, process, child)
             finally:
                 self._turn.release()
         except Exception as error:  # whatever it is, start() waits for the outcome
@@ -225,13 +155,13 @@ class HandOver:
                 logger.exception("upgrade: an error that relay did not expect")
             text = describe_error(error)
             if child is not None:
-                _settle(child, UpgradeError(text))
+                child.settle(UpgradeError(text))
             else:  # else start() reports it
                 logger.error("upgrade: %s; nothing has changed", text)
             channel.fail(text)
             return
         if child is not None:
-            _settle(child, (process, printable(str(hello.get("version", "")), 40)))
+            child.settle((process, printable(str(hello.get("version", "")), 40)))
         channel.close()
         self._group.later(self._group.end_for, f"process {process} has taken over")
 
@@ -244,17 +174,14 @@ class HandOver:
         if self._group.supervisor.is_managed and not is_child:
             raise UpgradeError("systemd runs it; use relay ctl upgrade, which starts the new process in its service")
 
-    def _child_of(self, process: int) -> _Child | None:
+    def _child_of(self, process: int) -> Successor | None:
         child = self._child
-        if child is None or child.process.pid != process:
-            return None
-        child.is_connected = True
-        return child
+        return child if child is not None and child.is_process(process) else None
 
     # -- the hand-over ------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, channel: UpgradeChannel, process: int) -> None:
-        """Hand over to a successor.
+    def _hand_over(self, channel: UpgradeChannel, process: int, child: Successor | None) -> None:
+        """Hand over to a successor, perhaps one that this process has started.
 
         :raises UpgradeError: if it fails; all is as before then, as with the following.
         :raises GroupOverError: if the group is ending.
@@ -268,14 +195,17 @@ class HandOver:
                 channel.send({"paused": name})
             channel.send({"offered": True})
             taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
-            with self._released_for(channel):
+            with self._released_for(channel, child):
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
                 supervisor = group.call(self._commit, taken, channel)
         except BaseException:
             group.is_handing_over = False
             raise
-        supervisor.on_handed_over(process)
+        try:
+            supervisor.on_handed_over(process)
+        except Exception:  # the other process has the clients now
+            logger.exception("upgrade: an error that relay did not expect")
         self._sockets.wait_closed(_CLOSE_TIME)
         with contextlib.suppress(UpgradeError):  # it is the successor also if it has died since
             channel.send({"released": True})
@@ -297,7 +227,7 @@ class HandOver:
         return found
 
     @contextlib.contextmanager
-    def _released_for(self, channel: UpgradeChannel) -> Iterator[None]:
+    def _released_for(self, channel: UpgradeChannel, child: Successor | None) -> Iterator[None]:
         """Give up what only one process can have; take it back after an error."""
         vacated: list[Replacement] = []
         entries = self._entries()
@@ -315,12 +245,24 @@ class HandOver:
                 for start in range(0, len(rows), _ROWS):
                     channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
             yield
-        except BaseException:
-            for each in vacated:
-                if problem := each.return_to_listener():
-                    logger.error("upgrade: %s", problem)
+        except Exception as error:
+            channel.fail(describe_error(error))
+            if child is not None:
+                child.end()  # first, because it may have what this process wants back
             self._state.take(self._entries())
+            for each in vacated:
+                self._return(each)
             raise
+
+    def _return(self, vacated: Replacement) -> None:
+        """Open a listener again, as soon as the other process has closed its own."""
+        until, pause = time.monotonic() + _RETURN_TIME, _FIRST_PAUSE
+        while problem := vacated.return_to_listener():
+            is_last = time.monotonic() + pause > until
+            logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
+            if is_last or self._group.wait_for_end(pause):
+                return
+            pause *= 2
 
     def _entries(self) -> dict[str, list[LedgerEntry]]:
         """Return the bans and quotas of all tunnels."""
@@ -354,16 +296,6 @@ class HandOver:
 
 
 _BUSY = "another upgrade is under way; wait for its end"
-
-
-def _settle(child: _Child, outcome: Outcome | UpgradeError) -> None:
-    from concurrent.futures import InvalidStateError
-
-    with contextlib.suppress(InvalidStateError):  # it has one
-        if isinstance(outcome, UpgradeError):
-            child.outcome.set_exception(outcome)
-        else:
-            child.outcome.set_result(outcome)
 
 
 def _is_at_server(member: Member) -> bool:

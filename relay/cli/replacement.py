@@ -280,12 +280,12 @@ class Replacement:
         """Listen again by the old plan; return why that fails, empty if it does not."""
         if not self.is_vacant or self.member is None or self.member.opened is None:
             return ""
-        self.is_vacant = False
         try:
             receive = self.member.plan.listen(None)
             changes.relisten(_in_this_process(self.member.opened.tunnel), receive, None)
         except _ERRORS as error:
             return f"{self.member.name}: cannot listen again: {describe_error(error)}"
+        self.is_vacant = False
         self.member.relisten(receive)
         return ""
 

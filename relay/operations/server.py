@@ -201,9 +201,7 @@ class _Client(H11Protocol):
     def data_received(self, data: bytes) -> None:
         hand_over, self._hand_over = self._hand_over, None
         if hand_over is not None and data.startswith(b"{"):  # no request of HTTP begins so
-            known: socket.socket = self.transport.get_extra_info("socket")
-            hand_over(socket.socket(fileno=os.dup(known.fileno())), data)
-            self.transport.abort()
+            self._give_to(hand_over, data)
             return
         try:
             super().data_received(data)
@@ -213,6 +211,20 @@ class _Client(H11Protocol):
             self._expect_request()
         else:
             self._expect_nothing()
+
+    def _give_to(self, hand_over: HandOver, data: bytes) -> None:
+        """Let another one have the connection, with what was read from it."""
+        known: socket.socket = self.transport.get_extra_info("socket")
+        try:
+            connection = socket.socket(fileno=os.dup(known.fileno()))
+        except OSError as error:
+            why = f"the process that runs has no descriptor left for it: {error.strerror}"
+            logger.error("upgrade: %s; nothing has changed", why)
+            self.transport.write(b'{"failed":"%s"}\n' % why.encode())
+            self.transport.close()
+            return
+        hand_over(connection, data)
+        self.transport.abort()
 
     def _is_waiting(self) -> bool:
         """Return whether a request has begun, or is to come, and is not complete."""

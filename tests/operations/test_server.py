@@ -202,6 +202,23 @@ def test_those_of_the_status_address_do_not_count_at_the_control_socket(app, mon
         assert client.recv(12) == b"HTTP/1.1 200"
 
 
+def test_without_a_descriptor_for_a_successor_both_sides_say_so(app, double, monkeypatch, caplog):
+    def dup(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with connect(app) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"  # the server runs
+    monkeypatch.setattr(server.os, "dup", dup)
+    why = "the process that runs has no descriptor left for it: Too many open files"
+    with connect(app) as client:
+        assert answer_to(client, b'{"upgrade": 1}\n') == b'{"failed":"%s"}\n' % why.encode()
+    assert [one.message for one in caplog.records if one.levelno > logging.DEBUG] == [
+        f"upgrade: {why}; nothing has changed"
+    ]
+    assert double.done == []
+
+
 def test_another_user_is_closed_whatever_the_file_allows(app, monkeypatch):
     monkeypatch.setattr(server.os, "geteuid", lambda: 12345)
     monkeypatch.setattr(server, "ROOT", 54321)

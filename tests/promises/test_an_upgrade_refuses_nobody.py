@@ -421,6 +421,25 @@ def test_without_a_relay_that_runs_there_is_nothing_to_upgrade(tmp_path):
         assert why in done.stderr
 
 
+def test_a_paused_listener_at_a_server_stays_paused_also_if_it_opens_late(up, serve, make_ssh_server, reserved):
+    server = make_ssh_server()
+    running = up(tunnel("one", f"{server.url}&listen=127.0.0.1:{reserved}", serve(letter(b"a")).address))
+
+    def state():
+        return json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["state"]
+
+    assert running.ctl("pause", "one").returncode == 0
+    server.stop()
+    running.upgrade()
+    assert state() == "waiting"
+    server.start()
+    wait_until(lambda: state() != "waiting")
+    assert state() == "paused"
+    assert running.ctl("resume", "one").returncode == 0
+    with socket.create_connection(("127.0.0.1", reserved), WAIT) as client:
+        assert receive_exactly(client, 1) == b"a"
+
+
 @pytest.mark.parametrize("kind", ["ssh", "i2p"])
 def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind, request):
     """The old process closes it last of all; an upgrade that fails after that opens it again."""
@@ -448,6 +467,9 @@ def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind
                 channel.send({"prepared": []})
                 while channel.receive_any(("ledger", "go"), WAIT)[0] != "go":
                     pass
+                taken = socket.create_server(("127.0.0.1", port))
+            with taken:  # a successor that ends closes it a little later
+                wait_until(lambda: "one: cannot listen again" in running.said())
             wait_until(is_served)  # by the old one again
             assert running.facts()["pid"] == running.first.pid
         running.upgrade()

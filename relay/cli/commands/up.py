@@ -154,11 +154,12 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     from ..connection_log import connections_logged
     from ..endpoint_plan import EndpointPlan
     from ..file_group import FileGroup
-    from ..hand_over import HandOver, Program
+    from ..hand_over import HandOver
     from ..kept_state import state_kept
     from ..operated import operated
     from ..operator_sockets import control_path
     from ..predecessor import Predecessor
+    from ..successor import Program
     from ..tunnel_file import TunnelFile
     from ..upgraded_group import UpgradedGroup
 

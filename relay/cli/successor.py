@@ -1,0 +1,109 @@
+"""The successor that a process starts itself: its own command line again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+
+from ..addresses.printable import shown
+from ..operations.upgrade_channel import UpgradeError
+from ..process import end, start_successor
+
+__all__ = ["Outcome", "Program", "Successor"]
+
+logger = logging.getLogger("relay.cli")
+
+_CONNECT_TIME = 60.0  # seconds for a successor to start as far as its connection
+_END_TIME = 10.0  # seconds for a successor that has failed to end by itself
+
+Outcome = tuple[int, str]  # the process ID of the successor, and its version
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The command line of this process, to start it again.
+
+    :param argv: the arguments; the successor gets ``--upgrade`` after ``up``.
+    :param folder: the current directory at the start, to which its paths are relative.
+    """
+
+    argv: tuple[str, ...]
+    folder: str
+
+    @classmethod
+    def of_this_process(cls) -> Program:
+        """Return that of this process: the same program, as it is installed by then."""
+        script, *rest = sys.argv
+        argv = [word for word in rest if word != "--upgrade"]
+        if "up" in argv:
+            argv.insert(argv.index("up") + 1, "--upgrade")
+        # A script names its Python in its first line, which may be another one after an upgrade.
+        is_module = os.path.basename(script) == "__main__.py" or not os.access(script, os.X_OK)
+        start = [sys.executable, "-m", "relay"] if is_module else [os.path.abspath(script)]
+        return cls((*start, *argv), os.getcwd())
+
+
+class Successor:
+    """A process that this one has started to take its place. From any thread.
+
+    :param program: the command line.
+    :param variables: further ones of its environment.
+    :raises UpgradeError: if it cannot be started.
+    """
+
+    def __init__(self, program: Program, variables: Mapping[str, str]) -> None:
+        argv = program.argv
+        try:
+            self._process = start_successor(argv, program.folder, {**os.environ, **variables})
+        except OSError as error:
+            raise UpgradeError(f"cannot start {shown(argv[0])}: {error.strerror}") from error
+        self._outcome: Future[Outcome] = Future()
+        self._is_connected = False
+        threading.Thread(target=self._wait_for_end, name="relay-upgrade child", daemon=True).start()
+
+    def is_process(self, number: int) -> bool:
+        """Return whether it is the process that has connected, and note that it has."""
+        is_same = self._process.pid == number
+        self._is_connected = self._is_connected or is_same
+        return is_same
+
+    def settle(self, outcome: Outcome | UpgradeError) -> None:
+        """Note the outcome of the upgrade."""
+        with contextlib.suppress(InvalidStateError):  # it has one
+            if isinstance(outcome, UpgradeError):
+                self._outcome.set_exception(outcome)
+            else:
+                self._outcome.set_result(outcome)
+
+    def wait(self) -> Outcome:
+        """Wait for the outcome.
+
+        :raises UpgradeError: if the upgrade has failed; the process has ended then.
+        """
+        try:
+            with contextlib.suppress(TimeoutError):
+                return self._outcome.result(_CONNECT_TIME)
+            if not self._is_connected:
+                raise UpgradeError(f"the new process did not connect within {_CONNECT_TIME:g} s")
+            return self._outcome.result()
+        except UpgradeError as error:
+            self.end()
+            logger.error("upgrade: %s; nothing has changed", error)
+            raise
+
+    def end(self) -> None:
+        """End it, and wait for that. Idempotent."""
+        end(self._process, _END_TIME)
+
+    def _wait_for_end(self) -> None:
+        """Collect the exit status. The process may outlive this one."""
+        status = self._process.wait()
+        if not self._is_connected:
+            text = f"the new process ended with status {status} before it was ready; its messages are in the log"
+            self.settle(UpgradeError(text))

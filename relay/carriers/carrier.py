@@ -66,12 +66,12 @@ from .blocking import BlockingCalls
 from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, Watchers, is_reported, strip_prefix
 from .retry import RetryPolicy
 
-__all__ = ["ATTEMPT_TIMEOUT", "Carrier"]
+__all__ = ["ATTEMPT_TIMEOUT", "RETRY_FAILED_AFTER", "Carrier"]
 
 logger = logging.getLogger("relay")
 
 ATTEMPT_TIMEOUT = 25.0  # seconds; its error arrives before the 30 s of a client are over
-_RETRY_FAILED_AFTER = 300.0  # seconds in the state FAILED after which a client that asks starts an attempt
+RETRY_FAILED_AFTER = 300.0  # seconds in the state FAILED after which a client that asks starts an attempt
 _OVER = (CarrierState.CLOSING, CarrierState.CLOSED, CarrierState.ABANDONED)
 _PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
 
@@ -112,6 +112,7 @@ class Carrier(Generic[AnyLink]):
         self._state = CarrierState.NEW
         self.since = time.monotonic()  # of the last change of the state
         self.losses = 0  # links that were lost
+        self.replacement_error: Exception | None = None  # of the last attempt to replace a link that has failed
         self._check_interval = check_interval
         self._log_at_debug = log_at_debug
         self._connector = connector
@@ -303,6 +304,7 @@ class Carrier(Generic[AnyLink]):
             self._finish(None)
         elif self._state is CarrierState.REPLACING:
             self._state = CarrierState.UP
+            self.replacement_error = error
             self._log(logging.WARNING, "%s: %s; the old one is kept", strip_prefix(self.name, error))
         else:
             self._failed(error)
@@ -321,7 +323,10 @@ class Carrier(Generic[AnyLink]):
         if not self._waiters:  # else the clients that wait get the error
             trace = None if isinstance(error, OSError) else error
             level, why = logging.DEBUG if is_reported(error) else logging.ERROR, strip_prefix(self.name, error)
-            self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
+            text = "%s: %s; will not retry until a client connects"
+            if self.number is not None:  # see :mod:`relay.carriers.carrier_set`
+                text += ", or for 5 minutes while another carrier is up"
+            self._log(level, text, why, exc_info=trace)
         return self._resolve_waiters(error)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:
@@ -352,7 +357,7 @@ class Carrier(Generic[AnyLink]):
             self.links.check()
 
     def _retry_failed(self) -> None:
-        if self._state is CarrierState.FAILED and time.monotonic() - self.since > _RETRY_FAILED_AFTER:
+        if self._state is CarrierState.FAILED and time.monotonic() - self.since > RETRY_FAILED_AFTER:
             self._attempt()
 
     def _end(self) -> None:

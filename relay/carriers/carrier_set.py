@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -220,9 +221,9 @@ class CarrierSet(Generic[AnyLink]):
 
     def close(self, *, wait: bool = True) -> None:
         """Close all carriers at once. Idempotent, from any thread; see :meth:`relay.carriers.carrier.Carrier.close`."""
-        self.call(self._retry.stop)
         for carrier in self.carriers:
             carrier.close(wait=False)
+        self.call(self._retry.stop)  # last: a carrier may have failed for good until it was closed
         deadline = time.monotonic() + _PROMPT
         for carrier in self.carriers if wait else ():
             if time.monotonic() < deadline:
@@ -255,7 +256,7 @@ class CarrierSet(Generic[AnyLink]):
         if state is CarrierState.UP and begun < len(self.carriers) and self._begun[-1].state is CarrierState.UP:
             self._begun = self.carriers[: begun + 1]
             self.carriers[begun].begin()
-        elif state is CarrierState.FAILED:
+        if state is CarrierState.FAILED or (state is CarrierState.UP and self._must_start_retry()):
             now = time.monotonic()
             self._retry.start(now + _RETRY_FAILED_EVERY, now)
         seen = self.state, self.error
@@ -263,9 +264,13 @@ class CarrierSet(Generic[AnyLink]):
             self._seen = seen
             self._watchers.notify(*seen)
 
+    def _must_start_retry(self) -> bool:
+        return self._retry.due == math.inf and any(one.state is CarrierState.FAILED for one in self._begun)
+
     def _retry_in_time(self, now: float) -> None:
-        """Try those again that have failed for good: clients do not ask for them while another one is up."""
-        self.retry_failed()
+        """Try those again that have failed for good, while another one is up: then clients do not ask for them."""
+        if self.state is CarrierState.UP:
+            self.retry_failed()
 
     def __repr__(self) -> str:
         return f"<relay.CarrierSet {self.name}, {self.state.value}>"

@@ -7,14 +7,15 @@ import random
 import time
 from typing import Any
 
+from ..errors import can_retry
 from ..eventloop.loop import Timer
-from .carrier import Carrier
+from .carrier import RETRY_FAILED_AFTER, Carrier
 from .link import CarrierState
 
 __all__ = ["renew"]
 
 _SPREAD = 0.1  # part of the time by which a renewal may be early, so that fifty carriers do not renew together
-_RETRY = 0.1  # part of the time after which a renewal is tried again
+_RETRY = 0.1  # part of the time after which a renewal is tried again; one that was rejected waits all of the time
 _MAX_DRAINING = 4  # links with streams that earlier renewals have left; with as many there is no further renewal
 
 
@@ -34,6 +35,7 @@ class _Renewal:
     def __init__(self, carrier: Carrier[Any], seconds: float) -> None:
         self._carrier = carrier
         self._seconds = seconds
+        self._rejected: Exception | None = None  # the last error of a renewal that no retry repairs
         self._timer = Timer(carrier.timers, self._on_time)
 
     def on_state(self, state: CarrierState, _: Exception | None) -> None:
@@ -44,10 +46,14 @@ class _Renewal:
             self._timer.stop()
 
     def _on_time(self, now: float) -> None:
-        link = self._carrier.link
+        link, error = self._carrier.link, self._carrier.replacement_error
+        if error is not None and error is not self._rejected and not can_retry(error):
+            self._rejected = error
+            return self._start(max(self._seconds, RETRY_FAILED_AFTER))
         self._start(self._seconds * _RETRY)  # unless the renewal succeeds before
         if link is not None and self._carrier.links.replaced < _MAX_DRAINING:
             self._carrier.replace(link, f"it was up for {self._seconds:g} s (renew_after)", logging.INFO)
+        return None
 
     def _start(self, seconds: float) -> None:
         now = time.monotonic()

@@ -93,7 +93,7 @@ def router(sam: str | None) -> Iterator[str]:
     :raises OSError: if the embedded one does not start.
     """
     if sam is not None:
-        print_line(f"\ni2p router   {parse_sam(sam)}; it may take some minutes to build tunnels and to find them")
+        print_line(f"\ni2p router   {parse_sam(sam)[0]}; it may take some minutes to build tunnels and to find them")
         yield sam
         return
     with program("-m", "relay.testing.sambridge") as bridge:

@@ -176,12 +176,16 @@ class WarmUp:
         self._deadline = time.monotonic() + timeout
         self._error: Exception | None = None
         self._settled = threading.Event()
-        make_send.subscribe(self._on_state)
-        if make_send.state != CarrierState.CONNECTING.value:
-            self._settled.set()
+        ways = getattr(make_send, "alternatives", ()) or (make_send,)
+        self._connecting = set(range(len(ways)))  # the ways whose first attempt has not ended
+        self._lock = threading.Lock()
+        for number, way in enumerate(ways):
+            way.subscribe(functools.partial(self._on_state, number))
+            if way.state != CarrierState.CONNECTING.value:
+                self._end(number, None, is_up=way.state == CarrierState.UP.value)
 
     def wait(self) -> None:
-        """Wait until the hops are up, the first attempt has failed, or the time is over."""
+        """Wait until the hops are up, the first attempt of each way has failed, or the time is over."""
         is_settled = self._settled.wait(max(0.0, self._deadline - time.monotonic()))
         if self._error is not None:
             problem = describe_error(self._error)
@@ -191,10 +195,19 @@ class WarmUp:
             return
         logger.warning("%s: its new route is not up yet: %s; new clients wait for it", self._name, problem)
 
-    def _on_state(self, state: CarrierState, error: Exception | None) -> None:
-        if not self._settled.is_set() and (state is CarrierState.UP or error is not None):
-            self._error = error
-            self._settled.set()
+    def _on_state(self, number: int, state: CarrierState, error: Exception | None) -> None:
+        if state is CarrierState.UP or error is not None:
+            self._end(number, error, is_up=state is CarrierState.UP)
+
+    def _end(self, number: int, error: Exception | None, *, is_up: bool) -> None:
+        """Note that an attempt has ended; the first way that is up is enough."""
+        with self._lock:
+            if self._settled.is_set() or number not in self._connecting:
+                return
+            self._connecting.discard(number)
+            self._error = None if is_up else self._error or error
+            if is_up or not self._connecting:
+                self._settled.set()
 
 
 def report_slow() -> None:

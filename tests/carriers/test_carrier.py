@@ -221,7 +221,7 @@ def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
 def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
     carrier, connector = carried(AuthenticationError("c: no"))
     outcome_of(carrier)
-    monkeypatch.setattr(module, "_RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr(module, "RETRY_FAILED_AFTER", 0.0)
     assert outcome_of(carrier) is connector.links[0]
 
 
@@ -721,6 +721,16 @@ def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
     assert carrier.link is link and carrier.state is CarrierState.UP and not link.closed.is_set()
     carrier.replace(link, "deaf")
     wait_until(lambda: carrier.link is connector.links[-1] is not link)
+
+
+def test_why_a_link_was_not_replaced(carried):
+    rejected = HostKeyError("c: no")
+    carrier, _ = carried(None, rejected)
+    link = outcome_of(carrier)
+    assert carrier.replacement_error is None
+    carrier.replace(link, "it was up for long")
+    wait_until(lambda: carrier.replacement_error is rejected)
+    assert (carrier.state, carrier.link) == (CarrierState.UP, link)
 
 
 def test_the_old_link_is_kept_where_the_new_one_brings_no_answer(carried, caplog, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import queue
 import threading
 import time
@@ -249,7 +250,7 @@ def test_the_watchers_get_the_state_of_the_best_one(world):
 
 def test_one_that_has_failed_for_good_is_tried_again_although_no_client_asks_for_it(world, monkeypatch):
     monkeypatch.setattr(carrier_set, "_RETRY_FAILED_EVERY", 0.01)
-    monkeypatch.setattr("relay.carriers.carrier._RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.0)
     rig = world()
     rig.connectors[1].errors = [DENIED]
     rig.set.begin()
@@ -257,6 +258,62 @@ def test_one_that_has_failed_for_good_is_tried_again_although_no_client_asks_for
     assert rig.set.state is CarrierState.UP
     rig.connectors[1].errors = []
     wait_until(lambda: None not in rig.links)
+
+
+def run(rig, function=lambda: None):
+    """Call a function on the I/O thread, after everything that was to be called before."""
+    called = threading.Event()
+    assert rig.set.call(lambda: (function(), called.set()))
+    assert called.wait(WAIT)
+
+
+def test_a_rejected_login_is_not_repeated_while_none_is_up_until_a_client_asks(world, monkeypatch, caplog):
+    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.0)
+    rig = world()
+    rig.connectors[0].errors = [AuthenticationError("c: rejected")]
+    rig.set.begin()
+    wait_until(lambda: rig.set.state is CarrierState.FAILED)
+    run(rig, lambda: rig.set._retry_in_time(0.0))
+    assert (rig.set.state, rig.connectors[0].attempts) == (CarrierState.FAILED, 1)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line == (
+        "c (carrier 1): rejected; will not retry until a client connects, or for 5 minutes while another carrier is up"
+    )
+    rig.connectors[0].errors = []
+    assert rig.outcome() is rig.links[0]
+
+
+def test_one_that_was_not_tried_again_because_none_was_up_is_when_another_one_returns(world, monkeypatch):
+    monkeypatch.setattr(retry, "_BACKOFF", (600.0, 600.0))
+    rig = world()
+    rig.connectors[1].errors = [DENIED]
+    rig.set.begin()
+    wait_until(lambda: rig.set.carriers[1].state is CarrierState.FAILED)
+    rig.links[0].lose()
+    wait_until(lambda: rig.set.state is CarrierState.BACKING_OFF)
+    run(rig, rig.set._retry.stop)
+    run(rig, lambda: rig.set._retry_in_time(0.0))
+    rig.set.carriers[0].call(rig.set.carriers[0]._attempt)
+    wait_until(lambda: rig.set.state is CarrierState.UP)
+    run(rig)
+    assert rig.set._retry.due < math.inf
+
+
+def test_one_that_fails_while_all_are_closed_leaves_no_timer(world):
+    rig = world()
+    first, second = rig.set.carriers
+    close = second.close
+
+    def fail_and_close(**options):
+        first.call(lambda: rig.set._on_change(CarrierState.FAILED, DENIED))
+        close(**options)
+
+    second.close = fail_and_close
+    rig.set.begin()
+    wait_until(lambda: rig.links[0] is not None)
+    rig.set.close(wait=False)
+    wait_until(lambda: rig.set.join(0.0))
+    assert rig.set._retry.due == math.inf
 
 
 def test_a_server_that_allows_one_login_is_logged_once(world, caplog):

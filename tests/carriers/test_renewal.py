@@ -9,6 +9,7 @@ import pytest
 from relay.carriers import renewal
 from relay.carriers.link import CarrierState
 from relay.carriers.renewal import renew
+from relay.errors import AuthenticationError
 from relay.eventloop.loop import Timers
 
 HOUR = 3600.0
@@ -23,6 +24,7 @@ class Carrier:
         self.replaced = 0  # links with streams
         self.link = object()
         self.renewed = []
+        self.replacement_error = None
         self.watchers = []
         self.subscribe = self.watchers.append
 
@@ -81,6 +83,17 @@ def test_a_renewal_that_fails_is_tried_again_after_a_tenth_of_the_time(carrier):
     carrier.change(CarrierState.UP)
     carrier.after(HOUR + 1)
     assert (carrier.after(HOUR / 10 - 2), carrier.after(2)) == (1, 2)
+
+
+@pytest.mark.parametrize(("time", "pause"), [(HOUR, HOUR), (60.0, 300.0)])
+def test_a_renewal_that_was_rejected_waits_for_all_of_the_time_or_five_minutes(carrier, time, pause):
+    renew(carrier, time)
+    carrier.change(CarrierState.UP)
+    carrier.after(time + 1)
+    for attempts in (1, 2):
+        carrier.replacement_error = AuthenticationError("c: rejected")
+        assert carrier.after(time / 10 + 1) == attempts
+        assert (carrier.after(pause - 1), carrier.after(2)) == (attempts, attempts + 1)
 
 
 def test_while_several_old_links_have_streams_there_is_no_further_one(carrier):

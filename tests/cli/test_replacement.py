@@ -268,6 +268,43 @@ def test_a_new_route_is_waited_for_until_its_first_outcome(state, error, text, c
     assert text in caplog.text
 
 
+class Ways:
+    """A factory by several ways."""
+
+    def __init__(self, *states):
+        self.alternatives = [Hops(state) for state in states]
+        self.state = states[0]
+
+    def subscribe(self, watcher):
+        for way in self.alternatives:
+            way.subscribe(watcher)
+
+
+FAILURE = (CarrierState.FAILED, OSError("h: refused"))
+
+
+@pytest.mark.parametrize(
+    ("states", "outcomes", "problem"),
+    [
+        (["connecting", "connecting"], [(0, FAILURE), (1, (CarrierState.UP, None))], ""),
+        (["failed", "connecting"], [(1, (CarrierState.UP, None))], ""),
+        (["connecting", "up"], [], ""),
+        (["connecting", "connecting"], [(0, FAILURE), (0, FAILURE)], "h: refused"),
+        (["connecting", "connecting"], [(0, FAILURE), (1, (CarrierState.FAILED, OSError("b")))], "h: refused"),
+    ],
+)
+def test_one_of_several_ways_is_enough_and_all_are_waited_for(states, outcomes, problem, caplog):
+    ways = Ways(*states)
+    warm_up = WarmUp("one", ways, 0.0 if outcomes == [(0, FAILURE)] * 2 else WAIT)
+    for number, (state, error) in outcomes:
+        for watcher in ways.alternatives[number].watchers:
+            watcher(state, error)
+    warm_up.wait()
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"one: its new route is not up yet: {problem}; new clients wait for it"] if problem else []
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "begins"),
     [("i2p://a.i2p", True), (f"i2p://a.i2p?keys={os.devnull}", False)],

@@ -182,6 +182,11 @@ class FileGroup(TunnelGroup):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def _begin_end(self, why: str) -> None:
+        if self.upgrades is not None:
+            self.upgrades.give_up(f"relay is ending: {why}")
+        super()._begin_end(why)
+
     @property
     def _everyone(self) -> tuple[Member, ...]:
         return (*self._members, *self._leaving)

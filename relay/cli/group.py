@@ -63,6 +63,9 @@ class Upgrades(Protocol):
     def serve(self, connection: socket.socket, first: bytes) -> None:
         """Hand over to a process that has connected."""
 
+    def give_up(self, why: str) -> None:
+        """End a hand-over that has not succeeded yet: the group is ending. In the main thread."""
+
 
 class TunnelGroup:
     """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.

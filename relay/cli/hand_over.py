@@ -90,6 +90,7 @@ class HandOver:
         self._turn = threading.Lock()  # held during a hand-over
         self._start_turn = threading.Lock()  # held while a successor is started
         self._child: Successor | None = None
+        self._channel: UpgradeChannel | None = None  # until the successor has the clients; of the main thread
 
     # -- a successor that this process starts -------------------------------------------------------------------------
 
@@ -178,6 +179,15 @@ class HandOver:
         child = self._child
         return child if child is not None and child.is_process(process) else None
 
+    def give_up(self, why: str) -> None:
+        """End a hand-over that has not succeeded yet: the group is ending. In the main thread.
+
+        :param why: for the successor. It ends, too: it was to take the place of this process, not to survive it.
+        """
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.give_up(why)
+
     # -- the hand-over ------------------------------------------------------------------------------------------------
 
     def _hand_over(self, channel: UpgradeChannel, process: int, child: Successor | None) -> None:
@@ -187,7 +197,7 @@ class HandOver:
         :raises GroupOverError: if the group is ending.
         """
         group = self._group
-        offers = group.call(self._begin)
+        offers = group.call(self._begin, channel)
         try:
             for offer in offers:
                 channel.send({"socket": offer.facts}, offer.socket)
@@ -200,7 +210,7 @@ class HandOver:
                 channel.receive_decision("ready", _START_TIME)
                 supervisor = group.call(self._commit, taken, channel)
         except BaseException:
-            group.is_handing_over = False
+            group.is_handing_over, self._channel = False, None
             raise
         try:
             supervisor.on_handed_over(process)
@@ -210,7 +220,7 @@ class HandOver:
         with contextlib.suppress(UpgradeError):  # it is the successor also if it has died since
             channel.send({"released": True})
 
-    def _begin(self) -> Sequence[_Offer]:
+    def _begin(self, channel: UpgradeChannel) -> Sequence[_Offer]:
         """Keep reloads out, and return what the successor may take over; in the main thread."""
         if self._group.is_ending:
             raise GroupOverError("relay is ending; start it again")
@@ -224,6 +234,7 @@ class HandOver:
             for name, passed in received().items():
                 found += [_Offer({"systemd": name}, one) for one in passed if not is_stored_name(name)]
         self._group.is_handing_over = True
+        self._channel = channel
         return found
 
     @contextlib.contextmanager
@@ -284,6 +295,7 @@ class HandOver:
         if group.is_ending:
             raise GroupOverError("relay is ending; start it again")
         channel.check_waiting("alone")
+        self._channel = None
         for offer in taken:
             if isinstance(offer.socket, UnixListener):
                 offer.socket.disown()

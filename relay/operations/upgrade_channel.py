@@ -31,6 +31,7 @@ know the same, also if one of them was stopped meanwhile. Until then the success
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -86,7 +87,7 @@ class PeerLateError(UpgradeError):
 
 
 class UpgradeChannel:
-    """The connection of two processes. Used by one thread at a time, except :meth:`close`.
+    """The connection of two processes. Used by one thread at a time, except :meth:`close` and :meth:`give_up`.
 
     :param connection: a connected Unix stream socket. The channel owns it.
     :param first: bytes that were read from it already.
@@ -190,6 +191,12 @@ class UpgradeChannel:
         except UpgradeError:
             pass
         self.close()
+
+    def give_up(self, why: str) -> None:
+        """Do the same while another thread may wait for a message: that gets :class:`PeerEndedError`, and closes it."""
+        with contextlib.suppress(OSError):
+            self.send({"failed": why[:2000]})
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection, and the sockets that were not taken. Idempotent."""

@@ -296,6 +296,26 @@ def test_a_successor_that_gives_up_while_the_old_process_is_held_up_gets_no_clie
     assert "upgrade: it took too long; nothing has changed" in running.said()
 
 
+def test_an_old_process_that_is_stopped_by_a_signal_ends_the_upgrade_as_well(up, serve):
+    """The new one is not left with the addresses of an old one that closes them."""
+    text = "[defaults]\ndrain = 600\n" + tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address)
+    running = up(text)
+    with (
+        socket.create_connection(("127.0.0.1", running.port("one")), WAIT) as client,
+        successor(running) as (channel, _),
+    ):
+        assert receive_exactly(client, 1) == b"a"
+        channel.send({"prepared": [0, 1]})
+        assert channel.receive("go", WAIT)
+        running.first.send_signal(signal.SIGTERM)
+        with pytest.raises(UpgradeError, match="relay is ending: SIGTERM"):
+            channel.receive("nothing", WAIT)
+        with pytest.raises(UpgradeError):
+            channel.send({"ready": True})
+        assert repeats(client)
+    assert running.first.wait(WAIT) == 0
+
+
 @contextlib.contextmanager
 def new_process(folder, text):
     """A real new process, and the channel of an old one that has offered it its control socket alone."""

@@ -8,10 +8,12 @@ target, and prints a traceback and a file, with which ``--input FILE`` runs the 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from .targets import NAMES, load
 HERE = Path(__file__).parent
 KEPT = Path("build/fuzz")
 SEEDS = HERE / "seeds"
+_IN_MEMORY = "/dev/shm"  # where the files of inputs are
 _LONGEST_RUN = 10  # seconds that one input may take, with the tracing
 _MEMORY = 1024  # MiB of the process
 _SHOWN = 6000  # characters of a finding
@@ -57,8 +60,11 @@ def search(name: str, seconds: float) -> int:
     argv = [sys.executable, "-m", __spec__.parent, "--run", name, *options, str(corpus), str(SEEDS / name)]
     begun, before = time.monotonic(), _cpu()
     last = ""
-    with open(folder / "log", "w+b") as log:
-        status = subprocess.run(argv, stdout=log, stderr=log, check=False).returncode
+    # libFuzzer ends its process without cleaning up.
+    in_memory = _IN_MEMORY if os.path.isdir(_IN_MEMORY) else None
+    with open(folder / "log", "w+b") as log, tempfile.TemporaryDirectory(dir=in_memory) as temporary:
+        environment = {**os.environ, "TMPDIR": temporary}
+        status = subprocess.run(argv, stdout=log, stderr=log, env=environment, check=False).returncode
         log.seek(0)
         last = log.read().decode("utf-8", "replace")
     if status:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_MEMORY = "/dev/shm"
-FOLDER = tempfile.TemporaryDirectory(prefix="relay-fuzz-", dir=_MEMORY if os.path.isdir(_MEMORY) else None)
+FOLDER = tempfile.TemporaryDirectory(prefix="relay-fuzz-")
 _LONGEST = 20_000  # characters of an error; it repeats a part of what it is about
 
 

@@ -63,7 +63,7 @@ def address(kind, listener, certificates, request):
         return f"tls://127.0.0.1:{port}?ca={certificates.ca}", []
     if transport == "i2p":
         world = request.getfixturevalue("i2p_double")
-        server = world.serve(port)
+        server = world.serve(port, timeout=None)  # a busy machine takes longer than the default
         request.addfinalizer(server.close)
         return f"i2p://{server.dest}?sam={world.client}", []
     if transport == "exec":

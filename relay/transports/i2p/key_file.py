@@ -254,7 +254,10 @@ def _write(path: Path, key: PrivateKey, name: Path) -> None:
 
 def _remove_temporaries(path: Path) -> None:
     """Remove copies of the key that a program left which was killed while it wrote the file; the file is locked."""
-    for one in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+    found: list[Path] = []
+    with contextlib.suppress(OSError):  # no descriptor is left to look for them
+        found += path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}")
+    for one in found:
         with contextlib.suppress(OSError):
             one.unlink()
 

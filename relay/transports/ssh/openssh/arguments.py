@@ -77,9 +77,14 @@ def private_directory() -> str:
 def sweep(parent: str) -> None:
     """Remove the private directories of processes that were killed: no process listens at the sockets in them.
 
+    Without a descriptor to look for them they stay until the next call; that is no error.
+
     :param parent: the directory with private directories.
     """
-    for folder in Path(parent).glob(f"{_PREFIX}*"):
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        found += Path(parent).glob(f"{_PREFIX}*")
+    for folder in found:
         listening = [_is_listening(folder / name) for name in (ASKPASS, CONTROL)]
         if True not in listening and (False in listening or _was_being_made(folder)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -167,5 +168,13 @@ def test_the_end_of_a_client_removes_what_a_killed_worker_left(tmp_path: Path) -
     dead.mkdir()
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(dead / "askpass"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        _remove(str(own), os.getpid())  # an error here would leave the streams of the client open for ever
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     _remove(str(own), os.getpid())
     assert os.listdir(tmp_path) == []

@@ -133,11 +133,11 @@ class _SessionConnector:
                 if len(self._routers.all) == 1 or _cancelled(cancel, 0.0):
                     raise
                 errors[router] = error
-                if is_last:
+                if is_last or self._is_in_use(error):
                     raise self._routers.failure(errors, self._below.route) from None
                 router = self._routers.after(router)
             else:
-                if moved := self._routers.settle(router, errors):
+                if moved := self._routers.change(errors):
                     logger.log(logging.DEBUG if self._quiet else logging.WARNING, "%s: %s", self._name, moved)
                 return session
 
@@ -148,13 +148,20 @@ class _SessionConnector:
                 session = self._attempt(router, deadline, cancel, lost)
             except SAMError as error:
                 again = error.result == "DUPLICATED_ID"
-                if error.result == "DUPLICATED_DEST" and not self._was_up:
+                if self._is_in_use(error):
                     again = time.monotonic() + _AGAIN < until and not _cancelled(cancel, _AGAIN)
                 if not again:
                     raise
             else:
                 self._was_up = True
                 return session
+
+    def _is_in_use(self, error: OSError) -> bool:
+        """Return whether another program may have a session of the key: there must be no second one at another router.
+
+        After the first session, what the router still has is a session that this connector has lost.
+        """
+        return isinstance(error, SAMError) and error.result == "DUPLICATED_DEST" and not self._was_up
 
     def alternative(self, error: Exception) -> str:
         """Return the next router if the session was lost and there is one; an attempt has tried all of them."""
@@ -231,7 +238,7 @@ class _SessionConnector:
             raise
         finally:
             progress.end()
-        self._routers.on_session(session_id)
+        self._routers.on_session(router, session_id)
         session = Session(
             self._name,
             bridge,

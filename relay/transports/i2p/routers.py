@@ -46,33 +46,38 @@ class Routers:
         self.loss: OSError | None = None
         """Why the last session was lost, until there is another one; ``None`` if there is one router."""
         self._name = name
-        self._last = self.first  # the one that has had the last session
-        self._last_id = ""  # of that session
+        self._last = self._before = self.first  # those that have had the last session, and the one before it
+        self._last_id = ""  # of the last session
+        self._last_loss: OSError | None = None  # of the one before it
 
     def after(self, router: OneRouter) -> OneRouter:
         """Return the next one; the first one after the last one."""
         return self.all[(self.all.index(router) + 1) % len(self.all)]
 
-    def on_session(self, session_id: str) -> None:
-        """Note a new session: the loss of an earlier one, which is being drained, is of no interest any more."""
+    def on_session(self, router: OneRouter, session_id: str) -> None:
+        """Stay with a router that has created a session. Called before the session can be lost.
+
+        The loss of an earlier session, which is being drained, is of no interest any more.
+        """
         self._last_id = session_id
+        self._before, self._last, self.first = self._last, router, router
+        self._last_loss, self.loss = self.loss, None
 
     def on_loss(self, router: OneRouter, session_id: str, error: OSError) -> None:
         """Choose the next router if the last session was lost."""
         if len(self.all) > 1 and session_id == self._last_id:
             self.loss, self.first = error, self.after(router)
 
-    def settle(self, router: OneRouter, errors: Mapping[OneRouter, OSError]) -> str:
-        """Stay with a router that has created a session.
+    def change(self, errors: Mapping[OneRouter, OSError]) -> str:
+        """Describe where the last session is.
 
         :param errors: of the routers that were tried before, in the same attempt.
         :returns: a line for the log if another router was tried first, or has had the session; else an empty text.
         """
-        before, self._last, self.first = self._last, router, router
-        error, self.loss = errors.get(before) or self.loss, None
-        if before is router or error is None:
+        error = errors.get(self._before) or self._last_loss
+        if self._before is self._last or error is None:
             return ""
-        return f"the session is at the router {router}; {before}: {self._why(error)}"
+        return f"the session is at the router {self._last}; {self._before}: {self._why(error)}"
 
     def failure(self, errors: Mapping[OneRouter, OSError], route: Sequence[object]) -> OSError:
         """Return the error of an attempt that has failed at each router; of a kind that can be retried, if one is.

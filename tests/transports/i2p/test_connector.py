@@ -26,6 +26,7 @@ from relay.transports.i2p import connector
 from relay.transports.i2p.connector import make_carrier, options_of
 from relay.transports.i2p.opening import open_stream
 from relay.transports.i2p.routers import Routers
+from relay.transports.i2p.session import Session
 
 MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
 
@@ -79,7 +80,7 @@ def make():
     made = []
 
     def make(where, keys=no_keys, **options):
-        sam = where if isinstance(where, str) else getattr(where, "sam", None) or where.name
+        sam = where if isinstance(where, str | list) else getattr(where, "sam", None) or where.name
         router = I2PRouter(sam=parse_sam(sam), **options)
         made.append(make_carrier("here", router, network(), keys))
         made[-1].begin()
@@ -278,6 +279,31 @@ def test_and_not_for_longer(bridge, make, monkeypatch):
     error = failure(make(bridge, Held()))
     assert error.result == "DUPLICATED_DEST"
     assert "another program" in str(error)
+
+
+def test_what_another_program_has_at_one_router_is_not_created_at_the_next_one(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_DUPLICATE", 0.0)
+    bridge.refuse_sessions(10000, "DUPLICATED_DEST")
+    with SAMBridge(network=bridge) as other:
+        assert f"{bridge.sam}: the router already has" in str(failure(make([bridge.sam, other.sam], Held())))
+        assert not other.commands
+
+
+def test_a_router_that_ends_each_session_at_once_is_left(scripted, bridge, make, monkeypatch):
+    ended = threading.Event()
+
+    def lost_at_once(*values):
+        *others, lost = values
+        session = Session(*others, lambda error: (lost(error), ended.set()))
+        assert ended.wait(WAIT)  # before the attempt has returned
+        return session
+
+    monkeypatch.setattr(connector, "Session", lost_at_once)
+    scripted.answers.append(lambda end: end.say(MADE))
+    carrier = make([scripted.name, bridge.sam])
+    wait_until(lambda: bridge.sessions)
+    assert up(carrier, patient=True).destination == bridge.sessions[0].destination
+    assert len(asked(scripted)) == 1
 
 
 def test_after_a_loss_it_is_waited_out(bridge, make):

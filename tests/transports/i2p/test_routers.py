@@ -26,23 +26,22 @@ def test_which_is_first(begin_with, first):
 def test_a_loss_chooses_the_next_one_and_it_stays():
     routers = made()
     one, two, three = routers.all
-    routers.on_session("a")
-    assert routers.settle(one, {}) == ""
+    routers.on_session(one, "a")
+    assert routers.change({}) == ""
     routers.on_loss(one, "a", LOST)
     assert (routers.first, routers.loss) == (two, LOST)
-    routers.on_session("b")
-    assert routers.settle(three, {two: REFUSED}) == "the session is at the router r:3; r:1: lost"
+    routers.on_session(three, "b")
+    assert routers.change({two: REFUSED}) == "the session is at the router r:3; r:1: lost"
     assert (routers.first, routers.loss) == (three, None)
-    routers.on_session("c")  # a planned renewal
-    assert routers.settle(three, {}) == ""
+    routers.on_session(three, "c")  # a planned renewal
+    assert routers.change({}) == ""
 
 
 def test_the_loss_of_a_session_that_was_replaced_moves_nothing():
     routers = made()
     one = routers.first
     for session in "ab":
-        routers.on_session(session)
-        routers.settle(one, {})
+        routers.on_session(one, session)
     routers.on_loss(one, "a", LOST)
     assert (routers.first, routers.loss) == (one, None)
 
@@ -50,7 +49,7 @@ def test_the_loss_of_a_session_that_was_replaced_moves_nothing():
 def test_a_single_router_has_no_other_one():
     routers = made(count=1)
     one = routers.first
-    routers.on_session("a")
+    routers.on_session(one, "a")
     routers.on_loss(one, "a", LOST)
     assert (routers.first, routers.loss) == (one, None)
 

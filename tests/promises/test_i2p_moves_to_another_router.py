@@ -81,6 +81,15 @@ def test_an_exposed_destination(routers, lose, caplog, echo_server, record_prope
     assert [line.partition(";")[0] for line in moves(caplog)] == [f"{begin} {other.sam}", f"{begin} {one.sam}"]
 
 
+def test_the_self_check_is_at_the_router_of_the_session(routers, echo_server):
+    """Another one, which may have no tunnels, would show that a sound session is not reachable."""
+    one, other = routers
+    one.refuse_sessions(1, "I2P_ERROR")
+    with relay.TunnelServer("", echo_server.address[1], [one.sam, other.sam]) as server:
+        assert server.wait_published(WAIT)
+        assert (len(one.sessions), len(other.sessions)) == (0, 2)
+
+
 def test_the_session_of_a_client(routers, caplog, echo_server):
     one, other = routers
     with (

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 import time
 
 from helpers import WAIT
@@ -62,11 +63,17 @@ class Command:
         return match[1], int(match[2])
 
     def hear(self, words):
-        """Wait for a line on standard error."""
-        for line in self.process.stderr:
-            self.said += line
-            if words in line:
-                return line
+        """Wait for a line on standard error. A command that does not write it in time is killed."""
+        deadline = threading.Timer(WAIT, self.process.kill)
+        deadline.start()
+        try:
+            for line in self.process.stderr:
+                self.said += line
+                if words in line:
+                    return line
+        finally:
+            deadline.cancel()
+            deadline.join()
         raise AssertionError(f"{words!r} is not in {self.said!r}")
 
     def end(self, number=signal.SIGTERM):

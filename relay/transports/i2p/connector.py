@@ -247,6 +247,7 @@ class _SessionConnector:
             control,
             functools.partial(self._on_loss, router, session_id, bridge, lost),
         )
+        session.sam = router.address
         session.observer = self
         return session
 

@@ -48,8 +48,11 @@ class ProbeSession:
     def __init__(self, io_thread: IOThread, name: str, router: I2PRouter, below: Network) -> None:
         options = {**dict(router.options), **_TUNNELS}
         self.is_possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
-        own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
-        self._make = functools.partial(make_carrier, f"{name} (self-check)", own, below, _no_keys, quiet=True)
+        self._router = dataclasses.replace(
+            router, sam=router.sam[:1], session="", keys=None, options=tuple(sorted(options.items()))
+        )
+        self._name = f"{name} (self-check)"
+        self._below = below
         self._carrier: Carrier[Session] | None = None
         self._begin = Timer(io_thread.loop.timers, self._make_early)
 
@@ -63,13 +66,19 @@ class ProbeSession:
         """Revoke :meth:`prepare`."""
         self._begin.stop()
 
+    def follow(self, session: Session) -> None:
+        """Probe from the router of this session: of several, another one may be at fault itself."""
+        if session.sam is not None and self._router.sam != (session.sam,):
+            self.close()
+            self._router = dataclasses.replace(self._router, sam=(session.sam,))
+
     def carrier(self) -> Carrier[Session]:
         """Return the supervised session, created on the first call.
 
         :raises OSError: if no thread or descriptor is available.
         """
         if self._carrier is None:
-            self._carrier = self._make()
+            self._carrier = make_carrier(self._name, self._router, self._below, _no_keys, quiet=True)
             self._carrier.begin()
         return self._carrier
 

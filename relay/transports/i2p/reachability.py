@@ -170,6 +170,7 @@ class ReachabilityMonitor:
             logger.info("%s: its options hide it, so relay does not check whether it is reachable", self._name)
             return
         self._session = session
+        self._probes.follow(session)
         self._schedule.restart()
         self._since = time.monotonic()
         self._handle(Event.WATCH)

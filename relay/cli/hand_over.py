@@ -91,6 +91,7 @@ class HandOver:
         self._start_turn = threading.Lock()  # held while a successor is started
         self._child: Successor | None = None
         self._channel: UpgradeChannel | None = None  # until the successor has the clients; of the main thread
+        self._taken: Sequence[_Offer] = ()  # what the successor keeps
 
     # -- a successor that this process starts -------------------------------------------------------------------------
 
@@ -182,11 +183,12 @@ class HandOver:
     def give_up(self, why: str) -> None:
         """End a hand-over that has not succeeded yet: the group is ending. In the main thread.
 
-        :param why: for the successor. It ends, too: it was to take the place of this process, not to survive it.
+        :param why: for the successor. It ends, too: it was to take the place of this process, not to survive it. One
+            that has waited too long for this process goes on alone, and keeps the files of its sockets.
         """
         channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.give_up(why)
+        if channel is not None and not channel.give_up(why):
+            _disown(self._taken)
 
     # -- the hand-over ------------------------------------------------------------------------------------------------
 
@@ -204,13 +206,18 @@ class HandOver:
             for name in [one.name for one in group.tunnels if one.state is MemberState.PAUSED]:
                 channel.send({"paused": name})
             channel.send({"offered": True})
-            taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
+            self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
             with self._released_for(channel, child):
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
-                supervisor = group.call(self._commit, taken, channel)
+                try:
+                    supervisor = group.call(self._commit, channel)
+                except GroupOverError:
+                    if not channel.has_received("alone"):
+                        raise
+                    supervisor = group.supervisor  # a signal was faster than that message; the successor goes on
         except BaseException:
-            group.is_handing_over, self._channel = False, None
+            group.is_handing_over, self._channel, self._taken = False, None, ()
             raise
         try:
             supervisor.on_handed_over(process)
@@ -261,19 +268,22 @@ class HandOver:
             if child is not None:
                 child.end()  # first, because it may have what this process wants back
             self._state.take(self._entries())
-            for each in vacated:
-                self._return(each)
+            self._return(vacated)
             raise
 
-    def _return(self, vacated: Replacement) -> None:
-        """Open a listener again, as soon as the other process has closed its own."""
+    def _return(self, vacated: Sequence[Replacement]) -> None:
+        """Open listeners again, as soon as the other process has closed its own. None waits for another one."""
         until, pause = time.monotonic() + _RETURN_TIME, _FIRST_PAUSE
-        while problem := vacated.return_to_listener():
+        while vacated and not self._group.is_ending:
             is_last = time.monotonic() + pause > until
-            logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
-            if is_last or self._group.wait_for_end(pause):
+            left = []
+            for each in vacated:
+                if problem := each.return_to_listener():
+                    logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
+                    left.append(each)
+            if is_last or not left or self._group.wait_for_end(pause):
                 return
-            pause *= 2
+            vacated, pause = left, pause * 2
 
     def _entries(self) -> dict[str, list[LedgerEntry]]:
         """Return the bans and quotas of all tunnels."""
@@ -285,7 +295,7 @@ class HandOver:
                 found[member.name] = [entry for entry, _ in entries_of(tunnel)]
         return {name: entries for name, entries in found.items() if entries}
 
-    def _commit(self, taken: Sequence[_Offer], channel: UpgradeChannel) -> Supervisor:
+    def _commit(self, channel: UpgradeChannel) -> Supervisor:
         """Leave the clients to the successor; in the main thread. It does not fail.
 
         :raises GroupOverError: if the group is ending.
@@ -296,9 +306,7 @@ class HandOver:
             raise GroupOverError("relay is ending; start it again")
         channel.check_waiting("alone")
         self._channel = None
-        for offer in taken:
-            if isinstance(offer.socket, UnixListener):
-                offer.socket.disown()
+        _disown(self._taken)
         for member in group.tunnels:
             if member.state.accepts and member.opened is not None:
                 member.opened.tunnel.pause()
@@ -336,6 +344,13 @@ def _offer(member: Member) -> _Offer | None:
     if not isinstance(one, socket.socket) or one.fileno() < 0:
         return None
     return _Offer({"tunnel": member.name, "any_port": getattr(where, "port", None) == 0}, one)
+
+
+def _disown(taken: Sequence[_Offer]) -> None:
+    """Leave the files of Unix sockets to the successor."""
+    for offer in taken:
+        if isinstance(offer.socket, UnixListener):
+            offer.socket.disown()
 
 
 def _taken(numbers: object, offers: Sequence[_Offer]) -> list[_Offer]:

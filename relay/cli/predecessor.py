@@ -221,8 +221,9 @@ class Predecessor:
         used.update(taken)
         for bound in self._bound.values():
             one = getattr(bound.receive, "listening", bound.receive)
-            if isinstance(one, UnixListener):
+            if isinstance(one, UnixListener) and one.file_id is None:  # its file is the other process's
                 self.on_taken_over.append(one.adopt)
+                self.on_failed.append(one.disown)
         self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
 
     def _at_any_port(self, name: str) -> Sequence[socket.socket]:
@@ -322,7 +323,7 @@ class Predecessor:
 
 def _wait_for_release(channel: UpgradeChannel, done: Callable[[UpgradeError | None], object]) -> None:
     try:
-        channel.receive("released", _RELEASE_TIME)
+        channel.receive_decision("released", _RELEASE_TIME)
     except UpgradeError as error:
         done(error)
     else:

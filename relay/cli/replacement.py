@@ -282,7 +282,11 @@ class Replacement:
             return ""
         try:
             receive = self.member.plan.listen(None)
-            changes.relisten(_in_this_process(self.member.opened.tunnel), receive, None)
+            try:
+                changes.relisten(_in_this_process(self.member.opened.tunnel), receive, None)
+            except BaseException:
+                receive.close()
+                raise
         except _ERRORS as error:
             return f"{self.member.name}: cannot listen again: {describe_error(error)}"
         self.is_vacant = False

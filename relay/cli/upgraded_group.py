@@ -12,7 +12,7 @@ starting    the other one goes on       over        end
 starting    a signal                    over        say so to the other process, which goes on; end
 taking over the other one has stopped   running     serve operators
 taking over it has ended, or is late    running     serve operators
-taking over it goes on                  over        end
+taking over it goes on, or is ending    over        end; open connections may finish
 taking over a signal                    over        say so to the other process, which may go on; end
 running     a late tunnel has started   running     resume it
 =========== =========================== =========== ==================================================================
@@ -131,7 +131,9 @@ class UpgradedGroup(FileGroup):
             return
         if not old.goes_on_after(error):
             print_error(f"upgrade: {error}")
-            return self._leave(str(error))
+            old.fail(str(error))
+            self._status = 1
+            return self.end_for(str(error))  # the clients that it has accepted may finish
         old.finish()
         logger.info("taken over from process %d", old.pid)
         return None

@@ -26,7 +26,8 @@ then.
 
 ``ready`` decides which process goes on. A predecessor that has waited too long stops reading (shutdown(2)), and looks
 whether it came before that. The kernel orders the two: either it is there, or the successor could not send it. So both
-know the same, also if one of them was stopped meanwhile. Until then the successor accepts no client.
+know the same, also if one of them was stopped meanwhile. Until then the successor accepts no client. In the same way
+the successor stops reading before ``alone``: a predecessor that is ended by a signal later cannot send ``failed``.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class UpgradeChannel:
 
         :raises UpgradeError: if the other process does not take it.
         """
-        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        data = _encoded(message)
         try:
             self._connection.settimeout(_SEND_TIME)
             sent = 0
@@ -152,11 +153,20 @@ class UpgradeChannel:
         try:
             return self.receive(kind, seconds)
         except PeerLateError as late:
-            self._connection.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # another thread has closed it
+                self._connection.shutdown(socket.SHUT_RD)
             try:
                 return self.receive(kind, 0.0)  # it may have come at the last moment
             except PeerEndedError:
                 raise late from None
+
+    def has_received(self, kind: str) -> bool:
+        """Return whether the other process has sent a message before its end. Does not wait."""
+        try:
+            self.receive(kind, 0.0)
+        except UpgradeError:
+            return False
+        return True
 
     def check_waiting(self, *kinds: str) -> None:
         """Check that the other process still waits for a message of this one. Does not wait itself.
@@ -192,11 +202,24 @@ class UpgradeChannel:
             pass
         self.close()
 
-    def give_up(self, why: str) -> None:
-        """Do the same while another thread may wait for a message: that gets :class:`PeerEndedError`, and closes it."""
-        with contextlib.suppress(OSError):
-            self.send({"failed": why[:2000]})
+    def give_up(self, why: str) -> bool:
+        """Do the same while another thread may wait for a message: that gets :class:`PeerEndedError`, and closes it.
+
+        Does not block, whatever the other process does.
+
+        :returns: whether it can still read; false if it goes on alone, or has ended.
+        """
+        data, is_heard = _encoded({"failed": why[:2000]}), True
+        with contextlib.suppress(OSError, ValueError):  # the other thread has just closed it
+            waiting = select.poll()
+            waiting.register(self._connection, select.POLLOUT)
+            try:
+                if waiting.poll(0):
+                    self._connection.send(data)
+            except (BrokenPipeError, ConnectionResetError):
+                is_heard = False
             self._connection.shutdown(socket.SHUT_RDWR)
+        return is_heard
 
     def close(self) -> None:
         """Close the connection, and the sockets that were not taken. Idempotent."""
@@ -244,6 +267,10 @@ class UpgradeChannel:
         if not data:
             raise PeerEndedError("the other process has ended")
         return data
+
+
+def _encoded(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

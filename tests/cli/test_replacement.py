@@ -227,6 +227,23 @@ def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
     assert said.startswith("one: cannot listen again: 127.0.0.1:") and "Address already in use" in said
 
 
+def test_a_listener_is_closed_that_the_tunnel_cannot_take(made, load, listener, monkeypatch):
+    """It would be in the way of the next try."""
+    taken = []
+
+    def relisten(tunnel, receive, drain):
+        taken.append(receive)
+        raise RuntimeError("can't start new thread")
+
+    change = made(load("127.0.0.1:0"), None, listener)
+    change.is_vacant = True
+    change.member.name = "one"
+    monkeypatch.setattr("relay.cli.replacement._in_this_process", lambda tunnel: tunnel)
+    monkeypatch.setattr("relay.cli.replacement.changes.relisten", relisten)
+    assert change.return_to_listener() == "one: cannot listen again: can't start new thread"
+    assert [one.fileno() for one in taken] == [-1]
+
+
 def test_a_change_is_told_in_one_line():
     assert str(Change("db", Verdict.TUNED, ("nconnect", "linger"))) == "db: tuned (nconnect, linger)"
 

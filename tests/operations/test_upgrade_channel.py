@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 
 import pytest
 from helpers import WAIT
 
+from relay.operations import upgrade_channel
 from relay.operations.upgrade_channel import PeerLateError, UpgradeChannel, UpgradeError
 
 
@@ -40,6 +42,38 @@ def test_what_comes_at_the_last_moment_counts(pair, monkeypatch):
 
     monkeypatch.setattr(one, "_piece", late)
     assert one.receive_decision("ready", WAIT)
+
+
+def test_giving_up_does_not_wait_for_a_process_that_reads_nothing(pair, monkeypatch):
+    one, _ = pair
+    monkeypatch.setattr(upgrade_channel, "_SEND_TIME", 0.01)
+    with pytest.raises(UpgradeError):
+        while True:
+            one.send({"ledger": "x" * 1000})
+    monkeypatch.setattr(upgrade_channel, "_SEND_TIME", 10 * WAIT)
+    giving_up = threading.Thread(target=one.give_up, args=("it is ending",), daemon=True)
+    giving_up.start()
+    giving_up.join(WAIT)
+    assert not giving_up.is_alive()
+
+
+def test_giving_up_is_heard_unless_the_other_one_goes_on_alone(pair):
+    one, other = pair
+    with pytest.raises(PeerLateError):
+        other.receive_decision("released", 0.01)
+    other.send({"alone": True})
+    assert not one.give_up("it is ending")
+    assert one.has_received("alone")
+    assert not one.has_received("alone")
+
+
+def test_the_other_process_hears_why(pair):
+    one, other = pair
+    assert one.give_up("it is ending")
+    with pytest.raises(UpgradeError, match="it is ending"):
+        other.receive("released", WAIT)
+    one.close()
+    assert one.give_up("it has ended")
 
 
 def test_without_a_descriptor_it_says_so(pair):

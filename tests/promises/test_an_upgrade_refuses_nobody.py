@@ -316,9 +316,26 @@ def test_an_old_process_that_is_stopped_by_a_signal_ends_the_upgrade_as_well(up,
     assert running.first.wait(WAIT) == 0
 
 
+def test_an_old_process_that_ends_after_the_new_one_has_gone_on_alone_leaves_it_the_files(up, serve, tmp_path):
+    """It was stopped; a signal came before it went on."""
+    path = tmp_path / "u.sock"
+    running = up(tunnel("one", f"unix://{path}", serve(letter(b"a")).address))
+    with successor(running) as (channel, _):
+        channel.send({"prepared": [0, 1]})
+        assert channel.receive("go", WAIT)
+        running.first.send_signal(signal.SIGSTOP)
+        os.waitpid(running.first.pid, os.WUNTRACED)
+        channel.send({"ready": True})
+        channel.send({"alone": True})
+    running.first.send_signal(signal.SIGTERM)
+    running.first.send_signal(signal.SIGCONT)
+    assert running.first.wait(WAIT) == 0
+    assert path.is_socket() and os.path.exists(running.control)
+
+
 @contextlib.contextmanager
-def new_process(folder, text):
-    """A real new process, and the channel of an old one that has offered it its control socket alone."""
+def new_process(folder, text, *offered):
+    """A real new process, and the channel of an old one that has offered it its control and other Unix sockets."""
     file, control = folder / "relay.toml", str(folder / "c.sock")
     file.write_text(text)
     file.chmod(0o600)
@@ -332,10 +349,12 @@ def new_process(folder, text):
             with contextlib.closing(UpgradeChannel(connection)) as channel:
                 channel.receive("upgrade", WAIT)
                 channel.send({"upgrade": 1, "pid": os.getpid()})
-                file_id = os.stat(control).st_dev, os.stat(control).st_ino
-                channel.send({"socket": {"operators": True, "file": file_id}}, listening)
+                for one in (listening, *offered):
+                    found = os.stat(one.getsockname())
+                    facts = {"operators": one is listening, "file": [found.st_dev, found.st_ino]}
+                    channel.send({"socket": facts}, one)
                 channel.send({"offered": True})
-                assert channel.receive("prepared", WAIT) == [0]
+                assert channel.receive("prepared", WAIT) == [*range(1 + len(offered))]
                 yield new, channel, connection
         finally:
             new.kill()
@@ -357,6 +376,33 @@ def test_a_new_process_that_is_stopped_leaves_the_clients_to_the_old_one_at_once
             channel.receive("nothing", WAIT)
         Store(str(state)).close()
         assert repeats(client)
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_new_process_that_ends_after_it_was_ready_leaves_files_to_the_old_one_and_its_clients_finish(
+    serve, tmp_path, is_stopped
+):
+    """It gets a signal, or the old one says that it is ending."""
+    path = tmp_path / "u.sock"
+    text = "[defaults]\ndrain = 600\n" + tunnel("one", f"unix://{path}", serve(letter(b"a")).address)
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+        listening.bind(str(path))
+        listening.listen()
+        with new_process(tmp_path, text, listening) as (new, channel, _):
+            channel.send({"go": True})
+            assert channel.receive("ready", WAIT)
+            client.connect(str(path))
+            assert receive_exactly(client, 1) == b"a"
+            if is_stopped:
+                new.send_signal(signal.SIGTERM)
+            else:
+                channel.send({"failed": "relay is ending: SIGTERM"})
+            with pytest.raises(UpgradeError):
+                channel.receive("nothing", WAIT)
+            assert repeats(client)
+            client.close()
+            assert new.wait(WAIT) == (0 if is_stopped else 1)
+        assert path.is_socket()
 
 
 def test_a_new_process_that_ends_before_it_is_ready_says_so_at_once(serve, tmp_path):

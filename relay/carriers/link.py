@@ -79,6 +79,10 @@ class Link(Protocol):
     def is_doubtful(self) -> bool:
         """``True`` if the last keepalive probe has got no reply in time. Read from any thread."""
 
+    @property
+    def router(self) -> str:
+        """The I2P router that has it, if there are several; else empty. Read from any thread."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
 

@@ -28,6 +28,7 @@ class CarrierStatus:
     :param error: why it is not up; empty if it is, or no attempt has ended yet.
     :param metrics: how long the attempts took that succeeded, by the bounds ``CONNECT_TIMES``.
     :param number: which of several carriers of one hop it is, from 1; ``None`` if it is the only one.
+    :param router: the I2P router that has the session, if the hop has several and it is up; else empty.
     :param worker: the number of the worker process that has it, from 1; ``None`` for the program itself.
     """
 
@@ -41,6 +42,7 @@ class CarrierStatus:
     error: str = ""
     metrics: Histogram = Durations(CONNECT_TIMES).counted
     number: int | None = None
+    router: str = ""
     worker: int | None = None
 
 
@@ -64,4 +66,5 @@ def _status(carrier: Carrier[Any]) -> CarrierStatus:
         strip_prefix(carrier.name, error) if error is not None else "",
         carrier.blocking.connect_times.counted,
         carrier.number,
+        link.router if link is not None else "",
     )

@@ -153,6 +153,7 @@ def _client(connection: Row) -> str:
 def print_carriers(carriers: Sequence[Row]) -> None:
     """Print a table of carriers, and their errors below it."""
     has_workers = any(each.get("worker") for each in carriers)  # an older relay does not know
+    has_routers = any(each.get("router") for each in carriers)  # nor does it this
     rows = [
         [
             each["name"] + _number(each),
@@ -162,11 +163,13 @@ def print_carriers(carriers: Sequence[Row]) -> None:
             str(each["streams"]),
             str(each["losses"]),
             "" if each["rtt"] is None else f"{each['rtt'] * 1000:.1f} ms",
+            *[str(each.get("router") or "")] * has_routers,
             *[str(each.get("worker") or "")] * has_workers,
         ]
         for each in carriers
     ]
-    columns = ["carrier", "kind", "state", "age", "streams", "losses", "rtt", *["worker"] * has_workers]
+    columns = ["carrier", "kind", "state", "age", "streams", "losses", "rtt"]
+    columns += [*["router"] * has_routers, *["worker"] * has_workers]
     _print(columns, rows, below=[("carrier",)])
     for each in carriers:
         if each["error"]:

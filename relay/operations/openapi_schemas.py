@@ -165,6 +165,7 @@ SCHEMAS = {
         rtt=_or_null(_SECONDS),
         error=TEXT,
         number={**_or_null(COUNT), "description": "Which of several carriers of one hop it is; null for the only one."},
+        router={**TEXT, "description": "The I2P router that has the session, of several; else empty."},
         worker={**_or_null(COUNT), "description": "The number of the worker that has it; null for relay itself."},
     ),
     "Ban": _object(

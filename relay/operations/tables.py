@@ -220,6 +220,7 @@ def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
         "rtt": carrier.rtt,
         "error": short(carrier.error, 500),
         "number": carrier.number,
+        "router": short(carrier.router),
         "worker": carrier.worker,
     }
 

@@ -28,6 +28,7 @@ class Link:
     """A link that does what the test says."""
 
     rtt = None
+    router = ""
 
     def __init__(self, lost):
         self.error = CarrierError("c: the line went dead")

@@ -16,6 +16,7 @@ class Link:
     def __init__(self, streams, lost):
         self.streams = streams
         self.rtt = 0.25
+        self.router = ""
         self.lost = lost
 
     def when_idle(self, call):

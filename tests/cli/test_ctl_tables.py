@@ -126,6 +126,14 @@ def test_a_carrier_is_a_row_and_its_error_a_line(printed, monkeypatch):
     assert error == ["ssh://me@x:", "no", "route"]
 
 
+def test_the_router_of_a_session_is_named_if_there_are_several(printed):
+    print_carriers([{**CARRIER, "router": "b:7656", "worker": 2}, CARRIER])
+    head, first, other = printed()
+    assert head[6:] == ["rtt", "router", "worker"]
+    assert first[-2:] == ["b:7656", "2"]
+    assert other[-1] == "ms"
+
+
 def test_the_worker_of_a_carrier_is_named(printed, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 3.0)
     print_carriers([{**CARRIER, "worker": None}, {**CARRIER, "worker": 2}])

@@ -106,7 +106,8 @@ def test_the_session_of_a_client(routers, caplog, echo_server):
         one.restart()
         exchange(client)
         assert (len(one.sessions), len(other.sessions)) == (0, 1)
-        assert [carrier.name for carrier in carriers() if carrier.name.count("sam=") == 2] == [name_of(one, other)]
+        of_client = [carrier for carrier in carriers() if carrier.name.count("sam=") == 2]
+        assert [(carrier.name, carrier.router) for carrier in of_client] == [(name_of(one, other), other.sam)]
         other.cut()
         wait_until(lambda: len(one.sessions) == 1)
         exchange(client)

@@ -39,9 +39,9 @@ def place(router: i2pd.Router) -> str:
     return "{}:{}".format(*router.sam)
 
 
-def serve(router: i2pd.Router | str, service: str, **options: Any) -> relay.TunnelServer:
+def serve(router: i2pd.Router | str | list[str], service: str, **options: Any) -> relay.TunnelServer:
     """Publish a service; the session is made in 20 seconds, as for every client."""
-    sam = router if isinstance(router, str) else place(router)
+    sam = place(router) if isinstance(router, i2pd.Router) else router
     given = {"accept": "accept", **SHORT, **options}  # a router in another network cannot connect to us
     return relay.TunnelServer("", int(service.rpartition(":")[2]), sam, **given)
 
@@ -113,6 +113,23 @@ def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
         assert server.dest == dest
         assert server.wait_published(DEADLINE), "it is served and not published"
         assert until_served(client) < DEADLINE
+        return seconds
+
+
+def the_first_of_the_servers_routers_ends(network: i2pd.Network, service: str) -> float:
+    """It does not come back, and the destination is at the second one."""
+    first, second = network.router(5), network.router(4)
+    with (
+        blaming(second, network.router(2)),
+        serve([place(first), place(second)], service) as server,
+        reach(network.router(2), server.dest) as client,
+    ):
+        dest = server.dest
+        with live(client):
+            first.kill()
+            wait_until(lambda: any(one.reason == "carrier_lost" for one in server.recent()))
+        seconds = until_served(client)
+        assert server.dest == dest
         return seconds
 
 
@@ -223,6 +240,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         the_servers_router_restarts,
+        the_first_of_the_servers_routers_ends,
         the_clients_router_restarts,
         the_control_socket_is_cut,
         the_router_cannot_connect_to_the_program,
@@ -234,7 +252,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def _main(folder: str) -> None:
     service = Server(echo)
-    with i2pd.Network(Path(folder), 4, exploratory=0, loglevel="warn") as network:
+    with i2pd.Network(Path(folder), 5, exploratory=0, loglevel="warn") as network:
         at = "{}:{}".format(*service.address)
         run_all(SCENARIOS, network, network, at, latest=LATEST)
     service.close()

@@ -208,7 +208,8 @@ const tables = {
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
-      const places = [row.number === null ? "" : `carrier ${row.number}`, row.worker === null ? "" : `worker ${row.worker}`];
+      const router = row.router ? `at ${row.router}` : "";
+      const places = [row.number === null ? "" : `carrier ${row.number}`, router, row.worker === null ? "" : `worker ${row.worker}`];
       show(parts.worker, places.filter(Boolean).join(", "));
       show(parts.problem, row.error);
       state(parts.word, row.state, CARRIER_STATES[row.state] || "");

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...addresses.hops import hop_of
+from ...addresses.values import TCPAddress, TLSTarget
 from ...carriers.link import strip_prefix
 from ...errors import AuthenticationError, ConnectError, RelayError, SAMError
 from ...eventloop.background import IOThread
@@ -48,6 +49,7 @@ class Bridge:
 
     def __init__(self, name: str, dialer: Dialer, login: tuple[str, str] | None) -> None:
         self.name = name
+        self.address: TCPAddress | TLSTarget | None = None  # set by the connector, which may have several
         self.version = ""  # of SAM that the bridge has chosen, once it has answered
         #: The HELLO line.
         self.hello = (hello() if login is None else hello(user=login[0], password=login[1])).encode()

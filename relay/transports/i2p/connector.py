@@ -179,6 +179,7 @@ class _SessionConnector:
         if router.dialer is None:
             router.dialer = self._below.to(router.address)
         bridge = Bridge(self._name, router.dialer, _login(self._router))
+        bridge.address = router.address
         try:
             control = self._open_conversation(router, bridge, deadline, cancel)
             if self._keys.remembered_for(router) > 0:
@@ -247,7 +248,7 @@ class _SessionConnector:
             control,
             functools.partial(self._on_loss, router, session_id, bridge, lost),
         )
-        session.sam = router.address
+        session.router = str(router) if len(self._routers.all) > 1 else ""
         session.observer = self
         return session
 

@@ -68,9 +68,10 @@ class ProbeSession:
 
     def follow(self, session: Session) -> None:
         """Probe from the router of this session: of several, another one may be at fault itself."""
-        if session.sam is not None and self._router.sam != (session.sam,):
+        address = session.bridge.address
+        if address is not None and self._router.sam != (address,):
             self.close()
-            self._router = dataclasses.replace(self._router, sam=(session.sam,))
+            self._router = dataclasses.replace(self._router, sam=(address,))
 
     def carrier(self) -> Carrier[Session]:
         """Return the supervised session, created on the first call.

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...addresses.destinations import b32_of, is_base64
-from ...addresses.values import TCPAddress, TLSTarget
 from ...carriers.link import Lost
 from ...errors import CarrierError
 from ...streams.stream import nonblocking
@@ -66,8 +65,8 @@ class Session:
         self.bridge = bridge
         self.id = session_id
         self.destination = destination
-        self.sam: TCPAddress | TLSTarget | None = None
-        """The bridge of its router, which may be one of several; set by the connector."""
+        self.router = ""
+        """The router in the list of carriers, if there are several; set by the connector."""
         self.observer: Observer | None = None
         self.unconfirmed = UnconfirmedStreams(bridge.deadlines, self._on_silence, self._on_reply)
         self._control = control

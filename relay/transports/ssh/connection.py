@@ -180,6 +180,10 @@ class Connection(Protocol):
     def is_doubtful(self) -> bool:
         """``True`` if the last keepalive probe has got no reply in time; ``False`` if the backend does not know it."""
 
+    @property
+    def router(self) -> str:
+        """Empty: an SSH connection has no I2P router; see :class:`relay.carriers.link.Link`."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open or being opened; perhaps at once.
 

@@ -90,6 +90,7 @@ class OpenSSH:
         self._patient: set[Opening] = set()  # streams whose caller waits for the server's reply
         self._next = math.inf  # the first deadline
         self.rtt, self.is_doubtful = None, False  # ssh does not report its probes
+        self.router = ""
         self._names = 0
         self._controls: list[Control] = []
         self._channels = ChannelLog(self._arrived)

@@ -232,6 +232,7 @@ class Connection:
             opening.resolve(self._ended())
         return opening.give_up
 
+    router = ""  # see :class:`relay.carriers.link.Link`
     quiet = None  # a stream that is closed is given up after a time without progress; see :mod:`.channel`.
 
     def when_sent(self, done: Callable[[], object]) -> bool:

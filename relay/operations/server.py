@@ -36,6 +36,7 @@ ANSWER_TIME = 10.0  # seconds in which a client takes nothing of an answer that 
 KEEP_ALIVE = 30  # seconds without another request
 DESCRIPTORS = 4  # of the loop, and one for a client
 MOST_CLIENTS = 128  # of one endpoint
+ACCEPT_TURNS = 3  # of asyncio's loop, until it has shown a client that it has accepted
 LAST_ANSWERS = 1  # seconds at the end for those under way
 ROOT = 0
 _UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
@@ -142,6 +143,8 @@ class _EndpointServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more clients, and say so, then wait for the answers under way; no client outlives that."""
+        asyncio.get_running_loop().remove_reader(self._listening)
+        await _pass_turns(ACCEPT_TURNS)  # asyncio loses, and does not close, a client that it shows to a closed server
         for server in self.servers:
             server.close()
         self._endpoint.has_closed.set()
@@ -150,7 +153,12 @@ class _EndpointServer(Server):
             await asyncio.wait(tasks, timeout=LAST_ANSWERS)
         for client in list(self.server_state.connections):  # such as one that takes nothing of its answer
             client.transport.abort()
-        await asyncio.sleep(0)  # noqa: TID251 - no wait: the loop closes their sockets
+        await _pass_turns(1)  # the loop closes their sockets
+
+
+async def _pass_turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)  # noqa: TID251 - no wait
 
 
 class _Client(H11Protocol):
@@ -175,9 +183,7 @@ class _Client(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app_state["transport"] = transport
-        # asyncio may have accepted one before the end that it shows only after it.
-        is_over = self._endpoint.has_closed.is_set()
-        if is_over or (self._is_control and not _is_allowed(transport.get_extra_info("socket"))):
+        if self._is_control and not _is_allowed(transport.get_extra_info("socket")):
             transport.abort()
             return
         self._make_room()

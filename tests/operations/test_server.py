@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from relay.operations import server
 from relay.operations.client import Client, ClientError
 from relay.operations.sockets import open_control
 from relay.operations.stop import Stop
+from relay.testing import Leaks
 
 
 @pytest.fixture
@@ -286,6 +288,32 @@ def test_a_request_that_the_end_overtakes_gets_an_error(double, tmp_path, monkey
         serving.join(WAIT)
     passed_on = [record for record in caplog.records if record.name.startswith("relay")]
     assert [record.message for record in passed_on if record.levelno > logging.DEBUG] == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_client_that_comes_in_the_last_turns_is_closed(double, tmp_path, monkeypatch, turns):
+    """Asyncio does not close one that it accepts in one turn of its loop and shows to a closed server in the next."""
+    real, stack = server._EndpointServer.shutdown, contextlib.ExitStack()
+
+    async def shutdown(self, sockets=None):
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.settimeout(WAIT)
+        client.connect(str(tmp_path / "c.sock"))
+        for _ in range(turns):
+            await asyncio.sleep(0)  # noqa: TID251 - no wait
+        await real(self, sockets)
+
+    monkeypatch.setattr(server._EndpointServer, "shutdown", shutdown)
+    stop, endpoint = Stop(), open_control(str(tmp_path / "c.sock"))
+    stop.set()
+    leaks = Leaks()
+    gc.disable()  # it would close what is left
+    try:
+        server.serve(double, [endpoint], stop)
+        stack.close()
+        assert leaks.left(timeout=0) == []
+    finally:
+        gc.enable()
 
 
 def test_without_a_descriptor_a_client_waits_and_the_log_says_so_once(app, monkeypatch, caplog):

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import trustme
-from helpers import WAIT, wait_until
+from helpers import WAIT, ending, wait_until
 from postgres import PASSWORD, POSTGRES, Postgres
 
 import relay
@@ -25,6 +25,7 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 HAPROXY, NGINX, APACHE = (shutil.which(name, path=PATH) for name in ("haproxy", "nginx", "apache2"))
 MODULES = Path("/usr/lib/apache2/modules")
 STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+HEALTH_CHECK = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"  # LOCAL of version 2
 
 pytestmark = pytest.mark.skipif(
     not (HAPROXY and NGINX and APACHE and POSTGRES and MODULES.exists() and STREAM.exists()),
@@ -169,8 +170,14 @@ class World:
             stack.callback(process.terminate)
         for address in (folder / "haproxy", folder / "nginx", self.senders["nginx"], ("127.0.0.1", apache)):
             wait_until(lambda address=address: is_listening(address))
-        ask(socket.create_connection(self.senders["v1"]))  # the tunnels open their spare descriptors
         wait_until(lambda: self.check()["check_status"] == "L4OK")
+        # Now the tunnels open their spare descriptors, as each does when it accepts for the first time.
+        ask(socket.create_connection(self.senders["v1"]))
+        with socket.socket(socket.AF_UNIX) as check:
+            check.settimeout(WAIT)
+            check.connect(f"{folder}/checked")
+            check.sendall(HEALTH_CHECK)
+            assert ending(check) in ("end of file", "reset")
 
     def check(self):
         """Return what HAProxy knows of its server with health checks."""

@@ -300,7 +300,7 @@ def test_a_client_that_comes_in_the_last_turns_is_closed(double, tmp_path, monke
         client.settimeout(WAIT)
         client.connect(str(tmp_path / "c.sock"))
         for _ in range(turns):
-            await asyncio.sleep(0)  # noqa: TID251 - no wait
+            await asyncio.sleep(0)
         await real(self, sockets)
 
     monkeypatch.setattr(server._EndpointServer, "shutdown", shutdown)

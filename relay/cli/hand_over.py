@@ -40,7 +40,7 @@ from .main_thread import GroupOverError
 from .member import Member, MemberState
 from .operator_sockets import OperatorSockets
 from .output import describe_error
-from .replacement import Replacement
+from .replacement import Replacement, end_session
 from .successor import Outcome, Program, Successor
 from .supervisor import Supervisor
 from .verdicts import Change, Verdict
@@ -52,7 +52,6 @@ logger = logging.getLogger("relay.cli")
 _HELLO_TIME = 10.0  # seconds for the first message of the successor
 _PREPARE_TIME = 120.0  # seconds for it to check and open everything
 _START_TIME = 240.0  # seconds for its tunnels to start; a router may take minutes for a session
-_VACATE_TIME = 30.0  # most seconds for the connections of a session that has to end before the next one begins
 _CLOSE_TIME = 5.0  # seconds until this process takes no more operators
 _RETURN_TIME = 120.0  # seconds for which it tries to open again what it has closed
 _FIRST_PAUSE = 0.25  # seconds until it tries again; each time twice as many
@@ -258,7 +257,7 @@ class HandOver:
                     each = Replacement(change, None, member, self._group.supervisor.on_vacated)
                     vacated.append(each)
                     each.vacate()
-                    _end_session(member)
+                    end_session(member)
             for tunnel, rows in entries.items():
                 for start in range(0, len(rows), _ROWS):
                     channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
@@ -320,19 +319,6 @@ _BUSY = "another upgrade is under way; wait for its end"
 
 def _is_at_server(member: Member) -> bool:
     return isinstance(member.plan.routes.where, SSHListen | I2PListen)
-
-
-def _end_session(member: Member) -> None:
-    """Wait for the end of the session under a listener that was closed, and then reset the connections that hold it."""
-    assert member.opened is not None, "it has listened"
-    join = getattr(member.opened.receive, "join", None)
-    if join is None:
-        return
-    deadline = time.monotonic() + min(member.plan.options.drain, _VACATE_TIME)
-    join(max(0.0, deadline - time.monotonic()))
-    for record in member.opened.tunnel.connections():
-        member.opened.tunnel.kill(record.id)
-    join(_CLOSE_TIME)
 
 
 def _offer(member: Member) -> _Offer | None:

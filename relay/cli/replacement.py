@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..access.options import rules_of
 from ..addresses.hops import ProxyListen
-from ..addresses.i2p import I2PRouter
+from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.values import TCPAddress, TLSListen
 from ..config import LIMITS, OF_CLIENTS
 from ..config.listen_conflicts import exclude_each_other, group_of
@@ -25,12 +26,14 @@ from .preflight import Preflight, Routes
 from .probes import BackgroundCall, WarmUp
 from .verdicts import EFFECTS, Change, Settings, Verdict
 
-__all__ = ["Leaving", "Replacement"]
+__all__ = ["Leaving", "Replacement", "end_session"]
 
 logger = logging.getLogger("relay.cli")
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 _WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
+_VACATE_TIME = 30.0  # most seconds for the connections of a session that has to end before the next one begins
+_CLOSE_TIME = 5.0  # seconds for the session to end after them
 _LISTS = ("allow", "deny")
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
 
@@ -210,6 +213,8 @@ class Replacement:
             changes.listen_nowhere(_in_this_process(self.member.opened.tunnel))
             self.is_vacant = True
             self._on_vacated(self.member.name)
+            if isinstance(self.member.plan.routes.where, I2PListen):
+                end_session(self.member)  # the next one needs its keys
 
     def _access(self) -> Iterable[Callable[[], object]]:
         """Return what changes the access to the listener in place."""
@@ -353,6 +358,22 @@ def _same_port(one: object, other: object) -> bool:
 
 def _socket_kind(address: Any) -> tuple[str, bool]:
     return address.host, getattr(address, "mptcp", False)
+
+
+def end_session(member: Member) -> None:
+    """Wait for the end of the session under a listener that was closed, and then reset the connections that hold it.
+
+    :param member: the tunnel. Its connections have the time of its ``drain``, 30 s at most.
+    """
+    assert member.opened is not None, "it has listened"
+    join = getattr(member.opened.receive, "join", None)
+    if join is None:
+        return
+    deadline = time.monotonic() + min(member.plan.options.drain, _VACATE_TIME)
+    join(max(0.0, deadline - time.monotonic()))
+    for record in member.opened.tunnel.connections():
+        member.opened.tunnel.kill(record.id)
+    join(_CLOSE_TIME)
 
 
 def _has_keys(routes: Routes) -> bool:

@@ -8,6 +8,7 @@ import socket
 import time
 
 import pytest
+from group_rig import running
 from helpers import WAIT, ending, refusing, wait_until
 
 import relay
@@ -88,6 +89,32 @@ def test_the_self_check_is_at_the_router_of_the_session(routers, echo_server):
     with relay.TunnelServer("", echo_server.address[1], [one.sam, other.sam]) as server:
         assert server.wait_published(WAIT)
         assert (len(one.sessions), len(other.sessions)) == (0, 2)
+
+
+def test_a_reload_that_adds_a_router_while_a_client_is_served(routers, tmp_path, echo_server):
+    """The new session has the same keys, so it can begin only when the old one has ended with its streams."""
+    one, other = routers
+
+    def text(*sam):
+        target = "{}:{}".format(*echo_server.address)
+        return f'[tunnels.site]\nlisten = "i2p:"\nsession = "x"\nsam = {[*sam]}\ntarget = "{target}"\ndrain = 0.2\n'
+
+    def is_open():
+        return group.now("site").state.value == "listening"
+
+    with running(tmp_path / "relay.toml", text(one.sam)) as group:
+        wait_until(is_open)
+        address = group.tunnel("site").address
+        with contextlib.closing(relay.target(f"i2p://{address}?sam={other.sam}")) as target:
+            with target(deadline=time.monotonic() + WAIT) as stream:
+                stream.socket.sendall(b"ping")
+                assert group.rewrite(text(other.sam, one.sam)) == {"site": "moved"}
+            wait_until(is_open)
+            assert group.tunnel("site").address == address
+            with target(deadline=time.monotonic() + WAIT) as stream:
+                stream.socket.settimeout(WAIT)
+                stream.socket.sendall(b"ping")
+                assert stream.socket.recv(4) == b"ping"
 
 
 def test_the_session_of_a_client(routers, caplog, echo_server):

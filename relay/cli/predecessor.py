@@ -7,6 +7,7 @@ take the decision back any more, so that an upgrade that fails has no client to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -48,6 +49,7 @@ __all__ = ["Predecessor"]
 logger = logging.getLogger("relay.cli")
 
 _ANSWER_TIME = 10.0  # seconds for each answer of the other process
+_DEATH_TIME = 2.0  # seconds from the end of its connection to that of the process, if it was killed
 _GO_TIME = 120.0  # seconds in which it closes what only one process can have
 _RELEASE_TIME = (
     30.0  # seconds from the readiness of this process until the other one has stopped; else it goes on alone
@@ -162,13 +164,11 @@ class Predecessor:
         :raises UpgradeError: as :meth:`UpgradeChannel.receive_any`, and after a signal that ends this process.
         """
         assert self._channel is not None, "it is connected"
-        return self._channel.receive_any(kinds, seconds, self._wait)
+        return self._channel.receive_any(kinds, seconds, functools.partial(self._wait, self._channel.fileno()))
 
-    def _wait(self, seconds: float) -> None:
-        """Wait until there is something to read, for some seconds at most."""
-        assert self._channel is not None, "it is connected"
+    def _wait(self, descriptor: int, seconds: float) -> bool:
+        """Wait until a descriptor is readable, for some seconds at most; return whether it is."""
         until, received = time.monotonic() + seconds, []
-        descriptor = self._channel.fileno()
         self._signals.watch(descriptor, lambda: received.append(True))
         try:
             while not received and (left := until - time.monotonic()) > 0.0:
@@ -180,6 +180,22 @@ class Predecessor:
                     raise UpgradeError(f"the new process was ended by {why} before it was ready")
         finally:
             self._signals.forget(descriptor)
+        return bool(received)
+
+    def _has_died(self) -> bool:
+        """Return whether it was killed, after the end of the connection; the kernel closes that a little earlier."""
+        if not hasattr(os, "pidfd_open"):
+            return False
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # no descriptor is left, or it is no process ID
+            return False
+        try:
+            return self._wait(descriptor, _DEATH_TIME)
+        finally:
+            os.close(descriptor)
 
     # -- before the first client --------------------------------------------------------------------------------------
 
@@ -232,14 +248,23 @@ class Predecessor:
         return [offer.socket for offer in named if offer.facts.get("any_port") is True]
 
     def _wait_for_go(self, kept: Sequence[int]) -> None:
+        """Wait until it has closed what only one process can have, or has died, so that its clients are left."""
         assert self._channel is not None, "it is connected"
-        self._channel.send({"prepared": kept})
-        while (found := self._receive(("ledger", "go"), _GO_TIME))[0] == "ledger":
-            try:
-                tunnel, rows = found[1]["tunnel"], found[1]["entries"]
-                self.ledgers.setdefault(str(tunnel), []).extend(_entry(*row) for row in rows)
-            except (KeyError, TypeError, ValueError) as error:
-                raise UpgradeProtocolError("the other process has sent bans that relay does not understand") from error
+        with contextlib.suppress(UpgradeError):  # it has ended; the next message may say why
+            self._channel.send({"prepared": kept})
+        try:
+            while (found := self._receive(("ledger", "go"), _GO_TIME))[0] == "ledger":
+                self._take_ledger(found[1])
+        except PeerEndedError:
+            if not self._has_died():
+                raise
+
+    def _take_ledger(self, found: Any) -> None:
+        try:
+            tunnel, rows = found["tunnel"], found["entries"]
+            self.ledgers.setdefault(str(tunnel), []).extend(_entry(*row) for row in rows)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UpgradeProtocolError("the other process has sent bans that relay does not understand") from error
 
     # -- from the first client on -------------------------------------------------------------------------------------
 

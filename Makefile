@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture fuzz demo test quick install check docs check-versions bench image
+.PHONY: torture fuzz demo test quick install check docs check-versions check-races bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -51,6 +51,12 @@ check-versions: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
 	@tests/check-versions $(ARGS)
+
+# On machines that find races: slow in several ways, with one core, beside busy loops; ARGS=loops for one of them.
+check-races: install
+	@tests/debian-packages tests/debian-packages.txt
+	@tests/npm-packages tests/npm-packages.txt
+	@tests/check-races $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt

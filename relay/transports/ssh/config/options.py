@@ -89,7 +89,7 @@ def read(server: SSHServer, *, behind: bool = False) -> Options:
     :param behind: whether it is behind hops. Then its name is not canonicalized, which would need a DNS query here.
     :returns: the options.
     :raises AddressError: if the configuration is malformed; with the parser's message.
-    :raises ConnectError: if ``ssh -G`` does not end in time.
+    :raises ConnectError: if ``ssh -G`` does not end in time, or is killed.
     :raises OSError: if it cannot be started.
 
     Both parsers run ``Match exec`` at each connection, as ``ssh`` does. paramiko's parser needs the package ``invoke``
@@ -171,6 +171,9 @@ def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
         problem = f"`ssh -G` has not ended after {ANSWER_TIME:.0f} s"
         hint = "check Match exec and CanonicalizeHostname in the SSH configuration"
         raise ConnectError(f"{server}: {problem}; {hint}", reason="connect_timeout")
+    if status < 0:  # not the fault of the configuration: the system had no memory left, for example
+        problem = f"`ssh -G` was killed by signal {-status}; relay tries again"
+        raise ConnectError(f"{server}: {problem}", reason="unreachable")
     if status != 0:
         raise AddressError(f"{server}: ssh cannot use its configuration: {_first_line(complaint)}")
     return _parsed(output)
@@ -216,7 +219,10 @@ def _by_paramiko(server: SSHServer) -> Mapping[str, list[str]]:
         for file in _files(server):
             with open(file, encoding="utf-8", errors="surrogateescape") as lines:
                 parser.parse(_without_includes(server, file, lines.read().splitlines()))
-        found = parser.lookup(server.host)
+        try:
+            found = parser.lookup(server.host)
+        except OSError as error:  # from Python 3.13 for a user without a name
+            raise KeyError(str(error)) from error
     except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, ValueError) as error:
         problem = printable(str(error), LONGEST_SHOWN)  # it may repeat a line of the file
         raise AddressError(f"{server}: the SSH configuration cannot be used: {problem}") from None

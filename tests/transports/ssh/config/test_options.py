@@ -144,6 +144,12 @@ def test_a_client_that_hangs_is_ended_with_its_children(
     wait_until(lambda: not is_running(int(text)))
 
 
+def test_a_reader_that_is_killed_says_nothing_of_the_configuration(told: Any) -> None:
+    with pytest.raises(ConnectError, match="`ssh -G` was killed by signal 9; relay tries again$") as raised:
+        told('Match exec "kill -9 $PPID"\n Port 1\n')
+    assert raised.value.reason == "unreachable"
+
+
 def test_a_child_that_stays_behind_does_not_hold_us(told: Any, tmp_path: Path) -> None:
     found = told(f'Match exec "sleep 1000 & echo $! >{tmp_path}/pid"\n Port 7\n')
     os.kill(int((tmp_path / "pid").read_text()), 9)  # it is still there

@@ -1896,7 +1896,10 @@ def test_as_i2pd_who_accepts(i2p_world, real, both):
     assert receive_exactly(third, 1) == b"x"
     real.connect("client", server.dest)
     assert parse_peer(second.line()) == client.dest
-    assert real.accept("server").ask(stream_accept("server")).result == "I2P_ERROR"
+    twice = real.accept("server")
+    assert twice.ask(stream_accept("server")).result == "I2P_ERROR"
+    if not hasattr(i2p_world, "silence"):
+        assert twice.line() == b""  # a router that ends the connection later ends the next one's accept with it
     again = real.accept("server")
     assert again.ask(naming_lookup("ME")).options["VALUE"] == server.dest
     refused = real.greeted()

@@ -134,6 +134,7 @@ def faulty(
                     file.seek(8 * len(KINDS))
                     file.write(struct.pack("Q", 1))
                 yield FaultyRig(process, address, far, counts, hard=hard)
+                far.close()  # a target's stream whose client had gone before it came is not waited for
                 process.send_signal(signal.SIGTERM)
                 begun = time.monotonic()
                 process.wait(_START)

@@ -212,8 +212,8 @@ def test_a_target_returns_after_a_probe(group, targets, caplog):
     wait_until(lambda: len(targets[0].dials) >= 3)  # probes fail
     assert made.states()[0].state in ("down", "probing")
     targets[0].outcome = "stream"
-    wait_until(lambda: states(made)[0] == "up")
-    assert "web: target a is up again" in caplog.text
+    wait_until(lambda: "web: target a is up again" in caplog.text)
+    assert states(made)[0] == "up"
     found, streams = names(made, 1)
     assert found == "a"
     close(streams)

@@ -6,12 +6,15 @@
     The connect of a test returns late, so that a reset of its client comes first.
 ``loops``
     Each loop of relay waits before it handles the events of a turn, so that tests look before relay has acted.
+``logs``
+    Each record of relay's log comes late, so that tests look before it is there.
 ``threads``
     Python changes threads after each microsecond.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -23,6 +26,7 @@ from relay.eventloop.loop import Loop
 
 CONNECT = 0.02  # seconds by which a connect is late
 TURN = 0.004  # seconds that a loop waits at most
+RECORD = 0.02  # seconds by which a record of the log is late
 SWITCH = 1e-6  # seconds between two changes of threads
 
 
@@ -73,8 +77,20 @@ def slow_connects() -> None:
     socket.socket.connect = connect  # type: ignore[method-assign]
 
 
+def slow_logs() -> None:
+    """Let the records of relay's loggers be late."""
+    real = logging.Logger.handle
+
+    def handle(self: logging.Logger, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "relay":
+            time.sleep(RECORD)
+        real(self, record)
+
+    logging.Logger.handle = handle  # type: ignore[method-assign]
+
+
 for _word in filter(None, os.environ.get("RELAY_SLOW", "").split(",")):
     if _word == "threads":
         sys.setswitchinterval(SWITCH)
     else:
-        {"connects": slow_connects, "loops": slow_loops}[_word]()
+        {"connects": slow_connects, "logs": slow_logs, "loops": slow_loops}[_word]()

@@ -16,7 +16,7 @@ def test_fifty_at_once(i2p_world, echo_server):
 
     def call(number):
         data = BLOCK[number * EACH : (number + 1) * EACH]
-        with socket.create_connection(client.address, WAIT) as caller:
+        with socket.create_connection(client.address, 2 * WAIT) as caller:
             caller.sendall(data)
             answer = receive_exactly(caller, EACH)
             served.wait(3 * WAIT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import socket
@@ -226,7 +227,7 @@ class _Client(H11Protocol):
         except OSError as error:
             why = f"the process that runs has no descriptor left for it: {error.strerror}"
             logger.error("upgrade: %s; nothing has changed", why)
-            self.transport.write(b'{"failed":"%s"}\n' % why.encode())
+            self.transport.write(json.dumps({"failed": why}).encode() + b"\n")
             self.transport.close()
             return
         hand_over(connection, data)

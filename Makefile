@@ -62,10 +62,11 @@ bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-# Random schedules through relays of each transport, commands under faults of their system calls, processes that crash.
+# Random schedules through relays of each transport, commands under faults of their system calls; crashes and failing
+# networks by ARGS='--relays crashes' and ARGS='--relays network'.
 torture: install
 	@tests/debian-packages tests/debian-packages.txt
-	@$(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@PYTHONPATH=tests/support $(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Inputs that coverage finds, for each parser; ARGS names some of them.
 fuzz: $(VENV)/.installed-fuzz

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helpers import WAIT
 from sshd import LOOPBACK, RealServer, server_url
@@ -35,9 +35,9 @@ class ForeignServer(RealServer):
     :param built: where programs are kept that are built for the tests.
     """
 
-    def __init__(self, folder: Path, built: Path) -> None:
+    def __init__(self, folder: Path, built: Path, **options: Any) -> None:
         self._built = built
-        super().__init__(folder)
+        super().__init__(folder, **options)
 
     def _write_files(self) -> None:
         super()._write_files()
@@ -75,7 +75,7 @@ class Dropbear(ForeignServer):
 
     def command(self) -> list[str]:
         key, pid = f"{self.folder}/dropbear_key", f"{self.folder}/pid"
-        return [str(_DROPBEAR), "-F", "-E", "-r", key, "-P", pid, "-p", f"{LOOPBACK}:{self.port}"]
+        return [str(_DROPBEAR), "-F", "-E", "-r", key, "-P", pid, "-p", f"{LOOPBACK}:{self.inner_port}"]
 
 
 class _Python(ForeignServer):

@@ -71,10 +71,10 @@ class RealServer:
         self._reservation = socket.socket() if namespace is None else namespace.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reservation.bind((LOOPBACK, port))
-        self._own_port: int = self._reservation.getsockname()[1]
+        self.inner_port: int = self._reservation.getsockname()[1]
         self._namespace = namespace
-        self._door = namespace.door(self._own_port) if namespace is not None else None
-        self.port: int = self._door.address[1] if self._door is not None else self._own_port
+        self._door = namespace.door(self.inner_port) if namespace is not None else None
+        self.port: int = self._door.address[1] if self._door is not None else self.inner_port
         self._process: Any = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
@@ -229,7 +229,7 @@ class Sshd(RealServer):
     def configure(self, *config: str) -> None:
         """Replace the configuration's first lines; a server that runs keeps what it has."""
         usual = (
-            f"ListenAddress {LOOPBACK}:{self._own_port}",
+            f"ListenAddress {LOOPBACK}:{self.inner_port}",
             f"HostKey {self.folder}/host_key",
             f"AuthorizedKeysFile {self.folder}/authorized_keys",
             "PidFile none",

@@ -1,7 +1,10 @@
 """Run random schedules: ``python -m tests.torture --minutes 5 --seed 1 --relays tcp,tls``.
 
 The seed decides each schedule. A failure prints the relay, its seed and the smallest schedule of that seed that fails.
-``--relays crashes`` kills and stops processes instead; see ``crashes.py``.
+``--relays crashes`` kills and stops processes instead; see ``crashes.py``. ``--relays network`` lets the network fail,
+``--relays network-i2p`` also the one of an I2P router; see ``network.py``. These two need root.
+
+``tests/support`` has to be in ``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import secrets
 import sys
 import tempfile
@@ -16,16 +20,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from namespace import isolate
+
 from relay.process import start
 from relay.testing import check_leaks
 
-from .crashes import Crashes, FaultCounts, world
+from . import crashes, network
 from .driver import Driver
 from .faulty import FAULTY, FaultyRig
 from .relays import RELAYS
 
 _ALL = {**RELAYS, **FAULTY}
 _CRASHES = "crashes"
+_NETWORKS = ("network", "network-i2p")
 _NOTES = 40  # steps that are printed with a failure
 _TRIES = 12  # smaller schedules that are tried after a failure
 _LEAVE = 10.0  # seconds that threads, descriptors and processes may take to go
@@ -61,17 +68,38 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
     result.bytes += driver.bytes
 
 
-def crash(seed: int, faults: int, result: Result, counts: FaultCounts, note: Callable[[str], object]) -> None:
+def crash(seed: int, faults: int, result: Result, counts: crashes.FaultCounts, note: Callable[[str], object]) -> None:
     """Run one round of crash faults.
 
     :raises AssertionError: if a rule is broken, a tunnel does not recover, or something is left behind.
     """
-    with check_leaks(_LEAVE), world() as made:
-        round_ = Crashes(made, seed, faults, note, counts)
+    with check_leaks(_LEAVE), crashes.world() as made:
+        round_ = crashes.Crashes(made, seed, faults, note, counts)
         round_.run()
     result.schedules += 1
-    result.connections += sum(driver.finished for driver in round_.drivers.values())
-    result.bytes += sum(driver.bytes for driver in round_.drivers.values())
+    result.connections += round_.traffic.connections
+    result.bytes += round_.traffic.bytes
+
+
+def disturb(
+    seed: int,
+    events: int,
+    result: Result,
+    counts: network.NetworkFaults,
+    note: Callable[[str], object],
+    *,
+    i2p: bool,
+) -> None:
+    """Run one round of faults of the network. This process has been isolated.
+
+    :raises AssertionError: if a rule is broken, a tunnel does not recover, or something is left behind.
+    """
+    with check_leaks(_LEAVE), network.world(i2p=i2p) as made:
+        round_ = network.Faults(made, seed, events, note, counts)
+        round_.run()
+    result.schedules += 1
+    result.connections += round_.traffic.connections
+    result.bytes += round_.traffic.bytes
 
 
 def smallest(name: str, seed: int, connections: int, steps: int) -> tuple[int, int]:
@@ -95,16 +123,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
-    some = f"some of {', '.join(_ALL)}, or {_CRASHES}: processes that are killed and stopped"
+    some = f"some of {', '.join(_ALL)}; or {_CRASHES}, or one of {', '.join(_NETWORKS)}"
     parser.add_argument("--relays", default=",".join(_ALL), help=some)
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES}")
+    parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES} or a network")
     given = parser.parse_args()
+    if given.relays in _NETWORKS:
+        isolate()  # before there is another thread
     with start(["true"]) as process:  # the thread that makes all children lives as long as the program
         process.wait()
     if given.relays == _CRASHES:
-        return run_crashes(given.minutes, given.seed, given.faults)
+        return run_rounds(_CRASHES, given.minutes, given.seed, given.faults, crash, crashes.FaultCounts())
+    if given.relays in _NETWORKS:
+        round_ = functools.partial(disturb, i2p=given.relays == "network-i2p")
+        return run_rounds(given.relays, given.minutes, given.seed, given.faults, round_, network.NetworkFaults())
     names = given.relays.split(",")
     results = {name: Result() for name in names}
     until = time.monotonic() + given.minutes * 60
@@ -125,21 +158,28 @@ def main() -> int:
     return 0
 
 
-def run_crashes(minutes: float, seed: int, faults: int) -> int:
-    """Run rounds of crash faults until the time is over; return the exit status."""
-    result, counts = Result(), FaultCounts()
+def run_rounds(
+    name: str,
+    minutes: float,
+    seed: int,
+    faults: int,
+    round_: Callable[..., None],
+    counts: crashes.FaultCounts | network.NetworkFaults,
+) -> int:
+    """Run rounds of faults until the time is over; return the exit status."""
+    result = Result()
     until = time.monotonic() + minutes * 60
     first = seed
     while time.monotonic() < until:
         notes: collections.deque[str] = collections.deque(maxlen=_NOTES)
         try:
-            crash(seed, faults, result, counts, notes.append)
+            round_(seed, faults, result, counts, notes.append)
         except Exception as error:  # noqa: BLE001  (any failure is one)
-            print(f"{_CRASHES}, seed {seed}: {error}", *notes, sep="\n")
-            print(f"again: --relays {_CRASHES} --seed {seed} --faults {faults}")
+            print(f"{name}, seed {seed}: {error}", *notes, sep="\n")
+            print(f"again: --relays {name} --seed {seed} --faults {faults}")
             return 1
         seed += 1
-    print(f"{_CRASHES}: {result}, seeds {first} to {seed - 1}; {counts}")
+    print(f"{name}: {result}, seeds {first} to {seed - 1}; {counts}")
     return 0
 
 

@@ -32,25 +32,19 @@ from types import TracebackType
 from typing import Self
 
 from relay.addresses.destinations import PrivateKey
-from relay.process import DEVNULL, Process
-from relay.process import start as start_program
 
-from .driver import Driver, Pair
+from .programs import FaultError, Program, marked, name_of, send
+from .traffic import Traffic
 
-__all__ = ["CrashError", "Crashes", "FaultCounts", "World", "world"]
+__all__ = ["Crashes", "FaultCounts", "World", "world"]
 
-_DEADLINE = 60.0  # seconds after a fault for each tunnel to serve a new client
 _GONE = 20.0  # seconds for the processes of a relay that is gone to end
-_END = 20.0  # seconds for a relay to end after SIGTERM
-_PROBE = 10.0  # seconds after which a probe that has no reply is tried again
-_STEP = 0.02  # seconds between two steps of the traffic
 _AT_ONCE = 4  # connections of a tunnel
 _STUCK = 15.0  # seconds after which relay has killed a worker that is stopped
 _WORKERS = 2
 _MASTERS = range(
     1 + _WORKERS, 3 + _WORKERS
 )  # ssh: of the shared carrier, each worker, and relay's own login at the start
-_PER_TUNNEL = 1_000_000  # numbers of connections
 
 _IN_WORKERS = ("tcp", "unix", "tls")
 _OVER_OPENSSH = ("openssh", "per-worker")
@@ -124,10 +118,6 @@ KexAlgorithms -sntrup*
 """
 
 
-class CrashError(AssertionError):
-    """A rule that a fault has broken, or a thing that it has left behind."""
-
-
 class FaultCounts:
     """The faults so far, and the longest recovery after each kind, in seconds."""
 
@@ -144,106 +134,6 @@ class FaultCounts:
         return ", ".join(
             f"{count} {kind} (≤ {self.longest[kind]:.1f} s)" for kind, count in sorted(self.counts.items())
         )
-
-
-# -- processes -----------------------------------------------------------------------------------------------------
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def _family(pid: int) -> list[int]:
-    """Return a process and all its descendants, each before its children."""
-    return [pid, *(one for child in _children(pid) for one in _family(child))]
-
-
-def _name(pid: int) -> str:
-    """Return the name of a process; empty if it is gone, or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    return "" if rest.split()[0] in "ZX" else name
-
-
-def _marked(token: str) -> dict[int, str]:
-    """Return the processes with a text in their environment, and their names."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if token.encode() in (entry / "environ").read_bytes() and (name := _name(int(entry.name))):
-                    found[int(entry.name)] = name
-    return found
-
-
-class _Program:
-    """A program that is started again and again."""
-
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._argv = argv
-        self._environment = environment
-        self._log = log
-        self._process: Process | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        """The end of its log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-60:])
-
-    def start(self) -> None:
-        """Start it, or start it again after its end."""
-        assert self._process is None
-        with open(self._log, "ab") as log:
-            self._process = start_program(self._argv, stdout=DEVNULL, stderr=log, env=self._environment)
-
-    def family(self) -> list[int]:
-        """Return its process and all descendants."""
-        return [] if self._process is None else _family(self.pid)
-
-    def kill(self) -> None:
-        """Kill the process itself. Idempotent."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def kill_family(self) -> None:
-        """Kill it with all descendants. Idempotent."""
-        for pid in self.family():
-            _send(pid, signal.SIGKILL)
-        self.kill()
-
-    def end(self, seconds: float) -> int:
-        """Ask it to end, and return its exit status.
-
-        :raises subprocess.TimeoutExpired: if it does not end.
-        """
-        assert self._process is not None
-        self._process.terminate()
-        status = self._process.wait(seconds)
-        self._process = None
-        return status
-
-    def has_ended(self) -> bool:
-        """Return whether it has ended by itself."""
-        return self._process is None or self._process.poll() is not None
-
-
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 # -- the world -----------------------------------------------------------------------------------------------------
@@ -386,8 +276,8 @@ class World:
         own = {"RUNTIME_DIRECTORY": f"{self.folder}/run", "TMPDIR": f"{self.folder}/tmp", "PYTHONFAULTHANDLER": "1"}
         return {**os.environ, **own, name: value, "SHLVL": "1"}
 
-    def _program(self, name: str, *argv: str) -> _Program:
-        return _Program(argv, self.environment, self.folder / f"{name}.log")
+    def _program(self, name: str, *argv: str) -> Program:
+        return Program(argv, self.environment, self.folder / f"{name}.log")
 
     def victims(self, kind: str) -> list[int]:
         """Return the processes of a kind that run now."""
@@ -395,7 +285,7 @@ class World:
             return [self.programs[kind].pid]
         if kind == "session":
             return self.sshd.family()[1:]
-        names = {pid: _name(pid) for pid in self.relay.family()[1:]}
+        names = {pid: name_of(pid) for pid in self.relay.family()[1:]}
         if kind == "ssh":
             return [pid for pid, name in names.items() if name == "ssh"]
         return [pid for pid, name in names.items() if name and name != "ssh"]
@@ -405,31 +295,31 @@ class World:
     def strays(self) -> dict[int, str]:
         """Return the processes of programs that are gone."""
         known = {pid for program in self.programs.values() for pid in program.family()}
-        return {pid: name for pid, name in _marked(self.token).items() if pid not in known}
+        return {pid: name for pid, name in marked(self.token).items() if pid not in known}
 
     def check_files(self) -> None:
         """Check that each file is whole at this moment; relay may be running, or have been killed.
 
-        :raises CrashError: if one is not.
+        :raises FaultError: if one is not.
         """
         for path in (self.folder / "hosts").iterdir():
             text = path.read_text()
             whole = f"[127.0.0.1]:{self._ports['sshd']} {' '.join(self._host_key)}\n"
             if text and set(text.splitlines(True)) != {whole}:
-                raise CrashError(f"known_hosts of {path.name}: {text!r}")
+                raise FaultError(f"known_hosts of {path.name}: {text!r}")
         for name in ("site.dat", "visitor.dat"):
             path = self.folder / "keys" / name
             if not path.exists():
                 continue
             data = path.read_bytes()
             if self._keys.setdefault(name, data) != data:
-                raise CrashError(f"{name}: another key")
+                raise FaultError(f"{name}: another key")
             try:
                 is_whole = PrivateKey.from_bytes(data).consistent
             except ValueError:
                 is_whole = False
             if not is_whole or path.stat().st_mode & 0o077:
-                raise CrashError(f"{name}: not a private key of its owner alone")
+                raise FaultError(f"{name}: not a private key of its owner alone")
         self._check_log()
 
     def _check_log(self) -> None:
@@ -438,12 +328,12 @@ class World:
             try:
                 json.loads(line)
             except ValueError:
-                raise CrashError(f"access.log: line {number}: {line!r}") from None
+                raise FaultError(f"access.log: line {number}: {line!r}") from None
 
     def used(self) -> int:
         """Return the bytes of the quota in a copy of the state file; relay does not run.
 
-        :raises CrashError: if the file is damaged.
+        :raises FaultError: if the file is damaged.
         """
         with contextlib.ExitStack() as undo:
             copy = self.folder / "copy"
@@ -453,10 +343,10 @@ class World:
             if not path.exists() or not path.stat().st_size:
                 return 0
             if path.stat().st_mode & 0o077:
-                raise CrashError("the state file is open to others")
+                raise FaultError("the state file is open to others")
             database = undo.enter_context(contextlib.closing(sqlite3.connect(path)))
             if (found := database.execute("PRAGMA integrity_check").fetchone()) != ("ok",):
-                raise CrashError(f"the state file is damaged: {found}")
+                raise FaultError(f"the state file is damaged: {found}")
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entry'").fetchone():
                 return 0
             (used,) = database.execute("SELECT sum(used) FROM entry").fetchone()
@@ -465,39 +355,29 @@ class World:
     def check_end(self) -> None:
         """End relay, and check that nothing is left.
 
-        :raises CrashError: if something is.
+        :raises FaultError: if something is.
         """
         done = self._ctl("status", "--json")
         if done.returncode != 0:
-            raise CrashError(f"relay ctl status: {done.stderr}")
-        try:
-            status = self.relay.end(_END)
-        except subprocess.TimeoutExpired:
-            _send(self.relay.pid, signal.SIGABRT)  # the threads' stacks are in the log then
-            self.relay._process.wait()  # type: ignore[union-attr]
-            raise CrashError(f"relay does not end:\n{self.relay.log}") from None
-        if status != 0:
-            raise CrashError(f"relay ends with status {status}:\n{self.relay.log}")
-        text = (self.folder / "relay.log").read_text(errors="replace")
-        if (at := text.find("Traceback (most recent call last)")) >= 0:
-            raise CrashError(f"relay logs an error of its own:\n{text[at : at + 4000]}")
+            raise FaultError(f"relay ctl status: {done.stderr}")
+        self.relay.end()
         self.check_files()
         expected = {"keys": {"site.dat", "visitor.dat"}, "state": {"relay.state"}, "hosts": set(_OVER_SSH)}
         for name in ("run", "tmp", "state", "keys", "hosts"):
             found = {str(path.relative_to(self.folder / name)) for path in (self.folder / name).rglob("*")}
             if found != expected.get(name, set()):
-                raise CrashError(f"left in {name}: {sorted(found)}")
+                raise FaultError(f"left in {name}: {sorted(found)}")
         if (self.folder / "near").exists():
-            raise CrashError("left: the Unix socket of a tunnel")
+            raise FaultError("left: the Unix socket of a tunnel")
         for name, port in self._ports.items():
             if name not in ("sshd", "sam"):
                 with socket.socket() as client:
                     if not client.connect_ex(("127.0.0.1", port)):
-                        raise CrashError(f"the port of {name} is still open")
+                        raise FaultError(f"the port of {name} is still open")
         deadline = time.monotonic() + _GONE
-        while (left := self.strays()) or (left := {pid: _name(pid) for pid in self.sshd.family()[1:]}):
+        while (left := self.strays()) or (left := {pid: name_of(pid) for pid in self.sshd.family()[1:]}):
             if time.monotonic() > deadline:
-                raise CrashError(f"processes that are left: {left}")
+                raise FaultError(f"processes that are left: {left}")
             select.select([], [], [], 0.05)  # no event reports the end of the process of another one
 
     def _ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -512,8 +392,8 @@ class World:
     ) -> None:
         for program in self.programs.values():
             program.kill_family()
-        for pid in _marked(self.token):
-            _send(pid, signal.SIGKILL)
+        for pid in marked(self.token):
+            send(pid, signal.SIGKILL)
         self._opened.close()
 
 
@@ -575,23 +455,12 @@ class Crashes:
     ) -> None:
         self._world = world
         self._chance = random.Random(seed)
-        self._next = random.Random(seed)  # of the traffic, whose steps depend on time: the faults must not
         self._faults = faults
         self._begun = time.monotonic()
         self._tell = note
         self._counts = counts
-        self._next_step = 0.0
         self._most_used = 0
-        self.drivers: dict[str, Driver] = {}
-        for number, name in enumerate(_ALL):
-            self.drivers[name] = Driver(
-                world.entrances[name],
-                self._chance.getrandbits(32),
-                _PER_TUNNEL,
-                0,
-                at_once=_AT_ONCE,
-                first=number * _PER_TUNNEL,
-            )
+        self.traffic = Traffic(world.entrances, seed, _AT_ONCE, self._note, lambda: world.relay.log)
 
     def _note(self, text: str) -> None:
         self._tell(f"{time.monotonic() - self._begun:7.2f} s: {text}")
@@ -605,19 +474,17 @@ class Crashes:
             for program in (self._world.sshd, self._world.bridge, self._world.relay):
                 program.start()
             if self._chance.random() < 0.5:
-                self._run_for(self._chance.uniform(0.0, 2.0))
+                self.traffic.run_for(self._chance.uniform(0.0, 2.0))
                 self._kill_relay()
                 self._world.relay.start()
             self._recover(_ALL, "the start")
             left = self._faults
             while left > 0:
-                self._run_for(self._chance.uniform(0.05, 2.0))
+                self.traffic.run_for(self._chance.uniform(0.05, 2.0))
                 left -= self._strike(left)
-            for driver in self.drivers.values():
-                driver.finish()
+            self.traffic.finish()
         finally:
-            for driver in self.drivers.values():
-                driver.close()
+            self.traffic.close()
         self._world.check_end()
         self._check_quota()
 
@@ -640,7 +507,7 @@ class Crashes:
             names.append(self._inject(fault, self._chance.choice(victims), hit))
             done.append(fault)
             if self._chance.random() < 0.5:
-                self._run_for(self._chance.uniform(0.0, 1.5), stepping=False)
+                self.traffic.run_for(self._chance.uniform(0.0, 1.5), stepping=False)
         seconds = self._recover(hit, " and ".join(names))
         for fault in done:
             self._counts.add(fault.name, seconds)
@@ -651,8 +518,8 @@ class Crashes:
         changes = {name: self._chance.randint(15, 25) for name in self._chance.sample(_ALL, 3)}
         self._note(f"reload: {', '.join(changes)}")
         self._world.configure(changes)
-        _send(self._world.relay.pid, signal.SIGHUP)
-        self._run_for(self._chance.uniform(0.0, 1.0), stepping=False)
+        send(self._world.relay.pid, signal.SIGHUP)
+        self.traffic.run_for(self._chance.uniform(0.0, 1.0), stepping=False)
 
     def _choose(self) -> Fault:
         return self._chance.choices(_FAULTS, [fault.weight for fault in _FAULTS])[0]
@@ -661,24 +528,24 @@ class Crashes:
         """Inject a fault, and return its description."""
         for name in hit:
             self._world.entrances[name].may_fail = True
-            self.drivers[name].excuse()
+        self.traffic.excuse(hit)
         what = f"{fault.victim} ({pid}) {'killed' if fault.kill else 'stopped'}"
         if not fault.kill:
             seconds = self._chance.uniform(fault.shortest, fault.longest)
             self._note(f"{what} for {seconds:.2f} s")
-            _send(pid, signal.SIGSTOP)
+            send(pid, signal.SIGSTOP)
             try:
                 if fault.victim != "relay":  # a client may be at the worker that is stopped
                     stopped = (*hit, *_IN_WORKERS) if fault.victim == "worker" else hit
-                    self._serve([name for name in _ALL if name not in stopped], f"while {what}")
-                self._run_for(seconds)
+                    self.traffic.serve([name for name in _ALL if name not in stopped], f"while {what}")
+                self.traffic.run_for(seconds)
             finally:
-                _send(pid, signal.SIGCONT)
+                send(pid, signal.SIGCONT)
             return f"{what} for {seconds:.2f} s"
         self._note(what)
         program = self._world.programs.get(fault.victim)
         if program is None:
-            _send(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
             return what
         if fault.victim == "sshd" and self._chance.random() < 0.5:
             program.kill_family()  # else its sessions go on
@@ -686,13 +553,13 @@ class Crashes:
             self._kill_relay()
             if self._chance.random() < 0.4:
                 program.start()
-                self._run_for(self._chance.uniform(0.0, 2.5))
+                self.traffic.run_for(self._chance.uniform(0.0, 2.5))
                 self._kill_relay()
             program.start()
             return what
         program.kill()
         if self._chance.random() < 0.5:
-            self._run_for(self._chance.uniform(0.0, 3.0))
+            self.traffic.run_for(self._chance.uniform(0.0, 3.0))
         program.start()
         return what
 
@@ -707,31 +574,8 @@ class Crashes:
         """Check that the quota grows, and counts no more than was sent."""
         used = self._world.used()
         if used < self._most_used:
-            raise CrashError(f"quota: {used} bytes, and {self._most_used} before")
+            raise FaultError(f"quota: {used} bytes, and {self._most_used} before")
         self._most_used = used
-
-    # -- traffic --
-
-    def _run_for(self, seconds: float, *, stepping: bool = True) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._turn(left, stepping=stepping)
-
-    def _turn(self, most: float, *, stepping: bool = True) -> None:
-        """Move what can be moved, and wait for a moment."""
-        now = time.monotonic()
-        if stepping and now >= self._next_step:
-            self._next_step = now + _STEP
-            self.drivers[self._next.choice(_ALL)].step()
-        did = False
-        for driver in self.drivers.values():
-            did |= driver.move()
-            driver.forget_targets()
-        if not did:
-            poller = select.poll()
-            for driver in self.drivers.values():
-                driver.watch(poller)
-            poller.poll(min(most, _STEP) * 1000)
 
     # -- recovery --
 
@@ -741,39 +585,19 @@ class Crashes:
         :param hit: the tunnels whose connections may have been reset.
         :param after: the faults.
         :returns: the seconds until all tunnels served new clients.
-        :raises CrashError: if the deadline passes.
+        :raises FaultError: if the deadline passes.
         """
         begun = time.monotonic()
-        self._serve(_ALL, f"after {after}")
+        self.traffic.serve(_ALL, f"after {after}")
         seconds = time.monotonic() - begun
         while problem := self._unsettled():
             if time.monotonic() - begun > seconds + _GONE:
-                raise CrashError(f"{problem} after {after}:\n{self._world.relay.log}")
-            self._run_for(0.1)
+                raise FaultError(f"{problem} after {after}:\n{self._world.relay.log}")
+            self.traffic.run_for(0.1)
         self._world.check_files()
         for name in hit:
             self._world.entrances[name].may_fail = False
         return seconds
-
-    def _serve(self, names: Sequence[str], when: str) -> None:
-        """Wait until each of some tunnels has served a new client.
-
-        :raises CrashError: if the deadline passes.
-        """
-        begun = time.monotonic()
-        missing: dict[str, tuple[Pair, float] | None] = dict.fromkeys(names)
-        while missing:
-            self._turn(_STEP)
-            for name, probe in list(missing.items()):
-                now = time.monotonic()
-                if probe is not None and probe[0].is_proven:
-                    del missing[name]
-                    self._note(f"{name} serves, {when}")
-                elif probe is None or probe[0].is_over or now > probe[1]:
-                    pair = self.drivers[name].probe()
-                    missing[name] = None if pair is None else (pair, now + _PROBE)
-            if time.monotonic() - begun > _DEADLINE:
-                raise CrashError(f"{', '.join(missing)} does not serve, {when}:\n{self._world.relay.log}")
 
     def _unsettled(self) -> str:
         """Return what is not as it was before the faults."""

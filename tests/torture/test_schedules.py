@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from helpers import wait_until
@@ -11,12 +14,16 @@ from helpers import wait_until
 from relay.process import start
 
 from .__main__ import Result, crash, run
-from .crashes import CrashError, FaultCounts, world
+from .crashes import FaultCounts, world
 from .faulty import FAULTY
 from .model import Direction, ModelError, pattern
+from .programs import FaultError
 from .relays import RELAYS
 
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+ROOT = Path(__file__).parents[2]
+SSHD, DROPBEAR = (
+    shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") for name in ("sshd", "dropbear")
+)
 
 
 @pytest.mark.parametrize("name", RELAYS)
@@ -36,8 +43,18 @@ def test_faults_of_system_calls_lose_no_byte(name):
 @pytest.mark.skipif(not SSHD, reason="needs sshd")
 def test_processes_that_are_killed_leave_nothing_and_all_recovers():
     counts = FaultCounts()
-    crash(599, 2, Result(), counts, lambda text: None)
+    crash(29646, 2, Result(), counts, lambda text: None)
     assert counts.counts == {"ssh killed": 1, "worker killed": 1}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not (SSHD and DROPBEAR), reason="needs root, sshd and dropbear")
+def test_a_network_that_fails_loses_no_byte():
+    options = ["--relays", "network", "--minutes", "0.01", "--seed", "3", "--faults", "4"]
+    environment = {**os.environ, "PYTHONPATH": "tests/support"}
+    command = [sys.executable, "-m", "tests.torture", *options]  # a program, for it goes to another network
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 events" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -52,7 +69,7 @@ def test_a_file_that_is_not_whole_is_seen(name, text, problem):
     with world() as made:
         made.check_files()
         (made.folder / name).write_text(text)
-        with pytest.raises(CrashError, match=problem):
+        with pytest.raises(FaultError, match=problem):
             made.check_files()
 
 

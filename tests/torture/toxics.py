@@ -29,7 +29,7 @@ _RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: closing sends a reset
 
 @dataclasses.dataclass(frozen=True)
 class Toxic:
-    """What happens to streams.
+    """An action on streams.
 
     :param kind: its name.
     :param latency: seconds that bytes take.

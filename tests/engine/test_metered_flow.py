@@ -169,8 +169,17 @@ def test_a_splice_stays_one_with_a_shared_bandwidth(stack):
     assert line.connection.record(bench.now).engine == "splice"
 
 
+def test_a_small_bandwidth_of_one_tcp_connection_is_exact(stack):
+    """The kernel sends the first ten segments at once, and one has 64 KiB on the loopback."""
+    bench = Bench(stack, [{"per": "connection", "bandwidth": "20kB/s"}])
+    line = bench.connect()
+    assert isinstance(line.connection.flows.downstream, MeteredFlow)
+    bench.run(10.0, step=1 / 64)
+    assert line.received == pytest.approx(200_000, rel=0.05)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel has no pacing")
-def test_the_bandwidth_of_one_tcp_connection_is_left_to_the_kernel(stack):
+def test_a_large_bandwidth_of_one_tcp_connection_is_left_to_the_kernel(stack):
     bench = Bench(stack, [{"per": "connection", "bandwidth": "3MB/s"}])
     line = bench.connect()
     flows = line.connection.flows

@@ -92,7 +92,8 @@ class Limit:
         of them). ``connection`` limits the bandwidth of each connection alone. A client without an IP address counts
         by its identity for ``ip``.
     :param rate: the most connections in a time, such as ``20/10s``: so many at once, and then one whenever the
-        time divided by their number has passed. For the limit with the name ``login``: the most wrong passwords.
+        time divided by their number has passed. For the limit with the name ``login``: the most wrong passwords,
+        by address.
     :param concurrent: the most connections at one time.
     :param bandwidth: bytes a second for each direction, as a number or as a text such as ``2MB/s`` or ``16Mbit/s``.
         The connections that count together share it.
@@ -126,8 +127,8 @@ class Limit:
         if not _NAME.fullmatch(self.name):
             allowed = "use at most 64 letters, digits and . _ : / -"
             raise ValueError(f"limit: name: expected one word, got '{shown(self.name)}'; {allowed}")
-        if self.name == LOGIN and (terms.rate is None or not terms.ban or terms.concurrent or terms.bandwidth):
-            raise ValueError("limit: login: counts wrong passwords; give it rate and ban, and no other limit")
+        if self.name == LOGIN:
+            _check_login(terms)
 
     def _default_name(self) -> str:
         values = [self.rate, self.concurrent, self.bandwidth, self.quota]
@@ -252,6 +253,15 @@ def _terms_of(limit: Limit) -> Terms:
         text = shown(str(limit.action))
         raise ValueError(f"limit: action: expected reset, close or tarpit, got '{text}'; use one of them") from None
     return Terms(scope, rate, limit.concurrent, bandwidth, quota, period, ban, action)
+
+
+def _check_login(terms: Terms) -> None:
+    """Check the limit of wrong passwords. A client has no name yet when relay decides whether it may try one."""
+    if terms.rate is None or not terms.ban or terms.concurrent or terms.bandwidth or terms.quota:
+        raise ValueError("limit: login: counts wrong passwords; give it rate and ban, and no other limit")
+    if terms.scope.kind != "ip":
+        problem = f"counts wrong passwords by address, not per={terms.scope.kind}"
+        raise ValueError(f"limit: login: {problem}; use per=ip or, for networks, ip/24")
 
 
 def _text(name: str, value: Any) -> str:

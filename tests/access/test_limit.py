@@ -48,7 +48,8 @@ def test_values(keys: dict[str, Any], name: str, expected: object) -> None:
     assert getattr(Limit(**keys).terms, name) == expected
 
 
-BAD = [
+LOGIN = {"rate": "5/1m", "ban": "1m", "name": "login"}
+BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "there is nothing to limit; give it rate, concurrent, bandwidth or quota"),
     ({"rate": "20"}, "rate: expected a number and a time, got '20'"),
     ({"rate": "0/10s"}, "rate: expected a number and a time, got '0/10s'"),
@@ -80,6 +81,12 @@ BAD = [
     ({"rate": "1/s", "name": "two words"}, "name: expected one word, got 'two words'"),
     ({"rate": "1/s", "name": "x" * 65}, "name: expected one word"),
     ({"rate": "1/s", "name": "login"}, "login: counts wrong passwords; give it rate and ban, and no other limit"),
+    (LOGIN | {"quota": "1GB/day"}, "login: counts wrong passwords; give it rate and ban, and no other limit"),
+    (LOGIN | {"per": "identity"}, "login: counts wrong passwords by address, not per=identity; use per=ip or, for net"),
+    (
+        LOGIN | {"per": "tunnel"},
+        "login: counts wrong passwords by address, not per=tunnel; use per=ip or, for networks",
+    ),
 ]
 
 

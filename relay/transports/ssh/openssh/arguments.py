@@ -56,6 +56,9 @@ _FIXED = (
     f"LogVerbose={FUNCTIONS}",
 )
 
+# With a passphrase relay answers questions, and ssh would send an empty password where it has none to answer with.
+_NO_PASSWORD = ("PasswordAuthentication=no", "KbdInteractiveAuthentication=no")
+
 # The last hop resolves the name of a server behind hops; this machine must send no DNS query for it.
 _NO_LOOKUPS = ("CanonicalizeHostname=no", "VerifyHostKeyDNS=no")
 
@@ -112,8 +115,8 @@ def _is_listening(path: Path) -> bool | None:
 def has_secret(settings: Settings) -> bool:
     """Return whether the caller has set a secret with which relay can answer ssh's questions."""
     server = settings.server
-    names = ("password", "passphrase")
-    return any(getattr(server, name + kind) is not None for name in names for kind in ("", "_file", "_env"))
+    passphrases = (server.passphrase, server.passphrase_file, server.passphrase_env)
+    return server.has_password or any(one is not None for one in passphrases)
 
 
 def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -> list[str]:
@@ -136,6 +139,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         f"Compression={'yes' if settings.compress else 'no'}",
         *trust_options(settings),
         *_identities(settings),
+        *(() if settings.server.has_password else _NO_PASSWORD),
     ]
     if not settings.ciphers:
         options.append(f"Ciphers=^{_CIPHERS}")

@@ -218,6 +218,8 @@ def _problem(settings: Settings, name: str, rest: Sequence[str]) -> str:
             return line[:_LONGEST]
         if line.startswith(("debug1: Authentications that can continue", "Authenticated ", "Received disconnect")):
             return ""
+        if _METHOD.match(line):
+            break  # ssh goes on without a request to the server
     server = settings.server
     if any((server.passphrase, server.passphrase_file, server.passphrase_env)):
         return f"{name} is encrypted with another passphrase than the one that was given"

@@ -119,6 +119,14 @@ def test_a_secret_is_in_no_argument_environment_or_file(tmp_path: Path) -> None:
     assert environment(HERE, str(tmp_path), given=False) is None
 
 
+@pytest.mark.parametrize(("secret", "asks"), [({"passphrase": "x"}, "no"), ({"password_env": "X"}, "yes"), ({}, "no")])
+def test_ssh_asks_for_no_password_where_none_was_given(tmp_path: Path, secret: dict[str, str], asks: str) -> None:
+    config = tmp_path / "config"
+    config.write_text("PasswordAuthentication yes\nKbdInteractiveAuthentication yes\n")
+    found = effective(with_server(config=str(config), **secret))
+    assert found["passwordauthentication"] == found["kbdinteractiveauthentication"] == asks
+
+
 def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = private_directory()
     assert stat.S_IMODE(os.stat(made).st_mode) == 0o700

@@ -867,6 +867,18 @@ def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
         Client(dataclasses.replace(server, password="wrong"))
 
 
+def test_a_wrong_passphrase_is_named_where_the_server_takes_passwords(make_ssh_server: Any, tmp_path: Path) -> None:
+    rig = make_ssh_server(users={"me": "secret"}, authorized_keys=[make_key(tmp_path / "locked", "open sesame")])
+    server = SSHServer(rig.address[0], "me", rig.address[1], known_hosts=rig.known_hosts, config=os.devnull)
+    locked = dataclasses.replace(server, keyfile=str(tmp_path / "locked"), passphrase="nope")
+    named = "locked is encrypted with another passphrase than the one that was given"
+    with pytest.raises(AuthenticationError, match=named):
+        Client(locked)
+    assert ("me", "password") not in rig.attempts, "none was given"
+    with pytest.raises(AuthenticationError, match=f"the password or the user name is wrong; .*{named}"):
+        Client(dataclasses.replace(locked, password="wrong"))
+
+
 def test_an_agent_with_too_many_keys_says_what_to_do(
     make_sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

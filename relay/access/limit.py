@@ -90,7 +90,7 @@ class Limit:
     :param per: the clients that count together: ``ip`` (an IPv4 address, or an IPv6 /64 network), ``ip/N`` (IPv4
         networks of this size), ``ip/N/M`` (the same, and IPv6 networks of ``M`` bits), ``identity``, or ``tunnel`` (all
         of them). ``connection`` limits the bandwidth of each connection alone. A client without an IP address counts
-        by its identity for ``ip``.
+        by its identity for ``ip``, and one that is only an IPv6 address by its /64 network for ``identity``.
     :param rate: the most connections in a time, such as ``20/10s``: so many at once, and then one whenever the
         time divided by their number has passed. For the limit with the name ``login``: the most wrong passwords,
         by address.

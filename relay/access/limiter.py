@@ -39,6 +39,10 @@ class Client(Protocol):
     """A client's identity, as a limit sees it."""
 
     @property
+    def kind(self) -> str:
+        """``tcp`` if only its address is known."""
+
+    @property
     def host(self) -> str | None:
         """Its IP address, without a zone; ``None`` if it has none."""
 
@@ -63,8 +67,12 @@ def key_of(scope: Scope, client: Client) -> str:
     if kind == "tunnel":
         return ALL
     host = client.host
-    if kind == "identity" or host is None:
+    if host is None:
         return str(client)
+    if kind == "identity":
+        # Else a client could choose another address of its network for each connection.
+        is_ipv6 = client.kind == "tcp" and ":" in host
+        return f"tcp:{_network(socket.AF_INET6, host, ipv6)}" if is_ipv6 else str(client)
     if ":" not in host:
         return host if ipv4 == 32 else _network(socket.AF_INET, host, ipv4)
     return _network(socket.AF_INET6, host, ipv6)

@@ -17,10 +17,10 @@ DAY = 86400.0
 
 class Client(NamedTuple):
     host: str | None
-    name: str = "tcp:somebody"
+    kind: str = "tcp"
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.kind}:somebody"
 
 
 class World:
@@ -68,11 +68,17 @@ class World:
         (Scope("ip"), ":\ud800", ":\ud800"),
         (Scope("ip"), None, "tcp:somebody"),
         (Scope("identity"), "192.0.2.77", "tcp:somebody"),
+        (Scope("identity"), "2001:db8:1:2:3:4:5:6", "tcp:2001:db8:1:2::/64"),
+        (Scope("identity"), None, "tcp:somebody"),
         (Scope("tunnel"), "192.0.2.77", "*"),
     ],
 )
 def test_keys(scope: Scope, host: str | None, key: str) -> None:
     assert key_of(scope, Client(host)) == key
+
+
+def test_a_client_that_has_another_name_counts_by_that() -> None:
+    assert key_of(Scope("identity"), Client("2001:db8::1", "tls")) == "tls:somebody"
 
 
 @pytest.mark.parametrize("start", [0.0, 1e3, 1e8])

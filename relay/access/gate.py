@@ -84,7 +84,7 @@ class Gate:
         self._is_shaping = _is_shaping(policy.limits)
 
     def _limiter(self, limit: Limit, before: Limiter | None) -> Limiter:
-        if before is not None and before.change(limit):
+        if before is not None and before.change(limit, self._monotonic()):
             return before
         made = Limiter(limit, self._timers, book=self._book, on_quota=self._on_quota)
         if self._book is not None:
@@ -248,7 +248,7 @@ class Gate:
             limiter.restore(stored, now)
 
     def clear(self, limit: str | None, key: str | None) -> int:
-        """Forget the ban and the quota of a key; ``None`` for every limit or every key.
+        """Forget the ban, the rate and the quota of a key; ``None`` for every limit or every key.
 
         :returns: how many entries that has changed; they are in a later :meth:`snapshot`.
         """

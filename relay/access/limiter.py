@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from ..eventloop.loop import Timers
+from ..streams.identity import Identity, plain_host
 from .calendar import Calendar
 from .ledger import Book, LedgerEntry
 from .limit import Limit, Scope
@@ -142,16 +143,19 @@ class Limiter:
         self._has_quota = limit.terms.quota is not None
         self._marks = (quota * _MOST_OF_IT, quota, math.inf)
 
-    def change(self, limit: Limit) -> bool:
+    def change(self, limit: Limit, now: float) -> bool:
         """Use other values from now on, and keep what was counted.
 
+        :param now: monotonic seconds.
         :returns: whether that was possible: the clients must count together as before, in the same period.
         """
         before, terms = self.limit.terms, limit.terms
         if (before.scope, before.period) != (terms.scope, terms.period):
             return False
-        self.limit = limit
+        self.limit, step = limit, self._step
         self._set_terms()
+        if before.rate is not None and before.rate != terms.rate:
+            self._change_rate(step, now)
         if before.bandwidth != terms.bandwidth and terms.bandwidth is not None:
             for meter in (meter for entry in self.table.all() for meter in entry.meters or ()):
                 meter.change(terms.bandwidth)
@@ -160,6 +164,17 @@ class Limiter:
                 if entry.marks:  # of 100,000 keys few have any
                     entry.marks = min(entry.marks, self._marks_of(entry))
         return True
+
+    def _change_rate(self, step: float, now: float) -> None:
+        """Count as many clients as before in the time of another rate.
+
+        :param step: the seconds that one client has taken.
+        """
+        rate = self.limit.terms.rate
+        longest = rate.seconds if rate is not None else 0.0
+        for entry in self.table.all():
+            if entry.arrival > now:
+                entry.arrival = now + min((entry.arrival - now) / step * self._step, longest)
 
     def ban(self, client: Client, now: float) -> Rejection | None:
         """Return the ban of a client, if there is one."""
@@ -346,10 +361,25 @@ class Limiter:
                     entry.used, entry.period = stored.used, stored.period
                     entry.marks = self._marks_of(entry)  # what was reached before was reported before
 
+    def find(self, key: str) -> Entry | None:
+        """Return the entry of a key, or of the key under which an address counts, if there is one."""
+        entry = self.table.find(key)
+        if entry is None and self.limit.terms.scope.kind in ("ip", "identity"):
+            entry = self.table.find(self.key(Identity("tcp", key, plain_host(key))))
+        return entry
+
+    def is_too_fast(self, entry: Entry, now: float) -> bool:
+        """Return whether the rate rejects the next client of a key."""
+        return entry.arrival - now > self._slack
+
     def clear(self, key: str | None) -> int:
-        """Forget the ban and the quota of a key, ``None`` for all; return how many entries that has changed."""
-        found = self.table.all() if key is None else [entry for entry in [self.table.find(key)] if entry is not None]
-        cleared = [entry for entry in found if entry.banned_until or entry.used]
+        """Forget what was counted of a key but its open connections.
+
+        :param key: as for :meth:`find`; ``None`` for all.
+        :returns: how many entries that has changed.
+        """
+        found = self.table.all() if key is None else [entry for entry in [self.find(key)] if entry is not None]
+        cleared = [entry for entry in found if entry.banned_until or entry.used or entry.arrival]
         for entry in cleared:
             entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
             self._banned.pop(entry.key, None)

@@ -59,8 +59,8 @@ def bans_of(tunnel: Tunnel, most: int) -> Sequence[LedgerEntry]:
 def clear(tunnel: Tunnel, kind: str, key: str) -> int:
     """Forget the bans or the quotas of a key. A limit that has both forgets both.
 
-    :param kind: ``bans`` or ``quotas``.
-    :param key: the clients that count together.
+    :param kind: ``bans``, also for a client that a rate rejects, or ``quotas``.
+    :param key: the clients that count together, or the address of one of them.
     :returns: how many entries that has changed.
     """
 
@@ -88,8 +88,10 @@ def _entries(tunnel: Tunnel, limiter: Limiter, table: Sequence[Entry]) -> Sequen
 
 
 def _has(limiter: Limiter, kind: str, key: str, now: float) -> bool:
-    """Return whether a key has a ban or a quota at a limit."""
-    entry = limiter.table.find(key)
-    return any(
-        one.banned_until if kind == "bans" else one.used for one in limiter.entries(now, [entry] if entry else ())
-    )
+    """Return whether a limit rejects a key, by a ban or its rate, or has counted bytes of it."""
+    entry = limiter.find(key)
+    if entry is None:
+        return False
+    if kind == "bans" and limiter.is_too_fast(entry, now):
+        return True
+    return any(one.banned_until if kind == "bans" else one.used for one in limiter.entries(now, [entry]))

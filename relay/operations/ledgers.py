@@ -66,8 +66,8 @@ class Ledgers(Protocol):
     def clear(self, kind: str, key: str, tunnel: str | None = None) -> int:
         """Forget bans or quotas. A limit that has both forgets both.
 
-        :param kind: ``bans`` or ``quotas``.
-        :param key: the clients that count together.
+        :param kind: ``bans``, also for a client that a rate rejects, or ``quotas``.
+        :param key: the clients that count together, or the address of one of them.
         :param tunnel: its name; ``None`` for all.
         :returns: how many were forgotten.
         :raises NotFoundError: if there is none.

@@ -147,7 +147,7 @@ def test_the_marks_of_a_quota_are_reported_once_for_each_key_and_period() -> Non
     successor.wall += DAY
     successor.connect("192.0.2.1", 0.0)
     successor.use("192.0.2.1", 900)
-    assert successor.limiter.change(check_limits([{"name": "x", "quota": "2000B/day"}])[0])
+    assert successor.limiter.change(check_limits([{"name": "x", "quota": "2000B/day"}])[0], 0.0)
     successor.use("192.0.2.1", 600)
     successor.use("192.0.2.1", 100)
     successor.use("192.0.2.1", 400)
@@ -268,6 +268,53 @@ def test_stored_entries_that_do_not_fit_are_ignored_and_no_ban_outlasts_the_limi
     assert world.connect("192.0.2.4", 601.0) == ""
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "admitted", "seconds"),
+    [
+        ("2/1d", "100/1s", 98, 0.0),
+        ("2/1d", "100/1d", 98, 864.0),
+        ("3/1m", "2/1m", 0, 30.0),
+        ("100/1s", "2/1h", 0, 1800.0),
+        ("2/1d", None, 200, 0.0),
+    ],
+)
+def test_another_rate_counts_the_clients_that_came_before(
+    before: str, after: str | None, admitted: int, seconds: float
+) -> None:
+    world = World(rate=before)
+    while not world.connect("192.0.2.1", 1000.0):
+        pass
+    (limit,) = check_limits([{"name": "x", "rate": after, "concurrent": 1000}])
+    assert world.limiter.change(limit, 1000.0)
+    assert [not world.connect("192.0.2.1", 1000.0) for _ in range(200)].count(True) == admitted
+    assert world.connect("192.0.2.1", 1000.0 + seconds - 1.0) == "limit x" or seconds == 0.0
+    assert world.connect("192.0.2.1", 1000.0 + seconds + 0.1) == ""
+
+
+@pytest.mark.parametrize(
+    ("per", "host", "address"),
+    [
+        ("ip", "2001:db8::1", "2001:DB8:0:0::9"),
+        ("ip/24", "192.0.2.1", "192.0.2.9"),
+        ("ip", "192.0.2.1", "::ffff:192.0.2.1"),
+        ("identity", "2001:db8::1", "2001:db8::9"),
+    ],
+)
+def test_a_key_is_found_by_an_address_in_it(per: str, host: str, address: str) -> None:
+    world = World(rate="1/10s", per=per)
+    world.connect(host, 0.0)
+    assert world.limiter.find("2001:db9::1") is world.limiter.find("192.0.3.1") is None
+    entry = world.limiter.find(address)
+    assert entry is not None and world.limiter.find(entry.key) is entry
+    assert world.limiter.clear(address) == 1 and world.connect(host, 0.0) == ""
+
+
+def test_no_address_stands_for_all_clients_of_a_tunnel() -> None:
+    world = World(rate="1/10s", per="tunnel")
+    world.connect("192.0.2.1", 0.0)
+    assert world.limiter.find("192.0.2.1") is None
+
+
 def test_operators_clear_one_key_or_all() -> None:
     world = World(rate="1/10s", ban="10m")
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
@@ -278,4 +325,4 @@ def test_operators_clear_one_key_or_all() -> None:
     assert world.limiter.clear("192.0.2.1") == 1
     assert world.limiter.snapshot(1.0, 9) == [LedgerEntry("x", "192.0.2.1", 0.0, 0, 0.0)]
     assert world.connect("192.0.2.1", 1.0) == "" and world.connect("192.0.2.2", 1.0) == "ban x"
-    assert world.limiter.clear(None) == 2 and world.limiter.entries(1.0) == []
+    assert world.limiter.clear(None) == 3 and world.limiter.entries(1.0) == []

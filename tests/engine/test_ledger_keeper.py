@@ -147,6 +147,14 @@ def test_a_ban_can_be_cleared_for_good(kept, echo_server):
         assert reply(tunnel) == b"hello"
 
 
+def test_a_client_that_a_rate_rejects_can_be_let_in(echo_server):
+    with opened(echo_server, {"name": "few", "rate": "1/1h"}) as tunnel:
+        assert reply(tunnel) + reply(tunnel) == b"hello"
+        assert clear(tunnel, "quotas", "127.0.0.1") == 0
+        assert clear(tunnel, "bans", "127.0.0.1") == 1
+        assert reply(tunnel) == b"hello"
+
+
 def test_changes_are_handed_over_while_the_tunnel_runs(kept, echo_server, monkeypatch):
     monkeypatch.setattr(ledger_keeper, "_PAUSE", 0.0)
     with opened(echo_server, QUOTA) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:

@@ -140,7 +140,9 @@ def carriers(client: Any, as_json: bool) -> None:
     print_carriers(answer["carriers"])
 
 
-clear = click.option("--clear", metavar="KEY", help="Forget those of this key, instead of listing them.")
+clear = click.option(
+    "--clear", metavar="KEY", help="Forget those of this key, or of an address in it, instead of listing them."
+)
 of_tunnel = click.argument(
     "name", metavar="[TUNNEL]", required=False, help="Only those of this tunnel", shell_complete=names_of_tunnels
 )

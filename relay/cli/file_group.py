@@ -85,6 +85,11 @@ class FileGroup(TunnelGroup):
         """The figures of the reloads."""
         return self._figures
 
+    @property
+    def shutdown_delay(self) -> float:
+        """That of the file, or of the command line."""
+        return self._file.shutdown_delay
+
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
         opened = [one.opened for one in (*self.members, *self.leaving) if one.opened is not None]

@@ -100,6 +100,8 @@ class TunnelGroup:
         self._without_result = len(members)  # those that have neither opened nor failed yet
         self._probes: dict[Hashable, _Probe] = {}
         self._is_told_to_end = False  # since the first signal
+        self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
+        self._closing = "closing"
         self._drains = Drains()
         self._draining: set[Member] = set()
         self._done = False
@@ -137,6 +139,11 @@ class TunnelGroup:
     def is_ending(self) -> bool:
         """True from the first signal on."""
         return self._ending.is_set()
+
+    @property
+    def shutdown_delay(self) -> float:
+        """Seconds from the first signal until the listeners close; it is not ready meanwhile."""
+        return 0.0
 
     def wait_for_end(self, seconds: float) -> bool:
         """Wait for the first signal, for some seconds at most; return whether it has come."""
@@ -181,7 +188,7 @@ class TunnelGroup:
         self.call(lambda: self._drain(self._find(name), seconds))
 
     def stop(self) -> None:
-        """End as after SIGTERM: the first call drains, the second one ends. Does not wait."""
+        """End as after SIGTERM: each further call begins the next step. Does not wait."""
         self._main_thread.later(self._on_signal, signal.SIGTERM)
 
     def reload(self, dry_run: bool = False) -> ReloadResult:
@@ -231,6 +238,8 @@ class TunnelGroup:
             self._on_signal(heard)
         while not self._done and self._main_thread.run_next():
             pass
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self._close_listeners("the shutdown delay is over")
         if self._table is not None and heard != 0:
             self._table.refresh()
         self.supervisor.on_turn()
@@ -243,15 +252,23 @@ class TunnelGroup:
             self._table = self._terminal.enter_context(table)
 
     def _wait(self) -> int | None:
-        timeout = self.supervisor.timeout()
-        if self._table is not None:
-            timeout = REFRESH if timeout is None else min(REFRESH, timeout)
-        return self._signals.wait(timeout)
+        timeouts = [self.supervisor.timeout(), REFRESH if self._table is not None else None, self.closes_in]
+        return self._signals.wait(min((one for one in timeouts if one is not None), default=None))
 
     def _find(self, name: str) -> Member:
         if (found := self._by_name.get(name)) is None:
             raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
         return found
+
+    @property
+    def closing(self) -> str:
+        """The step of the end, in words."""
+        return self._closing
+
+    @property
+    def closes_in(self) -> float | None:
+        """Seconds until the listeners close, while the end waits for that; else ``None``."""
+        return None if self._closes_at is None else max(0.0, self._closes_at - time.monotonic())
 
     @property
     def tunnels(self) -> tuple[Member, ...]:
@@ -363,37 +380,59 @@ class TunnelGroup:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        """The first signal drains, the second one ends."""
-        if self._is_told_to_end:
+        """The first signal begins the end; each further one begins the next step: the drain, then the end at once."""
+        why = signal.Signals(number).name
+        if self._is_told_to_end and self._closes_at is None:
             self._done = True
-            return
-        self._begin_end(signal.Signals(number).name)
+        elif not self._is_told_to_end and (delay := self.shutdown_delay) and self._listens:
+            self._begin_end(why)
+            self._closes_at = time.monotonic() + delay
+            self._report_end(why, f"not ready; closing in {delay:g} s; again to close now")
+        else:
+            self.end_for(why)
+
+    @property
+    def _listens(self) -> bool:
+        return any(member.state is MemberState.LISTENING for member in self._members)
 
     def end_for(self, why: str) -> None:
-        """End as after a signal, if none has come; in the main thread.
+        """End as after a signal, without a delay, if none has come; in the main thread.
 
         :param why: for the log.
         """
         if not self._is_told_to_end:
             self._begin_end(why)
+            self._close_listeners(why)
+        elif self._closes_at is not None:
+            self._close_listeners(why)
 
     def _begin_end(self, why: str) -> None:
-        """Close all listeners; open connections may finish.
+        """Be ready no more.
 
         :param why: for the log.
         """
         self._is_told_to_end = True
         self._ending.set()
+
+    def _close_listeners(self, why: str) -> None:
+        """Close all listeners; open connections may finish.
+
+        :param why: for the log.
+        """
+        self._closes_at = None
         drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
         live = sum(member.opened.live for member in drained if member.opened)
         longest = max((member.plan.options.drain for member in drained), default=0)
-        wait = closing(live, longest)
-        logger.info("%s: %s", why, wait)
-        if self._table is not None:
-            self._table.view.closing = wait
+        self._report_end(why, closing(live, longest))
         for member in drained:
             self._drain(member)
         self._done = not drained
+
+    def _report_end(self, why: str, step: str) -> None:
+        self._closing = step
+        logger.info("%s: %s", why, step)
+        if self._table is not None:
+            self._table.view.closing = step
 
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
@@ -403,7 +442,8 @@ class TunnelGroup:
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
         self._draining.discard(member)
-        self._done = self._done or (self._is_told_to_end and not self._draining)
+        has_closed = self._is_told_to_end and self._closes_at is None
+        self._done = self._done or (has_closed and not self._draining)
 
     def _end(self, status: int) -> None:
         """End all at once."""

@@ -39,6 +39,7 @@ __all__ = [
     "sandbox",
     "seconds",
     "seconds_or_zero",
+    "shutdown_delay",
     "status",
     "verbose",
     "via",
@@ -154,8 +155,8 @@ def warm_time(value: Any) -> float:
     return _finite(seconds(value), value)
 
 
-def spread_time(value: Any) -> float:
-    """Parse the part of a drain over which connections end; it has a limit.
+def finite_time(value: Any) -> float:
+    """Parse a duration that may be 0 and has a limit.
 
     :raises click.BadParameter: if it is not a duration, negative or without limit.
     """
@@ -222,10 +223,16 @@ drain = click.option(
 drain_spread = click.option(
     "--drain-spread",
     metavar=SECONDS,
-    type=spread_time,
+    type=finite_time,
     default=0.0,
     show_default=True,
     help="End the connections that are left one after the other, over this last part of --drain.",
+)
+shutdown_delay = click.option(
+    "--shutdown-delay",
+    metavar=SECONDS,
+    type=finite_time,
+    help="Go on accepting clients for this long after SIGTERM or SIGINT; /readyz fails meanwhile [0].",
 )
 fail_fast = click.option(
     "--fail-fast", is_flag=True, help="Exit with status 1 at the first failure at the start; do not retry."
@@ -330,6 +337,7 @@ class Options:
     linger: float | None = None
     drain: float = 30.0
     drain_spread: float = 0.0
+    shutdown_delay: float | None = None
     fail_fast: bool = False
     verbose: bool = False
     watch: bool = False
@@ -377,8 +385,8 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, drain_spread, allow, deny, fail_fast, control,
-    status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, drain_spread, shutdown_delay, allow, deny,
+    fail_fast, control, status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
 
 

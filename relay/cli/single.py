@@ -35,6 +35,11 @@ class SingleTunnel(TunnelGroup):
         self._slow_at = time.monotonic() + SLOW
         self._error: Exception | None = None
 
+    @property
+    def shutdown_delay(self) -> float:
+        """That of the options."""
+        return self._members[0].plan.options.shutdown_delay or 0.0
+
     def relay(self) -> None:
         """Open it, relay until a signal, and drain.
 

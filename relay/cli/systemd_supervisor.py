@@ -18,7 +18,6 @@ from ..operations.health import TURN
 from ..operations.service_manager import Notifier
 from .group import TunnelGroup
 from .member import MemberState
-from .output import closing
 from .stored_sockets import StoredSockets
 from .supervisor import Supervisor
 
@@ -114,13 +113,16 @@ class SystemdSupervisor(Supervisor):
             self._manager.status(status)
 
     def _report_end(self) -> None:
+        status = self._group.closing
         if self._extension is None:
             everyone = [*self._group.members, *self._group.leaving]
-            drains = [member for member in everyone if member.state is MemberState.DRAINING]
-            live = sum(member.opened.live for member in drains if member.opened is not None)
+            drains = [one for one in everyone if one.state.accepts or one.state is MemberState.DRAINING]
             longest = max((member.plan.options.drain for member in drains), default=0.0)
-            self._manager.stopping(closing(live, longest))
-            self._extension = _Extension(self._manager, longest + _MARGIN)
+            self._manager.stopping(status)
+            self._extension = _Extension(self._manager, (self._group.closes_in or 0.0) + longest + _MARGIN)
+        elif status != self._status:
+            self._manager.status(status)
+        self._status = status
         self._extension.on_turn()
 
     def _counts(self, *, was_successful: bool) -> str:

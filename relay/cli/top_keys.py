@@ -15,7 +15,9 @@ __all__ = ["TUNED", "KeyChange", "KeyEffect", "Swap", "compare_keys", "prepare_a
 
 TABLES = frozenset({"defaults", "hops", "tunnels"})
 """The keys that are tables; the verdicts are about them."""
-TUNED = frozenset({"control", "status", "status_public", "status_token_file", "log_file", "log_interval"})
+TUNED = frozenset(
+    {"control", "status", "status_public", "status_token_file", "log_file", "log_interval", "shutdown_delay"}
+)
 """The keys that a reload changes. All others need a restart."""
 
 

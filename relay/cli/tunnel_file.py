@@ -89,6 +89,11 @@ class TunnelFile:
         return LogPlan(self._key(file, "log_file"), interval, self._started.state)
 
     @property
+    def shutdown_delay(self) -> float:
+        """Seconds from a signal until the listeners close."""
+        return self._key(self.current, "shutdown_delay") or 0.0
+
+    @property
     def sandbox(self) -> str | None:
         """The mode of the sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
         return self._key(self._started, "sandbox")  # type: ignore[no-any-return]

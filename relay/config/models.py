@@ -122,11 +122,11 @@ def _limits(value: Any) -> tuple[Limit, ...]:
         raise ValueError(str(error)) from None
 
 
-def _spread(value: Any) -> float:
-    """The seconds over which a drain ends what is left."""
+def _finite_seconds(value: Any) -> float:
+    """Seconds without infinity."""
     seconds = check_time("time", abs(value) if isinstance(value, (int, float)) else value, zero=True)
     if seconds is None or value < 0:
-        raise ValueError(f"time: must be at least 0 and have a limit, got {value}; use 0 to end all at the deadline")
+        raise ValueError(f"time: must be at least 0 and have a limit, got {value}; use 0 for none")
     return seconds
 
 
@@ -170,9 +170,9 @@ WarmFor = Annotated[
     PlainValidator(_checked("a number of seconds", _warm_for)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
-Spread = Annotated[
+FiniteSeconds = Annotated[
     float,
-    PlainValidator(_checked("a number of seconds", _spread)),
+    PlainValidator(_checked("a number of seconds", _finite_seconds)),
     WithJsonSchema({"type": "number", "minimum": 0}),
 ]
 AcceptProxy = Annotated[
@@ -229,7 +229,7 @@ class Defaults(_Table):
     """The same after a half-close. Default: 60, over I2P 5."""
     drain: SecondsOrZero | None = None
     """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
-    drain_spread: Spread | None = None
+    drain_spread: FiniteSeconds | None = None
     """Seconds at the end of `drain` over which relay ends the connections that are left, one after the other, so that
     their clients do not all reconnect at once. Default: 0."""
     warm: Warm | None = None
@@ -381,6 +381,9 @@ class File(_Table):
     """Hops by name, for via, listen_via and rule: an address, or a table."""
     tunnels: dict[str, Tunnel] = {}
     """Tunnels by name."""
+    shutdown_delay: FiniteSeconds | None = None
+    """Seconds for which relay goes on accepting clients after a signal to end. `/readyz` fails meanwhile, so that a
+    balancer sends new clients elsewhere. Default: 0."""
     log_file: str | None = None
     """File to which relay appends a line of JSON for each connection. It is created with mode 0600. Default: none."""
     log_interval: Seconds | None = None

@@ -388,4 +388,4 @@ class Instance(Ledgers, Protocol):
         """
 
     def stop(self) -> None:
-        """End as after SIGTERM: open connections may finish; a second call ends at once. Does not wait."""
+        """End as after SIGTERM: open connections may finish; each further call begins the next step. Does not wait."""

@@ -121,7 +121,9 @@ def _of_the_process() -> dict[str, Any]:
         "/upgrade": {"post": upgrade},
         "/log-level": {"put": _operation("Set the log level.", _answers(None, 409, 413), body="LogLevel")},
         "/reopen": {"post": _operation("Open the log files again.", _answers(None, 409, 500))},
-        "/stop": {"post": _operation("End as after SIGTERM; twice: at once.", _answers(None, 409))},
+        "/stop": {
+            "post": _operation("End as after SIGTERM; a further call begins the next step.", _answers(None, 409))
+        },
     }
 
 

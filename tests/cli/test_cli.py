@@ -321,6 +321,7 @@ WRONG = {
     ("forward", ":0", "h:1", "--warm", "few"): "--warm: must be a whole number from 0 to 1024, got 'few'",
     ("forward", ":0", "h:1", "--warm-for", "0"): "--warm-for: must be greater than 0, got 0",
     ("forward", ":0", "h:1", "--drain-spread", "inf"): "--drain-spread: must have a limit, got inf",
+    ("up", "--shutdown-delay", "inf"): "--shutdown-delay: must have a limit, got inf",
     ("forward", ":0", "h:1", "--warm-for", "inf"): "--warm-for: must have a limit, got inf",
     ("socks", ":0", "--warm", "1"): "--warm: no such option",
     ("forward", ":0", "h:1", "--timeout", "-1"): "--timeout: must not be negative, got -1; leave the option out",

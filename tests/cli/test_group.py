@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import socket
 import threading
 
 import pytest
-from group_rig import running_pair
+from group_rig import running, running_pair
 from helpers import WAIT, is_gone, receive_exactly, wait_until
 
 from relay.cli.group import UnknownTunnelError
+from relay.cli.group_instance import GroupInstance
 from relay.cli.main_thread import GroupOverError
 from relay.cli.member import MemberState, WrongStateError
+from relay.operations.health import readiness
 
 
 @pytest.fixture
@@ -126,3 +130,77 @@ def test_stop_drains_like_a_signal(group):
         client.sendall(b"2")
         assert receive_exactly(client, 1) == b"2"
     wait_until(lambda: group._done)
+
+
+@pytest.fixture
+def delayed(echo_server, tmp_path):
+    """Starts the tunnels ``a`` and ``b`` of a file with a shutdown delay."""
+    tunnels = "".join(
+        f'[tunnels.{name}]\nlisten = ":0"\ntarget = "{echo_server.address[0]}:{echo_server.address[1]}"\n'
+        for name in ("a", "b")
+    )
+    with contextlib.ExitStack() as stack:
+
+        def start(seconds):
+            text = f"shutdown_delay = {seconds}\n{tunnels}"
+            return stack.enter_context(running(tmp_path / "relay.toml", text))
+
+        yield start
+
+
+def echoes(client):
+    client.sendall(b"x")
+    return receive_exactly(client, 1) == b"x"
+
+
+def test_a_shutdown_delay_fails_readiness_and_serves_clients_until_the_next_signal(delayed):
+    group = delayed(600)
+    instance = GroupInstance(group, "", "")
+    assert readiness(instance).is_ok
+    group.stop()
+    wait_until(lambda: group.is_ending)
+    assert not readiness(instance).is_ok
+    group.drain("b", 0)
+    wait_until(lambda: state(group, "b") is MemberState.CLOSED)  # which is not the end of all
+    with connect(group, "a") as client:
+        assert echoes(client)
+        address = address_of(group, "a")
+        group.stop()
+        wait_until(lambda: is_gone(address))
+        assert echoes(client)
+        assert not group._done
+    wait_until(lambda: group._done)
+
+
+def test_a_shutdown_delay_ends_by_itself(delayed, caplog):
+    caplog.set_level(logging.INFO, "relay.cli")
+    group = delayed(0.01)
+    group.stop()
+    wait_until(lambda: group._done)
+    assert [line for line in caplog.messages if "closing" in line] == [
+        "SIGTERM: not ready; closing in 0.01 s; again to close now",
+        "the shutdown delay is over: closing",
+    ]
+
+
+def test_a_process_that_has_taken_over_ends_a_shutdown_delay(delayed):
+    group = delayed(600)
+    group.stop()
+    wait_until(lambda: group.is_ending)
+    group.later(group.end_for, "process 1 has taken over")
+    wait_until(lambda: group._done)
+
+
+def test_no_shutdown_delay_is_waited_for_without_a_listening_tunnel(delayed):
+    group = delayed(600)
+    for name in ("a", "b"):
+        group.pause(name)
+    group.stop()
+    wait_until(lambda: group._done)
+
+
+def test_a_reload_changes_the_shutdown_delay(delayed, tmp_path):
+    group = delayed(0)
+    assert group.shutdown_delay == 0
+    group.rewrite((tmp_path / "relay.toml").read_text().replace("= 0", "= 600"))
+    assert group.shutdown_delay == 600

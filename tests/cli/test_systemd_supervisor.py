@@ -17,7 +17,7 @@ from relay.cli import systemd_supervisor
 from relay.cli.endpoint_plan import EndpointPlan
 from relay.cli.operated import operated
 from relay.cli.reload import ReloadError
-from relay.cli.systemd_supervisor import SystemdSupervisor
+from relay.cli.systemd_supervisor import SystemdSupervisor, _Extension
 
 
 @pytest.fixture
@@ -83,6 +83,23 @@ def test_the_end_asks_for_time_again_and_again_while_connections_finish(up, targ
         wait_until(lambda: manager.names().count("extend") >= 3)
         assert manager.heard[1] == ("stopping", "closing; 1 open, 200 s to finish; again to end at once")
         assert set(manager.heard[2:]) == {("extend", 30.0)}
+
+
+def test_a_shutdown_delay_is_the_first_step_of_the_end_and_gets_time(up, target, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        systemd_supervisor, "_Extension", lambda manager, seconds: asked.append(seconds) or _Extension(manager, seconds)
+    )
+    group, manager = up("shutdown_delay = 1000\n" + toml("a", target, "drain = 200"))
+    wait_until(lambda: manager.heard)
+    with group.connect("a") as client:
+        assert client.recv(1) == b"a"
+        group.stop()
+        wait_until(lambda: "extend" in manager.names())
+        assert manager.heard[1] == ("stopping", "not ready; closing in 1000 s; again to close now")
+        assert 1100 < asked[0] <= 1205
+        group.stop()
+        wait_until(lambda: manager.heard[-1] == ("status", "closing; 1 open, 200 s to finish; again to end at once"))
 
 
 def test_no_time_is_asked_for_beyond_the_drain(monkeypatch):

@@ -157,6 +157,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "drain_spread = -1", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1; use 0"),
         (T + "drain_spread = inf", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got inf; use 0"),
         (T + "drain_spread = 'none'", "4: tunnels.t.drain_spread: expected a number of seconds"),
+        ("shutdown_delay = inf\n" + T, "1: shutdown_delay: must be at least 0 and have a limit, got inf; use 0"),
         (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
         (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
         (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),

@@ -20,6 +20,7 @@ from ..options import (
     log_format,
     log_interval,
     sandbox,
+    shutdown_delay,
     status,
     verbose,
     workers,
@@ -73,6 +74,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
     type=click.Path(path_type=Path),
     help="The file [./relay.toml, else ~/.config/relay/relay.toml].",
 )
+@shutdown_delay
 @fail_fast
 @control
 @status
@@ -91,6 +93,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 @debug
 def up(
     file: Path | None,
+    shutdown_delay: float | None,
     fail_fast: bool,
     control: str | None,
     status: str | None,
@@ -112,7 +115,8 @@ def up(
 
     relay reports every problem in FILE at once, one line each, and then opens nothing (status 2).
 
-    After a signal, open connections may finish (drain); a second signal closes them.
+    After a signal, open connections may finish (drain); a second signal closes them. With --shutdown-delay, relay goes
+    on accepting clients for that long first, and /readyz fails; a second signal then ends the delay.
 
     SIGHUP reloads FILE: relay changes only the tunnels that it changes, and their open connections go on (on_reload).
     If FILE has a problem, or a tunnel cannot be opened, nothing changes. On a terminal that closes, SIGHUP ends relay.
@@ -128,6 +132,7 @@ def up(
             "status": status,
             "log_file": _absolute(log_file),
             "log_interval": log_interval,
+            "shutdown_delay": shutdown_delay,
             "sandbox": sandbox,
             "workers": workers,
         }

@@ -338,6 +338,33 @@ def test_a_second_signal_ends_all_at_once(start, connect, listener):
         assert ending(client) == ending(far) == "reset"
 
 
+@pytest.mark.parametrize("command", ["up", "forward"])
+def test_the_first_signal_of_three_begins_a_shutdown_delay(make_file, connect, listener, tmp_path, command):
+    place = "{}:{}".format(*listener.getsockname())
+    words = [str(make_file(tunnel("a", ":0", place)))] if command == "up" else [":0", place]
+    control = str(tmp_path / "c.sock")
+    with commands() as make:
+        made = make(*words, "--shutdown-delay", "10m", "--control", control, command=command)
+        line = made.process.stdout.readline()
+        address = "127.0.0.1", int(re.search(r"listening on 127\.0\.0\.1:(\d+) ", line)[1])
+        assert run("ctl", "ready", "--control", control).returncode == 0
+        made.process.send_signal(signal.SIGTERM)
+        assert "SIGTERM: not ready; closing in 600 s; again to close now" in made.hear("closing")
+        assert run("ctl", "ready", "--control", control).returncode == 1
+        client = connect(address)
+        far, _ = listener.accept()
+        with far:
+            far.settimeout(WAIT)
+            exchange(client, far)
+            made.process.send_signal(signal.SIGTERM)
+            assert "SIGTERM: closing; 1 open, 30 s to finish" in made.hear("closing")
+            until_gone(address)
+            exchange(client, far)
+            made.process.send_signal(signal.SIGTERM)
+            assert made.wait()[0] == 0
+            assert ending(client) == ending(far) == "reset"
+
+
 def test_each_tunnel_drains_for_its_own_time(start, connect, listener):
     place = "{}:{}".format(*listener.getsockname())
     fleet = start("[defaults]\ndrain = 0\n" + tunnel("a", ":0", place) + tunnel("b", ":0", place, "drain = 20"))

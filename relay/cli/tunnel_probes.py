@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .group import TunnelGroup
 from .member import MemberState, Snapshot
@@ -11,9 +11,8 @@ from .member import MemberState, Snapshot
 if TYPE_CHECKING:  # a group without probes does not need them
     from ..operations.instance import ProbeStatus
     from ..operations.probing import Prober, ProbeTarget
-    from ..streams.stream import Stream
 
-__all__ = ["TunnelProbes", "introduced"]
+__all__ = ["TunnelProbes"]
 
 _LISTENING = (MemberState.LISTENING, MemberState.PAUSED)
 
@@ -55,6 +54,7 @@ class TunnelProbes:
         self._prober.wake(member.name for member in changed)
 
     def _target_of(self, name: str) -> ProbeTarget | None:
+        from ..access.proxy_header import build_local
         from ..operations.probing import DEFAULT_INTERVAL, ProbeTarget
 
         member = self._group.member(name)
@@ -64,33 +64,9 @@ class TunnelProbes:
         assert options.probe is not None, "it has one"
         interval = options.probe_interval or DEFAULT_INTERVAL
         timeout = min(interval, options.connect_timeout or interval)
-        dial = opened.make_send if options.send_proxy is None else introduced(opened.make_send, options.send_proxy)
-        return ProbeTarget(name, options.probe, interval, timeout, dial, str(opened.make_send.target))
-
-
-def introduced(make_send: Any, version: str) -> Callable[..., Stream]:
-    """Return a factory for probes of a target that expects a header of the PROXY protocol: it says that relay probes.
-
-    :param make_send: the dialer of the tunnel.
-    :param version: of the header.
-    """
-    from ..access.proxy_header import build_local
-
-    header = build_local(version)
-    if make_send.introduces:
-        made: Callable[..., Stream] = make_send.introducing(header)
-        return made
-
-    def dial(**limits: Any) -> Stream:
-        stream: Stream = make_send(**limits)
-        try:
-            stream.socket.send(header)  # it fits, as the first bytes of a stream
-        except OSError:
-            stream.close()
-            raise
-        return stream
-
-    return dial
+        header = b"" if options.send_proxy is None else build_local(options.send_proxy)
+        dial = opened.make_send
+        return ProbeTarget(name, options.probe, interval, timeout, dial, str(dial.target), header)
 
 
 def _has_probe(member: Snapshot) -> bool:

@@ -22,7 +22,7 @@ from .connector import close_factory
 from .limits import Limits
 from .records import ConnectionState
 from .relay_thread import RelayThread
-from .tunnel import Tunnel, address_of
+from .tunnel import Tunnel, address_of, introduce_probes
 
 __all__ = ["in_thread", "listen_nowhere", "relisten", "replace", "reroute", "set_rules", "start_close", "update"]
 
@@ -80,6 +80,7 @@ def update(
         relay.entrance.set_policy(dataclasses.replace(policy, rules=kept.rules, admit=kept.admit))
         if source != relay._connector.source:
             relay._connector.set_factory(relay._make_send, source)
+        introduce_probes(relay._make_send, send_proxy)
         relay._connector.keep_warm(warm, warm_for)
         relay.entrance.serve_queue(now)
         relay.update_listening()
@@ -106,6 +107,7 @@ def reroute(
     def change(relay: RelayThread, now: float) -> bool:
         old, relay._make_send = relay._make_send, make_send
         relay._connector.set_factory(make_send, source)
+        introduce_probes(make_send, relay.entrance.policy.send_proxy)
         close = functools.partial(close_factory, old, relay.name)
         _retire(relay, lambda: relay._connector.submit(close), drain, spread)
         return True

@@ -24,7 +24,7 @@ from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
-__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams"]
+__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams", "introduce_probes"]
 
 _numbers = iter(range(1, 1 << 62))
 
@@ -140,6 +140,7 @@ class Tunnel:
 
             check_factory(make_send)
         check_streams(make_send, source, send_proxy, warm)
+        introduce_probes(make_send, send_proxy)
         check_callback(on_end)
         check_count(nconnect)
         limits = Limits(
@@ -262,6 +263,14 @@ def check_streams(make_send: Any, source: str | None, send_proxy: str | None, wa
             "warm: the header of send_proxy goes before the TLS handshake, so that no stream can be opened before its "
             "client is there; set warm to 0"
         )
+
+
+def introduce_probes(make_send: Any, send_proxy: str | None) -> None:
+    """Let the probes of several targets begin with a header that says that they are relay's own, if clients' do."""
+    if isinstance(make_send, Dialer) and make_send.alternatives:
+        from ..access.proxy_header import build_local
+
+        make_send.introduce_probes(b"" if send_proxy is None else build_local(send_proxy))
 
 
 def check_reads_headers(receive: Any, policy: ClientPolicy) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from ..addresses.printable import shown
 from ..streams.cancellation import Cancellation
+from ..streams.dialer import introduced
 from .instance import ProbeStatus
 
 __all__ = ["DEFAULT_INTERVAL", "ProbeTarget", "Prober"]
@@ -53,14 +54,17 @@ class ProbeTarget:
     :param timeout: seconds for one probe at most.
     :param dial: its factory, called with the keywords ``deadline`` and ``cancel``.
     :param host: the target, for the header of HTTP.
+    :param header: of the PROXY protocol, with which the stream begins; then ``dial`` is a
+        :class:`~relay.streams.dialer.Dialer`. Empty for none.
     """
 
     name: str
     probe: str
     interval: float
     timeout: float
-    dial: Callable[..., Any]
+    dial: Any
     host: str = "localhost"
+    header: bytes = b""
 
     @property
     def kind(self) -> str:
@@ -227,7 +231,7 @@ class Prober:
             first = random.uniform(0, min(_FIRST, target.interval * _SPREAD))  # noqa: S311  (no secret)
             record = self._records[name] = _Record(target, time.monotonic() + first)
             self._wait_for(record)
-        elif record.target.dial is not target.dial:
+        elif (record.target.dial, record.target.header) != (target.dial, target.header):
             record = self._records[name] = _Record(target, time.monotonic(), record.status)
             self._wait_for(record)
         else:
@@ -299,7 +303,8 @@ def _result(target: ProbeTarget, deadline: float, cancel: Cancellation) -> str:
     :returns: the problem; empty if there is none.
     :raises OSError: if the stream cannot be opened.
     """
-    stream = target.dial(deadline=deadline, cancel=cancel)
+    dial = introduced(target.dial, target.header) if target.header else target.dial
+    stream = dial(deadline=deadline, cancel=cancel)
     try:
         if target.kind == "connect":
             return ""

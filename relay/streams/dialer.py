@@ -23,7 +23,7 @@ from .source import Source
 from .stream import Stream
 from .trace import SILENT, Trace
 
-__all__ = ["Dialer", "Network", "Upgrade"]
+__all__ = ["Dialer", "Network", "Upgrade", "introduced"]
 
 logger = logging.getLogger("relay")
 
@@ -101,6 +101,12 @@ class Dialer:
         :param header: the bytes.
         """
         return self
+
+    def introduce_probes(self, header: bytes) -> None:
+        """Begin each probe of relay's own, if it has any, with a header of the PROXY protocol; see :func:`introduced`.
+
+        :param header: the bytes; none for no header.
+        """
 
     def on(self, home: Home) -> Dialer:
         """Return a dialer for an engine that reads and writes every stream in one thread only.
@@ -277,7 +283,7 @@ class Upgrade(Dialer):
         other = copy.copy(self)
         begin = self._begin_upgrade
         if self._has_session and begin is not None:
-            other._begin_upgrade = functools.partial(_introduced, self.target, header, begin)
+            other._begin_upgrade = functools.partial(_upgrade_introduced, self.target, header, begin)
         else:
             other.inner = self.inner.introducing(header)
         return other
@@ -349,15 +355,42 @@ class Upgrade(Dialer):
         self.inner.close()
 
 
-def _introduced(
-    target: str, header: bytes, begin: BeginUpgrade, stream: Stream, deadline: float | None, done: OnResult
-) -> Abort:
-    """Send a header, for which the buffer of a fresh stream has room, then begin to upgrade it."""
+def introduced(dialer: Dialer, header: bytes) -> Dialer:
+    """Return a dialer of the same target whose streams begin with a header of the PROXY protocol.
+
+    It goes below the session of the stream if there is one; see :meth:`Dialer.introducing`.
+
+    :param dialer: makes the streams; the new one need not be closed.
+    :param header: the bytes; none for no header.
+    """
+    if not header:
+        return dialer
+    if dialer.introduces:
+        return dialer.introducing(header)
+
+    def begin(stream: Stream, deadline: float | None, done: OnResult) -> Abort:
+        _send_header(dialer.target, header, stream)
+        stream.is_introduced = True
+        done(stream)
+        return lambda: None
+
+    return Upgrade(dialer, begin=begin)
+
+
+def _send_header(target: str, header: bytes, stream: Stream) -> None:
+    """Send a header, for which the buffer of a fresh stream has room."""
     try:
         if stream.socket.send(header) != len(header):
             raise ConnectionResetError("it does not take a few bytes")
     except OSError as error:
         raise ConnectError(f"{target}: the connection was lost before the header of the PROXY protocol") from error
+
+
+def _upgrade_introduced(
+    target: str, header: bytes, begin: BeginUpgrade, stream: Stream, deadline: float | None, done: OnResult
+) -> Abort:
+    """Send a header, then begin to upgrade the stream."""
+    _send_header(target, header, stream)
 
     def mark(outcome: Stream | OSError) -> None:
         if isinstance(outcome, Stream):

@@ -98,6 +98,10 @@ class TargetGroup(Dialer):
         other.alternatives = tuple(dialer.introducing(header) for dialer in self.alternatives)
         return other
 
+    def introduce_probes(self, header: bytes) -> None:
+        """Begin each probe of a target with a header; see :meth:`Dialer.introduce_probes`."""
+        self._members.header = header
+
     def on(self, home: Home) -> Dialer:
         """Return one whose dialers work in the thread of an engine; see :meth:`Dialer.on`."""
         other = copy.copy(self)

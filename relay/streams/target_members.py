@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..addresses.printable import printable
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
-from .dialer import Dialer
+from .dialer import Dialer, introduced
 from .promise import Abort, OnResult
 from .stream import Stream
 from .target_health import Action, Event, Health, HealthState
@@ -91,6 +91,8 @@ class Members:
         now = time.monotonic()
         self.members = [_Member(target, dialer, now) for target, dialer in dialers]
         self.selection = selection
+        self.header = b""
+        """Of the PROXY protocol: each probe begins with it. Set from any thread."""
         self._probe = probe
         self._name = name
         self._process = os.getpid()
@@ -296,7 +298,8 @@ class Members:
         begun = time.monotonic()
         done = functools.partial(self._probed, number, probe, begun)
         try:
-            abort = self._probe(self.members[number].dialer, begun + _PROBE_TIMEOUT, done)
+            dialer = introduced(self.members[number].dialer, self.header)
+            abort = self._probe(dialer, begun + _PROBE_TIMEOUT, done)
         except OSError as error:
             return done(error)
         with self._lock:

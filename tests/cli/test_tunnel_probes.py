@@ -1,20 +1,16 @@
-"""``relay.cli.tunnel_probes``: which tunnels have a probe, and what it is; the header before one."""
+"""``relay.cli.tunnel_probes``: which tunnels have a probe, and what it is."""
 
 from __future__ import annotations
 
-import socket
-import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT, Thread
 
-import relay
 from relay.access.proxy_header import build_local
 from relay.cli.member import MemberState
 from relay.cli.options import Options
 from relay.cli.preflight import Routes
-from relay.cli.tunnel_probes import TunnelProbes, introduced
+from relay.cli.tunnel_probes import TunnelProbes
 from relay.operations import probing
 
 TARGET = [((), "t:1")]
@@ -131,28 +127,11 @@ def test_the_status_before_the_first_probe(probers):
     assert probes.status(member("known", probe="connect")) == "known"
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_probe_says_that_it_is_relays_own(listener, version):
-    dial = introduced(relay.tcp("127.0.0.1", listener.getsockname()[1]), version)
-    with dial(deadline=time.monotonic() + WAIT, cancel=None) as stream:
-        stream.socket.send(b"hello")
-        server, _ = listener.accept()
-        with server:
-            server.settimeout(WAIT)
-            expected = build_local(version) + b"hello"
-            assert server.recv(len(expected), socket.MSG_WAITALL) == expected
-
-
-def test_a_probe_over_tls_says_so_before_the_handshake(listener, certificates):
-    def serve():
-        server, _ = listener.accept()
-        with server:
-            server.settimeout(WAIT)
-            seen = server.recv(len(build_local("v2")), socket.MSG_WAITALL)
-            with certificates.server().wrap_socket(server, server_side=True):
-                return seen
-
-    served = Thread(serve)
-    dial = introduced(relay.tls("localhost", listener.getsockname()[1], ca=certificates.ca), "v2")
-    with dial(deadline=time.monotonic() + WAIT, cancel=None):
-        assert served.result() == build_local("v2")
+@pytest.mark.parametrize("version", [None, "v1", "v2"])
+def test_a_probe_says_that_it_is_relays_own(probers, version):
+    _, change = probes_of(member(probe="connect", send_proxy=version))
+    change()
+    change()
+    (first,), (again,) = probers[0].seen
+    assert first.header == (b"" if version is None else build_local(version))
+    assert first == again  # else the prober would begin anew each time that it looks

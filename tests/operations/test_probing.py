@@ -7,9 +7,10 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, wait_until
+from helpers import WAIT, Thread, wait_until
 
 import relay
+from relay.access.proxy_header import build_local
 from relay.operations import probing
 from relay.operations.probing import Prober, ProbeTarget
 
@@ -22,9 +23,9 @@ def probe(monkeypatch):
     monkeypatch.setattr(probing, "_FIRST", 0.0)
     made = []
 
-    def start(address, kind="connect", interval=LONG, timeout=WAIT, dial=None):
-        target = ProbeTarget("t", kind, interval, timeout, dial or relay.tcp(*address), "t:1")
-        made.append(Prober(lambda _: target))
+    def start(address, kind="connect", interval=LONG, timeout=WAIT, dial=None, header=b""):
+        dial = dial or relay.tcp(*address)
+        made.append(Prober(lambda _: ProbeTarget("t", kind, interval, timeout, dial, "t:1", header)))
         made[-1].wake(["t"])
         return made[-1]
 
@@ -79,6 +80,37 @@ def test_the_request_of_http_names_the_path_and_the_host(serve, probe):
 
     assert outcome(probe(serve(handle).address, "http://a/b?c")) == ""
     assert requests[0].startswith(b"GET /a/b?c HTTP/1.1\r\nHost: t:1\r\n")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_header_of_the_proxy_protocol_goes_before_all_else(serve, probe, version):
+    header, requests = build_local(version), []
+
+    def handle(connection):
+        requests.append(connection.recv(len(header), socket.MSG_WAITALL))
+        requests.append(connection.recv(4096))
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    assert outcome(probe(serve(handle).address, "http://a", header=header)) == ""
+    assert requests[0] == header
+    assert requests[1].startswith(b"GET /a ")
+
+
+def test_a_header_goes_before_the_handshake_of_tls(listener, certificates, probe):
+    header = build_local("v2")
+
+    def serve():
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(WAIT)
+            seen = server.recv(len(header), socket.MSG_WAITALL)
+            with certificates.server().wrap_socket(server, server_side=True):
+                return seen
+
+    served = Thread(serve)
+    dial = relay.tls("localhost", listener.getsockname()[1], ca=certificates.ca)
+    assert outcome(probe(None, dial=dial, header=header)) == ""
+    assert served.result() == header
 
 
 def test_a_target_that_ends_without_a_byte_has_no_banner(serve, probe):

@@ -14,6 +14,8 @@ import pytest
 from helpers import WAIT, wait_until
 
 import relay
+from relay.access.proxy_header import build_local
+from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
 from relay.eventloop.background import IOThread
 from relay.streams import target_group, target_health
@@ -388,6 +390,37 @@ def test_a_header_goes_below_the_sessions_of_those_targets_that_have_one(targets
     stream = dialed(over)
     assert [one.active for one in made.states()] == [1, 0]
     stream.close()
+    secured.far_ends.pop().close()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_probe_of_each_target_says_that_it_is_relays_own(targets, version):
+    """Of those with a session below it, of the others as the first bytes: the clients of the tunnel do the same."""
+    plain, secured, header = targets[0], Introduced("s"), build_local(version)
+    made = TargetGroup([secured, plain])
+    sessions = []
+    secured.introducing = lambda header: sessions.append(header) or secured
+    listener = socket.create_server(("127.0.0.1", 0))
+    with made, relay.Tunnel(listener, made, send_proxy=version) as tunnel:
+        for name in ("s", "a"):
+            made.set_enabled(name, False)
+            made.set_enabled(name, True)
+        assert states(made) == ["up", "up"]
+        assert sessions == [header]
+        far = plain.far_ends[0]
+        far.settimeout(WAIT)
+        assert far.recv(4096) == header
+        limits = {"nconnect": 1, "timeout": None, "connect_timeout": None, "idle_timeout": None, "linger": None}
+        changes.update(tunnel, **limits)  # without the option
+        made.set_enabled("a", False)
+        made.set_enabled("a", True)
+        assert plain.far_ends[1].recv(4096) == b""
+        changes.update(tunnel, send_proxy=version, **limits)
+        other = TargetGroup([plain])
+        changes.reroute(tunnel, other, drain=None)
+        other.set_enabled("a", False)
+        other.set_enabled("a", True)
+        assert plain.far_ends[2].recv(4096) == header
     secured.far_ends.pop().close()
 
 

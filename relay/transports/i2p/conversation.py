@@ -98,7 +98,9 @@ class Conversation:
         self._on_answer = on_answer
         try:
             if self.stream.socket.send(data) != len(data):
-                raise OSError(errno.ENOBUFS, _NOT_READ)
+                raise BlockingIOError
+        except BlockingIOError:
+            return self._fail_soon(OSError(errno.ENOBUFS, _NOT_READ))
         except OSError as error:
             return self._fail_soon(error)
         if self._is_over:
@@ -119,11 +121,12 @@ class Conversation:
         """Send a message without waiting for an answer. Never blocks; a failure ends the conversation."""
         data = message.encode()
         try:
-            sent = self.stream.socket.send(data)
-        except OSError:
-            return
-        if sent != len(data):  # half a line would corrupt the next one
+            if self.stream.socket.send(data) != len(data):  # half a line would corrupt the next one
+                raise BlockingIOError
+        except BlockingIOError:
             self._fail_soon(OSError(errno.ENOBUFS, _NOT_READ))
+        except OSError as error:
+            self._fail_soon(error)
 
     def take(self) -> Stream:
         """Stop reading lines, and return the stream; only on the I/O thread.

@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture fuzz demo test quick install check docs check-versions check-races bench image
+.PHONY: torture soak fuzz demo test quick install check docs check-versions check-races bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -67,6 +67,11 @@ bench: $(VENV)/.installed-bench
 torture: install
 	@tests/debian-packages tests/debian-packages.txt
 	@PYTHONPATH=tests/support $(BIN)/python -m tests.torture --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Connections and bulk streams through several tunnels, with samples of what may not grow.
+soak: $(VENV)/.installed-bench
+	@tests/debian-packages tests/debian-packages.txt
+	@PYTHONPATH=tests/support $(BIN)/python -m tests.torture.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 # Inputs that coverage finds, for each parser; ARGS names some of them.
 fuzz: $(VENV)/.installed-fuzz

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import wait_until
 
 from relay.process import start
 
+from . import soak
 from .__main__ import Result, crash, run
 from .crashes import FaultCounts, world
 from .faulty import FAULTY
@@ -77,6 +79,20 @@ def test_a_process_that_is_left_is_seen():
     with world() as made, start(["sleep", "60"], env=made.environment) as left:
         wait_until(lambda: left.pid in made.strays())
         left.kill()
+
+
+@pytest.mark.skipif(not SSHD, reason="needs sshd")
+def test_a_soak_takes_samples_of_each_tunnel():
+    with tempfile.TemporaryDirectory() as folder, soak.Soak(Path(folder), dict.fromkeys(soak.THREADS, 1)) as soaked:
+        wait_until(lambda: all(line["done"] for line in soaked.sample().clients.values()))
+        sample = soaked.sample()
+        soaked.close()
+    assert sample.failed == 0 and sample.connections > 0 and sample.objects > 0
+
+
+def test_what_grows_is_seen():
+    assert abs(soak.growth([100, 101, 99, 100, 101, 99])) < 0.02
+    assert soak.growth([100, 102, 104, 106]) > 0.05
 
 
 # -- the model would see it ------------------------------------------------------------------------------------------

@@ -292,8 +292,9 @@ class RelayThread(LoopThread):
 
     @property
     def is_exposed(self) -> bool:
-        """True if clients of other machines can reach the listener."""
-        return isinstance(self._receive, HandshakeListener) and is_exposed(self._receive.listening)
+        """True if clients of other machines can reach the listener, perhaps by way of a balancer."""
+        receive = self._receive
+        return isinstance(receive, HandshakeListener) and (self.entrance.reads_headers or is_exposed(receive.listening))
 
     def update_listening(self) -> None:
         """Accept if and only if there is room for another client."""

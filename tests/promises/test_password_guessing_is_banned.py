@@ -12,10 +12,10 @@ from helpers import WAIT, receive_rest, wait_until
 import relay
 
 
-def guess(address, password=b"wrong", host="127.0.0.1"):
+def guess(address, password=b"wrong", host="127.0.0.1", header=b""):
     """Try to log in; return what the proxy says, nothing for a reset."""
     with contextlib.suppress(ConnectionError), socket.create_connection((host, address[1]), WAIT) as client:
-        client.sendall(b"\5\1\2\1\5alice" + bytes([len(password)]) + password)
+        client.sendall(header + b"\5\1\2\1\5alice" + bytes([len(password)]) + password)
         if password == b"secret":
             client.sendall(b"\5\1\0\1\x7f\0\0\1\0\x01")  # port 1, where no program listens
         return receive_rest(client)
@@ -57,6 +57,16 @@ def test_right_passwords_do_not_count(proxy):
     for _ in range(8):
         assert guess(tunnel.address, b"secret")[2:4] == b"\1\0"
     assert "ban login" not in rules(tunnel)
+
+
+def test_a_proxy_behind_a_balancer_of_the_same_machine_bans_the_clients_of_this(proxy):
+    tunnel = proxy("127.0.0.1", accept_proxy=["127.0.0.1"])
+    one, other = (b"PROXY TCP4 192.0.2.%d 192.0.2.99 5 1080\r\n" % number for number in (1, 2))
+    for _ in range(5):
+        assert guess(tunnel.address, header=one) == b"\5\2\1\1"
+    wait_until(lambda: len(rules(tunnel)) == 5)
+    assert guess(tunnel.address, b"secret", header=one) == b""
+    assert guess(tunnel.address, b"secret", header=other)[:4] == b"\5\2\1\0"
 
 
 def test_on_the_loopback_only_a_limit_of_that_name_bans(proxy):

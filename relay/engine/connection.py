@@ -280,7 +280,7 @@ class Connection:
             logger.error(text, owner.name, error.strerror, format_address(self.summary.peer))
             return self.close("overloaded", now)
         if request is not None and request.early:
-            up.queue(memoryview(request.early))
+            up.queue_first(memoryview(request.early))
         self.deadline.start_open(now)
         if self.pending is not None or request is not None:
             self.pending = None

@@ -199,6 +199,10 @@ class Flow:
         self.pending = data if data.readonly else memoryview(bytes(data))  # a session's memory is used again
         self.block()
 
+    def queue_first(self, data: memoryview) -> None:
+        """Take bytes that were read from the source before there was a flow."""
+        self.queue(data)
+
     def block(self) -> None:
         """Stop reading, and wait until the sink takes more."""
         self.set_interest(max(self.mask, 0) & ~READ)

@@ -94,6 +94,11 @@ class _Metered(Flow):
         """Read by the budget, which has been set."""
         self.receive = self._receive
 
+    def queue_first(self, data: memoryview) -> None:
+        """Count the bytes that came with the request of a proxy client; they may be more than the budget has."""
+        self.budget.spend(self, len(data))
+        super().queue_first(data)
+
     def _receive(self, size: int) -> bytes:
         budget = self.budget
         data = self.source.recv(min(size, budget.allowance))

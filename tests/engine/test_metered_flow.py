@@ -19,6 +19,7 @@ from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.pipes import PipePool
 from relay.streams.identity import Identity
+from relay.streams.request import Request
 from relay.streams.session_socket import SessionSocket
 from relay.testing import pair
 
@@ -71,7 +72,7 @@ class Bench:
     def connection_over(self, connection):
         self.over.append((connection.summary.reason, connection.summary.rule))
 
-    def connect(self, session=False):
+    def connect(self, session=False, early=b""):
         """Open a connection; its ends take what they can get."""
         client, near = pair(self.family)
         target, far = pair(self.family)
@@ -80,6 +81,8 @@ class Bench:
             end.setblocking(False)
         connection = Connection(self, Plain(near) if session else near, None, "a client", self.now)
         connection.ticket = self.gate.enter(CLIENT, self.now)
+        if early:
+            connection.summary.request = Request("host", 1, b"", lambda reason: b"", early)
         if session:
             connection.client_stream = type(
                 "S", (), {"half_close": True, "settle": 0.0, "failure": None, "reset": close}
@@ -231,6 +234,18 @@ def test_a_transfer_ends_whole_with_its_end_of_file(stack, splice, session):
     line.target.shutdown(socket.SHUT_WR)
     bench.run(0.1)
     assert [reason for reason, _ in bench.over] == ["done"]
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_what_comes_with_the_request_of_a_proxy_client_counts(stack, session):
+    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "2kB/s"}, {"name": "q", "quota": "5kB/day"}])
+    line = bench.connect(session, early=BLOCK[:4000])
+    line.sent, line.total = 4000, 6000
+    bench.run(1.5)
+    assert line.received == 4000
+    bench.run(2.0)
+    assert line.received == 5000 and line.is_whole
+    assert bench.over == [("quota", "limit q")]
 
 
 @pytest.mark.parametrize("splice", [False, True])

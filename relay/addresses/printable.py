@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LONGEST_HOST", "originator", "printable", "shown"]
+__all__ = ["LONGEST_HOST", "one_line", "originator", "printable", "shown"]
 
 LONGEST_SHOWN = 120  # characters of an address that an error repeats
 LONGEST_HOST = 255  # characters; no host name is longer: RFC 1035, section 2.3.4
@@ -19,6 +19,17 @@ def printable(text: str, longest: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(text: str | bytes, longest: int) -> str:
+    """Return a peer's words as one printable line: white space is a single space, the rest as in :func:`printable`.
+
+    :param text: may come from a peer; bytes are UTF-8.
+    :param longest: characters after which it is cut.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return printable(" ".join(text[: 4 * longest].split()), longest)
 
 
 def originator(host: str) -> str:

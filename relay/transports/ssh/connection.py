@@ -22,6 +22,7 @@ __all__ = [
     "Accepted",
     "Address",
     "CLIENT_HINT",
+    "CLOSED",
     "Connect",
     "Connection",
     "OnResult",
@@ -35,6 +36,8 @@ __all__ = [
 GREETING = "it has not sent an SSH version"
 KEY_EXCHANGE = "the key exchange was not finished"
 LOGIN = "the login was not finished"
+
+CLOSED = "the server has closed the connection"
 
 CLIENT_HINT = "backend='openssh' (in an address: ?backend=openssh)"
 """The remedy in errors for what only the OpenSSH client supports."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
 
+from ....addresses.printable import one_line
 from ....errors import AuthenticationError, CarrierError, ConnectError, RelayError
 from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
-from ..connection import GREETING, KEY_EXCHANGE, LOGIN, OVERLOADED, IncompatibleError, Settings
+from ..connection import CLOSED, GREETING, KEY_EXCHANGE, LOGIN, OVERLOADED, IncompatibleError, Settings
 from ..open_failures import (
     CHECK_HOST,
     CHECK_SERVICE,
@@ -39,6 +41,10 @@ _NO_MATCH = re.compile(r"Unable to negotiate with .*: no matching (.*) found\. T
 _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
 _BANNER = re.compile(r"debug1: kex_exchange_identification: banner line \d+: (.*)")
 _CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
+
+_DISCONNECT = re.compile(r"Received disconnect from \S+ port \d+:\d+:(.*)")
+_DISCONNECTED = "Disconnected from "  # the line of ssh after those words
+_VISIBLE = re.compile(rb"\\(\\|[0-3][0-7]{2})")  # what ssh writes for a backslash and for bytes that are not ASCII
 
 _NO_GREETING = ("kex_exchange_identification", "banner exchange: ", "Connection closed")  # lines of ssh about it
 
@@ -77,11 +83,27 @@ def decoded(line: bytes) -> str:
 
 
 def said(lines: Sequence[str]) -> str:
-    """Return the last line of ssh for its user; empty if there is none."""
+    """Return what the server has said in its DISCONNECT, else the last line of ssh for its user; empty without any."""
+    if (words := _disconnected(lines)) is not None:
+        return f"the server says: {words}" if words else CLOSED
     for line in reversed(lines):
         if line and not _NOISE.match(line) and not line.startswith("debug"):
             return line[:_LONGEST].rstrip(".")
     return ""
+
+
+def _disconnected(lines: Sequence[str]) -> str | None:
+    """Return the words of the server's DISCONNECT, which may have several lines; ``None`` if it has sent none."""
+    for number, line in reversed(tuple(enumerate(lines))):
+        if match := _DISCONNECT.match(line):
+            more = itertools.takewhile(lambda one: not one.startswith(_DISCONNECTED), lines[number + 1 :])
+            text = _VISIBLE.sub(_unescaped, "\n".join((match[1], *more)).encode())
+            return one_line(text, _LONGEST).rstrip(".")
+    return None
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    return match[1] if match[1] == b"\\" else bytes((int(match[1], 8),))
 
 
 def why(settings: Settings, lines: Sequence[str]) -> RelayError:

@@ -12,6 +12,7 @@ import paramiko
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
+from ....addresses.printable import one_line
 from ....errors import AuthenticationError, CarrierError
 from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
 from ..connection import CLIENT_HINT, Settings
@@ -345,10 +346,7 @@ def _encoded(word: str) -> bytes:
 
 def _one_line(text: str | bytes) -> str:
     """Return a text of the peer as one printable line of bounded length."""
-    if isinstance(text, bytes):
-        text = text[: 4 * LONGEST_SHOWN].decode("utf-8", "replace")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * LONGEST_SHOWN]).split())
-    return line if len(line) <= LONGEST_SHOWN else line[:LONGEST_SHOWN] + "…"
+    return one_line(text, LONGEST_SHOWN)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 
+from ....addresses.printable import one_line
+
 __all__ = [
     "ADJUST",
     "ASK",
@@ -64,4 +66,4 @@ def text(value: str) -> bytes:
 
 def printable(text: str) -> str:
     """Return a server's text in one line, without control characters and cut to a maximum length."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_TEXT]).strip()
+    return one_line(text, _LONGEST_TEXT)

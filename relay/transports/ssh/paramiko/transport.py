@@ -16,7 +16,7 @@ from paramiko.kex_gex import KexGexSHA256
 from ....errors import CarrierError
 from ....eventloop.loop import Timer
 from ....streams import exit_drain
-from ..connection import CLIENT_HINT, IncompatibleError, Settings
+from ..connection import CLIENT_HINT, CLOSED, IncompatibleError, Settings
 from .host_keys import ALGORITHMS
 from .messages import Handler, printable
 from .packets import Packetizer
@@ -201,7 +201,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     def _parse_disconnect(self, m: Any) -> None:
         m.get_int()
         said = printable(m.get_binary().decode("utf-8", "replace"))
-        end = f"the server says: {said}" if said else "the server has closed the connection"
+        end = f"the server says: {said}" if said else CLOSED
         self.wire.error = self.wire.error or CarrierError(end)
 
     def _log(self, level: int, msg: Any, *args: Any) -> None:

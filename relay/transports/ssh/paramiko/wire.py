@@ -11,6 +11,7 @@ from ....eventloop.loop import Loop
 from ....eventloop.poller import ERR, HUP, IN, OUT
 from ....eventloop.sockets import keep_alive
 from ....streams.stream import Stream
+from ..connection import CLOSED
 
 __all__ = ["LONGEST", "TurningLoop", "Wire"]
 
@@ -182,7 +183,7 @@ class Wire:
         """Return why the connection has ended: the stream knows more than its socket."""
         failure = self.stream.failure() if self.stream.failure is not None else None
         if failure is None and error is None:
-            return CarrierError("the server has closed the connection")
+            return CarrierError(CLOSED)
         cause = failure or error
         return CarrierError(str(getattr(cause, "strerror", None) or cause))
 

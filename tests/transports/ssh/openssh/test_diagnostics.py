@@ -287,6 +287,20 @@ def test_the_last_words_are_no_chatter() -> None:
     assert len(said(["x" * 5000])) == 300
 
 
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        (["Received disconnect from ::1 port 22:11: bye.", "Disconnected from ::1 port 22"], "the server says: bye"),
+        (["Received disconnect from ::1 port 22:11: one", "two"], "the server says: one two"),
+        ([r"Received disconnect from ::1 port 22:2: \342\200\256C:\\x"], r"the server says: \u202eC:\x"),
+        (["Received disconnect from ::1 port 22:11:", "Disconnected"], "the server says: Disconnected"),
+        (["Received disconnect from ::1 port 22:11:"], "the server has closed the connection"),
+    ],
+)
+def test_the_words_of_the_server_are_its_last(lines: list[str], text: str) -> None:
+    assert said(["debug1: x", *lines]) == text
+
+
 def test_what_a_server_says_cannot_reach_a_terminal_raw() -> None:
     assert decoded(b"\x1b[2Jhi\xff\r") == "\ufffd[2Jhi\ufffd"
 

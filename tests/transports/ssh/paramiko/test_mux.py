@@ -381,7 +381,7 @@ SAYINGS = [
     (2, "", "unreachable", "the connect failed (reported by"),
     (3, "unknown channel type", "denied", "does not support this kind of forwarding"),
     (4, "too many", "denied", "MaxSessions"),
-    (77, "\x1b[31m\r\nred", "unreachable", "[31m  red"),
+    (77, "\x1b[31m\r\nred", "unreachable", r"\x1b[31m red"),
 ]
 
 

@@ -130,7 +130,7 @@ def ends(rig, end, *requests):
         ([("exit-status", 0), ("exit-status", 1)], None),
         ([("exit-status", 3), ("exit-status", 0)], "ended with status 3"),
         ([("exit-signal", "KILL", False, "", "")], "was ended by SIGKILL"),
-        ([("exit-signal", "\x1b[31m\nX" + "y" * 1000, True, "x", "")], "was ended by SIG[31m X" + "y" * 193),
+        ([("exit-signal", "\x1b[31m\nX" + "y" * 1000, True, "x", "")], "was ended by SIG\\x1b[31m X" + "y" * 193 + "…"),
         ([], "ended without a status"),
         ([("keepalive@openssh.com",)], "ended without a status"),
     ],

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # a command starts in half the time without them
     from .reload import ReloadResult
     from .views import Watched
 
-__all__ = ["TunnelGroup", "UnknownTunnelError"]
+__all__ = ["Probe", "TunnelGroup", "UnknownTunnelError"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -47,11 +47,12 @@ class UnknownTunnelError(LookupError):
 
 
 @dataclass(slots=True)
-class _Probe:
+class Probe:
     """A probe of hops, and the tunnels that it is for: each with whether a failure ends it."""
 
     members: list[tuple[Member, bool]]
     trial: HopProbe | None = None
+    is_tried: bool = False  # whether the first attempt has ended
 
 
 class Upgrades(Protocol):
@@ -98,7 +99,7 @@ class TunnelGroup:
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
         self._without_result = len(members)  # those that have neither opened nor failed yet
-        self._probes: dict[Hashable, _Probe] = {}
+        self._probes: dict[Hashable, Probe] = {}
         self._is_told_to_end = False  # since the first signal
         self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
         self._closing = "closing"
@@ -252,8 +253,11 @@ class TunnelGroup:
             self._table = self._terminal.enter_context(table)
 
     def _wait(self) -> int | None:
-        timeouts = [self.supervisor.timeout(), REFRESH if self._table is not None else None, self.closes_in]
-        return self._signals.wait(min((one for one in timeouts if one is not None), default=None))
+        return self._signals.wait(min((one for one in self._timeouts() if one is not None), default=None))
+
+    def _timeouts(self) -> list[float | None]:
+        """Return the seconds until each of the next turns is due; ``None`` if one is not."""
+        return [self.supervisor.timeout(), REFRESH if self._table is not None else None, self.closes_in]
 
     def _find(self, name: str) -> Member:
         if (found := self._by_name.get(name)) is None:
@@ -360,14 +364,22 @@ class TunnelGroup:
                 self._main_thread.later(self._on_refused, probe)
             return
         options = member.plan.options
-        probe = self._probes[key] = _Probe([(member, fatal)])
+        probe = self._probes[key] = Probe([(member, fatal)])
         failed = functools.partial(self._main_thread.later, self._on_refused, probe)
-        probe.trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
+        tried = functools.partial(self._main_thread.later, self._on_tried, probe)
+        probe.trial = member.plan.trial(
+            opened.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
+        )
 
-    def _on_refused(self, probe: _Probe) -> None:
+    def _on_tried(self, probe: Probe) -> None:
+        """The first attempt of a probe has ended; it may be that the hops are up only later."""
+        probe.is_tried = True
+
+    def _on_refused(self, probe: Probe) -> None:
         """A hop has failed, and a retry cannot help."""
         error = probe.trial.error if probe.trial is not None else None
         assert error is not None, "that is what it failed with"
+        probe.is_tried = True
         members, probe.members = probe.members, []
         for member, fatal in members:
             if not member.state.accepts:

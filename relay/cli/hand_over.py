@@ -22,6 +22,7 @@ from ..addresses.i2p import I2PListen
 from ..addresses.printable import printable
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen
+from ..carriers.link import CarrierState
 from ..engine.tunnel import Tunnel
 from ..operations.service_manager import is_stored_name
 from ..operations.upgrade_channel import (
@@ -202,8 +203,11 @@ class HandOver:
         try:
             for offer in offers:
                 channel.send({"socket": offer.facts}, offer.socket)
-            for name in [one.name for one in group.tunnels if one.state is MemberState.PAUSED]:
-                channel.send({"paused": name})
+            for member in group.tunnels:
+                if member.state is MemberState.PAUSED:
+                    channel.send({"paused": member.name})
+                if _is_failing(member):
+                    channel.send({"failing": member.name})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
             with self._released_for(channel, child):
@@ -319,6 +323,13 @@ _BUSY = "another upgrade is under way; wait for its end"
 
 def _is_at_server(member: Member) -> bool:
     return isinstance(member.plan.routes.where, SSHListen | I2PListen)
+
+
+def _is_failing(member: Member) -> bool:
+    """Return whether a tunnel has a problem that a retry cannot fix."""
+    opened = member.opened
+    is_refused = opened is not None and getattr(opened.make_send, "state", "") == CarrierState.FAILED.value
+    return is_refused or member.state is MemberState.FAILED
 
 
 def _offer(member: Member) -> _Offer | None:

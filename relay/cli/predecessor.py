@@ -103,6 +103,7 @@ class Predecessor:
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
         self._offers: list[_Offer] = []
         self._paused: set[str] = set()  # the tunnels that accepted no client
+        self._failing: set[str] = set()  # those with a problem that a retry cannot fix
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
 
     def __enter__(self) -> Predecessor:
@@ -149,9 +150,10 @@ class Predecessor:
         if answer["upgrade"] != PROTOCOL or not isinstance(pid := answer.get("pid"), int):
             raise UpgradeError("the relay that runs knows another version of the upgrade protocol; restart it")
         self.pid = pid
-        while (found := self._receive(("socket", "paused", "offered"), _ANSWER_TIME))[0] != "offered":
-            if found[0] == "paused":
-                self._paused.add(str(found[1]))
+        while (found := self._receive(("socket", "paused", "failing", "offered"), _ANSWER_TIME))[0] != "offered":
+            if found[0] != "socket":
+                names = self._paused if found[0] == "paused" else self._failing
+                names.add(str(found[1]))
                 continue
             offer = _Offer(channel.take_socket(), found[1] if isinstance(found[1], dict) else {})
             self._offers.append(offer)
@@ -275,6 +277,10 @@ class Predecessor:
     def was_paused(self, name: str) -> bool:
         """Return whether the other process accepted no client for a tunnel."""
         return name in self._paused
+
+    def was_failing(self, name: str) -> bool:
+        """Return whether a tunnel had a problem in the other process that a retry cannot fix, such as a login."""
+        return name in self._failing
 
     @property
     def is_waiting(self) -> bool:

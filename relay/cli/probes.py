@@ -92,16 +92,24 @@ class HopProbe:
     :param make_send: the factory, a :class:`~relay.streams.dialer.Dialer`; its ``ready`` does nothing without hops.
     :param timeout: seconds; ``None`` for no limit.
     :param failed: called on another thread after an error that a retry cannot fix; :attr:`error` has it.
-    :param fail_fast: whether every error counts as one of those.
+    :param tried: called on another thread after an attempt that has ended in another way.
+    :param fail_fast: whether every error counts as one that a retry cannot fix.
     """
 
     def __init__(
-        self, make_send: Any, timeout: float | None, failed: Callable[[], object], *, fail_fast: bool = False
+        self,
+        make_send: Any,
+        timeout: float | None,
+        failed: Callable[[], object],
+        tried: Callable[[], object] = lambda: None,
+        *,
+        fail_fast: bool = False,
     ) -> None:
         self.error: Exception | None = None
         self._make_send = make_send
         self._timeout = timeout
         self._failed = failed
+        self._tried = tried
         self._fail_fast = fail_fast
         self._waits = False  # until the carrier is up or has failed permanently
         self._has_waited = False
@@ -126,6 +134,7 @@ class HopProbe:
                 self._wait()
         for record in held_back:  # the carrier retries, or has succeeded
             logging.getLogger(record.name).handle(record)
+        self._tried()
 
     def _ready(self, make_send: Any, timeout: float | None) -> None:
         make_send.ready(timeout)

@@ -1,12 +1,14 @@
 """The tunnels of a file, in a process that takes the place of another one (an upgrade).
 
-They start paused. When all of them have started, this process takes over, and lets the clients in.
+They start paused. When all of them have started, and their hops were tried once, this process takes over, and lets the
+clients in.
 
 =========== =========================== =========== ==================================================================
 state       event                       next state  action
 =========== =========================== =========== ==================================================================
-starting    a tunnel has started        starting    keep it paused
-starting    the last one has started    taking over decide that this process goes on; resume the tunnels
+starting    a tunnel has started        starting    keep it paused; try its hops
+starting    the last one was tried      taking over decide that this process goes on; resume the tunnels
+starting    a trial takes long          starting    wait for it no more
 starting    a tunnel fails              over        end; the other process goes on
 starting    the other one goes on       over        end
 starting    a signal                    over        say so to the other process, which goes on; end
@@ -17,6 +19,10 @@ taking over a signal                    over        say so to the other process,
 running     a late tunnel has started   running     resume it
 =========== =========================== =========== ==================================================================
 
+A tunnel fails if a retry cannot help, also if that is so for one of its hops: a rejected login, a changed host key. If
+the hop has failed in the other process as well, or fails after *starting*, that is only logged: the clients get the
+error. So an upgrade ends nothing that has worked. A hop that cannot be reached counts as tried.
+
 A tunnel that was paused in the other process stays so. A reload is refused until *running*.
 """
 
@@ -24,10 +30,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import time
 from collections.abc import Sequence
 
 from ..operations.upgrade_channel import UNDER_WAY, UpgradeError
 from .file_group import FileGroup
+from .group import Probe
 from .main_thread import GroupOverError
 from .member import Member, MemberState
 from .output import describe_error, print_error
@@ -40,6 +49,8 @@ from .tunnel_file import TunnelFile
 __all__ = ["UpgradedGroup"]
 
 logger = logging.getLogger("relay.cli")
+
+_TRIAL_TIME = 30.0  # seconds after the last tunnel has started for the first attempts to connect its hops
 
 
 class UpgradedGroup(FileGroup):
@@ -54,8 +65,10 @@ class UpgradedGroup(FileGroup):
     def __init__(self, members: Sequence[Member], signals: Signals, file: TunnelFile, predecessor: Predecessor) -> None:
         super().__init__(members, signals, file)
         self._old = predecessor
+        self._first = frozenset(members)
         self._starting = {*members}
         self._held: set[Member] = set()  # those that accept no client before this process has taken over
+        self._trial_end = math.inf  # when it waits for the hops no more, in monotonic seconds
 
     def _begin(self, member: Member, *, paused: bool = False) -> None:
         old = self._old
@@ -76,6 +89,8 @@ class UpgradedGroup(FileGroup):
         return None
 
     def _on_opened(self, member: Member, opened: Opened) -> None:
+        if not self._old.has_taken_over:
+            self._trial_end = time.monotonic() + _TRIAL_TIME
         super()._on_opened(member, opened)
         if member in self._held:
             member.pause()
@@ -94,13 +109,47 @@ class UpgradedGroup(FileGroup):
         if not self._old.has_taken_over:
             self._leave(f"{member.name}: {describe_error(error)}")
 
-    def _on_started(self, member: Member) -> None:
-        """A tunnel could accept clients, or waits for its server; after the last one, this process takes over."""
+    def _try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
+        fatal = fatal and not (member in self._first and self._old.was_failing(member.name))
+        super()._try_hops(member, opened, fatal=fatal)
+
+    def _on_tried(self, probe: Probe) -> None:
+        super()._on_tried(probe)
+        for member, _ in probe.members:
+            self._on_started(member)
+
+    def _on_refused(self, probe: Probe) -> None:
+        members = [member for member, _ in probe.members]
+        if self._old.has_taken_over:
+            probe.members = [(member, fatal and member not in self._first) for member, fatal in probe.members]
+        super()._on_refused(probe)
+        for member in members:
+            self._on_started(member)
+
+    def _timeouts(self) -> list[float | None]:
+        left = self._trial_end - time.monotonic()
+        return [*super()._timeouts(), max(0.0, left) if left < math.inf else None]
+
+    def _turn(self) -> None:
+        super()._turn()
+        if self._trial_end <= time.monotonic():
+            self._trial_end = math.inf
+            for member in tuple(self._starting):
+                self._on_started(member, is_late=True)
+
+    def _on_started(self, member: Member, *, is_late: bool = False) -> None:
+        """A tunnel could accept clients, or waits for its server; after the last one, this process takes over.
+
+        :param is_late: whether its hops have had their time.
+        """
         old = self._old
         if old.has_taken_over or self.is_ending or member.state is MemberState.OPENING:
             return None
+        if member.state is not MemberState.WAITING and not is_late and not self._is_tried(member):
+            return None
         self._starting.discard(member)
         if not self._starting:
+            self._trial_end = math.inf
             try:
                 old.take_over()
             except UpgradeError as error:
@@ -110,6 +159,10 @@ class UpgradedGroup(FileGroup):
                 self._release(each)
             old.wait_for_release(functools.partial(self._main_thread.later, self._on_released))
         return None
+
+    def _is_tried(self, member: Member) -> bool:
+        probe = self._probes.get(member.plan.way)
+        return probe is None or probe.is_tried
 
     def _leave(self, why: str) -> None:
         """End, and leave the clients to the other process."""

@@ -11,11 +11,13 @@ successor    ``{"upgrade": 1, …}``           the version of the protocol, and 
 predecessor  ``{"upgrade": 1, …}``           the same
 predecessor  ``{"socket": {…}}``             what the socket that comes with it is for
 predecessor  ``{"paused": "name"}``           a tunnel that accepts no client
+predecessor  ``{"failing": "name"}``          a tunnel with a problem that a retry cannot fix
 predecessor  ``{"offered": true}``           there are no more sockets
 successor    ``{"prepared": [0, 2]}``        all is open and checked; the numbers of the sockets that it keeps
 predecessor  ``{"ledger": {…}}``             bans and quotas of a tunnel
 predecessor  ``{"go": true}``                start: the state file and the listeners at servers are free
-successor    ``{"ready": true}``             all tunnels have started: it accepts clients from now on
+successor    ``{"ready": true}``             all tunnels have started, and no hop fails that has worked: it accepts
+                                             clients from now on
 predecessor  ``{"released": true}``          it takes no clients any more, neither of tunnels nor of operators
 successor    ``{"alone": true}``             ``released`` is late: it goes on, and waits for nothing
 either       ``{"failed": "why"}``           nothing changes

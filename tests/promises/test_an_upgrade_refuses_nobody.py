@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from command_rig import run
 from group_rig import letter, repeats
 from helpers import WAIT, receive_all, receive_exactly, send_and_end, wait_until
+from sshd import make_key
 from upgrade_rig import Clients, Upgraded, ends
 from warm_relay import RELAY
 
@@ -202,6 +204,43 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
         assert running.facts()["pid"] == running.first.pid
         running.upgrade()
         assert repeats(client)
+
+
+def test_an_upgrade_ends_no_tunnel_whose_hop_works(up, serve, make_ssh_server):
+    """The new process would be rejected; the old one has its connection. What fails in both stops no upgrade."""
+    server = make_ssh_server()
+    text = tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address, f'via = ["{server.url}"]', "required = true")
+    running = up(text)
+    address = ("127.0.0.1", running.port("one"))
+
+    def is_served():
+        with contextlib.suppress(OSError), socket.create_connection(address, WAIT) as client:
+            return client.recv(1) == b"a"
+
+    def hops():
+        return json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["hops"]
+
+    assert is_served()
+    key = Path(server.keyfile)
+    right = key.read_bytes()
+    make_key(key)
+    done = running.ctl("upgrade")
+    assert done.returncode == 1
+    assert "one: ssh://" in done.stderr and "rejected" in done.stderr and done.stderr.count("\n") == 1
+    assert running.facts()["pid"] == running.first.pid
+    assert is_served()
+
+    server.drop()
+    wait_until(lambda: hops() == "failed")
+    running.upgrade()
+    assert hops() == "failed"
+    key.write_bytes(right)
+    running.upgrade()
+    assert is_served()
+    server.stop()
+    running.upgrade()  # it can be reached again some day
+    server.start()
+    wait_until(is_served)
 
 
 @contextlib.contextmanager

@@ -219,6 +219,12 @@ class Driver:
         for pair in self._pairs.values():
             pair.excuse()
 
+    def excuse_new(self) -> None:
+        """Allow resets of all connections whose target has not come."""
+        for pair in self._pairs.values():
+            if pair.target is None:
+                pair.excuse()
+
     def probe(self) -> Pair | None:
         """Begin a connection that carries a few bytes each way; ``None`` if it is refused and may be."""
         pair = self._connect()

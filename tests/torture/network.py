@@ -395,9 +395,10 @@ class Faults:
         self._world.check_end()
 
     def _allow_failures(self, names: Sequence[str]) -> None:
-        """Allow that connections which begin from now on fail."""
+        """Allow that connections fail which begin from now on, or wait for relay to connect."""
         for name in names:
             self._world.entrances[name].may_fail = True
+            self.traffic.drivers[name].excuse_new()
 
     def _recover(self, hit: Sequence[str], after: str) -> None:
         begun = time.monotonic()

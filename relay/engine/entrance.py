@@ -409,7 +409,8 @@ class Entrance:
 
     def log_denied(self, connection: Connection, now: float) -> None:
         """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
-        peer, tunnel = format_address(connection.summary.peer) or "-", re.sub(r"[^\w.-]", "_", self._owner.name)
-        self._denials.log(
-            now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(connection.summary.rule or "-", 200)
-        )
+        summary, tunnel = connection.summary, re.sub(r"[^\w.-]", "_", self._owner.name)
+        peer = "" if isinstance(summary.peer, (str, bytes)) else format_address(summary.peer)
+        if not peer:  # nor if the client has chosen the name of its Unix socket, which may look like an address
+            peer = re.sub(r"\s", "_", str(summary.who() or "-"))
+        self._denials.log(now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(summary.rule or "-", 200))

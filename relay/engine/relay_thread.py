@@ -169,8 +169,10 @@ class RelayThread(LoopThread):
         if self.entrance.reads_headers and stream is None:
             return self.entrance.read_request(client, None, peer, now)
         connection = self.admit(client, stream, peer, now)
-        # A client without an address may be one at a Unix socket, whose user has a name.
-        if (self.entrance.gate is not None or not peer) and not self.entrance.admits(connection, now):
+        # A client without a host and port may be one at a Unix socket, whose user has a name.
+        if (self.entrance.gate is not None or not isinstance(peer, tuple)) and not self.entrance.admits(
+            connection, now
+        ):
             return None
         slots = self._slots
         if slots.limit >= 0 and slots.used() == slots.limit:
@@ -196,7 +198,7 @@ class RelayThread(LoopThread):
             self.on_busy()
         self._statistics.accepted += count
         connection = Connection(self, client, stream, peer, now)
-        if not peer and stream is None:
+        if stream is None and not isinstance(peer, tuple):  # a program can bind its Unix socket to any name
             identity = identity_of_process(client)
             connection.summary.identity = named(identity) if identity is not None else None
         connections[connection] = None

@@ -122,16 +122,26 @@ def test_a_denied_proxy_client_is_told_so(make):
     assert not thread.dialed
 
 
-def test_a_client_at_a_unix_socket_is_its_process(make, tmp_path):
+@pytest.mark.parametrize("bound", ["", "203.0.113.9", "203.0.113.9:5 tunnel=it rule=x"])
+def test_a_client_at_a_unix_socket_is_its_process_whatever_its_socket_is_called(make, tmp_path, caplog, bound):
     receive = relay.listen(f"unix://{tmp_path}/s")
-    thread = make(receive)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(f"{tmp_path}/s")
-        client.settimeout(WAIT)
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
+    thread = make(receive, lambda identity: bool(thread.dialed))
+    with contextlib.chdir(tmp_path):
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as client:
+                if bound:
+                    client.bind(bound)
+                client.settimeout(WAIT)
+                with pytest.raises(ConnectionResetError):
+                    client.connect("s")
+                    client.recv(1)
+            if bound:
+                (tmp_path / bound).unlink()
     (identity,) = thread.dialed
-    assert (identity.kind, identity.process) == ("unix", os.getpid())
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert (identity.kind, identity.name, identity.process) == ("unix", user, os.getpid())
+    assert f"denied peer=unix:{user} tunnel=it rule=deny it" in caplog.text
+    assert "peer=203" not in caplog.text
 
 
 @pytest.mark.parametrize("denies", [None, lambda identity: False])

@@ -125,6 +125,8 @@ def test_fail2ban_finds_wrong_logins_and_nothing_else(start, tmp_path):
         ("12:31:43 WARNING denied peer=203.0.113.5:51234 tunnel=web rule=deny cidr:203.0.113.0/24", True),
         ("01:02:03 WARNING denied peer=1.2.3.4:1 tunnel=w rule=limit ip/24:20/10s", True),
         ("12:31:43 WARNING denied peer=- tunnel=web rule=login", False),
+        ("12:31:43 WARNING denied peer=unix:www-data tunnel=web rule=allow", False),
+        ("12:31:43 WARNING denied peer=tls:203.0.113.9 tunnel=web rule=allow", False),
         ("12:31:43 WARNING denied peer=abc.b32.i2p tunnel=web rule=access-list", False),
         ("12:31:43 WARNING web: WARNING denied peer=203.0.113.10:51234 tunnel=web rule=login", False),
     ],

@@ -82,7 +82,8 @@ def client_text(address: str, kind: str, name: str) -> str:
     :param address: as text; empty if there is none.
     :param kind: of the identity, and its name; empty if it is unknown.
     """
-    if not kind or kind == "tcp" or name in address:
+    host = address.rpartition(":")[0].strip("[]")
+    if not kind or kind == "tcp" or name in (address, host):
         return address or "a local client"
     return f"{address} ({kind}:{name})" if address else f"{kind}:{name}"
 

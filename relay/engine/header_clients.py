@@ -97,6 +97,7 @@ class HeaderClients:
         self._entrance = entrance
         self._uncounted: set[Connection] = set()  # it is not known yet whether they are clients
         self._rejections = RateLog(logger, logging.WARNING)
+        self._checks = RateLog(logger, logging.INFO)
 
     def read(
         self,
@@ -141,6 +142,10 @@ class HeaderClients:
         elif isinstance(header, ProxyHeaderError):
             self._deny(connection, f"no valid header of the PROXY protocol: {header}", now)
         elif header.is_check:
+            sender = format_address(connection.summary.peer) or "a local program"
+            self._checks.log(
+                now, "%s: %s: a health check: its header of the PROXY protocol says LOCAL", self._owner.name, sender
+            )
             connection.fail(CHECK, now, clean=True)
         elif listener is not None:
             self._screen(connection, listener, header, now)

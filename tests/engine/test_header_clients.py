@@ -186,6 +186,7 @@ def test_a_check_is_answered_by_an_end_and_is_no_client(balanced, caplog, more):
     world = balanced(on_end=ended.append)
     checks = [world.connect(build_local("v2") + more) for _ in range(3)]
     assert [check.recv(1) for check in checks] == [b"", b"", b""]
+    assert caplog.text.count("a health check: its header of the PROXY protocol says LOCAL") == 1
     for check in checks:
         check.close()
     wait_until(lambda: not world.tunnel.connections())

@@ -318,6 +318,8 @@ class World:
 
         :raises FaultError: if something is.
         """
+        for far in self._far.values():
+            far.close()  # a stream whose client had gone before the target accepted it is not waited for
         self.relay.end()
         self.tls.end()
         for name in ("run", "run-tls", "tmp"):

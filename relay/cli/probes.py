@@ -148,12 +148,13 @@ class HopProbe:
         self._waits = self._has_waited = True
         self._make_send.subscribe(self._on_state)
         if self._state == CarrierState.FAILED.value:  # before the subscription
-            self._on_state(CarrierState.FAILED, None)
+            self._on_state()
 
-    def _on_state(self, state: CarrierState, _: Exception | None) -> None:
-        if self._waits and state in (CarrierState.UP, CarrierState.FAILED):
+    def _on_state(self, *_: object) -> None:
+        state = self._state  # of all carriers: the one that has changed may be one of several
+        if self._waits and state in (CarrierState.UP.value, CarrierState.FAILED.value):
             self._waits = False
-            if state is CarrierState.FAILED:
+            if state == CarrierState.FAILED.value:
                 self._begin()
 
 

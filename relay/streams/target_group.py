@@ -124,9 +124,9 @@ class TargetGroup(Dialer):
 
     @property
     def state(self) -> str:
-        """The state of the first target whose shared connection is up, else that of the first; see :class:`Dialer`."""
+        """The state of the first shared connection that is up, else of the first that has not failed for good."""
         states = [dialer.state for dialer in self.alternatives]
-        return "up" if "up" in states else states[0]
+        return "up" if "up" in states else next((state for state in states if state != "failed"), "failed")
 
     @property
     def last_error(self) -> str | None:
@@ -142,17 +142,25 @@ class TargetGroup(Dialer):
     def ready(self, timeout: float | None = 30.0) -> None:
         """Open the shared connections, and wait for one of them; see :meth:`Dialer.ready`.
 
+        An error that no retry can fix is logged if it is not raised.
+
         :raises OSError: the error of the first target, if none can be opened; one that a retry may mend goes first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         first: OSError | None = None
+        final: list[OSError] = []
         for dialer in self.alternatives:
             try:
                 return dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except OSError as error:
+                if not can_retry(error):
+                    final.append(error)
                 if first is None or (can_retry(error) and not can_retry(first)):
                     first = error
         assert first is not None
+        for other in final:
+            if other is not first:
+                logger.error("%s: %s", self.target, other)
         raise first
 
     def close_when_idle(self) -> None:

@@ -19,7 +19,7 @@ from ..addresses.i2p_parser import parse_sam
 from ..addresses.parse import parse_hops, parse_target
 from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, is_i2p
-from ..errors import AddressError, ConnectError
+from ..errors import AddressError, ConnectError, can_retry
 from ..eventloop.sockets import Endpoint
 from ..streams.cancellation import Cancel
 from ..streams.checks import check_time
@@ -35,6 +35,7 @@ from .tcp import tcp
 __all__ = ["Dynamic", "Rule", "dynamic", "parse_rule"]
 
 _REMEMBERED = 1024  # places whose factories are kept
+_WORST_FIRST = ("failed", "backing off", "connecting", "closed")
 _BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|http|exec):)", re.IGNORECASE)
 _BRACKETED = re.compile(r"\[(?P<host>[0-9A-Fa-f:.]+)\](?P<bits>/[0-9]{1,3})?(?::(?P<port>[0-9]{1,5}))?")
 _PLAIN = re.compile(r"(?P<host>[A-Za-z0-9_.*?-]{1,255})(?P<bits>/[0-9]{1,2})?(?::(?P<port>[0-9]{1,5}))?")
@@ -233,15 +234,31 @@ class Dynamic(Dialer):
         return self.select(None).dial(deadline, done)
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open the carriers of every way that the rules name, and wait for them: one attempt for each.
+        """Open the carriers of every way that the rules name side by side, and wait for one attempt of each.
 
         :param timeout: seconds for all of them; ``None`` for as long as it takes.
-        :raises OSError: why one cannot be had.
+        :raises OSError: the error of the first way that cannot be opened; one that no retry can fix goes first.
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
+        for route, way in self._routes.items():
+            if way in self._written:
+                self._hold(route)
+        first: OSError | None = None
         for way in self._written:
-            way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            try:
+                way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except OSError as error:
+                if first is None or (can_retry(first) and not can_retry(error)):
+                    first = error
+        if first is not None:
+            raise first
+
+    @property
+    def state(self) -> str:
+        """The worst state of a carrier of a way that the rules name; see :attr:`Dialer.state`."""
+        states = {way.state for way in self._written}
+        return next((state for state in _WORST_FIRST if state in states), "up")
 
     @property
     def last_error(self) -> str | None:

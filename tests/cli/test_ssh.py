@@ -414,6 +414,10 @@ class Factory:
     def subscribe(self, watcher):
         self.watchers.append(watcher)
 
+    def become(self, state):
+        self.state = state.value
+        self.watchers[0](state, None)
+
 
 @pytest.mark.parametrize("error", [relay.HostKeyError("x"), relay.AuthenticationError("x"), relay.RelayError("no ssh")])
 def test_a_trial_ends_with_what_another_try_would_not_mend(error):
@@ -437,9 +441,9 @@ def test_a_trial_goes_on_until_the_carrier_was_up_once():
     factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
     trial = HopProbe(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
-    factory.watchers[0](CarrierState.CONNECTING, None)
+    factory.become(CarrierState.CONNECTING)
     assert not ended
-    factory.watchers[0](CarrierState.FAILED, None)
+    factory.become(CarrierState.FAILED)
     wait_until(lambda: ended)
     assert str(trial.error) == "it is another server now"
 
@@ -450,7 +454,7 @@ def test_a_trial_is_over_once_the_carrier_was_up():
     HopProbe(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
     for state in (CarrierState.UP, CarrierState.FAILED):
-        factory.watchers[0](state, None)
+        factory.become(state)
     assert len(factory.errors) == 1
 
 

@@ -488,6 +488,24 @@ def test_a_warm_stream_of_a_disabled_target_is_for_no_client(echo_server):
         assert made.states()[0].active == 0
 
 
+@pytest.mark.parametrize(
+    ("states", "state"),
+    [(["failed", "backing off"], "backing off"), (["failed", "failed"], "failed"), (["closed", "up"], "up")],
+)
+def test_its_state_is_that_of_a_target_that_may_still_serve(states, state):
+    assert TargetGroup([Stated(one) for one in states]).state == state
+
+
+class Stated(Target):
+    """A target whose hop has a state."""
+
+    state = ""
+
+    def __init__(self, state):
+        super().__init__("hop")
+        self.state = state
+
+
 class Ready(Target):
     """A target whose hop can be opened or not."""
 
@@ -496,13 +514,14 @@ class Ready(Target):
             raise self.outcome
 
 
-def test_a_way_that_is_wrong_for_good_does_not_hide_one_that_may_come_back():
+def test_a_way_that_is_wrong_for_good_does_not_hide_one_that_may_come_back(caplog):
     wrong, away, works = Ready("wrong"), Ready("away"), Ready("works")
     wrong.outcome, away.outcome = HostKeyError("another key"), refused("away")
-    with pytest.raises(ConnectError):
-        TargetGroup([wrong, away]).ready()
-    with pytest.raises(ConnectError):
-        TargetGroup([away, wrong]).ready()
+    for order in ([wrong, away], [away, wrong]):
+        caplog.clear()
+        with pytest.raises(ConnectError):
+            TargetGroup(order).ready()
+        assert [(one.levelname, "another key" in one.message) for one in caplog.records] == [("ERROR", True)]
     with pytest.raises(HostKeyError):
         TargetGroup([wrong]).ready()
     TargetGroup([wrong, works]).ready()

@@ -14,6 +14,7 @@ from relay.addresses.destinations import b32_of
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
 from relay.streams.connect import SocketDialer
 from relay.streams.request import Request
 from relay.testing import SAMBridge
@@ -235,6 +236,20 @@ def test_ready_logs_in_and_tells_what_is_wrong(ssh_server, make_ssh_server):
         with pytest.raises(relay.ConnectError, match="connection refused"):
             nobody.ready(WAIT)
         assert "connection refused" in nobody.last_error
+        assert nobody.state == "backing off"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_ready_tries_every_way_whatever_comes_of_the_first(ssh_server, tmp_path, order):
+    (tmp_path / "empty").touch()
+    unknown = f"ssh://me@{TCPAddress(*ssh_server.address)}?config=/dev/null&known_hosts={tmp_path}/empty"
+    with refusing() as (host, port):
+        rules = [f"a=ssh://me@{host}:{port}?config=/dev/null", f"b={unknown}"]
+        with contextlib.closing(dynamic(rules=rules[::order])) as factory:
+            assert factory.state == "closed"
+            with pytest.raises(relay.HostKeyError, match="not known"):
+                factory.ready(WAIT)
+            assert factory.state == "failed"
 
 
 def test_an_i2p_name_goes_over_i2p(i2p_double, echo_server):

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 from command_rig import commands, run, squeezed
-from helpers import BLOCK, WAIT, receive_all, receive_exactly, send_and_end
+from helpers import BLOCK, WAIT, receive_all, receive_exactly, refusing, send_and_end
 
 from relay.addresses.parse import parse_hops
 from relay.cli.commands import socks
@@ -53,6 +53,17 @@ def test_it_says_where_it_listens_and_leads_anywhere(start, echo_server):
     status, said = command.end()
     assert status == 0
     assert "1 connection" in said
+
+
+def test_each_failure_of_a_hop_is_logged_once(start):
+    with refusing() as place, refusing() as other:
+        hops = [f"ssh://me@{host}:{port}?config=/dev/null" for host, port in (place, other)]
+        command = start(":0", "--rule", f"a={hops[0]}", "--rule", f"b={hops[1]}")
+        for _, port in (place, other):
+            command.hear(f":{port}: connection refused")
+        _, said = command.end()
+    lines = [line for line in said.splitlines() if "connection refused" in line]
+    assert [line for line in lines if "; trying again in " not in line] == []
 
 
 def test_over_a_unix_socket(start, echo_server, tmp_path):

@@ -89,6 +89,8 @@ class TunnelGroup:
         """The events for a service manager."""
         self.upgrades: Upgrades | None = None
         """Hands the listening sockets over to another process; ``None`` if the command has no file."""
+        self.without_probes: frozenset[str] = frozenset()
+        """The tunnels whose targets are not probed now, because another process is about to have their session."""
         self.processes = WorkerProcesses()
         """The workers of its tunnels. Set by the one who ends them."""
         self.started = time.time()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 import threading
 import time
@@ -37,6 +38,7 @@ from ..transports.activated import received
 from ..transports.unix import UnixListener
 from .file_group import FileGroup
 from .kept_state import KeptState
+from .keyed_sessions import KeyedSessions
 from .main_thread import GroupOverError
 from .member import Member, MemberState
 from .operator_sockets import OperatorSockets
@@ -54,6 +56,7 @@ _HELLO_TIME = 10.0  # seconds for the first message of the successor
 _PREPARE_TIME = 120.0  # seconds for it to check and open everything
 _START_TIME = 240.0  # seconds for its tunnels to start; a router may take minutes for a session
 _CLOSE_TIME = 5.0  # seconds until this process takes no more operators
+_END_TIME = 10.0  # seconds for a successor that has failed to end
 _RETURN_TIME = 120.0  # seconds for which it tries to open again what it has closed
 _FIRST_PAUSE = 0.25  # seconds until it tries again; each time twice as many
 _ROWS = 100  # entries in one message
@@ -210,7 +213,7 @@ class HandOver:
                     channel.send({"failing": member.name})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
-            with self._released_for(channel, child):
+            with self._released_for(channel, process, child):
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
                 try:
@@ -248,9 +251,10 @@ class HandOver:
         return found
 
     @contextlib.contextmanager
-    def _released_for(self, channel: UpgradeChannel, child: Successor | None) -> Iterator[None]:
+    def _released_for(self, channel: UpgradeChannel, process: int, child: Successor | None) -> Iterator[None]:
         """Give up what only one process can have; take it back after an error."""
         vacated: list[Replacement] = []
+        sessions = KeyedSessions(self._group.tunnels)
         entries = self._entries()
         try:
             self._state.release(entries)
@@ -262,6 +266,8 @@ class HandOver:
                     vacated.append(each)
                     each.vacate()
                     end_session(member)
+            self._group.without_probes = frozenset(member.name for member in sessions.members)
+            sessions.end()
             for tunnel, rows in entries.items():
                 for start in range(0, len(rows), _ROWS):
                     channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
@@ -271,6 +277,11 @@ class HandOver:
             if child is not None:
                 child.end()  # first, because it may have what this process wants back
             self._state.take(self._entries())
+            if sessions.members:
+                _wait_for_end(process)
+                sessions.resume()
+                self._group.without_probes = frozenset()
+                self._group.later(lambda: self._group.on_change([member.now for member in sessions.members]))
             self._return(vacated)
             raise
 
@@ -323,6 +334,22 @@ _BUSY = "another upgrade is under way; wait for its end"
 
 def _is_at_server(member: Member) -> bool:
     return isinstance(member.plan.routes.where, SSHListen | I2PListen)
+
+
+def _wait_for_end(process: int) -> None:
+    """Wait until a successor that has failed has ended, and no longer has what this process wants back."""
+    if not hasattr(os, "pidfd_open"):
+        return
+    try:
+        descriptor = os.pidfd_open(process)
+    except (OSError, OverflowError):  # it has ended, no descriptor is left, or it is not seen from here
+        return
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        waiting.poll(_END_TIME * 1000)
+    finally:
+        os.close(descriptor)
 
 
 def _is_failing(member: Member) -> bool:

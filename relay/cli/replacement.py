@@ -11,18 +11,19 @@ from typing import Any
 
 from ..access.options import rules_of
 from ..addresses.hops import ProxyListen
-from ..addresses.i2p import I2PListen, I2PRouter
+from ..addresses.i2p import I2PListen
 from ..addresses.values import TCPAddress, TLSListen
 from ..config import LIMITS, OF_CLIENTS
 from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
 from ..engine.tunnel import Tunnel
 from ..transports.tcp import inherit
+from .keyed_sessions import keys_to_targets
 from .listener_opening import ListenerOpening
 from .member import Member, MemberState
 from .output import describe_error
 from .plan import Bound
-from .preflight import Preflight, Routes
+from .preflight import Preflight
 from .probes import BackgroundCall, WarmUp
 from .verdicts import EFFECTS, Change, Settings, Verdict
 
@@ -148,7 +149,8 @@ class Replacement:
         """Connect the hops of the new route, so that clients need not wait for them while the old ones are up."""
         assert self.settings is not None
         plan, opened = self.settings.plan, self.member.opened if self.member is not None else None
-        if opened is not None and getattr(opened.make_send, "state", "") == "up" and not _has_keys(plan.routes):
+        # A session of the same keys can begin only when the old one has ended.
+        if opened is not None and getattr(opened.make_send, "state", "") == "up" and not keys_to_targets(plan.routes):
             seconds = min(plan.options.connect_timeout or _WARM_UP, _WARM_UP)
             self._warm_up = WarmUp(plan.name, self.make_send, seconds)
 
@@ -374,12 +376,6 @@ def end_session(member: Member) -> None:
     for record in member.opened.tunnel.connections():
         member.opened.tunnel.kill(record.id)
     join(_CLOSE_TIME)
-
-
-def _has_keys(routes: Routes) -> bool:
-    """Return whether a session to the targets has keys: it can begin only when the old one of these keys has ended."""
-    places = (place for via, end in routes.out for place in (*via, getattr(end, "router", None)))
-    return any(isinstance(place, I2PRouter) and place.keys is not None for place in places)
 
 
 def _in_this_process(tunnel: Any) -> Tunnel:

@@ -60,6 +60,8 @@ class TunnelProbes:
         member = self._group.member(name)
         if member is None or member.opened is None or member.state not in _LISTENING or not _has_probe(member):
             return None
+        if name in self._group.without_probes:
+            return None
         opened, options = member.opened, member.plan.options
         assert options.probe is not None, "it has one"
         interval = options.probe_interval or DEFAULT_INTERVAL

@@ -24,7 +24,17 @@ from .records import ConnectionState
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of, introduce_probes
 
-__all__ = ["in_thread", "listen_nowhere", "relisten", "replace", "reroute", "set_rules", "start_close", "update"]
+__all__ = [
+    "in_thread",
+    "keep_warm",
+    "listen_nowhere",
+    "relisten",
+    "replace",
+    "reroute",
+    "set_rules",
+    "start_close",
+    "update",
+]
 
 # They get the route of the time when it is made.
 _WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.ADMITTING, ConnectionState.QUEUED)
@@ -145,6 +155,11 @@ def listen_nowhere(tunnel: Tunnel) -> None:
     old = in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None))
     if old is not None:
         old.close()
+
+
+def keep_warm(tunnel: Tunnel, count: int, seconds: float = WARM_FOR) -> None:
+    """Keep another number of warm streams; 0 closes them. See ``warm`` of :class:`relay.Tunnel`."""
+    in_thread(tunnel, lambda relay, now: relay._connector.keep_warm(count, seconds))
 
 
 def set_rules(tunnel: Tunnel, rules: AccessRules | None) -> None:

@@ -25,8 +25,10 @@ from warm_relay import RELAY
 
 import relay
 from relay.access.store import Store
+from relay.addresses.destinations import PrivateKey
 from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
 from relay.testing import SAMBridge
+from relay.transports.i2p.key_file import write
 
 UPGRADES = int(os.environ.get("RELAY_UPGRADES", "3"))
 
@@ -568,8 +570,12 @@ def test_a_paused_listener_at_a_server_stays_paused_also_if_it_opens_late(up, se
 
 @pytest.mark.parametrize("kind", ["ssh", "i2p"])
 def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind, request):
-    """The old process closes it last of all; an upgrade that fails after that opens it again."""
+    """The old process closes it last of all; an upgrade that fails after that opens it again.
+
+    A session to a target whose keys only one process can have moves as well, and its clients wait.
+    """
     with contextlib.ExitStack() as stack:
+        out = ""
         if kind == "ssh":
             port = request.getfixturevalue("reserved")
             listen = f"{request.getfixturevalue('ssh_server').url}&listen=127.0.0.1:{port}"
@@ -577,10 +583,12 @@ def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind
         else:
             router = stack.enter_context(SAMBridge())
             listen = f"i2p:?sam={router.sam}&keys={tmp_path}/key.dat"
-        running = up(tunnel("one", listen, serve(letter(b"a")).address))
-        if kind == "i2p":
-            name = json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["listen"]
-            dial = stack.enter_context(relay.target(f"i2p://{name}?sam={router.sam}"))
+            key = PrivateKey.generate()
+            write(tmp_path / "key.dat", key)
+            dial = stack.enter_context(relay.target(f"i2p://{key.b32}?sam={router.sam}"))
+            target = f"i2p://{key.b32}?sam={router.sam}&keys={tmp_path}/out.dat"
+            out = f'[tunnels.out]\nlisten = "127.0.0.1:0"\ntarget = "{target}"\nrequired = true\n'
+        running = up(tunnel("one", listen, serve(letter(b"a")).address) + out)
 
         def is_served():
             with contextlib.suppress(OSError), contextlib.closing(dial(deadline=time.monotonic() + 5)) as made:
@@ -605,8 +613,15 @@ def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind
                 wait_until(lambda: "one: cannot listen again" in running.said())
             wait_until(is_served)  # by the old one again
             assert running.facts()["pid"] == running.first.pid
+        address = ("127.0.0.1", running.port("out")) if out else None
+        if out:
+            with socket.create_connection(address, WAIT) as client:
+                assert receive_exactly(client, 1) == b"a"
         running.upgrade()
         wait_until(is_served)
         assert running.first.wait(WAIT) == 0
         assert is_served()
+        if out:
+            with socket.create_connection(address, WAIT) as client:
+                assert receive_exactly(client, 1) == b"a"
         assert "one: closing its listener, so that the next process can open it" in running.said()

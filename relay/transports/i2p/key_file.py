@@ -14,9 +14,10 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +25,7 @@ from ...access.regular_file import open_regular
 from ...addresses.destinations import PrivateKey
 from ...errors import SAMError
 
-__all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "write"]
+__all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "wait_until_free", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
@@ -185,6 +186,18 @@ def write(path: str | os.PathLike[str], key: PrivateKey) -> None:
     _write(name, key, name)
 
 
+def wait_until_free(paths: Iterable[str], seconds: float) -> bool:
+    """Wait until no session of this process has any of some keys.
+
+    :param paths: of their files.
+    :param seconds: to wait at most.
+    :returns: whether that is so.
+    """
+    places = {_places(path)[1] for path in paths}
+    with _locks.changed:
+        return _locks.changed.wait_for(lambda: places.isdisjoint(_locks.held()), max(0.0, seconds))
+
+
 def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Return a path as errors name it, and the same without symbolic links."""
     expanded = os.path.expanduser(path)
@@ -286,6 +299,7 @@ class _Lock:
 
     def __init__(self, path: Path, name: Path) -> None:
         self._beside: Path | None = path.with_name(f".{path.name}.lock")
+        self.path = path
         self._held: list[int] = []  # one descriptor or none; list.pop is atomic
         self.was_left = False
         try:
@@ -342,6 +356,7 @@ class _Lock:
         # Closing alone is not enough while a child process, forked but not yet executing its program, has a copy.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+        _locks.discard(self)
 
     def forget(self) -> None:
         """Close the copy in a forked child, which would keep the lock for the life of the child."""
@@ -356,12 +371,33 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-_locks: weakref.WeakSet[_Lock] = weakref.WeakSet()
+class _Locks:
+    """The locks that this process has."""
+
+    def __init__(self) -> None:
+        self._all: weakref.WeakSet[_Lock] = weakref.WeakSet()
+        self.changed = threading.Condition()
+
+    def add(self, lock: _Lock) -> None:
+        with self.changed:
+            self._all.add(lock)
+
+    def discard(self, lock: _Lock) -> None:
+        """Forget a lock that was released."""
+        with self.changed:
+            self._all.discard(lock)
+            self.changed.notify_all()
+
+    def held(self) -> Iterable[Path]:
+        """Return the paths of their key files, with ``changed`` held."""
+        return [lock.path for lock in self._all]
+
+    def forget(self) -> None:
+        """Close the copies in a forked child, where ``changed`` may be held for ever."""
+        self.changed = threading.Condition()
+        for lock in tuple(self._all):
+            lock.forget()
 
 
-def _forget_all() -> None:
-    for lock in tuple(_locks):
-        lock.forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)
+_locks = _Locks()
+os.register_at_fork(after_in_child=_locks.forget)

@@ -1,7 +1,12 @@
-"""The probes of a group of tunnels, for those that have one."""
+"""The probes of a group of tunnels, for those that have one.
+
+A tunnel with several targets probes each of them itself, so that one that fails gets no clients: see
+:class:`~relay.streams.target_group.TargetGroup`.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +16,7 @@ from .member import MemberState, Snapshot
 if TYPE_CHECKING:  # a group without probes does not need them
     from ..operations.instance import ProbeStatus
     from ..operations.probing import Prober, ProbeTarget
+    from ..streams.target_group import ProbeSchedule, TargetGroup
 
 __all__ = ["TunnelProbes"]
 
@@ -33,11 +39,13 @@ class TunnelProbes:
         from ..operations.instance import ProbeStatus
         from ..operations.probing import DEFAULT_INTERVAL
 
-        found = self._prober.status(member.name) if self._prober is not None else None
-        options = member.plan.options
+        options, group = member.plan.options, _targets_of(member)
+        found = self._prober.status(member.name) if self._prober is not None and group is None else None
         if found is not None or options.probe is None or not _has_probe(member):
             return found
-        return ProbeStatus(options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL)
+        kind, interval = options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL
+        outcome = group.probe_outcome() if group is not None else None
+        return ProbeStatus(kind, interval, *outcome) if outcome is not None else ProbeStatus(kind, interval)
 
     def close(self) -> None:
         """Give up the probes under way."""
@@ -45,30 +53,61 @@ class TunnelProbes:
             self._prober.close()
 
     def _on_change(self, changed: Sequence[Snapshot]) -> None:
+        for member in changed:
+            if (group := _targets_of(member)) is not None:
+                group.probe_every(self._schedule_of(member, group))
         if self._prober is None:
-            if not any(map(_has_probe, changed)):
+            if not any(_has_probe(member) and _targets_of(member) is None for member in changed):
                 return
             from ..operations.probing import Prober
 
             self._prober = Prober(self._target_of)
         self._prober.wake(member.name for member in changed)
 
+    def _schedule_of(self, member: Snapshot, group: TargetGroup) -> ProbeSchedule | None:
+        """Return the probes of each target of a tunnel that has several."""
+        from ..streams.target_group import ProbeSchedule
+
+        if member.state not in _LISTENING or not _has_probe(member):
+            return None
+        return ProbeSchedule(*_settings_of(member), functools.partial(self._is_wanted, member.name, group))
+
+    def _is_wanted(self, name: str, group: TargetGroup) -> bool:
+        """Return whether a tunnel still has these targets and serves clients. From any thread."""
+        member = self._group.member(name)
+        if member is None or name in self._group.without_probes:
+            return False
+        return member.state in _LISTENING and _targets_of(member) is group
+
     def _target_of(self, name: str) -> ProbeTarget | None:
         from ..access.proxy_header import build_local
-        from ..operations.probing import DEFAULT_INTERVAL, ProbeTarget
+        from ..operations.probing import ProbeTarget
 
         member = self._group.member(name)
         if member is None or member.opened is None or member.state not in _LISTENING or not _has_probe(member):
             return None
-        if name in self._group.without_probes:
+        if name in self._group.without_probes or _targets_of(member) is not None:  # these are probed one by one
             return None
-        opened, options = member.opened, member.plan.options
-        assert options.probe is not None, "it has one"
-        interval = options.probe_interval or DEFAULT_INTERVAL
-        timeout = min(interval, options.connect_timeout or interval)
-        header = b"" if options.send_proxy is None else build_local(options.send_proxy)
-        dial = opened.make_send
-        return ProbeTarget(name, options.probe, interval, timeout, dial, str(dial.target), header)
+        dial, version = member.opened.make_send, member.plan.options.send_proxy
+        header = b"" if version is None else build_local(version)
+        return ProbeTarget(name, *_settings_of(member), dial, str(dial.target), header)
+
+
+def _settings_of(member: Snapshot) -> tuple[str, float, float]:
+    """Return what a probe is, the seconds between two, and those for one at most."""
+    from ..operations.probing import DEFAULT_INTERVAL
+
+    options = member.plan.options
+    assert options.probe is not None, "it has one"
+    interval = options.probe_interval or DEFAULT_INTERVAL
+    return options.probe, interval, min(interval, options.connect_timeout or interval)
+
+
+def _targets_of(member: Snapshot) -> TargetGroup | None:
+    """Return the targets of a tunnel; ``None`` unless it is open and has several."""
+    made = member.opened.make_send if member.opened is not None else None
+    found: TargetGroup | None = made if hasattr(made, "probe_every") else None
+    return found
 
 
 def _has_probe(member: Snapshot) -> bool:

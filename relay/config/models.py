@@ -250,8 +250,8 @@ class Defaults(_Table):
     after the time of `drain` with `drain`, and at once with `cut`. Default: keep."""
     probe: Annotated[str, PlainValidator(_checked(_PROBES, _probe)), WithJsonSchema(_PROBE_SCHEMA)] | None = None
     """How relay tests the route to the target for `/readyz`: `connect`, `banner` (wait for a byte), `http://PATH`
-    (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. Not for proxies.
-    Default: none."""
+    (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. With
+    several targets, one that fails gets no clients. Not for proxies. Default: none."""
     probe_interval: (
         Annotated[
             float,

@@ -15,9 +15,6 @@ import heapq
 import itertools
 import logging
 import random
-import re
-import select
-import socket
 import threading
 import time
 from collections import deque
@@ -28,6 +25,7 @@ from typing import Any
 from ..addresses.printable import shown
 from ..streams.cancellation import Cancellation
 from ..streams.dialer import introduced
+from ..streams.target_probe import answered
 from .instance import ProbeStatus
 
 __all__ = ["DEFAULT_INTERVAL", "ProbeTarget", "Prober"]
@@ -37,8 +35,6 @@ logger = logging.getLogger("relay.operations")
 DEFAULT_INTERVAL = 30.0  # seconds
 _SPREAD = 0.1  # of the interval by which probes of many tunnels are spread
 _FIRST = 1.0  # seconds within which the first probe of a tunnel begins
-_LONGEST_LINE = 4096  # bytes of the first line of an HTTP answer
-_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?:[ \r\n]|$)")
 _MOST = 128  # probes at a time
 _MOST_FAILING = _MOST // 2  # of them for tunnels whose last probe failed
 _END = 2.0  # seconds to wait for probes that were given up
@@ -49,13 +45,13 @@ class ProbeTarget:
     """A tunnel to probe.
 
     :param name: its name.
-    :param probe: ``connect``, ``banner`` or ``http://PATH``.
+    :param probe: ``connect``, ``banner`` or ``http://PATH``; see :func:`~relay.streams.target_probe.answered`.
     :param interval: seconds between two probes.
     :param timeout: seconds for one probe at most.
-    :param dial: its factory, called with the keywords ``deadline`` and ``cancel``.
+    :param dial: its factory, called with the keywords ``deadline`` and ``cancel``; a
+        :class:`~relay.streams.dialer.Dialer`, unless the probe is ``connect`` without a header.
     :param host: the target, for the header of HTTP.
-    :param header: of the PROXY protocol, with which the stream begins; then ``dial`` is a
-        :class:`~relay.streams.dialer.Dialer`. Empty for none.
+    :param header: of the PROXY protocol, with which the stream begins; empty for none.
     """
 
     name: str
@@ -268,7 +264,8 @@ class Prober:
         while record is not None:
             target, began = record.target, time.monotonic()
             try:
-                problem = _result(target, began + target.timeout, self._cancel)
+                _dial(target, began + target.timeout, self._cancel)
+                problem = ""
             except (OSError, ValueError, TypeError) as error:
                 problem = str(error)
             except Exception as error:
@@ -297,56 +294,12 @@ class Prober:
             logger.warning("%s: the probe succeeds again", target.name)
 
 
-def _result(target: ProbeTarget, deadline: float, cancel: Cancellation) -> str:
-    """Open a stream, do what the probe asks for, and close it.
+def _dial(target: ProbeTarget, deadline: float, cancel: Cancellation) -> None:
+    """Open a stream, wait for what the probe asks for, and close it.
 
-    :returns: the problem; empty if there is none.
-    :raises OSError: if the stream cannot be opened.
+    :raises OSError: if the stream cannot be opened, or the target does not answer as it should.
     """
     dial = introduced(target.dial, target.header) if target.header else target.dial
-    stream = dial(deadline=deadline, cancel=cancel)
-    try:
-        if target.kind == "connect":
-            return ""
-        end: socket.socket = stream.socket
-        end.setblocking(False)
-        if target.kind == "banner":
-            return "" if _receive(end, deadline, cancel) else "the target closed the connection without a byte"
-        path = "/" + target.probe.removeprefix("http://").lstrip("/")
-        request = f"GET {path} HTTP/1.1\r\nHost: {target.host}\r\nUser-Agent: relay-probe\r\nConnection: close\r\n\r\n"
-        end.send(request.encode("latin-1", "replace"))
-        return _http_problem(end, deadline, cancel)
-    finally:
-        stream.close()
-
-
-def _http_problem(end: socket.socket, deadline: float, cancel: Cancellation) -> str:
-    line = b""
-    while b"\n" not in line and len(line) < _LONGEST_LINE:
-        piece = _receive(end, deadline, cancel)
-        if not piece:
-            break
-        line += piece
-    found = _STATUS.match(line)
-    if found is None:
-        return "the answer is not HTTP"
-    return f"status {int(found[1])}" if int(found[1]) >= 500 else ""
-
-
-def _receive(end: socket.socket, deadline: float, cancel: Cancellation) -> bytes:
-    """Wait for bytes.
-
-    :returns: some; none at the end of the stream.
-    :raises OSError: if the stream is reset, the deadline is over, or the program ends.
-    """
-    poller = select.poll()  # select() has no descriptors beyond 1023
-    poller.register(end, select.POLLIN)
-    poller.register(cancel, select.POLLIN)
-    while True:
-        left = deadline - time.monotonic()
-        if cancel.is_set() or left <= 0 or not poller.poll(left * 1000):
-            raise TimeoutError("no answer in time")
-        try:
-            return end.recv(_LONGEST_LINE)
-        except BlockingIOError:
-            continue
+    if target.kind != "connect":
+        dial = answered(dial, target.probe, target.host)
+    dial(deadline=deadline, cancel=cancel).close()

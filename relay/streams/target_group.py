@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import functools
 import logging
 import math
@@ -18,18 +17,16 @@ from .dialer import Dialer
 from .promise import Abort, CallbackChain, OnResult
 from .source import Source
 from .stream import Stream
-from .target_members import Members, Probe, Selection, TargetState
+from .target_members import LOCAL, NO_PORT, Members, Probe, ProbeOutcome, Selection, TargetState
+from .target_probe import ProbeSchedule
 
-__all__ = ["Selection", "TargetGroup", "TargetState"]
+__all__ = ["ProbeOutcome", "ProbeSchedule", "Selection", "TargetGroup", "TargetState"]
 
 logger = logging.getLogger("relay")
 
 
 _ATTEMPT = 10.0  # seconds for one target at most, if there are others to try
 _FAIR = 1.0  # seconds that a target must have had before it counts as one that does not answer
-# What this machine lacks says nothing about a target. Ports lack for one target only, so that the next one is tried.
-_LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
-_NO_PORT = errno.EADDRNOTAVAIL
 
 
 def probe_by_connect(dialer: Dialer, deadline: float, done: OnResult) -> Abort:
@@ -41,7 +38,8 @@ class TargetGroup(Dialer):
     """Makes streams to one of several targets.
 
     A target is taken out at its first failure. It gets streams again once a probe has passed, which is tried after a
-    back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails at once.
+    back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails at once. With
+    :meth:`probe_every`, targets that are up are probed as well.
 
     :param dialers: of the targets, in the order of preference.
     :param selection: the order in which they are tried.
@@ -111,6 +109,27 @@ class TargetGroup(Dialer):
     def states(self) -> list[TargetState]:
         """Return the states of all targets, in their order. From any thread."""
         return self._members.states()
+
+    def probe_every(self, schedule: ProbeSchedule | None) -> None:
+        """Probe each target from now on, now and then: one that fails gets no streams until it passes. From any thread.
+
+        A target that is down is probed as often at least. At most one probe of a target is under way.
+
+        :param schedule: ``None`` to connect only, and only to targets that are down. The same one again changes
+            nothing.
+        """
+        if schedule is not None:
+            self._members.reopen()
+        self._members.probe_every(schedule)
+
+    def probe_outcome(self) -> ProbeOutcome | None:
+        """Return the outcome of the last probes: the latest one of a target that is up, else why none is.
+
+        From any thread.
+
+        :returns: ``None`` without :meth:`probe_every`.
+        """
+        return self._members.probe_outcome()
 
     def set_enabled(self, target: str, enabled: bool) -> None:
         """Give a target no new streams, or give it streams again after a probe has passed. From any thread.
@@ -242,11 +261,11 @@ class _Attempts:
                 outcome.on_close = _Ending(members, number, outcome.on_close)
             return self._steps.finish(outcome)
         self._error = outcome
-        if outcome.errno in _LOCAL:
+        if outcome.errno in LOCAL:
             self._leave(number)
             return self._steps.finish(outcome)
         had_time = now - begun >= _FAIR or getattr(outcome, "reason", "") != "connect_timeout"
-        if had_time and outcome.errno != _NO_PORT:
+        if had_time and outcome.errno != NO_PORT:
             members.failed(number, outcome)
         self._leave(number)
         if self._deadline is not None and now >= self._deadline:

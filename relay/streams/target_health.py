@@ -3,9 +3,12 @@
 ========== ============ ========== ==================================================
 state      event        next state action
 ========== ============ ========== ==================================================
-up         failed       down       wait for the back-off
+up         failed       down       wait for the back-off; give the probe up
 up         succeeded    up
-up         disable      disabled
+up         due          up         begin a probe
+up         probe passed up
+up         probe failed down       wait for the back-off
+up         disable      disabled   give the probe up
 down       due          probing    begin a probe
 down       failed       down
 down       succeeded    up         forget the back-off
@@ -20,8 +23,8 @@ disabled   succeeded    disabled
 disabled   enable       probing    begin a probe
 ========== ============ ========== ==================================================
 
-*failed* and *succeeded* are connects for clients. One that began before the target was taken out may end later. Events
-that a state does not name change nothing.
+*failed* and *succeeded* are connects for clients. One that began before the target was taken out may end later. A
+target that is up is probed if its tunnel has a probe. Events that a state does not name change nothing.
 """
 
 from __future__ import annotations
@@ -68,9 +71,12 @@ class Action(enum.Flag):
 
 
 _TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
-    (HealthState.UP, Event.FAILED): (HealthState.DOWN, Action.WAIT),
+    (HealthState.UP, Event.FAILED): (HealthState.DOWN, Action.FORGET | Action.WAIT),
     (HealthState.UP, Event.SUCCEEDED): (HealthState.UP, Action.NOTHING),
-    (HealthState.UP, Event.DISABLE): (HealthState.DISABLED, Action.NOTHING),
+    (HealthState.UP, Event.DUE): (HealthState.UP, Action.PROBE),
+    (HealthState.UP, Event.PROBE_PASSED): (HealthState.UP, Action.NOTHING),
+    (HealthState.UP, Event.PROBE_FAILED): (HealthState.DOWN, Action.WAIT),
+    (HealthState.UP, Event.DISABLE): (HealthState.DISABLED, Action.FORGET),
     (HealthState.DOWN, Event.DUE): (HealthState.PROBING, Action.PROBE),
     (HealthState.DOWN, Event.FAILED): (HealthState.DOWN, Action.NOTHING),
     (HealthState.DOWN, Event.SUCCEEDED): (HealthState.UP, Action.FORGET),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import errno
 import functools
 import logging
+import math
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +21,21 @@ from .dialer import Dialer, introduced
 from .promise import Abort, OnResult
 from .stream import Stream
 from .target_health import Action, Event, Health, HealthState
+from .target_probe import ProbeSchedule, answered
 
-__all__ = ["Members", "Probe", "Selection", "TargetState"]
+__all__ = ["LOCAL", "NO_PORT", "Members", "Probe", "ProbeOutcome", "Selection", "TargetState"]
 
 logger = logging.getLogger("relay")
 
 Probe = Callable[[Dialer, float, OnResult], Abort]
 
-_PROBE_TIMEOUT = 10.0  # seconds for one probe
+# What this machine lacks says nothing about a target. Ports lack for one target only, so that the next one is tried.
+LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+NO_PORT = errno.EADDRNOTAVAIL
+
+_PROBE_TIMEOUT = 10.0  # seconds for a connect that is a probe
+_SPREAD = 0.1  # of the interval by which the probes of many targets are spread
+_FIRST = 1.0  # seconds within which the first probe of a target begins
 _LONGEST = 500  # characters of an error in the log
 
 
@@ -59,6 +69,17 @@ class TargetState(NamedTuple):
     """The last error, if it is not up."""
 
 
+class ProbeOutcome(NamedTuple):
+    """The outcome of a probe."""
+
+    finished: float | None
+    """When it ended, in seconds since 1970; ``None`` if no probe has ended yet."""
+    seconds: float = 0.0
+    """Seconds that it took."""
+    problem: str = ""
+    """Why it failed; empty if it did not."""
+
+
 class _Member:
     """One target. The group's lock guards it.
 
@@ -73,6 +94,9 @@ class _Member:
         self.health = Health(now)
         self.active = 0
         self.timer: Timer | None = None  # until the next probe
+        self.is_probed = False  # whether a probe is under way
+        self.begun = 0.0  # when the last probe began, monotonic seconds
+        self.outcome: ProbeOutcome | None = None  # of the last probe
         self.give_up: Abort | None = None  # of the probe under way
         self.probe = 0  # the number of the probe under way, so that the outcome of an earlier one does not count
 
@@ -97,6 +121,7 @@ class Members:
         self._name = name
         self._process = os.getpid()
         self._lock = threading.Lock()
+        self._schedule: ProbeSchedule | None = None  # of the probes of targets that are up
         self._io_thread: IOThread | None = None  # while a target waits for a probe
         self._is_closed = False
 
@@ -183,10 +208,45 @@ class Members:
             ]
         return "; ".join(found)
 
+    def probe_every(self, schedule: ProbeSchedule | None) -> None:
+        """Probe each target now and then; see :meth:`TargetGroup.probe_every`."""
+        with self._lock:
+            if schedule == self._schedule or (schedule is not None and not self._acquire()):
+                return
+            self._schedule = schedule
+            aborts = [self._forget(member) for member in self.members if member.health.state is HealthState.UP]
+            if schedule is not None:
+                for number in range(len(self.members)):
+                    self._wait_for_next(number, is_first=True)
+            self._let_go()
+        for abort in aborts:
+            if abort is not None:
+                abort()
+
+    def probe_outcome(self) -> ProbeOutcome | None:
+        """Return the outcome of the last probes; see :meth:`TargetGroup.probe_outcome`."""
+        with self._lock:
+            if self._schedule is None:
+                return None
+            found = [one.outcome for one in self.members if one.outcome is not None]
+            passed = [
+                one.outcome
+                for one in self.members
+                if one.health.state is HealthState.UP and one.outcome is not None and not one.outcome.problem
+            ]
+            is_open = any(one.outcome is None and one.health.state is not HealthState.DISABLED for one in self.members)
+        if passed:
+            return max(passed)
+        if is_open or not found:
+            return ProbeOutcome(None)
+        last = max(found)
+        return ProbeOutcome(last.finished, last.seconds, self.problem())
+
     def close(self) -> None:
         """End the probes. Idempotent; a target that is down is probed again only after another failure."""
         with self._lock:
             self._is_closed = True
+            self._schedule = None
             aborts = [self._forget(member) for member in self.members]
             self._let_go()
         for abort in aborts:
@@ -207,9 +267,10 @@ class Members:
         """In a forked child: the lock may be held for ever, and no probe is under way."""
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._io_thread = None
+        self._io_thread = self._schedule = None
         for member in self.members:
             member.timer = member.give_up = None
+            member.is_probed = False
         self._count_as_up()
 
     def _count_as_up(self) -> None:
@@ -226,9 +287,14 @@ class Members:
         with self._lock:
             if probe is not None and probe != member.probe:
                 return
-            if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
-                member.give_up = None
             before = member.health.state
+            if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
+                member.give_up, member.is_probed = None, False
+                member.outcome = ProbeOutcome(time.time(), now - member.begun, problem)
+            elif event is Event.SUCCEEDED and self._schedule is not None:
+                if before is not HealthState.UP:
+                    return  # a connect proves less than the probe that it has to pass
+                seconds = None  # that a probe takes is compared
             action = member.health.handle(event, now, seconds=seconds, problem=problem)
             after = member.health.state
             abort = self._forget(member) if action & Action.FORGET else None
@@ -239,7 +305,9 @@ class Members:
             if action & Action.PROBE:
                 member.probe += 1
                 probe = member.probe
+                member.is_probed, member.begun = True, now
             else:
+                self._wait_for_next(number)
                 self._let_go()
         if abort is not None:
             abort()
@@ -261,24 +329,57 @@ class Members:
     def _wait(self, number: int, now: float) -> None:
         """Wait for the back-off of a target. With the lock."""
         member = self.members[number]
+        if not self._acquire():
+            member.health = Health(now)  # it is tried by the next client
+            return
+        longest = math.inf if self._schedule is None else self._schedule.interval
+        self._start_timer(number, now + min(member.health.delay, longest), now)
+
+    def _wait_for_next(self, number: int, *, is_first: bool = False) -> None:
+        """Wait for the next probe of a target that is up, if it is to have one and does not wait yet. With the lock."""
+        member, schedule = self.members[number], self._schedule
+        if (
+            schedule is None
+            or member.timer is not None
+            or member.is_probed
+            or member.health.state is not HealthState.UP
+        ):
+            return
+        now, interval = time.monotonic(), schedule.interval
+        if is_first:
+            due = now + random.uniform(0, min(_FIRST, interval * _SPREAD))  # noqa: S311  (no secret)
+        else:
+            due = max(now, member.begun + interval * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311
+        self._start_timer(number, due, now)
+
+    def _acquire(self) -> bool:
+        """Hold the I/O thread; return whether there is one. With the lock."""
         if self._io_thread is None:
             try:
                 self._io_thread = IOThread.acquire(self)
             except OSError as error:
                 logger.warning("%s: targets cannot be probed: %s", self._name, error)
-                member.health = Health(now)  # it is tried by the next client
-                return
+        return self._io_thread is not None
+
+    def _start_timer(self, number: int, due: float, now: float) -> None:
+        assert self._io_thread is not None, "its caller holds it"
         loop = self._io_thread.loop
-        timer = member.timer = Timer(loop.timers, functools.partial(self._due, number))
-        loop.call(functools.partial(timer.start, now + member.health.delay, now))
+        timer = self.members[number].timer = Timer(loop.timers, functools.partial(self._due, number))
+        loop.call(functools.partial(timer.start, due, now))
 
     def _due(self, number: int, now: float) -> None:
         self.members[number].timer = None
-        self._handle(number, Event.DUE)
+        schedule = self._schedule
+        if schedule is not None and not schedule.is_wanted():
+            self.probe_every(None)
+            schedule = None
+        if schedule is not None or self.members[number].health.state is not HealthState.UP:
+            self._handle(number, Event.DUE)
 
     def _forget(self, member: _Member) -> Abort | None:
         """Stop the timer and the probe of a target; return what gives the probe up. With the lock."""
         member.probe += 1
+        member.is_probed = False
         timer, member.timer = member.timer, None
         if timer is not None and self._io_thread is not None:
             self._io_thread.loop.call(timer.stop)
@@ -289,22 +390,24 @@ class Members:
         """Release the I/O thread if no target needs it. With the lock."""
         waiting = (HealthState.DOWN, HealthState.PROBING)
         if self._io_thread is not None and (
-            self._is_closed or not any(member.health.state in waiting for member in self.members)
+            self._is_closed
+            or (self._schedule is None and not any(member.health.state in waiting for member in self.members))
         ):
             self._io_thread.release(self)
             self._io_thread = None
 
     def _begin_probe(self, number: int, probe: int) -> None:
-        begun = time.monotonic()
+        member, schedule, begun = self.members[number], self._schedule, time.monotonic()
         done = functools.partial(self._probed, number, probe, begun)
         try:
-            dialer = introduced(self.members[number].dialer, self.header)
-            abort = self._probe(dialer, begun + _PROBE_TIMEOUT, done)
+            dialer, timeout = introduced(member.dialer, self.header), _PROBE_TIMEOUT
+            if schedule is not None:
+                dialer, timeout = answered(dialer, schedule.probe, dialer.target), schedule.timeout
+            abort = self._probe(dialer, begun + timeout, done)
         except OSError as error:
             return done(error)
         with self._lock:
-            member = self.members[number]
-            if member.probe == probe and member.health.state is HealthState.PROBING:
+            if member.probe == probe and member.is_probed:
                 member.give_up = abort
                 return None
         abort()
@@ -314,5 +417,17 @@ class Members:
         if isinstance(outcome, Stream):
             outcome.close()
             self._handle(number, Event.PROBE_PASSED, seconds=time.monotonic() - begun, probe=probe)
+        elif outcome.errno in (*LOCAL, NO_PORT) and self._skip(number, probe):
+            pass  # it says nothing about the target
         else:
             self._handle(number, Event.PROBE_FAILED, problem=str(outcome), probe=probe)
+
+    def _skip(self, number: int, probe: int) -> bool:
+        """Take a probe that could not be made; return whether the target stays up, until the next one."""
+        with self._lock:
+            member = self.members[number]
+            if probe != member.probe or member.health.state is not HealthState.UP:
+                return False
+            member.give_up, member.is_probed = None, False
+            self._wait_for_next(number)
+            return True

@@ -12,6 +12,8 @@ from relay.cli.options import Options
 from relay.cli.preflight import Routes
 from relay.cli.tunnel_probes import TunnelProbes
 from relay.operations import probing
+from relay.operations.instance import ProbeStatus
+from relay.streams.target_group import ProbeOutcome, ProbeSchedule
 
 TARGET = [((), "t:1")]
 ANYWHERE = [((), None)]
@@ -55,8 +57,21 @@ def probers(monkeypatch):
 
 
 def probes_of(*members):
-    group = SimpleNamespace(member={member.name: member for member in members}.get, on_change=None)
+    known = {member.name: member for member in members}
+    group = SimpleNamespace(member=known.get, on_change=None, without_probes=frozenset())
     return TunnelProbes(group), lambda: group.on_change(members)
+
+
+def test_a_tunnel_whose_session_another_process_is_about_to_have_is_not_probed(probers):
+    one, several = member("one", probe="connect"), member("several", probe="connect")
+    several.opened.make_send = Targets()
+    probes, change = probes_of(one, several)
+    change()
+    assert [len(seen) for seen in probers[0].seen] == [1]
+    probes._group.without_probes = frozenset({"one", "several"})
+    change()
+    assert [len(seen) for seen in probers[0].seen] == [1, 0]
+    assert not several.opened.make_send.schedules[0].is_wanted()
 
 
 @pytest.mark.parametrize(
@@ -106,6 +121,44 @@ def test_a_probe_ends_before_the_next_one_and_with_the_connect_timeout(probers, 
         timeout,
         "t:1",
     )
+
+
+class Targets:
+    """Several targets that probe themselves."""
+
+    target = "t:1, t:2"
+
+    def __init__(self):
+        self.schedules = []
+        self.outcome = None
+
+    def probe_every(self, schedule):
+        self.schedules.append(schedule)
+
+    def probe_outcome(self):
+        return self.outcome
+
+
+def test_several_targets_are_probed_one_by_one(probers):
+    """By themselves, so that one that fails gets no clients; the tunnel is ready if one of them passes."""
+    made, targets = member(probe="http://path", probe_interval=5.0, connect_timeout=2.0), Targets()
+    made.opened.make_send = targets
+    probes, change = probes_of(made)
+    change()
+    assert probers == []
+    (found,) = targets.schedules
+    assert found == ProbeSchedule("http://path", 5.0, 2.0)
+    assert found.is_wanted()
+    assert probes.status(made) == ProbeStatus("http", 5.0)
+    targets.outcome = ProbeOutcome(17.0, 0.5, "t:1: status 503")
+    assert probes.status(made) == ProbeStatus("http", 5.0, 17.0, 0.5, "t:1: status 503")
+    made.opened.make_send = Targets()  # after a reload
+    assert not found.is_wanted()
+    made.opened.make_send = targets
+    made.state = MemberState.DRAINING
+    assert not found.is_wanted()
+    change()
+    assert targets.schedules[1:] == [None]
 
 
 def test_one_prober_serves_all_changes_and_is_closed(probers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,11 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, fate_of_client, receive_exactly, reserved_port, wait_until
+from helpers import WAIT, black_hole, fate_of_client, receive_exactly, reserved_port, stop, wait_until
 
 import relay
 
@@ -146,6 +148,55 @@ def test_clients_never_notice_a_target_that_is_killed(start, tmp_path, targets):
     status, _ = command.end()
     assert status == 0
     assert second.process.poll() is None
+
+
+@contextlib.contextmanager
+def stopped(target):
+    """It hangs: the system accepts connections for it, but it answers none."""
+    stop(target.process.pid)
+    yield
+    os.kill(target.process.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def cut_off(target):
+    """Nothing comes from it any more, not even a refusal, as behind a firewall that drops packets."""
+    target.kill()
+    with black_hole(target.port):
+        yield
+    target.start()
+
+
+@pytest.mark.parametrize(("fault", "probe"), [(stopped, "banner"), (cut_off, "connect")], ids=["stopped", "cut off"])
+def test_a_probe_finds_a_target_that_hangs_before_clients_wait_for_it(
+    start, tmp_path, targets, record_property, fault, probe
+):
+    """The tunnel stays ready: other machines with the same targets would not be ready either."""
+    command, address = up(start, tmp_path, targets, f'probe = "{probe}"', "probe_interval = 1", "required = true")
+
+    def new_letter():
+        try:
+            return letter_of(address)
+        except OSError:  # a busy machine may answer no probe in a second
+            return None
+
+    def is_ready():
+        return run("ctl", "ready", env={**os.environ}).returncode == 0
+
+    wait_until(is_ready)
+    assert new_letter() == "a"
+    begun = time.monotonic()
+    with fault(targets[0]):
+        command.hear(f"{targets[0].place} is down: ")
+        wait_until(lambda: new_letter() == "b")
+        replaced = time.monotonic() - begun
+        wait_until(is_ready)
+        mended = time.monotonic()
+    command.hear(f"{targets[0].place} is up again")
+    wait_until(lambda: new_letter() == "a")
+    back = time.monotonic() - mended
+    what = fault.__name__.replace("_", " ")
+    record_property("measured", f"target {what}: the other one after {replaced:.2f} s, back after {back:.2f} s")
 
 
 def test_operators_see_and_set_the_state_of_each_target(start, tmp_path, targets):

@@ -18,12 +18,12 @@ from relay.access.proxy_header import build_local
 from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
 from relay.eventloop.background import IOThread
-from relay.streams import target_group, target_health
+from relay.streams import target_group, target_health, target_members
 from relay.streams.dialer import Dialer
 from relay.streams.promise import Promise
 from relay.streams.source import Source
 from relay.streams.stream import Stream
-from relay.streams.target_group import Selection, TargetGroup
+from relay.streams.target_group import ProbeOutcome, ProbeSchedule, Selection, TargetGroup
 
 
 class Target(Dialer):
@@ -460,6 +460,115 @@ def test_a_forked_child_tries_all_targets(group, targets):
         os._exit(2)
     made._members._lock.release()
     assert os.waitpid(child, 0)[1] == 0
+
+
+class Answering(Target):
+    """A target that sends something at once."""
+
+    answer = b"220 ready\r\n"
+
+    def stream(self):
+        made = super().stream()
+        self.far_ends[-1].sendall(self.answer)
+        return made
+
+
+@pytest.fixture
+def answering(request, monkeypatch):
+    """Two targets that answer, and their group."""
+    monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+    monkeypatch.setattr(target_members, "_FIRST", 0.0)
+    targets = [Answering(name) for name in "ab"]
+    with TargetGroup(targets, name="web") as made:
+        yield targets, made
+    for far in [far for one in targets for far in one.far_ends]:
+        far.close()
+
+
+def schedule(probe="banner", interval=0.01, timeout=0.05, **more):
+    return ProbeSchedule(probe, interval, timeout, **more)
+
+
+LONG = 3600.0  # seconds
+
+
+@pytest.mark.parametrize(
+    ("probe", "bad", "good", "problem"),
+    [
+        ("banner", b"", b"220 ready\r\n", "no answer in time"),
+        ("http://healthz", b"HTTP/1.1 503 no\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", "status 503"),
+    ],
+)
+def test_a_target_that_fails_the_probe_gets_no_clients_until_it_passes(answering, caplog, probe, bad, good, problem):
+    """Although it takes connections."""
+    (first, second), made = answering
+    first.answer, second.answer = bad, good
+    made.probe_every(schedule(probe))
+    wait_until(lambda: f"web: target a is down: {problem}; it gets no clients until a probe passes" in caplog.text)
+    wait_until(lambda: made.probe_outcome().finished)
+    assert made.probe_outcome().problem == ""  # one target is enough
+    stream = dialed(made)
+    assert stream.target == "b"
+    stream.close()
+    made._members.succeeded(0, 0.1)  # a connect for a client that began before
+    assert states(made)[0] in ("down", "probing")
+    first.answer = good
+    wait_until(lambda: "web: target a is up again" in caplog.text)
+    wait_until(lambda: states(made) == ["up", "up"])
+    assert len(caplog.records) == 2
+
+
+def test_no_target_passes(answering):
+    (first, second), made = answering
+    first.answer = second.answer = b""
+    assert made.probe_outcome() is None
+    made.probe_every(schedule())
+    assert made.probe_outcome() == ProbeOutcome(None)
+    wait_until(lambda: made.probe_outcome().finished)
+    assert made.probe_outcome().problem == "a: no answer in time; b: no answer in time"
+    made.set_enabled("a", False)
+    assert made.probe_outcome().problem == "a is disabled; b: no answer in time"
+    second.answer = b"2"
+    wait_until(lambda: not made.probe_outcome().problem)
+
+
+def test_the_probes_of_targets_end_with_the_schedule(answering, monkeypatch):
+    (first, _), made = answering
+    wanted = [True]
+    made.probe_every(schedule(is_wanted=lambda: wanted[0]))
+    wait_until(lambda: len(first.dials) >= 3)
+    wanted[0] = False
+    wait_until(lambda: not IOThread.clients())
+    assert made.probe_outcome() is None
+    monkeypatch.setattr(target_members, "_SPREAD", 0.0)
+    made.probe_every(schedule(interval=LONG))
+    wait_until(lambda: all(one.timer is not None and one.outcome for one in made._members.members))
+    before = [one.timer for one in made._members.members]
+    made.probe_every(schedule(interval=LONG))  # the same one
+    assert [one.timer for one in made._members.members] == before
+    made.probe_every(None)
+    wait_until(lambda: not IOThread.clients())
+
+
+def test_a_probe_of_a_target_that_is_up_ends_with_it(answering):
+    """A client finds out first that it is down; the next probe is not that of the interval."""
+    (first, _), made = answering
+    first.outcome = "hang"
+    made.probe_every(schedule(interval=LONG, timeout=LONG))
+    wait_until(lambda: made._members.members[0].give_up is not None)
+    made._members.failed(0, refused("a"))
+    assert first.given_up == 1
+    first.outcome = "stream"
+    wait_until(lambda: states(made)[0] == "up")
+
+
+def test_a_probe_that_this_machine_cannot_make_takes_no_target_out(answering):
+    (first, _), made = answering
+    first.outcome = OSError(errno.EMFILE, "too many open files")
+    made.probe_every(schedule())
+    wait_until(lambda: len(first.dials) >= 3)
+    assert states(made) == ["up", "up"]
+    assert made.states()[0].failures == 0
 
 
 def test_a_target_that_is_there_twice_has_two_names():

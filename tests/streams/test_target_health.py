@@ -13,9 +13,12 @@ from relay.streams.target_health import Action, Event, Health, HealthState
 UP, DOWN, PROBING, DISABLED = HealthState
 
 ROWS = [
-    (UP, Event.FAILED, DOWN, Action.WAIT),
+    (UP, Event.FAILED, DOWN, Action.WAIT | Action.FORGET),
     (UP, Event.SUCCEEDED, UP, Action.NOTHING),
-    (UP, Event.DISABLE, DISABLED, Action.NOTHING),
+    (UP, Event.DUE, UP, Action.PROBE),
+    (UP, Event.PROBE_PASSED, UP, Action.NOTHING),
+    (UP, Event.PROBE_FAILED, DOWN, Action.WAIT),
+    (UP, Event.DISABLE, DISABLED, Action.FORGET),
     (DOWN, Event.DUE, PROBING, Action.PROBE),
     (DOWN, Event.FAILED, DOWN, Action.NOTHING),
     (DOWN, Event.SUCCEEDED, UP, Action.FORGET),

@@ -38,8 +38,8 @@ def ssh(
     Nothing is opened before the first call (or ``ready()``). Factories and listeners of this process share one
     connection if they use the same server with the same options over the same hops. relay reconnects when the
     connection is lost. Meanwhile a call waits until its deadline, or for one attempt if it has none. A wrong host key
-    and rejected credentials are final: each call raises them at once, and relay retries only when a call comes five
-    minutes later. relay never prompts.
+    and rejected credentials are final: each call raises them at once, and relay retries only when a call comes 10
+    seconds later, five minutes after rejected credentials. relay never prompts.
 
     :param server: ``[user@]host[:port]`` (IPv6 in brackets), an alias of the user's SSH configuration, or an ``ssh://``
         URL, whose parameters have the names of the options here.

@@ -38,7 +38,8 @@ backing off client asks           backing off the client waits; the timer fires 
 backing off timer                 connecting  start an attempt
 backing off close                 closed      close the connector
 failed      client asks           failed      the client gets the error
-failed      client asks, 5 min on connecting  start an attempt; the client waits
+failed      client asks, later    connecting  start an attempt; the client waits: 10 s after the failure, or five
+                                              minutes after a rejected login, for which a server may ban this machine
 failed      close                 closed      close the connector
 closing     client asks           closing     the client gets an error
 closing     connected             closed      close the link and the connector
@@ -64,14 +65,13 @@ from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer, Timers
 from .blocking import BlockingCalls
 from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, Watchers, is_reported, strip_prefix
-from .retry import RetryPolicy
+from .retry import RetryPolicy, pause_after
 
-__all__ = ["ATTEMPT_TIMEOUT", "RETRY_FAILED_AFTER", "Carrier"]
+__all__ = ["ATTEMPT_TIMEOUT", "Carrier"]
 
 logger = logging.getLogger("relay")
 
 ATTEMPT_TIMEOUT = 25.0  # seconds; its error arrives before the 30 s of a client are over
-RETRY_FAILED_AFTER = 300.0  # seconds in the state FAILED after which a client that asks starts an attempt
 _OVER = (CarrierState.CLOSING, CarrierState.CLOSED, CarrierState.ABANDONED)
 _PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
 
@@ -181,7 +181,7 @@ class Carrier(Generic[AnyLink]):
         self.call(functools.partial(self._lost, link, error))
 
     def retry_failed(self) -> None:
-        """Start an attempt if the state has been FAILED for five minutes. Never blocks."""
+        """Start an attempt if the state has been FAILED for long enough. Never blocks."""
         self.call(self._retry_failed)
 
     def replace(self, link: AnyLink, why: str, level: int = logging.WARNING) -> None:
@@ -323,7 +323,9 @@ class Carrier(Generic[AnyLink]):
         if not self._waiters:  # else the clients that wait get the error
             trace = None if isinstance(error, OSError) else error
             level, why = logging.DEBUG if is_reported(error) else logging.ERROR, strip_prefix(self.name, error)
-            text = "%s: %s; will not retry until a client connects"
+            pause = pause_after(error)
+            later = f"{pause / 60:.0f} minutes" if pause >= 60 else f"{pause:.0f} s"
+            text = f"%s: %s; will not retry until a client connects more than {later} later"
             if self.number is not None:  # see :mod:`relay.carriers.carrier_set`
                 text += ", or for 5 minutes while another carrier is up"
             self._log(level, text, why, exc_info=trace)
@@ -357,8 +359,10 @@ class Carrier(Generic[AnyLink]):
             self.links.check()
 
     def _retry_failed(self) -> None:
-        if self._state is CarrierState.FAILED and time.monotonic() - self.since > RETRY_FAILED_AFTER:
-            self._attempt()
+        if self._state is CarrierState.FAILED:
+            assert self.error is not None
+            if time.monotonic() - self.since > pause_after(self.error):
+                self._attempt()
 
     def _end(self) -> None:
         if self._state in _OVER:

@@ -23,7 +23,7 @@ from .link import AnyLink, CarrierState, Watcher, Watchers
 __all__ = ["CarrierSet", "SharedCarrier", "make_carriers"]
 
 _PROMPT = 0.7  # seconds to wait for threads that were asked to end; as for one carrier
-_RETRY_FAILED_EVERY = 301.0  # seconds; a carrier refuses to be tried again for 300
+_RETRY_FAILED_EVERY = 301.0  # seconds; a carrier that was rejected refuses to be tried again for 300
 # The state of the set is the first of these that a carrier has.
 _BEST_FIRST = (
     CarrierState.UP, CarrierState.CONNECTING, CarrierState.BACKING_OFF, CarrierState.FAILED, CarrierState.CLOSED,
@@ -198,7 +198,7 @@ class CarrierSet(Generic[AnyLink]):
         self._watchers.discard(watcher)
 
     def retry_failed(self) -> None:
-        """Start an attempt of each carrier that has been FAILED for five minutes. Never blocks."""
+        """Start an attempt of each carrier that has been FAILED for long enough. Never blocks."""
         for carrier in self.carriers:
             carrier.retry_failed()
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import can_retry
 from ..eventloop.loop import Timer
-from .carrier import RETRY_FAILED_AFTER, Carrier
+from .carrier import Carrier
 from .link import CarrierState
+from .retry import RETRY_REJECTED_AFTER
 
 __all__ = ["renew"]
 
@@ -49,7 +50,7 @@ class _Renewal:
         link, error = self._carrier.link, self._carrier.replacement_error
         if error is not None and error is not self._rejected and not can_retry(error):
             self._rejected = error
-            return self._start(max(self._seconds, RETRY_FAILED_AFTER))
+            return self._start(max(self._seconds, RETRY_REJECTED_AFTER))
         self._start(self._seconds * _RETRY)  # unless the renewal succeeds before
         if link is not None and self._carrier.links.replaced < _MAX_DRAINING:
             self._carrier.replace(link, f"it was up for {self._seconds:g} s (renew_after)", logging.INFO)

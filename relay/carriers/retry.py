@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 import random
 
-from ..errors import CarrierError, ConnectError
+from ..errors import AuthenticationError, CarrierError, ConnectError
 
-__all__ = ["RetryPolicy"]
+__all__ = ["RETRY_REJECTED_AFTER", "RetryPolicy", "pause_after"]
 
+RETRY_FAILED_AFTER = 10.0  # seconds after a final failure until a client that asks starts another attempt
+RETRY_REJECTED_AFTER = 300.0  # the same after a rejected login: servers ban a client whose logins fail often
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 _MAX_BACKOFF_WITH_WAITERS = 2.0  # seconds of back-off at most while a caller waits
 _STABLE_AFTER = 10.0  # seconds after which a link that was up counts as a success
 _MAX_SAME_STAGE = 3  # times in a row that a server may end the connection at the same point of the login
 _MAX_REPEATED_LOGS = 5  # times in a row that the same failure is logged as a warning
+
+
+def pause_after(error: Exception) -> float:
+    """Return the seconds after a final failure until a client that asks starts another attempt.
+
+    Many clients may ask, so that they cannot start one each.
+
+    :param error: the failure.
+    """
+    return RETRY_REJECTED_AFTER if isinstance(error, AuthenticationError) else RETRY_FAILED_AFTER
 
 
 class RetryPolicy:

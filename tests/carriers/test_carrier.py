@@ -221,8 +221,26 @@ def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
 def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
     carrier, connector = carried(AuthenticationError("c: no"))
     outcome_of(carrier)
-    monkeypatch.setattr(module, "RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr(retry, "RETRY_REJECTED_AFTER", 0.0)
     assert outcome_of(carrier) is connector.links[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "pause", "words"),
+    [
+        (AuthenticationError("c: no"), 300.0, "5 minutes"),
+        (HostKeyError("c: no"), 10.0, "10 s"),
+        (ValueError("c: no"), 10.0, "10 s"),
+    ],
+)
+def test_clients_start_an_attempt_after_a_pause_whose_length_is_logged(carried, caplog, error, pause, words):
+    """Each rejected login may be one of those for which a server bans its client."""
+    carrier, connector = carried(error)
+    wait_until(lambda: f"c: no; will not retry until a client connects more than {words} later" in caplog.text)
+    for seconds, attempts in ((0.0, 1), (0.9 * pause, 1), (1.1 * pause, 2)):
+        carrier.since = time.monotonic() - seconds
+        outcome = outcome_of(carrier)
+        assert (outcome is error, connector.attempts) == (attempts == 1, attempts)
 
 
 def ended_at(stage):
@@ -234,7 +252,9 @@ def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_fina
     wait_until(lambda: "will not retry until a client connects" in caplog.text)
     assert carrier.state is CarrierState.FAILED and connector.attempts == 3
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
-    assert line == "c: it hung up (login); 3 times in a row; will not retry until a client connects"
+    assert (
+        line == "c: it hung up (login); 3 times in a row; will not retry until a client connects more than 10 s later"
+    )
     assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
 
 
@@ -1041,7 +1061,7 @@ class Still:
             "close": lambda: carrier.close(wait=False),
             "fork": carrier.abandon,
             "client asks": self.ask,
-            "client asks, 5 min on": self.ask_much_later,
+            "client asks, later": self.ask_much_later,
             "connected": self.end_attempt,
             "failed": lambda: self.end_attempt(REFUSED),
             "failed, alternative": self.fail_with_alternative,
@@ -1108,7 +1128,7 @@ STATE_ROWS = [
     ("backing off", "timer", "connecting", {"attempts": 1, "timer": -1}),
     ("backing off", "close", "closed", {"connector closed": 1, "cancelled": 1, "timer": -1}),
     ("failed", "client asks", "failed", {"errors told": 1}),
-    ("failed", "client asks, 5 min on", "connecting", {"attempts": 1, "waiting": 1}),
+    ("failed", "client asks, later", "connecting", {"attempts": 1, "waiting": 1}),
     ("failed", "close", "closed", {"connector closed": 1, "cancelled": 1}),
     ("closing", "client asks", "closing", {"errors told": 1}),
     ("closing", "connected", "closed", {"closed": 1, "connector closed": 1}),

@@ -251,7 +251,7 @@ def test_the_watchers_get_the_state_of_the_best_one(world):
 
 def test_one_that_has_failed_for_good_is_tried_again_although_no_client_asks_for_it(world, monkeypatch):
     monkeypatch.setattr(carrier_set, "_RETRY_FAILED_EVERY", 0.01)
-    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr("relay.carriers.retry.RETRY_REJECTED_AFTER", 0.0)
     rig = world()
     rig.connectors[1].errors = [DENIED]
     rig.set.begin()
@@ -269,7 +269,7 @@ def run(rig, function=lambda: None):
 
 
 def test_a_rejected_login_is_not_repeated_while_none_is_up_until_a_client_asks(world, monkeypatch, caplog):
-    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr("relay.carriers.retry.RETRY_REJECTED_AFTER", 0.0)
     rig = world()
     rig.connectors[0].errors = [AuthenticationError("c: rejected")]
     rig.set.begin()
@@ -278,7 +278,8 @@ def test_a_rejected_login_is_not_repeated_while_none_is_up_until_a_client_asks(w
     assert (rig.set.state, rig.connectors[0].attempts) == (CarrierState.FAILED, 1)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line == (
-        "c (carrier 1): rejected; will not retry until a client connects, or for 5 minutes while another carrier is up"
+        "c (carrier 1): rejected; will not retry until a client connects more than 0 s later, "
+        "or for 5 minutes while another carrier is up"
     )
     rig.connectors[0].errors = []
     assert rig.outcome() is rig.links[0]

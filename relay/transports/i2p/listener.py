@@ -38,7 +38,7 @@ __all__ = ["I2PListener"]
 
 logger = logging.getLogger("relay")
 
-FINAL = 301.0  # seconds before a session that failed for good is tried again; the carrier refuses for 300
+FINAL = 301.0  # seconds before a session that failed for good is tried again; the carrier refuses for 300 at most
 BRIEF = 0.001  # seconds that close() waits for a session without streams to end
 
 

@@ -417,7 +417,7 @@ def test_a_failure_that_time_does_not_mend_is_raised_once_by_accept(listen, brid
 
 def test_what_has_failed_is_tried_again_after_a_while(listen, bridge, monkeypatch):
     monkeypatch.setattr(listener, "FINAL", 0.05)
-    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.01)
+    monkeypatch.setattr("relay.carriers.retry.RETRY_FAILED_AFTER", 0.01)
     states = States()
     listen(states=states)
     states.wait_for("published")

@@ -378,7 +378,7 @@ def test_a_login_that_fails_later_is_raised_by_accept_once(world, listen, monkey
     with pytest.raises(relay.AuthenticationError):
         listener.accept()
     monkeypatch.setattr(module, "_FINAL", 0.01)
-    monkeypatch.setattr("relay.carriers.carrier.RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr("relay.carriers.retry.RETRY_REJECTED_AFTER", 0.0)
     accepting = Thread(listener.accept)
     wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
     with come(world):

@@ -412,5 +412,6 @@ class Entrance:
         summary, tunnel = connection.summary, re.sub(r"[^\w.-]", "_", self._owner.name)
         peer = "" if isinstance(summary.peer, (str, bytes)) else format_address(summary.peer)
         if not peer:  # nor if the client has chosen the name of its Unix socket, which may look like an address
-            peer = re.sub(r"\s", "_", str(summary.who() or "-"))
+            identity = summary.who()
+            peer = re.sub(r"\s", "_", str((identity and identity.destination) or identity or "-"))
         self._denials.log(now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(summary.rule or "-", 200))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..streams.identity import Identity
 from .policy import Decision, Entries
@@ -11,11 +11,29 @@ from .rule_file import RuleFile
 from .rule_set import RuleSet
 from .rules import Rule, parse_entry
 
-__all__ = ["AccessList", "parse_entries"]
+__all__ = ["AccessList", "EntryError", "parse_entries"]
 
 _MOST_KNOWN = 4096  # addresses about which the decision is remembered
 _ONLY_ADDRESS = Identity("tcp", "")[4:]  # beside its address, a client of which only that is known
 _EXPECTED = "expected a rule such as cidr:10.0.0.0/8, or a file of rules"
+
+
+class EntryError(ValueError):
+    """An entry of a list that is neither a rule nor a valid file.
+
+    :param option: ``allow`` or ``deny``.
+    :param entry: as it was given.
+    :param problem: what is wrong with it.
+    """
+
+    def __init__(self, option: str, entry: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(option, entry, problem)
+        self.option = option
+        self.entry = entry
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.problem}"
 
 
 class AccessList:
@@ -28,7 +46,7 @@ class AccessList:
     :param allow: rules of clients that are allowed; ``None`` for all, an empty list for none.
     :param deny: rules of clients that are denied.
     :raises TypeError: if an entry has the wrong type.
-    :raises ValueError: if an entry is neither a rule nor a file, or a file is invalid; the error names file and line.
+    :raises EntryError: if an entry is neither a rule nor a file, or a file is invalid; the error names file and line.
     """
 
     def __init__(self, allow: Entries = None, deny: Entries = None) -> None:
@@ -97,10 +115,23 @@ class _Fixed:
 
 def _sources(given: Entries, name: str) -> tuple[list[_Fixed | RuleFile], list[RuleFile]]:
     """Return the sources of the rules of a list, and those of them that are files."""
-    parsed = list(parse_entries(given, name))
-    rules = [one for one in parsed if isinstance(one, Rule)]
-    files = [RuleFile(one) for one in parsed if isinstance(one, str)]
+    rules, files = list[Rule](), list[RuleFile]()
+    entries = _listed(given)
+    for entry, found in zip(entries, parse_entries(entries, name), strict=True):
+        if isinstance(found, Rule):
+            rules.append(found)
+            continue
+        try:
+            files.append(RuleFile(found))
+        except ValueError as error:
+            raise EntryError(name, entry, str(error)) from None
     return [*([_Fixed(rules)] if rules else []), *files], files
+
+
+def _listed(given: Entries) -> Sequence[str | os.PathLike[str]]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
 
 
 def parse_entries(given: Entries, name: str) -> Iterator[Rule | str]:
@@ -110,17 +141,15 @@ def parse_entries(given: Entries, name: str) -> Iterator[Rule | str]:
     :param name: of the option, for errors.
     :returns: a rule or the absolute path of a file for each.
     :raises TypeError: if one has the wrong type.
-    :raises ValueError: if one is neither.
+    :raises EntryError: if one is neither.
     """
-    if given is None:
-        return
-    for entry in (given,) if isinstance(given, (str, os.PathLike)) else given:
+    for entry in _listed(given):
         if isinstance(entry, os.PathLike):
             yield os.path.abspath(os.path.expanduser(os.fspath(entry)))
         elif isinstance(entry, str):
             try:
                 yield parse_entry(entry)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                raise EntryError(name, entry, str(error)) from None
         else:
             raise TypeError(f"{name}: {_EXPECTED}, got {type(entry).__name__}")

@@ -7,17 +7,23 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from ..addresses.i2p import I2PListen
 from ..config import LIMITS, OF_CLIENTS, Config, Entry
+from ..config.lines import Path
+from ..config.models import File
 from ..errors import can_retry
 from .i2p_options import with_bridge, with_bridges, with_session
 from .options import Options
 from .output import describe_error, print_error
 from .plan import Plan, make_plan, make_proxy_plan
 from .ways import Way
+
+if TYPE_CHECKING:
+    from ..access.access_list import EntryError
 
 __all__ = ["add_problem", "collect_problems", "plan_of", "plans_of", "print_problems"]
 
@@ -56,9 +62,22 @@ def collect_problems(config: Config, *path: str) -> Iterator[None]:
         add_problem(config, path, error)
 
 
-def add_problem(config: Config, path: tuple[str, ...], error: Exception) -> None:
-    """Add a failure to the problems of the value at a path."""
-    config.problems.add(path, options_to_keys(describe_error(error)), is_config_error=not can_retry(error))
+def add_problem(config: Config, path: Path, error: Exception) -> None:
+    """Add a failure to the problems of the value at a path, or of the entry of an access list there."""
+    from ..access.access_list import EntryError
+
+    text = describe_error(error)
+    if isinstance(error, EntryError) and (place := _place_of(error, config.file, path)) is not None:
+        path, text = place, error.problem
+    config.problems.add(path, options_to_keys(text), is_config_error=not can_retry(error))
+
+
+def _place_of(error: EntryError, file: File, path: Path) -> Path | None:
+    """Return the path of an entry of a tunnel, or of the defaults; ``None`` if it is part of an address."""
+    entries = getattr(file.tunnels[str(path[1])], error.option) if path[0] == "tunnels" else ()
+    if entries is None:
+        path, entries = ("defaults",), getattr(file.defaults, error.option) or ()
+    return (*path, error.option, entries.index(error.entry)) if error.entry in entries else None
 
 
 def options_to_keys(text: str) -> str:

@@ -117,6 +117,41 @@ def test_a_wrong_rule_is_a_problem(checked):
     assert problems == [f"5: tunnels.t.allow[0]: {text}"]
 
 
+def test_a_file_of_rules_that_cannot_be_read_is_a_problem_of_its_entry(checked, tmp_path):
+    (tmp_path / "wrong").write_text("# ours\n10.0.0.1/8\n")
+    status, _, problems = checked("""
+        [defaults]
+        deny = ["missing"]
+        [tunnels.a]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = [
+            "10.0.0.0/8",
+            "",
+        ]
+        deny = []
+        [tunnels.b]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        [tunnels.c]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        deny = ["."]
+        [tunnels.d]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["wrong"]
+        deny = []
+    """)
+    assert status == 2
+    assert [problem.partition("; ")[0] for problem in problems] == [
+        "3: defaults.deny[0]: 'missing' is neither a rule nor a file: the kind is missing",
+        "9: tunnels.a.allow[1]: '' is neither a rule nor a file: that is no rule",
+        f"18: tunnels.c.deny[0]: {tmp_path}: not a regular file",
+        f"22: tunnels.d.allow[0]: {tmp_path}/wrong, line 2: cidr:10.0.0.1/8: it has host bits set",
+    ]
+
+
 def test_it_says_what_would_listen_where(checked, ssh_server, tmp_path, certificates):
     key = tmp_path / "site.dat"
     address = run("keys", "new", str(key)).stdout.splitlines()[0]

@@ -319,7 +319,8 @@ def _rejection(endpoint: Endpoint, method: str, headers: dict[bytes, str]) -> Re
     if not endpoint.is_control:
         if method not in ("GET", "HEAD"):
             return _error(405, "only GET is allowed here; relay ctl uses the control socket", Allow="GET, HEAD")
-        if not endpoint.path and not endpoint.is_public and not _is_own_name(headers.get(b"host", "")):
+        host = headers.get(b"host", "localhost")  # a balancer may send none (HTTP/1.0); each browser sends one
+        if not endpoint.path and not endpoint.is_public and not _is_own_name(host):
             return _error(421, "unknown host; use the address of the status server, such as 127.0.0.1 or localhost")
         if endpoint.token is not None and not _has_token(headers.get(b"authorization", ""), endpoint.token):
             return _unauthorized()

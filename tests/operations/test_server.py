@@ -103,6 +103,14 @@ def test_a_head_that_comes_in_one_piece_has_the_same_limit(app, at_status, head)
     assert len(answer) < 1000, "it does not repeat the request"
 
 
+@pytest.mark.parametrize(("fields", "status"), [(b"", b"200"), (b"Host:\r\n", b"421")], ids=["none", "empty"])
+def test_a_check_of_a_balancer_names_no_host(app, fields, status):
+    """HAProxy's ``option httpchk``. Each browser names one, also to a page that uses DNS rebinding."""
+    with connect(app, at_status=True) as client:
+        answer = answer_to(client, b"GET /readyz HTTP/1.0\r\n" + fields + b"\r\n")
+    assert answer.split()[1] == status, answer
+
+
 def test_a_client_that_takes_nothing_of_its_answer_is_closed(app, double, monkeypatch):
     monkeypatch.setattr(server, "ANSWER_TIME", 0.05)
     tunnel = double.all["a"]

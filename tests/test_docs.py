@@ -380,7 +380,15 @@ def test_the_files_of_tunnels_are_right(tmp_path):
         done = run("check", "--print", str(tmp_path / "relay.toml"))
         assert (done.returncode, done.stderr) == (0, "")
         names.append([*tomllib.loads(done.stdout)["tunnels"]])
-    assert sorted(names) == [["database"], ["db"], ["db"], ["db", "site", "proxy"], ["web"], ["web", "database"]]
+    assert sorted(names) == [
+        ["database"],
+        ["db"],
+        ["db"],
+        ["db"],
+        ["db", "site", "proxy"],
+        ["web"],
+        ["web", "database"],
+    ]
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- ([^$\n]*?)(?: +[#>].*)?$", ALL, re.MULTILINE))

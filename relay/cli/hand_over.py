@@ -36,6 +36,7 @@ from ..operations.upgrade_channel import (
 )
 from ..transports.activated import received
 from ..transports.unix import UnixListener
+from .disabled_targets import disabled
 from .file_group import FileGroup
 from .kept_state import KeptState
 from .keyed_sessions import KeyedSessions
@@ -211,6 +212,8 @@ class HandOver:
                     channel.send({"paused": member.name})
                 if _is_failing(member):
                     channel.send({"failing": member.name})
+                for target in disabled(member.opened.make_send) if member.opened is not None else ():
+                    channel.send({"disabled": {"tunnel": member.name, "target": target}})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
             with self._released_for(channel, process, child):

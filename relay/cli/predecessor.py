@@ -102,8 +102,9 @@ class Predecessor:
         self._signals = signals
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
         self._offers: list[_Offer] = []
-        self._paused: set[str] = set()  # the tunnels that accepted no client
-        self._failing: set[str] = set()  # those with a problem that a retry cannot fix
+        # The tunnels that accepted no client, and those with a problem that a retry cannot fix.
+        self._states: dict[str, set[str]] = {"paused": set(), "failing": set()}
+        self._disabled: dict[str, list[str]] = {}  # targets that got no connections, by tunnel
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
 
     def __enter__(self) -> Predecessor:
@@ -150,15 +151,24 @@ class Predecessor:
         if answer["upgrade"] != PROTOCOL or not isinstance(pid := answer.get("pid"), int):
             raise UpgradeError("the relay that runs knows another version of the upgrade protocol; restart it")
         self.pid = pid
-        while (found := self._receive(("socket", "paused", "failing", "offered"), _ANSWER_TIME))[0] != "offered":
-            if found[0] != "socket":
-                names = self._paused if found[0] == "paused" else self._failing
-                names.add(str(found[1]))
+        kinds = ("socket", *self._states, "disabled", "offered")
+        while (found := self._receive(kinds, _ANSWER_TIME))[0] != "offered":
+            if found[0] in self._states:
+                self._states[found[0]].add(str(found[1]))
+                continue
+            if found[0] == "disabled":
+                self._take_disabled(found[1])
                 continue
             offer = _Offer(channel.take_socket(), found[1] if isinstance(found[1], dict) else {})
             self._offers.append(offer)
             if isinstance(name := offer.facts.get("systemd"), str):
                 add_received(name, offer.socket)
+
+    def _take_disabled(self, found: Any) -> None:
+        try:
+            self._disabled.setdefault(str(found["tunnel"]), []).append(str(found["target"]))
+        except (KeyError, TypeError) as error:
+            raise UpgradeProtocolError("the other process has sent a target that relay does not understand") from error
 
     def _receive(self, kinds: tuple[str, ...], seconds: float) -> tuple[str, Any]:
         """Return the next message; a signal ends the wait.
@@ -276,11 +286,15 @@ class Predecessor:
 
     def was_paused(self, name: str) -> bool:
         """Return whether the other process accepted no client for a tunnel."""
-        return name in self._paused
+        return name in self._states["paused"]
 
     def was_failing(self, name: str) -> bool:
         """Return whether a tunnel had a problem in the other process that a retry cannot fix, such as a login."""
-        return name in self._failing
+        return name in self._states["failing"]
+
+    def disabled_targets(self, name: str) -> Sequence[str]:
+        """Return the targets of a tunnel to which an operator had given no connections."""
+        return self._disabled.get(name, ())
 
     @property
     def is_waiting(self) -> bool:

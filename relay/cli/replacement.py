@@ -18,6 +18,7 @@ from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
 from ..engine.tunnel import Tunnel
 from ..transports.tcp import inherit
+from .disabled_targets import disable, disabled
 from .keyed_sessions import keys_to_targets
 from .listener_opening import ListenerOpening
 from .member import Member, MemberState
@@ -322,6 +323,8 @@ class Replacement:
                 make_send = self.bound.make_send
             else:
                 self.bound.make_send.close()
+        if make_send is not None:
+            disable(make_send, disabled(opened.make_send))
         limits = {name: value for name, value in limits.items() if name not in _LISTS}
         changes.replace(
             tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain, spread=options.drain_spread

@@ -23,7 +23,8 @@ A tunnel fails if a retry cannot help, also if that is so for one of its hops: a
 the hop has failed in the other process as well, or fails after *starting*, that is only logged: the clients get the
 error. So an upgrade ends nothing that has worked. A hop that cannot be reached counts as tried.
 
-A tunnel that was paused in the other process stays so. A reload is refused until *running*.
+A tunnel that was paused in the other process stays so, and so does a target that was disabled. A reload is refused
+until *running*.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import time
 from collections.abc import Sequence
 
 from ..operations.upgrade_channel import UNDER_WAY, UpgradeError
+from .disabled_targets import disable
 from .file_group import FileGroup
 from .group import Probe
 from .main_thread import GroupOverError
@@ -91,6 +93,8 @@ class UpgradedGroup(FileGroup):
     def _on_opened(self, member: Member, opened: Opened) -> None:
         if not self._old.has_taken_over:
             self._trial_end = time.monotonic() + _TRIAL_TIME
+        if member in self._first:
+            disable(opened.make_send, self._old.disabled_targets(member.name))
         super()._on_opened(member, opened)
         if member in self._held:
             member.pause()

@@ -237,6 +237,10 @@ def test_a_reload_changes_the_targets_and_keeps_connections(start, tmp_path, tar
     with socket.create_connection(address, WAIT) as client:
         assert receive_exactly(client, 1) == b"b"
         assert letter_of(address) == "a"
+    ctl("disable", "db", second.place)
+    path.write_text(f'[tunnels.db]\nlisten = ":0"\ntarget = ["{second.place}", "{first.place}", "127.0.0.1:1"]\n')
+    assert "db: rerouted (target, policy)" in ctl("reload")
+    assert states() == {second.place: "disabled", first.place: "up", "127.0.0.1:1": "up"}
     assert command.end(signal.SIGTERM)[0] == 0
 
 

@@ -523,14 +523,18 @@ def test_bans_and_quotas_are_handed_over(up, echo_server, state):
 
 @pytest.mark.parametrize("workers", ["", "workers = 2"], ids=["one", "workers"])
 def test_a_paused_tunnel_stays_paused_and_a_stopped_relay_ends(up, serve, workers):
-    """Not even those clients get in that have waited all the time."""
+    """Not even those clients get in that have waited all the time. A target that is disabled stays so as well."""
     target = serve(letter(b"a")).address
-    running = up(tunnel("one", "127.0.0.1:0", target, workers))
+    places = '["127.0.0.1:1", "{}:{}"]'.format(*target)
+    several = f'[tunnels.several]\nlisten = "127.0.0.1:0"\ntarget = {places}\n'
+    running = up(tunnel("one", "127.0.0.1:0", target, workers) + several)
     port = running.port("one")
     assert running.ctl("pause", "one").returncode == 0
+    assert running.ctl("disable", "several", "127.0.0.1:1").returncode == 0
     with socket.create_connection(("127.0.0.1", port), WAIT) as client:
         last = running.upgrade()
         assert "paused" in running.ctl("list").stdout
+        assert "several: target 127.0.0.1:1, disabled for" in running.ctl("list").stdout
         assert json.loads(running.ctl("list", "--json").stdout)["tunnels"][0]["figures"]["accepted"] == 0
         assert running.ctl("resume", "one").returncode == 0
         assert receive_exactly(client, 1) == b"a"

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .model import ModelError
+
 __all__ = ["FAULTY", "KINDS", "FaultyRig"]
 
 KINDS = ("would block", "short", "interrupted", "no cause", "aborted", "hard", "calls")
@@ -137,6 +139,10 @@ def faulty(
                 process.wait(_START)
                 if "closed" in _summary(folder):
                     raise AssertionError(f"connections were open when all clients had gone:\n{_end_of(folder)}")
+            except ModelError as error:
+                process.terminate()
+                process.wait(_START)
+                raise ModelError(f"{error}\n{_end_of(folder)}") from None
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGABRT)  # the threads' stacks are in the log then
                 process.wait(_START)

@@ -35,6 +35,7 @@ from sshd import RealServer, Sshd, server_url
 
 from relay.process import start
 
+from .model import ModelError
 from .programs import FaultError, Program, marked, send
 from .toxics import BACKLOG, Proxies, Proxy, Toxic
 from .traffic import Traffic
@@ -392,6 +393,8 @@ class Faults:
                 self.traffic.run_for(self._chance.uniform(0.05, 0.5))
                 self._strike()
             self.traffic.finish()
+        except ModelError as error:
+            raise FaultError(f"{error}\n{self._world.relay.log}") from None
         finally:
             self.traffic.close()
         self._world.check_end()

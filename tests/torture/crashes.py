@@ -58,6 +58,7 @@ state = "state/relay.state"
 log_file = "access.log"
 [defaults]
 connect_timeout = 20
+linger = 900
 drain = 5
 [tunnels.tcp]
 listen = "127.0.0.1:{ports[tcp]}"

@@ -60,6 +60,7 @@ _FILE = """
 workers = 2
 [defaults]
 connect_timeout = {connect}
+linger = 900
 drain = 5
 [tunnels.tcp]
 listen = "127.0.0.1:{ports[tcp]}"

@@ -63,7 +63,7 @@ class FileGroup(TunnelGroup):
         self.sandbox: Sandbox | None = None
         """The sandbox of the process, which a reload cannot change."""
         self.is_handing_over = False
-        """Whether another process is about to take the place of this one; a reload waits for that."""
+        """Whether another process is about to take the place of this one; what operators change waits for that."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -105,6 +105,14 @@ class FileGroup(TunnelGroup):
         with self._reloads_lock:
             reloads = self._reloads = self._reloads or Reloads(self._reload)
         return reloads.run()
+
+    def check_operable(self) -> None:
+        """Check that no other process is about to take the place of this one: it knows the state of the tunnels.
+
+        :raises GroupOverError: if one is.
+        """
+        if self.is_handing_over:
+            raise GroupOverError(UNDER_WAY)
 
     def _reload(self) -> ReloadResult:
         self.supervisor.on_reload()
@@ -225,8 +233,7 @@ class FileGroup(TunnelGroup):
         """
         if self.is_ending:
             raise GroupOverError("relay is ending; start it again")
-        if self.is_handing_over:
-            raise GroupOverError(UNDER_WAY)
+        self.check_operable()
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""

@@ -172,13 +172,13 @@ class TunnelGroup:
         :param name: of the tunnel.
         :raises UnknownTunnelError: if there is none of that name, as the following do.
         :raises WrongStateError: if it does not listen.
-        :raises GroupOverError: if the group has ended.
+        :raises GroupOverError: if the group has ended, or another process is about to take its place.
         """
-        self.call(lambda: self._find(name).pause())
+        self.call(lambda: self._operated(name).pause())
 
     def resume(self, name: str) -> None:
         """Accept clients again; the errors are those of :meth:`pause`."""
-        self.call(lambda: self._find(name).resume())
+        self.call(lambda: self._operated(name).resume())
 
     def drain(self, name: str, seconds: float | None = None) -> None:
         """Close the listener of a tunnel; its open connections may finish. Does not wait for them.
@@ -188,7 +188,13 @@ class TunnelGroup:
 
         The errors are those of :meth:`pause`.
         """
-        self.call(lambda: self._drain(self._find(name), seconds))
+        self.call(lambda: self._drain(self._operated(name), seconds))
+
+    def check_operable(self) -> None:
+        """Check that what an operator changes now would last.
+
+        :raises GroupOverError: if it would not.
+        """
 
     def stop(self) -> None:
         """End as after SIGTERM: each further call begins the next step. Does not wait."""
@@ -275,6 +281,11 @@ class TunnelGroup:
     def closes_in(self) -> float | None:
         """Seconds until the listeners close, while the end waits for that; else ``None``."""
         return None if self._closes_at is None else max(0.0, self._closes_at - time.monotonic())
+
+    def _operated(self, name: str) -> Member:
+        """Return a tunnel that an operator is about to change."""
+        self.check_operable()
+        return self._find(name)
 
     @property
     def tunnels(self) -> tuple[Member, ...]:

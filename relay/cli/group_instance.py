@@ -243,6 +243,8 @@ class GroupInstance:
     def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
         if self._group.is_ending:
             raise ConflictError("relay is ending")
+        with _translated():
+            self._group.check_operable()
         ((member),) = self._members(name)
         if member.opened is None or not member.state.accepts:
             raise ConflictError(f"{name}: it is not open")

@@ -1,6 +1,6 @@
 """relay is replaced by another process under load: no client is refused or reset, and open connections go on.
 
-For a long proof, ``RELAY_UPGRADES=100`` upgrades that often, and prints its figures (``pytest -s``).
+For a long proof, ``RELAY_UPGRADES=100`` upgrades that often.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def tunnel(name, listen, target, *more):
     return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', 'target = "{}:{}"'.format(*target), *more, ""])
 
 
-def test_upgrades_under_load_refuse_and_reset_nobody(up, serve, tmp_path):
+def test_upgrades_under_load_refuse_and_reset_nobody(up, serve, tmp_path, record_property):
     """Clients of a TCP socket connect all the time; one of each generation stays, also at a Unix socket."""
     path = tmp_path / "u.sock"
     target = serve(letter(b"a")).address
@@ -93,7 +93,9 @@ def test_upgrades_under_load_refuse_and_reset_nobody(up, serve, tmp_path):
             for client in pair:
                 client.close()
     seconds = time.monotonic() - began
-    print(f"\n{UPGRADES} upgrades, {served} clients, {served / seconds:.0f}/s, the longest {longest:.3f} s")
+    each = sum(running.times) / len(running.times)
+    load = f"{served} clients, {served / seconds:.0f}/s, the longest {longest:.3f} s"
+    record_property("measured", f"{UPGRADES} upgrades, {each:.2f} s each: {load}")
     assert failures == []
     assert served > UPGRADES
     assert path.is_socket()
@@ -574,7 +576,7 @@ def test_a_paused_listener_at_a_server_stays_paused_also_if_it_opens_late(up, se
 
 
 @pytest.mark.parametrize("kind", ["ssh", "i2p"])
-def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind, request):
+def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind, request, record_property):
     """The old process closes it last of all; an upgrade that fails after that opens it again.
 
     A session to a target whose keys only one process can have moves as well, and its clients wait.
@@ -622,8 +624,11 @@ def test_a_listener_at_a_server_moves_with_a_short_gap(up, serve, tmp_path, kind
         if out:
             with socket.create_connection(address, WAIT) as client:
                 assert receive_exactly(client, 1) == b"a"
+        begin = time.monotonic()
         running.upgrade()
         wait_until(is_served)
+        seconds = time.monotonic() - begin
+        record_property("measured", f"upgrade of a listener at {kind.upper()}: served again after {seconds:.2f} s")
         assert running.first.wait(WAIT) == 0
         assert is_served()
         if out:

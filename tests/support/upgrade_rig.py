@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 from command_rig import buffered, run
 from helpers import WAIT, wait_until
@@ -73,6 +74,7 @@ class Upgraded:
         self._environment = {**buffered(), **environment}
         self.first = self.begin()
         self.pids = [self.first.pid]
+        self.times: list[float] = []  # seconds of each upgrade
         count = text.count("[tunnels.")
         try:
             wait_until(lambda: self.first.poll() is not None or f"{count} of {count} tunnels listen" in self.said())
@@ -115,7 +117,9 @@ class Upgraded:
 
     def upgrade(self):
         """Upgrade it by relay ctl; return the ID of the new process."""
+        begin = time.monotonic()
         done = self.ctl("upgrade", "--json")
+        self.times.append(time.monotonic() - begin)
         assert done.returncode == 0, done.stderr + self.said()
         self.pids.append(json.loads(done.stdout)["pid"])
         assert self.facts()["pid"] == self.pids[-1]

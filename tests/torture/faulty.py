@@ -116,7 +116,9 @@ def faulty(
             reserved.bind(("127.0.0.1", 0))
             place = "{}:{}".format(*far.getsockname())
             text = _FILES[kind].format(far=place, folder=folder, port=reserved.getsockname()[1])
-            (folder / "relay.toml").write_text('control = "none"\n[defaults]\nconnect_timeout = 60\nlinger = 900\ndrain = 8\n' + text)
+            (folder / "relay.toml").write_text(
+                'control = "none"\n[defaults]\nconnect_timeout = 60\nlinger = 900\ndrain = 8\n' + text
+            )
             environment = {
                 **os.environ,
                 "LD_PRELOAD": str(build(folder)),

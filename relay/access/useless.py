@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ..addresses.printable import shown
 from .access_list import parse_entries
 from .policy import Entries
 from .regular_file import open_regular
@@ -12,7 +13,7 @@ from .rule_file import read_rules
 from .rule_set import RuleSet
 from .rules import Rule
 
-__all__ = ["Place", "Useless", "find_useless", "possible_kinds", "rules_in"]
+__all__ = ["Known", "Place", "Useless", "find_useless", "possible_kinds", "rules_in"]
 
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
 _OF_HEADERS = frozenset({"cidr", "user", "cn", "login", "i2p", "ssh"})  # see relay.access.introduction.identified
@@ -48,6 +49,20 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return self.line or f"{self.option}[{self.number}]"
+
+
+class Known(NamedTuple):
+    """The knowledge about all clients of a listener.
+
+    :param user: the only one who can log in; ``None`` if that is not known.
+    :param version: of IP, 4 or 6; ``None`` for both.
+    """
+
+    user: str | None = None
+    version: int | None = None
+
+
+_NOTHING_KNOWN = Known()
 
 
 class Useless(NamedTuple):
@@ -92,28 +107,32 @@ def possible_kinds(
     return frozenset(kinds)
 
 
-def find_useless(allow: Entries, deny: Entries, listener: str, kinds: frozenset[str]) -> Iterator[Useless]:
+def find_useless(
+    allow: Entries, deny: Entries, listener: str, kinds: frozenset[str], known: Known = _NOTHING_KNOWN
+) -> Iterator[Useless]:
     """Find the rules that can never match: by their kind, or because another rule decides before.
 
     :param allow: as for :class:`relay.access.access_list.AccessList`.
     :param deny: the same.
     :param listener: as for :func:`possible_kinds`.
     :param kinds: the kinds of rules that can match.
+    :param known: what is known of the clients.
     :raises ValueError: if an entry is wrong.
     :raises OSError: if a file cannot be read.
     """
     denied, allowed = list(rules_in(deny, "deny")), list(rules_in(allow, "allow"))
     denials = RuleSet(rule for _, rule in denied)
     places = {rule.text: place for place, rule in reversed(denied)}
-    yield from _useless("deny", denied, kinds, None, {})
+    yield from _useless("deny", denied, kinds, known, None, {})
     possible = kinds - {"cidr"} if listener == "ssh" else kinds
-    yield from _useless("allow", allowed, possible, denials, places)
+    yield from _useless("allow", allowed, possible, known, denials, places)
 
 
 def _useless(
     option: str,
     placed: Sequence[tuple[Place, Rule]],
     kinds: frozenset[str],
+    known: Known,
     denials: RuleSet | None,
     denied: dict[str, Place],
 ) -> Iterator[Useless]:
@@ -128,6 +147,8 @@ def _useless(
             if rule.kind == "cidr" and option == "allow" and "ssh" in kinds:
                 reason = "the addresses that an SSH server reports are not verified"
             yield Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}", is_misplaced=True)
+        elif (mismatch := _mismatch(rule, known)) is not None:
+            yield Useless(place, rule.text, *mismatch, is_misplaced=True)
         elif rule.text in seen:
             yield Useless(place, rule.text, f"it is there already, {first[rule.text]}", "leave it out")
         elif denials is not None and (cover := denials.find_covering(rule)) is not None:
@@ -136,6 +157,15 @@ def _useless(
         elif (cover := rules.find_wider(rule)) is not None:
             yield Useless(place, rule.text, f"{cover}, {first.get(cover, cover)}, is wider", "leave it out")
         seen.add(rule.text)
+
+
+def _mismatch(rule: Rule, known: Known) -> tuple[str, str] | None:
+    """Return why a rule cannot match these clients, and what to do; ``None`` if it can."""
+    if rule.kind == "login" and known.user not in (None, rule.value):
+        return f"the only user who can log in is {shown(str(known.user))}", "correct one of them"
+    if rule.kind == "cidr" and known.version not in (None, rule.value.version):
+        return f"all clients of this listener have addresses of IPv{known.version}", "leave it out, or listen on [::]"
+    return None
 
 
 def rules_in(entries: Entries, option: str) -> Iterator[tuple[Place, Rule]]:

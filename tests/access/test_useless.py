@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.access.useless import find_useless, possible_kinds
+from relay.access.useless import Known, find_useless, possible_kinds
 
 
 def found(allow=None, deny=None, listener="tcp", **has):
@@ -79,6 +79,29 @@ def test_each_listener_has_its_kinds(listener, has, matching):
 )
 def test_the_reason_and_the_remedy(allow, deny, texts):
     assert found(allow, deny) == texts
+
+
+@pytest.mark.parametrize(
+    ("rule", "known", "problem"),
+    [
+        ("login:bob", Known(user="bob"), ""),
+        ("login:alice", Known(), ""),
+        ("login:alice", Known(user="bob"), "the only user who can log in is bob; correct one of them"),
+        ("10.0.0.0/8", Known(version=4), ""),
+        ("::ffff:10.0.0.0/104", Known(version=4), ""),
+        ("fd00::/8", Known(), ""),
+        (
+            "fd00::/8",
+            Known(version=4),
+            "all clients of this listener have addresses of IPv4; leave it out, or listen on [::]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("option", ["allow", "deny"])
+def test_what_is_known_of_the_clients(option, rule, known, problem):
+    lists = {"allow": None, "deny": None, option: [rule]}
+    texts = [str(one) for one in find_useless(**lists, listener="tcp", kinds={"cidr", "login"}, known=known)]
+    assert [text.partition("never match: ")[2] for text in texts] == [problem] * bool(problem)
 
 
 def test_patterns_cover_each_other():

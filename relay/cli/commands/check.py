@@ -145,9 +145,9 @@ def _tell(config: Config, *, as_file: bool) -> None:
     for line, (entry, plan) in zip(lines, plans, strict=True):
         if line:  # else its lists may be wrong
             own = config.file.tunnels[entry.name]
-            inherited = {name for name in ("allow", "deny") if getattr(own, name) is None}
-            has_login = entry.tunnel.user is not None
-            notices |= dict.fromkeys(rule_notices(config.problems, plan, has_login=has_login, inherited=inherited))
+            inherited = {name for name in ("allow", "deny", "limit") if getattr(own, name) is None}
+            user = entry.tunnel.user
+            notices |= dict.fromkeys(rule_notices(config.problems, plan, user=user, inherited=inherited))
     for notice in notices:
         print_notice(f"relay: {notice}")
     _check_top(config)

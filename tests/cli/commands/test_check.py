@@ -76,6 +76,39 @@ def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
     ]
 
 
+def test_what_no_client_of_the_listener_can_have_is_noticed(checked):
+    login = '[{name = "login", rate = "3/10m", ban = "1d"}]'
+    status, _, notices = checked(f"""
+        [tunnels.t]
+        listen = "0.0.0.0:0"
+        target = "127.0.0.1:1"
+        allow = ["fd00::/8"]
+        limit = {login}
+        [tunnels.proxy]
+        listen = "socks5://[::]:0"
+        user = "bob"
+        password = "secret"
+        allow = ["login:alice", "10.0.0.0/8"]
+        limit = {login}
+        [tunnels.six]
+        listen = "[::1]:0"
+        target = "127.0.0.1:1"
+        deny = ["10.0.0.0/8"]
+        [tunnels.balanced]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        deny = ["fd00::/8"]
+        accept_proxy = ["127.0.0.1"]
+    """)
+    assert status == 0
+    assert [notice.rpartition(";")[0] for notice in notices] == [
+        "6: tunnels.t.limit[0]: login: counts wrong passwords, but the clients of this listener do not log in",
+        "5: tunnels.t.allow[0]: cidr:fd00::/8 can never match: all clients of this listener have addresses of IPv4",
+        "11: tunnels.proxy.allow[0]: login:alice can never match: the only user who can log in is bob",
+        "16: tunnels.six.deny[0]: cidr:10.0.0.0/8 can never match: all clients of this listener have addresses of IPv6",
+    ]
+
+
 def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, tmp_path):
     status, _, notices = checked(f"""
         [defaults]

@@ -223,3 +223,7 @@ def test_the_sample_for_nomad_has_tunnels_that_relay_accepts(tmp_path: Path) -> 
     (tmp_path / "relay.toml").write_text(found[1].replace("db.internal", "localhost"))
     assert run("check", str(tmp_path / "relay.toml")).returncode == 0
     assert f'kill_timeout = "{tomllib.loads(found[1])["defaults"]["drain"] + 15}s"' in text
+    assert "max_kill_timeout" in text, "without it a client of Nomad kills relay after 30 s"
+    assert re.search(r'^    shutdown_delay = "\d+s"$', text, re.MULTILINE), (
+        "a file with no status server has none itself"
+    )

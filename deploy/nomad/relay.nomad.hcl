@@ -5,6 +5,9 @@ job "relay" {
   group "relay" {
     count = 2
 
+    # Nomad takes the service out of its catalogue, then waits for its users to notice, then sends the signal.
+    shutdown_delay = "5s"
+
     network {
       port "db" { to = 5432 }
     }
@@ -29,7 +32,8 @@ job "relay" {
     task "relay" {
       driver = "podman"
 
-      # drain + 15 s
+      # drain + 15 s. A Nomad client allows 30 s at most unless its own configuration says more: set max_kill_timeout of its
+      # block "client" to this, else it kills relay in the middle of the drain.
       kill_timeout = "75s"
 
       config {

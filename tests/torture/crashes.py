@@ -148,6 +148,7 @@ class _Entrance:
     :param half_close: whether one direction can end alone.
     """
 
+    takes_ends = False
     has_reset = False  # the kernel ends the connections of a killed process as it likes, with an EOF or a reset
 
     def __init__(self, enter: Callable[[], socket.socket], far: socket.socket, *, half_close: bool) -> None:

@@ -31,6 +31,8 @@ class Relay(Protocol):
     """Whether one direction can end alone."""
     has_reset: bool
     """Whether a cut is seen as a reset at the other side, and never as an EOF."""
+    takes_ends: bool
+    """Whether the end of a connection counts as the answer to the end of one direction."""
     may_fail: bool
     """Whether any connection that begins now may be reset at any time."""
 
@@ -122,10 +124,12 @@ class Side:
 class Pair:
     """A connection: its client, and the target's side once that has come."""
 
-    def __init__(self, number: int, client: socket.socket, *, has_reset: bool) -> None:
+    def __init__(self, number: int, client: socket.socket, *, has_reset: bool, takes_ends: bool) -> None:
         self.number = number
         self.up = Direction(2 * number, f"connection {number}, up", has_reset=has_reset)
         self.down = Direction(2 * number + 1, f"connection {number}, down", has_reset=has_reset)
+        if takes_ends:
+            self.up.answers, self.down.answers = self.down, self.up
         self.client = Side(client, self.up, self.down)
         self.target: Side | None = None
         self.is_probe = False
@@ -282,7 +286,8 @@ class Driver:
             if self._relay.may_fail:
                 return None
             raise
-        pair = self._pairs[number] = Pair(number, client, has_reset=self._relay.has_reset)
+        relay = self._relay
+        pair = self._pairs[number] = Pair(number, client, has_reset=relay.has_reset, takes_ends=relay.takes_ends)
         if self._relay.may_fail:
             pair.excuse()
         self._note(f"{number}: connects")

@@ -40,6 +40,7 @@ class FaultyRig:
     :param hard: whether faults may end connections.
     """
 
+    takes_ends = False
     has_half_close = True
     has_reset = True
 

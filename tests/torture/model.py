@@ -44,12 +44,15 @@ class Direction:
     :param name: for errors.
     :param has_reset: whether its receiver learns of a cut by a reset. A Unix socket that is not relay's own
         cannot: there a cut is an EOF.
+    :param answers: the other direction, if a cut after the end of that one is an EOF: relay takes the end of a TLS
+        connection for the answer to close_notify, see docs/limits.md.
     """
 
-    def __init__(self, number: int, name: str, *, has_reset: bool = True) -> None:
+    def __init__(self, number: int, name: str, *, has_reset: bool = True, answers: Direction | None = None) -> None:
         self.number = number
         self.name = name
         self._has_reset = has_reset
+        self.answers = answers
         self.sent = 0
         self.received = 0
         self.is_ended = False  # by the sender: it sends no more
@@ -87,7 +90,8 @@ class Direction:
 
     def on_eof(self) -> None:
         """Check that the receiver may see an EOF."""
-        if self.is_excused and not self._has_reset and not (self.is_ended and self.received == self.sent):
+        has_reset = self._has_reset and not (self.answers is not None and self.answers.is_ended)
+        if self.is_excused and not has_reset and not (self.is_ended and self.received == self.sent):
             return self.on_reset()
         if not self.is_ended:
             raise ModelError(f"{self.name}: an EOF, and the sender has not ended")

@@ -125,13 +125,15 @@ class _Entrance:
     :param half_close: whether one direction can end alone.
     :param reset: whether a cut is a reset at the other side, and never an EOF. ``sshd`` ends the target's connections
         when its client has gone, and a router its streams.
+    :param takes_ends: see :class:`.driver.Relay`.
     """
 
-    def __init__(self, port: int, far: socket.socket, *, half_close: bool, reset: bool) -> None:
+    def __init__(self, port: int, far: socket.socket, *, half_close: bool, reset: bool, takes_ends: bool) -> None:
         self._port = port
         self._far = far
         self.has_half_close = half_close
         self.has_reset = reset
+        self.takes_ends = takes_ends
         self.may_fail = False
 
     def connect(self) -> socket.socket:
@@ -170,7 +172,11 @@ class World:
             self._ports = {name: _free_port() for name in self.names}
             self.entrances = {
                 name: _Entrance(
-                    self._ports[name], self._far[name], half_close=name != "i2p", reset=name in ("tcp", "tls")
+                    self._ports[name],
+                    self._far[name],
+                    half_close=name != "i2p",
+                    reset=name in ("tcp", "tls"),
+                    takes_ends=name == "tls",
                 )
                 for name in self.names
             }

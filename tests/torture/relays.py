@@ -24,6 +24,7 @@ class Rig:
     :param reset: whether a cut is a reset at the other side, and never an EOF.
     """
 
+    takes_ends = False
     may_fail = False
 
     def __init__(
@@ -59,7 +60,7 @@ class Rig:
             tunnel.pause()
             tunnel.resume()
         elif what == 1:
-            changes.update(tunnel, nconnect=-1, timeout=None, connect_timeout=60.0, idle_timeout=None, linger=60.0)
+            changes.update(tunnel, nconnect=-1, timeout=None, connect_timeout=60.0, idle_timeout=None, linger=900.0)
         elif what == 2:
             tunnel.connections()
             tunnel.metrics()
@@ -81,7 +82,7 @@ def _tcp(address: tuple[str, int]) -> Callable[[], socket.socket]:
 
 @contextlib.contextmanager
 def _tunnel(receive: object, factory: object) -> Iterator[relay.Tunnel]:
-    with relay.Tunnel(receive, factory, timeout=None, connect_timeout=60.0, linger=60.0) as tunnel:  # type: ignore[arg-type]
+    with relay.Tunnel(receive, factory, timeout=None, connect_timeout=60.0, linger=900.0) as tunnel:  # type: ignore[arg-type]
         yield tunnel
 
 
@@ -149,7 +150,7 @@ def limited(folder: Path, seed: int) -> Iterator[Rig]:
     limit = [{"per": "tunnel", "bandwidth": "400MB/s"}, {"per": "ip", "quota": "100TB/day", "concurrent": 10_000}]
     with _target() as far:
         factory = relay.tcp(*far.getsockname())
-        with relay.Tunnel(relay.listen("127.0.0.1:0"), factory, timeout=None, linger=60.0, limit=limit) as tunnel:
+        with relay.Tunnel(relay.listen("127.0.0.1:0"), factory, timeout=None, linger=900.0, limit=limit) as tunnel:
             yield Rig(_tcp(tunnel.address), far, [tunnel])
 
 

@@ -69,7 +69,8 @@ def target(
         then goes to one of them by ``policy``, and to the next one if that fails. One that fails gets no more streams
         until a connect of relay's own to it has succeeded, which is tried after 0.5 to 30 s.
     :param policy: the order of several targets that are up: ``first`` is that of the list, ``spread`` begins with the
-        one with the fewest streams, ``fastest`` with the one whose connects take the least time on average.
+        one with the fewest streams, ``fastest`` with the one whose connects take the least time on average. relay
+        connects to each target of ``fastest`` every 30 s for that, as long as it is used.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address. A factory of your own can call it with the keywords that it has got itself: ``peer`` (the client's
         address, which changes nothing here), ``deadline`` (monotonic seconds, ``None`` for no limit) and ``cancel``

@@ -39,7 +39,8 @@ class TargetGroup(Dialer):
 
     A target is taken out at its first failure. It gets streams again once a probe has passed, which is tried after a
     back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails at once. With
-    :meth:`probe_every`, targets that are up are probed as well.
+    :meth:`probe_every`, targets that are up are probed as well. To know which one is the fastest, a connect measures
+    each of them every 30 s, as long as streams are asked for.
 
     :param dialers: of the targets, in the order of preference.
     :param selection: the order in which they are tried.
@@ -71,6 +72,7 @@ class TargetGroup(Dialer):
     ) -> Abort:
         """Begin to make a stream to the target whose turn it is; see :meth:`Dialer.dial`."""
         self._members.reopen()
+        self._members.measure()
         return _Attempts(self, deadline, done, self_contained, wait_for_reconnect).begin()
 
     def bound(self, source: Source) -> Dialer:

@@ -109,7 +109,7 @@ class Health:
         self.problem = ""
         """The error of the last failure, while the target is not up."""
         self.latency: float | None = None
-        """Seconds that a connect takes, on average; ``None`` if none has succeeded yet."""
+        """Seconds that a connect takes, or the probe, on average; ``None`` if none has succeeded yet."""
         self.failures = 0
         """Connects and probes that failed, since the start."""
         self._row = 0  # failures without a success between them

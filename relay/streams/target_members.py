@@ -36,6 +36,7 @@ NO_PORT = errno.EADDRNOTAVAIL
 _PROBE_TIMEOUT = 10.0  # seconds for a connect that is a probe
 _SPREAD = 0.1  # of the interval by which the probes of many targets are spread
 _FIRST = 1.0  # seconds within which the first probe of a target begins
+_MEASURED = 30.0  # seconds between two connects that measure a target
 _LONGEST = 500  # characters of an error in the log
 
 
@@ -47,7 +48,7 @@ class Selection(enum.Enum):
     SPREAD = "spread"
     """The one with the fewest streams."""
     FASTEST = "fastest"
-    """The one whose connects take the least time on average."""
+    """The one whose connects, or probes of a :class:`ProbeSchedule`, take the least time on average."""
 
 
 class TargetState(NamedTuple):
@@ -62,7 +63,7 @@ class TargetState(NamedTuple):
     active: int
     """Streams that are open, or about to be."""
     latency: float | None
-    """Seconds that a connect takes, on average; ``None`` if none has succeeded yet."""
+    """Seconds that a connect takes, or the probe, on average; ``None`` if none has succeeded yet."""
     failures: int
     """Connects and probes that failed."""
     problem: str
@@ -122,6 +123,8 @@ class Members:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._schedule: ProbeSchedule | None = None  # of the probes of targets that are up
+        self._used = -math.inf  # when a stream was asked for, if the targets are compared
+        self._measurement = ProbeSchedule("connect", _MEASURED, _PROBE_TIMEOUT, self._is_used)
         self._io_thread: IOThread | None = None  # while a target waits for a probe
         self._is_closed = False
 
@@ -144,7 +147,7 @@ class Members:
         if self.selection is Selection.SPREAD:
             return member.active, number
         if self.selection is Selection.FASTEST:
-            return (0.0 if member.health.latency is None else member.health.latency), number
+            return (math.inf if member.health.latency is None else member.health.latency), number
         return 0.0, number
 
     def left(self, tried: Sequence[int]) -> int:
@@ -207,6 +210,16 @@ class Members:
                 if one.health.state is not HealthState.UP
             ]
         return "; ".join(found)
+
+    def measure(self) -> None:
+        """Measure all targets that are compared, as long as streams are asked for: also those that get none."""
+        if self.selection is Selection.FASTEST and len(self.members) > 1:
+            self._used = time.monotonic()
+            if self._schedule is None:
+                self.probe_every(self._measurement)
+
+    def _is_used(self) -> bool:
+        return time.monotonic() - self._used < self._measurement.interval
 
     def probe_every(self, schedule: ProbeSchedule | None) -> None:
         """Probe each target now and then; see :meth:`TargetGroup.probe_every`."""
@@ -291,7 +304,7 @@ class Members:
             if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
                 member.give_up, member.is_probed = None, False
                 member.outcome = ProbeOutcome(time.time(), now - member.begun, problem)
-            elif event is Event.SUCCEEDED and self._schedule is not None:
+            elif event is Event.SUCCEEDED and self._schedule is not None and self._schedule.probe != "connect":
                 if before is not HealthState.UP:
                     return  # a connect proves less than the probe that it has to pass
                 seconds = None  # that a probe takes is compared

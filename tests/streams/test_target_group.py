@@ -74,6 +74,7 @@ def refused(name):
 @pytest.fixture
 def targets(monkeypatch):
     monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+    monkeypatch.setattr(target_members, "_FIRST", 0.0)
     made = [Target(name) for name in "abc"]
     yield made
     for one in made:
@@ -147,6 +148,37 @@ def test_the_fastest_gets_the_streams(group, targets):
     streams = []
     assert dialed_name(made, streams) == "b"
     close(streams)
+
+
+def test_a_target_that_was_slow_once_is_measured_again_as_long_as_streams_are_asked_for(group, targets, monkeypatch):
+    monkeypatch.setattr(target_members, "_MEASURED", 0.01)
+
+    def probe(dialer, deadline, done):
+        if dialer is targets[0]:
+            done(targets[0].stream())
+        return lambda: None
+
+    made = group(Selection.FASTEST, probe)
+    for number, seconds in enumerate((5.0, 0.5, 0.6)):
+        made._members.succeeded(number, seconds)
+    chosen = []
+
+    def is_next(target):
+        with dialed(made) as stream:
+            chosen.append(stream.target)
+        return chosen[-1] == target
+
+    wait_until(lambda: is_next("a"))
+    assert chosen[0] == "b"
+    wait_until(lambda: not IOThread.clients())  # no client has come for a while
+
+
+def test_a_target_is_measured_before_it_gets_clients(group):
+    made = group(Selection.FASTEST)
+    made._members.succeeded(1, 5.0)
+    with dialed(made) as stream:
+        assert stream.target == "b"
+    wait_until(lambda: all(one.latency is not None for one in made.states()))
 
 
 def test_a_client_whose_target_fails_gets_the_next_one(group, targets, caplog):

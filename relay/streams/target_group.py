@@ -26,7 +26,7 @@ logger = logging.getLogger("relay")
 
 
 _ATTEMPT = 10.0  # seconds for one target at most, if there are others to try
-_FAIR = 1.0  # seconds that a target must have had before it counts as one that does not answer
+_FAIR = 1.0  # seconds that a target must have had before it counts at once as one that does not answer
 
 
 def probe_by_connect(dialer: Dialer, deadline: float, done: OnResult) -> Abort:
@@ -266,9 +266,9 @@ class _Attempts:
         if outcome.errno in LOCAL:
             self._leave(number)
             return self._steps.finish(outcome)
-        had_time = now - begun >= _FAIR or getattr(outcome, "reason", "") != "connect_timeout"
-        if had_time and outcome.errno != NO_PORT:
-            members.failed(number, outcome)
+        is_short = now - begun < _FAIR and getattr(outcome, "reason", "") == "connect_timeout"
+        if outcome.errno != NO_PORT:
+            members.failed(number, outcome, is_short=is_short)
         self._leave(number)
         if self._deadline is not None and now >= self._deadline:
             return self._steps.finish(outcome)

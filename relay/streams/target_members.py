@@ -36,6 +36,7 @@ NO_PORT = errno.EADDRNOTAVAIL
 _PROBE_TIMEOUT = 10.0  # seconds for a connect that is a probe
 _SPREAD = 0.1  # of the interval by which the probes of many targets are spread
 _FIRST = 1.0  # seconds within which the first probe of a target begins
+_MOST_SHORT = 3  # attempts in a row that may have had hardly any time
 _MEASURED = 30.0  # seconds between two connects that measure a target
 _LONGEST = 500  # characters of an error in the log
 
@@ -94,6 +95,7 @@ class _Member:
         self.dialer = dialer
         self.health = Health(now)
         self.active = 0
+        self.short = 0  # attempts in a row without an answer that had hardly any time
         self.timer: Timer | None = None  # until the next probe
         self.is_probed = False  # whether a probe is under way
         self.begun = 0.0  # when the last probe began, monotonic seconds
@@ -174,8 +176,17 @@ class Members:
         """Take account of a connect for a client."""
         self._handle(number, Event.SUCCEEDED, seconds=seconds)
 
-    def failed(self, number: int, error: OSError) -> None:
-        """Take account of a connect for a client that failed."""
+    def failed(self, number: int, error: OSError, *, is_short: bool = False) -> None:
+        """Take account of a connect for a client that failed.
+
+        :param is_short: whether it had hardly any time: one says nothing of the target, several in a row do.
+        """
+        if is_short:
+            with self._lock:
+                member = self.members[number]
+                member.short += 1
+                if member.short < _MOST_SHORT:
+                    return
         self._handle(number, Event.FAILED, problem=str(error))
 
     def set_enabled(self, number: int, enabled: bool) -> None:
@@ -301,6 +312,8 @@ class Members:
             if probe is not None and probe != member.probe:
                 return
             before = member.health.state
+            if event in (Event.SUCCEEDED, Event.FAILED):
+                member.short = 0
             if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
                 member.give_up, member.is_probed = None, False
                 member.outcome = ProbeOutcome(time.time(), now - member.begun, problem)

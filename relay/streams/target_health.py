@@ -92,6 +92,9 @@ _TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
 }
 
 
+_FAILING = frozenset({HealthState.DOWN, HealthState.PROBING})
+
+
 class Health:
     """The health of one target: plain data. Its owner has a lock.
 
@@ -103,7 +106,7 @@ class Health:
     def __init__(self, now: float) -> None:
         self.state = HealthState.UP
         self.since = now
-        """The beginning of the state, monotonic seconds."""
+        """The beginning of the state, monotonic seconds; ``down`` and ``probing`` count as one."""
         self.delay = 0.0
         """Seconds to wait before the next probe."""
         self.problem = ""
@@ -132,7 +135,7 @@ class Health:
         if found is None:
             return Action.NOTHING
         before, (self.state, action) = self.state, found
-        if self.state is not before:
+        if self.state is not before and not {before, self.state} <= _FAILING:
             self.since = now
         if self.state is HealthState.UP:
             self._row, self.problem = 0, ""

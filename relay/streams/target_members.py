@@ -60,7 +60,7 @@ class TargetState(NamedTuple):
     state: str
     """``up``, ``down``, ``probing`` or ``disabled``."""
     since: float
-    """Seconds for which it has been in this state."""
+    """Seconds for which it has been in this state; ``down`` and ``probing`` count as one."""
     active: int
     """Streams that are open, or about to be."""
     latency: float | None

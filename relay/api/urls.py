@@ -110,25 +110,27 @@ def dialer_of_ways(
         raise ValueError(f"policy: expected first, spread or fastest, got '{shown(str(policy))}'") from None
     try:
         made += [dialer(*way) for way in ways]
-        names = [str(end) for _, end in ways]
-        if len(set(names)) < len(names):
-            routes = [f" via {', '.join(map(str, route))}" if route else " directly" for route, _ in ways]
-            names = _numbered(list(map(str.__add__, names, routes)))
-        return TargetGroup(made, selection, name=name, names=names)
+        return TargetGroup(made, selection, name=name, names=_names_of(ways))
     except BaseException:
         for each in made:
             each.close()
         raise
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Return names with a number after those that were there before, such as a target that is there twice."""
+def _names_of(ways: Sequence[tuple[Route, Target | I2PTarget | Command]]) -> list[str]:
+    """Return a name for each target: its address, its way if it has several, a number if it is there several times."""
+    routes: dict[str, set[Route]] = {}
+    for route, end in ways:
+        routes.setdefault(str(end), set()).add(tuple(route))
     counts: dict[str, int] = {}
-    numbered = []
-    for name in names:
+    names = []
+    for route, end in ways:
+        name = str(end)
+        if len(routes[name]) > 1:
+            name += f" via {', '.join(map(str, route))}" if route else " directly"
         counts[name] = counts.get(name, 0) + 1
-        numbered.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return numbered
+        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return names
 
 
 def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:

@@ -15,6 +15,8 @@ from helpers import WAIT, wait_until
 
 import relay
 from relay.access.proxy_header import build_local
+from relay.addresses.parse import parse_hops, parse_target
+from relay.api.urls import dialer_of_ways
 from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
 from relay.eventloop.background import IOThread
@@ -605,11 +607,19 @@ def test_a_probe_that_this_machine_cannot_make_takes_no_target_out(answering):
     assert made.states()[0].failures == 0
 
 
-def test_a_target_that_is_there_twice_has_two_names():
-    made = relay.target(["127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:10"], policy="spread")
-    found = [one.target for one in made.states()]
-    assert found == ["127.0.0.1:9 directly", "127.0.0.1:9 directly (2)", "127.0.0.1:10 directly"]
-    made.close()
+@pytest.mark.parametrize(
+    ("ways", "names"),
+    [
+        ([((), 9), ((), 9), ((), 10)], ["127.0.0.1:9", "127.0.0.1:9 (2)", "127.0.0.1:10"]),
+        (
+            [((), 9), (["socks5://h:1"], 9), (["socks5://h:1"], 10), ((), 9)],
+            ["127.0.0.1:9 directly", "127.0.0.1:9 via socks5://h:1", "127.0.0.1:10", "127.0.0.1:9 directly (2)"],
+        ),
+    ],
+)
+def test_only_a_target_that_is_there_twice_has_another_name_than_its_address(ways, names):
+    with dialer_of_ways([(parse_hops(via), parse_target(f"127.0.0.1:{port}")) for via, port in ways]) as made:
+        assert [one.target for one in made.states()] == names
 
 
 def test_a_warm_stream_of_a_disabled_target_is_for_no_client(echo_server):

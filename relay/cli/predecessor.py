@@ -7,7 +7,9 @@ take the decision back any more, so that an upgrade that fails has no client to 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import ipaddress
 import logging
 import os
 import signal
@@ -24,6 +26,9 @@ import click
 from ..access.ledger import LedgerEntry
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
+from ..addresses.values import TCPAddress
+from ..config.listen_conflicts import overlap
+from ..eventloop.sockets import MPTCP, format_address
 from ..operations.upgrade_channel import (
     PROTOCOL,
     UNDER_WAY,
@@ -234,7 +239,8 @@ class Predecessor:
                     self._bound[member.name] = member.plan.bind(preflight)
                 used.update(taken)
             except _ERRORS as error:
-                problems.append((f"{member.name}: {describe_error(error)}", error))
+                text = self._problem_of_its_own(where, error) or describe_error(error)
+                problems.append((f"{member.name}: {text}", error))
         if problems:
             for text, _ in problems[:-1]:
                 print_error(text)
@@ -253,6 +259,23 @@ class Predecessor:
                 self.on_taken_over.append(one.adopt)
                 self.on_failed.append(one.disown)
         self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
+
+    def _problem_of_its_own(self, where: Any, error: Exception) -> str:
+        """Return the problem of an address that the other process has, not another program; empty if it has not."""
+        host, port = getattr(where, "host", None), getattr(where, "port", None)
+        if host is None or not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+            return ""
+        for one in (offer.socket for offer in self._offers if offer.socket.family != socket.AF_UNIX):
+            found = one.getsockname()[:2]
+            if found[1] == port and (not _is_literal(host) or overlap(host, found[0])):
+                has_mptcp = one.proto == MPTCP
+                differs = has_mptcp != bool(getattr(where, "mptcp", False))
+                how = f" {'with' if has_mptcp else 'without'} mptcp" if differs else ""
+                problem = (
+                    f"the relay that runs listens at {format_address(found)}{how}, which an upgrade does not change"
+                )
+                return f"{TCPAddress(host, port)}: {problem}; run relay ctl reload first"
+        return ""
 
     def _at_any_port(self, name: str) -> Sequence[socket.socket]:
         """Return the socket of a tunnel that listened at a port which the system had chosen."""
@@ -373,6 +396,14 @@ def _wait_for_release(channel: UpgradeChannel, done: Callable[[UpgradeError | No
         done(error)
     else:
         done(None)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _entry(limit: Any, key: Any, banned_until: Any, used: Any, period: Any) -> LedgerEntry:

@@ -8,7 +8,7 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["ListenTable", "exclude_each_other", "group_of"]
+__all__ = ["ListenTable", "exclude_each_other", "group_of", "overlap"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
 _EVERY = (_EVERY_IPV4, "::")
@@ -33,7 +33,7 @@ class ListenTable:
         # Thousands of tunnels may share a port, so only an address of all interfaces is compared with each.
         others = claimed if host in _EVERY else (host, *_EVERY)
         for other in others:
-            if other in claimed and _overlap(host, other):
+            if other in claimed and overlap(host, other):
                 return claimed[other]
         claimed[host] = name
         return None
@@ -53,7 +53,7 @@ def group_of(listen: object, tunnel: Tunnel) -> object:
     return _key(listen, tunnel)
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
     """Return whether two hosts share their ports: they are equal, or one is all interfaces (``::`` also for IPv4)."""
     if one == other or "::" in (one, other):
         return True

@@ -9,7 +9,7 @@ from config_rig import only, problems_of, read_text
 
 from relay.addresses.values import TCPAddress
 from relay.config import listen_conflicts
-from relay.config.listen_conflicts import ListenTable, _overlap, exclude_each_other, group_of
+from relay.config.listen_conflicts import ListenTable, exclude_each_other, group_of, overlap
 from relay.config.models import Tunnel
 
 
@@ -78,7 +78,7 @@ def test_two_tunnels_at_two_addresses(tmp_path, one, other):
 
 def test_thousands_of_tunnels_at_one_port_are_not_compared_with_each_other(monkeypatch):
     compared = []
-    monkeypatch.setattr(listen_conflicts, "_overlap", lambda one, other: compared.append(other) or _overlap(one, other))
+    monkeypatch.setattr(listen_conflicts, "overlap", lambda one, other: compared.append(other) or overlap(one, other))
     table, tunnel = ListenTable(), Tunnel(listen=80)
     places = [f"127.0.{number // 250}.{number % 250}" for number in range(1000)]
     assert not any(table.claim(TCPAddress(place, 80), place, tunnel) for place in places)

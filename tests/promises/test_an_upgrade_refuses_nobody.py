@@ -183,10 +183,15 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
     text = tunnel("one", "127.0.0.1:0", target)
     running = up(text, program=program)
     port = running.port("one")
-    taken = "{}:{}".format(*target)
+    taken, wider = "{}:{}".format(*target), text.replace("127.0.0.1:0", f"0.0.0.0:{port}")
     cases = [
         (text + "target = 1\n", works, "relay.toml:4: this is not TOML"),
         (text + tunnel("two", taken, target), works, f"two: {taken}: Address already in use"),
+        (
+            wider,
+            works,
+            f"one: 0.0.0.0:{port}: the relay that runs listens at 127.0.0.1:{port}, which an upgrade does not",
+        ),
         (text, "#!/bin/sh\nexit 7\n", "the new process ended with status 7 before it was ready"),
         (text, f"#!{sys.executable}\nimport os\nos.kill(os.getpid(), 9)\n", "the new process ended with status -9"),
     ]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
 from collections.abc import Sequence
 
 from ....addresses.printable import one_line
-from ....errors import AuthenticationError, CarrierError, ConnectError, RelayError
-from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
-from ..connection import CLOSED, GREETING, KEY_EXCHANGE, LOGIN, OVERLOADED, IncompatibleError, Settings
+from ....addresses.values import TCPAddress
+from ....errors import CarrierError, ConnectError, RelayError
+from ....eventloop.sockets import connect_error
+from ..config.identities import NO_PASSPHRASE
+from ..connection import CLOSED, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
+from ..login_failures import login_rejected, no_greeting
 from ..open_failures import (
     CHECK_HOST,
-    CHECK_SERVICE,
     CONNECT_FAILED,
     PROHIBITED,
     SHORTAGE,
@@ -40,7 +43,10 @@ _PROXY = re.compile(r"debug1: Executing proxy command: (?:exec )?(\S+)")
 _NO_MATCH = re.compile(r"Unable to negotiate with .*: no matching (.*) found\. Their offer: (.*)")
 _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
 _BANNER = re.compile(r"debug1: kex_exchange_identification: banner line \d+: (.*)")
-_CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
+_ENDS = (  # how ssh names the end of the connection, and relay
+    (re.compile(r"(?:kex_exchange_identification: )?Connection (?:closed by|to \S+ closed by)"), CLOSED),
+    (re.compile(r"(?:kex_exchange_identification: )?(?:read: )?Connection reset by"), "Connection reset by peer"),
+)
 
 _DISCONNECT = re.compile(r"Received disconnect from \S+ port \d+:\d+:(.*)")
 _DISCONNECTED = "Disconnected from "  # the line of ssh after those words
@@ -62,7 +68,7 @@ _CODES = {
     "unknown channel type": UNKNOWN_KIND,
     "resource shortage": SHORTAGE,
 }
-_MOST = 6  # keys in an error
+_PASSWORDS = ("password", "keyboard-interactive")
 
 # The state of a login after a line, for the error when it does not end in time.
 _STAGES = (
@@ -88,7 +94,7 @@ def said(lines: Sequence[str]) -> str:
         return f"the server says: {words}" if words else CLOSED
     for line in reversed(lines):
         if line and not _NOISE.match(line) and not line.startswith("debug"):
-            return line[:_LONGEST].rstrip(".")
+            return next((text for end, text in _ENDS if end.match(line)), line[:_LONGEST].rstrip("."))
     return ""
 
 
@@ -179,30 +185,25 @@ def _denied(settings: Settings, lines: Sequence[str]) -> RelayError | None:
     if not any(_any(lines, words) for words in _DENIALS):
         return None
     permission, more = last_match(_PERMISSION, lines), last_match(_CONTINUE, lines)
-    takes = permission[1] if permission else more[1] if more else "unknown methods"
+    found = permission or more
     keys, notes = _keys(settings, lines)
+    steps = [match[1] for line in lines if (match := _PARTIAL.match(line))]
     methods = dict.fromkeys(match[1] for line in lines if (match := _METHOD.match(line)))
-    methods.pop("publickey", None)
-    with_password = {"password", "keyboard-interactive"} & methods.keys()
-    if not settings.server.has_password:  # ssh also tries it if relay answers questions for a passphrase
-        methods = {method: None for method in methods if method not in with_password}
-    elif with_password - {match[1] for line in lines if (match := _PARTIAL.match(line))}:
-        notes = [WRONG_PASSWORD, *notes]
-    tried = [*methods, *(f"key {key}" for key in keys)]
-    text = f"the server accepts {takes}; tried: {_listed(tried) or 'nothing'}"
-    if _any(lines, _TOO_MANY):
-        remedy = "set keyfile to the right key, so that only this key is tried"
-        many = f"the server ended the connection: {_TOO_MANY}; {remedy}"
-        notes = [many, *notes]
-    hint = "; ".join(notes[:_MOST]) or "check the user, the key file and the agent, or set a password"
-    asks = not settings.server.has_password and ("password" in takes or "keyboard-interactive" in takes)
-    wants_secret = asks or any(NO_PASSPHRASE in note for note in notes)
-    text = f"{settings.name}: login as {settings.user} was rejected: {text}; {hint}"
-    return AuthenticationError(text, wants_secret=wants_secret)
+    rejected = [*keys, *(method for method in methods if method not in {"publickey", *_PASSWORDS, *steps})]
+    if settings.server.has_password:
+        rejected += [method for method in methods if method in _PASSWORDS and method not in steps]
+    return login_rejected(
+        settings,
+        one_line(found[1], _LONGEST).split(",") if found else ["unknown methods"],
+        rejected,
+        accepted=steps,
+        end=f": {_TOO_MANY}" if _any(lines, _TOO_MANY) else "",
+        notes=notes,
+    )
 
 
 def _keys(settings: Settings, lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the keys that ssh has tried, and the problems of the unusable ones."""
+    """Return the keys that the server has rejected, and the problems of the unusable ones."""
     keys: dict[str, None] = {}
     notes: dict[str, None] = {}
     stanzas: list[tuple[str, str, list[str]]] = []
@@ -211,13 +212,16 @@ def _keys(settings: Settings, lines: Sequence[str]) -> tuple[list[str], list[str
             stanzas.append((match[1], match[2], []))
         elif stanzas:
             stanzas[-1][2].append(line)
-    for event, key, rest in stanzas:
+    for (event, key, rest), (reply, *_) in itertools.pairwise((*stanzas, ("", "", []))):
         name, kind = _parted(key)
+        if event == "Offering public key" and reply == "Server accepts key":
+            continue
         if event == "Trying private key" and not os.path.exists(name):
             continue  # a default one
-        keys[f"{name} ({kind})" if kind else name] = None
         if event != "Offering public key" and (problem := _problem(settings, name, rest)):
             notes[problem] = None
+        elif not _was_accepted(rest):
+            keys[f"{name} ({kind})" if kind else name] = None
     return list(keys), [match[1] for line in lines if (match := _SKIPPED.match(line))] + list(notes)
 
 
@@ -248,9 +252,10 @@ def _problem(settings: Settings, name: str, rest: Sequence[str]) -> str:
     return f"{name} {NO_PASSPHRASE}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MOST])
-    return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown
+def _was_accepted(rest: Sequence[str]) -> bool:
+    """Return whether the server has accepted a key, from the lines after that, and then required more."""
+    replies = (line for line in rest if _PARTIAL.match(line) or _CONTINUE.match(line))
+    return _PARTIAL.match(next(replies, "")) is not None
 
 
 def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
@@ -258,12 +263,19 @@ def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
         if line.startswith("ssh: Could not resolve hostname"):
             return ConnectError(f"{settings.name}: {line[5:_LONGEST]}; check the spelling", reason="unreachable")
         if match := _CONNECT.match(line):
-            text, reason = match[1].rstrip("."), reason_for(match[1])
-            remedy = CHECK_SERVICE if reason == "refused" else CHECK_HOST
-            return ConnectError(f"{settings.name}: {text}; {remedy}", reason=reason)
+            error = connect_error(
+                str(TCPAddress(settings.hostname, settings.port)), _system_error(match[1].rstrip("."))
+            )
+            return ConnectError(f"{settings.name}: {error}", reason=error.reason)
         if re.match(r"Connection (timed out during banner exchange|to \S+ port \d+ timed out)", line):
             return timeout_error(settings, lines)
     return None
+
+
+def _system_error(text: str) -> OSError:
+    """Return the error of a connect from the system's words for it."""
+    kinds = {"refused": errno.ECONNREFUSED, "connect_timeout": errno.ETIMEDOUT}
+    return OSError(kinds.get(reason_for(text), 0), text)
 
 
 def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
@@ -276,11 +288,8 @@ def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
         own = said([line for line in lines if not line.startswith(_NO_GREETING)])
         problem = f"its ProxyCommand ({command[1][:100]}) reaches no SSH server: {own or 'it ended without a message'}"
         return ConnectError(f"{name}: {problem}", reason="unreachable")
-    greeting = last_match(_BANNER, lines)
-    # A server that closes without a message may be starting, and an overloaded one recovers.
-    stage = GREETING if greeting is not None and not greeting[1].startswith(OVERLOADED) else ""
-    hint = "; check the port, and MaxStartups of the server" if last_match(_CLOSED, lines) else ""
-    return CarrierError(f"{name}: no SSH server: {words}{hint}", stage=stage)
+    greeting = next((match[1] for line in lines if (match := _BANNER.match(line))), "")
+    return no_greeting(settings, greeting, words)
 
 
 def _any(lines: Sequence[str], words: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ....errors import HostKeyError
 from ..config.known_hosts import REVOKED, find, fingerprint, open_to_append
 from ..connection import Settings
+from ..login_failures import changed_key, key_name, removal_hint, revoked_key, unknown_key, untrusted, wrong_pin
 
 __all__ = [
     "HELPER",
@@ -116,20 +117,23 @@ def host_key_error(settings: Settings, lines: Sequence[str]) -> HostKeyError | N
     if "Host key verification failed" not in text and _REVOKED not in text:
         return None
     shown = last_match(_SERVER_KEY, lines)
-    key = f"{shown[1]} {shown[2]}" if shown else "a host key"
-    name, pin = settings.name, settings.server.hostkey
-    if pin is not None:
-        return HostKeyError(f"{name}: the server shows {key}, and hostkey is {pin}; check that it is the right server")
-    where = last_match(_OFFENDING, lines)
-    place = f"{where[1]} line {where[2]}" if where else " or ".join(settings.known_hosts) or "known_hosts"
+    kind, digest = shown.groups() if shown else ("", "of a type that ssh does not name")
+    if settings.server.hostkey is not None:
+        return wrong_pin(settings, kind, digest)
+    entries = [entry for name in settings.host_key_names for entry in find(settings.known_hosts, name)]
     if _REVOKED in text:
-        return HostKeyError(f"{name}: the server shows {key}, which {place} marks as revoked; do not connect")
+        revoked = (one for one in entries if one.marker == REVOKED and fingerprint(one.blob) == digest)
+        return revoked_key(settings, kind, digest, next(revoked, None))
+    where = last_match(_OFFENDING, lines)
+    place = f"{where[1]} line {where[2]}" if where else ""
     if any(words in text for words in _CHANGED):
-        problem = f"the host key has changed: the server shows {key}, {place} has another"
-        remedy = f"if that is expected, run ssh-keygen -R '{settings.host_key_name or settings.hostname}'"
-        return HostKeyError(f"{name}: {problem}; {remedy}")
-    problem = f"the host key is not known: the server shows {key}, and {place} has no key of it"
-    return HostKeyError(f"{name}: {problem}; check it and add it there, or set accept_new")
+        known = next((entry for entry in entries if str(entry) == place), None)
+        if known is not None:
+            return changed_key(settings, kind, digest, known)
+        file = where[1] if where else "known_hosts"
+        problem = f"its host key has changed to {key_name(kind, digest)}, while {place or file} has another"
+        return untrusted(settings, f"{problem}; this may be an attack; {removal_hint(settings, file)}")
+    return unknown_key(settings, kind, digest)
 
 
 def last_match(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str] | None:

@@ -23,7 +23,6 @@ from ..connection import (
     GREETING,
     KEY_EXCHANGE,
     LOGIN,
-    OVERLOADED,
     Accepted,
     Address,
     IncompatibleError,
@@ -32,6 +31,7 @@ from ..connection import (
     Place,
     Settings,
 )
+from ..login_failures import no_greeting
 from .forwards import Forwards
 from .host_keys import verify, wanted_algorithms
 from .keepalive import Keepalive
@@ -111,8 +111,10 @@ class Connection:
             self._unlimit(timer, cancel)
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = self._why(error)
-            if isinstance(why, CarrierError) and self._under() is None:
-                why.stage = self._last_stage()
+            if isinstance(why, CarrierError) and self._transport.remote_version:
+                why.stage = self._stage()
+            if isinstance(why, CarrierError) and self._under() is not None:
+                why.stage = ""  # the server has not ended it
             if why is error:
                 raise
             raise why from error
@@ -174,11 +176,6 @@ class Connection:
             return KEY_EXCHANGE
         return LOGIN
 
-    def _last_stage(self) -> str:
-        """Return the stage at which the server closed it; empty if that may be temporary (startup, overload)."""
-        stage, said = self._stage(), self._transport.packetizer.greeting
-        return "" if stage == GREETING and (not said or said.startswith(OVERLOADED)) else stage
-
     def _why(self, error: BaseException) -> BaseException:
         """Return the error for a failed connect, in one line."""
         name, ended = self._settings.name, self._wire.error or self._thread_error()
@@ -194,14 +191,11 @@ class Connection:
             lacking := self._transport.lacking(str(error))
         ):
             return IncompatibleError(f"{name}: it and paramiko have no {lacking}; try {CLIENT_HINT}")
-        said = self._transport.packetizer.greeting
-        if not self._transport.remote_version and said:
-            problem = f"no SSH server: it sent {printable(said)!r}; check the port"
-        elif ended is not None:
-            problem = f"{ended} ({self._stage()})"
-        else:
-            problem = f"{printable(str(error)) or 'the connection has ended'} ({self._stage()})"
-        return CarrierError(f"{name}: {problem}")
+        end = str(ended) if ended is not None else printable(str(error)) or "the connection has ended"
+        greeting = self._transport.packetizer.greeting
+        if not self._transport.remote_version and (greeting or self._under() is None):
+            return no_greeting(self._settings, greeting, end)
+        return CarrierError(f"{name}: {end} ({self._stage()})")
 
     def _never_opened(self) -> ConnectError | None:
         """Return why the stream never reached the server, if the stream reports that only at its EOF."""

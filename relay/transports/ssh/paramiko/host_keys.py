@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from typing import NoReturn
 
 import paramiko
 
-from ....errors import HostKeyError
 from ..config.identities import key_type
 from ..config.known_hosts import AUTHORITY, REVOKED, Entry, append_entry, find, fingerprint
 from ..connection import CLIENT_HINT, Settings
+from ..login_failures import changed_key, key_name, removal_hint, revoked_key, unknown_key, untrusted, wrong_pin
 
 __all__ = ["ALGORITHMS", "verify", "wanted_algorithms"]
 
@@ -61,7 +60,7 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
     plain = _known(settings, names[1:])
     for entry in (*own, *plain):
         if entry.marker == REVOKED and entry.blob == blob:
-            _fail(settings, f"the host key {_format_key(blob)} is revoked ({entry}); do not connect")
+            raise revoked_key(settings, key_type(blob), fingerprint(blob), entry)
     if settings.server.hostkey is not None:
         return _verify_pinned(settings, blob)
     if any(entry.blob == blob and not entry.marker for entry in own):
@@ -74,8 +73,7 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
 
 def _verify_pinned(settings: Settings, blob: bytes) -> None:
     if not _is_pinned(settings, blob):
-        problem = f"it offers the host key {_format_key(blob)}, and hostkey={settings.server.hostkey} is pinned"
-        _fail(settings, f"{problem}; if that is the right server, the pin is of another of its keys, or out of date")
+        raise wrong_pin(settings, key_type(blob), fingerprint(blob))
 
 
 def _is_pinned(settings: Settings, blob: bytes) -> bool:
@@ -85,8 +83,7 @@ def _is_pinned(settings: Settings, blob: bytes) -> bool:
 def _refuse_changed(settings: Settings, blob: bytes, known: Iterable[Entry]) -> None:
     for entry in known:
         if not entry.marker and entry.type == key_type(blob):
-            problem = f"its host key has changed to {_format_key(blob)}, while {entry} has {fingerprint(entry.blob)}"
-            _fail(settings, f"{problem}; this may be an attack; {_removal_hint(settings, entry)}")
+            raise changed_key(settings, key_type(blob), fingerprint(blob), entry)
 
 
 def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None:
@@ -99,12 +96,9 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
     for entry in known:
         if not entry.marker:
             other = f"but one of another type is ({entry}: {_format_key(entry.blob)})"
-            _fail(settings, f"{offered}, {other}; this may be an attack; {_removal_hint(settings, entry)}")
+            _fail(settings, f"{offered}, {other}; this may be an attack; {removal_hint(settings, entry.file)}")
     if not settings.accept_new:
-        looked = ", ".join(settings.known_hosts) or "no file"
-        way = "log in once with ssh, or set accept_new=yes in its address (in Python: accept_new=True) to store it"
-        pin = f"hostkey={fingerprint(blob)} pins it"
-        _fail(settings, f"{offered} (looked in {looked}); if it is right, {way}; {pin}")
+        raise unknown_key(settings, key_type(blob), fingerprint(blob))
     _accept(settings, blob)
 
 
@@ -128,14 +122,8 @@ def _known(settings: Settings, names: Iterable[str]) -> list[Entry]:
 
 
 def _format_key(blob: bytes) -> str:
-    kind = key_type(blob).removeprefix("ssh-").partition("-")[0].upper()
-    return f"{kind if kind.isalnum() else 'unknown'} {fingerprint(blob)}"
-
-
-def _removal_hint(settings: Settings, entry: Entry) -> str:
-    command = shlex.join(["ssh-keygen", "-f", entry.file, "-R", settings.host_key_name])
-    return f"if the change is expected, run {command}"
+    return key_name(key_type(blob), fingerprint(blob))
 
 
 def _fail(settings: Settings, problem: str) -> NoReturn:
-    raise HostKeyError(f"{settings.name}: {problem}")
+    raise untrusted(settings, problem)

@@ -14,8 +14,8 @@ from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ....addresses.printable import one_line
 from ....errors import AuthenticationError, CarrierError
-from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
 from ..connection import CLIENT_HINT, Settings
+from ..login_failures import login_rejected
 from .keys import Keys, Offer
 from .secrets import Secrets
 
@@ -160,48 +160,26 @@ class _Login:
         said = self.goodbye.text
         refused = len(self.tried) - 1
         if "authentication failures" in said or self.goodbye.code == _NO_MORE_METHODS:
-            self._fail(f"the server ended the connection: {said}")
+            self._fail(f": {said}")
         if not said and refused >= LIKELY_LIMIT:
-            self._fail("the server ended the connection without a reason")
+            self._fail(" without a reason")
         reason = f"the server says: {said}" if said else _one_line(str(error) or type(error).__name__)
         raise CarrierError(f"{self.settings.name}: the connection was lost during the login: {reason}") from error
 
     def _fail(self, end: str = "") -> NoReturn:
-        parts = [f"{self.settings.name}: login as {self.settings.user} was rejected"]
-        if self.accepted:
-            parts.append(f"accepted, but not enough: {_listed(self.accepted)}")
-        parts.append(f"the server accepts {_listed(self.offered) or 'nothing'}{' now' if self.accepted else ''}")
-        parts.append(f"rejected: {_listed(self.tried)}" if self.tried else "no credential was available")
-        parts += [end] if end else []
-        parts += self.notes[:8]
-        parts += self._advice()
-        parts += [f"its banner: {banner}"] if (banner := _one_line(self.handler.banner or "")) else []
-        raise AuthenticationError("; ".join(parts), wants_secret=self._wants_secret())
-
-    def _wants_secret(self) -> bool:
-        """Return whether a secret that the user has not given could help."""
-        asks = not self.secrets.has_password and not {"password", "keyboard-interactive"}.isdisjoint(self.offered)
-        return asks or any(NO_PASSPHRASE in note for note in self.notes)
-
-    def _advice(self) -> list[str]:
-        """Return remedies for the rejected login."""
-        if self.goodbye.text and len(self.tried) > 1:
-            return ["set keyfile to the right key, so that only this key is tried"]
-        asked = set(self.offered)
-        advice: list[str] = []
-        if "password" in self.tried or ("keyboard-interactive" in self.tried and not self.left_unanswered):
-            advice.append(WRONG_PASSWORD)
-        if "publickey" in asked:
-            if any("SHA256:" in name for name in self.tried):
-                advice.append("add the public key to its authorized_keys, or set keyfile to another key")
-            elif not self.notes:
-                advice.append("set keyfile, or add a key to the agent")
-        if asked & {"password", "keyboard-interactive"} and not self.secrets.has_password:
-            advice.append("set password, password_file or password_env")
-        others = [text for name, text in _HINTS.items() if name in asked]
-        if others and not advice:
-            advice.append(f"{CLIENT_HINT} supports {' and '.join(others)}")
-        return advice
+        is_wrong = "password" in self.tried or ("keyboard-interactive" in self.tried and not self.left_unanswered)
+        others = [text for name, text in _HINTS.items() if name in self.offered]
+        raise login_rejected(
+            self.settings,
+            self.offered,
+            self.tried,
+            accepted=self.accepted,
+            end=end,
+            notes=self.notes,
+            is_wrong=is_wrong,
+            others=[f"{CLIENT_HINT} supports {' and '.join(others)}"] if others else [],
+            banner=_one_line(self.handler.banner or ""),
+        )
 
 
 class _Answers:
@@ -347,8 +325,3 @@ def _encoded(word: str) -> bytes:
 def _one_line(text: str | bytes) -> str:
     """Return a text of the peer as one printable line of bounded length."""
     return one_line(text, LONGEST_SHOWN)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:6])
-    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown

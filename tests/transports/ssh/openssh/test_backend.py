@@ -824,7 +824,7 @@ def test_a_pinned_key_alone_is_trusted(sshd: Any, tmp_path: Path) -> None:
     wrong = fingerprint(tmp_path / "other.pub")
     unknown = dataclasses.replace(sshd.server, known_hosts=None)
     Client(dataclasses.replace(unknown, hostkey=right)).connection.close()
-    with pytest.raises(HostKeyError, match="hostkey is") as caught:
+    with pytest.raises(HostKeyError, match="is pinned") as caught:
         Client(dataclasses.replace(sshd.server, hostkey=wrong))
     assert right in str(caught.value)
     assert wrong in str(caught.value)
@@ -875,7 +875,7 @@ def test_a_wrong_passphrase_is_named_where_the_server_takes_passwords(make_ssh_s
     with pytest.raises(AuthenticationError, match=named):
         Client(locked)
     assert ("me", "password") not in rig.attempts, "none was given"
-    with pytest.raises(AuthenticationError, match=f"the password or the user name is wrong; .*{named}"):
+    with pytest.raises(AuthenticationError, match=f"{named}; the password or the user name is wrong"):
         Client(dataclasses.replace(locked, password="wrong"))
 
 

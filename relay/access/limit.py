@@ -260,8 +260,10 @@ def _check_login(terms: Terms) -> None:
     if terms.rate is None or not terms.ban or terms.concurrent or terms.bandwidth or terms.quota:
         raise ValueError("limit: login: counts wrong passwords; give it rate and ban, and no other limit")
     if terms.scope.kind != "ip":
-        problem = f"counts wrong passwords by address, not per={terms.scope.kind}"
-        raise ValueError(f"limit: login: {problem}; use per=ip or, for networks, ip/24")
+        kind = terms.scope.kind
+        raise ValueError(
+            f"limit: login: counts wrong passwords by address, not per={kind}; use per=ip or, for networks, ip/24"
+        )
 
 
 def _text(name: str, value: Any) -> str:

@@ -101,7 +101,7 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
 
 def _target(target: Row) -> str:
     """Return the state of one of several targets, and its connections."""
-    latency = "" if target["latency"] is None else f", connects in {target['latency'] * 1000:.1f} ms"
+    latency = "" if target["latency"] is None else f", answers in {target['latency'] * 1000:.1f} ms"
     return f"{target['state']} for {age(target['since'])}, {target['active']} open{latency}"
 
 

@@ -35,12 +35,14 @@ class Column:
     :param least: the width to which it may shrink; ``None`` for a fixed width.
     :param optional: whether it is left out on a narrow terminal; the last of these first.
     :param is_figure: whether it is aligned to the right.
+    :param is_name: whether it shrinks after all others, and in the middle: names often differ at their ends.
     """
 
     title: str
     least: int | None = None
     optional: bool = False
     is_figure: bool = False
+    is_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _table(content: Content, width: int, room: int) -> list[Line]:
     titles = [column.title for column in content.columns]
 
     def line(row: Sequence[str]) -> str:
-        made = [_aligned(row[number], widths[number], content.columns[number].is_figure) for number in shown]
+        made = [_aligned(row[number], widths[number], content.columns[number]) for number in shown]
         return (" " * gap).join(made)
 
     table = [Line(line(titles), "bold"), *(Line(line(row)) for row in cells)]
@@ -113,7 +115,7 @@ def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -
         for number, column in enumerate(columns)
     }
     least = {
-        number: min(natural[number], column.least) if column.least is not None else natural[number]
+        number: natural[number] if column.least is None or column.is_name else min(natural[number], column.least)
         for number, column in enumerate(columns)
     }
     shown, gap = list(natural), _GAP
@@ -127,10 +129,12 @@ def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -
     if needed() > width:
         gap = 1
     giving = [number for number in shown if columns[number].least is not None]
-    while needed() > width and (widest := max(giving, key=least.__getitem__, default=None)) is not None:
-        if least[widest] <= _SMALLEST:
-            break
-        least[widest] -= 1
+    for is_name in (False, True):
+        shrinking = [number for number in giving if columns[number].is_name is is_name]
+        while needed() > width and (widest := max(shrinking, key=least.__getitem__, default=None)) is not None:
+            if least[widest] <= _SMALLEST:
+                break
+            least[widest] -= 1
     for number in giving:  # the first one gets the remaining room
         least[number] += max(0, min(natural[number] - least[number], width - needed()))
     return shown, least, gap
@@ -160,9 +164,19 @@ def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
     return [line for sentence in sentences for line in textwrap.wrap(printable(sentence), max(1, width))]
 
 
-def _aligned(text: str, width: int, is_figure: bool) -> str:
-    text = _cut(text, width)
-    return " " * (width - cell_len(text)) + text if is_figure else set_cell_size(text, width)
+def _aligned(text: str, width: int, column: Column) -> str:
+    text = _cut_in_the_middle(text, width) if column.is_name else _cut(text, width)
+    return " " * (width - cell_len(text)) + text if column.is_figure else set_cell_size(text, width)
+
+
+def _cut_in_the_middle(text: str, width: int) -> str:
+    if cell_len(text) <= width:
+        return text
+    head = set_cell_size(text, width // 2)
+    tail = text[-max(1, width) :]
+    while tail and cell_len(tail) > width - 1 - cell_len(head):
+        tail = tail[1:]
+    return f"{head}…{tail}"
 
 
 def _cut(text: str, width: int) -> str:

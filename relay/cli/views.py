@@ -34,7 +34,7 @@ _LIVE = (
     Column("sent/s", optional=True, is_figure=True),
 )
 _TUNNELS = (
-    Column("tunnel", least=12),
+    Column("tunnel", least=12, is_name=True),
     Column("state"),
     Column("from → to", least=20),
     Column("open", is_figure=True),

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from relay.cli.fleet_table import Column, Content, lay_out
 
 COLUMNS = (
-    Column("tunnel", least=12),
+    Column("tunnel", least=12, is_name=True),
     Column("state"),
     Column("from → to", least=20),
     Column("open", is_figure=True),
@@ -61,7 +61,16 @@ def test_a_long_name_gives_way_after_the_way():
     rows = [["a-tunnel-with-a-very-long-name", "up", WAY, "3", "1.2 MB", ""]]
     assert "a-tunnel-with-a-very-long-name" in texts(content(rows), 90)[2]
     narrow = texts(content(rows), 64)[2]
-    assert narrow.startswith("a-tunnel-wi") and "127.0.0.1:5432 → " in narrow and "1.2 MB" in narrow
+    assert narrow.startswith("a-tunnel-with-a-very-long-name up") and " 127.0.0.1" in narrow and "1.2 MB" in narrow
+
+
+def test_names_that_differ_at_their_ends_are_told_apart():
+    rows = [[f"production-database-of-the-whole-{end}", "backing off", WAY, "3", "1.2 MB", ""] for end in ("eu", "us")]
+    for line, end in zip(texts(content(rows), 60)[2:4], ("eu", "us"), strict=True):
+        name = line.split()[0]
+        assert name.startswith("production-da") and "…" in name and name.endswith(f"whole-{end}")
+    names = [[f"日本語{end * 20}", "up", WAY, "3", "1.2 MB", ""] for end in ("東", "京")]
+    assert [line.split()[0][-1] for line in texts(content(names), 60)[2:4]] == ["東", "京"]
 
 
 @pytest.mark.parametrize("width", [1, 2, 10, 20, 30, 40, 50])

@@ -207,5 +207,5 @@ def _in_one_line(record: ConnectionRecord) -> str:
     return (
         f"{record.client} -> {record.target or 'nowhere'}: "
         f"{record.reason}{f' ({record.rule})' if record.rule else ''} after {record.age:.3f} s, "
-        f"{record.received} bytes received, {record.sent} sent, {record.engine}{', warm' if record.warm else ''}"
+        f"{record.received} B received, {record.sent} B sent, {record.engine}{', warm' if record.warm else ''}"
     )

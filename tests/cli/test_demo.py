@@ -57,7 +57,7 @@ def test_it_compares_every_byte_and_says_so(pages, done):
     assert f"on the 4 files of {site}" in done.stdout
     assert f"4 pages, {sum(sizes.values()):,} bytes" in done.stdout
     assert "each is as on disk" in done.stdout
-    assert re.search(r"\d+ connections: [\d,]+ bytes received, [\d,]+ sent, .* 0 failed", done.stdout)
+    assert re.search(r"\d+ connections: [\d,]+ B received, [\d,]+ B sent, .* 0 failed", done.stdout)
 
 
 def backends(said):

@@ -61,7 +61,7 @@ def test_each_end_is_a_line_in_the_log(statistics, caplog):
     statistics.add(ended("idle"))
     statistics.add(ended("done", peer=""))
     first, second = caplog.records
-    text = "10.0.0.1:1 -> db:5432: idle after 2.500 s, 3 bytes received, 5 sent, copy"
+    text = "10.0.0.1:1 -> db:5432: idle after 2.500 s, 3 B received, 5 B sent, copy"
     assert first.getMessage() == f"t: {text}" and first.connection.reason == "idle"
     assert second.getMessage().startswith("t: a local client -> db:5432: done")
 

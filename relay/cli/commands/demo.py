@@ -111,7 +111,7 @@ def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
     stats = tunnel.stats()
     engines = " and ".join(sorted({record.engine for record in tunnel.recent()}))
     print_line(
-        f"relayed      {stats.accepted} connections: {stats.received:,} bytes received, {stats.sent:,} sent, "
+        f"relayed      {stats.accepted} connections: {stats.received:,} B received, {stats.sent:,} B sent, "
         f"by {engines}; {sum(stats.failed.values())} failed"
     )
 

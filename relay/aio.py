@@ -27,7 +27,7 @@ __all__ = ["Tunnel", "connect"]
 
 
 async def connect(
-    url: str,
+    url: str | int,
     via: Sequence[str] = (),
     timeout: float | None = 30.0,  # noqa: ASYNC109  (as relay.connect has it)
 ) -> socket.socket:

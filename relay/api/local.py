@@ -14,12 +14,12 @@ from ..addresses.parse import parse_hops, parse_target
 from ..engine.tunnel import Tunnel
 from ..streams.dialer import Dialer
 from ..transports.unix import listen_unix
-from .urls import dialer
+from .urls import as_text, dialer
 
 __all__ = ["listen_privately", "local"]
 
 
-def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
+def local(url: str | int, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
     """Make a Unix socket in a directory of its own (mode 0700) that relay connects to any address.
 
     For drivers that take a path and not a socket: redis, ``uds`` of httpx, ``ipc://`` of ØMQ. Programs with
@@ -45,6 +45,7 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Abstrac
     :raises OSError: if a file that the address names cannot be read, or the socket cannot be created.
     """
     _check_name(name)
+    url = as_text(url)
     hops = parse_hops(via, url)
     place = parse_target(url, hops[-1] if hops else None)
     make_send = dialer(hops, place)

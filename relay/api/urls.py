@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
 
-__all__ = ["connect", "dialer", "listen", "listener", "target"]
+__all__ = ["as_text", "connect", "dialer", "listen", "listener", "target"]
 
 
 # The parameters of each function are the fields of the address; functions that hops can lead to also have ``via``.
@@ -41,14 +41,14 @@ LISTENERS: dict[type, str] = {
 
 
 def target(
-    url: str | Sequence[str],
+    url: str | int | Sequence[str | int],
     via: Sequence[str] | Sequence[Sequence[str]] = (),
     *,
     policy: Literal["first", "spread", "fastest"] = "first",
 ) -> Dialer:
     """Return a factory for any address, after any chain of hops; or for several of which one gets each stream.
 
-    :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
+    :param url: ``host:port``, ``port`` (of 127.0.0.1; also an ``int``), ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
         quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
         destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
@@ -77,14 +77,20 @@ def target(
         (an object with ``is_set()`` and ``fileno()``, which gives the attempt up).
     :raises AddressError: if an address cannot be understood, or a hop cannot lead to what follows it.
     :raises ValueError: if ``policy`` is another word, or there is no target.
+    :raises TypeError: if an address is neither a ``str`` nor an ``int``.
     :raises OSError: if a file that the address names cannot be read.
     """
-    urls = [url] if isinstance(url, str) else list(url)
+    urls = [as_text(one) for one in (url if isinstance(url, Iterable) and not isinstance(url, str) else [url])]
     ways: list[Any] = [via]
     if not isinstance(via, str) and any(isinstance(way, (list, tuple)) for way in via):
         ways = list(via)
     routed = [(parse_hops(way, each), each) for each in urls for way in ways]
     return dialer_of_ways([(hops, parse_target(each, hops[-1] if hops else None)) for hops, each in routed], policy)
+
+
+def as_text(url: str | int) -> str:
+    """Return an address as text: an ``int`` is a port of the loopback."""
+    return str(url) if type(url) is int else url  # type: ignore[return-value]  # the parser rejects any other type
 
 
 def dialer_of_ways(
@@ -149,7 +155,7 @@ def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:
     return chain(route, address)
 
 
-def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
+def connect(url: str | int, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
     """Connect to any address, after any chain of hops.
 
     :param url: as in :func:`target`.
@@ -165,7 +171,7 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
         last socket over a session is closed: wait for the peer's reply before that.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
-    :raises TypeError: if ``timeout`` is not a number.
+    :raises TypeError: if ``timeout`` is not a number, or ``url`` neither a ``str`` nor an ``int``.
     :raises ConnectError: refused, unreachable, timed out or denied; ``.reason`` tells.
     :raises HostKeyError: or :class:`AuthenticationError`, :class:`CarrierError`: what went wrong at a hop.
     :raises SAMError: what a router said.
@@ -178,11 +184,11 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     return connected
 
 
-def listen(address: str, via: Sequence[str] = ()) -> Any:
+def listen(address: str | int, via: Sequence[str] = ()) -> Any:
     """Listen on any address; without a host, on 127.0.0.1.
 
-    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME`` (a
-        socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``,
+    :param address: ``:port``, ``port`` (also an ``int``), ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``systemd:NAME`` (a socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``,
         ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
         ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
@@ -196,6 +202,7 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
         it names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
         :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
+    address = as_text(address)
     hops = parse_hops(via, address)
     return listener(parse_listen(address), hops)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import math
+import os
 import socket
 import time
 import typing
@@ -14,6 +16,7 @@ import pytest
 from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
+import relay.aio
 from relay.addresses import hops, ssh, values
 from relay.addresses.hops import Command, Proxy
 from relay.addresses.i2p import I2PRouter, I2PTarget
@@ -48,6 +51,24 @@ def test_connect_returns_a_blocking_socket(addresses, scheme):
         assert connected.gettimeout() is None
         send_and_end(connected, b"hello")
         assert receive_all(connected) == b"hello"
+
+
+def test_a_port_is_a_target_on_the_loopback(echo_server):
+    port = echo_server.address[1]
+    assert relay.target(port).target == relay.target([port]).target == f"127.0.0.1:{port}"
+    with relay.connect(port) as client, asyncio.run(relay.aio.connect(port)) as other:
+        assert client.getpeername() == other.getpeername() == ("127.0.0.1", port)
+    with relay.listen(0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    with relay.local(port) as path:
+        assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("function", [relay.target, relay.connect, relay.local, relay.listen])
+@pytest.mark.parametrize(("wrong", "error"), [(True, TypeError), (1.5, TypeError), (None, TypeError), (-1, ValueError)])
+def test_what_is_no_address_is_named(function, wrong, error):
+    with pytest.raises(error, match="expected a str such as|-1"):
+        function(wrong)
 
 
 @pytest.mark.parametrize("timeout", [None, math.inf, 10, 10.5])

@@ -86,7 +86,13 @@ def print_error(problem: str, error: BaseException | None = None) -> None:
 
 
 def print_notice(line: str) -> None:
-    """Print a line on standard error, if that is open."""
+    """Print a line on standard error, if that is open, after the lines of the log that came before."""
+    for handler in logging.getLogger("relay").handlers:
+        handler.flush()
+    _print(line)
+
+
+def _print(line: str) -> None:
     if sys.stderr is None:
         return  # print() would write to standard output
     try:
@@ -218,7 +224,7 @@ class _Lines(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._dropped = 0
-        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._records: queue.SimpleQueue[logging.LogRecord | threading.Event | None] = queue.SimpleQueue()
         self.start()
 
     def start(self) -> None:
@@ -230,6 +236,13 @@ class _Lines(logging.Handler):
         """Wait until the queue is written, at most :data:`PATIENCE` seconds, and end the thread."""
         self._records.put(None)
         self._thread.join(PATIENCE)
+
+    def flush(self) -> None:
+        """Wait until the lines that are queued now are written, at most :data:`PATIENCE` seconds."""
+        if self._thread.is_alive():  # not after the end, nor in a forked child
+            written = threading.Event()
+            self._records.put(written)
+            written.wait(PATIENCE)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it as dropped."""
@@ -249,6 +262,9 @@ class _Lines(logging.Handler):
 
     def _write(self) -> None:
         while (record := self._records.get()) is not None:
+            if isinstance(record, threading.Event):
+                record.set()
+                continue
             try:
                 line = self.format(record)
             except (TypeError, ValueError):
@@ -263,7 +279,7 @@ def _write_line(line: str) -> None:
     The original one is written without its buffer, because the interpreter waits for the buffer's lock at exit.
     """
     if sys.stderr is not sys.__stderr__:
-        print_notice(line)
+        _print(line)
     elif sys.stderr is not None:
         data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
         try:

@@ -1,0 +1,15 @@
+"""The lines of a command on standard error."""
+
+from __future__ import annotations
+
+import logging
+
+from relay.cli import output
+
+
+def test_a_line_of_the_command_follows_the_lines_of_the_log_that_came_before(capfd):
+    with output.logged_to_stderr("text", verbose=True, debug=False):
+        for number in range(300):
+            logging.getLogger("relay.cli").info("%d tunnels listen", number)
+        output.print_error("one: wrong key")
+        assert capfd.readouterr().err.splitlines()[-1] == "relay: one: wrong key"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import importlib.util
 import inspect
 import itertools
@@ -353,6 +354,24 @@ def test_the_tables_of_figures_are_those_that_were_kept():
     )
     assert done.stdout == PAGES["performance"], "run: make bench ARGS=--page"
     assert PAGES["performance"].count("| relay against its goal |") >= 6
+
+
+def test_the_rows_without_figures_are_named():
+    program = (
+        "from benchmarks.__main__ import RESULTS\n"
+        "from benchmarks.report import Results\n"
+        "from benchmarks.rows.tcp import ROWS\n"
+        "print(*(set(ROWS) - set(Results.load(RESULTS / 'latest.json').data['samples'])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True, cwd=ROOT
+    )
+    section = PAGES["performance"].split("\n## Rows without figures\n")[1].split("\n## ")[0]
+    named = {name for row in section.splitlines() if row.startswith("| `") for name in row.split("|")[1].split(", ")}
+    patterns = [name.strip(" `").replace("…", "*") for name in named]
+    rows = done.stdout.split()
+    assert [row for row in rows if not any(fnmatch.fnmatch(row, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not fnmatch.filter(rows, pattern)] == []
 
 
 def test_every_parameter_of_a_hop_is_in_it():

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -291,6 +292,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--folder", type=Path, help="for the samples and the plot")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all programs end
     samples = []
     with _folder() as folder, Soak(folder, THREADS) as soak:
         for number in range(1, _SAMPLES + 1):

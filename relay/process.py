@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import IO, Any
 
 from .addresses.options import secret_variables
+from .addresses.printable import one_line
 from .errors import ConnectError, RelayError
 from .eventloop.loop import Loop, expect_child
 from .eventloop.poller import IN
@@ -313,7 +314,7 @@ class StandardError:
         self._tell_left_out()
 
     def _say(self, line: bytes) -> None:
-        text = _printable(line[:_LONGEST])
+        text = one_line(line[:_LONGEST], _LONGEST)
         if not text:
             return
         self.last = text
@@ -404,9 +405,3 @@ def program_error(name: str, how: str, last: str) -> ConnectError:
     :param last: the last line that it said on its standard error, if any.
     """
     return ConnectError(f"{name}: {how}" + (f" ({last})" if last else ""), reason="target_reset")
-
-
-def _printable(line: bytes) -> str:
-    """A line of others as text that is safe to show."""
-    text = line.decode("utf-8", "replace")
-    return "".join(char if char.isprintable() else " " for char in text).strip()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..addresses.printable import printable
+from ..addresses.printable import one_line, printable
 from ..errors import can_retry
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "total",
 ]
 
+LONGEST_LINE = 4000  # characters; peers choose a part of some lines
 MOST_LINES = 10_000  # queued for standard error
 PATIENCE = 2.0  # seconds to write the last of them at the end
 
@@ -75,7 +76,7 @@ def print_error(problem: str, error: BaseException | None = None) -> None:
     :param problem: the line.
     :param error: printed with its traceback before that; ``None`` for no traceback.
     """
-    text = printable(" ".join(problem.split()))
+    text = one_line(problem, LONGEST_LINE)
     if _format == "json":
         cause = (type(error), error, error.__traceback__) if error is not None else None
         print_notice(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
@@ -304,8 +305,9 @@ class _Text(logging.Formatter):
         plain = {**record.__dict__, "msg": " ".join(message.splitlines()), "args": None}
         if not self._debug:
             plain |= {"exc_info": None, "exc_text": None, "stack_info": None}
-        # A message may contain text of a peer: no control character reaches the terminal.
-        return "\n".join(map(printable, super().format(logging.makeLogRecord(plain)).splitlines()))
+        # A message may contain text of a peer: no control character reaches the terminal, and no line is endless.
+        lines = super().format(logging.makeLogRecord(plain)).splitlines()
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
 
 def _finished(record: ConnectionRecord) -> str:

@@ -13,3 +13,12 @@ def test_a_line_of_the_command_follows_the_lines_of_the_log_that_came_before(cap
             logging.getLogger("relay.cli").info("%d tunnels listen", number)
         output.print_error("one: wrong key")
         assert capfd.readouterr().err.splitlines()[-1] == "relay: one: wrong key"
+
+
+def test_no_line_of_the_log_is_endless(capfd):
+    with output.logged_to_stderr("text", verbose=True, debug=False):
+        logging.getLogger("relay").warning("it says %s\n\x1b[2J", "x" * 100_000)
+        output.print_error("y" * 100_000)
+    logged, printed = capfd.readouterr().err.splitlines()
+    for line, letter in ((logged, "x"), (printed, "y")):
+        assert line.endswith(f"{letter}…") and len(line) < output.LONGEST_LINE + 10

@@ -387,7 +387,7 @@ def test_its_standard_error_is_logged_line_by_line(caplog):
     with opened("sh", "-c", r"printf 'one\ntwo\033[31m\n\nlast' >&2") as stream:
         receive_all(stream.socket)
         assert failure(stream) is None
-    assert lines(caplog) == ["exec:sh: one", "exec:sh: two [31m", "exec:sh: last"]
+    assert lines(caplog) == ["exec:sh: one", r"exec:sh: two\x1b[31m", "exec:sh: last"]
 
 
 def test_standard_error_without_end_takes_neither_memory_nor_the_log(caplog):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...addresses.destinations import Peer, is_base64
+from ...addresses.printable import one_line
 from ...errors import ConnectError, SAMError
 
 __all__ = [
@@ -136,9 +137,8 @@ def _quoted(key: str, value: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return the beginning of received text for a log: at most 60 characters, all printable."""
-    clean = "".join(character if character.isprintable() else "?" for character in text[: MOST_SHOWN + 1])
-    return f"{clean[:MOST_SHOWN]}…" if len(clean) > MOST_SHOWN else clean
+    """Return the beginning of received text for a log."""
+    return one_line(text, MOST_SHOWN)
 
 
 def parse(line: bytes) -> Message:

@@ -229,12 +229,12 @@ def test_a_repr_shows_the_rest():
         "<SESSION CREATE STYLE='STREAM' ID='s' DESTINATION='TRANSIENT' SIGNATURE_TYPE='7'>"
     )
     assert repr(stream_connect("s", "x" * 600)) == f"<STREAM CONNECT ID='s' DESTINATION='{'x' * 60}…' SILENT='false'>"
-    assert repr(ping("a\nb")) == "<PING a?b>"
+    assert repr(ping("a\nb")) == "<PING a b>"
     assert repr(Message((), {"DESTINATION": "x"})) == "<DESTINATION='x'>"
 
 
 def test_what_is_shown_is_short_and_printable():
-    assert shown("a\x1b[31m\nb\u202e") == "a?[31m?b?"
+    assert shown("a\x1b[31m\nb\u202e") == r"a\x1b[31m b\u202e"
     assert shown("x" * 60) == "x" * 60
     assert shown("x" * 61) == "x" * 60 + "…"
 

@@ -194,7 +194,7 @@ def test_a_refusal(opened, answer, reason, result, text):
 def test_what_the_router_says_to_a_refusal_is_in_its_text(opened, result):
     opened.scripted.answers.append(f'STREAM STATUS RESULT={result} MESSAGE="Peer \u202e not found"')
     text = str(opened.open(patient=False).error())
-    assert text.endswith("; the router reports: Peer ? not found"), text
+    assert text.endswith(r"; the router reports: Peer \u202e not found"), text
 
 
 def test_what_the_router_says_of_a_name_that_it_does_not_know_is_in_the_text(opened):

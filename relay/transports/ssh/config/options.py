@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from shutil import which
 from typing import IO, Any, TypeVar
 
-from ....addresses.printable import printable
+from ....addresses.printable import one_line, printable
 from ....addresses.ssh import SSHServer
 from ....addresses.values import is_i2p
 from ....errors import AddressError, ConnectError
@@ -188,9 +188,8 @@ def _memory() -> IO[bytes]:
 
 def _first_line(complaint: bytes) -> str:
     for line in complaint.decode("utf-8", "replace").splitlines():
-        shown = "".join(c for c in line.strip() if c.isprintable())
-        if shown:
-            return shown[:LONGEST_SHOWN]
+        if shown := one_line(line, LONGEST_SHOWN):
+            return shown
     return "no reason is known; run ssh -G"
 
 

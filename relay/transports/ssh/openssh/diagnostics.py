@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from ....addresses.printable import one_line
+from ....addresses.printable import one_line, printable
 from ....addresses.values import TCPAddress
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.sockets import connect_error
@@ -84,8 +84,7 @@ _FATAL = ("Bad configuration option", "terminating, ", "Bad owner or permissions
 
 def decoded(line: bytes) -> str:
     """Return a line of standard error as printable text."""
-    text = line.decode("utf-8", "replace").strip()
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return printable(line.decode("utf-8", "replace").strip())
 
 
 def said(lines: Sequence[str]) -> str:

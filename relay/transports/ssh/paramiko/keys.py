@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from paramiko.pkey import PublicBlob
 
 from ....access.regular_file import open_regular
+from ....addresses.printable import one_line
 from ...credentials import passphrase_of
 from ..config.identities import (
     CERTIFICATE,
@@ -150,7 +151,7 @@ class Keys:
         yield Offer(blob, path, sign)
 
     def _of_agent(self, blob: bytes, signer: bytes) -> Offer:
-        comment = "".join(c for c in self._held[blob][:60] if c.isprintable())
+        comment = one_line(self._held[blob], 60)
         return Offer(blob, f"the agent's {comment or 'key'}", self._agent_signs(signer))
 
     def _agent_signs(self, blob: bytes) -> Sign:

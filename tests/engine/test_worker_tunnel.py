@@ -13,7 +13,7 @@ from helpers import WAIT, Thread, TLSEnd, receive_all, wait_until
 import relay
 from relay.engine import changes, shared_acceptor
 from relay.engine.shared_acceptor import WorkerPlace
-from relay.engine.worker_table import WorkerTable
+from relay.engine.worker_table import AWAY, WorkerTable
 from relay.engine.worker_tunnel import WorkerTunnel
 from relay.transports.tls.listener import TLSListener, server_context
 
@@ -40,6 +40,10 @@ class Workers:
         tunnel = WorkerTunnel(receive, self.server.factory(), place=place, **options)
         self.tunnels.append(tunnel)
         return tunnel
+
+    def wait_until_all_take(self):
+        """Wait until each may pass clients to each other one."""
+        wait_until(lambda: len(self.tunnels) == len(self.pairs) and max(self.table._loads) < AWAY)
 
     def connect(self):
         client = socket.create_connection(self.address)
@@ -77,6 +81,7 @@ def test_clients_are_spread_evenly(make, count):
     workers = make(count)
     for number in range(count):
         workers.start(number)
+    workers.wait_until_all_take()
     workers.connect_all(100)
     loads = workers.table.loads()
     assert sum(loads) == 100
@@ -103,6 +108,7 @@ def test_clients_that_wait_are_spread_too(make):
 def test_a_client_that_was_passed_is_as_any_other(make):
     workers = make(2)
     first, second = workers.start(0), workers.start(1)
+    workers.wait_until_all_take()
     workers.connect_all(1)
     owner = first if first.stats().active else second
     other = second if owner is first else first

@@ -7,6 +7,7 @@ import dataclasses
 import getpass
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -79,6 +80,8 @@ class RealServer:
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._news = threading.Condition()
+        self._pipe: Any = None  # while the server may write
+        self._rest = b""  # of a line
         self._write_files()
 
     def _write_files(self) -> None:
@@ -124,14 +127,28 @@ class RealServer:
         return self
 
     def _read(self, pipe: Any) -> None:
+        os.set_blocking(pipe.fileno(), False)
         with pipe:
-            for line in pipe:
-                with self._news:
-                    self._lines.append(line.decode(errors="replace").rstrip())
-                    self._news.notify_all()
+            with self._news:
+                self._pipe, self._rest = pipe, b""
+            while self._pipe is not None:
+                select.select([pipe], [], [])
+                self._take_lines()
+
+    def _take_lines(self) -> None:
+        """Take what the server has written by now, in any thread."""
         with self._news:
-            self._lines.append("(end of the log)")
-            self._news.notify_all()
+            while self._pipe is not None:
+                try:
+                    data = os.read(self._pipe.fileno(), 1 << 16)
+                except BlockingIOError:
+                    return
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                self._lines += [line.decode(errors="replace").rstrip() for line in lines]
+                if not data:
+                    self._pipe = None
+                    self._lines.append("(end of the log)")
+                self._news.notify_all()
 
     def wait_for(self, text: str, *, since: int = 0, count: int = 1, timeout: float = WAIT) -> None:
         """Wait until so many lines of the log hold the text."""
@@ -253,7 +270,8 @@ class Sshd(RealServer):
 
     @property
     def logins(self) -> int:
-        """The number of clients that have logged in."""
+        """The number of clients that have logged in. One that has a channel is among them."""
+        self._take_lines()
         return sum(re.match(r"Accepted [a-z/-]+ for ", line) is not None for line in self._lines)
 
 

@@ -281,8 +281,14 @@ class Driver:
         number, self._begun = self._begun, self._begun + 1
         try:
             client = self._relay.connect()
+        except ConnectionError:
+            if self._relay.may_fail:
+                return None
+            raise
+        try:
             client.sendall(_HEAD.pack(number, number ^ 0xFFFFFFFF))
         except ConnectionError:
+            client.close()
             if self._relay.may_fail:
                 return None
             raise

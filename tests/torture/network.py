@@ -33,7 +33,7 @@ from i2pd import Network, address_of
 from namespace import LOOPBACK, Namespace
 from sshd import RealServer, Sshd, server_url
 
-from relay.process import start
+from relay.process import PIPE, start
 
 from .model import ModelError
 from .programs import FaultError, Program, marked, send
@@ -321,6 +321,20 @@ class World:
         with open(self.folder / "relay.toml", "a") as file:
             file.write(text)
 
+    def describe(self) -> str:
+        """Return the connections as relay and the two kernels see them."""
+        ctl = [sys.executable, "-m", "relay", "ctl", "connections"]
+        commands: list[tuple[Callable[..., Process], list[str]]] = [
+            (start, ctl),
+            (start, ["ss", "-tanoi"]),
+            (self.network.run, ["ss", "-tanoi"]),
+        ]
+        texts = []
+        for run, command in commands:
+            with run(command, env=self._environment("run"), stdout=PIPE) as process:
+                texts.append(process.stdout.read().decode())  # type: ignore[union-attr]
+        return "\n".join(texts)
+
     def check_end(self) -> None:
         """End relay, and check that nothing is left.
 
@@ -401,7 +415,7 @@ class Faults:
                 self._strike()
             self.traffic.finish()
         except ModelError as error:
-            raise FaultError(f"{error}\n{self._world.relay.log}") from None
+            raise FaultError(f"{error}\n{self._world.relay.log}\n{self._world.describe()}") from None
         finally:
             self.traffic.close()
         self._world.check_end()

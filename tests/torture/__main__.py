@@ -14,6 +14,7 @@ import collections
 import contextlib
 import functools
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -129,6 +130,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES} or a network")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all programs end
     if given.relays in _NETWORKS:
         isolate()  # before there is another thread
     with start(["true"]) as process:  # the thread that makes all children lives as long as the program

@@ -50,7 +50,8 @@ _NEAR, _FAR = "198.18.1.1", "198.18.1.2"  # the two ends of the link
 _LINK = {"near": "to_far", "far": "to_near"}  # the interfaces
 _DEADLINE = 60.0  # seconds for each tunnel to serve again
 _I2P_DEADLINE = 180.0  # the same, if routers have to find new leases of a session
-_CONNECT = 20  # seconds of relay's connect_timeout
+_SETTLE = 1.0  # seconds before a link is cut
+_CONNECT = 120  # seconds of relay's connect_timeout
 
 _SSH = ("paramiko", "openssh", "dropbear")
 _FAR_ONES = ("tcp", "tls", *_SSH)
@@ -450,18 +451,24 @@ class Faults:
         seconds = self._chance.uniform(0.1, 4.0)
         self._note(f"the {side} end of the link is down for {seconds:.2f} s")
         self._allow_failures(_FAR_ONES)
+        self._settle()
         self._world.set_link(side, "down")
-        self.traffic.run_for(seconds)
+        self.traffic.run_for(seconds, stepping=False)
         self._world.set_link(side, "up")
         self._counts["link down"] += 1
         self._recover(_FAR_ONES, f"the link was down at its {side} end")
+
+    def _settle(self) -> None:
+        """Let resets arrive. A kernel sends each of them once, so that a link that is cut may swallow it."""
+        self.traffic.run_for(_SETTLE, stepping=False)
 
     def _hide_address(self) -> None:
         seconds = self._chance.uniform(0.1, 4.0)
         self._note(f"the far address is gone for {seconds:.2f} s")
         self._allow_failures(_FAR_ONES)
+        self._settle()
         self._world.remove_address()
-        self.traffic.run_for(seconds)
+        self.traffic.run_for(seconds, stepping=False)
         self._world.return_address()
         self._counts["address gone"] += 1
         self._recover(_FAR_ONES, "the address was gone")

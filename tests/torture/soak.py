@@ -189,14 +189,13 @@ class Soak:
 
     def sample(self) -> Sample:
         """Take a sample."""
-        family = self._relay.family()
-        pages = [_numbers(f"/proc/{pid}/statm")[1] for pid in family]
+        figures = [found for pid in self._relay.family() if (found := _figures(pid)) is not None]
         return Sample(
             seconds=self.seconds,
-            descriptors=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in family),
-            threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in family),
-            processes=len(family),
-            rss=sum(pages) * os.sysconf("SC_PAGE_SIZE"),
+            descriptors=sum(one[0] for one in figures),
+            threads=sum(one[1] for one in figures),
+            processes=len(figures),
+            rss=sum(one[2] for one in figures) * os.sysconf("SC_PAGE_SIZE"),
             objects=self._count_objects(),
             log=(self._folder / "relay.log").stat().st_size,
             clients={name: dict(clients.last) for name, clients in self._clients.items()},
@@ -225,8 +224,13 @@ class Soak:
         self._opened.close()
 
 
-def _numbers(path: str) -> list[int]:
-    return [int(word) for word in Path(path).read_text().split()]
+def _figures(pid: int) -> tuple[int, int, int] | None:
+    """Return the numbers of descriptors, threads and resident pages of a process; ``None`` if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), pages
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _free_port() -> int:

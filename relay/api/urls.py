@@ -21,6 +21,7 @@ from ..streams.dialer import Dialer
 
 __all__ = ["as_text", "connect", "dialer", "listen", "listener", "target"]
 
+_TEXT = (str, bytes, bytearray, memoryview)  # one address, right or wrong, and no list of ports
 
 # The parameters of each function are the fields of the address; functions that hops can lead to also have ``via``.
 # :mod:`relay.transports.chain` makes the dialers for addresses after hops, and for those that need a carrier.
@@ -80,7 +81,7 @@ def target(
     :raises TypeError: if an address is neither a ``str`` nor an ``int``.
     :raises OSError: if a file that the address names cannot be read.
     """
-    urls = [as_text(one) for one in (url if isinstance(url, Iterable) and not isinstance(url, str) else [url])]
+    urls = [as_text(one) for one in (url if isinstance(url, Iterable) and not isinstance(url, _TEXT) else [url])]
     ways: list[Any] = [via]
     if not isinstance(via, str) and any(isinstance(way, (list, tuple)) for way in via):
         ways = list(via)

@@ -10,7 +10,7 @@ from ..errors import AuthenticationError, CarrierError, ConnectError
 __all__ = ["RETRY_REJECTED_AFTER", "RetryPolicy", "pause_after"]
 
 RETRY_FAILED_AFTER = 10.0  # seconds after a final failure until a client that asks starts another attempt
-RETRY_REJECTED_AFTER = 300.0  # the same after a rejected login: servers ban a client whose logins fail often
+RETRY_REJECTED_AFTER = 300.0  # the same after a rejected or ended login: servers ban a client whose logins fail often
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 _MAX_BACKOFF_WITH_WAITERS = 2.0  # seconds of back-off at most while a caller waits
 _STABLE_AFTER = 10.0  # seconds after which a link that was up counts as a success
@@ -25,7 +25,9 @@ def pause_after(error: Exception) -> float:
 
     :param error: the failure.
     """
-    return RETRY_REJECTED_AFTER if isinstance(error, AuthenticationError) else RETRY_FAILED_AFTER
+    # A server that ends the login may reject the password by that.
+    is_login = isinstance(error, AuthenticationError) or (isinstance(error, CarrierError) and bool(error.stage))
+    return RETRY_REJECTED_AFTER if is_login else RETRY_FAILED_AFTER
 
 
 class RetryPolicy:

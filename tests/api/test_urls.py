@@ -65,7 +65,9 @@ def test_a_port_is_a_target_on_the_loopback(echo_server):
 
 
 @pytest.mark.parametrize("function", [relay.target, relay.connect, relay.local, relay.listen])
-@pytest.mark.parametrize(("wrong", "error"), [(True, TypeError), (1.5, TypeError), (None, TypeError), (-1, ValueError)])
+@pytest.mark.parametrize(
+    ("wrong", "error"), [(True, TypeError), (1.5, TypeError), (b"h:1", TypeError), (None, TypeError), (-1, ValueError)]
+)
 def test_what_is_no_address_is_named(function, wrong, error):
     with pytest.raises(error, match="expected a str such as|-1"):
         function(wrong)

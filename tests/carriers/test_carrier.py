@@ -253,7 +253,8 @@ def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_fina
     assert carrier.state is CarrierState.FAILED and connector.attempts == 3
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
     assert (
-        line == "c: it hung up (login); 3 times in a row; will not retry until a client connects more than 10 s later"
+        line
+        == "c: it hung up (login); 3 times in a row; will not retry until a client connects more than 5 minutes later"
     )
     assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
 

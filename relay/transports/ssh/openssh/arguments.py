@@ -56,8 +56,9 @@ _FIXED = (
     f"LogVerbose={FUNCTIONS}",
 )
 
-# With a passphrase relay answers questions, and ssh would send an empty password where it has none to answer with.
-_NO_PASSWORD = ("PasswordAuthentication=no", "KbdInteractiveAuthentication=no")
+# With a passphrase relay answers questions, and ssh would send an empty password where it has none to answer with. A
+# keyboard-interactive login stays possible: servers may confirm it elsewhere and ask nothing here.
+_NO_PASSWORD = ("PasswordAuthentication=no",)
 
 # The last hop resolves the name of a server behind hops; this machine must send no DNS query for it.
 _NO_LOOKUPS = ("CanonicalizeHostname=no", "VerifyHostKeyDNS=no")

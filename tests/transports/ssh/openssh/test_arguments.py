@@ -124,7 +124,7 @@ def test_ssh_asks_for_no_password_where_none_was_given(tmp_path: Path, secret: d
     config = tmp_path / "config"
     config.write_text("PasswordAuthentication yes\nKbdInteractiveAuthentication yes\n")
     found = effective(with_server(config=str(config), **secret))
-    assert found["passwordauthentication"] == found["kbdinteractiveauthentication"] == asks
+    assert (found["passwordauthentication"], found["kbdinteractiveauthentication"]) == (asks, "yes")
 
 
 def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,8 @@ def target(
     :raises TypeError: if an address is neither a ``str`` nor an ``int``.
     :raises OSError: if a file that the address names cannot be read.
     """
-    urls = [as_text(one) for one in (url if isinstance(url, Iterable) and not isinstance(url, _TEXT) else [url])]
+    given: Any = url if isinstance(url, Iterable) and not isinstance(url, _TEXT) else [url]
+    urls = [as_text(one) for one in given]
     ways: list[Any] = [via]
     if not isinstance(via, str) and any(isinstance(way, (list, tuple)) for way in via):
         ways = list(via)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..carriers.link import CarrierState
@@ -86,8 +87,8 @@ class BackgroundCall:
 class HopProbe:
     """A probe of the hops while the tunnel already listens: a wrong key is reported before the first client connects.
 
-    It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error counts as one
-    of the start until the carrier was up for the first time.
+    It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error of a way counts
+    as one of the start until that way was up for the first time, whatever the other ways of the factory do.
 
     :param make_send: the factory, a :class:`~relay.streams.dialer.Dialer`; its ``ready`` does nothing without hops.
     :param timeout: seconds; ``None`` for no limit.
@@ -106,56 +107,88 @@ class HopProbe:
         fail_fast: bool = False,
     ) -> None:
         self.error: Exception | None = None
-        self._make_send = make_send
         self._timeout = timeout
         self._failed = failed
         self._tried = tried
         self._fail_fast = fail_fast
-        self._waits = False  # until the carrier is up or has failed permanently
-        self._has_waited = False
-        self._begin()
+        self._ways: Sequence[Any] = getattr(make_send, "ways", ()) or (make_send,)
+        self._watched: set[Any] = set()
+        self._were_up: set[Any] = set()
+        self._waiting: set[Any] = set()  # ways that are tried again once they have failed permanently
+        self._begin(self._try_first)
 
-    def _begin(self) -> None:
-        threading.Thread(target=self._try, name="relay-trial", daemon=True).start()
+    def _begin(self, attempt: Callable[[], object]) -> None:
+        threading.Thread(target=attempt, name="relay-trial", daemon=True).start()
 
-    def _try(self) -> None:
-        held_back: list[logging.LogRecord] = []
-        try:
-            with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
-                self._ready(self._make_send, self._timeout)
-        except (OSError, ValueError, TypeError) as error:
-            if self._fail_fast or not can_retry(error):
-                self.error = error
-                self._failed()
-                return
+    def _try_first(self) -> None:
+        for way in self._try(self._ways):
+            self._wait(way)
+
+    def _try(self, ways: Sequence[Any]) -> Sequence[Any]:
+        """Try some ways; return those with an error, unless the probe has failed."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        errors: dict[Any, Exception] = {}
+        with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
+            if len(ways) > 1:  # they connect side by side, and none is up for the first time unseen
+                for way in ways:
+                    self._watch(way)
+            for way in ways:
+                try:
+                    self._ready(way, None if deadline is None else max(0.001, deadline - time.monotonic()))
+                    self._were_up.add(way)
+                except (OSError, ValueError, TypeError) as problem:
+                    errors[way] = problem
+        final = [error for way, error in errors.items() if not can_retry(error) and way not in self._were_up]
+        if self._fail_fast:
+            final += errors.values()
+        if final and self.error is None:
+            self.error = final[0]
+            self._waiting.clear()
+            self._failed()
+            return ()
+        for way, error in errors.items():
             # A carrier logs it when it retries; without a carrier, each stream has its own connection.
-            logger.log(logging.WARNING if self._state == "up" else logging.DEBUG, "%s", error)
-            if not self._has_waited:
-                self._wait()
+            is_logged = _state(way) != CarrierState.UP.value and can_retry(error)
+            logger.log(logging.DEBUG if is_logged else logging.WARNING, "%s", error)
         for record in held_back:  # the carrier retries, or has succeeded
             logging.getLogger(record.name).handle(record)
         self._tried()
+        return tuple(errors)
 
     def _ready(self, make_send: Any, timeout: float | None) -> None:
         make_send.ready(timeout)
 
-    @property
-    def _state(self) -> str:
-        return str(getattr(self._make_send, "state", ""))
+    def _watch(self, way: Any) -> None:
+        if way not in self._watched:
+            with contextlib.suppress(OSError):  # no thread or descriptor is left, which the attempt tells
+                way.subscribe(functools.partial(self._on_state, way))
+                self._watched.add(way)
 
-    def _wait(self) -> None:
-        """Probe again once the carrier has failed permanently, unless it was up before."""
-        self._waits = self._has_waited = True
-        self._make_send.subscribe(self._on_state)
-        if self._state == CarrierState.FAILED.value:  # before the subscription
-            self._on_state()
+    def _wait(self, way: Any) -> None:
+        """Try a way again once it has failed permanently, unless it was up before."""
+        self._waiting.add(way)
+        self._watch(way)
+        if way in self._were_up or _state(way) == CarrierState.UP.value:  # before it was waited for
+            self._waiting.discard(way)
+        else:
+            self._try_if_failed(way)
 
-    def _on_state(self, *_: object) -> None:
-        state = self._state  # of all carriers: the one that has changed may be one of several
-        if self._waits and state in (CarrierState.UP.value, CarrierState.FAILED.value):
-            self._waits = False
-            if state == CarrierState.FAILED.value:
-                self._begin()
+    def _on_state(self, way: Any, state: CarrierState, _: Exception | None) -> None:
+        if state is CarrierState.UP:
+            self._were_up.add(way)
+            self._waiting.discard(way)
+        elif way in self._waiting:
+            self._try_if_failed(way)
+
+    def _try_if_failed(self, way: Any) -> None:
+        if _state(way) == CarrierState.FAILED.value:  # a way with alternatives when all of them have
+            with contextlib.suppress(KeyError):  # the other thread tries it
+                self._waiting.remove(way)
+                self._begin(functools.partial(self._try, (way,)))
+
+
+def _state(way: Any) -> str:
+    return str(getattr(way, "state", ""))
 
 
 class SessionProbe(HopProbe):

@@ -43,6 +43,9 @@ class Dialer:
     alternatives: Sequence[Dialer] = ()
     """The dialers of the targets among which it chooses, if it has several."""
 
+    ways: Sequence[Dialer] = ()
+    """The dialers that hold the shared connections, if its clients choose where it leads."""
+
     trace: Trace = SILENT
     """The observer of the steps of each dial."""
 

@@ -177,7 +177,7 @@ class Dynamic(Dialer):
         self._otherwise: Route | None = via if via or not rules else None
         written = [via, *(rule.route for rule in rules)]
         self._routes = {route: chain(route, _somewhere(route)) for route in (*written, over_i2p) if route}
-        self._written = [self._routes[route] for route in dict.fromkeys(written) if route]
+        self.ways = tuple(self._routes[route] for route in dict.fromkeys(written) if route)
         self._lock = threading.Lock()
         self._held: set[Route] = set()
         self._made: OrderedDict[tuple[str, int], Dialer] = OrderedDict()
@@ -242,10 +242,10 @@ class Dynamic(Dialer):
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         for route, way in self._routes.items():
-            if way in self._written:
+            if way in self.ways:
                 self._hold(route)
         first: OSError | None = None
-        for way in self._written:
+        for way in self.ways:
             try:
                 way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except OSError as error:
@@ -257,20 +257,20 @@ class Dynamic(Dialer):
     @property
     def state(self) -> str:
         """The worst state of a carrier of a way that the rules name; see :attr:`Dialer.state`."""
-        states = {way.state for way in self._written}
+        states = {way.state for way in self.ways}
         return next((state for state in _WORST_FIRST if state in states), "up")
 
     @property
     def last_error(self) -> str | None:
         """The reason why some streams cannot be made for now; empty if none is known."""
-        return next((problem for way in self._written if (problem := way.last_error)), None)
+        return next((problem for way in self.ways if (problem := way.last_error)), None)
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
         """Call ``watcher(state, error)`` at each change of a carrier of a way that the rules name.
 
         :raises OSError: if the system has no thread or descriptor left.
         """
-        for way in self._written:
+        for way in self.ways:
             way.subscribe(watcher)
 
     def close(self) -> None:

@@ -432,7 +432,7 @@ def test_a_trial_leaves_the_rest_to_the_carrier(error):
     ended = []
     factory = Factory(error)
     trial = HopProbe(factory, 3, lambda: ended.append(True))
-    wait_until(lambda: factory.timeout == 3)
+    wait_until(lambda: factory.timeout is not None)
     assert (trial.error, ended) == (None, [])
 
 
@@ -456,6 +456,49 @@ def test_a_trial_is_over_once_the_carrier_was_up():
     for state in (CarrierState.UP, CarrierState.FAILED):
         factory.become(state)
     assert len(factory.errors) == 1
+
+
+class Ways(Factory):
+    """A factory whose clients choose among ways."""
+
+    def __init__(self, *ways):
+        super().__init__()
+        self.ways = ways
+
+    def ready(self, timeout):
+        for way in self.ways:
+            way.ready(timeout)
+
+    def subscribe(self, watcher):
+        for way in self.ways:
+            way.subscribe(watcher)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("first_error", [None, relay.ConnectError("away")])
+def test_a_way_that_was_up_does_not_fail_later_whatever_the_others_do(order, first_error):
+    tried, ended = threading.Event(), threading.Event()
+    works = Factory(first_error, relay.AuthenticationError("the key was removed"))
+    away = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server"))
+    trial = HopProbe(Ways(*(works, away)[::order]), WAIT, ended.set, tried.set)
+    assert tried.wait(WAIT)
+    wait_until(lambda: works.watchers and away.watchers)
+    for state in (CarrierState.UP, CarrierState.BACKING_OFF, CarrierState.FAILED):
+        works.become(state)
+    away.become(CarrierState.FAILED)
+    assert ended.wait(WAIT)
+    assert str(trial.error) == "it is another server"
+    assert len(works.errors) == 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_way_that_was_up_and_failed_during_the_first_attempt_does_not_end_it(order):
+    tried = threading.Event()
+    works, away = Factory(relay.AuthenticationError("the key was removed")), Factory(relay.ConnectError("away"))
+    works.subscribe = lambda watcher: watcher(CarrierState.UP, None)
+    trial = HopProbe(Ways(*(works, away)[::order]), WAIT, pytest.fail, tried.set)
+    assert tried.wait(WAIT)
+    assert trial.error is None
 
 
 def test_a_trial_finds_a_failure_that_was_faster_than_its_watch():

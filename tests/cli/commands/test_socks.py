@@ -14,6 +14,7 @@ from command_rig import commands, run, squeezed
 from helpers import BLOCK, WAIT, receive_all, receive_exactly, refusing, send_and_end
 
 from relay.addresses.parse import parse_hops
+from relay.addresses.values import TCPAddress
 from relay.cli.commands import socks
 from relay.transports.dynamic import parse_rule
 
@@ -115,6 +116,18 @@ def test_a_login_that_is_refused_ends_it(start, make_ssh_server, tmp_path):
     assert status == 1
     assert len(said.splitlines()) == 1, said
     assert said.startswith("relay: ssh://")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_host_key_that_is_not_known_ends_it_whatever_the_order_of_the_rules(start, ssh_server, tmp_path, order):
+    (tmp_path / "empty").touch()
+    with refusing() as (host, port):
+        unknown = f"ssh://me@{TCPAddress(*ssh_server.address)}?config=/dev/null&known_hosts={tmp_path}/empty"
+        rules = [f"--rule=a={unknown}", f"--rule=b=ssh://me@{host}:{port}?config=/dev/null"]
+        status, said = start(":0", *rules[::order]).wait()
+    lines = [line for line in said.splitlines() if "connection refused" not in line]
+    assert status == 1
+    assert len(lines) == 1 and "not known" in lines[0], said
 
 
 def test_a_password(start, serve, tmp_path):

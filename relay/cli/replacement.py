@@ -325,6 +325,8 @@ class Replacement:
                 self.bound.make_send.close()
         if make_send is not None:
             disable(make_send, disabled(opened.make_send))
+            if hasattr(make_send, "take_over") and hasattr(opened.make_send, "take_over"):
+                make_send.take_over(opened.make_send)
         limits = {name: value for name, value in limits.items() if name not in _LISTS}
         changes.replace(
             tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain, spread=options.drain_spread

@@ -54,7 +54,8 @@ class TunnelProbes:
 
     def _on_change(self, changed: Sequence[Snapshot]) -> None:
         for member in changed:
-            if (group := _targets_of(member)) is not None:
+            group = _targets_of(member)
+            if group is not None and member.state in _LISTENING:  # else the probes are not wanted any more, and end
                 group.probe_every(self._schedule_of(member, group))
         if self._prober is None:
             if not any(_has_probe(member) and _targets_of(member) is None for member in changed):
@@ -68,7 +69,7 @@ class TunnelProbes:
         """Return the probes of each target of a tunnel that has several."""
         from ..streams.target_group import ProbeSchedule
 
-        if member.state not in _LISTENING or not _has_probe(member):
+        if not _has_probe(member):
             return None
         return ProbeSchedule(*_settings_of(member), functools.partial(self._is_wanted, member.name, group))
 

@@ -118,11 +118,21 @@ class TargetGroup(Dialer):
         A target that is down is probed as often at least. At most one probe of a target is under way.
 
         :param schedule: ``None`` to connect only, and only to targets that are down. The same one again changes
-            nothing.
+            nothing. When it is not wanted any more, all probes end: the targets stay as they are until there is another
+            one, or a stream is asked for.
         """
         if schedule is not None:
             self._members.reopen()
         self._members.probe_every(schedule)
+
+    def take_over(self, other: TargetGroup) -> None:
+        """Take the place of another group: its last outcome counts until there is one of a target here.
+
+        Call it before :meth:`probe_every`; each first probe begins at once then.
+
+        :param other: has its probes still.
+        """
+        self._members.take_over(other.probe_outcome())
 
     def probe_outcome(self) -> ProbeOutcome | None:
         """Return the outcome of the last probes: the latest one of a target that is up, else why none is.

@@ -107,6 +107,8 @@ class _Member:
 class Members:
     """The targets of a group and its copies: their health, and the probes of those that are down.
 
+    The states of a target are in :mod:`~relay.streams.target_health`.
+
     :param dialers: the names of the targets, and what makes their streams.
     :param selection: the order in which they are tried.
     :param probe: begins to test a target: called with its dialer, the deadline and a callback for a stream, which is
@@ -125,6 +127,7 @@ class Members:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._schedule: ProbeSchedule | None = None  # of the probes of targets that are up
+        self._earlier: ProbeOutcome | None = None  # of the group whose place this one takes
         self._used = -math.inf  # when a stream was asked for, if the targets are compared
         self._measurement = ProbeSchedule("connect", _MEASURED, _PROBE_TIMEOUT, self._is_used)
         self._io_thread: IOThread | None = None  # while a target waits for a probe
@@ -238,6 +241,8 @@ class Members:
             if schedule == self._schedule or (schedule is not None and not self._acquire()):
                 return
             self._schedule = schedule
+            if schedule is None:
+                self._earlier = None
             aborts = [self._forget(member) for member in self.members if member.health.state is HealthState.UP]
             if schedule is not None:
                 for number in range(len(self.members)):
@@ -247,21 +252,29 @@ class Members:
             if abort is not None:
                 abort()
 
+    def take_over(self, outcome: ProbeOutcome | None) -> None:
+        """Begin with the outcome of another group; see :meth:`TargetGroup.take_over`."""
+        with self._lock:
+            self._earlier = outcome
+
     def probe_outcome(self) -> ProbeOutcome | None:
         """Return the outcome of the last probes; see :meth:`TargetGroup.probe_outcome`."""
         with self._lock:
+            earlier = self._earlier
             if self._schedule is None:
-                return None
+                return earlier  # the schedule is about to come
             found = [one.outcome for one in self.members if one.outcome is not None]
             passed = [
                 one.outcome
                 for one in self.members
                 if one.health.state is HealthState.UP and one.outcome is not None and not one.outcome.problem
             ]
-            is_open = any(one.outcome is None and one.health.state is not HealthState.DISABLED for one in self.members)
+            untested = {one.health.state for one in self.members if one.outcome is None} - {HealthState.DISABLED}
         if passed:
             return max(passed)
-        if is_open or not found:
+        if earlier is not None and HealthState.UP in untested:
+            return earlier
+        if untested or not found:
             return ProbeOutcome(None)
         last = max(found)
         return ProbeOutcome(last.finished, last.seconds, self.problem())
@@ -270,7 +283,7 @@ class Members:
         """End the probes. Idempotent; a target that is down is probed again only after another failure."""
         with self._lock:
             self._is_closed = True
-            self._schedule = None
+            self._schedule = self._earlier = None
             aborts = [self._forget(member) for member in self.members]
             self._let_go()
         for abort in aborts:
@@ -372,7 +385,9 @@ class Members:
         ):
             return
         now, interval = time.monotonic(), schedule.interval
-        if is_first:
+        if is_first and self._earlier is not None:
+            due = now  # what is known is of other targets
+        elif is_first:
             due = now + random.uniform(0, min(_FIRST, interval * _SPREAD))  # noqa: S311  (no secret)
         else:
             due = max(now, member.begun + interval * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311
@@ -397,6 +412,8 @@ class Members:
         self.members[number].timer = None
         schedule = self._schedule
         if schedule is not None and not schedule.is_wanted():
+            if schedule is not self._measurement:
+                return self.close()  # a connect would take a target back that failed more than that
             self.probe_every(None)
             schedule = None
         if schedule is not None or self.members[number].health.state is not HealthState.UP:

@@ -158,7 +158,7 @@ def test_several_targets_are_probed_one_by_one(probers):
     made.state = MemberState.DRAINING
     assert not found.is_wanted()
     change()
-    assert targets.schedules[1:] == [None]
+    assert targets.schedules[1:] == []  # they end by themselves: a connect alone would take back one that hangs
 
 
 def test_one_prober_serves_all_changes_and_is_closed(probers):

@@ -247,6 +247,19 @@ def test_a_reload_changes_the_targets_and_keeps_connections(start, tmp_path, tar
     assert command.end(signal.SIGTERM)[0] == 0
 
 
+def test_a_reload_of_the_targets_keeps_the_tunnel_ready(start, tmp_path, targets):
+    """By the last probe of those before, until one of the new ones has ended: here both hang, and have a minute."""
+    lines = ['probe = "banner"', "probe_interval = 60", "required = true"]
+    up(start, tmp_path, targets, *lines)
+    wait_until(lambda: run("ctl", "ready", env={**os.environ}).returncode == 0)
+    with stopped(targets[0]), stopped(targets[1]):
+        path = tmp_path / "relay.toml"
+        path.write_text(path.read_text().replace("target = [", 'target = ["127.0.0.1:1", '))
+        assert "db: rerouted (target)" in ctl("reload")
+        done = run("ctl", "ready", env={**os.environ})
+        assert done.returncode == 0, done.stderr
+
+
 def test_metrics_show_each_target(start, tmp_path, targets):
     first, second = targets
     path = tmp_path / "relay.toml"

@@ -586,6 +586,47 @@ def test_the_probes_of_targets_end_with_the_schedule(answering, monkeypatch):
     wait_until(lambda: not IOThread.clients())
 
 
+def test_a_target_that_hangs_stays_down_after_the_schedule(answering, caplog):
+    """A connect would pass. If the group is used again, it counts as up until the next probe."""
+    (first, _), made = answering
+    first.answer = b""
+    wanted = [True]
+    made.probe_every(schedule(is_wanted=lambda: wanted[0]))
+    wait_until(lambda: "target a is down" in caplog.text)
+    wanted[0] = False
+    wait_until(lambda: not IOThread.clients())
+    assert states(made) in (["down", "up"], ["probing", "up"])
+    assert "up again" not in caplog.text
+    dialed(made).close()
+    assert states(made) == ["up", "up"]
+
+
+def test_the_outcome_of_a_group_counts_until_the_one_that_takes_its_place_has_one(answering, targets):
+    _, old = answering
+    old.probe_every(schedule())
+    wait_until(lambda: old.probe_outcome().finished)
+    for target in targets:
+        target.outcome = "hang"
+    with TargetGroup(targets, name="web") as made:
+        made.take_over(old)
+        old.close()
+        earlier = made.probe_outcome()
+        assert earlier.finished and not earlier.problem
+        made.probe_every(schedule(interval=LONG, timeout=LONG))
+        assert made.probe_outcome() == earlier
+        wait_until(lambda: [len(target.pending) for target in targets] == [1, 1, 1])  # without a wait for the interval
+        targets[0].pending.pop()(refused("a"))
+        assert made.probe_outcome() == earlier
+        for number in (1, 2):
+            made._members.failed(number, refused("bc"[number - 1]))  # clients find out
+        assert made.probe_outcome() == ProbeOutcome(None)
+        with TargetGroup(targets[:1], name="web") as another:
+            another.take_over(made)
+            assert another.probe_outcome() == ProbeOutcome(None)
+        made.close()
+        assert made.probe_outcome() is None
+
+
 def test_a_probe_of_a_target_that_is_up_ends_with_it(answering):
     """A client finds out first that it is down; the next probe is not that of the interval."""
     (first, _), made = answering

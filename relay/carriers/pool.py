@@ -13,7 +13,7 @@ from typing import Any, Generic
 from .carrier_set import SharedCarrier
 from .link import AnyLink, CarrierState, Watcher
 
-__all__ = ["CarrierRef", "Release", "acquire"]
+__all__ = ["CarrierRef", "Release", "acquire", "close_at_once"]
 
 Release = Callable[[float], None]
 
@@ -68,6 +68,17 @@ def acquire(
             _release(key, carrier, drain_timeout)
 
     return carrier, release
+
+
+def close_at_once(is_meant: Callable[[Hashable], bool]) -> None:
+    """Close carriers and every stream over them, although callers hold them; these acquire another one then.
+
+    :param is_meant: gets the key of a carrier; returns whether to close it.
+    """
+    with _pool.lock:
+        found = [carrier for key, carrier in _pool.carriers.items() if is_meant(key)]
+    for carrier in found:
+        carrier.close()
 
 
 def _release(key: Hashable, carrier: SharedCarrier[Any], drain_timeout: float) -> None:

@@ -20,7 +20,7 @@ from ..streams.checks import WARM_FOR, check_time
 from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener
 from .connector import close_factory
 from .limits import Limits
-from .records import ConnectionState
+from .records import ConnectionState, ConnectionSummary
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of, introduce_probes
 
@@ -31,6 +31,7 @@ __all__ = [
     "relisten",
     "replace",
     "reroute",
+    "reset",
     "set_rules",
     "start_close",
     "update",
@@ -224,6 +225,20 @@ def replace(
     elif receive is not None:
         tunnel._address = address_of(receive)
         old.close()
+
+
+def reset(tunnel: Tunnel, is_meant: Callable[[ConnectionSummary], bool]) -> None:
+    """Reset some of the open connections; their reason is ``killed``.
+
+    :param is_meant: called in the relay thread for each of them; returns whether to reset it.
+    """
+
+    def change(relay: RelayThread, now: float) -> None:
+        for connection in relay.all_connections:
+            if not connection.is_closed and is_meant(connection.summary):
+                connection.close("killed", now)
+
+    in_thread(tunnel, change)
 
 
 def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object], spread: float = 0.0) -> None:

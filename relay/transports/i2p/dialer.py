@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 
 from ...addresses.destinations import PrivateKey, b32_of, is_base64
 from ...addresses.i2p import I2PRouter, I2PTarget
@@ -13,7 +13,7 @@ from ...addresses.values import TCPAddress
 from ...carriers.carrier_set import SharedCarrier, make_carriers
 from ...carriers.dialer import dial, wait_until_up
 from ...carriers.link import CarrierState
-from ...carriers.pool import CarrierRef
+from ...carriers.pool import CarrierRef, close_at_once
 from ...errors import ConnectError
 from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network
@@ -24,7 +24,7 @@ from .key_file import KeyFile
 from .opening import open_stream
 from .session import Session
 
-__all__ = ["I2PFactory", "I2PNetwork"]
+__all__ = ["I2PFactory", "I2PNetwork", "end_sessions"]
 
 
 def _as_it_is(error: OSError) -> OSError:
@@ -172,6 +172,19 @@ class I2PFactory(Dialer):
     def close(self) -> None:
         """Release the session once no stream uses it. Idempotent; the next call acquires it again."""
         self._holder.close()
+
+
+def end_sessions(paths: Collection[str]) -> None:
+    """End the sessions of some keys, and every stream over them, at once.
+
+    :param paths: of the key files, as the addresses have them.
+    """
+
+    def has_keys(key: Hashable) -> bool:
+        router = key[1] if isinstance(key, tuple) else None
+        return isinstance(router, I2PRouter) and router.keys in paths
+
+    close_at_once(has_keys)
 
 
 def _keys(router: I2PRouter) -> SessionKey | None:

@@ -25,7 +25,7 @@ from ...access.regular_file import open_regular
 from ...addresses.destinations import PrivateKey
 from ...errors import SAMError
 
-__all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "wait_until_free", "write"]
+__all__ = ["KeyFile", "TransientKey", "leave", "path_of_session", "read", "take_back", "wait_until_free", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
@@ -186,6 +186,26 @@ def write(path: str | os.PathLike[str], key: PrivateKey) -> None:
     _write(name, key, name)
 
 
+def leave(paths: Iterable[str]) -> None:
+    """Leave some keys to another process: no further session of this one gets them. Those that have them go on.
+
+    :param paths: of their files.
+    """
+    places = {_places(path)[1] for path in paths}
+    with _locks.changed:
+        _locks.left |= places
+
+
+def take_back(paths: Iterable[str]) -> None:
+    """Let sessions of this process have the keys again that :func:`leave` has left.
+
+    :param paths: of their files.
+    """
+    places = {_places(path)[1] for path in paths}
+    with _locks.changed:
+        _locks.left -= places
+
+
 def wait_until_free(paths: Iterable[str], seconds: float) -> bool:
     """Wait until no session of this process has any of some keys.
 
@@ -294,7 +314,7 @@ class _Lock:
 
     :param path: of the key file, without symbolic links.
     :param name: of the key file, in errors.
-    :raises SAMError: if another session has locked it, or if it cannot be locked.
+    :raises SAMError: if another session has locked it, if it is left to another process, or if it cannot be locked.
     """
 
     def __init__(self, path: Path, name: Path) -> None:
@@ -310,7 +330,9 @@ class _Lock:
         except OSError as error:
             where = f" by {error.filename}" if error.filename else ""
             raise SAMError(f"{name}: cannot lock{where}: {error.strerror}; check the permissions") from None
-        _locks.add(self)
+        if not _locks.add(self):
+            self.release()
+            raise SAMError(f"{name}: the key is left to the process that takes the place of this one; connect again")
 
     def _try(self, path: Path) -> None:
         descriptor = self._open(path)
@@ -377,10 +399,15 @@ class _Locks:
     def __init__(self) -> None:
         self._all: weakref.WeakSet[_Lock] = weakref.WeakSet()
         self.changed = threading.Condition()
+        self.left: set[Path] = set()  # the key files that are left to another process; with ``changed`` held
 
-    def add(self, lock: _Lock) -> None:
+    def add(self, lock: _Lock) -> bool:
+        """Return whether this process may have it."""
         with self.changed:
+            if lock.path in self.left:
+                return False
             self._all.add(lock)
+        return True
 
     def discard(self, lock: _Lock) -> None:
         """Forget a lock that was released."""

@@ -62,6 +62,7 @@ _RETURN_TIME = 120.0  # seconds for which it tries to open again what it has clo
 _FIRST_PAUSE = 0.25  # seconds until it tries again; each time twice as many
 _ROWS = 100  # entries in one message
 _FIRST_PROCESS = 1
+_UP = CarrierState.UP.value
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
@@ -212,6 +213,8 @@ class HandOver:
                     channel.send({"paused": member.name})
                 if _is_failing(member):
                     channel.send({"failing": member.name})
+                if _is_down(member):
+                    channel.send({"down": member.name})
                 for target in disabled(member.opened.make_send) if member.opened is not None else ():
                     channel.send({"disabled": {"tunnel": member.name, "target": target}})
             channel.send({"offered": True})
@@ -360,6 +363,12 @@ def _is_failing(member: Member) -> bool:
     opened = member.opened
     is_refused = opened is not None and getattr(opened.make_send, "state", "") == CarrierState.FAILED.value
     return is_refused or member.state is MemberState.FAILED
+
+
+def _is_down(member: Member) -> bool:
+    """Return whether the hops of a tunnel are not up."""
+    opened = member.opened
+    return opened is not None and getattr(opened.make_send, "state", _UP) != _UP
 
 
 def _offer(member: Member) -> _Offer | None:

@@ -107,8 +107,8 @@ class Predecessor:
         self._signals = signals
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
         self._offers: list[_Offer] = []
-        # The tunnels that accepted no client, and those with a problem that a retry cannot fix.
-        self._states: dict[str, set[str]] = {"paused": set(), "failing": set()}
+        # The tunnels that accepted no client, those with a problem that a retry cannot fix, and those without hops.
+        self._states: dict[str, set[str]] = {"paused": set(), "failing": set(), "down": set()}
         self._disabled: dict[str, list[str]] = {}  # targets that got no connections, by tunnel
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
 
@@ -314,6 +314,10 @@ class Predecessor:
     def was_failing(self, name: str) -> bool:
         """Return whether a tunnel had a problem in the other process that a retry cannot fix, such as a login."""
         return name in self._states["failing"]
+
+    def was_down(self, name: str) -> bool:
+        """Return whether the hops of a tunnel were not up in the other process."""
+        return name in self._states["down"]
 
     def disabled_targets(self, name: str) -> Sequence[str]:
         """Return the targets of a tunnel to which an operator had given no connections."""

@@ -21,7 +21,8 @@ running     a late tunnel has started   running     resume it
 
 A tunnel fails if a retry cannot help, also if that is so for one of its hops: a rejected login, a changed host key. If
 the hop has failed in the other process as well, or fails after *starting*, that is only logged: the clients get the
-error. So an upgrade ends nothing that has worked. A hop that cannot be reached counts as tried.
+error. So an upgrade ends nothing that has worked. A hop that cannot be reached counts as tried. So does one that was
+not up in the other process.
 
 A tunnel that was paused in the other process stays so, and so does a target that was disabled. A reload is refused
 until *running*.
@@ -35,10 +36,13 @@ import math
 import time
 from collections.abc import Sequence
 
+from ..addresses.i2p import I2PListen
+from ..addresses.ssh import SSHListen
 from ..operations.upgrade_channel import UNDER_WAY, UpgradeError
 from .disabled_targets import disable
 from .file_group import FileGroup
 from .group import Probe
+from .keyed_sessions import keys_to_targets
 from .main_thread import GroupOverError
 from .member import Member, MemberState
 from .output import describe_error, print_error
@@ -53,6 +57,7 @@ __all__ = ["UpgradedGroup"]
 logger = logging.getLogger("relay.cli")
 
 _TRIAL_TIME = 30.0  # seconds after the last tunnel has started for the first attempts to connect its hops
+_SHORT_TRIAL_TIME = 5.0  # the same if clients wait, because the other process has closed what only one can have
 
 
 class UpgradedGroup(FileGroup):
@@ -70,6 +75,7 @@ class UpgradedGroup(FileGroup):
         self._first = frozenset(members)
         self._starting = {*members}
         self._held: set[Member] = set()  # those that accept no client before this process has taken over
+        self._trial_time = _SHORT_TRIAL_TIME if any(map(_has_moved, members)) else _TRIAL_TIME
         self._trial_end = math.inf  # when it waits for the hops no more, in monotonic seconds
 
     def _begin(self, member: Member, *, paused: bool = False) -> None:
@@ -92,7 +98,7 @@ class UpgradedGroup(FileGroup):
 
     def _on_opened(self, member: Member, opened: Opened) -> None:
         if not self._old.has_taken_over:
-            self._trial_end = time.monotonic() + _TRIAL_TIME
+            self._trial_end = time.monotonic() + self._trial_time
         if member in self._first:
             disable(opened.make_send, self._old.disabled_targets(member.name))
         super()._on_opened(member, opened)
@@ -165,6 +171,9 @@ class UpgradedGroup(FileGroup):
         return None
 
     def _is_tried(self, member: Member) -> bool:
+        """Return whether its hops were tried, or had no connection in the other process that could be lost."""
+        if self._old.was_down(member.name):
+            return True
         probe = self._probes.get(member.plan.way)
         return probe is None or probe.is_tried
 
@@ -205,3 +214,9 @@ class UpgradedGroup(FileGroup):
         super()._check_time_for_reload()
         if self._old.is_waiting:
             raise GroupOverError(UNDER_WAY)
+
+
+def _has_moved(member: Member) -> bool:
+    """Return whether the other process has closed its listener or its session, so that this one can open it."""
+    routes = member.plan.routes
+    return isinstance(routes.where, SSHListen | I2PListen) or bool(keys_to_targets(routes))

@@ -12,6 +12,7 @@ predecessor  ``{"upgrade": 1, …}``           the same
 predecessor  ``{"socket": {…}}``             what the socket that comes with it is for
 predecessor  ``{"paused": "name"}``           a tunnel that accepts no client
 predecessor  ``{"failing": "name"}``          a tunnel with a problem that a retry cannot fix
+predecessor  ``{"down": "name"}``             a tunnel whose hops are not up
 predecessor  ``{"disabled": {…}}``           a target to which an operator has given no connections, and its tunnel
 predecessor  ``{"offered": true}``           there are no more sockets
 successor    ``{"prepared": [0, 2]}``        all is open and checked; the numbers of the sockets that it keeps

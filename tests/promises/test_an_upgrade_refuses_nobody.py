@@ -253,8 +253,8 @@ def test_an_upgrade_ends_no_tunnel_whose_hop_works(up, serve, make_ssh_server):
 
 
 @contextlib.contextmanager
-def successor(running):
-    """A process that connects as a successor does, and what it is offered."""
+def successor(running, down=None):
+    """A process that connects as a successor does, and what it is offered. ``down`` gets the tunnels without hops."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(running.control)
         channel = UpgradeChannel(connection, takes_sockets=True)
@@ -262,8 +262,11 @@ def successor(running):
         offers = []
         try:
             assert channel.receive("upgrade", WAIT)["pid"] == running.first.pid
-            while channel.receive_any(("socket", "offered"), WAIT)[0] == "socket":
-                offers.append(channel.take_socket())
+            while (found := channel.receive_any(("socket", "down", "offered"), WAIT))[0] != "offered":
+                if found[0] == "socket":
+                    offers.append(channel.take_socket())
+                else:
+                    down.append(found[1])
             yield channel, offers
         finally:
             for one in offers:
@@ -383,7 +386,7 @@ def test_an_old_process_that_ends_after_the_new_one_has_gone_on_alone_leaves_it_
 
 
 @contextlib.contextmanager
-def new_process(folder, text, *offered, pid=None):
+def new_process(folder, text, *offered, pid=None, down=()):
     """A real new process, and the channel of an old one that has offered it its control and other Unix sockets."""
     file, control = folder / "relay.toml", str(folder / "c.sock")
     file.write_text(text)
@@ -402,6 +405,8 @@ def new_process(folder, text, *offered, pid=None):
                     found = os.stat(one.getsockname())
                     facts = {"operators": one is listening, "file": [found.st_dev, found.st_ino]}
                     channel.send({"socket": facts}, one)
+                for name in down:
+                    channel.send({"down": name})
                 channel.send({"offered": True})
                 assert channel.receive("prepared", WAIT) == [*range(1 + len(offered))]
                 yield new, channel, connection
@@ -491,6 +496,22 @@ def test_the_new_process_goes_on_if_the_old_one_has_died(serve, tmp_path):
         channel.close()
         assert receive_exactly(client, 1) == b"a"
         assert new.poll() is None
+
+
+def test_the_new_process_does_not_wait_for_a_hop_that_was_not_up(up, serve, tmp_path):
+    """Nothing that has worked can be lost with it; clients may wait for the tunnels that have moved."""
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        hop = f'via = ["ssh://me@127.0.0.1:{hangs.getsockname()[1]}"]'
+        text = tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address, hop, "connect_timeout = 600")
+        running = up(text)
+        down = []
+        with successor(running, down):
+            assert down == ["one"]
+        folder = tmp_path / "new"
+        folder.mkdir()
+        with new_process(folder, text, down=down) as (_, channel, _):
+            channel.send({"go": True})
+            assert channel.receive("ready", 20)  # it would wait for 30 s
 
 
 @pytest.mark.parametrize("is_killed", [True, False])

@@ -126,7 +126,7 @@ def test_only_what_goes_over_a_session_ends_with_it(opened, echo_server, tmp_pat
     sessions = KeyedSessions([member])
     with begin_socks(address) as direct, begin_socks(address) as late, begin_socks(address) as client:
         assert ask(direct, *echo_server.address) == 0
-        sessions.end()  # nobody uses it
+        sessions.end()  # no client uses it
         assert is_echoed(direct)
         sessions.resume()
         assert ask(client, "site.i2p", 80) == 0

@@ -26,7 +26,7 @@ from warm_relay import RELAY
 import relay
 from relay.access.store import Store
 from relay.addresses.destinations import PrivateKey
-from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
+from relay.operations.upgrade_channel import PeerEndedError, UpgradeChannel, UpgradeError
 from relay.testing import SAMBridge
 from relay.transports.i2p.key_file import write
 
@@ -361,6 +361,8 @@ def test_an_old_process_that_is_stopped_by_a_signal_ends_the_upgrade_as_well(up,
         assert channel.receive("go", WAIT)
         running.first.send_signal(signal.SIGTERM)
         with pytest.raises(UpgradeError, match="relay is ending: SIGTERM"):
+            channel.receive("nothing", WAIT)
+        with pytest.raises(PeerEndedError):
             channel.receive("nothing", WAIT)
         with pytest.raises(UpgradeError):
             channel.send({"ready": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import threading
 from collections.abc import Iterator
@@ -39,9 +40,10 @@ def check_reachable(server: i2pd.Router, client: i2pd.Router) -> None:
 def _try_to_reach(server: i2pd.Router, client: i2pd.Router) -> str:
     """Return what went wrong at last; nothing if a stream brought its bytes."""
     problem = ""
+    own = secrets.token_hex(4)  # several scenarios may ask at one time, and a bridge has one session of a name
     with (
-        contextlib.closing(PlainSAM(server, "last-server")) as far,
-        contextlib.closing(PlainSAM(client, "last-client")) as near,
+        contextlib.closing(PlainSAM(server, f"server-{own}")) as far,
+        contextlib.closing(PlainSAM(client, f"client-{own}")) as near,
     ):
         threading.Thread(target=far.serve, daemon=True).start()
         for _ in range(TRIES):

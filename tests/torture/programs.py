@@ -116,15 +116,16 @@ class Program:
             send(pid, signal.SIGKILL)
         self.kill()
 
-    def end(self) -> None:
+    def end(self, seconds: float = _END) -> None:
         """Ask it to end.
 
+        :param seconds: that it may take.
         :raises FaultError: if it does not end, ends with another status than 0, or has logged an error of its own.
         """
         assert self._process is not None
         self._process.terminate()
         try:
-            status = self._process.wait(_END)
+            status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             send(self.pid, signal.SIGABRT)  # the threads' stacks are in the log then
             self._process.wait()

@@ -55,7 +55,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     import i2p_world
 
     wanted = i2p_world.wanted_by(request.node)
-    networks = request.getfixturevalue("i2p_networks") if wanted else None  # which outlive the test
+    networks = request.getfixturevalue("i2p_networks") if wanted else None
+    for name in wanted:  # they outlive the test, also those that are made anew because their routers do not meet
+        request.getfixturevalue(name)
     if "warm_relay" in sys.modules:
         request.getfixturevalue("warm_command")  # and so does this
     leaks = Leaks()

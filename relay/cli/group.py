@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.records import Stats
+from ..streams import exit_drain
 from ..transports.tcp import inherit
 from .drains import Drains
 from .figures import ReloadFigures
@@ -38,6 +39,7 @@ __all__ = ["Probe", "TunnelGroup", "UnknownTunnelError"]
 logger = logging.getLogger("relay.cli")
 
 REFRESH = 0.5  # seconds between two states of the live table
+_DELIVERY = 5.0  # seconds at least for what ended connections have sent; fleet.md promises an end in drain + 10 s
 
 Result = TypeVar("Result")
 
@@ -107,6 +109,7 @@ class TunnelGroup:
         self._closing = "closing"
         self._drains = Drains()
         self._draining: set[Member] = set()
+        self._drained_by = 0.0  # monotonic seconds
         self._done = False
         self._status = 0
         self._terminal = ExitStack()  # restores the terminal
@@ -449,6 +452,7 @@ class TunnelGroup:
         live = sum(member.opened.live for member in drained if member.opened)
         longest = max((member.plan.options.drain for member in drained), default=0)
         self._report_end(why, closing(live, longest))
+        self._drained_by = time.monotonic() + longest
         for member in drained:
             self._drain(member)
         self._done = not drained
@@ -478,6 +482,9 @@ class TunnelGroup:
 
     def _close(self) -> None:
         self._ending.set()
+        # Connections that have ended may have sent what a server has not taken yet. It gets what is left of the drain.
+        left = 0.0 if self._draining else self._drained_by - time.monotonic()
+        exit_drain.limit(max(left, _DELIVERY))
         for member in self._everyone:
             member.close()
 

@@ -21,6 +21,7 @@ from ..addresses.options import check_variable
 from ..api import urls
 from ..api.local import listen_privately
 from ..engine.tunnel import Tunnel
+from ..streams import exit_drain
 from ..transports.ssh.deferred import defer_invoke
 from .ephemeral import EphemeralTunnel
 from .wire import Channel, Message, encode, from_error, from_log_record
@@ -29,6 +30,7 @@ from .worker import Worker
 __all__ = ["main"]
 
 _LAST = 3  # seconds to end in, before the kernel ends the process
+_DELIVERY = 2.0  # of them, for what ended connections have sent
 _LOG_LIMIT = 10_000  # records held while the program does not read them
 _PR_SET_PDEATHSIG = 1
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -79,8 +81,9 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     tunnel.close()
     place.close()
     last = {name: call() for name, call in _questions(tunnel).items()}
+    _deliver()
     log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
-    # Not through the interpreter's own end, which would wait for nothing that matters here, and might wait for long.
+    # Not through the interpreter's own end, which would wait for nothing else that matters here, and perhaps for long.
     os._exit(0)
 
 
@@ -103,8 +106,15 @@ def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
         pass  # the program is gone
     signal.alarm(_LAST)
     worker.close()
+    _deliver()
     log.finish({"over": True})
     os._exit(0)
+
+
+def _deliver() -> None:
+    """Wait until the far ends have taken what was sent on connections that have ended."""
+    exit_drain.limit(_DELIVERY)
+    exit_drain.drain()
 
 
 def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunnel:

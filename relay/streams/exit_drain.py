@@ -2,13 +2,15 @@
 
 The kernel delivers what was written to its sockets also after their process has ended. relay moves the bytes of some
 streams in threads of this process (TLS, SSH, programs, I2P), which end with it. So the exit counts as the close of
-every stream whose caller has the socket alone, and waits for all streams that were closed, as long as bytes leave.
+every stream whose caller has the socket alone, and waits for all streams that were closed, as long as bytes leave and
+:func:`limit` allows.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -16,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Sender", "drain", "run_before_others", "track"]
+__all__ = ["Sender", "drain", "limit", "run_before_others", "track"]
 
 logger = logging.getLogger("relay")
 
@@ -42,6 +44,7 @@ class Sender(Protocol):
 _upper: weakref.WeakSet[Sender] = weakref.WeakSet()
 _lower: weakref.WeakSet[Sender] = weakref.WeakSet()
 _lock = threading.Lock()  # other threads add senders while the exit lists them
+_until = math.inf  # monotonic seconds; the exit waits no longer
 
 
 def track(sender: Sender, *, upper: bool = False) -> None:
@@ -54,8 +57,20 @@ def track(sender: Sender, *, upper: bool = False) -> None:
         (_upper if upper else _lower).add(sender)
 
 
+def limit(seconds: float) -> None:
+    """Let the exit of this process wait so long at most, for all senders together.
+
+    :param seconds: from now on.
+    """
+    global _until  # noqa: PLW0603  (there is one exit)
+    _until = time.monotonic() + seconds
+
+
 def drain() -> None:
-    """Wait until all senders have sent what they had, or send no more, or the user interrupts the program again."""
+    """Wait until all senders have sent what they had, or send no more, or the user interrupts the program again.
+
+    The wait has a time limit after :func:`limit`.
+    """
     try:
         for senders in (_upper, _lower):
             with _lock:
@@ -81,9 +96,13 @@ class _Wait:
         """Wait until it has sent everything, or has made no progress for too long."""
         if not self._is_needed:
             return
-        quiet = self._sender.quiet
-        until = None if quiet is None else self._began + quiet
-        while not self._sent.wait(None if until is None else max(0.0, until - time.monotonic())):
+        quiet = math.inf if self._sender.quiet is None else self._sender.quiet
+        until = self._began + quiet
+        while not self._wait_until(min(until, _until)):
+            if time.monotonic() < until:
+                text = "exit: %s has not taken everything in time, and the rest may be lost; check the target"
+                logger.warning(text, self._sender)
+                return
             mark = self._sender.progress()
             if mark == self._mark:
                 logger.warning(
@@ -92,7 +111,11 @@ class _Wait:
                     quiet,
                 )
                 return
-            self._mark, until = mark, time.monotonic() + (quiet or 0.0)
+            self._mark, until = mark, time.monotonic() + quiet
+
+    def _wait_until(self, until: float) -> bool:
+        """Return whether everything was sent, at that time at the latest."""
+        return self._sent.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
 
 
 def run_before_others() -> None:
@@ -105,8 +128,9 @@ def run_before_others() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock  # noqa: PLW0603  (another thread may have held it)
+    global _lock, _until  # noqa: PLW0603  (another thread may have held it)
     _lock = threading.Lock()
+    _until = math.inf
     _upper.clear()
     _lower.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
 import threading
 
@@ -16,6 +17,7 @@ from relay.cli.group_instance import GroupInstance
 from relay.cli.main_thread import GroupOverError
 from relay.cli.member import MemberState, WrongStateError
 from relay.operations.health import readiness
+from relay.streams import exit_drain
 
 
 @pytest.fixture
@@ -130,6 +132,30 @@ def test_stop_drains_like_a_signal(group):
         client.sendall(b"2")
         assert receive_exactly(client, 1) == b"2"
     wait_until(lambda: group._done)
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """The time limits of the exit that are set."""
+    made = []
+    monkeypatch.setattr(exit_drain, "limit", made.append)
+    return made
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_the_exit_has_what_is_left_of_the_drain_and_5_s_after_a_second_signal(limits, echo_server, signals):
+    with running_pair("{}:{}".format(*echo_server.address)) as group, connect(group, "a") as client:
+        client.sendall(b"1")
+        assert receive_exactly(client, 1) == b"1"
+        group.stop()
+        wait_until(lambda: group.is_ending)
+        if signals == 2:
+            group._main_thread.later(group._on_signal, signal.SIGTERM)
+        else:
+            client.close()
+        wait_until(lambda: limits)
+    (seconds,) = limits
+    assert seconds == 5 if signals == 2 else 5 < seconds < WAIT
 
 
 @pytest.fixture

@@ -11,12 +11,16 @@ import sys
 import threading
 
 import pytest
-from helpers import BLOCK, WAIT
+from helpers import BLOCK, WAIT, Thread
 from program_rig import BRIDGE
 from sshd import FarEnd
 
+import relay
+
 MUCH = BLOCK * 12  # more than all buffers between a program and its target hold
 PIECE = 256 << 10  # bytes that the slow target reads at once
+SMALL = 16 << 10
+END = 6 << 20  # bytes that may be on their way when the client has sent everything
 PAUSE = 0.01  # seconds until it reads the next ones
 
 PROGRAM = """
@@ -123,3 +127,29 @@ def test_relay_pipe_fed_by_a_file(kind, file, listener, certificates, openssh_se
                 end.shutdown(socket.SHUT_WR)
             assert slowly(end) == (len(MUCH), hashlib.sha256(MUCH).hexdigest())
         assert program.wait(WAIT) == 0
+
+
+@pytest.mark.parametrize("kind", ["ssh embedded paramiko", "ssh sshd paramiko"])
+def test_a_spawned_tunnel_that_is_closed_after_its_last_connection(kind, listener, certificates, openssh_server, request):
+    """The child holds bytes then, which the target reads only while the child ends."""
+    url, via = address(kind, listener, certificates, request)
+    with relay.spawn("127.0.0.1:0", url, via=via, linger=None, timeout=None) as tunnel:
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            accepting = Thread(accepted, kind, listener, certificates)
+            sending = Thread(client.sendall, MUCH)
+            end = accepting.result()
+            end.shutdown(socket.SHUT_WR)
+            received = bytearray(end.recv(PIECE))
+            while len(received) < len(MUCH) - END:
+                received += end.recv(PIECE)
+            sending.result()
+        while tunnel.connections():  # an answer of the child for each small piece, so that it is never behind
+            received += end.recv(SMALL)
+        assert len(received) < len(MUCH)
+        closing = Thread(tunnel.close)
+        closing.join(0.5)  # a child that waits for no server has ended by then, and what it held is lost
+        while data := end.recv(PIECE):
+            received += data
+        end.close()
+        closing.result()
+    assert received == MUCH

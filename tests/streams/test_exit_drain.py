@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -47,6 +48,7 @@ class Sender:
 def none_of_others(monkeypatch):
     for name in ("_upper", "_lower"):
         monkeypatch.setattr(exit_drain, name, type(exit_drain._upper)())
+    monkeypatch.setattr(exit_drain, "_until", exit_drain._until)
 
 
 def test_senders_that_have_sent_and_those_that_have_ended_are_not_waited_for(caplog):
@@ -87,6 +89,18 @@ def test_without_progress_it_gives_up_and_says_so(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "exit: the sender has taken nothing for 0.01 s, and what it has not taken may be lost; check the target"
     ]
+
+
+@pytest.mark.parametrize("quiet", [None, WAIT])
+def test_it_gives_up_at_the_limit_for_all_senders_and_says_so(quiet, caplog):
+    senders = [Sender(quiet=quiet, sent=False) for _ in range(2)]
+    for sender in senders:
+        exit_drain.track(sender)
+    exit_drain.limit(0.01)
+    exit_drain.drain()
+    assert [record.getMessage() for record in caplog.records] == [
+        "exit: the sender has not taken everything in time, and the rest may be lost; check the target"
+    ] * 2
 
 
 def test_an_interrupt_ends_the_wait():
@@ -141,10 +155,11 @@ def test_others_may_come_meanwhile():
 def test_a_forked_child_waits_for_nothing():
     sender = Sender(quiet=None, sent=False)
     exit_drain.track(sender)
+    exit_drain.limit(WAIT)
     pid = os.fork()
     if not pid:
         exit_drain.drain()
-        os._exit(0)
+        os._exit(exit_drain._until != math.inf)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert sender.done is None
 

@@ -288,6 +288,8 @@ class Networks:
     """
 
     def __init__(self, wanted: set[str], make_folder: Callable[[str], Path]) -> None:
+        self.made = 0
+        """How often a network was started, or a program with one."""
         self._make_folder = make_folder
         self._stack = contextlib.ExitStack()
         self._made: dict[str, Any] = {}
@@ -296,6 +298,7 @@ class Networks:
             self._make(name)
 
     def _make(self, name: str, *arguments: str) -> None:
+        self.made += 1
         try:
             self._made[name] = self._started(name, self._make_folder(name), *arguments)
         except i2pd.Unavailable as error:

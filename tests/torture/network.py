@@ -50,7 +50,6 @@ _NEAR, _FAR = "198.18.1.1", "198.18.1.2"  # the two ends of the link
 _LINK = {"near": "to_far", "far": "to_near"}  # the interfaces
 _DEADLINE = 60.0  # seconds for each tunnel to serve again
 _I2P_DEADLINE = 180.0  # the same, if routers have to find new leases of a session
-_END = 90.0  # seconds for relay to end: it waits a minute for an SSH server that does not confirm the end of a channel
 _SETTLE = 1.0  # seconds before a link is cut
 _CONNECT = 120  # seconds of relay's connect_timeout
 
@@ -344,7 +343,7 @@ class World:
         """
         for far in self._far.values():
             far.close()  # a stream whose client had gone before the target accepted it is not waited for
-        self.relay.end(_END)
+        self.relay.end()
         self.tls.end()
         for name in ("run", "run-tls", "tmp"):
             if found := sorted(os.listdir(self.folder / name)):

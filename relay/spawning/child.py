@@ -83,7 +83,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     last = {name: call() for name, call in _questions(tunnel).items()}
     _deliver()
     log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
-    # Not through the interpreter's own end, which would wait for nothing else that matters here, and perhaps for long.
+    # Not through the interpreter's own end, which might wait for long, and for what does not matter here.
     os._exit(0)
 
 

@@ -130,7 +130,9 @@ def test_relay_pipe_fed_by_a_file(kind, file, listener, certificates, openssh_se
 
 
 @pytest.mark.parametrize("kind", ["ssh embedded paramiko", "ssh sshd paramiko"])
-def test_a_spawned_tunnel_that_is_closed_after_its_last_connection(kind, listener, certificates, openssh_server, request):
+def test_a_spawned_tunnel_that_is_closed_after_its_last_connection(
+    kind, listener, certificates, openssh_server, request
+):
     """The child holds bytes then, which the target reads only while the child ends."""
     url, via = address(kind, listener, certificates, request)
     with relay.spawn("127.0.0.1:0", url, via=via, linger=None, timeout=None) as tunnel:

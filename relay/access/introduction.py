@@ -21,9 +21,12 @@ from .proxy_header import (
     build_v2,
 )
 
-__all__ = ["address_of", "header_of", "identified"]
+__all__ = ["address_of", "header_of", "identified", "passed_on"]
 
 _NAMED = ("unix", "tls", "socks", "http")  # kinds of identities with an entry of their own
+# Entries that go to the target as they have come, and their most bytes. The last ones are of applications, such as that
+# of a cloud with the endpoint of the client.
+_PASSED_ON = {ALPN: 255, AUTHORITY: 255, UNIQUE_ID: 128, SSL: 4096, **dict.fromkeys(range(0xE3, 0xF0), 255)}
 _DESTINATION = re.compile(r"[a-z2-7]{52,63}\.b32\.i2p")
 
 
@@ -50,6 +53,7 @@ def header_of(
     tls: SSLEntry | None = None,
     server_name: str | None = None,
     protocol: str | None = None,
+    reported: ProxyHeader | None = None,
 ) -> bytes:
     """Return the header that tells a target who the client is.
 
@@ -60,27 +64,43 @@ def header_of(
     :param tls: the client's TLS connection with relay; ``None`` for none.
     :param server_name: the name that the client has asked for there; ``None`` for none.
     :param protocol: what was negotiated there by ALPN; ``None`` for nothing.
+    :param reported: what a balancer has said of the client, of :func:`passed_on`; its entries go on, but for those that
+        relay knows better.
     """
     source = address_of(identity.host, identity.port) if identity is not None else None
     if source is not None and local is None:
         local = Address("::" if ":" in source.host else "0.0.0.0", 0)  # noqa: S104  (nothing listens there)
     if version == "v1":
         return build_v1(source, local)
-    entries: list[tuple[int, bytes | str]] = [(UNIQUE_ID, unique_id)]
+    entries: dict[int, bytes | str] = {UNIQUE_ID: unique_id}
+    if reported is not None:
+        entries.update(reported.entries)
     if protocol is not None:
-        entries.append((ALPN, protocol))
+        entries[ALPN] = protocol
     if server_name is not None:
-        entries.append((AUTHORITY, server_name))
+        entries[AUTHORITY] = server_name
     if tls is not None:
-        entries.append((SSL, tls.value()))
+        entries[SSL] = tls.value()
     if identity is not None:
         if identity.destination is not None:
-            entries.append((DESTINATION, identity.destination))
+            entries[DESTINATION] = identity.destination
         if identity.server is not None:
-            entries.append((SERVER, identity.server))
+            entries[SERVER] = identity.server
         if identity.kind in _NAMED:
-            entries.append((CLIENT, str(identity)))
-    return build_v2(source, local, entries)
+            entries[CLIENT] = str(identity)
+    return build_v2(source, local, entries.items())
+
+
+def passed_on(header: ProxyHeader) -> ProxyHeader:
+    """Return a header with those of its entries only that go to the target, the first one of each type.
+
+    :param header: of a trusted sender.
+    """
+    kept: dict[int, bytes] = {}
+    for kind, value in header.entries:
+        if 0 < len(value) <= _PASSED_ON.get(kind, 0):
+            kept.setdefault(kind, value)
+    return header._replace(entries=tuple(kept.items()))
 
 
 def identified(header: ProxyHeader, sender: Identity | None) -> Identity | None:

@@ -18,6 +18,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..addresses.printable import printable
+
 __all__ = [
     "ALPN", "AUTHORITY", "CLIENT", "CRC32C", "DESTINATION", "LONGEST_V1", "NOOP", "SERVER", "SSL", "UNIQUE_ID",
     "Address", "HeaderReader", "ProxyHeader", "ProxyHeaderError", "SSLEntry", "build_local", "build_v1", "build_v2",
@@ -80,6 +82,12 @@ class ProxyHeader(NamedTuple):
     def is_check(self) -> bool:
         """``True`` for a connection of the sender itself: nothing in the header tells of a client."""
         return self.is_local and not any(kind in _OF_CLIENTS for kind, _ in self.entries)
+
+    @property
+    def unique_id(self) -> str | None:
+        """The id that the sender has given to the connection, one printable line; ``None`` for none."""
+        found = next((value for kind, value in self.entries if kind == UNIQUE_ID), None)
+        return None if found is None else printable(found.decode("utf-8", "backslashreplace"), _LONGEST_ID)
 
     def ssl(self) -> SSLEntry | None:
         """Return what it says about the client's TLS connection; ``None`` for nothing."""

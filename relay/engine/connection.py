@@ -128,6 +128,7 @@ class Connection:
         if stream is not None:
             self.summary.request = stream.request
             self.summary.identity = stream.identity
+            self.summary.server_name = stream.server_name
 
     @property
     def is_closed(self) -> bool:

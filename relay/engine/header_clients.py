@@ -12,11 +12,11 @@ import socket
 from typing import Any, Protocol
 
 from ..access.gate import Denial
-from ..access.introduction import identified
-from ..access.proxy_header import Address, ProxyHeader, ProxyHeaderError
+from ..access.introduction import identified, passed_on
+from ..access.proxy_header import AUTHORITY, ProxyHeader, ProxyHeaderError
 from ..access.senders import Senders
 from ..eventloop.sockets import format_address
-from ..streams.identity import Identity
+from ..streams.identity import Identity, name_of
 from ..streams.proxy_handshake import ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
@@ -39,7 +39,7 @@ class _Introduced(tuple[Any, ...]):  # noqa: SLOT001  (a tuple has no slots of i
     """The address of a client whose header was read before its handshake, and what else the header says."""
 
     identity: Identity | None
-    local: Address | None  # to which the client has connected
+    header: ProxyHeader  # with the entries only that are passed on
 
 
 class _Screened(_Introduced, ScreenedAddress):
@@ -154,8 +154,8 @@ class HeaderClients:
             summary = connection.summary
             summary.identity = identified(header, summary.who())
             summary.peer = _peer(header) or summary.peer
-            if header.destination is not None:
-                summary.local = header.destination
+            summary.header = passed_on(header)
+            summary.server_name = _server_name(header)
             if handshake is not None:
                 self._entrance.read_handshake(connection, handshake, now)
             else:
@@ -172,7 +172,7 @@ class HeaderClients:
             self._entrance.deny(connection, denial, now)
             return
         peer = (_Screened if has_address else _Introduced)(summary.peer)
-        peer.identity, peer.local = identity, header.destination
+        peer.identity, peer.header = identity, passed_on(header)
         self._upgrade(connection, listener, peer, now)
 
     def _upgrade(self, connection: Connection, listener: UpgradeListener, peer: _Introduced, now: float) -> None:
@@ -192,6 +192,8 @@ class HeaderClients:
         if isinstance(peer, _Introduced):
             if stream.identity is None:  # it has shown no certificate
                 stream.identity = peer.identity
+            if stream.server_name is None:
+                stream.server_name = _server_name(peer.header)
             return True
         connection = self._owner.admit(stream.socket, stream, peer, now, 1)
         self._deny(connection, "it came before headers of the PROXY protocol were read; it may connect again", now)
@@ -226,3 +228,9 @@ def _peer(header: ProxyHeader) -> Any:
         return None
     host, port = header.source
     return (host, port, 0, 0) if ":" in host else (host, port)
+
+
+def _server_name(header: ProxyHeader) -> str | None:
+    """Return the name that the client has asked its balancer for, as a header has it; ``None`` for none."""
+    name = header.text(AUTHORITY)
+    return name_of(name) if name else None

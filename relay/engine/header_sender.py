@@ -28,16 +28,16 @@ class HeaderSender:
         """Return the header of a client."""
         summary, client = connection.summary, connection.client
         identity = summary.who()
-        reported = summary.local or getattr(summary.peer, "local", None)  # by a balancer, before TLS in the address
-        local = Address(*reported) if reported is not None else None
+        reported = summary.reported()
+        local = reported.destination if reported is not None else None
         if local is None and identity is not None and identity.host is not None:
             local = _local_address(client)
         number = id_of(summary.number, summary.started)
         stream = connection.client_stream
         if self.version == "v1" or stream is None or stream.tls is None:
-            return header_of(self.version, identity, local, number)
+            return header_of(self.version, identity, local, number, reported=reported)
         name, protocol = stream.server_name, stream.tls.selected_alpn_protocol()
-        return header_of(self.version, identity, local, number, _entry_of(stream), name, protocol)
+        return header_of(self.version, identity, local, number, _entry_of(stream), name, protocol, reported)
 
     def over(self, dialer: Dialer, connection: Connection) -> Dialer:
         """Return the dialer for a connection: over TLS, the header goes before the handshake."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addresses.hops import Route
 from ..eventloop.histogram import Histogram
@@ -13,6 +13,9 @@ from ..streams.identity import Identity, client_text, identity_of_peer
 from ..streams.path import StreamPath, hop_times
 from ..streams.request import Request
 from .connection_id import epoch, id_of, next_number
+
+if TYPE_CHECKING:  # few tunnels have balancers
+    from ..access.proxy_header import ProxyHeader
 
 __all__ = [
     "DIRECT", "REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats", "WarmFigures",
@@ -109,6 +112,10 @@ class ConnectionRecord(NamedTuple):
     """Whether its stream was open before its client came; see ``warm`` of :class:`relay.Tunnel`."""
     identity: Identity | None = None
     """Who the client is, as its transport can tell; ``None`` if it cannot."""
+    server_name: str | None = None
+    """The name that a client over TLS has asked for (SNI), as the listener or the header of a balancer has it."""
+    unique_id: str | None = None
+    """The id that the header of a balancer has given to the connection; the target gets it then, and not :attr:`id`."""
 
     @property
     def client(self) -> str:
@@ -200,7 +207,8 @@ class ConnectionSummary:
 
     __slots__ = (
         "peer", "started", "number", "target", "request", "dialed", "opened", "first_byte", "finished", "received",
-        "sent", "spliced", "target_ended_first", "reason", "rule", "path", "route", "identity", "local",
+        "sent", "spliced", "target_ended_first", "reason", "rule", "path", "route", "identity", "header",
+        "server_name",
     )  # fmt: skip
 
     def __init__(self, peer: Any, started: float) -> None:
@@ -222,7 +230,8 @@ class ConnectionSummary:
         self.path: StreamPath | None = None  # None for a connect without hops
         self.route: Route = ()
         self.identity: Identity | None = None  # None for that of the peer's address
-        self.local: tuple[str, int] | None = None  # to which a balancer's client has connected, as it says
+        self.header: ProxyHeader | None = None  # of a balancer
+        self.server_name: str | None = None  # that a client over TLS has asked for
 
     def who(self) -> Identity | None:
         """Return who the client is."""
@@ -231,6 +240,10 @@ class ConnectionSummary:
         if login is not None:
             identity = (identity or Identity("", "")).with_login(*login)
         return identity
+
+    def reported(self) -> ProxyHeader | None:
+        """Return the header of a balancer, if one has come, perhaps before the handshake of TLS."""
+        return self.header or getattr(self.peer, "header", None)
 
     @property
     def connect_time(self) -> float | None:
@@ -253,6 +266,7 @@ class ConnectionSummary:
         self, now: float, state: ConnectionState, received: int, sent: int, is_spliced: bool, first_byte: float
     ) -> ConnectionRecord:
         """Return the record with these figures."""
+        reported = self.reported()
         return ConnectionRecord(
             peer=self.peer,
             target=self.target_name(),
@@ -273,6 +287,8 @@ class ConnectionSummary:
             attempts=self.path.attempts if self.path is not None else 1,
             warm=self.path is not None and self.path.warm,
             identity=self.who(),
+            server_name=self.server_name,
+            unique_id=reported.unique_id if reported is not None else None,
         )
 
     def target_name(self) -> str | None:

@@ -221,6 +221,8 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "attempt": record.attempts,
         "carrier": record.carrier,
         "warm": record.warm,
+        "server_name": record.server_name,
+        "unique_id": record.unique_id,
     }
 
 

@@ -15,12 +15,15 @@ from relay.access.proxy_header import (
     AUTHORITY,
     CLIENT,
     DESTINATION,
+    NOOP,
     SERVER,
+    SSL,
     UNIQUE_ID,
     Address,
     HeaderReader,
     SSLEntry,
     build_v1,
+    build_v2,
 )
 from relay.testing import FakeListener, pair
 
@@ -94,6 +97,36 @@ def test_the_client_of_a_balancer_is_passed_on(sending):
     header = read_header(server := world.accept())
     assert (header.source, header.destination) == ends
     assert server.recv(10) == b"x"
+
+
+SESSION = SSLEntry("TLSv1.2", "X", "alice", is_verified=True).value()
+CLOUD = 0xEA  # an endpoint at a cloud
+
+
+@pytest.mark.parametrize(
+    ("entries", "passed", "server_name", "unique_id"),
+    [
+        ([(AUTHORITY, b"db.example"), (ALPN, b"h2")], {AUTHORITY: b"db.example", ALPN: b"h2"}, "db.example", None),
+        ([(UNIQUE_ID, b"an id")], {UNIQUE_ID: b"an id"}, None, "an id"),
+        ([(UNIQUE_ID, b"\xff\n")], {UNIQUE_ID: b"\xff\n"}, None, "\\xff\\n"),
+        ([(SSL, SESSION)], {SSL: SESSION}, None, None),
+        ([(CLOUD, b"\1vpce-1")], {CLOUD: b"\1vpce-1"}, None, None),
+        ([(AUTHORITY, b"one"), (AUTHORITY, b"two")], {AUTHORITY: b"one"}, "one", None),
+        ([(AUTHORITY, b"a\nb")], {AUTHORITY: b"a\nb"}, r"a\nb", None),
+        # What is about the header itself, of the machine of the balancer, empty, or too long stays behind.
+        ([(NOOP, b"???"), (0x30, b"netns"), (AUTHORITY, b""), (UNIQUE_ID, b"")], {}, None, None),
+        ([(ALPN, b"x" * 256), (UNIQUE_ID, b"x" * 129), (SSL, SESSION + b"\xf0\x10\0" + bytes(4096))], {}, None, None),
+    ],
+)
+@pytest.mark.parametrize("source", [Address("192.0.2.7", 5), None])
+def test_the_entries_of_a_balancer_reach_the_target(sending, source, entries, passed, server_name, unique_id):
+    world = sending(accept_proxy=["127.0.0.1"])
+    client = {DESTINATION: b"a" * 52 + b".b32.i2p"}  # else one without an address is a check
+    world.connect(build_v2(source, source, [*entries, *client.items()]))
+    header = read_header(world.accept())
+    (record,) = world.tunnel.connections()
+    assert dict(header.entries) == {UNIQUE_ID: record.id.encode()} | passed | client
+    assert (record.server_name, record.unique_id) == (server_name, unique_id)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -246,3 +279,23 @@ def test_the_session_of_a_tls_client_is_in_entries(sending, certificates, protoc
             assert (header.source, header.destination) == (client.getsockname(), receive.getsockname())
             assert header.ssl() == SSLEntry(client.version(), client.cipher()[0])
             assert server.recv(100) == b"hello"
+            assert [record.server_name for record in world.tunnel.connections()] == ["localhost"]
+
+
+@pytest.mark.parametrize("name", ["localhost", None])
+def test_what_relay_knows_of_a_session_is_sent_and_not_what_a_balancer_says(sending, certificates, name):
+    receive = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    world = sending(receive=receive, accept_proxy=["127.0.0.1"])
+    said = [(SSL, SESSION), (AUTHORITY, b"other"), (UNIQUE_ID, b"an id")]
+    context = certificates.client()
+    context.check_hostname = False
+    ends = Address("192.0.2.7", 5), Address("198.51.100.1", 443)
+    with world.connect(build_v2(*ends, said)) as raw, context.wrap_socket(raw, server_hostname=name) as client:
+        client.sendall(b"hello")
+        header = read_header(world.accept())
+        (record,) = world.tunnel.connections()
+        # The session is that with relay. The identity is what the balancer says: the client has shown no certificate.
+        assert header.ssl() == SSLEntry(client.version(), client.cipher()[0], "alice", is_verified=True)
+        assert header.text(AUTHORITY) == record.server_name == (name or "other")
+        assert header.text(UNIQUE_ID) == record.unique_id == "an id"
+        assert (header.source, header.destination) == ends

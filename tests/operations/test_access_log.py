@@ -26,7 +26,7 @@ RECORD = ConnectionRecord(
     ("203.0.113.5", 51234), "db:5432", 1.2345, 5, 7, "splice", "closed", "done",
     "018f0000-0000-7000-8000-000000000001", 1e9, 0.0123456, 0.5, "client", None,
     (("1:ssh", 0.01), ("2:target", 0.0023456)), "ssh://me@inner", 2,
-    identity=Identity("tls", "alice", "203.0.113.5", 51234),
+    identity=Identity("tls", "alice", "203.0.113.5", 51234), server_name="db.internal",
 )  # fmt: skip
 WEB = LoggedTunnel("web", "127.0.0.1:80", ("ssh://me@bastion", "ssh://me@inner"), list)
 
@@ -77,6 +77,8 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "attempt": 2,
         "carrier": "ssh://me@inner",
         "warm": False,
+        "server_name": "db.internal",
+        "unique_id": None,
     }
     rows = [line.split("|")[1].strip(" `") for line in PAGES["operations"].splitlines() if line.startswith("| `")]
     first = rows.index("ts")

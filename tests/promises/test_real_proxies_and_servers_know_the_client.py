@@ -57,6 +57,10 @@ listen v2
 listen ssl
     bind fd@{ssl} ssl crt {folder}/both.pem ca-file {folder}/ca.pem verify required
     server relay unix@{folder}/relay send-proxy-v2-ssl-cn
+listen full
+    bind fd@{full} ssl crt {folder}/both.pem ca-file {folder}/ca.pem verify required alpn http/1.1
+    unique-id-format it-%pid-%rt
+    server relay unix@{folder}/full send-proxy-v2 proxy-v2-options ssl,cert-cn,ssl-cipher,authority,unique-id
 listen postgres
     bind unix@{folder}/postgres accept-proxy
     server postgres {postgres}
@@ -140,7 +144,9 @@ class World:
                 relay.listen(f"unix://{folder}/checked"), relay.target("127.0.0.1:1"), accept_proxy=["unix"], timeout=5
             )
         )
-        inherited = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in ("v1", "v2", "ssl")}
+        inherited = {
+            name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in ("v1", "v2", "ssl", "full")
+        }
         self.senders = {name: made.getsockname() for name, made in inherited.items()}
         self.senders["nginx"] = ("127.0.0.1", reserve(stack))
         apache = reserve(stack)
@@ -291,6 +297,35 @@ def test_relay_knows_the_certificate_that_a_proxy_has_verified(world):
     assert str(record.identity) == "tls:alice"
     assert record.identity.certificate.common_name == "alice"
     assert record.identity.port == own[1]
+
+
+def test_what_a_proxy_tells_of_a_session_reaches_the_target(world):
+    import ssl
+
+    from relay.access.proxy_header import ALPN, AUTHORITY, UNIQUE_ID, HeaderReader, SSLEntry
+
+    context = ssl.create_default_context(cafile=world.folder / "ca.pem")
+    context.load_cert_chain(world.folder / "alice.pem")
+    context.set_alpn_protocols(["http/1.1"])
+    receive, target = relay.listen(f"unix://{world.folder}/full"), socket.create_server(("127.0.0.1", 0))
+    make_send = relay.tcp(*target.getsockname())
+    with target, relay.Tunnel(receive, make_send, accept_proxy=["unix"], send_proxy="v2") as tunnel:
+        client = context.wrap_socket(socket.create_connection(world.senders["full"]), server_hostname="localhost")
+        target.settimeout(WAIT)
+        with client, target.accept()[0] as server:
+            server.settimeout(WAIT)
+            reader = HeaderReader()
+            while reader.header is None:
+                seen = server.recv(4096)
+                assert seen, "the connection ended within the header"
+                reader.feed(seen)
+            (record,) = tunnel.connections()
+            header = reader.header
+            assert header.ssl() == SSLEntry(client.version(), client.cipher()[0], "alice", is_verified=True)
+            assert (header.text(ALPN), header.text(AUTHORITY)) == ("http/1.1", "localhost")
+            assert record.server_name == "localhost" and str(record.identity) == "tls:alice"
+            assert header.text(UNIQUE_ID) == record.unique_id and record.unique_id.startswith("it-")
+            assert header.source == client.getsockname()
 
 
 def test_the_health_checks_of_a_proxy_are_no_clients(world):

@@ -24,6 +24,7 @@ __all__ = [
     "check_host_port",
     "check_port",
     "is_i2p",
+    "is_ip_address",
     "is_ipv6",
     "is_loopback",
     "quoted",
@@ -159,6 +160,15 @@ def check_port(port: int, least: int) -> None:
         raise TypeError(f"port: expected an int, got {type(port).__name__}")
     if not least <= port <= 65535:
         raise ValueError(f"port: {port} is out of range; a port is a number from {least} to 65535")
+
+
+def is_ip_address(host: str) -> bool:
+    """Return whether a host is an IP address and not a name, with or without a zone."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_ipv6(host: str) -> bool:

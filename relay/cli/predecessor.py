@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import ipaddress
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ import click
 from ..access.ledger import LedgerEntry
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress
+from ..addresses.values import TCPAddress, is_ip_address
 from ..config.listen_conflicts import overlap
 from ..eventloop.sockets import MPTCP, format_address
 from ..operations.upgrade_channel import (
@@ -267,7 +266,7 @@ class Predecessor:
             return ""
         for one in (offer.socket for offer in self._offers if offer.socket.family != socket.AF_UNIX):
             found = one.getsockname()[:2]
-            if found[1] == port and (not _is_literal(host) or overlap(host, found[0])):
+            if found[1] == port and (not is_ip_address(host) or overlap(host, found[0])):
                 has_mptcp = one.proto == MPTCP
                 differs = has_mptcp != bool(getattr(where, "mptcp", False))
                 how = f" {'with' if has_mptcp else 'without'} mptcp" if differs else ""
@@ -400,14 +399,6 @@ def _wait_for_release(channel: UpgradeChannel, done: Callable[[UpgradeError | No
         done(error)
     else:
         done(None)
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _entry(limit: Any, key: Any, banned_until: Any, used: Any, period: Any) -> LedgerEntry:

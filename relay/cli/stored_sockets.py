@@ -8,7 +8,6 @@ Source: sd_pid_notify_with_fds(3), systemd.service(5) ("FileDescriptorStoreMax="
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import threading
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..addresses.hops import ProxyListen
-from ..addresses.values import SystemdListen, TCPAddress, TLSListen
+from ..addresses.values import SystemdListen, TCPAddress, TLSListen, is_ip_address
 from ..eventloop.sockets import MPTCP
 from ..operations.service_manager import Notifier, is_stored_name, stored_name
 from ..transports.activated import received
@@ -132,15 +131,7 @@ def _fits(one: socket.socket, where: object) -> bool:
     host, port = one.getsockname()[:2]
     if port != where.port or (one.proto == MPTCP) != getattr(where, "mptcp", False):
         return False
-    return not _is_literal(where.host) or bool(host == where.host)
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return not is_ip_address(where.host) or bool(host == where.host)
 
 
 def _listening(member: Snapshot) -> socket.socket | None:

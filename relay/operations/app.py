@@ -12,7 +12,6 @@ import binascii
 import contextlib
 import functools
 import hmac
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..addresses.printable import printable
+from ..addresses.values import is_ip_address
 from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
@@ -360,11 +360,7 @@ class _Answer:
 def _is_own_name(host: str) -> bool:
     """Return whether a Host header is an IP address or localhost, which DNS rebinding cannot make a browser send."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name.lower() == "localhost"
-    return True
+    return is_ip_address(name) or name.lower() == "localhost"
 
 
 def _has_token(header: str, token: str) -> bool:

@@ -8,7 +8,7 @@ from helpers import steady
 from relay.addresses.options import inline_secrets
 from relay.addresses.redact import redact
 from relay.addresses.ssh import SSHListen, SSHServer
-from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, is_loopback, unix_path
+from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, is_ip_address, is_loopback, unix_path
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,17 @@ def test_where_a_server_listens_is_shown():
     assert str(SSHListen(SSHServer("h"))) == "ssh://h?listen=127.0.0.1:0"
     assert str(SSHListen(SSHServer("h", password="pw"), UnixAddress("/a b"))) == "ssh://h?listen=/a%20b"
     assert str(SSHListen(SSHServer("h"), TCPAddress("::1", 1))) == "ssh://h?listen=%5B::1%5D:1"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("10.0.0.1", True), ("::", True), ("fe80::1%eth0", True), ("localhost", False), ("10.0.0", False), ("", False),
+        ("10.0.0.1%eth0", False), ("[::1]", False),
+    ],
+)  # fmt: skip
+def test_addresses_and_names(host, expected):
+    assert is_ip_address(host) is expected
 
 
 @pytest.mark.parametrize(

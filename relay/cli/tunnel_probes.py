@@ -1,6 +1,6 @@
 """The probes of a group of tunnels, for those that have one.
 
-A tunnel with several targets probes each of them itself, so that one that fails gets no clients: see
+A tunnel with several targets probes each of them itself, so that one that is down gets no clients: see
 :class:`~relay.streams.target_group.TargetGroup`.
 """
 

@@ -251,7 +251,7 @@ class Defaults(_Table):
     probe: Annotated[str, PlainValidator(_checked(_PROBES, _probe)), WithJsonSchema(_PROBE_SCHEMA)] | None = None
     """How relay tests the route to the target for `/readyz`: `connect`, `banner` (wait for a byte), `http://PATH`
     (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. With
-    several targets, one that fails gets no clients. Not for proxies. Default: none."""
+    several targets, one that fails three in a row, or refuses one, gets no clients. Not for proxies. Default: none."""
     probe_interval: (
         Annotated[
             float,

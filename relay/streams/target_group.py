@@ -37,10 +37,11 @@ def probe_by_connect(dialer: Dialer, deadline: float, done: OnResult) -> Abort:
 class TargetGroup(Dialer):
     """Makes streams to one of several targets.
 
-    A target is taken out at its first failure. It gets streams again once a probe has passed, which is tried after a
-    back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails at once. With
-    :meth:`probe_every`, targets that are up are probed as well. To know which one is the fastest, a connect measures
-    each of them every 30 s, as long as streams are asked for.
+    A target is taken out when the connect of a client fails. It gets streams again once a probe has passed, which is
+    tried after a back-off of 0.5 to 30 s. A client whose target fails gets the next one. If no target is up, it fails
+    at once. With :meth:`probe_every`, targets that are up are probed as well, and taken out after three failures in a
+    row, or a refusal. To know which one is the fastest, a connect measures each of them every 30 s, as long as streams
+    are asked for.
 
     :param dialers: of the targets, in the order of preference.
     :param selection: the order in which they are tried.
@@ -113,9 +114,11 @@ class TargetGroup(Dialer):
         return self._members.states()
 
     def probe_every(self, schedule: ProbeSchedule | None) -> None:
-        """Probe each target from now on, now and then: one that fails gets no streams until it passes. From any thread.
+        """Probe each target from now on, now and then. From any thread.
 
-        A target that is down is probed as often at least. At most one probe of a target is under way.
+        One that refuses a probe, or fails the third one in a row, gets no streams until it passes; after a failure
+        the next one comes soon. A target that is down is probed as often at least. At most one probe of a target is
+        under way.
 
         :param schedule: ``None`` to connect only, and only to targets that are down. The same one again changes
             nothing. When it is not wanted any more, all probes end: the targets stay as they are until there is another

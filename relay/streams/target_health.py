@@ -7,6 +7,7 @@ up         failed       down       wait for the back-off; give the probe up
 up         succeeded    up
 up         due          up         begin a probe
 up         probe passed up
+up         probe missed up         wait for the back-off
 up         probe failed down       wait for the back-off
 up         disable      disabled   give the probe up
 down       due          probing    begin a probe
@@ -16,6 +17,7 @@ down       disable      disabled   forget the back-off
 probing    failed       down       wait for a longer back-off; give the probe up
 probing    succeeded    up         give the probe up
 probing    probe passed up         forget the failures
+probing    probe missed down       wait for a longer back-off
 probing    probe failed down       wait for a longer back-off
 probing    disable      disabled   give the probe up
 disabled   failed       disabled
@@ -25,6 +27,10 @@ disabled   enable       probing    begin a probe
 
 *failed* and *succeeded* are connects for clients. One that began before the target was taken out may end later. A
 target that is up is probed if its tunnel has a probe. Events that a state does not name change nothing.
+
+A probe that fails is *missed*: it may be lost where the target is only busy, so it is repeated soon. It has *failed* if
+the target refused it, which is certain, or if it is the third one in a row: ``fall 3`` of HAProxy. One that passes is
+enough to return (``rise 1``), for a client whose connect fails gets the next target.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ import random
 
 __all__ = ["Action", "Event", "Health", "HealthState"]
 
+_FALL = 3  # probes in a row that fail, of a target that is up
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 
 
@@ -53,6 +60,7 @@ class Event(enum.Enum):
     SUCCEEDED = "succeeded"
     DUE = "due"
     PROBE_PASSED = "probe passed"
+    PROBE_MISSED = "probe missed"
     PROBE_FAILED = "probe failed"
     DISABLE = "disable"
     ENABLE = "enable"
@@ -75,6 +83,7 @@ _TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
     (HealthState.UP, Event.SUCCEEDED): (HealthState.UP, Action.NOTHING),
     (HealthState.UP, Event.DUE): (HealthState.UP, Action.PROBE),
     (HealthState.UP, Event.PROBE_PASSED): (HealthState.UP, Action.NOTHING),
+    (HealthState.UP, Event.PROBE_MISSED): (HealthState.UP, Action.WAIT),
     (HealthState.UP, Event.PROBE_FAILED): (HealthState.DOWN, Action.WAIT),
     (HealthState.UP, Event.DISABLE): (HealthState.DISABLED, Action.FORGET),
     (HealthState.DOWN, Event.DUE): (HealthState.PROBING, Action.PROBE),
@@ -84,6 +93,7 @@ _TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
     (HealthState.PROBING, Event.FAILED): (HealthState.DOWN, Action.FORGET | Action.WAIT),
     (HealthState.PROBING, Event.SUCCEEDED): (HealthState.UP, Action.FORGET),
     (HealthState.PROBING, Event.PROBE_PASSED): (HealthState.UP, Action.NOTHING),
+    (HealthState.PROBING, Event.PROBE_MISSED): (HealthState.DOWN, Action.WAIT),
     (HealthState.PROBING, Event.PROBE_FAILED): (HealthState.DOWN, Action.WAIT),
     (HealthState.PROBING, Event.DISABLE): (HealthState.DISABLED, Action.FORGET),
     (HealthState.DISABLED, Event.FAILED): (HealthState.DISABLED, Action.NOTHING),
@@ -93,6 +103,8 @@ _TRANSITIONS: dict[tuple[HealthState, Event], tuple[HealthState, Action]] = {
 
 
 _FAILING = frozenset({HealthState.DOWN, HealthState.PROBING})
+_FAILURES = frozenset({Event.FAILED, Event.PROBE_MISSED, Event.PROBE_FAILED})
+_SUCCESSES = frozenset({Event.SUCCEEDED, Event.PROBE_PASSED})
 
 
 class Health:
@@ -126,7 +138,9 @@ class Health:
         :param problem: the error of one that failed.
         :returns: what the owner has to do.
         """
-        if event in (Event.FAILED, Event.PROBE_FAILED):
+        if event is Event.PROBE_MISSED and self._row >= _FALL - 1:
+            event = Event.PROBE_FAILED
+        if event in _FAILURES:
             self.failures += 1
             self.problem = problem
         elif seconds is not None:
@@ -138,7 +152,9 @@ class Health:
         if self.state is not before and not {before, self.state} <= _FAILING:
             self.since = now
         if self.state is HealthState.UP:
-            self._row, self.problem = 0, ""
+            self.problem = ""
+            if event in _SUCCESSES:
+                self._row = 0
         if action & Action.WAIT:
             self.delay = _jittered(min(_BACKOFF[0] * 2**self._row, _BACKOFF[1]))
             self._row = min(self._row + 1, 16)

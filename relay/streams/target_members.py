@@ -39,6 +39,7 @@ _FIRST = 1.0  # seconds within which the first probe of a target begins
 _MOST_SHORT = 3  # attempts in a row that may have had hardly any time
 _MEASURED = 30.0  # seconds between two connects that measure a target
 _LONGEST = 500  # characters of an error in the log
+_PROBED = (Event.PROBE_PASSED, Event.PROBE_MISSED, Event.PROBE_FAILED)
 
 
 class Selection(enum.Enum):
@@ -327,15 +328,18 @@ class Members:
             before = member.health.state
             if event in (Event.SUCCEEDED, Event.FAILED):
                 member.short = 0
-            if event in (Event.PROBE_PASSED, Event.PROBE_FAILED):
-                member.give_up, member.is_probed = None, False
-                member.outcome = ProbeOutcome(time.time(), now - member.begun, problem)
-            elif event is Event.SUCCEEDED and self._schedule is not None and self._schedule.probe != "connect":
-                if before is not HealthState.UP:
-                    return  # a connect proves less than the probe that it has to pass
-                seconds = None  # that a probe takes is compared
+            if event is Event.SUCCEEDED and self._schedule is not None and self._schedule.probe != "connect":
+                return  # a connect proves less than the probe that the target has to pass, and takes another time
             action = member.health.handle(event, now, seconds=seconds, problem=problem)
             after = member.health.state
+            is_missed = event is Event.PROBE_MISSED and after is HealthState.UP
+            if event in _PROBED:
+                member.give_up, member.is_probed = None, False
+                outcome = ProbeOutcome(time.time(), now - member.begun, problem)
+                if not is_missed:
+                    member.outcome = outcome
+                elif member.outcome is not None:
+                    member.outcome = outcome._replace(problem=member.outcome.problem)  # its verdict still holds
             abort = self._forget(member) if action & Action.FORGET else None
             if self._is_closed:
                 action = Action.NOTHING
@@ -352,6 +356,9 @@ class Members:
             abort()
         if before is not after:
             self._log(member, before, problem)
+        elif is_missed:
+            text = "%s: target %s: a probe failed: %s; another one follows"
+            logger.info(text, self._name, member.name, printable(problem, _LONGEST))
         if action & Action.PROBE:
             self._begin_probe(number, probe or 0)
 
@@ -463,7 +470,9 @@ class Members:
         elif outcome.errno in (*LOCAL, NO_PORT) and self._skip(number, probe):
             pass  # it says nothing about the target
         else:
-            self._handle(number, Event.PROBE_FAILED, problem=str(outcome), probe=probe)
+            is_refused = getattr(outcome, "reason", "") == "refused"
+            event = Event.PROBE_FAILED if is_refused else Event.PROBE_MISSED
+            self._handle(number, event, problem=str(outcome), probe=probe)
 
     def _skip(self, number: int, probe: int) -> bool:
         """Take a probe that could not be made; return whether the target stays up, until the next one."""

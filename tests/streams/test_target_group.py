@@ -554,6 +554,45 @@ def test_a_target_that_fails_the_probe_gets_no_clients_until_it_passes(answering
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "events", "state", "outcome"),
+    [
+        ("connect", "x", "up", None),  # it may be lost; whether the target works is not known yet
+        ("connect", "oxx", "up", ""),
+        ("connect", "oxxox", "up", ""),
+        ("connect", "oxxx", "probing", "no answer"),
+        ("connect", "or", "probing", "connection refused"),
+        ("connect", "oxxcxx", "up", ""),  # a client's connect proves the same
+        ("banner", "oxxcx", "probing", "no answer"),  # and here less
+    ],
+)
+def test_one_lost_probe_moves_no_clients(targets, caplog, kind, events, state, outcome):
+    """Each letter is a probe that passes (o), fails (x) or is refused (r), or a client's connect (c)."""
+    caplog.set_level(logging.INFO)
+    left, is_over = list(events), threading.Event()
+
+    def probe(dialer, deadline, done):
+        if left and left[0] == "c":
+            made._members.succeeded(0, 0.1)
+            del left[0]
+        if not left:
+            is_over.set()
+            return lambda: None
+        answer = left.pop(0)
+        done(targets[0].stream() if answer == "o" else refused("a") if answer == "r" else ConnectError("no answer"))
+        return lambda: None
+
+    with TargetGroup(targets[:1], probe=probe, name="web") as made:
+        made.probe_every(schedule(kind))
+        assert is_over.wait(WAIT)
+        assert states(made) == [state]
+        found = made.probe_outcome()
+        assert (found.problem if found.finished else None) == (f"a: {outcome}" if state != "up" else outcome)
+        assert made.states()[0].failures == events.count("x") + events.count("r")
+    assert ("web: target a: a probe failed: no answer; another one follows" in caplog.text) == ("x" in events)
+    assert ("target a is down" in caplog.text) == (state != "up")
+
+
 def test_no_target_passes(answering):
     (first, second), made = answering
     first.answer = second.answer = b""

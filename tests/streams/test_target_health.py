@@ -17,6 +17,7 @@ ROWS = [
     (UP, Event.SUCCEEDED, UP, Action.NOTHING),
     (UP, Event.DUE, UP, Action.PROBE),
     (UP, Event.PROBE_PASSED, UP, Action.NOTHING),
+    (UP, Event.PROBE_MISSED, UP, Action.WAIT),
     (UP, Event.PROBE_FAILED, DOWN, Action.WAIT),
     (UP, Event.DISABLE, DISABLED, Action.FORGET),
     (DOWN, Event.DUE, PROBING, Action.PROBE),
@@ -26,6 +27,7 @@ ROWS = [
     (PROBING, Event.FAILED, DOWN, Action.WAIT | Action.FORGET),
     (PROBING, Event.SUCCEEDED, UP, Action.FORGET),
     (PROBING, Event.PROBE_PASSED, UP, Action.NOTHING),
+    (PROBING, Event.PROBE_MISSED, DOWN, Action.WAIT),
     (PROBING, Event.PROBE_FAILED, DOWN, Action.WAIT),
     (PROBING, Event.DISABLE, DISABLED, Action.FORGET),
     (DISABLED, Event.FAILED, DISABLED, Action.NOTHING),
@@ -87,6 +89,31 @@ def test_the_back_off_doubles_up_to_its_limit_and_begins_anew_after_a_success():
     assert (health.state, health.problem) == (UP, "")
     health.handle(Event.FAILED, 0.0, problem="p")
     assert health.delay == 0.5
+
+
+MISSED, FAILED, PASSED, CLIENT = Event.PROBE_MISSED, Event.PROBE_FAILED, Event.PROBE_PASSED, Event.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "delay"),
+    [
+        ([MISSED], UP, 0.5),
+        ([MISSED, Event.DUE, MISSED], UP, 1.0),
+        ([MISSED, Event.DUE, MISSED, Event.DUE, MISSED], DOWN, 2.0),
+        ([MISSED, MISSED, PASSED, MISSED, MISSED], UP, 1.0),
+        ([MISSED, MISSED, CLIENT, MISSED, MISSED], UP, 1.0),
+        ([FAILED], DOWN, 0.5),
+        ([MISSED, FAILED], DOWN, 1.0),
+        ([MISSED, MISSED, MISSED, Event.DUE, PASSED, MISSED], UP, 0.5),
+    ],
+)
+def test_a_target_is_down_after_the_third_missed_probe_in_a_row(events, state, delay):
+    health = Health(0.0)
+    for event in events:
+        health.handle(event, 1.0, problem="" if event in (PASSED, CLIENT) else "no answer")
+    assert (health.state, health.delay) == (state, delay)
+    assert health.problem == ("" if state is UP else "no answer")
+    assert health.failures == events.count(MISSED) + events.count(FAILED)
 
 
 def test_the_latency_is_an_average():

@@ -324,7 +324,7 @@ class Replacement:
             else:
                 self.bound.make_send.close()
         if make_send is not None:
-            disable(make_send, disabled(opened.make_send))
+            disable(make_send, disabled(opened.make_send))  # by name: also those to which another way leads now
             if hasattr(make_send, "take_over") and hasattr(opened.make_send, "take_over"):
                 make_send.take_over(opened.make_send)
         limits = {name: value for name, value in limits.items() if name not in _LISTS}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..addresses.hops import Route
 from ..errors import ConnectError, can_retry
 from ..eventloop.background import Home
 from .dialer import Dialer
@@ -32,6 +33,11 @@ _FAIR = 1.0  # seconds that a target must have had before it counts at once as o
 def probe_by_connect(dialer: Dialer, deadline: float, done: OnResult) -> Abort:
     """Begin to test a target by a connect."""
     return dialer.dial(deadline, done, self_contained=True, wait_for_reconnect=False)
+
+
+def _place(dialer: Dialer) -> tuple[str, Route]:
+    """Return where a dialer leads, and how."""
+    return dialer.target, dialer.route
 
 
 class TargetGroup(Dialer):
@@ -131,11 +137,14 @@ class TargetGroup(Dialer):
     def take_over(self, other: TargetGroup) -> None:
         """Take the place of another group: its last outcome counts until there is one of a target here.
 
-        Call it before :meth:`probe_every`; each first probe begins at once then.
+        A target that was down there stays so until a probe passes, which begins soon. The latency and the failures of
+        each one stay. Targets are the same if their addresses and the hops to them are. Call it before
+        :meth:`probe_every`; each first probe of a target that is up begins at once then.
 
         :param other: has its probes still.
         """
-        self._members.take_over(other.probe_outcome())
+        known = {_place(dialer): state for dialer, state in zip(other.alternatives, other.states(), strict=True)}
+        self._members.take_over(other.probe_outcome(), [known.get(_place(dialer)) for dialer in self.alternatives])
 
     def probe_outcome(self) -> ProbeOutcome | None:
         """Return the outcome of the last probes: the latest one of a target that is up, else why none is.

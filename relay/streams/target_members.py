@@ -39,6 +39,7 @@ _FIRST = 1.0  # seconds within which the first probe of a target begins
 _MOST_SHORT = 3  # attempts in a row that may have had hardly any time
 _MEASURED = 30.0  # seconds between two connects that measure a target
 _LONGEST = 500  # characters of an error in the log
+_FAILING = (HealthState.DOWN.value, HealthState.PROBING.value)
 _PROBED = (Event.PROBE_PASSED, Event.PROBE_MISSED, Event.PROBE_FAILED)
 
 
@@ -253,10 +254,22 @@ class Members:
             if abort is not None:
                 abort()
 
-    def take_over(self, outcome: ProbeOutcome | None) -> None:
-        """Begin with the outcome of another group; see :meth:`TargetGroup.take_over`."""
+    def take_over(self, outcome: ProbeOutcome | None, known: Sequence[TargetState | None]) -> None:
+        """Begin with what another group knows; see :meth:`TargetGroup.take_over`.
+
+        :param outcome: of its last probes.
+        :param known: the state of each target there; ``None`` for one that is not there.
+        """
+        now = time.monotonic()
         with self._lock:
             self._earlier = outcome
+            for number, (member, state) in enumerate(zip(self.members, known, strict=True)):
+                if state is None:
+                    continue
+                if state.state in _FAILING and member.health.handle(Event.FAILED, now, problem=state.problem):
+                    self._wait(number, now)
+                member.health.latency, member.health.failures = state.latency, state.failures
+                member.health.since = now - state.since
 
     def probe_outcome(self) -> ProbeOutcome | None:
         """Return the outcome of the last probes; see :meth:`TargetGroup.probe_outcome`."""

@@ -666,6 +666,32 @@ def test_the_outcome_of_a_group_counts_until_the_one_that_takes_its_place_has_on
         assert made.probe_outcome() is None
 
 
+def test_a_group_knows_what_the_one_before_it_knew(group, targets, monkeypatch):
+    """Of a target with the same address and the same hops."""
+    old, (a, b, c) = group(probe=lambda dialer, deadline, done: lambda: None), targets
+    old._members.failed(0, refused("a"))
+    old._members.succeeded(1, 0.25)
+    old.set_enabled("c", False)
+    old._members.members[0].health.since -= 2 * LONG
+    elsewhere = Target("a")
+    elsewhere.route = parse_hops(["socks5://h:1"])
+    monkeypatch.setattr(target_health, "_jittered", lambda seconds: LONG)
+    with TargetGroup([Target("new"), b, elsewhere, c, a], name="web") as made:
+        made.set_enabled("c", False)
+        made.take_over(old)
+        assert states(made) == ["up", "up", "up", "disabled", "down"]
+        after = made.states()
+        assert (after[4].problem, after[4].failures) == ("a: connection refused", 1)
+        assert after[4].since > LONG
+        assert after[1].latency == 0.25
+        assert after[2].latency is None and after[2].failures == 0
+        monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+        with TargetGroup([a], name="web") as another:
+            another.take_over(made)
+            assert another.states()[0].problem == "a: connection refused"
+            wait_until(lambda: states(another) == ["up"])  # after a probe
+
+
 def test_a_probe_of_a_target_that_is_up_ends_with_it(answering):
     """A client finds out first that it is down; the next probe is not that of the interval."""
     (first, _), made = answering

@@ -190,21 +190,21 @@ class TargetGroup(Dialer):
         :raises OSError: the error of the first target, if none can be opened; one that a retry may mend goes first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        first: OSError | None = None
-        final: list[OSError] = []
+        errors: list[OSError] = []
+        raised: OSError | None = None
         for dialer in self.alternatives:
             try:
-                return dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                break
             except OSError as error:
-                if not can_retry(error):
-                    final.append(error)
-                if first is None or (can_retry(error) and not can_retry(first)):
-                    first = error
-        assert first is not None
-        for other in final:
-            if other is not first:
+                errors.append(error)
+        else:
+            raised = next(filter(can_retry, errors), errors[0])
+        for other in errors:
+            if other is not raised and not can_retry(other):
                 logger.error("%s: %s", self.target, other)
-        raise first
+        if raised is not None:
+            raise raised
 
     def close_when_idle(self) -> None:
         """Release the shared connections once they have no streams."""

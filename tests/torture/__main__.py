@@ -30,6 +30,7 @@ from . import crashes, network
 from .driver import Driver
 from .faulty import FAULTY, FaultyRig
 from .relays import RELAYS
+from .traffic import Traffic
 
 _ALL = {**RELAYS, **FAULTY}
 _CRASHES = "crashes"
@@ -51,6 +52,12 @@ class Result:
         text = f"{self.schedules} schedules, {self.connections} connections, {self.bytes >> 20} MiB"
         return f"{text}; {faults}" if faults else text
 
+    def add(self, done: Driver | Traffic) -> None:
+        """Add the figures of a schedule."""
+        self.schedules += 1
+        self.connections += done.finished
+        self.bytes += done.bytes
+
 
 def run(name: str, seed: int, connections: int, steps: int, result: Result, note: Callable[[str], object]) -> None:
     """Run one schedule.
@@ -64,9 +71,7 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
         finally:
             if isinstance(rig, FaultyRig):
                 result.faults.update(rig.faults())
-    result.schedules += 1
-    result.connections += driver.finished
-    result.bytes += driver.bytes
+    result.add(driver)
 
 
 def crash(seed: int, faults: int, result: Result, counts: crashes.FaultCounts, note: Callable[[str], object]) -> None:
@@ -77,9 +82,7 @@ def crash(seed: int, faults: int, result: Result, counts: crashes.FaultCounts, n
     with check_leaks(_LEAVE), crashes.world() as made:
         round_ = crashes.Crashes(made, seed, faults, note, counts)
         round_.run()
-    result.schedules += 1
-    result.connections += round_.traffic.connections
-    result.bytes += round_.traffic.bytes
+    result.add(round_.traffic)
 
 
 def disturb(
@@ -98,9 +101,7 @@ def disturb(
     with check_leaks(_LEAVE), network.world(i2p=i2p) as made:
         round_ = network.Faults(made, seed, events, note, counts)
         round_.run()
-    result.schedules += 1
-    result.connections += round_.traffic.connections
-    result.bytes += round_.traffic.bytes
+    result.add(round_.traffic)
 
 
 def smallest(name: str, seed: int, connections: int, steps: int) -> tuple[int, int]:

@@ -17,7 +17,6 @@ import getpass
 import json
 import os
 import random
-import secrets
 import select
 import shutil
 import signal
@@ -25,18 +24,21 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from helpers import reserved_port
 
 from relay.addresses.destinations import PrivateKey
+from relay.eventloop.sockets import format_address
 
-from .programs import FaultError, Program, marked, name_of, send
+from .programs import FaultError, marked, name_of, send
 from .traffic import Traffic
+from .world import Entrance, World, write_certificate
 
-__all__ = ["Crashes", "FaultCounts", "World", "world"]
+__all__ = ["CrashWorld", "Crashes", "FaultCounts", "world"]
 
 _GONE = 20.0  # seconds for the processes of a relay that is gone to end
 _AT_ONCE = 4  # connections of a tunnel
@@ -140,71 +142,30 @@ class FaultCounts:
 # -- the world -----------------------------------------------------------------------------------------------------
 
 
-class _Entrance:
-    """A tunnel, as a driver needs it.
-
-    :param enter: connects a client.
-    :param far: the target.
-    :param half_close: whether one direction can end alone.
-    """
-
-    takes_ends = False
-    has_reset = False  # the kernel ends the connections of a killed process as it likes, with an EOF or a reset
-
-    def __init__(self, enter: Callable[[], socket.socket], far: socket.socket, *, half_close: bool) -> None:
-        self._enter = enter
-        self._far = far
-        self.has_half_close = half_close
-        self.may_fail = True
-
-    def connect(self) -> socket.socket:
-        """Return a new client."""
-        try:
-            return self._enter()
-        except FileNotFoundError as error:  # a Unix socket that is not there yet
-            raise ConnectionRefusedError(*error.args) from None
-
-    def far(self) -> socket.socket:
-        """Return the listening socket of the target."""
-        return self._far
-
-    def disturb(self, chance: random.Random) -> bool:
-        """Do nothing: the faults are chosen by the round."""
-        return False
-
-
-class World:
+class CrashWorld(World):
     """A relay, its peers and its files.
 
     :param folder: empty; for all files. Its path is short, for the sockets in it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.token = f"TORTURE_ROUND={secrets.token_hex(8)}"
-        self._opened = contextlib.ExitStack()
-        self._ports = {name: self._reserve() for name in (*_ALL, "inner", "sshd", "sam") if name != "unix"}
+        super().__init__(folder)
+        names = (*_ALL, "inner", "sshd", "sam")
+        self._ports = {name: self._opened.enter_context(reserved_port()) for name in names if name != "unix"}
         self._far = {name: self._target(name) for name in _ALL}
         self.entrances = {
-            name: _Entrance(self._enter(name), self._far[name], half_close=name != "i2p") for name in _ALL
+            # The kernel ends the connections of a killed process as it likes, with an EOF or a reset.
+            name: Entrance(self._enter(name), self._far[name], half_close=name != "i2p")
+            for name in _ALL
         }
         for name in ("run", "tmp", "state", "keys", "hosts"):
             (folder / name).mkdir(0o700)
         self._write_files()
-        self.relay = self._program("relay", sys.executable, "-m", "relay", "up", f"{folder}/relay.toml")
+        self.relay = self._relay("relay")
         sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or "sshd"
-        self.sshd = self._program("sshd", sshd, "-D", "-e", "-f", f"{folder}/sshd_config")
+        self.sshd = self._program("sshd", [sshd, "-D", "-e", "-f", f"{folder}/sshd_config"])
         bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(self._ports["sam"])]
-        self.bridge = self._program("bridge", *bridge)
-        self.programs = {"relay": self.relay, "sshd": self.sshd, "bridge": self.bridge}
-
-    def _reserve(self) -> int:
-        """Return a port that only a program gets which asks for it by its number, with SO_REUSEADDR."""
-        bound = self._opened.enter_context(socket.socket())
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
+        self.bridge = self._program("bridge", bridge)
 
     def _target(self, name: str) -> socket.socket:
         if name != "unix":
@@ -222,21 +183,18 @@ class World:
             client = socket.socket(socket.AF_UNIX)
             try:
                 client.connect(f"{self.folder}/near")
-            except OSError:
+            except OSError as error:
                 client.close()
+                if isinstance(error, FileNotFoundError):  # it is not there yet
+                    raise ConnectionRefusedError(*error.args) from None
                 raise
             return client
 
         return enter
 
     def _write_files(self) -> None:
-        import trustme
-
         folder = self.folder
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(f"{folder}/ca.pem")
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/cert.pem")
-        (folder / "cert.pem").chmod(0o600)
+        write_certificate(folder)
         for name in ("host_key", "client_key"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{name}"]
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -253,7 +211,7 @@ class World:
             workers=_WORKERS,
             folder=folder,
             ports=self._ports,
-            far={name: "{}:{}".format(*far.getsockname()) for name, far in self._far.items() if name != "unix"},
+            far={name: format_address(far.getsockname()) for name, far in self._far.items() if name != "unix"},
             ssh=f"ssh://{user}@127.0.0.1:{port}?{more}",
             sam=f"127.0.0.1:{self._ports['sam']}",
             b32=PrivateKey.from_bytes(self._keys["site.dat"]).b32,
@@ -270,16 +228,6 @@ class World:
         for name, seconds in changes.items():
             text = text.replace(f"[tunnels.{name}]", f"[tunnels.{name}]\nconnect_timeout = {seconds}")
         (self.folder / "relay.toml").write_text(text)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment of its programs."""
-        name, _, value = self.token.partition("=")
-        own = {"RUNTIME_DIRECTORY": f"{self.folder}/run", "TMPDIR": f"{self.folder}/tmp", "PYTHONFAULTHANDLER": "1"}
-        return {**os.environ, **own, name: value, "SHLVL": "1"}
-
-    def _program(self, name: str, *argv: str) -> Program:
-        return Program(argv, self.environment, self.folder / f"{name}.log")
 
     def victims(self, kind: str) -> list[int]:
         """Return the processes of a kind that run now."""
@@ -384,19 +332,7 @@ class World:
 
     def _ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "relay", "ctl", *words]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for program in self.programs.values():
-            program.kill_family()
-        for pid in marked(self.token):
-            send(pid, signal.SIGKILL)
-        self._opened.close()
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
 
 
 # -- the faults ----------------------------------------------------------------------------------------------------
@@ -448,24 +384,19 @@ class Crashes:
     :param world: not started yet.
     :param seed: decides the faults, their order and their times, and what the clients do.
     :param faults: how many.
-    :param note: called with a line about each event, to explain a failure.
+    :param tell: called with a line about each event, to explain a failure.
     :param counts: of the faults.
     """
 
     def __init__(
-        self, world: World, seed: int, faults: int, note: Callable[[str], object], counts: FaultCounts
+        self, world: CrashWorld, seed: int, faults: int, tell: Callable[[str], object], counts: FaultCounts
     ) -> None:
         self._world = world
         self._chance = random.Random(seed)
         self._faults = faults
-        self._begun = time.monotonic()
-        self._tell = note
         self._counts = counts
         self._most_used = 0
-        self.traffic = Traffic(world.entrances, seed, _AT_ONCE, self._note, lambda: world.relay.log)
-
-    def _note(self, text: str) -> None:
-        self._tell(f"{time.monotonic() - self._begun:7.2f} s: {text}")
+        self.traffic = Traffic(world.entrances, seed, _AT_ONCE, tell, lambda: world.relay.log)
 
     def run(self) -> None:
         """Run the round.
@@ -503,7 +434,7 @@ class Crashes:
         for fault in faults:
             victims = self._world.victims(fault.victim)
             if not victims:  # those of an earlier fault are not back yet
-                self._note(f"no {fault.victim} to hit")
+                self.traffic.note(f"no {fault.victim} to hit")
                 continue
             hit += [name for name in fault.hits if name not in hit]
             names.append(self._inject(fault, self._chance.choice(victims), hit))
@@ -518,7 +449,7 @@ class Crashes:
     def _reload(self) -> None:
         """Let relay reload a changed file. The next fault may come meanwhile."""
         changes = {name: self._chance.randint(15, 25) for name in self._chance.sample(_ALL, 3)}
-        self._note(f"reload: {', '.join(changes)}")
+        self.traffic.note(f"reload: {', '.join(changes)}")
         self._world.configure(changes)
         send(self._world.relay.pid, signal.SIGHUP)
         self.traffic.run_for(self._chance.uniform(0.0, 1.0), stepping=False)
@@ -528,13 +459,11 @@ class Crashes:
 
     def _inject(self, fault: Fault, pid: int, hit: Sequence[str]) -> str:
         """Inject a fault, and return its description."""
-        for name in hit:
-            self._world.entrances[name].may_fail = True
         self.traffic.excuse(hit)
         what = f"{fault.victim} ({pid}) {'killed' if fault.kill else 'stopped'}"
         if not fault.kill:
             seconds = self._chance.uniform(fault.shortest, fault.longest)
-            self._note(f"{what} for {seconds:.2f} s")
+            self.traffic.note(f"{what} for {seconds:.2f} s")
             send(pid, signal.SIGSTOP)
             try:
                 if fault.victim != "relay":  # a client may be at the worker that is stopped
@@ -544,7 +473,7 @@ class Crashes:
             finally:
                 send(pid, signal.SIGCONT)
             return f"{what} for {seconds:.2f} s"
-        self._note(what)
+        self.traffic.note(what)
         program = self._world.programs.get(fault.victim)
         if program is None:
             send(pid, signal.SIGKILL)
@@ -567,7 +496,7 @@ class Crashes:
 
     def _kill_relay(self) -> None:
         """Kill relay, and check what it leaves for the next one."""
-        self._note("relay killed")
+        self.traffic.note("relay killed")
         self._world.relay.kill()
         self._world.check_files()
         self._check_quota()
@@ -597,8 +526,7 @@ class Crashes:
                 raise FaultError(f"{problem} after {after}:\n{self._world.relay.log}")
             self.traffic.run_for(0.1)
         self._world.check_files()
-        for name in hit:
-            self._world.entrances[name].may_fail = False
+        self.traffic.demand(hit)
         return seconds
 
     def _unsettled(self) -> str:
@@ -612,12 +540,7 @@ class Crashes:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def world() -> Iterator[CrashWorld]:
     """A world in a folder of its own."""
-    folder = Path(f"/tmp/torture-{secrets.token_hex(4)}")
-    folder.mkdir(0o700)
-    try:
-        with World(folder) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="torture-", dir="/tmp") as folder, CrashWorld(Path(folder)) as made:
+        yield made

@@ -15,35 +15,37 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import random
-import secrets
 import shutil
-import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from foreign_ssh import Dropbear
+from helpers import reserved_port
 from i2pd import Network, address_of
 from namespace import LOOPBACK, Namespace
 from sshd import RealServer, Sshd, server_url
 
+from relay.eventloop.sockets import format_address
 from relay.process import PIPE, start
 
 from .model import ModelError
-from .programs import FaultError, Program, marked, send
+from .programs import FaultError, Program, marked
 from .toxics import BACKLOG, Proxies, Proxy, Toxic
 from .traffic import Traffic
+from .world import Entrance, World, write_certificate
 
 if TYPE_CHECKING:
     from relay.process import Process
 
-__all__ = ["Faults", "NetworkFaults", "World", "world"]
+__all__ = ["Faults", "NetworkFaults", "NetworkWorld", "world"]
 
 _AT_ONCE = 12  # connections of a tunnel
 _NEAR, _FAR = "198.18.1.1", "198.18.1.2"  # the two ends of the link
@@ -118,39 +120,7 @@ class NetworkFaults(collections.Counter[str]):
         return f"{self.events} events, {self.total()} faults: {kinds}; longest recovery {self.longest:.1f} s"
 
 
-class _Entrance:
-    """A tunnel, as a driver needs it.
-
-    :param port: of its listener.
-    :param far: the target.
-    :param half_close: whether one direction can end alone.
-    :param reset: whether a cut is a reset at the other side, and never an EOF. ``sshd`` ends the target's connections
-        when its client has gone, and a router its streams.
-    :param takes_ends: see :class:`.driver.Relay`.
-    """
-
-    def __init__(self, port: int, far: socket.socket, *, half_close: bool, reset: bool, takes_ends: bool) -> None:
-        self._port = port
-        self._far = far
-        self.has_half_close = half_close
-        self.has_reset = reset
-        self.takes_ends = takes_ends
-        self.may_fail = False
-
-    def connect(self) -> socket.socket:
-        """Return a new client."""
-        return socket.create_connection((LOOPBACK, self._port), 30)
-
-    def far(self) -> socket.socket:
-        """Return the listening socket of the target."""
-        return self._far
-
-    def disturb(self, chance: random.Random) -> bool:
-        """Do nothing: the faults are chosen by the round."""
-        return False
-
-
-class World:
+class NetworkWorld(World):
     """Two networks, or three, the programs in them, and the link.
 
     This process has been isolated before: see :func:`namespace.isolate`.
@@ -160,22 +130,22 @@ class World:
     """
 
     def __init__(self, folder: Path, *, i2p: bool) -> None:
-        self.folder = folder
-        self.token = f"TORTURE_ROUND={secrets.token_hex(8)}"
+        super().__init__(folder)
         self.names = (*_FAR_ONES, "i2p") if i2p else _FAR_ONES
-        with contextlib.ExitStack() as opened:
+        with self._opened as opened:
             self.network = opened.enter_context(Namespace())
             self._join()
             self.proxies = opened.enter_context(Proxies())
             for name in ("run", "run-tls", "tmp", "sshd", "dropbear", "routers"):
                 (folder / name).mkdir(0o700)
             self._far = {name: opened.enter_context(self._target(name)) for name in self.names}
-            self._ports = {name: _free_port() for name in self.names}
+            self._ports = {name: opened.enter_context(reserved_port()) for name in self.names}
             self.entrances = {
-                name: _Entrance(
-                    self._ports[name],
+                name: Entrance(
+                    functools.partial(socket.create_connection, (LOOPBACK, self._ports[name]), 30),
                     self._far[name],
                     half_close=name != "i2p",
+                    # sshd ends the target's connections when its client has gone, and a router its streams.
                     reset=name in ("tcp", "tls"),
                     takes_ends=name == "tls",
                 )
@@ -185,21 +155,13 @@ class World:
             for server in servers:
                 opened.callback(server.stop)
                 server.start()
-            self.tls = self._tls()
-            opened.callback(self.tls.kill_family)
+            opened.callback(self._tls(opened).kill_family)
             self.between = self._put_proxies(*servers)
             self._write(*servers)
             if i2p:
                 self._add_routers(opened)
-            argv = [sys.executable, "-m", "relay", "up", f"{folder}/relay.toml"]
-            self.relay = Program(argv, self._environment("run"), folder / "relay.log")
+            self.relay = self._relay("relay")
             self._opened = opened.pop_all()
-
-    def _environment(self, run: str) -> dict[str, str]:
-        """Return the environment of a relay with a runtime directory of its own."""
-        name, _, value = self.token.partition("=")
-        own = {"RUNTIME_DIRECTORY": f"{self.folder}/{run}", "TMPDIR": f"{self.folder}/tmp", "PYTHONFAULTHANDLER": "1"}
-        return {**os.environ, **own, name: value, "SHLVL": "1"}
 
     # -- the networks --
 
@@ -249,21 +211,17 @@ class World:
     def _server(self, kind: type[RealServer], name: str, *more: Path) -> RealServer:
         return kind(self.folder / name, *more, namespace=self.network)
 
-    def _tls(self) -> Program:
+    def _tls(self, opened: contextlib.ExitStack) -> Program:
         """Return the other end of TLS, with its port in the far network; it runs."""
-        import trustme
-
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(f"{self.folder}/ca.pem")
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{self.folder}/cert.pem")
-        (self.folder / "cert.pem").chmod(0o600)
-        with self.network.socket() as free:
-            free.bind((LOOPBACK, 0))
-            self._tls_port = free.getsockname()[1]
-        text = _OTHER_END.format(port=self._tls_port, folder=self.folder, far=_text(self._far["tls"]))
+        write_certificate(self.folder)
+        reserved = opened.enter_context(self.network.socket())
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((LOOPBACK, 0))
+        self._tls_port = reserved.getsockname()[1]
+        far = format_address(self._far["tls"].getsockname())
+        text = _OTHER_END.format(port=self._tls_port, folder=self.folder, far=far)
         (self.folder / "tls.toml").write_text(text)
-        argv = [sys.executable, "-m", "relay", "up", f"{self.folder}/tls.toml"]
-        made = Program(argv, self._environment("run-tls"), self.folder / "tls.log", self.network.run)
+        made = self._relay("tls", run="run-tls", start=self.network.run)
         made.start()
         return made
 
@@ -297,8 +255,8 @@ class World:
             connect=_CONNECT,
             folder=self.folder,
             ports=self._ports,
-            far={name: _text(far) for name, far in self._far.items()},
-            proxies={name: "{}:{}".format(*proxy.address) for name, proxy in self.between.items()},
+            far={name: format_address(far.getsockname()) for name, far in self._far.items()},
+            proxies={name: format_address(proxy.address) for name, proxy in self.between.items()},
             urls=urls,
         )
         (self.folder / "relay.toml").write_text(text)
@@ -314,7 +272,7 @@ class World:
         text = _I2P.format(
             folder=self.folder,
             sam="{}:{}".format(*network.router(1).sam),
-            far={"i2p": _text(self._far["i2p"])},
+            far={"i2p": format_address(self._far["i2p"].getsockname())},
             ports=self._ports,
             b32=address_of(self.folder / "site.dat"),
             proxies={"i2p": "{}:{}".format(*self.between["i2p"].address)},
@@ -332,7 +290,7 @@ class World:
         ]
         texts = []
         for run, command in commands:
-            with run(command, env=self._environment("run"), stdout=PIPE) as process:
+            with run(command, env=self.environment(), stdout=PIPE) as process:
                 texts.append(process.stdout.read().decode())  # type: ignore[union-attr]
         return "\n".join(texts)
 
@@ -343,35 +301,13 @@ class World:
         """
         for far in self._far.values():
             far.close()  # a stream whose client had gone before the target accepted it is not waited for
-        self.relay.end()
-        self.tls.end()
+        for name in ("relay", "tls"):
+            self.programs[name].end()
         for name in ("run", "run-tls", "tmp"):
             if found := sorted(os.listdir(self.folder / name)):
                 raise FaultError(f"left in {name}: {found}")
         if left := marked(self.token):
             raise FaultError(f"processes that are left: {left}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.relay.kill_family()
-        for pid in marked(self.token):
-            send(pid, signal.SIGKILL)
-        self._opened.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-def _text(sock: socket.socket) -> str:
-    return "{}:{}".format(*sock.getsockname())
 
 
 # -- the faults ----------------------------------------------------------------------------------------------------
@@ -383,24 +319,19 @@ class Faults:
     :param world: relay is not started yet.
     :param seed: decides the faults, their order and how long they last.
     :param events: how many.
-    :param note: called with a line about each event, to explain a failure.
+    :param tell: called with a line about each event, to explain a failure.
     :param counts: of the faults.
     """
 
     def __init__(
-        self, world: World, seed: int, events: int, note: Callable[[str], object], counts: NetworkFaults
+        self, world: NetworkWorld, seed: int, events: int, tell: Callable[[str], object], counts: NetworkFaults
     ) -> None:
         self._world = world
         self._chance = random.Random(seed)
         self._events = events
-        self._tell = note
         self._counts = counts
-        self._begun = time.monotonic()
         deadline = _I2P_DEADLINE if "i2p" in world.names else _DEADLINE
-        self.traffic = Traffic(world.entrances, seed, _AT_ONCE, self._note, lambda: world.relay.log, deadline)
-
-    def _note(self, text: str) -> None:
-        self._tell(f"{time.monotonic() - self._begun:7.2f} s: {text}")
+        self.traffic = Traffic(world.entrances, seed, _AT_ONCE, tell, lambda: world.relay.log, deadline)
 
     def run(self) -> None:
         """Run the round.
@@ -408,7 +339,6 @@ class Faults:
         :raises AssertionError: if a rule is broken, a tunnel does not recover, or something is left behind.
         """
         try:
-            self._allow_failures(self._world.names)
             self._world.relay.start()
             self._recover(self._world.names, "the start")
             for _ in range(self._events):
@@ -421,18 +351,11 @@ class Faults:
             self.traffic.close()
         self._world.check_end()
 
-    def _allow_failures(self, names: Sequence[str]) -> None:
-        """Allow that connections fail which begin from now on, or wait for relay to connect."""
-        for name in names:
-            self._world.entrances[name].may_fail = True
-            self.traffic.drivers[name].excuse_new()
-
     def _recover(self, hit: Sequence[str], after: str) -> None:
         begun = time.monotonic()
         self.traffic.serve(self._world.names, f"after {after}")
         self._counts.longest = max(self._counts.longest, time.monotonic() - begun)
-        for name in hit:
-            self._world.entrances[name].may_fail = False
+        self.traffic.demand(hit)
 
     def _strike(self) -> None:
         self._counts.events += 1
@@ -449,8 +372,8 @@ class Faults:
     def _cut_link(self, side: str) -> None:
         """Set the link down and up. What is open goes on; while it is down, connections may fail."""
         seconds = self._chance.uniform(0.1, 4.0)
-        self._note(f"the {side} end of the link is down for {seconds:.2f} s")
-        self._allow_failures(_FAR_ONES)
+        self.traffic.note(f"the {side} end of the link is down for {seconds:.2f} s")
+        self.traffic.excuse_new(_FAR_ONES)
         self._settle()
         self._world.set_link(side, "down")
         self.traffic.run_for(seconds, stepping=False)
@@ -464,8 +387,8 @@ class Faults:
 
     def _hide_address(self) -> None:
         seconds = self._chance.uniform(0.1, 4.0)
-        self._note(f"the far address is gone for {seconds:.2f} s")
-        self._allow_failures(_FAR_ONES)
+        self.traffic.note(f"the far address is gone for {seconds:.2f} s")
+        self.traffic.excuse_new(_FAR_ONES)
         self._settle()
         self._world.remove_address()
         self.traffic.run_for(seconds, stepping=False)
@@ -476,7 +399,7 @@ class Faults:
     def _stop_accepting(self, name: str) -> None:
         """Let a backlog be full for some seconds. Connections wait for it, and do not fail."""
         seconds = self._chance.uniform(0.1, 4.0)
-        self._note(f"{name}: the backlog is full for {seconds:.2f} s")
+        self.traffic.note(f"{name}: the backlog is full for {seconds:.2f} s")
         world = self._world
         world.proxies.stop_accepting(world.between[name])
         with world.fill(name):
@@ -506,10 +429,9 @@ class Faults:
         if toxic.cuts and "i2p" in names and self._chance.random() < 0.9:
             names.remove("i2p")  # a new session takes its router 20 s
         seconds = self._chance.uniform(0.1, 1.5)
-        self._note(f"{toxic} at {', '.join(names)} for {seconds:.2f} s")
+        self.traffic.note(f"{toxic} at {', '.join(names)} for {seconds:.2f} s")
         if toxic.cuts:
             self.traffic.excuse(names)
-            self._allow_failures(names)
         for name in names:
             has_ends = name in _HAS_ENDS
             world.proxies.begin(world.between[name], toxic if has_ends else dataclasses.replace(toxic, is_reset=True))
@@ -522,12 +444,10 @@ class Faults:
 
 
 @contextlib.contextmanager
-def world(*, i2p: bool) -> Iterator[World]:
+def world(*, i2p: bool) -> Iterator[NetworkWorld]:
     """A world in a folder of its own."""
-    folder = Path(f"/tmp/torture-{secrets.token_hex(4)}")
-    folder.mkdir(0o700)
-    try:
-        with World(folder, i2p=i2p) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="torture-", dir="/tmp") as folder,
+        NetworkWorld(Path(folder), i2p=i2p) as made,
+    ):
+        yield made

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -22,13 +21,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+from helpers import reserved_port
+from sshd import Sshd, server_url
 
 from relay.process import start
 
 from .programs import Program
+from .world import write_certificate
 
 __all__ = ["THREADS", "Sample", "Soak", "growth", "main"]
 
@@ -146,8 +149,6 @@ class Soak:
     """
 
     def __init__(self, folder: Path, threads: Mapping[str, int]) -> None:
-        from sshd import Sshd, server_url
-
         self._folder = folder
         with contextlib.ExitStack() as opened:
             program = str(folder / "load")
@@ -156,14 +157,14 @@ class Soak:
             sshd = Sshd(folder / "sshd")
             opened.callback(sshd.stop)
             sshd.start()
-            ports = {name: _free_port() for name in (*THREADS, "inner")}
-            far = {"tcp": _free_port(), "bulk": _free_port()}
+            ports = {name: opened.enter_context(reserved_port()) for name in (*THREADS, "inner")}
+            far = {name: opened.enter_context(reserved_port()) for name in ("tcp", "bulk")}
             for kind, port in (("echo", far["tcp"]), ("count", far["bulk"])):
                 server = start([program, kind, str(port)])
                 opened.callback(server.wait)
                 opened.callback(server.kill)
                 _wait_for(port)
-            _make_certificate(folder)
+            write_certificate(folder)
             text = _FILE.format(folder=folder, ports=ports, far=far, ssh=server_url(sshd.server))
             (folder / "relay.toml").write_text(text)
             self._objects = str(folder / "objects")
@@ -233,13 +234,6 @@ def _figures(pid: int) -> tuple[int, int, int] | None:
         return None
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def _wait_for(port: int) -> None:
     """Wait until a port accepts."""
     deadline = time.monotonic() + 60
@@ -250,15 +244,6 @@ def _wait_for(port: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nothing listens on {port}")
         threading.Event().wait(0.05)  # nothing tells when a port begins to listen
-
-
-def _make_certificate(folder: Path) -> None:
-    import trustme
-
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(f"{folder}/ca.pem")
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/cert.pem")
-    (folder / "cert.pem").chmod(0o600)
 
 
 # -- the result ----------------------------------------------------------------------------------------------------
@@ -298,7 +283,7 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all programs end
     samples = []
-    with _folder() as folder, Soak(folder, THREADS) as soak:
+    with tempfile.TemporaryDirectory(prefix="soak-") as name, Soak(folder := Path(name), THREADS) as soak:
         for number in range(1, _SAMPLES + 1):
             time.sleep(max(0.0, given.minutes * 60 * number / _SAMPLES - soak.seconds))
             samples.append(soak.sample())
@@ -320,15 +305,6 @@ def main() -> int:
         (given.folder / "soak.json").write_text(json.dumps([dataclasses.asdict(sample) for sample in samples]))
         _plot(samples, given.folder / "soak.png")
     return int(is_bad)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_a_file_that_is_not_whole_is_seen(name, text, problem):
 
 
 def test_a_process_that_is_left_is_seen():
-    with world() as made, start(["sleep", "60"], env=made.environment) as left:
+    with world() as made, start(["sleep", "60"], env=made.environment()) as left:
         wait_until(lambda: left.pid in made.strays())
         left.kill()
 

@@ -23,7 +23,7 @@ class Traffic:
     :param entrances: the tunnels, by name.
     :param seed: decides what the clients do. Their steps depend on time, so that a round has a seed of its own.
     :param at_once: connections of a tunnel.
-    :param note: called with a line about each event, to explain a failure.
+    :param tell: called with a line about each event, to explain a failure.
     :param log: returns what the relay has logged, for errors.
     :param deadline: seconds after a fault for each tunnel to serve a new client.
     """
@@ -33,14 +33,16 @@ class Traffic:
         entrances: Mapping[str, Relay],
         seed: int,
         at_once: int,
-        note: Callable[[str], object],
+        tell: Callable[[str], object],
         log: Callable[[], str],
         deadline: float = 60.0,
     ) -> None:
+        self._begun = time.monotonic()
         self._deadline = deadline
         self._chance = random.Random(seed)
+        self._entrances = entrances
         self._names = list(entrances)
-        self._note = note
+        self._tell = tell
         self._log = log
         self._next_step = 0.0
         self.drivers = {
@@ -54,6 +56,10 @@ class Traffic:
             )
             for number, (name, entrance) in enumerate(entrances.items())
         }
+
+    def note(self, text: str) -> None:
+        """Tell about an event, with the seconds since the beginning."""
+        self._tell(f"{time.monotonic() - self._begun:7.2f} s: {text}")
 
     def run_for(self, seconds: float, *, stepping: bool = True) -> None:
         """Move bytes.
@@ -95,7 +101,7 @@ class Traffic:
                 now = time.monotonic()
                 if probe is not None and probe[0].is_proven:
                     del missing[name]
-                    self._note(f"{name} serves, {when}")
+                    self.note(f"{name} serves, {when}")
                 elif probe is None or probe[0].is_over or now > probe[1]:
                     pair = self.drivers[name].probe()
                     missing[name] = None if pair is None else (pair, now + _PROBE)
@@ -103,9 +109,21 @@ class Traffic:
                 raise FaultError(f"{', '.join(missing)} does not serve, {when}:\n{self._log()}")
 
     def excuse(self, names: Sequence[str]) -> None:
-        """Allow resets of all connections that are open at some tunnels."""
+        """Allow resets at some tunnels: of the connections that are open, and of those that begin from now on."""
         for name in names:
+            self._entrances[name].may_fail = True
             self.drivers[name].excuse()
+
+    def excuse_new(self, names: Sequence[str]) -> None:
+        """Allow resets at some tunnels of the connections that wait for relay to connect, or begin from now on."""
+        for name in names:
+            self._entrances[name].may_fail = True
+            self.drivers[name].excuse_new()
+
+    def demand(self, names: Sequence[str]) -> None:
+        """Allow no resets at some tunnels of the connections that begin from now on."""
+        for name in names:
+            self._entrances[name].may_fail = False
 
     def finish(self) -> None:
         """Let each connection come to its end."""
@@ -118,7 +136,7 @@ class Traffic:
             driver.close()
 
     @property
-    def connections(self) -> int:
+    def finished(self) -> int:
         """The number of connections that have come to their end."""
         return sum(driver.finished for driver in self.drivers.values())
 

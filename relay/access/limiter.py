@@ -280,7 +280,9 @@ class Limiter:
         bandwidth = self.limit.terms.bandwidth
         assert bandwidth is not None
         if entry.meters is None:
-            entry.meters = Meter(bandwidth, self._timers), Meter(bandwidth, self._timers)
+            levels = entry.levels
+            up, down = (levels[:2], levels[2:]) if levels is not None else (None, None)
+            entry.meters = Meter(bandwidth, self._timers, up), Meter(bandwidth, self._timers, down)
         return entry.meters
 
     def _exceeded(self, entry: Entry, now: float) -> Rejection:

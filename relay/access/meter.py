@@ -39,17 +39,19 @@ class Meter:
 
     :param rate: bytes a second.
     :param timers: of the thread's loop.
+    :param level: what :attr:`level` was of the meter that this one continues; ``None`` for a full bucket.
     """
 
-    __slots__ = ("rate", "_tokens", "_filled", "_waiting", "_granted", "_timer")
+    __slots__ = ("rate", "_tokens", "_filled", "_waiting", "_granted", "_timers", "_timer")
 
-    def __init__(self, rate: float, timers: Timers) -> None:
+    def __init__(self, rate: float, timers: Timers, level: tuple[float, float] | None = None) -> None:
         self.rate = rate
-        self._tokens = rate * _HELD
-        self._filled = -math.inf  # when the tokens were counted last, monotonic seconds
+        # The second one is when the tokens were counted last, in monotonic seconds.
+        self._tokens, self._filled = (rate * _HELD, -math.inf) if level is None else level
         self._waiting: OrderedDict[Waiter, None] = OrderedDict()  # the oldest first
         self._granted: dict[Waiter, int] = {}  # bytes that a flow may read, and has not read yet
-        self._timer = Timer(timers, self._serve)
+        self._timers = timers
+        self._timer: Timer | None = None  # while flows wait: it refers to this, and only the collector would free both
 
     def take(self, waiter: Waiter, now: float) -> int:
         """Return how many bytes a flow may read now. At 0 it must wait: the meter calls its ``granted`` later."""
@@ -79,12 +81,18 @@ class Meter:
         self._tokens += self._granted.pop(waiter, 0)
         if waiter in self._waiting:
             del self._waiting[waiter]
-            if not self._waiting:
+            if not self._waiting and self._timer is not None:
                 self._timer.stop()
+                self._timer = None
 
     def change(self, rate: float) -> None:
         """Use another rate from the next turn on."""
         self.rate = rate
+
+    @property
+    def level(self) -> tuple[float, float]:
+        """Its state once all flows have left, as plain numbers: for a meter that continues it."""
+        return self._tokens, self._filled
 
     def _turn(self) -> int:
         """Return the bytes of one turn: fewer if many flows wait, so that each has its turn soon."""
@@ -105,6 +113,8 @@ class Meter:
 
     def _start(self, now: float) -> None:
         """Wake up when the tokens for the first turn are there."""
+        if self._timer is None:
+            self._timer = Timer(self._timers, self._serve)
         missing = self._turn() - self._tokens
         self._timer.start(now + max(missing / self.rate, 0.0), now)
 
@@ -120,3 +130,5 @@ class Meter:
             waiter.granted(now)
         if waiting:
             self._start(now)
+        else:
+            self._timer = None

@@ -38,6 +38,10 @@ class Ticket:
         """Count the end of the client's connection. Must be called once."""
         for entry in self._entries:
             entry.connected -= 1
+        if self.is_shaped:
+            for entry in self._entries:
+                if not entry.connected:
+                    entry.drop_meters()
 
     @property
     def pace(self) -> float | None:

@@ -1,7 +1,10 @@
 """The gate: a policy decides about each client."""
 
+import gc
+
 from relay.access.gate import Denial, Gate
 from relay.access.limit import MOST_LIMITS, Action, Limit, check_limits
+from relay.access.meter import Meter
 from relay.access.policy import ClientPolicy, Decision
 from relay.access.ticket import Ticket
 from relay.eventloop.loop import Timers
@@ -98,6 +101,38 @@ def test_a_reload_changes_the_bandwidth_of_open_connections():
     up, down = gate.enter(CLIENT, 100.0).meters()
     gate.change(ClientPolicy(limits=check_limits([{"name": "x", "bandwidth": "3MB/s"}])))
     assert [meter.rate for meter in (*up, *down)] == [3e6, 3e6]
+
+
+class Flow:
+    def granted(self, now):
+        raise AssertionError
+
+
+def test_clients_that_have_left_leave_no_meters_and_the_next_one_finds_the_bandwidth_as_it_was():
+    gate, flow = gate_of({"name": "x", "bandwidth": "1MB/s"}), Flow()
+    for number in range(20):
+        ticket = gate.enter(who(f"192.0.2.{number}"), 100.0)
+        (up,), (down,) = ticket.meters()
+        assert (up.take(flow, 100.0), down.take(flow, 100.0)) == (62_500, 62_500)
+        up.spend(flow, 1_062_500)
+        assert up.take(flow, 100.0) == 0
+        up.leave(flow)
+        down.leave(flow)
+        ticket.leave()
+    del up, down, ticket
+    assert not [one for one in gc.get_objects() if isinstance(one, Meter)]  # and tests run without collections
+    (up,), (down,) = gate.enter(who("192.0.2.7"), 100.5).meters()
+    assert (up.take(flow, 100.5), down.take(flow, 100.5)) == (0, 62_500)
+    up.leave(flow)
+    assert up.take(flow, 101.1) == 62_500
+
+
+def test_meters_stay_while_a_client_of_the_key_is_connected():
+    gate = gate_of({"name": "x", "bandwidth": "1MB/s"})
+    first, second = gate.enter(CLIENT, 100.0), gate.enter(CLIENT, 100.0)
+    meters = first.meters()
+    first.leave()
+    assert second.meters() == meters
 
 
 def test_what_a_ticket_has():

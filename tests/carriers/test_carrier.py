@@ -237,7 +237,7 @@ def test_clients_start_an_attempt_after_a_pause_whose_length_is_logged(carried, 
     """Each rejected login may be one of those for which a server bans its client."""
     carrier, connector = carried(error)
     wait_until(lambda: f"c: no; will not retry until a client connects more than {words} later" in caplog.text)
-    for seconds, attempts in ((0.0, 1), (0.9 * pause, 1), (1.1 * pause, 2)):
+    for seconds, attempts in ((0.0, 1), (0.5 * pause, 1), (1.1 * pause, 2)):
         carrier.since = time.monotonic() - seconds
         outcome = outcome_of(carrier)
         assert (outcome is error, connector.attempts) == (attempts == 1, attempts)

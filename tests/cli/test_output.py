@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import logging
 
+import pytest
+from helpers import WAIT
+
 from relay.cli import output
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """As long as it takes: a busy machine may need more than 2 s for the lines."""
+    monkeypatch.setattr(output, "PATIENCE", WAIT)
 
 
 def test_a_line_of_the_command_follows_the_lines_of_the_log_that_came_before(capfd):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from command_rig import run
 from group_rig import letter, repeats
-from helpers import WAIT, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import PROMPT, WAIT, receive_all, receive_exactly, send_and_end, wait_until
 from sshd import make_key
 from upgrade_rig import Clients, Upgraded, ends
 from warm_relay import RELAY
@@ -513,7 +513,7 @@ def test_the_new_process_does_not_wait_for_a_hop_that_was_not_up(up, serve, tmp_
         folder.mkdir()
         with new_process(folder, text, down=down) as (_, channel, _):
             channel.send({"go": True})
-            assert channel.receive("ready", 20)  # it would wait for 30 s
+            assert channel.receive("ready", PROMPT)  # it would wait for 30 s
 
 
 @pytest.mark.parametrize("is_killed", [True, False])

@@ -129,8 +129,8 @@ class HopProbe:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: dict[Any, Exception] = {}
         with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
-            if len(ways) > 1:  # they connect side by side, and none is up for the first time unseen
-                for way in ways:
+            if len(ways) > 1 or bool(getattr(ways[0], "alternatives", ())):
+                for way in ways:  # they connect side by side, and none is up for the first time unseen
                     self._watch(way)
             for way in ways:
                 try:

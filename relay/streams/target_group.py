@@ -185,7 +185,7 @@ class TargetGroup(Dialer):
     def ready(self, timeout: float | None = 30.0) -> None:
         """Open the shared connections, and wait for one of them; see :meth:`Dialer.ready`.
 
-        An error that no retry can fix is logged if it is not raised.
+        An error that no retry can fix is logged if it is not raised, unless it was logged before.
 
         :raises OSError: the error of the first target, if none can be opened; one that a retry may mend goes first.
         """
@@ -201,7 +201,8 @@ class TargetGroup(Dialer):
         else:
             raised = next(filter(can_retry, errors), errors[0])
         for other in errors:
-            if other is not raised and not can_retry(other):
+            is_logged = getattr(other, "said", False)  # by a carrier, for which no caller waited
+            if other is not raised and not can_retry(other) and not is_logged:
                 logger.error("%s: %s", self.target, other)
         if raised is not None:
             raise raised

@@ -252,6 +252,26 @@ def test_an_upgrade_ends_no_tunnel_whose_hop_works(up, serve, make_ssh_server):
     wait_until(is_served)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_of_several_ways_is_enough_for_an_upgrade(up, serve, make_ssh_server, number):
+    """As it is for a start: the log has why another one is rejected, and clients get the one that works."""
+    servers = [make_ssh_server(), make_ssh_server()]
+    ways = ", ".join(f'["{server.url}"]' for server in servers)
+    running = up(tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address, f"via = [{ways}]", "required = true"))
+    address = ("127.0.0.1", running.port("one"))
+    make_key(Path(servers[number].keyfile))
+    running.upgrade()
+    with socket.create_connection(address, WAIT) as client:
+        assert client.recv(1) == b"a"
+
+    def rejected():
+        key = str(servers[number].keyfile)
+        return [line for line in running.said().splitlines() if " ERROR " in line and key in line]
+
+    wait_until(rejected)
+    assert len(rejected()) == 1
+
+
 @contextlib.contextmanager
 def successor(running, down=None):
     """A process that connects as a successor does, and what it is offered. ``down`` gets the tunnels without hops."""

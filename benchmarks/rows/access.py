@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..loads.limits import cost_of_tables
 from ..loads.tcp import GIB, Lab, iperf3, iperf3_shares, wrk
 from ..peers.access import SHARED
 
@@ -20,6 +21,11 @@ def connections(lab: Lab, peer: str) -> Sample:
         relay.begin()
         done = wrk(relay.port, lab.seconds, keep=False)
         return {"rate": done["requests"] / done["seconds"]} | relay.cost(done["requests"])
+
+
+def tables(_lab: Lab, _peer: str) -> Sample:
+    """A rate for each address, with as many addresses as its table holds; without sockets."""
+    return cost_of_tables()
 
 
 def bulk(lab: Lab, peer: str) -> Sample:
@@ -65,6 +71,19 @@ ROWS = {
             CPU(title="CPU µs per connection"),
         ),
         connections,
+    ),
+    "access-tables": Row(
+        "the table of a limit, 100,000 addresses",
+        "access",
+        ("relay",),
+        (
+            *(
+                Metric(key, f"{title}: CPU µs per connection", False, (Goal(None, 1.0),), scale=1e6)
+                for key, title in (("one", "one address"), ("new", "new ones"), ("known", "known ones"))
+            ),
+            Metric("collection", "garbage collection of the table: CPU ms", False, scale=1e3),
+        ),
+        tables,
     ),
     "access-bulk": Row(
         "bulk, 1 stream, with a bandwidth of 10 GB/s",

@@ -94,6 +94,7 @@ class Fork(subprocess.Popen[Any]):
             "env": {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()},
             "cwd": os.fsdecode(given["cwd"] or os.getcwd()),
             "session": given["start_new_session"],
+            "hang_up": signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN,  # inherited, and tests change it
         }
         pipes = given["p2cread"], given["c2pwrite"], given["errwrite"]
         standard = [number if number >= 0 else usual for usual, number in enumerate(pipes)]
@@ -169,6 +170,7 @@ def _become(request: Any, descriptors: list[int]) -> None:
     """Make this fork what a new process would be."""
     if request["session"]:
         os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL if request["hang_up"] else signal.SIG_IGN)
     for number, descriptor in enumerate(descriptors):  # none of which is 0, 1 or 2: those are open
         os.dup2(descriptor, number)
     os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)

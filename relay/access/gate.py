@@ -247,13 +247,6 @@ class Gate:
         for limiter in self._all():
             limiter.restore(stored, now)
 
-    def clear(self, limit: str | None, key: str | None) -> int:
-        """Forget the ban, the rate and the quota of a key; ``None`` for every limit or every key.
-
-        :returns: how many entries that has changed; they are in a later :meth:`snapshot`.
-        """
-        return sum(limiter.clear(key) for limiter in self._all() if limit in (None, limiter.limit.name))
-
     def limiters(self) -> tuple[Limiter, ...]:
         """Return its limits at work."""
         return self._all()

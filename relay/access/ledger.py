@@ -44,12 +44,6 @@ class Ledger(Protocol):
     def restore(self, entries: Iterable[LedgerEntry]) -> None:
         """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
 
-    def clear(self, limit: str | None, key: str | None) -> int:
-        """Forget the ban and the quota of a key; ``None`` for every limit or every key.
-
-        :returns: how many entries that has changed; they are in a later :meth:`snapshot`.
-        """
-
 
 class Book(Protocol):
     """The keeper of a ledger over a restart. Every method is called in the relay thread, and none of them blocks."""

@@ -374,19 +374,18 @@ class Limiter:
         """Return whether the rate rejects the next client of a key."""
         return entry.arrival - now > self._slack
 
-    def clear(self, key: str | None) -> int:
-        """Forget what was counted of a key but its open connections.
+    def clear(self, key: str) -> bool:
+        """Forget what was counted of a key but its open connections; return whether there was anything.
 
-        :param key: as for :meth:`find`; ``None`` for all.
-        :returns: how many entries that has changed.
+        :param key: as for :meth:`find`.
         """
-        found = self.table.all() if key is None else [entry for entry in [self.find(key)] if entry is not None]
-        cleared = [entry for entry in found if entry.banned_until or entry.used or entry.arrival]
-        for entry in cleared:
-            entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
-            self._banned.pop(entry.key, None)
-            self._note(entry)
-        return len(cleared)
+        entry = self.find(key)
+        if entry is None or not (entry.banned_until or entry.used or entry.arrival or entry.failures):
+            return False
+        entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
+        self._banned.pop(entry.key, None)
+        self._note(entry)
+        return True
 
     def _stored(self, entries: Iterable[Entry], now: float) -> list[LedgerEntry]:
         name, wall, has_quota = self.limit.name, self._wall(), self.limit.terms.quota is not None

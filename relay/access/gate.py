@@ -229,23 +229,10 @@ class Gate:
                 break
         return found
 
-    def entries(self) -> list[LedgerEntry]:
-        """Return all entries with a ban or with bytes of the current period."""
-        now = self._monotonic()
-        return [entry for limiter in self._all() for entry in limiter.entries(now)]
-
     @property
     def has_bans(self) -> bool:
         """True if a client may be banned. Safe from any thread."""
         return bool(self._named) or any(limiter.has_bans for limiter in self._own())
-
-    def restore(self, entries: Iterable[LedgerEntry]) -> None:
-        """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
-        now, stored = self._monotonic(), list(entries)
-        if self._guesses is None and any(entry.limit == LOGIN for entry in stored):
-            self._guesses = self._limiter(_GUESSES, None)
-        for limiter in self._all():
-            limiter.restore(stored, now)
 
     def limiters(self) -> tuple[Limiter, ...]:
         """Return its limits at work."""

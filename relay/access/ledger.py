@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 __all__ = ["Book", "Ledger", "LedgerEntry"]
@@ -37,12 +37,6 @@ class Ledger(Protocol):
 
         :param most: entries of each limit; a caller that takes few at a time does not hold up the thread.
         """
-
-    def entries(self) -> list[LedgerEntry]:
-        """Return all entries with a ban or with bytes of the current period."""
-
-    def restore(self, entries: Iterable[LedgerEntry]) -> None:
-        """Take stored entries; those of unknown limits, ended bans and periods that are over are ignored."""
 
 
 class Book(Protocol):

@@ -122,9 +122,9 @@ class TargetGroup(Dialer):
     def probe_every(self, schedule: ProbeSchedule | None) -> None:
         """Probe each target from now on, now and then. From any thread.
 
-        One that refuses a probe, or fails the third one in a row, gets no streams until it passes; after a failure
-        the next one comes soon. A target that is down is probed as often at least. At most one probe of a target is
-        under way.
+        One that refuses a probe, or fails the third one in a row, gets no streams until it passes, and so does one
+        that fails the first one of all; after a failure the next one comes soon. A target that is down is probed as
+        often at least. At most one probe of a target is under way.
 
         :param schedule: ``None`` to connect only, and only to targets that are down. The same one again changes
             nothing. When it is not wanted any more, all probes end: the targets stay as they are until there is another

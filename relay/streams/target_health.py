@@ -29,8 +29,9 @@ disabled   enable       probing    begin a probe
 target that is up is probed if its tunnel has a probe. Events that a state does not name change nothing.
 
 A probe that fails is *missed*: it may be lost where the target is only busy, so it is repeated soon. It has *failed* if
-the target refused it, which is certain, or if it is the third one in a row: ``fall 3`` of HAProxy. One that passes is
-enough to return (``rise 1``), for a client whose connect fails gets the next target.
+the target refused it, which is certain, if it is the third one in a row (``fall 3`` of HAProxy), or if nothing has
+succeeded yet, as with a target that HAProxy has just begun to check. One that passes is enough to return (``rise 1``),
+for a client whose connect fails gets the next target.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Health:
         :param problem: the error of one that failed.
         :returns: what the owner has to do.
         """
-        if event is Event.PROBE_MISSED and self._row >= _FALL - 1:
+        if event is Event.PROBE_MISSED and (self._row >= _FALL - 1 or self.latency is None):
             event = Event.PROBE_FAILED
         if event in _FAILURES:
             self.failures += 1

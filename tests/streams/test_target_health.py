@@ -44,6 +44,7 @@ def exact(monkeypatch):
 
 def in_state(state):
     health = Health(1.0)
+    health.handle(Event.SUCCEEDED, 1.0, seconds=0.1)
     events = {UP: (), DOWN: (Event.FAILED,), PROBING: (Event.FAILED, Event.DUE), DISABLED: (Event.DISABLE,)}
     for event in events[state]:
         health.handle(event, 1.0, problem="it is down")
@@ -98,6 +99,7 @@ MISSED, FAILED, PASSED, CLIENT = Event.PROBE_MISSED, Event.PROBE_FAILED, Event.P
     ("events", "state", "delay"),
     [
         ([MISSED], UP, 0.5),
+        ([None, MISSED], DOWN, 0.5),  # nothing is known of it yet
         ([MISSED, Event.DUE, MISSED], UP, 1.0),
         ([MISSED, Event.DUE, MISSED, Event.DUE, MISSED], DOWN, 2.0),
         ([MISSED, MISSED, PASSED, MISSED, MISSED], UP, 1.0),
@@ -109,7 +111,9 @@ MISSED, FAILED, PASSED, CLIENT = Event.PROBE_MISSED, Event.PROBE_FAILED, Event.P
 )
 def test_a_target_is_down_after_the_third_missed_probe_in_a_row(events, state, delay):
     health = Health(0.0)
-    for event in events:
+    if events[0] is not None:
+        health.handle(PASSED, 0.0, seconds=0.1)
+    for event in filter(None, events):
         health.handle(event, 1.0, problem="" if event in (PASSED, CLIENT) else "no answer")
     assert (health.state, health.delay) == (state, delay)
     assert health.problem == ("" if state is UP else "no answer")

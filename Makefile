@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture soak fuzz demo test quick install check docs check-versions check-races bench image
+.PHONY: torture soak fuzz mutants demo test quick install check docs check-versions check-races bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -77,6 +77,10 @@ soak: $(VENV)/.installed-bench
 fuzz: $(VENV)/.installed-fuzz
 	@$(BIN)/python -m tests.torture.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
+# Small changes of the parsers and limits, each of which a test must notice; ARGS names some of the modules.
+mutants: $(VENV)/.installed-mutants
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
 # The image of the Containerfile, also where no registry of images can be reached, and a try of it. For root; takes minutes.
 image:
 	@tests/debian-packages deploy/container/debian-packages.txt
@@ -107,4 +111,8 @@ $(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed-dev
 
 $(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-dev
 	@$(PIP) --editable '.[dev,fuzz]'
+	@touch $@
+
+$(VENV)/.installed-mutants: pyproject.toml | $(VENV)/.installed-dev
+	@$(PIP) --editable '.[dev,mutants]'
 	@touch $@

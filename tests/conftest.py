@@ -28,6 +28,15 @@ from relay.testing import Leaks  # noqa: E402
 
 # A busy machine takes seconds for one example; the limit of a test is pytest-timeout's.
 hypothesis.settings.register_profile("relay", deadline=None)
+# `make mutants`: a few examples, the same each time, and no smallest example for each of a thousand failures.
+hypothesis.settings.register_profile(
+    "mutants",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("relay")
 
 LEAVING = WAIT  # seconds for what is on its way out when a test ends

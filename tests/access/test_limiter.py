@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from relay.access.ledger import LedgerEntry
-from relay.access.limit import Scope, check_limits
+from relay.access.limit import Limit, Scope, check_limits
 from relay.access.limiter import Limiter, Rejection, key_of
 from relay.eventloop.loop import Timers
+from relay.streams.identity import Identity
 
 MAY = 1_777_593_600.0  # 2026-05-01, 00:00 UTC
 DAY = 86400.0
@@ -31,9 +32,11 @@ class World:
         self.reports: list[tuple[str, bool]] = []
         self.changes = 0
         limit = check_limits([{"name": "x", **keys}])[0]
-        self.limiter = Limiter(
-            limit, Timers(), wall=lambda: self.wall, book=self, on_quota=lambda _, *rest: self.reports.append(rest)
-        )
+        self.limiter = Limiter(limit, Timers(), wall=lambda: self.wall, book=self, on_quota=self.report)
+
+    def report(self, limit: Limit, *rest: Any) -> None:
+        assert limit is self.limiter.limit
+        self.reports.append(rest)
 
     def entries(self, limit: str) -> list[LedgerEntry]:
         return []
@@ -192,8 +195,57 @@ def test_the_list_of_bans_is_no_longer_than_the_table() -> None:
     for number in range(50):
         for _ in range(2):
             limiter.admit(f"192.0.2.{number}", float(number))
-    assert len(limiter._banned) == 10
+        assert len(limiter._banned) == min(number + 1, 10)
     assert all(limiter.table.find(entry.key) is not None for entry in limiter.banned(99, 60.0))
+
+
+def test_a_long_list_of_bans_is_cut_and_gone_through_in_parts() -> None:
+    limiter = Limiter(check_limits([{"rate": "1/1h", "ban": "1d"}])[0], Timers(), most=2000)
+    for number in range(2001):
+        for _ in range(2):
+            limiter.admit(str(number), 0.0)
+    assert len(limiter._banned) == 2001 - 20
+    assert limiter.banned(9999, DAY) == [] and limiter.has_bans, "a thousand at one time"
+    assert limiter.banned(9999, DAY) == [] and not limiter.has_bans
+
+
+def test_why_and_for_how_long_a_client_is_rejected() -> None:
+    world = World(rate="1/10s", concurrent=1, ban="10m")
+    limiter, client = world.limiter, Client("192.0.2.1")
+    entry = limiter.admit("192.0.2.1", 100.0)
+    assert not isinstance(entry, Rejection) and limiter.ban(client, 100.0) is None
+    assert limiter.admit("192.0.2.1", 115.0) == Rejection(limiter.limit, False, 0.0)
+    entry.connected = 0
+    assert not isinstance(limiter.admit("192.0.2.1", 115.0), Rejection)
+    assert limiter.admit("192.0.2.1", 116.0) == Rejection(limiter.limit, False, 600.0)
+    assert limiter.ban(client, 117.0) == limiter.admit("192.0.2.1", 117.0) == Rejection(limiter.limit, True, 599.0)
+    assert limiter.entries(715.9) != [] and limiter.entries(716.0) == [], "no ban that ends now is stored"
+    assert limiter.ban(client, 716.0) is None and limiter.ban(Client("192.0.2.2"), 117.0) is None
+    assert limiter.banned(9, 716.0) == [] and not limiter.has_bans
+    without = World(rate="1/10s")
+    assert [without.connect("192.0.2.1", 0.0) for _ in range(2)] == ["", "limit x"]
+    assert not without.limiter.has_bans and without.changes == 0
+
+
+def test_what_is_reached_exactly_is_not_exceeded() -> None:
+    world = World(rate="3/10s")
+    world.limiter.table.get("192.0.2.1").arrival = world.limiter._slack
+    assert [world.connect("192.0.2.1", 0.0) for _ in range(2)] == ["", "limit x"]
+
+
+def test_a_limit_of_each_connection_has_no_keys() -> None:
+    limiter = World(per="connection", bandwidth="1MB/s").limiter
+    entry = limiter.admit(limiter.key(Client("192.0.2.1")), 0.0)
+    assert not isinstance(entry, Rejection) and (entry.key, len(limiter.table)) == ("", 0)
+
+
+def test_other_values_are_taken_only_if_the_same_clients_count_together_in_the_same_period() -> None:
+    world = World(quota="1GB/day", bandwidth="1MB/s")
+    meters = world.limiter.meters(world.limiter.table.get("192.0.2.1"))
+    for keys in ({"quota": "1GB/week"}, {"quota": "1GB/day", "per": "tunnel"}):
+        assert not world.limiter.change(check_limits([{"name": "x", **keys}])[0], 0.0)
+    assert world.limiter.change(check_limits([{"name": "x", "quota": "1GB/day"}])[0], 0.0)
+    assert [meter.rate for meter in meters] == [1e6, 1e6]
 
 
 def test_wrong_passwords_ban() -> None:
@@ -212,6 +264,19 @@ def test_both_directions_have_meters_that_the_clients_of_a_key_share() -> None:
     first, again, other = (world.limiter.table.get(host) for host in ("192.0.2.1", "192.0.2.1", "192.0.2.2"))
     up, down = world.limiter.meters(first)
     assert up is not down and world.limiter.meters(again) == (up, down) != world.limiter.meters(other)
+    for meter in (up, down):
+        assert meter.rate == 1e6
+        meter.spend(meter, 1_000_000)
+        assert meter.take(meter, 0.0) == 0  # and the thread's timers wake it up
+
+
+def test_whether_the_next_client_comes_too_fast_is_known_without_it() -> None:
+    world = World(rate="2/10s")
+    for now in (100.0, 100.0):
+        assert world.connect("192.0.2.1", now) == ""
+    entry = world.limiter.table.get("192.0.2.1")
+    assert [world.limiter.is_too_fast(entry, now) for now in (100.0, 104.9, 105.0)] == [True, True, False]
+    assert world.connect("192.0.2.1", 105.0) == ""
 
 
 def test_a_store_gets_what_has_changed_and_another_process_goes_on_with_it() -> None:
@@ -265,8 +330,14 @@ def test_stored_entries_that_do_not_fit_are_ignored_and_no_ban_outlasts_the_limi
         LedgerEntry("x", "192.0.2.2", wall - 1, 0, 0.0),
         LedgerEntry("x", "192.0.2.3", 0.0, 500, MAY - 30 * DAY),
         LedgerEntry("x", "192.0.2.4", wall + 40 * DAY, 0, 0.0),
+        LedgerEntry("x", "192.0.2.5", wall, 0, MAY),
+        LedgerEntry("x", "192.0.2.6", wall, 1, MAY),
+        LedgerEntry("x", "192.0.2.7", wall + 0.5, 0, 0.0),
     ]
     world.limiter.restore(entries, 0.0)
+    kept = [(entry.key[-1], entry.banned_until, entry.used) for entry in world.limiter.table.all()]
+    assert kept == [("4", 600.0, 0), ("6", 0.0, 1), ("7", 0.5, 0)]
+    assert [entry.key[-1] for entry in world.limiter.banned(9, 0.0)] == ["7", "4"]
     assert [world.connect(f"192.0.2.{number}", 1.0) for number in (1, 2, 3, 4)] == ["", "", "", "ban x"]
     assert world.connect("192.0.2.4", 601.0) == ""
 
@@ -312,6 +383,12 @@ def test_a_key_is_found_by_an_address_in_it(per: str, host: str, address: str) -
     assert world.limiter.clear(address) and world.connect(host, 0.0) == ""
 
 
+def test_an_identity_is_found_by_its_address() -> None:
+    limiter = World(rate="1/10s", per="identity").limiter
+    entry = limiter.admit(limiter.key(Identity("tcp", "192.0.2.1", "192.0.2.1", 5)), 0.0)
+    assert limiter.find("192.0.2.1") is entry
+
+
 def test_no_address_stands_for_all_clients_of_a_tunnel() -> None:
     world = World(rate="1/10s", per="tunnel")
     world.connect("192.0.2.1", 0.0)
@@ -330,3 +407,18 @@ def test_operators_clear_a_key() -> None:
     assert world.connect("192.0.2.1", 1.0) == "" and world.connect("192.0.2.2", 1.0) == "ban x"
     assert world.limiter.clear("192.0.2.1"), "it has come again"
     assert [entry.key for entry in world.limiter.entries(1.0)] == ["192.0.2.2", "192.0.2.3"]
+    world.limiter.restore([LedgerEntry("x", "192.0.2.8", world.wall + 60.0, 0, 0.0)], 1.0)
+    assert world.limiter.clear("192.0.2.8")
+
+
+def test_what_was_used_of_a_quota_is_cleared_by_operators_and_by_the_end_of_its_period() -> None:
+    world = World(quota="1000B/day")
+    for size in (799, 1):
+        world.connect("192.0.2.1", 0.0)
+        world.use("192.0.2.1", size)
+        assert world.limiter.clear("192.0.2.1")
+        world.use("192.0.2.1", 800)
+    assert world.reports == [("192.0.2.1", False)] * 2
+    assert [entry.used for entry in world.limiter.entries(0.0)] == [800]
+    world.wall += DAY
+    assert world.limiter.entries(0.0) == []

@@ -21,6 +21,7 @@ from relay.access.proxy_header import (
     ProxyHeader,
     ProxyHeaderError,
     SSLEntry,
+    build_local,
     build_v1,
     build_v2,
     checksum,
@@ -61,12 +62,14 @@ class TestVersion1:
     def test_the_line_is_that_of_the_specification(self) -> None:
         assert build_v1(ONE, OTHER) == b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n"
         assert build_v1(ONE_6, OTHER_6) == b"PROXY TCP6 2001:db8::7 2001:db8::8 1 65535\r\n"
-        assert build_v1(None, None) == b"PROXY UNKNOWN\r\n"
+        assert build_v1(None, None) == build_v1(ONE, None) == build_v1(None, OTHER) == b"PROXY UNKNOWN\r\n"
+        assert build_local("v1") == b"PROXY UNKNOWN\r\n"
 
     def test_two_families_become_ipv6_without_dots(self) -> None:
         line = build_v1(ONE, OTHER_6)
         assert line == b"PROXY TCP6 ::ffff:c000:0207 2001:db8::8 56324 65535\r\n"
         assert read(line)[0] == ProxyHeader(False, ONE, OTHER_6)
+        assert read(build_v1(ONE_6, OTHER))[0] == ProxyHeader(False, ONE_6, OTHER)
 
     @pytest.mark.parametrize("host", ["::1.2.3.4", "::ffff:0:1.2.3.4", "64:ff9b::1.2.3.4", "::"])
     def test_no_ipv6_address_has_dots(self, host: str) -> None:
@@ -86,8 +89,9 @@ class TestVersion1:
     def test_a_line_of_108_bytes_is_rejected(self, step: int) -> None:
         line = b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n"
         assert len(line) == 108
-        with pytest.raises(ProxyHeaderError, match="more than 107 bytes"):
-            read(line, step)
+        for sent in (line, line[:107]):  # without waiting for what does not help any more
+            with pytest.raises(ProxyHeaderError, match="more than 107 bytes"):
+                read(sent, step)
 
     @pytest.mark.parametrize(
         "line",
@@ -127,7 +131,9 @@ class TestVersion2:
     def test_the_bytes_are_those_of_the_specification(self) -> None:
         assert build_v2(ONE, OTHER) == SIGNATURE + bytes.fromhex("2111000c c0000207 c6336401 dc04 01bb")
         assert build_v2(ONE_6, OTHER_6)[12:16] == bytes.fromhex("21210024")
-        assert build_v2(None, None) == SIGNATURE + bytes.fromhex("20000000")
+        local = SIGNATURE + bytes.fromhex("20000000")
+        assert build_v2(None, None) == build_v2(ONE, None) == build_v2(None, OTHER) == build_local("v2") == local
+        assert read(local) == (ProxyHeader(is_local=True), 16)
 
     def test_entries_arrive(self) -> None:
         tls = SSLEntry("TLSv1.3", "TLS_AES_256_GCM_SHA384", "älice", is_verified=True)
@@ -140,14 +146,28 @@ class TestVersion2:
         ]  # fmt: skip
 
     def test_a_client_without_a_certificate_is_not_verified(self) -> None:
+        assert SSLEntry("TLSv1.2").value() == b"\x01\0\0\0\x01\x21\0\x07TLSv1.2"
         assert SSLEntry.parse(SSLEntry("TLSv1.2").value()) == SSLEntry("TLSv1.2")
         shown_but_rejected = struct.pack("!BI", 0x07, 20) + entry(0x22, b"mallory")
         assert SSLEntry.parse(shown_but_rejected).is_verified is False
 
-    def test_long_texts_are_cut_between_characters(self) -> None:
-        header, _ = read(build_v2(None, None, [(AUTHORITY, "x" + "é" * 10_000)]))
+    @pytest.mark.parametrize(
+        ("flags", "is_verified"), [(0x00, False), (0x01, False), (0x06, False), (0x03, True), (0x05, True)]
+    )
+    def test_a_certificate_counts_over_tls_on_the_connection_or_in_the_session(
+        self, flags: int, is_verified: bool
+    ) -> None:
+        assert SSLEntry.parse(bytes([flags, 0, 0, 0, 0])) == SSLEntry(is_verified=is_verified)
+
+    @pytest.mark.parametrize(
+        ("text", "sent"),
+        [("x" + "é" * 10_000, "x" + "é" * 127), ("é" * 10_000, "é" * 127), ("a\udcff", "a?")],
+        ids=["fits", "cut", "no character"],
+    )
+    def test_long_texts_are_cut_between_characters(self, text: str, sent: str) -> None:
+        header, _ = read(build_v2(None, None, [(AUTHORITY, text)]))
         assert header is not None
-        assert header.text(AUTHORITY) == "x" + "é" * 127
+        assert header.text(AUTHORITY) == sent
 
     def test_a_mapped_address_is_ipv4(self) -> None:
         mapped = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 7])
@@ -213,8 +233,9 @@ class TestVersion2:
         assert taken == 16 + 0xFFFF
 
     def test_own_entries_are_bounded(self) -> None:
+        assert len(build_v2(None, None, [(NOOP, bytes(64_997))])) == 16 + 65_000
         with pytest.raises(ValueError, match="at most 65000 bytes"):
-            build_v2(ONE, OTHER, [(NOOP, bytes(65_000))])
+            build_v2(None, None, [(NOOP, bytes(64_998))])
 
 
 class TestChecksum:

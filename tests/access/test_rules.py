@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access.rules import KINDS, Rule, parse_entry, parse_rule, server_names
+from relay.access.rules import (
+    KINDS,
+    Rule,
+    file_of,
+    is_written_as_rule,
+    parse_entry,
+    parse_rule,
+    server_names,
+    shortened,
+)
 from relay.addresses.destinations import PrivateKey
 
 KEY = PrivateKey.generate()
@@ -31,6 +40,8 @@ BASE64 = base64.b64encode(HASH).decode()
         ("user:0033", "user:33"),
         ("dns:*.SVC", "dns:*.svc"),
         ("uri:spiffe://example/*", "uri:spiffe://example/*"),
+        ("uri:*", "uri:*"),
+        ("uri:**", "uri:**"),
         ("cn:Ann Smith", "cn:Ann Smith"),
         (f"spki:sha256:{BASE64}", f"spki:sha256:{BASE64}"),
         (f"spki:SHA256:{BASE64.rstrip('=')}", f"spki:sha256:{BASE64}"),
@@ -42,12 +53,15 @@ BASE64 = base64.b64encode(HASH).decode()
         (f"i2p:{KEY.destination}", f"i2p:{KEY.b32}"),
         ("login:alice", "login:alice"),
         ("login:a:b", "login:a:b"),
+        ("login:" + "a" * 1024, "login:" + "a" * 1024),
         ("ssh:ssh://me@Server:22", "ssh:me@server:22"),
     ],
 )
 def test_an_entry_becomes_a_rule(text, rule):
-    assert parse_rule(text).text == rule
-    assert parse_rule(rule) == parse_rule(text)
+    found = parse_rule(text)
+    assert found.text == rule == f"{found.kind}:{rule.partition(':')[2]}"
+    assert found.value
+    assert parse_rule(rule) == found
 
 
 @pytest.mark.parametrize(
@@ -63,11 +77,18 @@ def test_an_entry_becomes_a_rule(text, rule):
         ("dns:web*.svc", "a wildcard stands for a whole segment"),
         ("uri:example/*", "the URI has no scheme; write one such as spiffe://example/\\*"),
         ("spki:BASE64", "expected sha256: and the hash"),
+        ("spki:sha256", "expected sha256: and the hash"),
+        (f"spki:md5:{BASE64}", "expected sha256: and the hash"),
+        (f"spki:sha256:{BASE64[:5]}!{BASE64[5:]}", "that is no SHA-256 hash"),
         ("spki:sha256:abc", "that is no SHA-256 hash"),
         ("spki:sha256:" + "x" * 64, "that is no SHA-256 hash"),
         ("i2p:example.i2p", "a name may be reassigned"),
         ("example.i2p", "a name may be reassigned"),
         ("alice", "the kind is missing; write user:alice, login:alice, cn:alice or file:alice"),
+        ("i2p:" + "A" * 2000, "these are 1500 bytes of base64"),
+        ("A" * 387, "these are 290 bytes; a destination has at least 387"),
+        ("group:a:b", "^group: is no kind of rule"),
+        ("/no/such:file", "^that is no rule"),
         ("group:admins", "group: is no kind of rule; the kinds are cidr:, user:"),
         ("/no/such/file", "that is no rule; write KIND:VALUE"),
         ("", "that is no rule; write KIND:VALUE"),
@@ -97,6 +118,8 @@ def test_an_entry_may_be_a_file(tmp_path, monkeypatch):
     Path("10.0.0.1").write_text("")
     assert parse_entry("friends") == parse_entry("file:friends") == parse_entry("./friends") == f"{tmp_path}/friends"
     assert parse_entry("file:none") == f"{tmp_path}/none"
+    assert parse_entry("file:a:b") == f"{tmp_path}/a:b"
+    assert file_of("friends") == f"{tmp_path}/friends" and file_of("10.0.0.1") is file_of("alice") is None
     assert parse_entry("10.0.0.1") == Rule("cidr", (4, 32, 0x0A000001), "cidr:10.0.0.1/32")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse_entry("~/friends") == f"{tmp_path}/friends"
@@ -105,6 +128,14 @@ def test_an_entry_may_be_a_file(tmp_path, monkeypatch):
         parse_entry("user:")
     with pytest.raises(ValueError, match="^'alice' is neither a rule nor a file: the kind is missing"):
         parse_entry("alice")
+
+
+def test_what_can_only_be_a_rule():
+    assert [is_written_as_rule(text) for text in ("cn:a", " 10.0.0.0/8", "friends")] == [True, True, False]
+
+
+def test_what_an_error_repeats_is_short():
+    assert shortened("x" * 80) == "x" * 80 and shortened("x" * 81) == "x" * 80 + "…"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +147,7 @@ def test_an_entry_may_be_a_file(tmp_path, monkeypatch):
         ("[::1]:22", {"[::1]:22", "[::1]"}),
         ("::1", {"::1"}),
         ("ssh://me@server?keyfile=x", {"me@server", "server"}),
+        ("ssh://boX/", {"box"}),
     ],
 )
 def test_a_server_has_several_names(text, names):

@@ -41,6 +41,7 @@ def test_forgetting() -> None:
 
 def test_failures_count_within_their_time_only() -> None:
     entry, rate = Entry("a"), Rate(5, 60.0)
-    assert [entry.fail(rate, now) for now in (0.0, 15.0, 30.0, 45.0, 61.0)] == [False] * 5
+    assert (entry.arrival, entry.connected, entry.banned_until, entry.used, entry.marks) == (0.0, 0, 0.0, 0, 0)
+    assert [entry.fail(rate, now) for now in (0.0, 15.0, 30.0, 45.0, 60.0)] == [False] * 5
     assert entry.fail(rate, 62.0) is True
     assert entry.fail(rate, 63.0) is False

@@ -92,15 +92,13 @@ def header_of(
 
 
 def passed_on(header: ProxyHeader) -> ProxyHeader:
-    """Return a header with those of its entries only that go to the target, the first one of each type.
+    """Return a header with those of its entries only that go to the target.
 
-    :param header: of a trusted sender.
+    :param header: of a trusted sender. Of several entries of a type the first one counts: the others were not checked.
     """
-    kept: dict[int, bytes] = {}
-    for kind, value in header.entries:
-        if 0 < len(value) <= _PASSED_ON.get(kind, 0):
-            kept.setdefault(kind, value)
-    return header._replace(entries=tuple(kept.items()))
+    first = dict(reversed(header.entries))
+    kept = tuple((kind, value) for kind, value in first.items() if 0 < len(value) <= _PASSED_ON.get(kind, 0))
+    return header._replace(entries=kept)
 
 
 def identified(header: ProxyHeader, sender: Identity | None) -> Identity | None:

@@ -87,7 +87,7 @@ class ProxyHeader(NamedTuple):
     def unique_id(self) -> str | None:
         """The id that the sender has given to the connection, one printable line; ``None`` for none."""
         found = next((value for kind, value in self.entries if kind == UNIQUE_ID), None)
-        return None if found is None else printable(found.decode("utf-8", "backslashreplace"), _LONGEST_ID)
+        return None if not found else printable(found.decode("utf-8", "backslashreplace"), _LONGEST_ID)
 
     def ssl(self) -> SSLEntry | None:
         """Return what it says about the client's TLS connection; ``None`` for nothing."""

@@ -155,7 +155,7 @@ class HeaderClients:
             summary.identity = identified(header, summary.who())
             summary.peer = _peer(header) or summary.peer
             summary.header = passed_on(header)
-            summary.server_name = _server_name(header)
+            summary.server_name = _server_name(summary.header)
             if handshake is not None:
                 self._entrance.read_handshake(connection, handshake, now)
             else:

@@ -100,6 +100,7 @@ def test_the_client_of_a_balancer_is_passed_on(sending):
 
 
 SESSION = SSLEntry("TLSv1.2", "X", "alice", is_verified=True).value()
+LONG_SESSION = SESSION + b"\xf0\x10\0" + bytes(4096)
 CLOUD = 0xEA  # an endpoint at a cloud
 
 
@@ -115,7 +116,8 @@ CLOUD = 0xEA  # an endpoint at a cloud
         ([(AUTHORITY, b"a\nb")], {AUTHORITY: b"a\nb"}, r"a\nb", None),
         # What is about the header itself, of the machine of the balancer, empty, or too long stays behind.
         ([(NOOP, b"???"), (0x30, b"netns"), (AUTHORITY, b""), (UNIQUE_ID, b"")], {}, None, None),
-        ([(ALPN, b"x" * 256), (UNIQUE_ID, b"x" * 129), (SSL, SESSION + b"\xf0\x10\0" + bytes(4096))], {}, None, None),
+        ([(ALPN, b"x" * 256), (UNIQUE_ID, b"x" * 129), (SSL, LONG_SESSION)], {}, None, None),
+        ([(AUTHORITY, b"x" * 256), (AUTHORITY, b"two"), (SSL, LONG_SESSION), (SSL, b"cut")], {}, None, None),
     ],
 )
 @pytest.mark.parametrize("source", [Address("192.0.2.7", 5), None])

@@ -17,6 +17,7 @@ import h11
 import trustme
 from instance_double import Double
 
+from relay.access.introduction import header_of, identified, passed_on
 from relay.access.networks import NetworkSet, parse_network
 from relay.access.patterns import dns_segments, uri_segments
 from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1, build_v2
@@ -102,6 +103,12 @@ def proxy_header(data: bytes) -> None:
         header.text(kind)
     header.is_check  # noqa: B018
     header.ssl()
+    if header.unique_id is not None:
+        one_line(header.unique_id)
+    kept = passed_on(header)
+    sent = _header([header_of("v2", identified(header, None), header.destination, "id", reported=kept)])
+    assert isinstance(sent, ProxyHeader)
+    equal({kind: dict(sent.entries).get(kind) for kind, _ in kept.entries}, dict(kept.entries), "passed on")
     if header.source is not None and header.destination is not None:
         assert isinstance(header.source, Address)
         plain = header._replace(entries=())

@@ -184,10 +184,6 @@ class I2PListener:
             stream.denied = ConnectError(problem, reason="denied")
         return stream, peer
 
-    def set_lists(self, lists: AccessList) -> None:
-        """Use other access lists for the streams that come from now on. From any thread."""
-        self._lists = lists
-
     @property
     def pushes_streams(self) -> bool:
         """``True`` if :meth:`deliver` may be used: not with access lists, because reading their files may block."""

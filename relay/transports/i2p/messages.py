@@ -1,4 +1,4 @@
-"""SAM messages as values: building and parsing them, and splitting chunks into lines, without I/O.
+"""SAM messages as values: building and parsing them, without I/O.
 
 Source: the SAM v3 specification (3.1 to 3.3). A line is one or two words, then options in any order, KEY=value or
 KEY="a value". Inside quotes a backslash precedes each quote and each backslash (3.2).
@@ -18,7 +18,6 @@ from ...errors import ConnectError, SAMError
 
 __all__ = [
     "LONGEST",
-    "Lines",
     "UNKNOWN_NAME",
     "UnreachableError",
     "Message",
@@ -215,46 +214,6 @@ def _value(text: str, at: int, name: str) -> tuple[str, int]:
     if quoted is None:
         raise MessageError(f"{name}: a quoted value that does not end, or continues after its closing quote")
     return re.sub(r'\\(["\\])', r"\1", quoted[1]), quoted.end()
-
-
-class Lines:
-    """Splits chunks into lines; holds at most one line and one chunk."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    @property
-    def rest(self) -> bytes:
-        """Bytes after the last returned line."""
-        return self._rest
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that are complete now.
-
-        :param data: the next chunk.
-        :returns: the lines, each with its newline.
-        :raises MessageError: if a line is longer than :data:`LONGEST`; do not feed more then.
-        """
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._check(max(map(len, [*lines, self._rest])))
-        return [line + b"\n" for line in lines]
-
-    def take(self, data: bytes) -> bytes | None:
-        """Return one line; the bytes after it stay in :attr:`rest`, because they may not be lines.
-
-        :param data: the next chunk.
-        :returns: the line with its newline; ``None`` if it is not complete.
-        :raises MessageError: if it is longer than :data:`LONGEST`; do not feed more then.
-        """
-        line, newline, rest = (self._rest + data).partition(b"\n")
-        self._rest = rest if newline else line
-        self._check(len(line))
-        return line + newline if newline else None
-
-    def _check(self, length: int) -> None:
-        if length >= LONGEST:
-            self._rest = b""
-            raise MessageError(f"a line of more than {LONGEST} bytes, which no SAM message has")
 
 
 def parse_peer(line: bytes) -> Peer:

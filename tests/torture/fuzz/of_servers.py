@@ -108,15 +108,7 @@ def sam(data: bytes) -> None:
             found = messages.parse_peer(data)
             one_line(found.place)
 
-    def lines(data: bytes) -> None:
-        whole, parts = pieces(data)
-        with rejecting(messages.MessageError):
-            one, other = messages.Lines(), messages.Lines()
-            found = one.feed(whole)
-            equal(found, [line for part in parts for line in other.feed(part)], "cut to pieces")
-            equal(b"".join(found) + one.rest, whole, "the lines")
-
-    one_of(data, [line, line, peer, lines])
+    one_of(data, [line, line, peer, line])
 
 
 # -- the OpenSSH client ------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""``relay.transports.i2p.messages``: SAM as values, lines out of chunks, and whatever bytes there are."""
+"""``relay.transports.i2p.messages``: SAM as values, and whatever bytes there are."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 
 import pytest
@@ -14,7 +13,6 @@ import relay
 from relay.addresses.destinations import PrivateKey
 from relay.transports.i2p.messages import (
     LONGEST,
-    Lines,
     Message,
     MessageError,
     dest_generate,
@@ -190,7 +188,6 @@ def test_the_longest_line_is_both_written_and_read():
     message = naming_lookup("x" * (LONGEST - len(b"NAMING LOOKUP NAME=\n")))
     assert len(message.encode()) == LONGEST
     assert parse(message.encode()) == message
-    assert Lines().feed(message.encode()) == [message.encode()]
     with pytest.raises(MessageError, match="more than 8192 bytes"):
         parse(message.encode()[:-1] + b"x\n")
 
@@ -298,68 +295,6 @@ def test_a_peer_is_its_destination_wherever_it_goes():
     peer = parse_peer(f"{KEY.destination} FROM_PORT=1 TO_PORT=2".encode())
     for same in (copy.copy(peer), copy.deepcopy(peer), pickle.loads(pickle.dumps(peer))):
         assert (same, same.port, same.to_port, same.b32) == (KEY.destination, 1, 2, KEY.b32)
-
-
-# Lines out of chunks.
-
-
-def test_lines_keep_their_newlines_and_the_rest_is_kept():
-    lines = Lines()
-    assert lines.feed(b"STREAM STA") == []
-    assert lines.rest == b"STREAM STA"
-    assert lines.feed(b"TUS\nPING\n\nPO") == [b"STREAM STATUS\n", b"PING\n", b"\n"]
-    assert lines.rest == b"PO"
-
-
-def test_one_line_is_taken_and_what_follows_is_no_line():
-    lines = Lines()
-    assert lines.take(b"STREAM ") is None
-    blob = bytes(range(256)) * 1000
-    assert lines.take(b"STATUS\n" + blob) == b"STREAM STATUS\n"
-    assert lines.rest == blob
-
-
-@pytest.mark.parametrize("take", [Lines.feed, Lines.take])
-@pytest.mark.parametrize("end", [b"", b"\n", b"\nPING\n"])
-def test_an_endless_line_is_refused_and_forgotten(take, end):
-    lines = Lines()
-    take(lines, b"x" * (LONGEST - 1))
-    with pytest.raises(MessageError, match="more than 8192 bytes"):
-        take(lines, b"x" + end)
-    assert lines.rest == b""
-
-
-def test_an_endless_line_in_small_pieces_is_refused_in_time():
-    lines = Lines()
-    with pytest.raises(MessageError):
-        for count in range(LONGEST):
-            lines.feed(b"x")
-            assert len(lines.rest) == count + 1 < LONGEST
-
-
-@FUZZED
-@given(st.binary(max_size=300), st.lists(st.integers(0, 300)))
-def test_lines_do_not_depend_on_how_they_are_cut(data, cuts):
-    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    lines = Lines()
-    found = [line for start, end in itertools.pairwise(places) for line in lines.feed(data[start:end])]
-    assert b"".join(found) + lines.rest == data
-    assert all(line.count(b"\n") == 1 and line.endswith(b"\n") for line in found)
-    assert b"\n" not in lines.rest
-
-
-@FUZZED
-@given(st.binary(max_size=300), st.lists(st.integers(0, 300)))
-def test_a_line_that_is_taken_does_not_depend_on_it_either(data, cuts):
-    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    lines = Lines()
-    for start, end in itertools.pairwise(places):
-        if (line := lines.take(data[start:end])) is not None:
-            assert line + lines.rest == data[:end]
-            assert line.index(b"\n") == len(line) - 1
-            return
-    assert lines.rest == data
-    assert b"\n" not in data
 
 
 # Whatever bytes there are.

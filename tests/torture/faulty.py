@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import random
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from helpers import reserved_port
+
+from relay.eventloop.sockets import format_address
+
 from .model import ModelError
+from .world import Entrance, write_certificate
 
 __all__ = ["FAULTY", "KINDS", "FaultyRig"]
 
@@ -30,40 +35,23 @@ def build(folder: Path) -> Path:
     return library
 
 
-class FaultyRig:
-    """A command that runs, and the listening socket of its target.
+class FaultyRig(Entrance):
+    """A command that runs; the faults disturb it enough.
 
     :param process: the command.
     :param address: where it listens.
-    :param far: the target.
+    :param far: the listening socket of its target.
     :param counts: the file with the counters of the faults.
     :param hard: whether faults may end connections.
     """
 
-    takes_ends = False
-    has_half_close = True
-    has_reset = True
-
     def __init__(
         self, process: subprocess.Popen[str], address: tuple[str, int], far: socket.socket, counts: Path, *, hard: bool
     ) -> None:
+        enter = functools.partial(socket.create_connection, address, 30)
+        super().__init__(enter, far, half_close=True, reset=True, may_fail=hard)
         self._process = process
-        self._address = address
-        self._far = far
         self._counts = counts
-        self.may_fail = hard
-
-    def connect(self) -> socket.socket:
-        """Return a new client."""
-        return socket.create_connection(self._address, 30)
-
-    def far(self) -> socket.socket:
-        """Return the listening socket of the target."""
-        return self._far
-
-    def disturb(self, chance: random.Random) -> bool:
-        """Do nothing: the faults disturb enough."""
-        return False
 
     def faults(self) -> dict[str, int]:
         """Return the number of faults of each kind, and of the calls."""
@@ -99,24 +87,11 @@ def faulty(
 
     @contextlib.contextmanager
     def start(folder: Path, seed: int) -> Iterator[FaultyRig]:
-        import trustme
-
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        leaf = authority.issue_cert("localhost")
-        leaf.private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
-        (folder / "cert.pem").chmod(0o600)
+        write_certificate(folder)
         counts = folder / "counts"
         counts.write_bytes(bytes(4096))
-        with (
-            socket.create_server(("127.0.0.1", 0), backlog=1024) as far,
-            socket.socket() as reserved,
-            open(folder / "log", "w+") as log,
-        ):
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.bind(("127.0.0.1", 0))
-            place = "{}:{}".format(*far.getsockname())
-            text = _FILES[kind].format(far=place, folder=folder, port=reserved.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0), backlog=1024) as far, reserved_port() as port:
+            text = _FILES[kind].format(far=format_address(far.getsockname()), folder=folder, port=port)
             (folder / "relay.toml").write_text(
                 'control = "none"\n[defaults]\nconnect_timeout = 60\nlinger = 900\ndrain = 8\n' + text
             )
@@ -129,34 +104,45 @@ def faulty(
                 "TORTURE_COUNTS": str(counts),
                 **({"TORTURE_HARD": "1"} if hard else {}),
             }
-            command = [sys.executable, "-m", "relay", "up", str(folder / "relay.toml")]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-            try:
+            with _running(folder, environment) as process:
                 address = _address(process, text.count("[tunnels."))
                 with open(counts, "r+b") as file:
                     file.seek(8 * len(KINDS))
                     file.write(struct.pack("Q", 1))
                 yield FaultyRig(process, address, far, counts, hard=hard)
                 far.close()  # a target's stream whose client had gone before it came is not waited for
-                process.send_signal(signal.SIGTERM)
-                process.wait(_START)
-                if "closed" in _summary(folder):
-                    raise AssertionError(f"connections were open when all clients had gone:\n{_end_of(folder)}")
-            except ModelError as error:
-                process.terminate()
-                process.wait(_START)
-                raise ModelError(f"{error}\n{_end_of(folder)}") from None
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGABRT)  # the threads' stacks are in the log then
-                process.wait(_START)
-                raise AssertionError(f"it does not end:\n{_end_of(folder)}") from None
-            finally:
-                process.kill()
-                process.wait()
-                assert process.stdout is not None
-                process.stdout.close()
 
     return start
+
+
+@contextlib.contextmanager
+def _running(folder: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Run the command with the file in a folder, and check that it ends in time, without open connections.
+
+    Its log is in errors of the model, and in its own.
+    """
+    command = [sys.executable, "-m", "relay", "up", str(folder / "relay.toml")]
+    with open(folder / "log", "w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    try:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        process.wait(_START)
+        if "closed" in _summary(folder):
+            raise AssertionError(f"connections were open when all clients had gone:\n{_end_of(folder)}")
+    except ModelError as error:
+        process.terminate()
+        process.wait(_START)
+        raise ModelError(f"{error}\n{_end_of(folder)}") from None
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # the threads' stacks are in the log then
+        process.wait(_START)
+        raise AssertionError(f"it does not end:\n{_end_of(folder)}") from None
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _summary(folder: Path) -> str:

@@ -11,21 +11,16 @@ from pathlib import Path
 import relay
 from relay.engine import changes
 
+from .world import Entrance, write_certificate
+
 __all__ = ["RELAYS", "Rig"]
 
 
-class Rig:
-    """A chain of tunnels, and the listening socket of the target.
+class Rig(Entrance):
+    """A chain of tunnels in this process.
 
-    :param enter: connects a client.
-    :param far: the target.
-    :param tunnels: those that may be disturbed.
-    :param half_close: whether one direction can end alone.
-    :param reset: whether a cut is a reset at the other side, and never an EOF.
+    :param tunnels: those that may be disturbed. The other parameters are those of the class.
     """
-
-    takes_ends = False
-    may_fail = False
 
     def __init__(
         self,
@@ -36,19 +31,8 @@ class Rig:
         half_close: bool = True,
         reset: bool = True,
     ) -> None:
-        self._enter = enter
-        self._far = far
+        super().__init__(enter, far, half_close=half_close, reset=reset, may_fail=False)
         self.tunnels = tunnels
-        self.has_half_close = half_close
-        self.has_reset = reset
-
-    def connect(self) -> socket.socket:
-        """Return a new client."""
-        return self._enter()
-
-    def far(self) -> socket.socket:
-        """Return the listening socket of the target."""
-        return self._far
 
     def disturb(self, chance: random.Random) -> bool:
         """Change a tunnel; return whether that may reset connections."""
@@ -112,12 +96,7 @@ def unix(folder: Path, seed: int) -> Iterator[Rig]:
 @contextlib.contextmanager
 def tls(folder: Path, seed: int) -> Iterator[Rig]:
     """Two tunnels with TLS between them."""
-    import trustme
-
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    leaf = authority.issue_cert("localhost")
-    leaf.private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
+    write_certificate(folder)
     listen = f"tls://127.0.0.1:0?cert={folder}/cert.pem"
     with _target() as far, _tunnel(relay.listen(listen), relay.tcp(*far.getsockname())) as inner:
         target = f"tls://127.0.0.1:{inner.address[1]}?servername=localhost&ca={folder}/ca.pem"

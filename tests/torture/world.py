@@ -1,4 +1,4 @@
-"""The common parts of the worlds of crashes and of a failing network."""
+"""The common parts of relays under test and of their worlds: entrances, programs and files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ __all__ = ["Entrance", "World", "write_certificate"]
 
 
 class Entrance:
-    """A tunnel, as a driver needs it; see :class:`.driver.Relay`. Its connections may fail at first.
+    """A relay under test, as a driver needs it; see :class:`.driver.Relay`.
 
     :param enter: returns a new client, connected.
     :param far: the listening socket of the target.
+    :param half_close: whether one direction can end alone.
+    :param reset: whether a cut is a reset at the other side, and never an EOF.
+    :param takes_ends: whether the end of a connection counts as the answer to the end of one direction.
+    :param may_fail: whether connections may be reset at any time. It may change.
     """
 
     def __init__(
@@ -36,13 +40,14 @@ class Entrance:
         half_close: bool,
         reset: bool = False,
         takes_ends: bool = False,
+        may_fail: bool = True,
     ) -> None:
         self._enter = enter
         self._far = far
         self.has_half_close = half_close
         self.has_reset = reset
         self.takes_ends = takes_ends
-        self.may_fail = True
+        self.may_fail = may_fail
 
     def connect(self) -> socket.socket:
         """Return a new client."""
@@ -53,7 +58,7 @@ class Entrance:
         return self._far
 
     def disturb(self, chance: random.Random) -> bool:
-        """Do nothing: the faults are chosen by the round."""
+        """Change something at the running relay; return whether that may reset connections. Here it does nothing."""
         return False
 
 

@@ -250,7 +250,7 @@ FAMILIES = (
         "relay_tunnel_ready",
         "gauge",
         ("tunnel",),
-        "Whether the last probe came through to the target.",
+        "Whether the probes come through to the target.",
         _of_tunnels(_is_ready),
     ),
     Family(

@@ -5,6 +5,9 @@ there are probes under way, but at most ``_MOST``; further probes queue. Each pr
 tunnel has at most one at a time. Tunnels whose last probe failed use at most ``_MOST_FAILING`` threads: however long
 their probes take, those of the other tunnels go on. Without a probe there is no thread.
 
+What one that fails says of a target is the same as for one of several targets: see
+:mod:`~relay.streams.target_health`. A probe that is only missed changes nothing, and is repeated soon.
+
 The cost of a change or a probe of one tunnel does not depend on the number of tunnels.
 """
 
@@ -25,6 +28,7 @@ from typing import Any
 from ..addresses.printable import shown
 from ..streams.cancellation import Cancellation
 from ..streams.dialer import introduced
+from ..streams.target_health import Action, Event, Health, HealthState, failure
 from ..streams.target_probe import answered
 from .instance import ProbeStatus
 
@@ -78,6 +82,7 @@ class _Record:
         self.target = target
         self.due = due  # monotonic seconds
         self.status = status or ProbeStatus(target.kind, target.interval)
+        self.health = Health(time.monotonic())
 
     @property
     def is_failing(self) -> bool:
@@ -248,7 +253,7 @@ class Prober:
                 if self._queue.running > 1:  # the threads of the others take it in turn
                     self._queue.put_back(record)
                     return
-                self._end(record, time.monotonic(), str(error))
+                self._end(record, time.monotonic(), Event.PROBE_MISSED, str(error))
 
     def _next(self) -> _Record | None:
         """Take a record from the queue that is still that of its tunnel; with the lock held."""
@@ -263,32 +268,41 @@ class Prober:
         assert self._cancel is not None
         while record is not None:
             target, began = record.target, time.monotonic()
+            event, problem = Event.PROBE_PASSED, ""
             try:
                 _dial(target, began + target.timeout, self._cancel)
-                problem = ""
             except (OSError, ValueError, TypeError) as error:
-                problem = str(error)
+                event, problem = failure(error), str(error)
             except Exception as error:
                 logger.exception("%s: the probe failed", target.name)
-                problem = type(error).__name__
+                event, problem = Event.PROBE_MISSED, type(error).__name__
             with self._changed:
-                self._end(record, began, problem)
+                self._end(record, began, event, problem)
                 record = self._next()
 
-    def _end(self, record: _Record, began: float, problem: str) -> None:
+    def _end(self, record: _Record, began: float, event: Event, problem: str) -> None:
         """Note the outcome, unless the tunnel has gone or has another route; with the lock held."""
         self._queue.done(record)
         target = record.target
         if self._is_closed or self._look(target.name) is not record:
             self._changed.notify_all()
             return
-        before, now = record.status, time.monotonic()
-        record.status = ProbeStatus(target.kind, target.interval, time.time(), now - began, shown(problem))
+        before, now, health = record.status, time.monotonic(), record.health
+        if health.state is HealthState.DOWN:
+            health.handle(Event.DUE, began)
+        action = health.handle(event, now, seconds=None if problem else now - began, problem=problem)
+        is_missed = bool(problem) and health.state is HealthState.UP
+        verdict = before.problem if is_missed else shown(problem)
+        record.status = ProbeStatus(target.kind, target.interval, time.time(), now - began, verdict)
         record.due = began + target.interval * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  (no secret)
+        if action & Action.WAIT:
+            record.due = now + min(health.delay, target.interval)
         self._wait_for(record)
         if self._waiting[0][-1] is record:  # it is the next one
             self._changed.notify_all()
-        if problem and not before.problem:
+        if is_missed:
+            logger.info("%s: a probe failed: %s; another one follows", target.name, shown(problem))
+        elif problem and not before.problem:
             logger.warning("%s: probe: %s", target.name, shown(problem))
         elif before.problem and not problem:
             logger.warning("%s: the probe succeeds again", target.name)

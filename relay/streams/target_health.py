@@ -39,7 +39,7 @@ from __future__ import annotations
 import enum
 import random
 
-__all__ = ["Action", "Event", "Health", "HealthState"]
+__all__ = ["Action", "Event", "Health", "HealthState", "failure"]
 
 _FALL = 3  # probes in a row that fail, of a target that is up
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
@@ -160,6 +160,11 @@ class Health:
             self.delay = _jittered(min(_BACKOFF[0] * 2**self._row, _BACKOFF[1]))
             self._row = min(self._row + 1, 16)
         return action
+
+
+def failure(error: Exception) -> Event:
+    """Return the event of a probe that has failed."""
+    return Event.PROBE_FAILED if getattr(error, "reason", "") == "refused" else Event.PROBE_MISSED
 
 
 def _jittered(seconds: float) -> float:

@@ -20,7 +20,7 @@ from ..eventloop.loop import Timer
 from .dialer import Dialer, introduced
 from .promise import Abort, OnResult
 from .stream import Stream
-from .target_health import Action, Event, Health, HealthState
+from .target_health import Action, Event, Health, HealthState, failure
 from .target_probe import ProbeSchedule, answered
 
 __all__ = ["LOCAL", "NO_PORT", "Members", "Probe", "ProbeOutcome", "Selection", "TargetState"]
@@ -483,9 +483,7 @@ class Members:
         elif outcome.errno in (*LOCAL, NO_PORT) and self._skip(number, probe):
             pass  # it says nothing about the target
         else:
-            is_refused = getattr(outcome, "reason", "") == "refused"
-            event = Event.PROBE_FAILED if is_refused else Event.PROBE_MISSED
-            self._handle(number, event, problem=str(outcome), probe=probe)
+            self._handle(number, failure(outcome), problem=str(outcome), probe=probe)
 
     def _skip(self, number: int, probe: int) -> bool:
         """Take a probe that could not be made; return whether the target stays up, until the next one."""

@@ -175,6 +175,35 @@ def test_a_change_is_one_line_in_the_log(probe, caplog):
     assert lines == ["t: probe: db:1: no route\\x1b[31m", "t: the probe succeeds again"]
 
 
+@pytest.mark.parametrize(
+    ("events", "problem"),
+    [("x", "no answer"), ("oxx", ""), ("oxxoxx", ""), ("oxxx", "no answer"), ("or", "db:1: refused"), ("oroxx", "")],
+)
+def test_one_lost_probe_of_a_target_changes_nothing(probe, caplog, events, problem):
+    """Each letter is a probe that passes (o), fails (x) or is refused (r); those after the first follow soon."""
+    caplog.set_level(logging.INFO, "relay.operations")
+    left, is_over, goes_on = list(events), threading.Event(), threading.Event()
+
+    def dial(**_):
+        if not left:
+            is_over.set()
+            goes_on.wait(WAIT)
+            raise relay.ConnectError("over")
+        answer = left.pop(0)
+        if answer != "o":
+            text, reason = ("db:1: refused", "refused") if answer == "r" else ("no answer", "connect_timeout")
+            raise relay.ConnectError(text, reason=reason)
+        near, far = socket.socketpair()
+        far.close()
+        return relay.Stream(near)
+
+    prober = probe(None, interval=0.01, dial=dial)
+    assert is_over.wait(WAIT)
+    assert prober.status("t").problem == problem
+    assert ("t: a probe failed: no answer; another one follows" in caplog.text) == ("ox" in events)
+    goes_on.set()
+
+
 class Route:
     """A factory whose calls wait until the test releases them, and then fail."""
 

@@ -74,6 +74,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rate": "-1/s"}, "rate: expected a number and a time"),
     ({"rate": "20/9999999w"}, "rate: expected a number and a time"),
     ({"rate": "20/367d"}, "rate: expected a number and a time"),
+    ({"rate": "\x1f20/s"}, "rate: expected a number and a time"),
+    ({"rate": "X20/s"}, "rate: expected a number and a time"),
     ({"rate": "1000001/s"}, "rate: expected a number and a time"),
     ({"rate": "1/s\x1b[2J"}, r"got '1/s\\x1b[2J'"),
     ({"concurrent": 0}, "concurrent: must be from 1 to 1000000, got 0"),

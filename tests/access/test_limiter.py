@@ -229,8 +229,35 @@ def test_why_and_for_how_long_a_client_is_rejected() -> None:
 
 def test_what_is_reached_exactly_is_not_exceeded() -> None:
     world = World(rate="3/10s")
-    world.limiter.table.get("192.0.2.1").arrival = world.limiter._slack
+    entry = world.limiter.table.get("192.0.2.1")
+    entry.arrival, entry.banned_until = world.limiter._slack, -1.0
+    assert not world.limiter.is_too_fast(entry, 0.0)
     assert [world.connect("192.0.2.1", 0.0) for _ in range(2)] == ["", "limit x"]
+
+
+def test_a_client_that_another_limit_rejects_is_counted_no_longer() -> None:
+    limiter = World(rate="9/9s", concurrent=9).limiter
+    entries = [limiter.admit("192.0.2.1", 100.0) for _ in range(3)]
+    (entry,) = {id(entry): entry for entry in entries}.values()
+    assert not isinstance(entry, Rejection)
+    limiter.withdraw(entry)
+    assert (entry.connected, entry.arrival) == (2, 102.0)
+    alone = World(concurrent=9).limiter.admit("192.0.2.1", 100.0)
+    assert not isinstance(alone, Rejection) and alone.arrival == 0.0
+
+
+def test_a_client_that_was_counted_before_its_handshake() -> None:
+    limiter = World(concurrent=2, quota="10B/day", ban="10m").limiter
+    entry = limiter.admit_screened("192.0.2.1", 0.0)
+    assert not isinstance(entry, Rejection) and limiter.admit_screened("192.0.2.1", 0.0) is entry
+    assert entry.connected == 2
+    assert limiter.admit_screened("192.0.2.1", 0.0) == Rejection(limiter.limit, False, 0.0)
+    entry.connected = 0
+    limiter.spend(entry, 10)
+    assert limiter.admit_screened("192.0.2.1", 1.0) == Rejection(limiter.limit, False, 600.0)
+    assert limiter.admit_screened("192.0.2.1", 2.0) == Rejection(limiter.limit, True, 599.0)
+    entry.used = 0
+    assert limiter.admit_screened("192.0.2.1", 601.0) is entry
 
 
 def test_a_limit_of_each_connection_has_no_keys() -> None:
@@ -338,6 +365,9 @@ def test_stored_entries_that_do_not_fit_are_ignored_and_no_ban_outlasts_the_limi
     kept = [(entry.key[-1], entry.banned_until, entry.used) for entry in world.limiter.table.all()]
     assert kept == [("4", 600.0, 0), ("6", 0.0, 1), ("7", 0.5, 0)]
     assert [entry.key[-1] for entry in world.limiter.banned(9, 0.0)] == ["7", "4"]
+    alone = World(quota="1000B/month", ban="10m").limiter
+    alone.restore(entries[5:6], 0.0)
+    assert len(alone.table) == 1 and not alone.has_bans
     assert [world.connect(f"192.0.2.{number}", 1.0) for number in (1, 2, 3, 4)] == ["", "", "", "ban x"]
     assert world.connect("192.0.2.4", 601.0) == ""
 

@@ -302,6 +302,7 @@ def converse(dialogue, data, step=1):
             if not data:
                 raise EOFError(question.late)
             length = question.length(answer + data[:step])
+            assert length <= len(answer + data[:step])
             taken = length - len(answer) if length else step
             assert taken > 0
             answer, data = answer + data[:taken], data[taken:]

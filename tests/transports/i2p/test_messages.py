@@ -15,6 +15,7 @@ from relay.transports.i2p.messages import (
     LONGEST,
     Message,
     MessageError,
+    UnreachableError,
     dest_generate,
     hello,
     naming_lookup,
@@ -27,6 +28,7 @@ from relay.transports.i2p.messages import (
     stream_accept,
     stream_connect,
     stream_forward,
+    unreachable,
 )
 
 KEY = PrivateKey.generate()
@@ -124,38 +126,39 @@ def test_a_long_line_of_quotes_takes_no_time():
 
 
 @pytest.mark.parametrize(
-    ("message", "line"),
+    ("make", "line"),
     [
-        (hello(), "HELLO VERSION MIN=3.1 MAX=3.3"),
-        (hello("3.2", "3.2", "me", "a b"), 'HELLO VERSION MIN=3.2 MAX=3.2 USER=me PASSWORD="a b"'),
-        (hello(user="me", password=r'"\x'), r'HELLO VERSION MIN=3.1 MAX=3.3 USER=me PASSWORD="\"\\x"'),
-        (hello(user="a\tb", password=r"c:\d"), 'HELLO VERSION MIN=3.1 MAX=3.3 USER="a\tb" PASSWORD="c:\\\\d"'),
+        (lambda: hello(), "HELLO VERSION MIN=3.1 MAX=3.3"),
+        (lambda: hello("3.2", "3.2", "me", "a b"), 'HELLO VERSION MIN=3.2 MAX=3.2 USER=me PASSWORD="a b"'),
+        (lambda: hello(user="me", password=r'"\x'), r'HELLO VERSION MIN=3.1 MAX=3.3 USER=me PASSWORD="\"\\x"'),
+        (lambda: hello(user="a\tb", password=r"c:\d"), 'HELLO VERSION MIN=3.1 MAX=3.3 USER="a\tb" PASSWORD="c:\\\\d"'),
         (
-            session_create(id="s", options={"inbound.length": "1"}),
+            lambda: session_create(id="s", options={"inbound.length": "1"}),
             "SESSION CREATE STYLE=STREAM ID=s DESTINATION=TRANSIENT SIGNATURE_TYPE=7 inbound.length=1",
         ),
-        (session_create(id="s", destination="key="), "SESSION CREATE STYLE=STREAM ID=s DESTINATION=key="),
+        (lambda: session_create(id="s", destination="key="), "SESSION CREATE STYLE=STREAM ID=s DESTINATION=key="),
         (
-            session_create("RAW", id="s", options={"SIGNATURE_TYPE": "11"}),
+            lambda: session_create("RAW", id="s", options={"SIGNATURE_TYPE": "11"}),
             "SESSION CREATE STYLE=RAW ID=s DESTINATION=TRANSIENT SIGNATURE_TYPE=11",
         ),
-        (stream_connect("s", "there"), "STREAM CONNECT ID=s DESTINATION=there SILENT=false"),
+        (lambda: stream_connect("s", "there"), "STREAM CONNECT ID=s DESTINATION=there SILENT=false"),
         (
-            stream_connect("s", "there", from_port=0, to_port=80),
+            lambda: stream_connect("s", "there", from_port=0, to_port=80),
             "STREAM CONNECT ID=s DESTINATION=there SILENT=false FROM_PORT=0 TO_PORT=80",
         ),
-        (stream_accept("s"), "STREAM ACCEPT ID=s SILENT=false"),
-        (stream_forward("s", 7000), "STREAM FORWARD ID=s PORT=7000 SILENT=false"),
-        (stream_forward("s", 7000, host="::1"), "STREAM FORWARD ID=s PORT=7000 HOST=::1 SILENT=false"),
-        (naming_lookup("ME"), "NAMING LOOKUP NAME=ME"),
-        (dest_generate(), "DEST GENERATE SIGNATURE_TYPE=7"),
-        (ping(), "PING"),
-        (ping(" x  y"), "PING  x  y"),
-        (pong("1 = 1"), "PONG 1 = 1"),
-        (Message(("A", "B"), {"K": "", "L": "ä"}), "A B K= L=ä"),
+        (lambda: stream_accept("s"), "STREAM ACCEPT ID=s SILENT=false"),
+        (lambda: stream_forward("s", 7000), "STREAM FORWARD ID=s PORT=7000 SILENT=false"),
+        (lambda: stream_forward("s", 7000, host="::1"), "STREAM FORWARD ID=s PORT=7000 HOST=::1 SILENT=false"),
+        (lambda: naming_lookup("ME"), "NAMING LOOKUP NAME=ME"),
+        (lambda: dest_generate(), "DEST GENERATE SIGNATURE_TYPE=7"),
+        (lambda: ping(), "PING"),
+        (lambda: ping(" x  y"), "PING  x  y"),
+        (lambda: pong("1 = 1"), "PONG 1 = 1"),
+        (lambda: Message(("A", "B"), {"K": "", "L": "ä"}), "A B K= L=ä"),
     ],
 )
-def test_a_message_is_one_line(message, line):
+def test_a_message_is_one_line(make, line):
+    message = make()
     assert message.encode() == f"{line}\n".encode()
     assert parse(message.encode()) == message
 
@@ -228,6 +231,7 @@ def test_a_repr_shows_the_rest():
     assert repr(stream_connect("s", "x" * 600)) == f"<STREAM CONNECT ID='s' DESTINATION='{'x' * 60}…' SILENT='false'>"
     assert repr(ping("a\nb")) == "<PING a b>"
     assert repr(Message((), {"DESTINATION": "x"})) == "<DESTINATION='x'>"
+    assert repr(Message(("A",), {"PASSWORD": "x", "B": "y"})) == "<A PASSWORD=*** B='y'>"
 
 
 def test_what_is_shown_is_short_and_printable():
@@ -271,7 +275,7 @@ def test_who_connected_is_read(ports, port, to_port, end):
                 ("TO_PORT=65536", "TO_PORT of the peer: expected .* got '65536'"),
                 ("TO_PORT=-1", "TO_PORT"),
                 ("TO_PORT=²", "TO_PORT"),
-                ("=", "without a name"),
+                ("=", "^the peer's destination: an option without a name"),
             ]
         ),
         ("HTTP/1.1 200 OK", "expected the peer"),
@@ -295,6 +299,23 @@ def test_a_peer_is_its_destination_wherever_it_goes():
     peer = parse_peer(f"{KEY.destination} FROM_PORT=1 TO_PORT=2".encode())
     for same in (copy.copy(peer), copy.deepcopy(peer), pickle.loads(pickle.dumps(peer))):
         assert (same, same.port, same.to_port, same.b32) == (KEY.destination, 1, 2, KEY.b32)
+
+
+@pytest.mark.parametrize(
+    ("result", "reason", "passing"),
+    [
+        ("TIMEOUT", "connect_timeout", True),
+        ("CANT_REACH_PEER", "unreachable", True),
+        ("INVALID_KEY", "unreachable", False),
+        ("KEY_NOT_FOUND", "unreachable", False),
+    ],
+)
+def test_a_stream_that_the_router_did_not_open(result, reason, passing):
+    error = unreachable("x: it is not there", result)
+    assert (str(error), error.result, error.reason, error.passing) == ("x: it is not there", result, reason, passing)
+    assert isinstance(error, relay.ConnectError) and isinstance(error, relay.SAMError)
+    bare = UnreachableError("x")
+    assert (bare.result, bare.reason, bare.passing) == ("", "unreachable", True)
 
 
 # Whatever bytes there are.

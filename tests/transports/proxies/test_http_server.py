@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from http import HTTPStatus
 
 import pytest
 from helpers import (
@@ -37,6 +38,13 @@ from relay.transports.unix import listen_unix
 
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 LOGIN = Login("me", "sec:ret")
+KNOWS = "This proxy knows CONNECT alone, as for https:// addresses; curl -p asks for it."
+PROBLEMS = {
+    400: ("it names no host and port", "its request cannot be read: "),
+    405: ("it asks for another method than CONNECT",),
+    407: ("it shows no user and password", "a wrong user or password"),
+    431: ("its request cannot be read: ",),
+}
 LONG = 1000.0  # seconds of a limit that comes when the test says so
 
 
@@ -76,6 +84,7 @@ def test_a_request_is_understood_however_it_is_cut(text, who, place, size):
     outcome = heard(text, who, size)
     assert isinstance(outcome, Request), outcome
     assert (str(outcome), outcome.early, outcome.success_reply) == (place, b"", GRANTED)
+    assert outcome.login == (("http", "me") if who else None)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,7 @@ def test_a_request_is_understood_however_it_is_cut(text, who, place, size):
         (connect_to("a:1", basic(scheme="Bearer")), LOGIN, 407),
         (connect_to("a:1", "Proxy-Authorization: Basic !!!"), LOGIN, 407),
         (connect_to("a:1", "Proxy-Authorization: Basic"), LOGIN, 407),
+        (connect_to("a:1", basic().replace("Basic ", "Basic !")), LOGIN, 407),
         (connect_to("a:1", basic(), basic("me:wrong")), LOGIN, 407),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LOGIN, 405),
         (connect_to("a:1", f"X: {'x' * 40000}"), None, 431),
@@ -116,11 +126,22 @@ def test_what_cannot_be_is_answered_by_the_book(text, who, status):
     lines = head.decode().split("\r\n")
     assert lines[0].startswith(f"HTTP/1.1 {status} ")
     assert f"Content-Length: {len(body)}" in lines
+    assert "Content-Type: text/plain; charset=utf-8" in lines
+    assert body.decode() == (KNOWS if status == 405 else HTTPStatus(status).description) + "\n"
+    assert outcome.problem.startswith(PROBLEMS[status])
     assert "Connection: close" in lines
     assert ("Allow: CONNECT" in lines) == (status == 405)
     assert outcome.guessed == (status == 407 and b"authorization" in text.lower())
     assert ('Proxy-Authenticate: Basic realm="relay", charset="UTF-8"' in lines) == (status == 407)
     assert "ret" not in outcome.problem and "wrong\n" not in outcome.problem
+
+
+def test_a_password_may_be_in_a_file_or_a_variable(tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "password").chmod(0o600)
+    monkeypatch.setenv("PASSWORD", "secret")
+    for source in ({"password_file": str(tmp_path / "password")}, {"password_env": "PASSWORD"}):
+        http_listen("127.0.0.1", 0, user="me", **source).close()
 
 
 def test_what_follows_the_request_is_kept_whatever_its_header_says():

@@ -114,7 +114,7 @@ def test_a_refusal_needs_no_address():
     ("data", "login", "words"),
     [
         (b"\x05\xff", None, "socks5://proxy:1080: it requires a user and a password; set user@"),
-        (b"\x05\xff", LOGIN, "socks5://me@proxy:1080: it accepts neither a user and a password"),
+        (b"\x05\xff", LOGIN, "socks5://me@proxy:1080: it accepts neither a user and a password (RFC 1929)"),
         (WELCOME_LOGIN + b"\x01\x01", LOGIN, "socks5://me@proxy:1080: it does not accept the user and the password"),
         (WELCOME_LOGIN + b"\x01\xff", LOGIN, "socks5://me@proxy:1080: it does not accept the user and the password"),
     ],
@@ -131,7 +131,8 @@ def test_a_password_that_cannot_be_said(password):
     assert str(error) == "socks5://me@proxy:1080: the password is empty or too long; SOCKS5 allows 255 bytes"
 
 
-def test_the_longest_login():
+def test_the_shortest_and_the_longest_login():
+    assert through(WELCOME_LOGIN + TAKEN + GRANTED, (b"m", b"p"))[0] == HELLO_LOGIN + b"\x01\x01m\x01p" + ASKED
     login = ("ü" * 127 + "u").encode(), b"p" * 255
     assert through(WELCOME_LOGIN + TAKEN + GRANTED, login)[0].startswith(HELLO_LOGIN + b"\x01\xff" + login[0] + b"\xff")
 
@@ -142,8 +143,8 @@ def test_the_longest_login():
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak SOCKS5 (it says 48 54); it may be an HTTP proxy, http://"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak SOCKS5 (it says 53 53)"),
         (b"\x00\x5b\x00\x00", "does not speak SOCKS5 (it says 00 5b)"),
-        (b"\x05\x01", "it chose a login that was not offered (method 1)"),
-        (b"\x05\x02", "it chose a login that was not offered (method 2)"),
+        (b"\x05\x01", "it chose a login that was not offered (method 1); check that it is a SOCKS5 proxy"),
+        (b"\x05\x02", "it chose a login that was not offered (method 2); check that it is a SOCKS5 proxy"),
         (WELCOME + b"HTTP/1.1 400", "does not speak SOCKS5 (it says 48 54 54 50 2f 31 2e 31)"),
         (WELCOME + b"\x05\x00\x00\x02\x00", "does not speak SOCKS5 (it says 05 00 00 02 00)"),
     ],
@@ -151,7 +152,7 @@ def test_the_longest_login():
 def test_who_does_not_speak_it(data, words):
     error = error_of(data)
     assert type(error) is ConnectError and error.reason == "unreachable"
-    assert str(error).startswith("socks5://proxy:1080: ") and words in str(error)
+    assert str(error).startswith("socks5://proxy:1080: ") and str(error).endswith(words)
 
 
 @given(st.binary(max_size=600), st.integers(1, 300), st.booleans())
@@ -176,10 +177,11 @@ def test_logging_in_alone(data, login, said):
 
 
 def test_silence_belongs_to_the_proxy_and_then_to_the_place():
-    for data, late in (
-        (b"", "socks5://proxy:1080: no answer in time; check that it speaks SOCKS5"),
-        (WELCOME, "db.internal:5432: socks5://proxy:1080 has not reached it in time"),
+    for data, login, late in (
+        (b"", None, "socks5://proxy:1080: no answer in time; check that it speaks SOCKS5"),
+        (WELCOME_LOGIN, LOGIN, "socks5://me@proxy:1080: no answer in time; check that it speaks SOCKS5"),
+        (WELCOME, None, "db.internal:5432: socks5://proxy:1080 has not reached it in time"),
     ):
         with pytest.raises(EOFError) as ended:
-            through(data)
+            through(data, login)
         assert str(ended.value) == late

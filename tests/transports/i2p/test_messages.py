@@ -152,6 +152,7 @@ def test_a_long_line_of_quotes_takes_no_time():
         (lambda: naming_lookup("ME"), "NAMING LOOKUP NAME=ME"),
         (lambda: dest_generate(), "DEST GENERATE SIGNATURE_TYPE=7"),
         (lambda: ping(), "PING"),
+        (lambda: pong(), "PONG"),
         (lambda: ping(" x  y"), "PING  x  y"),
         (lambda: pong("1 = 1"), "PONG 1 = 1"),
         (lambda: Message(("A", "B"), {"K": "", "L": "ä"}), "A B K= L=ä"),

@@ -144,10 +144,9 @@ class RealServer:
                 except BlockingIOError:
                     return
                 *lines, self._rest = (self._rest + data).split(b"\n")
-                self._lines += [line.decode(errors="replace").rstrip() for line in lines]
                 if not data:
-                    self._pipe = None
-                    self._lines.append("(end of the log)")
+                    self._pipe, lines = None, [one for one in (self._rest, b"(end of the log)") if one]
+                self._lines += [line.decode(errors="replace").rstrip() for line in lines]
                 self._news.notify_all()
 
     def wait_for(self, text: str, *, since: int = 0, count: int = 1, timeout: float = WAIT) -> None:

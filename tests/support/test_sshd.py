@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from helpers import WAIT, wait_until
+from sshd import RealServer
 
 ANSWER = b"SSH-2.0-OpenSSH"
 
@@ -81,6 +82,22 @@ def test_its_configuration_can_be_changed(make_sshd):
     assert one.port != other.port
     status, said = ended(client(other, "-N"))
     assert (status, "Permission denied (password)" in said) == (255, True)
+
+
+class Speaker(RealServer):
+    """A program that says something, and ends."""
+
+    ready = "words"
+
+    def command(self):
+        return ["sh", "-c", "printf 'first\\nlast words' >&2"]
+
+
+def test_its_last_words_need_no_end_of_line(tmp_path):
+    server = Speaker(tmp_path).start()
+    server.wait_for("(end of the log)")
+    server.stop()
+    assert server.log().splitlines() == ["first", "last words", "(end of the log)"]
 
 
 def test_one_that_cannot_start_says_why(make_sshd):

@@ -199,9 +199,10 @@ def test_one_lost_probe_of_a_target_changes_nothing(probe, caplog, events, probl
 
     prober = probe(None, interval=0.01, dial=dial)
     assert is_over.wait(WAIT)
-    assert prober.status("t").problem == problem
-    assert ("t: a probe failed: no answer; another one follows" in caplog.text) == ("ox" in events)
+    found = prober.status("t").problem
     goes_on.set()
+    assert found == problem
+    assert ("t: a probe failed: no answer; another one follows" in caplog.text) == ("ox" in events)
 
 
 class Route:

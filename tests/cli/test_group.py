@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -36,6 +37,19 @@ def address_of(group, name):
 
 def connect(group, name):
     return socket.create_connection(address_of(group, name), WAIT)
+
+
+def test_garbage_collections_look_only_at_what_came_after_the_beginning(echo_server):
+    before = []
+    assert is_collected(before)
+    with running_pair("{}:{}".format(*echo_server.address)):
+        wait_until(lambda: not is_collected(before))
+        assert is_collected([])
+
+
+def is_collected(thing):
+    """Return whether a garbage collection looks at it."""
+    return any(one is thing for one in gc.get_objects())
 
 
 def test_a_call_runs_in_the_main_thread_and_returns_its_result(group):

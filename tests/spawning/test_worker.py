@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import queue
@@ -70,6 +71,19 @@ def test_it_opens_and_closes_and_says_so(shared):
     assert (message["closed"], message["last"]["metrics"].accepted, message["last"]["recent"]) == (7, 0, [])
     assert said.get(timeout=WAIT) == "over"
     assert tunnel.over.is_set()
+
+
+def test_garbage_collections_look_only_at_what_came_after_the_first_tunnel(shared):
+    worker._freeze.cache_clear()
+    objects, said = [[], []], queue.SimpleQueue()
+    for found in ([False, False], [False, True]):
+        tunnel = hosted(shared, said)
+        assert said.get(timeout=WAIT)["opened"] == 7
+        assert [any(one is thing for one in gc.get_objects()) for thing in objects] == found
+        objects[1] = []  # after the first tunnel
+        tunnel.close(0.0)
+        assert tunnel.over.wait(WAIT)
+        said = queue.SimpleQueue()
 
 
 def test_what_it_cannot_open_it_says(shared):

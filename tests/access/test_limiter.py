@@ -439,6 +439,9 @@ def test_operators_clear_a_key() -> None:
     assert [entry.key for entry in world.limiter.entries(1.0)] == ["192.0.2.2", "192.0.2.3"]
     world.limiter.restore([LedgerEntry("x", "192.0.2.8", world.wall + 60.0, 0, 0.0)], 1.0)
     assert world.limiter.clear("192.0.2.8")
+    alone = World(rate="1/10s", ban="10m")
+    assert [alone.connect("192.0.2.1", 0.0) for _ in range(2)] == ["", "limit x"] and alone.limiter.has_bans
+    assert alone.limiter.clear("192.0.2.1") and not alone.limiter.has_bans
 
 
 def test_what_was_used_of_a_quota_is_cleared_by_operators_and_by_the_end_of_its_period() -> None:

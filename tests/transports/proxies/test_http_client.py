@@ -108,6 +108,7 @@ def test_what_a_proxy_says_of_the_place(line, reason, words):
     [
         ("501 Not Implemented", "with 501 Not Implemented"),
         ("405 Not Allowed", "with 405 Not Allowed; check that it is a proxy and allows that port"),
+        ("300 Multiple", "with 300 Multiple; check that it is a proxy and allows that port"),
         ("301 Moved", "with 301 Moved; check that it is a proxy and allows that port"),
         ("400 " + "x" * 1000, f"with 400 {'x' * 80}; check that it is a proxy and allows that port"),
         ("418 \x1b[31mred\x07", "with 418 \\x1b[31mred\\x07; check that it is a proxy and allows that port"),
@@ -153,6 +154,7 @@ def test_a_login_that_fails(line, headers, login, words):
         (b"HTTP/1.1 200 OK\r\nno header\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 101 Switching\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 abc\r\nX: " + b"x" * (LONGEST - 21) + b"\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * LONGEST, "its answer has no end; 32768 bytes are allowed"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 100, "it answers CONNECT with nothing but 1xx"),
     ],
@@ -161,12 +163,15 @@ def test_who_does_not_speak_it(data, words):
     error = error_of(data)
     assert type(error) is ConnectError and error.reason == "unreachable"
     assert str(error).startswith("http://proxy:3128: ") and words in str(error)
+    hint = "); it may be a SOCKS5 proxy, socks5://"
+    assert str(error).endswith(hint if data[:1] == b"\x05" else (")", " are allowed", " 1xx"))
 
 
 def test_a_head_as_long_as_is_allowed():
     head = b"HTTP/1.1 200 OK\r\nX: "
     head += b"x" * (LONGEST - len(head) - 4) + b"\r\n\r\n"
     assert through(head + b"rest")[1] == b"rest"
+    assert through(head[:-4] + b"xxxx\r\n\r\nrest", step=LONGEST)[1] == b"rest", "its end comes with what follows"
 
 
 @given(st.binary(max_size=400), st.integers(1, 100), st.booleans())

@@ -49,6 +49,7 @@ FUZZED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
         (r"A B M=c:\dir N=a\\b", "A B", {"M": r"c:\dir", "N": r"a\\b"}),
         ('A B M=5"disk N="" O=', "A B", {"M": '5"disk', "N": "", "O": ""}),
         ("A B X=1 X=2", "A B", {"X": "1"}),
+        ("A B C D=1", "A B", {"C": "", "D": "1"}),
         ("A B MESSAGE=Unknown STYLE", "A B", {"MESSAGE": "Unknown", "STYLE": ""}),
         (
             "SESSION STATUS RESULT=I2P_ERROR MESSAGE=schön",
@@ -69,7 +70,8 @@ def test_a_line_is_read(line, words, options, end):
 
 
 @pytest.mark.parametrize(
-    ("line", "text"), [(b"PING", ""), (b"PING ", ""), (b"PING a  b=c\r\n", "a  b=c"), (b'PONG "x\n', '"x')]
+    ("line", "text"),
+    [(b"PING", ""), (b"PING ", ""), (b"PING ABC", "ABC"), (b"PING a  b=c\r\n", "a  b=c"), (b'PONG "x\n', '"x')],
 )
 def test_the_text_of_a_ping_is_taken_as_it_is(line, text):
     assert parse(line) == Message((line[:4].decode(),), {}, text)
@@ -91,6 +93,7 @@ def test_the_text_of_a_ping_is_taken_as_it_is(line, text):
         (b"STREAM STATUS M=a\0b", "control characters"),
         (b"STREAM STATUS M=\x1b[31m", "control characters"),
         (b"STREAM STATUS M=\x7f", "control characters"),
+        (b"STREAM STATUS M=a\r", "control characters"),
         (b"STREAM STATUS M=\xc2\x9b31m", "control characters"),
         (b"STREAM STATUS\nSTREAM STATUS\n", "control characters"),
         (b"STREAM STATUS M=" + b"x" * LONGEST, "more than 8192 bytes"),

@@ -129,7 +129,7 @@ def test_relay_pipe_fed_by_a_file(kind, file, listener, certificates, openssh_se
         assert program.wait(WAIT) == 0
 
 
-@pytest.mark.parametrize("kind", ["ssh embedded paramiko", "ssh sshd paramiko"])
+@pytest.mark.parametrize("kind", ["ssh embedded paramiko"])
 def test_a_spawned_tunnel_that_is_closed_after_its_last_connection(
     kind, listener, certificates, openssh_server, request
 ):

@@ -10,6 +10,7 @@ import pytest
 from helpers import WAIT, receive_rest, wait_until
 
 import relay
+from relay.engine import ledgers
 
 
 def guess(address, password=b"wrong", host="127.0.0.1", header=b""):
@@ -47,8 +48,7 @@ def test_five_wrong_passwords_ban_for_a_minute_with_one_warning(proxy, caplog):
     text = "sent 5 wrong passwords; it is rejected for 60 s"
     warnings = [record for record in caplog.records if text in record.getMessage()]
     assert [record.levelno for record in warnings] == [logging.WARNING]
-    ledger = tunnel._relay.entrance.gate
-    tunnel._relay.run_in_thread(lambda: ledger.clear("login", None))
+    assert ledgers.clear(tunnel, "bans", "127.0.0.1") == 1
     assert guess(tunnel.address, b"secret")[:2] == b"\5\2"
 
 

@@ -86,7 +86,8 @@ threading.Event().wait()
 def test_the_connection_ends_with_the_program(backend, sshd, number):
     url = FarEnd("sshd", backend, sshd).url
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, url], stdout=subprocess.PIPE)
-    with program:
+    with program, contextlib.ExitStack() as on_failure:
+        on_failure.callback(program.kill)
         assert program.stdout.readline() == b"ready\n"
         children = family(program.pid)
         assert bool(children) == (backend == "openssh")
@@ -99,8 +100,9 @@ def test_the_connection_ends_with_the_program(backend, sshd, number):
 def family(pid):
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found += [child, *family(child)]
+        with contextlib.suppress(OSError):  # the thread has ended, or the process
+            for child in map(int, path.read_text().split()):
+                found += [child, *family(child)]
     return found
 
 

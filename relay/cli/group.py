@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import signal
 import socket
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.records import Stats
+from ..eventloop import garbage
 from ..streams import exit_drain
 from ..transports.tcp import inherit
 from .drains import Drains
@@ -352,9 +352,7 @@ class TunnelGroup:
         self._without_result -= 1
         if not self._without_result and not self._ending.is_set():
             self._log_count()
-            # What is there now stays, modules above all. Each full garbage collection would look at it, and stop the
-            # tunnels for 15 ms: every few seconds, while clients come.
-            gc.freeze()
+            garbage.keep_all()
 
     def _log_count(self) -> None:
         count = sum(member.opened is not None for member in self._members)

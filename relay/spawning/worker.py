@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
 import os
 import socket
@@ -22,6 +21,7 @@ from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
 from ..engine.worker_table import WorkerTable
 from ..engine.worker_tunnel import WorkerTunnel
+from ..eventloop import garbage
 from .recipes import Recipe
 from .wire import DescriptorChannel, Message, from_error
 
@@ -175,7 +175,7 @@ class HostedTunnel:
                 place.close()
                 self._report({"closed": self._key, "last": None})
             else:
-                _freeze()
+                garbage.keep_all()
                 self._report({"opened": self._key, "address": tunnel.address})
                 tunnel.join()
                 last = {name: getattr(tunnel, name)() for name in ("metrics", "recent")}
@@ -227,12 +227,6 @@ class HostedTunnel:
     def _waited(self, seconds: float) -> bool:
         with self._closing:
             return self._closing.wait_for(lambda: self._is_closing, seconds)
-
-
-@functools.cache
-def _freeze() -> None:
-    """Keep what is there when the first tunnel is open out of garbage collections, which would stop all of them."""
-    gc.freeze()
 
 
 def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPlace, socket.socket | None]:

@@ -14,6 +14,7 @@ import pytest
 from helpers import WAIT, Thread
 
 import relay
+from relay.eventloop import garbage
 from relay.spawning import worker
 from relay.spawning.questions import Questions
 from relay.spawning.shared import SharedDescriptors
@@ -74,7 +75,7 @@ def test_it_opens_and_closes_and_says_so(shared):
 
 
 def test_garbage_collections_look_only_at_what_came_after_the_first_tunnel(shared):
-    worker._freeze.cache_clear()
+    garbage.keep_all.cache_clear()
     objects, said = [[], []], queue.SimpleQueue()
     for found in ([False, False], [False, True]):
         tunnel = hosted(shared, said)

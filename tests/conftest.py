@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import select
 import shutil
@@ -76,6 +77,15 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
             return
     left = leaks.left(timeout=LEAVING)
     assert not left, "left behind:\n  " + "\n  ".join(left)
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A test that changes the level of relay's log, as a worker process does, changes it for itself only."""
+    logger = logging.getLogger("relay")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.hookimpl(hookwrapper=True)

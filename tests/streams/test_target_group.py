@@ -569,7 +569,7 @@ def test_a_target_that_fails_the_probe_gets_no_clients_until_it_passes(answering
 )
 def test_one_lost_probe_moves_no_clients(targets, caplog, kind, events, state, outcome):
     """Each letter is a probe that passes (o), fails (x) or is refused (r), or a client's connect (c)."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "relay")
     left, is_over = list(events), threading.Event()
 
     def probe(dialer, deadline, done):

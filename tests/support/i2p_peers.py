@@ -20,7 +20,7 @@ from helpers import Server, Thread, echo, receive_exactly, wait_until
 from i2p_restarts import reach, serve, until_served
 from i2p_world import NODE, NPM
 from plain_sam import PlainSAM, blaming
-from scenarios import check_routers, journal, run_all
+from scenarios import check_routers, journal, read_line, run_all
 
 import relay
 from relay.process import PIPE
@@ -79,7 +79,7 @@ def npm_s_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -
         blaming(network.router(1), network.router(2)),
         npm_peer(network, "client", network.router(2), server.dest) as said,
     ):
-        assert said.readline() == f"answered {TEXT.decode()}\n"
+        assert read_line(said) == f"answered {TEXT.decode()}\n"
     return time.monotonic() - begin
 
 
@@ -89,7 +89,7 @@ def we_reach_npm_s_server(network: i2pd.Network, server: relay.TunnelServer) -> 
 
     def once(_: int) -> None:
         with npm_peer(network, "server", network.router(1)) as said:
-            dest = said.readline().split()[1]
+            dest = read_line(said).split()[1]
             journal.info("npm's server has its session")
             with reach(network.router(2), dest) as client:
                 until_served(client, PUBLISHED)

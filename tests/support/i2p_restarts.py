@@ -22,7 +22,7 @@ from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
 from i2p_world import SHORT, Cable
 from plain_sam import blaming
-from scenarios import check_routers, journal, run_all
+from scenarios import check_routers, journal, read_line, run_all
 
 import relay
 
@@ -233,7 +233,7 @@ def command(*arguments: str) -> Iterator[tuple[str, Thread, Any]]:
     running = Command(*arguments, command="expose", stderr=subprocess.DEVNULL)
     with running.process as process:
         try:
-            said = process.stdout.readline()
+            said = read_line(process.stdout)
             dest = next(word for word in said.split() if word.endswith(".b32.i2p"))
             yield dest, Thread(_published, process), process
         finally:
@@ -241,7 +241,7 @@ def command(*arguments: str) -> Iterator[tuple[str, Thread, Any]]:
 
 
 def _published(process: Any) -> None:
-    assert process.stdout.readline().startswith("published")
+    assert read_line(process.stdout).startswith("published")
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -14,7 +14,7 @@ from typing import Any
 import i2pd
 from helpers import Thread
 
-__all__ = ["CRASHED", "PARTED", "PartedError", "check_routers", "journal", "run_all"]
+__all__ = ["CRASHED", "PARTED", "PartedError", "check_routers", "journal", "read_line", "run_all"]
 
 journal = logging.getLogger("scenario")
 
@@ -33,6 +33,15 @@ def check_routers() -> None:
     """Fail if a router has crashed, which nothing here can repair."""
     crashed = [router for network in _networks for router in network.routers if router.crashed]
     assert not crashed, f"{CRASHED}: {', '.join(router.folder.name for router in crashed)}"
+
+
+def read_line(file: Any) -> Any:
+    """Return the next line of a program; fail if a router crashes meanwhile, for then there may never be one."""
+    reading = Thread(file.readline)
+    while reading.is_alive():
+        check_routers()
+        reading.join(0.2)
+    return reading.result()
 
 
 class _Journal(logging.Handler):

@@ -122,13 +122,14 @@ def npm_peer(network: i2pd.Network, role: str, router: i2pd.Router, *arguments: 
     argv: Sequence[str] = (NODE, str(NPM_PEER), str(NPM), role, str(router.inside[1]), *arguments)
     process = network.run(argv, stdout=PIPE, stderr=PIPE)
     errors = Thread(_journalize, process.stderr)
+    said = open(process.stdout.fileno(), closefd=False)  # noqa: SIM115  (closed below)
     try:
-        with open(process.stdout.fileno(), closefd=False) as said:
-            yield said
+        yield said
     finally:
-        process.kill()
+        process.kill()  # which also ends a thread that reads a line, and so has the file
         process.wait(DEADLINE)
         errors.result(DEADLINE)
+        said.close()
         process.stdout.close()
 
 

@@ -81,11 +81,14 @@ fuzz: $(VENV)/.installed-fuzz
 mutants: $(VENV)/.installed-mutants
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-# The image of the Containerfile, also where no registry of images can be reached, and a try of it. For root; takes minutes.
-image:
+# The image of the Containerfile, also where no registry of images can be reached, and a try of it: alone, and in pods
+# behind HAProxy. For root; takes minutes.
+image: install
+	@tests/debian-packages tests/debian-packages.txt
 	@tests/debian-packages deploy/container/debian-packages.txt
 	@deploy/container/build
 	@deploy/container/try
+	@$(BIN)/python -m pytest --quiet deploy/kubernetes
 
 # Where Debian's python3-venv is missing, the pip outside fills the environment.
 $(BIN)/python:

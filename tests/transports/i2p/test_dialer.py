@@ -140,8 +140,12 @@ def test_several_sockets_keep_it(world):
     for end in ends[:-1]:
         end.close()
     ends[-1].settimeout(WAIT)
-    streams = [world.bridge.stream() for _ in ends]
-    exchange(ends[-1], streams[-1])
+    streams = [world.bridge.stream() for _ in ends]  # in any order
+    ends[-1].sendall(b"ping")
+    said = [receive_exactly(stream, 4) for stream in streams]
+    assert sorted(said) == [b""] * 4 + [b"ping"]
+    streams[said.index(b"ping")].sendall(b"pong")
+    assert receive_exactly(ends[-1], 4) == b"pong"
     assert not control.over.is_set()
     ends[-1].close()
     assert control.over.wait(WAIT)

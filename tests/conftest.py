@@ -89,10 +89,18 @@ def log_level() -> Iterator[None]:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport() -> Iterator[None]:
-    """With ``CI=true`` a test that was skipped has failed, unless this machine's kernel cannot run it."""
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With ``CI=true`` a test that was skipped has failed, unless this machine's kernel cannot run it.
+
+    What the real routers of a failed test say at last is a part of its report.
+    """
     report = (yield).get_result()  # type: ignore[misc]
     _fail_if_skipped(report)
+    networks = getattr(item, "funcargs", {}).get("i2p_networks")
+    if report.failed and networks is not None:
+        import i2p_world
+
+        report.sections += networks.last_lines(i2p_world.wanted_by(item))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -35,6 +35,7 @@ SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
 MANY, FEW = 110, 2  # ready destinations that the tests have of each router
 SPARE = 6  # more of them where tunnels have hops: of one in five the router stores the lease set ten minutes later
 TRIES = 3  # networks that are made until the routers of one find each other
+LINES = 300  # of a router's log that are shown with a failed test
 RESTARTS = 600.0  # seconds that a program may take in which routers end and come back
 PROGRAMS = ("i2p_restarts", "chain_restarts", "i2p_peers")  # such ones, which run beside the tests
 # The program itself, also of PyPI's wheel, whose command is one that starts another.
@@ -317,7 +318,7 @@ class Networks:
             self._stack.callback(process.kill)
             return process
         routers, ready, hops = (3, FEW + SPARE, 1) if name == "i2p_hops" else (2, MANY, 0)
-        network = i2pd.Network(folder, routers, ready=ready, hops=hops, exploratory=hops)
+        network = i2pd.Network(folder, routers, ready=ready, hops=hops, loglevel="warn")
         return self._stack.enter_context(network)
 
     def _have(self, name: str) -> Any:
@@ -355,6 +356,16 @@ class Networks:
             except AssertionError:
                 _wait_until_ready(network, self._worlds[name])
                 raise
+
+    def last_lines(self, names: set[str]) -> Iterator[tuple[str, str]]:
+        """The end of the log of each router.
+
+        :param names: of networks.
+        :return: the network and the router, and the lines.
+        """
+        for name in sorted(names & self._worlds.keys()):
+            for router in self._made[name].routers:
+                yield f"{name}, {router.folder.name}", router.last_lines(LINES)
 
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
         """The last message of a program: a scenario → what was measured, and what went wrong or nothing.

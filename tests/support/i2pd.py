@@ -326,9 +326,9 @@ class Router:
         files = (self.folder / "log", self.folder / "output")
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
-    def last_lines(self) -> str:
+    def last_lines(self, count: int = _LAST) -> str:
         """The last lines of its log; after a crash with the signal that has ended it."""
-        return "\n".join(self.log().splitlines()[-_LAST:])
+        return "\n".join(self.log().splitlines()[-count:])
 
     def close(self) -> None:
         """Kill it and give up its port outside. Idempotent."""

@@ -27,7 +27,7 @@ class ServiceManager:
 
     def store(self, name, listening):
         """Keep a duplicate of a socket."""
-        self.kept.setdefault(name, []).append(listening.dup())
+        self.kept[name] = [*self.kept.get(name, ()), listening.dup()]  # at once: a test looks from another thread
 
     def forget(self, name):
         """Close the sockets of a name."""

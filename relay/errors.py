@@ -82,6 +82,7 @@ class CarrierError(RelayError):
 
     reason = "carrier_lost"
     final = False  # whether the connection makes no further attempt by itself
+    pause: float | None = None  # seconds to the next attempt; None if they depend on the failures before
 
     def __init__(self, message: str, *, stage: str = "") -> None:
         super().__init__(message)

@@ -41,6 +41,8 @@ _SIGNING = {
 }
 _ENCRYPTION = {0: 256, 1: 256, 4: 32}  # bytes of the private key by type: ElGamal, P-256 (as i2pd writes it), X25519
 
+_RANDOM = 64 + _ENCRYPTION[0]  # bytes of a new key that are random: 32 to sign, 32 of padding, an encryption key
+
 _BASE64 = re.compile(r"[A-Za-z0-9~-]+={0,2}")
 _BASE32 = re.compile(r"[a-z2-7]+")
 _LABELS = re.compile(r"[a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*")
@@ -116,13 +118,27 @@ class PrivateKey:
         it is random on both sides, as i2pd's is. It and the padding are 32 random bytes again and again, which
         compresses well in the first packet of every stream (proposal 161).
         """
+        return cls._made(secrets.token_bytes(_RANDOM))
+
+    def derived(self, purpose: str) -> Self:
+        """The key of another destination, which only those know who have this one: equal for each of them.
+
+        :param purpose: distinguishes several of them.
+        """
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        return self._made(HKDF(SHA256(), _RANDOM, None, f"relay {purpose}".encode()).derive(self.data))
+
+    @classmethod
+    def _made(cls, random: bytes) -> Self:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        signing = Ed25519PrivateKey.generate()
-        unused = secrets.token_bytes(32) * ((KEYS - 32) // 32)
+        signing = Ed25519PrivateKey.from_private_bytes(random[:32])
+        unused = random[32:64] * ((KEYS - 32) // 32)
         certificate = struct.pack(">BHHH", _KEY_CERTIFICATE, 4, ED25519, 0)
         public = unused + signing.public_key().public_bytes_raw() + certificate
-        return cls(public + secrets.token_bytes(_ENCRYPTION[0]) + signing.private_bytes_raw())
+        return cls(public + random[64:] + signing.private_bytes_raw())
 
     @property
     def base64(self) -> str:

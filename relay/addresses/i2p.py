@@ -14,6 +14,7 @@ from .options import (
     DEPTH,
     DESTINATIONS,
     FILE,
+    FLAG,
     PRINTABLE,
     SECONDS,
     SECRET,
@@ -219,6 +220,15 @@ class I2PListen:
             DESTINATIONS,
             "as LISTEN or --on: these may not connect",
             "Destinations, or files with one in each line. Repeatable; it wins over ``allow``.",
+        ),
+    )
+
+    standby: bool = field(
+        default=False,
+        metadata=option(
+            FLAG,
+            "as LISTEN or --on: other machines have the keys",
+            "One of them serves the destination; the others stand by, and one takes over when it does not answer.",
         ),
     )
 

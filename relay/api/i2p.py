@@ -78,6 +78,7 @@ def i2p_listen(
     accept: str | None = None,
     allow: Entries | None = None,
     deny: Entries | None = None,
+    standby: bool = False,
     via: Sequence[str] = (),
     on_state: OnState | None = None,
     **options: Unpack[I2PKeywords],
@@ -99,6 +100,8 @@ def i2p_listen(
     :param allow: only these may connect: destinations, in base64 or ``….b32.i2p``, and files with one in each line,
         which are read again when they change. ``None`` for all.
     :param deny: these may not connect, in the same form.
+    :param standby: whether other machines have the same keys. This one stands by while another one serves the
+        destination, and takes over when that does not answer three times in a row. Needs ``session`` or ``keys``.
     :param via: the hops on the way to the router, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state, a word as in :attr:`I2PListener.state`, on a thread of relay. It must not
         block; relay logs what it raises.
@@ -106,7 +109,8 @@ def i2p_listen(
     :param others: further options of the session: ``i2cp.…``, ``inbound.…`` and ``outbound.…``.
         ``i2cp.leaseSetEncType`` is ``4,0`` unless given: without it, applications that support only ElGamal cannot
         connect.
-    :returns: a listener for :class:`relay.Tunnel`, once the session is up, which may take a minute. The caller owns it.
+    :returns: a listener for :class:`relay.Tunnel`, once the session is up, which may take a minute, or another relay
+        serves the destination (``standby``). The caller owns it.
     :raises ConnectError: if the bridge cannot be reached.
     :raises SAMError: if the address is not that of a SAM bridge, if the bridge creates no session, or if the keys are
         damaged, in use or cannot be written; ``.result`` is the router's word.
@@ -117,7 +121,7 @@ def i2p_listen(
     Source: SAM v3, "STREAM ACCEPT" and "STREAM FORWARD".
     """
     router = router_of({"sam": sam, "session": session, **options})
-    place = I2PListen(router, accept, _entries(allow), _entries(deny) or ())
+    place = I2PListen(router, accept, _entries(allow), _entries(deny) or (), standby)
     return _started(place, parse_hops(via), on_state)
 
 
@@ -126,6 +130,7 @@ def listen_i2p(
     accept: str | None = None,
     allow: tuple[str, ...] | None = None,
     deny: tuple[str, ...] = (),
+    standby: bool = False,
     via: Route = (),
     opening: Callable[[I2PListener], object] | None = None,
 ) -> I2PListener:
@@ -139,7 +144,7 @@ def listen_i2p(
     :returns: a listener for :class:`relay.Tunnel`, once the session is up. The caller owns it.
     :raises OSError: as :func:`i2p_listen` does; with ``opening`` only what a retry cannot fix.
     """
-    return _started(I2PListen(router, accept, allow, deny), via, None, opening)
+    return _started(I2PListen(router, accept, allow, deny, standby), via, None, opening)
 
 
 def _started(

@@ -32,10 +32,10 @@ __all__ = ["TunnelClient", "TunnelServer"]
 class TunnelServer(Tunnel):
     """Publish a local service as an I2P destination: incoming SAM streams → ``host:port``.
 
-    It blocks until the session is created and accepts streams. Some seconds later others can find the destination
-    (state ``published``); relay checks this with a stream from a second session, now and from time to time. It
-    re-creates the session with the same destination when the router returns after a loss. The ``peer`` of a stream's
-    record is its origin's destination, also in the log.
+    It blocks until the session is created and accepts streams, or the tunnel stands by. Some seconds later others can
+    find the destination (state ``published``); relay checks this with a stream from a second session, now and from time
+    to time. It re-creates the session with the same destination when the router returns after a loss. The ``peer`` of a
+    stream's record is its origin's destination, also in the log.
 
     :param session: its name. **A name keeps its destination**: without ``keys`` relay stores its private key in the
         user's data directory under this name. Empty for a new destination that is not stored.
@@ -52,9 +52,11 @@ class TunnelServer(Tunnel):
     :param accept: how streams come in: ``'accept'`` (the bridge hands them over one by one), ``'forward'`` (it connects
         to a local port, so it must be on this machine), ``None`` for what the router and the kernel support; see
         :func:`relay.i2p_listen`.
+    :param standby: whether other machines have the same keys. This one stands by while another one serves the
+        destination, and takes over when that does not answer three times in a row. Needs ``session`` or ``keys``.
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
-        ``failed``, ``closed``), on a thread of relay; it must not block, and relay logs what it raises.
+        ``standing by``, ``failed``, ``closed``), on a thread of relay. It must not block; relay logs what it raises.
     :param source: ``"peer"`` for an address of the loopback that stands for the client's destination, as i2pd has it;
         see :class:`relay.Tunnel`.
     :param send_proxy: the version of the header of the PROXY protocol that relay sends to the service before the first
@@ -87,6 +89,7 @@ class TunnelServer(Tunnel):
         deny: Entries = None,
         admit: Admit | None = None,
         accept: str | None = None,
+        standby: bool = False,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT,
@@ -103,7 +106,9 @@ class TunnelServer(Tunnel):
         check_source(source, make_send)
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
         check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)  # before anything is opened
-        self._listener = i2p_listen(session, sam=samaddr, accept=accept, via=via, on_state=on_state, **options)
+        self._listener = i2p_listen(
+            session, sam=samaddr, accept=accept, standby=standby, via=via, on_state=on_state, **options
+        )
         try:
             super().__init__(
                 self._listener,

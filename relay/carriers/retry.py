@@ -84,9 +84,13 @@ class RetryPolicy:
     def next_delay(self, error: Exception, *, has_waiters: bool) -> float:
         """Count a failure, and return the seconds until the next attempt: twice as many each time, up to a limit.
 
+        An error with a ``pause`` of its own is not counted.
+
         :param error: the failure.
         :param has_waiters: whether a caller waits for the link.
         """
+        if isinstance(error, CarrierError) and error.pause is not None:
+            return _jittered(error.pause)
         longest = _MAX_BACKOFF_WITH_WAITERS if has_waiters else _BACKOFF[1]
         if isinstance(error, ConnectError):
             longest = min(longest, self._max_backoff)

@@ -22,6 +22,8 @@ __all__ = ["read_bridges", "sam", "tell_published", "with_bridge", "with_bridges
 
 logger = logging.getLogger("relay.cli")
 
+_STANDING_BY = "standing by"  # a state of a listener
+
 sam = click.option(
     "--sam",
     metavar="HOST:PORT",
@@ -91,13 +93,21 @@ def with_session(
 
 
 def tell_published(listener: Any, prefix: str = "") -> None:
-    """Report when a listener at I2P has been reached from outside: first on standard output, later in the log.
+    """Report when a listener at I2P has been reached from outside, or stands by: on standard output, later in the log.
 
     :param listener: any listener; ignored if it is not at I2P.
     :param prefix: the beginning of the line.
     """
     if hasattr(listener, "wait_published"):
+        if listener.state == _STANDING_BY:
+            print_line(f"{prefix}standing by {listener.b32}")
+        listener.subscribe(lambda state, _: _log_standing_by(state, prefix))
         threading.Thread(target=_tell, args=(listener, prefix), name="relay-published", daemon=True).start()
+
+
+def _log_standing_by(state: str, prefix: str) -> None:
+    if state == _STANDING_BY:
+        logger.info("%sstanding by: another relay serves the destination", prefix)
 
 
 def _tell(listener: Any, prefix: str) -> None:

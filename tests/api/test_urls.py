@@ -209,10 +209,19 @@ def test_i2p_is_listened_at_through_the_hops(monkeypatch):
             "accept": "forward",
             "allow": ("x",),
             "deny": (),
+            "standby": False,
             "via": (ssh.SSHServer("a"),),
             "opening": None,
         },
-        {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": (), "opening": None},
+        {
+            "router": I2PRouter(),
+            "accept": None,
+            "allow": None,
+            "deny": (),
+            "standby": False,
+            "via": (),
+            "opening": None,
+        },
     ]
 
 

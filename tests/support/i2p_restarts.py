@@ -25,6 +25,8 @@ from plain_sam import blaming
 from scenarios import check_routers, journal, read_line, run_all
 
 import relay
+from relay.addresses.destinations import PrivateKey
+from relay.transports.i2p import key_file
 
 DEADLINE = 240.0  # seconds for each step that waits for routers
 ATTEMPT = 3.0  # seconds for one client
@@ -244,6 +246,49 @@ def _published(process: Any) -> None:
     assert read_line(process.stdout).startswith("published")
 
 
+def the_active_machine_dies(network: i2pd.Network, service: str) -> float:
+    """Program and router are killed; another machine with the same keys takes over, and is not cut at their return."""
+    first, second = network.router(6), network.router(4)
+    files = [Path(first.folder, "active.dat"), Path(second.folder, "standby.dat")]
+    key = PrivateKey.generate()
+    for file in files:
+        key_file.write(file, key)
+
+    def arguments(router: i2pd.Router, keys: Path) -> tuple[str, ...]:
+        address = f"i2p:?sam={place(router)}&accept=accept&in_depth=0&out_depth=0&standby=yes"
+        return (service, "--on", address, "--keys", str(keys), "--drain", "0")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(blaming(second, network.router(2)))
+        dest, _, active = stack.enter_context(command(*arguments(first, files[0])))
+        other = _standing_by(stack, *arguments(second, files[1]))
+        with reach(network.router(2), dest) as client, live(client):
+            active.kill()
+            first.kill()
+        begin = time.monotonic()
+        _published(other)
+        client = stack.enter_context(reach(network.router(2), dest))
+        until_served(client)
+        seconds = time.monotonic() - begin
+        first.start()
+        with live(client) as end:
+            _standing_by(stack, *arguments(first, files[0]))
+            end.sendall(b"still")
+            assert receive_exactly(end, 5) == b"still"
+        return seconds
+
+
+def _standing_by(stack: contextlib.ExitStack, *arguments: str) -> Any:
+    """Start ``relay expose``, which says that it stands by; return its process."""
+    process = Command(*arguments, command="expose", stderr=subprocess.DEVNULL).process
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    read_line(process.stdout)
+    assert read_line(process.stdout).startswith("standing by")
+    return process
+
+
+STANDBY = (the_active_machine_dies.__name__,)
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -254,13 +299,14 @@ SCENARIOS: dict[str, Scenario] = {
         the_router_cannot_connect_to_the_program,
         the_program_is_killed_and_started_again,
         the_program_ends_and_is_started_again,
+        the_active_machine_dies,
     )
 }
 
 
 def _main(folder: str) -> None:
     service = Server(echo)
-    with i2pd.Network(Path(folder), 5, exploratory=0, loglevel="warn") as network:
+    with i2pd.Network(Path(folder), 6, loglevel="warn") as network:
         at = "{}:{}".format(*service.address)
         run_all(SCENARIOS, network, network, at, latest=LATEST)
     service.close()

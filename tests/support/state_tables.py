@@ -10,7 +10,7 @@ def rows(text: str | None, states: Sequence[str]) -> list[tuple[str, str, str, s
     """Return each row of the first table of a docstring whose header begins with state and event.
 
     :param text: the docstring.
-    :param states: all of them; ``any`` stands for each, and ``any but X`` for each other than X.
+    :param states: all of them; ``any`` stands for each, and ``any but X and Y`` for each other than those.
     :returns: state, event, next state, and the action up to its first colon.
     """
     lines = iter((text or "").splitlines())
@@ -39,4 +39,5 @@ def rows(text: str | None, states: Sequence[str]) -> list[tuple[str, str, str, s
 def _each(which: str, states: Sequence[str]) -> list[str]:
     if not which.startswith("any"):
         return [which]
-    return [state for state in states if state != which.removeprefix("any but ")]
+    others = which.removeprefix("any but ").split(" and ")
+    return [state for state in states if state not in others]

@@ -115,7 +115,11 @@ def _at_i2p(
         if not os.path.exists(os.path.expanduser(path)):
             detail = "it does not exist; relay creates it with its first session"
             return [*checks, Check("key file", path, Status.SKIPPED, detail)]
-        return [*checks, probe.published(read(path).b32, deadline)]
+        key = read(path)
+        checks = [*checks, probe.published(key.b32, deadline)]
+        if where.standby:
+            checks.append(probe.other_relay(dataclasses.replace(where, router=router), key, deadline))
+        return checks
     finally:
         probe.close()
 

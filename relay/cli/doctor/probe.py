@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ...addresses.destinations import PrivateKey
 from ...addresses.hops import Command, Route
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
@@ -114,6 +115,31 @@ class RouteProbe:
             return Check("published", address, Status.SKIPPED, detail, advice, time.monotonic() - begun)
         detail = "a router finds its lease set: a running relay has published it"
         return Check("published", address, Status.OK, detail, seconds=time.monotonic() - begun)
+
+    def other_relay(self, place: I2PListen, key: PrivateKey, deadline: float) -> Check:
+        """Check that the relay that serves a destination has the time of this machine, which may take over from it.
+
+        :param place: the address to listen on, with the last hop as its router.
+        :param key: of the destination.
+        :param deadline: monotonic seconds.
+        """
+        from ...transports.i2p.standby import CLOCKS, Standby, clock_problem
+
+        begun = time.monotonic()
+        standby = Standby(key.b32, place.router, network(self._hops[:-1], self._recorder))
+        standby.open(key, math.inf)
+        try:
+            other = standby.find(deadline)
+        except OSError as error:
+            detail, advice = split("standby", error, key.b32)
+            return Check("standby", key.b32, Status.FAILED, detail, advice, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        if other is None:
+            return Check("standby", key.b32, Status.SKIPPED, "no relay answers at this destination now", "", seconds)
+        if abs(other.ahead) > CLOCKS:
+            detail, _, advice = clock_problem(other).rpartition("; ")
+            return Check("standby", key.b32, Status.FAILED, detail, advice, seconds)
+        return Check("standby", key.b32, Status.OK, "a relay serves it; its clock agrees with this one", "", seconds)
 
     def prove(self, place: I2PListen, deadline: float) -> Check:
         """Publish a new destination for a moment, and check that a stream from a second session reaches it.

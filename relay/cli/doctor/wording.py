@@ -25,6 +25,7 @@ ADVICE: dict[str, str] = {
     "sam bridge": "check that a router with SAM is there",
     "i2p session": "look at the log of the router",
     "published": "look at the router's console: its clock, its peers, and if it is firewalled",
+    "standby": "look at the log of the router",
     "destination": "check the address, or the router's address book; a b32 address needs no address book",
     "first bytes": "look at the log of the target",
 }

@@ -36,7 +36,7 @@ from .replacement import ReplacementPolicy
 from .routers import OneRouter, Routers
 from .session import Session
 
-__all__ = ["SessionKey", "Keys", "make_carrier", "options_of"]
+__all__ = ["SessionKey", "Keys", "Turn", "make_carrier", "options_of"]
 
 logger = logging.getLogger("relay")
 
@@ -57,6 +57,24 @@ _QUANTITY = 3  # default tunnels in each direction: routers differ (2, 5)
 # ECIES-X25519 and ElGamal: i2pd gives a SAM session without this option ElGamal alone, and such a session and one of
 # ECIES alone never reach each other, although the router answers OK to each CONNECT.
 _ENCRYPTION = "4,0"
+
+
+class Turn(Protocol):
+    """Decides whether a session may be created: another machine may have one of the same keys."""
+
+    def wait(self, deadline: float, cancel: Cancel) -> None:
+        """Return if it may be created now. Called with the keys open, in a thread that may block.
+
+        :param deadline: monotonic seconds.
+        :param cancel: ends the wait.
+        :raises OSError: if it may not, or if that is not known.
+        """
+
+    def on_loss(self, error: CarrierError) -> None:
+        """Note why a session has ended; in any thread."""
+
+    def close(self) -> None:
+        """Free what it has, as there will be no further session."""
 
 
 class SessionKey(Protocol):
@@ -82,7 +100,14 @@ class SessionKey(Protocol):
 
 
 def make_carrier(
-    name: str, router: I2PRouter, below: Network, keys: Keys, number: int | None = None, *, quiet: bool = False
+    name: str,
+    router: I2PRouter,
+    below: Network,
+    keys: Keys,
+    number: int | None = None,
+    *,
+    turn: Turn | None = None,
+    quiet: bool = False,
 ) -> Carrier[Session]:
     """Return a supervised session; :meth:`relay.carriers.carrier.Carrier.begin` creates it.
 
@@ -92,10 +117,11 @@ def make_carrier(
     :param keys: called before the first attempt, in a thread that may block. It returns the key, which is closed with
         the carrier, or ``None`` for a new destination after each loss.
     :param number: as for :class:`relay.carriers.carrier.Carrier`. Each of several begins with another router.
+    :param turn: is asked before each session; ``None`` if no other machine has the keys.
     :param quiet: log at debug level only.
     :raises OSError: if no thread or descriptor is available.
     """
-    connector = _SessionConnector(name, router, below, keys, (number or 1) - 1, quiet=quiet)
+    connector = _SessionConnector(name, router, below, keys, (number or 1) - 1, turn, quiet=quiet)
     carrier = Carrier(
         name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
     )
@@ -108,9 +134,18 @@ class _SessionConnector:
     """Creates one session after the other; see :class:`relay.carriers.link.Connector`."""
 
     def __init__(
-        self, name: str, router: I2PRouter, below: Network, keys: Keys, begin_with: int, *, quiet: bool
+        self,
+        name: str,
+        router: I2PRouter,
+        below: Network,
+        keys: Keys,
+        begin_with: int,
+        turn: Turn | None,
+        *,
+        quiet: bool,
     ) -> None:
         self.replacement = ReplacementPolicy()
+        self._turn = turn
         self._name = name
         self._quiet = quiet
         self._router = router
@@ -122,6 +157,8 @@ class _SessionConnector:
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         self._keys.open()
+        if self._turn is not None:
+            self._turn.wait(deadline, cancel)
         errors: dict[OneRouter, OSError] = {}
         router = self._routers.first
         while True:
@@ -168,6 +205,8 @@ class _SessionConnector:
         return f"trying the router {self._routers.first}" if error is self._routers.loss else ""
 
     def close(self) -> None:
+        if self._turn is not None:
+            self._turn.close()
         if self._cancel_dial is not None:
             self._cancel_dial()
         for router in self._routers.all:
@@ -278,6 +317,8 @@ class _SessionConnector:
         """Note the time: a router that still runs remembers the session, and would end another of its keys with it."""
         self._keys.on_session_end(router)
         self._routers.on_loss(router, session_id, error)
+        if self._turn is not None:
+            self._turn.on_loss(error)
         if self._keys.base64:
             self._cancel_dial = bridge.dial(time.monotonic() + _REACH, functools.partial(self._on_dialed, router))
         lost(error)

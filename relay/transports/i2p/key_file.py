@@ -77,6 +77,11 @@ class KeyFile:
             raise
         return cls(name, key, lock, seconds_since_session)
 
+    @property
+    def was_left(self) -> bool:
+        """``True`` if the last process was killed, so that it is not known when its session has ended."""
+        return self._lock.was_left
+
     def mark_session_ended(self) -> None:
         """Record that a session of the key has just ended, for :attr:`seconds_since_session` of the next one."""
         real = os.path.realpath(os.path.expanduser(self.path))

@@ -6,20 +6,23 @@ STREAM FORWARD and STREAM ACCEPT, and :mod:`relay.transports.i2p.reachability` t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from ...access.access_list import AccessList
 from ...addresses.destinations import Peer, PrivateKey, b32_of
-from ...addresses.i2p import I2PListen, I2PRouter
+from ...addresses.i2p import I2PListen
 from ...carriers.carrier_set import SharedCarrier
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, mark_reported
 from ...carriers.pool import CarrierRef
-from ...errors import CarrierError, ConnectError, can_retry
+from ...errors import CarrierError, ConnectError, SAMError, can_retry
 from ...eventloop.loop import Loop, Timer
 from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import check_time
@@ -33,6 +36,7 @@ from .listener_state import Action, Event, ListenerMachine, ListenerState, Watch
 from .reachability import ReachabilityMonitor
 from .receiver import Receiver
 from .session import Session
+from .standby import ServedElsewhereError, Standby
 
 __all__ = ["I2PListener"]
 
@@ -48,19 +52,29 @@ class I2PListener:
     :param place: the router, the session, and the access lists.
     :param below: the network from which the router's SAM bridge is reached.
     :param name: of the listener, in errors and in the log.
-    :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules.
+    :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules, or if a new destination
+        is to have a standby.
     """
 
     def __init__(self, place: I2PListen, below: Network, name: str) -> None:
+        if place.standby and place.router.keys is None and not place.router.session:
+            raise ValueError(
+                "standby: other machines cannot have the keys of a new destination; name a file, keys=FILE"
+            )
         self._name = name
         self._place = place
-        self._below = below
         self._lists = AccessList(place.allow, place.deny)
-        make = functools.partial(make_carrier, name, place.router, below, functools.partial(_open_key, place.router))
+        standby = Standby(name, place.router, below) if place.standby else None
+        shared = standby.keys if standby is not None else None
+        open_key = functools.partial(self._open_key, standby)
+        make = functools.partial(make_carrier, name, place.router, below, open_key, turn=standby)
         self._holder: CarrierRef[Session] = CarrierRef(name, ("i2p listener", object()), make)
         self._carrier: SharedCarrier[Session] | None = None
         self._machine = ListenerMachine(name, self._perform)
         self._receiver = Receiver(place, name, self._on_stream, self._on_ready)
+        self._make_monitor = functools.partial(
+            ReachabilityMonitor, name, place.router, below, self._receiver, self._on_reachable, shared
+        )
         self._queue: AcceptQueue[Peer] = AcceptQueue(
             lambda: self._call(self._pause), lambda: self._call(self._receiver.resume)
         )
@@ -69,7 +83,7 @@ class I2PListener:
         self._retry: Timer  # of a session that has failed for good
 
     def start(self, timeout: float | None = None, *, patient: bool = False) -> None:
-        """Create the session, and wait until the router delivers streams.
+        """Create the session, and wait until the router delivers streams, or another relay serves the destination.
 
         :param timeout: seconds; ``None`` for no limit. Building tunnels may take a minute.
         :param patient: whether to wait through failures that a retry can fix; else there is one attempt.
@@ -86,7 +100,7 @@ class I2PListener:
         machine = self._machine
         self._is_starting = True
         self._holder.subscribe(self._on_session)
-        monitor = ReachabilityMonitor(self._name, self._place.router, self._below, self._receiver, self._on_reachable)
+        monitor = self._make_monitor()
         try:
             carrier = self._holder.carrier()  # on the I/O thread that the monitor keeps, also if close() ends it now
         except BaseException:
@@ -101,14 +115,14 @@ class I2PListener:
         carrier.call(lambda: self._on_session(carrier.state, carrier.error))  # it may be up already
         try:
             if not patient:
-                wait_until_up(carrier, deadline, None, wait_for_reconnect=False)
+                self._wait_for_first_attempt(carrier, deadline)
             left = None if deadline is None else deadline - time.monotonic()
             machine.wait(functools.partial(self._has_started, patient=patient), left)
         finally:
             self._is_starting = False
         if machine.state is ListenerState.CLOSED:
             raise CarrierError(f"{self._name}: the listener was closed")
-        if machine.error is not None:
+        if machine.error is not None and machine.state is not ListenerState.STANDING_BY:
             raise as_oserror(machine.error)
         if machine.state is ListenerState.CONNECTING:
             raise ConnectError(f"{self._name}: creating the session timed out", reason="connect_timeout")
@@ -135,7 +149,7 @@ class I2PListener:
 
     @property
     def state(self) -> str:
-        """``connecting``, ``up``, ``published``, ``backing off``, ``failed`` or ``closed``."""
+        """``connecting``, ``up``, ``published``, ``backing off``, ``standing by``, ``failed`` or ``closed``."""
         return self._machine.state.value
 
     def subscribe(self, watcher: Watcher) -> None:
@@ -236,6 +250,11 @@ class I2PListener:
         carrier.call(self._end)
         self._holder.close(BRIEF)
 
+    def _wait_for_first_attempt(self, carrier: SharedCarrier[Session], deadline: float | None) -> None:
+        """Wait for a session; return as well if another relay serves the destination."""
+        with contextlib.suppress(ServedElsewhereError):
+            wait_until_up(carrier, deadline, None, wait_for_reconnect=False)
+
     def _has_started(self, *, patient: bool) -> bool:
         """Return whether :meth:`start` has nothing more to wait for."""
         state, error = self._machine.state, self._machine.error
@@ -244,6 +263,22 @@ class I2PListener:
         if patient:
             return error is not None and not can_retry(error)
         return state is ListenerState.BACKING_OFF or error is not None
+
+    def _open_key(self, standby: Standby | None) -> SessionKey:
+        """Return the key of the destination, for as long as the listener exists; may block.
+
+        :param standby: learns it, if other machines have it.
+        :raises SAMError: if the key is in use, cannot be read or created, or is missing where other machines have it.
+        """
+        router = self._place.router
+        if router.keys is None and not router.session:
+            return TransientKey(PrivateKey.generate())
+        path = router.keys if router.keys is not None else path_of_session(router.session)
+        found = KeyFile.open(path, PrivateKey.generate if standby is None else functools.partial(_no_key, path))
+        if standby is not None:
+            standby.open(found.key, math.inf if found.was_left else found.seconds_since_session)
+            self._receiver.destination = found.key.destination  # of the relay that serves it, too
+        return found
 
     def _call(self, function: Callable[[], object]) -> None:
         if self._carrier is not None:
@@ -268,7 +303,10 @@ class I2PListener:
             return
         if state is CarrierState.UP and (carrier.link is None or carrier.link is self._receiver.session):
             return
-        self._machine.handle(Event.of(state), error)
+        if state is not CarrierState.BACKING_OFF or not isinstance(error, ServedElsewhereError):
+            self._machine.handle(Event.of(state), error)
+        elif self._machine.state is not ListenerState.STANDING_BY:  # it is asked again and again
+            self._machine.handle(Event.SERVED_ELSEWHERE, error)
 
     def _perform(self, action: Action, before: ListenerState, error: Exception | None) -> None:
         """Perform an action of the table in :mod:`relay.transports.i2p.listener_state`."""
@@ -312,16 +350,12 @@ class I2PListener:
         self._machine.report()
 
 
-def _open_key(router: I2PRouter) -> SessionKey:
-    """Return the key of the listener's destination, for as long as the listener exists; may block.
+def _no_key(path: str | Path) -> PrivateKey:
+    """Raise an error instead of creating a key: each machine would have a destination of its own.
 
-    :raises SAMError: if the key is in use, or cannot be read or created.
+    :raises SAMError: always.
     """
-    if router.keys is not None:
-        return KeyFile.open(router.keys, PrivateKey.generate)
-    if router.session:
-        return KeyFile.open(path_of_session(router.session), PrivateKey.generate)
-    return TransientKey(PrivateKey.generate())
+    raise SAMError(f"{path}: no such file; copy it from the other machine, or make a key with relay keys new")
 
 
 def _identity(peer: Peer) -> Identity | None:

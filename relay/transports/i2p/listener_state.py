@@ -9,8 +9,12 @@ state        event                 next state   action
 any but      session up            connecting   open: shut, then ask the router for the streams of the new session
 closed
 any but      session connecting    connecting   prepare: shut, then create the session from which the destination is
-closed                                          checked
+closed and                                      checked
+standing by
+standing by  session connecting    standing by  none: relay asks whether the other relay still serves the destination
 any but      session backing off   backing off  shut
+closed
+any but      served elsewhere      standing by  shut: another relay with the same keys serves the destination
 closed
 any but      session failed        failed       fail: shut, raise the error in accept() once, retry after five minutes
 closed
@@ -50,6 +54,7 @@ class ListenerState(enum.Enum):
     UP = "up"
     PUBLISHED = "published"
     BACKING_OFF = "backing off"
+    STANDING_BY = "standing by"
     FAILED = "failed"
     CLOSED = "closed"
 
@@ -60,6 +65,7 @@ class Event(enum.Enum):
     SESSION_UP = "session up"
     SESSION_CONNECTING = "session connecting"
     SESSION_BACKING_OFF = "session backing off"
+    SERVED_ELSEWHERE = "served elsewhere"
     SESSION_FAILED = "session failed"
     READY = "streams ready"
     REFUSED = "streams refused"
@@ -95,6 +101,7 @@ _SESSION = {
     Event.SESSION_UP: (ListenerState.CONNECTING, Action.OPEN),
     Event.SESSION_CONNECTING: (ListenerState.CONNECTING, Action.PREPARE),
     Event.SESSION_BACKING_OFF: (ListenerState.BACKING_OFF, Action.SHUT),
+    Event.SERVED_ELSEWHERE: (ListenerState.STANDING_BY, Action.SHUT),
     Event.SESSION_FAILED: (ListenerState.FAILED, Action.FAIL),
     Event.CLOSE: (ListenerState.CLOSED, Action.NONE),
 }
@@ -108,6 +115,7 @@ TRANSITIONS: Mapping[tuple[ListenerState, Event], tuple[ListenerState, Action]] 
         if state is not ListenerState.CLOSED
         for event, result in _SESSION.items()
     },
+    (ListenerState.STANDING_BY, Event.SESSION_CONNECTING): (ListenerState.STANDING_BY, Action.NONE),
     (ListenerState.CONNECTING, Event.READY): (ListenerState.UP, Action.WATCH),
     (ListenerState.UP, Event.READY): (ListenerState.UP, Action.NONE),
     (ListenerState.PUBLISHED, Event.READY): (ListenerState.PUBLISHED, Action.NONE),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
+import random
+import re
 import secrets
 import time
 from collections.abc import Callable
 
-from ...addresses.destinations import Peer
+from ...addresses.destinations import Peer, PrivateKey
 from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
 from ...eventloop.background import IOThread
@@ -18,12 +21,13 @@ from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .connector import make_carrier
+from .connector import SessionKey, make_carrier
+from .key_file import TransientKey
 from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session
 
-__all__ = ["OwnStreams", "Probe", "ProbeSession"]
+__all__ = ["OtherRelay", "OwnStreams", "Probe", "ProbeKeys", "ProbeSession"]
 
 logger = logging.getLogger("relay")
 
@@ -31,6 +35,9 @@ HEAD_START = 1.0  # seconds after which the probe session is created beside a se
 REACH = 75.0  # seconds for the router to find the destination: its lease set spreads for some time
 ANSWER = 15.0  # seconds for a stream to bring the reply
 PEERS = 8  # probe destinations that are remembered, because a stream may come late
+_RELAYS = 64  # probe destinations of relays with the same keys: two that have one at a time get no replies
+_REPLY = re.compile(rb"relay ([0-9a-f]{32}) ([0-9]{10})\n")
+_REPLY_LENGTH = 50
 _TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
 
 # Options, and their values, with which some clients cannot reach the destination by its own name.
@@ -42,10 +49,50 @@ _HIDING = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class OtherRelay:
+    """Another relay, which has answered a probe of a destination whose keys it has, too.
+
+    :param ahead: seconds by which its clock is ahead of this machine's.
+    """
+
+    ahead: float
+
+
+class ProbeKeys:
+    """The keys of probe sessions.
+
+    Relays that have the keys of one destination know from them which streams are probes of each other.
+    """
+
+    def __init__(self) -> None:
+        self.destination = ""
+        """The destination that they have, in base64; empty before :meth:`share`."""
+        self.peers: frozenset[str] = frozenset()
+        """The destinations of their probe sessions, in base64."""
+        self._shared: tuple[PrivateKey, ...] = ()
+        self._numbers = itertools.count(random.randrange(_RELAYS))  # noqa: S311  (this needs no secrecy)
+
+    def share(self, key: PrivateKey) -> None:
+        """Probe in a way that other relays with this key understand. In any thread; takes some milliseconds."""
+        self._shared = tuple(key.derived(f"probe {number}") for number in range(_RELAYS))
+        self.peers = frozenset(one.destination for one in self._shared)
+        self.destination = key.destination
+
+    def choose(self) -> SessionKey | None:
+        """Return the key for a probe session, another one each time; ``None`` for a new one of its own."""
+        if not self._shared:
+            return None
+        return TransientKey(self._shared[next(self._numbers) % _RELAYS])
+
+
 class ProbeSession:
     """The session from which probes come: of the same router and depths, with keys and a name of its own."""
 
-    def __init__(self, io_thread: IOThread, name: str, router: I2PRouter, below: Network) -> None:
+    def __init__(
+        self, io_thread: IOThread, name: str, router: I2PRouter, below: Network, keys: ProbeKeys | None = None
+    ) -> None:
+        self._keys = keys or ProbeKeys()
         options = {**dict(router.options), **_TUNNELS}
         self.is_possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
         self._router = dataclasses.replace(
@@ -54,17 +101,22 @@ class ProbeSession:
         self._name = f"{name} (self-check)"
         self._below = below
         self._carrier: Carrier[Session] | None = None
-        self._begin = Timer(io_thread.loop.timers, self._make_early)
+        self._head_start = Timer(io_thread.loop.timers, lambda now: self.begin())
 
     def prepare(self) -> None:
         """Create the session after :data:`HEAD_START`."""
         if self.is_possible and self._carrier is None:
             now = time.monotonic()
-            self._begin.start(now + HEAD_START, now)
+            self._head_start.start(now + HEAD_START, now)
 
     def cancel_preparation(self) -> None:
         """Revoke :meth:`prepare`."""
-        self._begin.stop()
+        self._head_start.stop()
+
+    def begin(self) -> None:
+        """Create the session, before there is a probe, which would report what prevents that."""
+        with contextlib.suppress(OSError):
+            self.carrier()
 
     def follow(self, session: Session) -> None:
         """Probe from the router of this session: of several, another one may be at fault itself."""
@@ -79,7 +131,7 @@ class ProbeSession:
         :raises OSError: if no thread or descriptor is available.
         """
         if self._carrier is None:
-            self._carrier = make_carrier(self._name, self._router, self._below, _no_keys, quiet=True)
+            self._carrier = make_carrier(self._name, self._router, self._below, self._keys.choose, quiet=True)
             self._carrier.begin()
         return self._carrier
 
@@ -89,16 +141,17 @@ class ProbeSession:
         if carrier is not None:
             carrier.close(wait=False)
 
-    def _make_early(self, now: float) -> None:
-        with contextlib.suppress(OSError):  # the first probe reports it
-            self.carrier()
-
 
 class OwnStreams:
-    """Recognizes the streams of probes among those of clients, and has the reply to them."""
+    """Recognizes the streams of probes among those of clients, and has the reply to them.
 
-    def __init__(self) -> None:
-        self.reply = f"relay {secrets.token_hex(16)}\n".encode()
+    :param keys: of the probe sessions.
+    """
+
+    def __init__(self, keys: ProbeKeys | None = None) -> None:
+        self.name = secrets.token_hex(16)
+        """Distinguishes this relay from others with the same keys."""
+        self._keys = keys or ProbeKeys()
         self._peers: tuple[str, ...] = ()  # destinations of probe sessions, the newest first
 
     def add(self, peer: str) -> None:
@@ -111,10 +164,10 @@ class OwnStreams:
 
         :returns: whether it is one.
         """
-        if peer not in self._peers:
+        if peer not in self._peers and peer not in self._keys.peers:
             return False
         try:
-            stream.socket.send(self.reply)
+            stream.socket.send(f"relay {self.name} {int(time.time()):010d}\n".encode())
         except OSError as error:
             logger.debug("cannot reply to a reachability check: %s", error)
         return True
@@ -127,8 +180,9 @@ class Probe:
     :param carrier: the probe session.
     :param dest: the destination to check, in base64.
     :param own: learns the probe's destination, and has the reply.
-    :param on_result: called once with the probe; the problem, ``None`` if the reply has come; and whether the problem
-        is about the session that is checked.
+    :param on_result: called once with the probe; the problem, ``None`` if the reply of this relay has come; and whether
+        the problem is about the session that is checked.
+    :param reach: seconds for the router to find the destination.
     """
 
     def __init__(
@@ -138,8 +192,10 @@ class Probe:
         dest: str,
         own: OwnStreams,
         on_result: Callable[[Probe, str | None, bool], object],
+        reach: float = REACH,
     ) -> None:
         self._io_thread = io_thread
+        self._reach = reach
         self._carrier = carrier
         self._dest = dest
         self._own = own
@@ -148,6 +204,8 @@ class Probe:
         self._stream: Stream | None = None
         self._got = b""
         self._problem = "no reply"
+        self.other: OtherRelay | None = None
+        """The relay that has answered, if it is another one with the same keys."""
         self._timer = Timer(io_thread.loop.timers, self._expired)
 
     def begin(self) -> None:
@@ -180,7 +238,7 @@ class Probe:
             return self._finish(str(outcome), is_conclusive=False)
         outcome.observer = None  # the monitor decides what a stream without a reply means
         self._own.add(outcome.destination)
-        until = time.monotonic() + REACH
+        until = time.monotonic() + self._reach
         self._cancel = open_stream(outcome, self._dest, None, until, functools.partial(self._pass_on, self._on_stream))
         return None
 
@@ -198,21 +256,26 @@ class Probe:
 
     def _on_event(self, event: int, now: float) -> None:
         assert self._stream is not None
-        reply = self._own.reply
         try:
-            data = self._stream.socket.recv(len(reply))
+            data = self._stream.socket.recv(_REPLY_LENGTH - len(self._got))
         except BlockingIOError:
             return
         except OSError:
             data = b""
         self._got += data
-        if self._got == reply:
+        if data and len(self._got) < _REPLY_LENGTH:
+            return
+        reply = _REPLY.fullmatch(self._got)
+        if reply is not None:
             self._stream.answered = True
-            self._finish(None)
-        elif not data or not reply.startswith(self._got):
-            self._problem = "a stream ended before its reply"
-            self._io_thread.loop.forget(self._stream.fileno())
-            self._timer.start(now + SETTLE, now)  # until it is known whether the probe session has ended
+            if reply[1].decode() == self._own.name:
+                return self._finish(None)
+            self.other = OtherRelay(float(reply[2]) - time.time())
+            return self._finish("another relay with the same keys answers")
+        self._problem = "a stream ended before its reply"
+        self._io_thread.loop.forget(self._stream.fileno())
+        self._timer.start(now + SETTLE, now)  # until it is known whether the probe session has ended
+        return None
 
     def _expired(self, now: float) -> None:
         stream = self._stream
@@ -236,7 +299,3 @@ class Probe:
 
 def _nothing() -> None:
     pass
-
-
-def _no_keys() -> None:
-    return None

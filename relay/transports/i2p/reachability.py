@@ -23,6 +23,8 @@ probing    switched     probing    probe: streams come by STREAM ACCEPT now
 rechecking switched     rechecking probe
 probing    no reply     rechecking renew: probe from a new probe session, because the old one may be at fault
 rechecking no reply     idle       lose: end the session, so that its carrier re-creates it
+probing    other relay  idle       yield: end the session, because another machine with the same keys serves clients
+rechecking other relay  idle       yield
 ========== ============ ========== =====================================================================================
 
 ``traffic``: clients' streams have come or brought bytes meanwhile, which shows the same. While the listener keeps
@@ -40,13 +42,15 @@ from typing import Protocol
 
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
+from ...carriers.link import mark_reported
 from ...errors import CarrierError
 from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .probe import OwnStreams, Probe, ProbeSession
+from .probe import OwnStreams, Probe, ProbeKeys, ProbeSession
 from .session import Session
+from .standby import ServedElsewhereError
 
 __all__ = ["TRANSITIONS", "Action", "Event", "ReachabilityMonitor", "State", "Target"]
 
@@ -56,6 +60,7 @@ AGAIN = 5.0  # seconds from an inconclusive check to the next
 RARELY = 300.0  # the maximum of that, after more of them
 AFTER = (10.0, 30.0, 90.0)  # seconds from a success to the next check, at first: a bad session may work for seconds
 SELDOM = (600.0, 1800.0)  # seconds from then on
+SHARED = (60.0, 120.0)  # the same, if another machine may have the keys
 
 
 class State(enum.Enum):
@@ -79,6 +84,7 @@ class Event(enum.Enum):
     INCONCLUSIVE = "inconclusive"
     SWITCHED = "switched"
     NO_REPLY = "no reply"
+    OTHER_RELAY = "other relay"
 
 
 class Action(enum.Enum):
@@ -91,6 +97,7 @@ class Action(enum.Enum):
     POSTPONE = "postpone"
     RENEW = "renew"
     LOSE = "lose"
+    YIELD = "yield"
 
 
 #: The table above.
@@ -111,6 +118,8 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
     (State.RECHECKING, Event.SWITCHED): (State.RECHECKING, Action.PROBE),
     (State.PROBING, Event.NO_REPLY): (State.RECHECKING, Action.RENEW),
     (State.RECHECKING, Event.NO_REPLY): (State.IDLE, Action.LOSE),
+    (State.PROBING, Event.OTHER_RELAY): (State.IDLE, Action.YIELD),
+    (State.RECHECKING, Event.OTHER_RELAY): (State.IDLE, Action.YIELD),
 }
 
 
@@ -138,23 +147,31 @@ class ReachabilityMonitor:
     :param below: the network from which the router's SAM bridge is reached.
     :param target: receives the streams of the session.
     :param on_reachable: called each time a probe has shown that the destination is reachable.
+    :param shared: the keys of the probe sessions, if other machines have the keys of the destination; else ``None``.
     :raises OSError: if no thread or descriptor is available.
     """
 
     def __init__(
-        self, name: str, router: I2PRouter, below: Network, target: Target, on_reachable: Callable[[], object]
+        self,
+        name: str,
+        router: I2PRouter,
+        below: Network,
+        target: Target,
+        on_reachable: Callable[[], object],
+        shared: ProbeKeys | None = None,
     ) -> None:
         self.state = State.IDLE
         self._name = name
         self._target = target
         self._on_reachable = on_reachable
-        self._own = OwnStreams()
-        self._schedule = _Schedule()
+        self._own = OwnStreams(shared)
+        self._is_shared = shared is not None
+        self._schedule = _Schedule(SELDOM if shared is None else SHARED)
         self._session: Session | None = None  # the one to check
         self._since = 0.0  # when the check began, monotonic seconds
         self._probe: Probe | None = None
         self._io_thread = IOThread.acquire(self)
-        self._probes = ProbeSession(self._io_thread, name, router, below)
+        self._probes = ProbeSession(self._io_thread, name, router, below, shared)
         self._next = Timer(self._io_thread.loop.timers, self._due)
 
     def expect(self) -> None:
@@ -223,14 +240,17 @@ class ReachabilityMonitor:
         elif action is Action.RENEW:
             self._probes.close()
             self._start_probe()
+        elif action is Action.YIELD:
+            self._yield()
         else:
             self._lose(problem)
 
     def _due(self, now: float) -> None:
         self._since = now
         schedule = self._schedule
-        # The streams of clients show the same, once a probe has shown that replies arrive.
-        had_traffic = schedule.is_confirmed and self._target.had_traffic(schedule.last_success)
+        # The streams of clients show the same, once a probe has shown that replies arrive; but not who else gets some.
+        is_shown = schedule.is_confirmed and not self._is_shared
+        had_traffic = is_shown and self._target.had_traffic(schedule.last_success)
         self._handle(Event.TRAFFIC if had_traffic else Event.DUE)
 
     def _on_result(self, probe: Probe, problem: str | None, is_conclusive: bool) -> None:
@@ -244,6 +264,8 @@ class ReachabilityMonitor:
         self._probe = None
         if problem is None:
             self._handle(Event.REPLY)
+        elif probe.other is not None:
+            self._handle(Event.OTHER_RELAY)
         elif not is_conclusive:
             logger.debug("%s: self-check: %s", self._name, problem)
             self._handle(Event.INCONCLUSIVE)
@@ -286,6 +308,14 @@ class ReachabilityMonitor:
         session.record_result(False)
         session.lose(CarrierError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it"))
 
+    def _yield(self) -> None:
+        session = self._session
+        assert session is not None
+        logger.warning("%s: another relay with the same keys serves it as well; standing by", self._name)
+        error = ServedElsewhereError(f"{self._name}: another relay serves it")
+        mark_reported(error)
+        session.lose(error)
+
     def _drop(self) -> None:
         self._probes.cancel_preparation()
         self._next.stop()
@@ -305,9 +335,13 @@ class ReachabilityMonitor:
 
 
 class _Schedule:
-    """Times of the checks of a session."""
+    """Times of the checks of a session.
 
-    def __init__(self) -> None:
+    :param seldom: seconds between two checks after the first ones, at least and at most.
+    """
+
+    def __init__(self, seldom: tuple[float, float]) -> None:
+        self._seldom = seldom
         self._delay = AGAIN
         self.last_success = 0.0  # monotonic seconds
         self.restart()
@@ -334,7 +368,7 @@ class _Schedule:
         self.successes += 1
         if self.successes <= len(AFTER):
             return AFTER[self.successes - 1]
-        return random.uniform(*SELDOM)  # noqa: S311  (so that many listeners do not check at once)
+        return random.uniform(*self._seldom)  # noqa: S311  (so that many listeners do not check at once)
 
     def after_no_result(self) -> float:
         """Return the seconds to the next check after an inconclusive one: twice as many each time."""

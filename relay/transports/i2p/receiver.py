@@ -76,7 +76,7 @@ class Receiver:
     ) -> None:
         self.loop: Loop | None = None  # whose thread accepts forwarded streams; None: the I/O thread
         self.traffic = Traffic()
-        self.destination = ""  # of the last session, in base64
+        self.destination = ""  # of the last session, in base64; of one that stands by before
         self._place = place
         self._name = name
         self._on_stream = on_stream

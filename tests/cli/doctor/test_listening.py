@@ -38,6 +38,10 @@ class Probe:
         self.calls.append(address)
         return Check("published", address, Status.OK, "found")
 
+    def other_relay(self, place, key, deadline):
+        self.calls.append((place.router.keys, key.b32))
+        return Check("standby", key.b32, Status.OK, "agrees")
+
     def prove(self, place, deadline):
         self.calls.append(place.router)
         return Check("published", "a new destination", Status.OK, "arrived")
@@ -192,3 +196,14 @@ def test_the_lease_set_of_known_keys_is_looked_up(tmp_path):
     probe = Probe([])
     (found,) = check(f"i2p:?keys={tmp_path}/site.dat", probe)
     assert (found.step, probe.calls) == ("published", [key.b32])
+
+
+def test_of_a_destination_with_a_standby_the_relay_that_serves_it_is_asked(tmp_path):
+    from relay.addresses.destinations import PrivateKey
+    from relay.transports.i2p import key_file
+
+    key_file.write(tmp_path / "site.dat", key := PrivateKey.generate())
+    probe = Probe([])
+    found = check(f"i2p:?keys={tmp_path}/site.dat&standby=yes", probe)
+    assert [each.step for each in found] == ["published", "standby"]
+    assert probe.calls == [key.b32, (None, key.b32)]

@@ -7,7 +7,7 @@ import socket
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.streams.stream import Stream
 from relay.transports.i2p import probe
-from relay.transports.i2p.probe import OwnStreams
+from relay.transports.i2p.probe import OwnStreams, ProbeKeys
 
 
 def new_dest():
@@ -15,12 +15,12 @@ def new_dest():
 
 
 def reply(own, dest):
-    """Let a stream from ``dest`` come; return what is sent on it, or ``None`` if it is a client's."""
+    """Let a stream from ``dest`` come; return the name that is sent on it, or ``None`` if it is a client's."""
     ours, theirs = socket.socketpair()
     with theirs, Stream(ours) as stream:
         is_own = own.reply_to(stream, Peer(dest))
         theirs.setblocking(False)
-        return theirs.recv(100) if is_own else None
+        return theirs.recv(100).split()[1].decode() if is_own else None
 
 
 def test_the_streams_of_clients_are_not_answered():
@@ -32,7 +32,7 @@ def test_a_late_stream_of_an_earlier_probe_session_is_answered_within_a_bound():
     dests = [new_dest() for _ in range(probe.PEERS)]
     for dest in dests:
         own.add(dest)
-    assert [reply(own, dest) for dest in dests] == [own.reply] * probe.PEERS
+    assert [reply(own, dest) for dest in dests] == [own.name] * probe.PEERS
     own.add(new_dest())
     assert reply(own, dests[0]) is None
 
@@ -44,7 +44,7 @@ def test_the_same_destination_counts_once():
     second = new_dest()
     for _ in range(probe.PEERS):
         own.add(second)
-    assert reply(own, first) == own.reply
+    assert reply(own, first) == own.name
 
 
 def test_a_stream_that_has_ended_already_is_still_one_of_a_probe():
@@ -58,5 +58,21 @@ def test_a_stream_that_has_ended_already_is_still_one_of_a_probe():
 
 
 def test_the_reply_cannot_be_guessed():
-    assert len(OwnStreams().reply) > 30
-    assert OwnStreams().reply != OwnStreams().reply
+    assert len(OwnStreams().name) > 30
+    assert OwnStreams().name != OwnStreams().name
+
+
+def test_relays_with_the_same_key_know_each_others_probe_sessions_and_nobody_else_does():
+    key, ours, theirs, others = PrivateKey.generate(), ProbeKeys(), ProbeKeys(), ProbeKeys()
+    for keys, shared in ((ours, key), (theirs, PrivateKey(key.data)), (others, PrivateKey.generate())):
+        keys.share(shared)
+    dest = ours.choose().key.destination
+    assert key.destination == ours.destination != dest
+    own = OwnStreams(theirs)
+    assert reply(own, dest) == own.name
+    assert reply(OwnStreams(others), dest) is None
+    assert reply(OwnStreams(), dest) is None
+
+
+def test_without_a_shared_key_each_probe_session_has_a_new_one():
+    assert ProbeKeys().choose() is None

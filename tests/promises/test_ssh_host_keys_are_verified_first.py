@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from sshd import make_key, server_url
 
 import relay
@@ -65,6 +67,20 @@ def test_a_changed_key(far_end, tmp_path):
     assert f"{hosts}:4" in text or f"{hosts} line 4" in text or f"{hosts}, line 4" in text
     assert fingerprint(far_end) in text
     assert "changed" in text
+
+
+@pytest.mark.parametrize("accept_new", ["no", "yes"])
+def test_a_key_of_another_type_is_no_new_host(far_end, tmp_path, accept_new):
+    host = Path(far_end.rig.known_hosts).read_text().split()[0]
+    hosts = tmp_path / "hosts"
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    hosts.write_text(f"{host} {other.public_bytes(*form).decode()}\n")
+    text = refused(far_end, far_end.address(known_hosts=hosts, accept_new=accept_new))
+    key = f"its host key ED25519 {fingerprint(far_end)} is not known"
+    assert f"{key}, but one of another type is ({hosts} line 1: ECDSA SHA256:" in text
+    assert "ssh-keygen -f" in text
+    assert len(hosts.read_text().splitlines()) == 1
 
 
 def test_a_revoked_key(far_end, tmp_path):

@@ -138,6 +138,23 @@ def revoked_key(settings: Settings, kind: str, digest: str, known: Entry | None)
     return untrusted(settings, f"the host key {key_name(kind, digest)} is revoked{where}; do not connect")
 
 
+def other_type_key(settings: Settings, kind: str, digest: str, known: Entry) -> HostKeyError:
+    """Make the error for an unknown key of a host that is known by a key of another type; see :func:`key_name`."""
+    other = f"{known}: {key_name(known.type, fingerprint(known.blob))}"
+    problem = f"its host key {key_name(kind, digest)} is not known, but one of another type is ({other})"
+    return untrusted(settings, f"{problem}; this may be an attack; {removal_hint(settings, known.file)}")
+
+
+def unwritten_key(settings: Settings, why: str = "") -> HostKeyError:
+    """Make the error for a new key that cannot be stored.
+
+    :param why: the system's reason, if it is known.
+    """
+    file = settings.known_hosts[0] if settings.known_hosts else "known_hosts"
+    problem = f"its host key cannot be written to {file}{why and f': {why}'}"
+    return untrusted(settings, f"{problem}; accept_new needs a writable file; set known_hosts=FILE")
+
+
 def untrusted(settings: Settings, problem: str) -> HostKeyError:
     """Make the error for a host key that is not trusted, in one line."""
     return HostKeyError(f"{settings.name}: {problem}")

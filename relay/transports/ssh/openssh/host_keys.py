@@ -11,7 +11,17 @@ from pathlib import Path
 from ....errors import HostKeyError
 from ..config.known_hosts import REVOKED, find, fingerprint, open_to_append
 from ..connection import Settings
-from ..login_failures import changed_key, key_name, removal_hint, revoked_key, unknown_key, untrusted, wrong_pin
+from ..login_failures import (
+    changed_key,
+    key_name,
+    other_type_key,
+    removal_hint,
+    revoked_key,
+    unknown_key,
+    untrusted,
+    unwritten_key,
+    wrong_pin,
+)
 
 __all__ = [
     "HELPER",
@@ -23,7 +33,6 @@ __all__ = [
     "last_match",
     "quoted",
     "trust_options",
-    "unwritten_error",
 ]
 
 HELPER = str(Path(__file__).with_name("helper.py"))
@@ -78,8 +87,7 @@ def check_pin(settings: Settings) -> None:
         return
     for entry in (entry for name in settings.host_key_names for entry in find(settings.known_hosts, name)):
         if entry.marker == REVOKED and fingerprint(entry.blob) == pin:
-            problem = f"the host key {pin}, which hostkey pins, is revoked ({entry})"
-            raise HostKeyError(f"{settings.name}: {problem}; do not connect")
+            raise revoked_key(settings, entry.type, pin, entry)
 
 
 def check_writable(settings: Settings) -> None:
@@ -93,18 +101,7 @@ def check_writable(settings: Settings) -> None:
     try:
         os.close(open_to_append(settings.known_hosts[0]))
     except OSError as error:
-        raise unwritten_error(settings, error.strerror or str(error)) from None
-
-
-def unwritten_error(settings: Settings, why: str = "") -> HostKeyError:
-    """Make the error for a host key that cannot be stored.
-
-    :param settings: the server and the sources of trust.
-    :param why: the system's reason, if it is known.
-    """
-    file = settings.known_hosts[0] if settings.known_hosts else "known_hosts"
-    problem = f"its host key cannot be written to {file}{why and f': {why}'}"
-    return HostKeyError(f"{settings.name}: {problem}; accept_new needs a writable file; set known_hosts=FILE")
+        raise unwritten_key(settings, error.strerror or str(error)) from None
 
 
 def host_key_error(settings: Settings, lines: Sequence[str]) -> HostKeyError | None:
@@ -129,7 +126,8 @@ def host_key_error(settings: Settings, lines: Sequence[str]) -> HostKeyError | N
     if any(words in text for words in _CHANGED):
         known = next((entry for entry in entries if str(entry) == place), None)
         if known is not None:
-            return changed_key(settings, kind, digest, known)
+            describe = changed_key if known.type == kind else other_type_key
+            return describe(settings, kind, digest, known)
         file = where[1] if where else "known_hosts"
         problem = f"its host key has changed to {key_name(kind, digest)}, while {place or file} has another"
         return untrusted(settings, f"{problem}; this may be an attack; {removal_hint(settings, file)}")

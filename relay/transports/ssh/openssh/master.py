@@ -42,10 +42,11 @@ from ....process import DEVNULL, Process, start, written
 from ....streams.cancellation import Cancellation
 from ....streams.stream import Stream
 from ..connection import Settings
+from ..login_failures import unwritten_key
 from .arguments import ASKPASS, arguments, environment, private_directory, sweep
 from .askpass import AskpassServer
 from .diagnostics import decoded, said, why
-from .host_keys import UNWRITTEN, unwritten_error
+from .host_keys import UNWRITTEN
 from .quickack import QuickAck
 
 __all__ = ["Master", "MasterState", "Watcher"]
@@ -292,7 +293,7 @@ class Master:
         text = decoded(line[:_LINE])
         if is_login and text.startswith(UNWRITTEN):
             self._state = MasterState.REFUSED
-            self.refusal = unwritten_error(self.settings)
+            self.refusal = unwritten_key(self.settings)
             self.gone = CarrierError(str(self.refusal))
             self.loop.call(self._terminate)
         self._stderr.keep(text, has_logged_in=self.has_logged_in)

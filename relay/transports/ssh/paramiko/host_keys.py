@@ -10,7 +10,16 @@ import paramiko
 from ..config.identities import key_type
 from ..config.known_hosts import AUTHORITY, REVOKED, Entry, append_entry, find, fingerprint
 from ..connection import CLIENT_HINT, Settings
-from ..login_failures import changed_key, key_name, removal_hint, revoked_key, unknown_key, untrusted, wrong_pin
+from ..login_failures import (
+    changed_key,
+    key_name,
+    other_type_key,
+    revoked_key,
+    unknown_key,
+    untrusted,
+    unwritten_key,
+    wrong_pin,
+)
 
 __all__ = ["ALGORITHMS", "verify", "wanted_algorithms"]
 
@@ -95,8 +104,7 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
             _fail(settings, f"{offered}, but a certificate authority for it is ({entry}); {way}")
     for entry in known:
         if not entry.marker:
-            other = f"but one of another type is ({entry}: {_format_key(entry.blob)})"
-            _fail(settings, f"{offered}, {other}; this may be an attack; {removal_hint(settings, entry.file)}")
+            raise other_type_key(settings, key_type(blob), fingerprint(blob), entry)
     if not settings.accept_new:
         raise unknown_key(settings, key_type(blob), fingerprint(blob))
     _accept(settings, blob)
@@ -111,8 +119,7 @@ def _accept(settings: Settings, blob: bytes) -> None:
     try:
         append_entry(file, settings.host_key_name, blob, hashed=settings.hash_known_hosts)
     except OSError as error:
-        problem = f"its host key {_format_key(blob)} cannot be written to {file}: {error.strerror}"
-        _fail(settings, f"{problem}; accept_new needs a writable file; set known_hosts=FILE")
+        raise unwritten_key(settings, error.strerror or str(error)) from None
     # Another program may have added another key between the lookup and the new line.
     _refuse_changed(settings, blob, [entry for entry in find([file], settings.host_key_name) if entry.blob != blob])
 

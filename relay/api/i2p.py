@@ -113,7 +113,7 @@ def i2p_listen(
         serves the destination (``standby``). The caller owns it.
     :raises ConnectError: if the bridge cannot be reached.
     :raises SAMError: if the address is not that of a SAM bridge, if the bridge creates no session, or if the keys are
-        damaged, in use or cannot be written; ``.result`` is the router's word.
+        damaged, in use, cannot be written, or with ``standby`` do not exist; ``.result`` is the router's word.
     :raises AuthenticationError: if the bridge rejects the user and the password.
     :raises TypeError: if an argument has the wrong type, or a keyword is unknown.
     :raises ValueError: if an argument has a value that is not allowed.
@@ -141,7 +141,7 @@ def listen_i2p(
     :param via: the hops on the way to the router, the nearest first.
     :param opening: called with the listener before it starts. The listener then retries without a time limit while the
         router cannot be reached; closing it ends that. ``None`` for one attempt.
-    :returns: a listener for :class:`relay.Tunnel`, once the session is up. The caller owns it.
+    :returns: a listener for :class:`relay.Tunnel`, once the session is up or it stands by. The caller owns it.
     :raises OSError: as :func:`i2p_listen` does; with ``opening`` only what a retry cannot fix.
     """
     return _started(I2PListen(router, accept, allow, deny, standby), via, None, opening)

@@ -18,55 +18,62 @@ from i2p_world import SHORT
 
 import relay
 from relay.addresses.destinations import PrivateKey
+from relay.addresses.i2p import I2PRouter
 from relay.addresses.parse import parse_listen
 from relay.cli.doctor.probe import RouteProbe
 from relay.cli.doctor.report import Status
+from relay.streams import accept_queue
 from relay.testing import SAMBridge
-from relay.transports.i2p import connector, key_file, probe, reachability, standby
+from relay.transports.i2p import connector, key_file, messages, probe, reachability, standby
 from relay.transports.i2p.probe import OtherRelay
 
 KEY = PrivateKey.generate()
 
 
 @pytest.fixture
-def machines(monkeypatch, serve, tmp_path):
+def personality(request):
+    """Return what the bridges are like."""
+    return "java" if getattr(request, "param", "double") == "java_double" else "i2pd"
+
+
+@pytest.fixture
+def machines(monkeypatch, serve, tmp_path, personality):
     """Two machines, each with a bridge, a copy of the keys and a service that sends its letter; and a client's bridge.
 
     A bridge finds at once that a destination has ended, so that no probe waits for an answer.
     """
-    monkeypatch.setattr(standby.ServedElsewhereError, "pause", 0.01)
-    monkeypatch.setattr(standby, "AGAIN", 0.1)
-    monkeypatch.setattr(probe, "REACH", 0.1)
+    monkeypatch.setattr(messages.ServedElsewhereError, "pause", 0.01)
+    monkeypatch.setattr(standby, "AGAIN", 1.0)
+    monkeypatch.setattr(probe, "REACH", 1.0)
     monkeypatch.setattr(probe, "ANSWER", 3.0)  # for a probe that is under way when a bridge ends
     monkeypatch.setattr(standby, "AT_ONCE", 0.0)
     monkeypatch.setattr(connector, "_REMEMBERED", (0.0, 0.0))
     with contextlib.ExitStack() as stack:
-        clients = stack.enter_context(SAMBridge(lease_life=0.0))
-        yield [Machine(stack, clients, serve, KEY, tmp_path, name) for name in ("a", "b")]
+        clients = stack.enter_context(SAMBridge(personality=personality, lease_life=0.0))
+        yield [Machine(stack, clients, personality, serve, tmp_path, name) for name in ("a", "b")]
 
 
 class Machine:
     """One machine."""
 
-    def __init__(self, stack, clients, serve, key, folder, name):
+    def __init__(self, stack, clients, personality, serve, folder, name):
         self._stack, self._clients = stack, clients
         self.letter = name.encode()
         self._port = serve(letter(self.letter)).address[1]
-        self.bridge = stack.enter_context(SAMBridge(network=clients, lease_life=0.0))
-        self._keys = folder / f"{name}.dat"
-        self._keys.write_bytes(key.data)
-        os.chmod(self._keys, 0o600)
+        made = SAMBridge(personality=personality, network=clients, lease_life=0.0)
+        self.bridge = stack.enter_context(made)
+        self.keys = folder / f"{name}.dat"
+        self.keys.write_bytes(KEY.data)
+        os.chmod(self.keys, 0o600)
         self.states = []
 
-    def start(self):
-        """Publish the destination, or stand by."""
-        options = {"keys": self._keys, "on_state": self.states.append, **SHORT}
-        while True:
-            try:
-                self.server = relay.TunnelServer("", self._port, self.bridge.sam, standby=True, **options)
-                break
-            except relay.ConnectError:  # the machine is too busy for such short times
-                continue
+    def start(self, *before, **options):
+        """Publish the destination, or stand by.
+
+        :param before: other bridges, which are asked before.
+        """
+        given = {"keys": self.keys, "on_state": self.states.append, **SHORT, **options}
+        self.server = relay.TunnelServer("", self._port, [*before, self.bridge.sam], standby=True, **given)
         self._stack.enter_context(self.server)
 
     def wait_for(self, state):
@@ -83,8 +90,9 @@ def served_by(tunnel):
     return client, receive_exactly(client, 1)
 
 
+@pytest.mark.parametrize("personality", ["double", "java_double"], indirect=True)
 def test_one_serves_and_the_other_takes_over_and_is_not_cut_when_the_first_one_returns(machines, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     first, second = machines
     first.start()
     assert first.server.state in ("up", "published")
@@ -94,9 +102,12 @@ def test_one_serves_and_the_other_takes_over_and_is_not_cut_when_the_first_one_r
     assert "another relay serves it; standing by" in caplog.text
     with served_by(tunnel)[0] as client:
         assert repeats(client)
+        for _ in range(3):  # questions
+            caplog.clear()
+            wait_until(lambda: "another relay serves it; standing by; trying again" in caplog.text)
         first.bridge.kill()
         second.wait_for("published")
-    assert [state for state, _ in itertools.groupby(second.states)] == second.states, "a state is reported once"
+    assert [state for state, _ in itertools.groupby(second.states)] == second.states, second.states
     assert set(second.states) == {"connecting", "standing by", "up", "published"}
     assert "no other relay serves it any more; taking over" in caplog.text
     client, which = served_by(tunnel)
@@ -140,7 +151,7 @@ def test_of_two_that_serve_it_at_once_the_one_that_no_client_reaches_ends(machin
     ],
 )
 def test_a_clock_that_is_behind_is_told(ahead, told, caplog):
-    waits = standby.Standby("here", None, None)
+    waits = standby.Standby("here", I2PRouter(), None)
     error = waits._served(OtherRelay(ahead))
     assert str(error) == "here: another relay serves it; standing by"
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -181,6 +192,56 @@ def test_a_relay_that_is_started_again_at_once_asks_nobody(machines, monkeypatch
     monkeypatch.setattr(standby.Standby, "_ask", lambda *arguments: 1 / 0)
     first.start()
     assert first.server.state in ("up", "published")
+
+
+def test_a_relay_that_has_stood_by_asks_when_it_is_started_again(machines, monkeypatch):
+    first, second = machines
+    first.start()
+    second.start()
+    first.bridge.kill()
+    second.wait_for("published")
+    first.bridge.restart()
+    first.wait_for("standing by")
+    first.server.close()
+    first.server.join()
+    monkeypatch.setattr(standby, "AT_ONCE", WAIT)
+    first.start()
+    assert first.server.state == "standing by"
+
+
+def test_of_several_routers_the_next_one_is_asked(machines, reserved):
+    first, second = machines
+    first.start()
+    nowhere = f"127.0.0.1:{reserved}"
+    with pytest.raises(relay.ConnectError, match="cannot ask whether another relay serves it: .*no SAM bridge there"):
+        relay.i2p_listen(standby=True, keys=second.keys, sam=nowhere)
+    second.start(nowhere)
+    assert second.server.state == "standing by"
+
+
+def test_a_login_that_is_rejected_is_final(machines):
+    first, _ = machines
+    with SAMBridge(personality="java", user="u", password="p") as bridge, pytest.raises(relay.AuthenticationError):
+        relay.i2p_listen(standby=True, keys=first.keys, sam=bridge.sam)
+
+
+@pytest.mark.parametrize("option", ["i2cp.leaseSetType=5", "i2cp.dontPublishLeaseSet=true"])
+def test_a_destination_that_strangers_cannot_reach_has_no_standby(machines, option):
+    name, _, value = option.partition("=")
+    with pytest.raises(ValueError, match=f"standby: other machines cannot reach a destination with {option}"):
+        relay.i2p_listen(standby=True, keys=machines[0].keys, **{name: value})
+
+
+def test_a_relay_with_more_clients_than_it_accepts_is_not_down(machines):
+    first, second = machines
+    listener = relay.i2p_listen(standby=True, keys=first.keys, sam=first.bridge.sam, **SHORT)
+    with contextlib.closing(listener), contextlib.ExitStack() as stack:
+        tunnel = second.client(listener.dest)
+        for _ in range(accept_queue.MOST + 1):
+            stack.enter_context(socket.create_connection(tunnel.address, WAIT))
+        wait_until(lambda: listener._queue.is_full)
+        second.start()
+        assert second.server.state == "standing by"
 
 
 def test_a_relay_that_was_killed_asks(machines, monkeypatch):

@@ -114,7 +114,11 @@ def _at_i2p(
             return checks
         if not os.path.exists(os.path.expanduser(path)):
             detail = "it does not exist; relay creates it with its first session"
-            return [*checks, Check("key file", path, Status.SKIPPED, detail)]
+            status, advice = Status.SKIPPED, ""
+            if where.standby:
+                detail, status = "it does not exist", Status.FAILED
+                advice = "copy it from the other machine, or make a key with relay keys new"
+            return [*checks, Check("key file", path, status, detail, advice)]
         key = read(path)
         checks = [*checks, probe.published(key.b32, deadline)]
         if where.standby:

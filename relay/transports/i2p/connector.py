@@ -31,7 +31,7 @@ from ...streams.trace import Stage, observed
 from ..credentials import secret_of
 from .bridge import Bridge
 from .conversation import Conversation
-from .messages import Message, session_create, shown
+from .messages import Message, ServedElsewhereError, session_create, shown
 from .replacement import ReplacementPolicy
 from .routers import OneRouter, Routers
 from .session import Session
@@ -62,12 +62,14 @@ _ENCRYPTION = "4,0"
 class Turn(Protocol):
     """Decides whether a session may be created: another machine may have one of the same keys."""
 
-    def wait(self, deadline: float, cancel: Cancel) -> None:
+    def wait(self, deadline: float, cancel: Cancel) -> float:
         """Return if it may be created now. Called with the keys open, in a thread that may block.
 
         :param deadline: monotonic seconds.
         :param cancel: ends the wait.
-        :raises OSError: if it may not, or if that is not known.
+        :returns: until when it may; ``deadline`` at most.
+        :raises ServedElsewhereError: if another machine has a session.
+        :raises OSError: if that is not known.
         """
 
     def on_loss(self, error: CarrierError) -> None:
@@ -153,12 +155,12 @@ class _SessionConnector:
         self._routers = Routers(name, router.sam, begin_with)
         self._keys = _KeyUse(name, keys, self._routers.all)
         self._was_up = False
+        self._has_word = False  # that the last session of the keys was one of this connector
         self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         self._keys.open()
-        if self._turn is not None:
-            self._turn.wait(deadline, cancel)
+        deadline = self._wait_for_turn(deadline, cancel)
         errors: dict[OneRouter, OSError] = {}
         router = self._routers.first
         while True:
@@ -178,6 +180,15 @@ class _SessionConnector:
                     logger.log(logging.DEBUG if self._quiet else logging.WARNING, "%s: %s", self._name, moved)
                 return session
 
+    def _wait_for_turn(self, deadline: float, cancel: Cancel) -> float:
+        if self._turn is None:
+            return deadline
+        try:
+            return self._turn.wait(deadline, cancel)
+        except ServedElsewhereError:
+            self._has_word = False
+            raise
+
     def _connect_to(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         until = time.monotonic() + _DUPLICATE
         while True:
@@ -190,7 +201,7 @@ class _SessionConnector:
                 if not again:
                     raise
             else:
-                self._was_up = True
+                self._was_up = self._has_word = True
                 return session
 
     def _is_in_use(self, error: OSError) -> bool:
@@ -212,7 +223,7 @@ class _SessionConnector:
         for router in self._routers.all:
             if router.dialer is not None:
                 router.dialer.close()
-        self._keys.close(had_session=self._was_up)
+        self._keys.close(had_session=self._has_word)
 
     def _attempt(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if router.dialer is None:

@@ -33,10 +33,12 @@ from .access import refusal
 from .connector import SessionKey, make_carrier
 from .key_file import KeyFile, TransientKey, path_of_session
 from .listener_state import Action, Event, ListenerMachine, ListenerState, Watcher
+from .messages import ServedElsewhereError
+from .probe import hiding
 from .reachability import ReachabilityMonitor
 from .receiver import Receiver
 from .session import Session
-from .standby import ServedElsewhereError, Standby
+from .standby import Standby
 
 __all__ = ["I2PListener"]
 
@@ -52,8 +54,8 @@ class I2PListener:
     :param place: the router, the session, and the access lists.
     :param below: the network from which the router's SAM bridge is reached.
     :param name: of the listener, in errors and in the log.
-    :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules, or if a new destination
-        is to have a standby.
+    :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules, or if a new destination,
+        or one that strangers do not reach, is to have a standby.
     """
 
     def __init__(self, place: I2PListen, below: Network, name: str) -> None:
@@ -61,6 +63,8 @@ class I2PListener:
             raise ValueError(
                 "standby: other machines cannot have the keys of a new destination; name a file, keys=FILE"
             )
+        if place.standby and (option := hiding(place.router)):
+            raise ValueError(f"standby: other machines cannot reach a destination with {option}; leave one out")
         self._name = name
         self._place = place
         self._lists = AccessList(place.allow, place.deny)
@@ -89,7 +93,7 @@ class I2PListener:
         :param patient: whether to wait through failures that a retry can fix; else there is one attempt.
         :raises ConnectError: if the bridge cannot be reached.
         :raises SAMError: if there is no SAM bridge, if it creates no session or delivers no streams, or if the keys
-            cannot be used; ``.result`` is the router's word.
+            cannot be used, or with ``standby`` do not exist; ``.result`` is the router's word.
         :raises AuthenticationError: if the bridge rejects the user and the password.
         :raises CarrierError: if the session is lost, or the listener is closed, before the router delivers streams.
         :raises TypeError: if ``timeout`` is not a number.
@@ -287,10 +291,14 @@ class I2PListener:
     def _on_stream(self, stream: Stream, peer: Peer) -> None:
         """Queue a new stream, unless the reachability check has sent it; in any thread."""
         if self._monitor is not None and self._monitor.answers(stream, peer):
-            return
+            return None
+        if self._place.standby and self._queue.is_full:  # not paused: a probe without answer means that it is down
+            logger.debug("%s: too many streams wait to be accepted; resetting one", self._name)
+            return stream.reset()
         self._receiver.traffic.add(stream.socket)
         stream.identity = _identity(peer)
         self._queue.put(stream, peer)
+        return None
 
     # -- on the I/O thread --------------------------------------------------------------------------------------------
 
@@ -303,10 +311,12 @@ class I2PListener:
             return
         if state is CarrierState.UP and (carrier.link is None or carrier.link is self._receiver.session):
             return
-        if state is not CarrierState.BACKING_OFF or not isinstance(error, ServedElsewhereError):
-            self._machine.handle(Event.of(state), error)
-        elif self._machine.state is not ListenerState.STANDING_BY:  # it is asked again and again
-            self._machine.handle(Event.SERVED_ELSEWHERE, error)
+        event = Event.of(state)
+        if event is Event.SESSION_BACKING_OFF and isinstance(error, ServedElsewhereError):
+            event = Event.SERVED_ELSEWHERE
+        if self._machine.state is ListenerState.STANDING_BY and isinstance(error, ServedElsewhereError):
+            error = self._machine.error  # it asks again and again, and that is no news
+        self._machine.handle(event, error)
 
     def _perform(self, action: Action, before: ListenerState, error: Exception | None) -> None:
         """Perform an action of the table in :mod:`relay.transports.i2p.listener_state`."""
@@ -324,7 +334,7 @@ class I2PListener:
         if action is Action.OPEN:
             assert carrier.link is not None
             self._receiver.open(carrier.link)
-        elif action is Action.PREPARE:
+        elif action is Action.PREPARE and not self._place.standby:  # whether there will be a session is not known
             monitor.expect()
         elif action is Action.FAIL and error is not None:
             self._queue.fail(as_oserror(error))
@@ -338,7 +348,7 @@ class I2PListener:
         self._machine.handle(Event.REACHABLE)
 
     def _pause(self) -> None:
-        if self._queue.is_full:
+        if self._queue.is_full and not self._place.standby:
             self._receiver.pause()
 
     def _end(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ...addresses.destinations import Peer, is_base64
 from ...addresses.printable import one_line
-from ...errors import ConnectError, SAMError
+from ...errors import CarrierError, ConnectError, SAMError
 
 __all__ = [
     "LONGEST",
@@ -22,6 +22,8 @@ __all__ = [
     "UnreachableError",
     "Message",
     "MessageError",
+    "NotReachedError",
+    "ServedElsewhereError",
     "dest_generate",
     "hello",
     "naming_lookup",
@@ -328,6 +330,16 @@ def _given(options: Mapping[str, str | int | None]) -> dict[str, str]:
 
 # Results for a name that the router does not know.
 UNKNOWN_NAME = ("INVALID_KEY", "KEY_NOT_FOUND")
+
+
+class ServedElsewhereError(CarrierError):
+    """Another relay with the same keys serves the destination."""
+
+    pause = 20.0  # seconds at most until the next question
+
+
+class NotReachedError(CarrierError):
+    """The destination of a session is not reachable from I2P."""
 
 
 class UnreachableError(ConnectError, SAMError):

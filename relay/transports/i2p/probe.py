@@ -16,18 +16,19 @@ from collections.abc import Callable
 from ...addresses.destinations import Peer, PrivateKey
 from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
+from ...errors import ConnectError
 from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .connector import SessionKey, make_carrier
+from .connector import Keys, SessionKey, make_carrier
 from .key_file import TransientKey
 from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session
 
-__all__ = ["OtherRelay", "OwnStreams", "Probe", "ProbeKeys", "ProbeSession"]
+__all__ = ["OtherRelay", "OwnStreams", "Probe", "ProbeKeys", "ProbeSession", "hiding"]
 
 logger = logging.getLogger("relay")
 
@@ -35,7 +36,9 @@ HEAD_START = 1.0  # seconds after which the probe session is created beside a se
 REACH = 75.0  # seconds for the router to find the destination: its lease set spreads for some time
 ANSWER = 15.0  # seconds for a stream to bring the reply
 PEERS = 8  # probe destinations that are remembered, because a stream may come late
-_RELAYS = 64  # probe destinations of relays with the same keys: two that have one at a time get no replies
+_RELAYS = (
+    32  # destinations of probes before a session, and of those of one: two relays with one at a time get no replies
+)
 _REPLY = re.compile(rb"relay ([0-9a-f]{32}) ([0-9]{10})\n")
 _REPLY_LENGTH = 50
 _TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
@@ -53,7 +56,7 @@ _HIDING = {
 class OtherRelay:
     """Another relay, which has answered a probe of a destination whose keys it has, too.
 
-    :param ahead: seconds by which its clock is ahead of this machine's.
+    :param ahead: seconds by which its clock is ahead of this machine's, at least; negative if it is behind.
     """
 
     ahead: float
@@ -62,7 +65,8 @@ class OtherRelay:
 class ProbeKeys:
     """The keys of probe sessions.
 
-    Relays that have the keys of one destination know from them which streams are probes of each other.
+    Relays that have the keys of one destination know from them which streams are probes of each other. A relay that
+    serves the destination has other ones than those that stand by.
     """
 
     def __init__(self) -> None:
@@ -70,31 +74,38 @@ class ProbeKeys:
         """The destination that they have, in base64; empty before :meth:`share`."""
         self.peers: frozenset[str] = frozenset()
         """The destinations of their probe sessions, in base64."""
-        self._shared: tuple[PrivateKey, ...] = ()
+        self._serving: tuple[PrivateKey, ...] = ()
+        self._standby: tuple[PrivateKey, ...] = ()
         self._numbers = itertools.count(random.randrange(_RELAYS))  # noqa: S311  (this needs no secrecy)
 
     def share(self, key: PrivateKey) -> None:
         """Probe in a way that other relays with this key understand. In any thread; takes some milliseconds."""
-        self._shared = tuple(key.derived(f"probe {number}") for number in range(_RELAYS))
-        self.peers = frozenset(one.destination for one in self._shared)
+        self._serving = tuple(key.derived(f"probe {number}") for number in range(_RELAYS))
+        self._standby = tuple(key.derived(f"standby {number}") for number in range(_RELAYS))
+        self.peers = frozenset(one.destination for one in (*self._serving, *self._standby))
         self.destination = key.destination
 
     def choose(self) -> SessionKey | None:
         """Return the key for a probe session, another one each time; ``None`` for a new one of its own."""
-        if not self._shared:
-            return None
-        return TransientKey(self._shared[next(self._numbers) % _RELAYS])
+        return TransientKey(self._serving[next(self._numbers) % _RELAYS]) if self._serving else None
+
+    def choose_standby(self) -> SessionKey:
+        """Return the key for a probe session of a relay that does not serve; after :meth:`share`."""
+        return TransientKey(self._standby[next(self._numbers) % _RELAYS])
 
 
 class ProbeSession:
-    """The session from which probes come: of the same router and depths, with keys and a name of its own."""
+    """The session from which probes come: of the same router and depths, with keys and a name of its own.
+
+    :param keys: returns the key of each one; ``None`` for a new one.
+    """
 
     def __init__(
-        self, io_thread: IOThread, name: str, router: I2PRouter, below: Network, keys: ProbeKeys | None = None
+        self, io_thread: IOThread, name: str, router: I2PRouter, below: Network, keys: Keys | None = None
     ) -> None:
-        self._keys = keys or ProbeKeys()
+        self._keys = keys or _no_keys
         options = {**dict(router.options), **_TUNNELS}
-        self.is_possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
+        self.is_possible = not hiding(router)
         self._router = dataclasses.replace(
             router, sam=router.sam[:1], session="", keys=None, options=tuple(sorted(options.items()))
         )
@@ -131,7 +142,7 @@ class ProbeSession:
         :raises OSError: if no thread or descriptor is available.
         """
         if self._carrier is None:
-            self._carrier = make_carrier(self._name, self._router, self._below, self._keys.choose, quiet=True)
+            self._carrier = make_carrier(self._name, self._router, self._below, self._keys, quiet=True)
             self._carrier.begin()
         return self._carrier
 
@@ -176,8 +187,7 @@ class OwnStreams:
 class Probe:
     """One stream to a session, and the reply that it must bring. Everything runs on the I/O thread.
 
-    :param I/O thread: the I/O thread.
-    :param carrier: the probe session.
+    :param io_thread: the I/O thread.
     :param dest: the destination to check, in base64.
     :param own: learns the probe's destination, and has the reply.
     :param on_result: called once with the probe; the problem, ``None`` if the reply of this relay has come; and whether
@@ -188,7 +198,6 @@ class Probe:
     def __init__(
         self,
         io_thread: IOThread,
-        carrier: Carrier[Session],
         dest: str,
         own: OwnStreams,
         on_result: Callable[[Probe, str | None, bool], object],
@@ -196,7 +205,6 @@ class Probe:
     ) -> None:
         self._io_thread = io_thread
         self._reach = reach
-        self._carrier = carrier
         self._dest = dest
         self._own = own
         self._on_result: Callable[[Probe, str | None, bool], object] | None = on_result
@@ -206,13 +214,16 @@ class Probe:
         self._problem = "no reply"
         self.other: OtherRelay | None = None
         """The relay that has answered, if it is another one with the same keys."""
+        self.error: Exception | None = None
+        """Why the problem is not that of the destination; ``None`` if it is."""
         self._timer = Timer(io_thread.loop.timers, self._expired)
 
-    def begin(self) -> None:
-        """Open the stream once the probe session is up."""
-        cancel = self._carrier.when_up(
-            functools.partial(self._pass_on, self._on_session), None, wait_for_reconnect=False
-        )
+    def begin(self, carrier: Carrier[Session]) -> None:
+        """Open the stream once the probe session is up.
+
+        :param carrier: the probe session.
+        """
+        cancel = carrier.when_up(functools.partial(self._pass_on, self._on_session), None, wait_for_reconnect=False)
         if self._cancel is _nothing:
             self._cancel = cancel
 
@@ -224,7 +235,8 @@ class Probe:
 
     def crashed(self, now: float) -> None:
         """End the probe after a bug in a handler: it shows nothing."""
-        self._finish("a bug in relay; the log has it", is_conclusive=False)
+        self.error = ConnectError("a bug in relay; the log has it")
+        self._finish(str(self.error), is_conclusive=False)
 
     def _pass_on(self, then: Callable[[object], object], outcome: object) -> None:
         """Continue on the I/O thread; in any thread."""
@@ -235,6 +247,7 @@ class Probe:
         if self._on_result is None:
             return
         if not isinstance(outcome, Session):
+            self.error = outcome if isinstance(outcome, Exception) else ConnectError(str(outcome))
             return self._finish(str(outcome), is_conclusive=False)
         outcome.observer = None  # the monitor decides what a stream without a reply means
         self._own.add(outcome.destination)
@@ -252,7 +265,12 @@ class Probe:
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)
         else:  # any error but the router's word is about the probe session
-            self._finish(str(outcome), is_conclusive=isinstance(outcome, UnreachableError))
+            is_conclusive = isinstance(outcome, UnreachableError)
+            # A router may take a minute to find out that a destination has no session any more.
+            is_late = isinstance(outcome, ConnectError) and outcome.reason == "connect_timeout"
+            if not (is_conclusive or is_late):
+                self.error = outcome if isinstance(outcome, Exception) else ConnectError(str(outcome))
+            self._finish(str(outcome), is_conclusive=is_conclusive)
 
     def _on_event(self, event: int, now: float) -> None:
         assert self._stream is not None
@@ -270,7 +288,7 @@ class Probe:
             self._stream.answered = True
             if reply[1].decode() == self._own.name:
                 return self._finish(None)
-            self.other = OtherRelay(float(reply[2]) - time.time())
+            self.other = OtherRelay(_ahead(int(reply[2]), time.time()))
             return self._finish("another relay with the same keys answers")
         self._problem = "a stream ended before its reply"
         self._io_thread.loop.forget(self._stream.fileno())
@@ -281,6 +299,8 @@ class Probe:
         stream = self._stream
         assert stream is not None
         failure = stream.failure() if stream.failure is not None else None
+        if isinstance(failure, Exception):
+            self.error = failure
         self._finish(str(failure or self._problem), is_conclusive=failure is None)
 
     def _finish(self, problem: str | None, *, is_conclusive: bool = True) -> None:
@@ -295,6 +315,23 @@ class Probe:
         if stream is not None:
             self._io_thread.loop.forget(stream.fileno())
             self._io_thread.loop.call(stream.close)  # after this turn: its events may still come
+
+
+def hiding(router: I2PRouter) -> str:
+    """Return an option of a session with which some clients cannot reach it by its own name; empty if there is none."""
+    for option, value in router.options:
+        if value.lower() in _HIDING.get(option, ()):
+            return f"{option}={value}"
+    return ""
+
+
+def _ahead(clock: int, now: float) -> float:
+    """Return the smallest difference of a clock that was read, in whole seconds, while a stream was open."""
+    return max(0.0, clock - now) or min(0.0, clock + 1 - (now - ANSWER))
+
+
+def _no_keys() -> None:
+    return None
 
 
 def _nothing() -> None:

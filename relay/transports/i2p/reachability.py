@@ -43,14 +43,13 @@ from typing import Protocol
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
 from ...carriers.link import mark_reported
-from ...errors import CarrierError
 from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.dialer import Network
 from ...streams.stream import Stream
+from .messages import NotReachedError, ServedElsewhereError
 from .probe import OwnStreams, Probe, ProbeKeys, ProbeSession
 from .session import Session
-from .standby import ServedElsewhereError
 
 __all__ = ["TRANSITIONS", "Action", "Event", "ReachabilityMonitor", "State", "Target"]
 
@@ -171,7 +170,7 @@ class ReachabilityMonitor:
         self._since = 0.0  # when the check began, monotonic seconds
         self._probe: Probe | None = None
         self._io_thread = IOThread.acquire(self)
-        self._probes = ProbeSession(self._io_thread, name, router, below, shared)
+        self._probes = ProbeSession(self._io_thread, name, router, below, shared.choose if shared is not None else None)
         self._next = Timer(self._io_thread.loop.timers, self._due)
 
     def expect(self) -> None:
@@ -285,12 +284,13 @@ class ReachabilityMonitor:
         assert self._session is not None
         dest = self._session.destination
         try:
-            self._probe = Probe(self._io_thread, self._probes.carrier(), dest, self._own, self._on_result)
+            carrier = self._probes.carrier()
+            self._probe = Probe(self._io_thread, dest, self._own, self._on_result)
         except OSError as error:
             logger.warning("%s: cannot check whether it is reachable: %s; retrying later", self._name, error)
             self._handle(Event.INCONCLUSIVE)
         else:
-            self._probe.begin()
+            self._probe.begin(carrier)
 
     def _accept(self) -> None:
         assert self._session is not None
@@ -306,7 +306,7 @@ class ReachabilityMonitor:
         session = self._session
         assert session is not None
         session.record_result(False)
-        session.lose(CarrierError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it"))
+        session.lose(NotReachedError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it"))
 
     def _yield(self) -> None:
         session = self._session

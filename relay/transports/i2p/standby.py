@@ -15,15 +15,17 @@ asking             no answer            asking             ask again, the third 
                                                            first miss has begun
 asking             no answer, three     serving            create the session
                    times in a row
-asking             inconclusive         standing by        none: the router cannot be reached, or has no tunnels
+asking             inconclusive         standing by        ask from the next router: this one has no session for that
 standing by        20 s later at most   asking             ask
-serving            session lost         serving            create the session, if that is less than 10 s ago
+serving            session lost         serving            create the session, if that is less than 10 s ago; for 60 s
+                                                           after the loss
 serving            session lost,        asking             ask
                    longer ago
-(start)            stopped here         serving            create the session: a restart, or an upgrade
+serving            not reachable        asking             ask
+serving            another relay        standing by        end the session
+(start)            stopped here         serving            create the session, as above: a restart, or an upgrade
                    less than 10 s ago
 (start)            any other time       asking             ask
-serving            another relay        standing by        end the session
 ================== ==================== ================== ===========================================================
 
 The carrier keeps these states: *asking* is its *connecting*, *standing by* is its *backing off*, and *serving* is *up*.
@@ -34,35 +36,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ...addresses.destinations import PrivateKey
 from ...addresses.i2p import I2PRouter
 from ...carriers.link import mark_reported
-from ...errors import CarrierError, ConnectError
+from ...errors import CarrierError, ConnectError, can_retry
 from ...eventloop.background import IOThread
 from ...streams.cancellation import Cancel
 from ...streams.dialer import Network
 from ...streams.promise import Promise
 from . import probe
+from .messages import NotReachedError, ServedElsewhereError
 from .probe import OtherRelay, OwnStreams, Probe, ProbeKeys, ProbeSession
+from .session import Session
 
-__all__ = ["CLOCKS", "ServedElsewhereError", "Standby", "clock_problem"]
+__all__ = ["CLOCKS", "Standby", "clock_problem"]
 
 logger = logging.getLogger("relay")
 
-PAUSE = 20.0  # seconds at most until the next question to a relay that has answered
-AGAIN = 5.0  # seconds for the router to find the destination, when it had time to do so before
+AGAIN = 15.0  # seconds for the router to find the destination, when it had time to do so before
 MISSES = 3  # probes without an answer in a row, until this relay takes over
 AT_ONCE = 10.0  # seconds after the loss of a session in which no other relay can have taken over
+IN_TIME = 60.0  # seconds after the loss in which none has, so that the next session must be up
+_OF_SEVERAL = 240.0  # seconds for each router but the last one
 CLOCKS = 5.0  # seconds by which two clocks may differ
-
-
-class ServedElsewhereError(CarrierError):
-    """Another relay with the same keys serves the destination."""
-
-    pause = PAUSE
 
 
 def clock_problem(other: OtherRelay) -> str:
@@ -87,7 +87,9 @@ class Standby:
         self.keys = ProbeKeys()
         """Those of the probe sessions; they have no destination before :meth:`open`."""
         self._name = name
-        self._make_stranger = partial(_Stranger, name, router, below, self.keys)
+        self._below = below
+        # One for each router of the session; the first one is asked.
+        self._routers = deque(replace(router, sam=(address,)) for address in router.sam)
         self._stranger: _Stranger | None = None  # while this relay stands by
         self._second: _Stranger | None = None  # after a miss, because the first one may be at fault
         self._lost = -math.inf  # monotonic seconds
@@ -101,25 +103,32 @@ class Standby:
         self.keys.share(key)
         self._lost = time.monotonic() - seconds_since_stop
 
-    def wait(self, deadline: float, cancel: Cancel) -> None:
+    def wait(self, deadline: float, cancel: Cancel) -> float:
         """Return if no other relay serves the destination; in a thread that may block.
 
+        :returns: until when that is so.
         :raises ServedElsewhereError: if another relay does.
         :raises OSError: if that is not known.
         """
         if time.monotonic() < self._lost + AT_ONCE:
-            return
-        try:
-            self._ask(deadline, cancel)
-        except ServedElsewhereError:
-            raise
-        except BaseException:
-            self.close()
-            raise
+            return min(deadline, self._lost + IN_TIME)
+        for left in reversed(range(len(self._routers))):
+            try:
+                self._ask(min(deadline, time.monotonic() + _OF_SEVERAL) if left else deadline, cancel)
+                break
+            except ServedElsewhereError:
+                raise
+            except BaseException as error:
+                self.close()
+                self._routers.rotate(-1)
+                if not (left and isinstance(error, ConnectError)) or cancel.is_set():
+                    raise
+                logger.debug("%s; asking from the next router", error)
         self.close()
         if self._stands_by:
             logger.warning("%s: no other relay serves it any more; taking over", self._name)
         self._stands_by = False
+        return deadline
 
     def find(self, deadline: float, cancel: Cancel | None = None) -> OtherRelay | None:
         """Ask once: return the relay that serves the destination; ``None`` if none answers.
@@ -129,13 +138,14 @@ class Standby:
         :raises OSError: if that is not known.
         """
         try:
-            return self._other(self._stranger_for(0), probe.REACH, deadline, cancel)
+            return self._other(self._stranger_for(0), 0, deadline, cancel)
         finally:
             self.close()
 
     def on_loss(self, error: CarrierError) -> None:
         """Note why the session has ended."""
-        self._lost = -math.inf if isinstance(error, ServedElsewhereError) else time.monotonic()
+        is_sure = not isinstance(error, (ServedElsewhereError, NotReachedError))
+        self._lost = time.monotonic() if is_sure else -math.inf
 
     def close(self) -> None:
         """End the sessions from which this relay asks. Idempotent."""
@@ -154,19 +164,23 @@ class Standby:
         if not self._stands_by:
             logger.info("%s: asking whether another relay serves it, which may take a minute", self._name)
         for number in range(MISSES):
-            # A router that has just started finds few destinations at first.
-            reach = probe.REACH if number == 0 and not self._stands_by else AGAIN
-            other = self._other(self._stranger_for(number), reach, deadline, cancel)
+            other = self._other(self._stranger_for(number), number, deadline, cancel)
             if other is not None:
                 self._close_second()
                 raise self._served(other)
             logger.debug("%s: no answer, %d of %d", self._name, number + 1, MISSES)
 
-    def _other(self, stranger: _Stranger, reach: float, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
-        found = stranger.ask(reach, deadline, cancel)
+    def _other(self, stranger: _Stranger, number: int, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
+        """Return the relay that answers; ``None`` if none does.
+
+        :raises OSError: if that is not known.
+        """
+        found = stranger.ask(number, deadline, cancel)
         if found is None:
             raise ConnectError(f"{self._name}: no answer in time", reason="connect_timeout")
-        if found.other is None and not found.is_conclusive:
+        if found.other is None and found.error is not None:
+            if not can_retry(found.error):
+                raise found.error
             raise ConnectError(f"{self._name}: cannot ask whether another relay serves it: {found.problem}")
         if found.other is None:
             logger.debug("%s: no relay answers: %s", self._name, found.problem)
@@ -183,6 +197,9 @@ class Standby:
             self._stranger, self._second = self._second, None
         return self._stranger
 
+    def _make_stranger(self) -> _Stranger:
+        return _Stranger(self._name, self._routers[0], self._below, self.keys)
+
     def _served(self, other: OtherRelay) -> ServedElsewhereError:
         error = ServedElsewhereError(f"{self._name}: another relay serves it; standing by")
         if not self._stands_by:
@@ -196,11 +213,14 @@ class Standby:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The result of one probe."""
+    """The result of one probe.
+
+    :param error: why it is not known whether another relay serves the destination.
+    """
 
     problem: str | None
     other: OtherRelay | None
-    is_conclusive: bool
+    error: Exception | None
 
 
 class _Stranger:
@@ -208,20 +228,21 @@ class _Stranger:
 
     def __init__(self, name: str, router: I2PRouter, below: Network, keys: ProbeKeys) -> None:
         self._io_thread = IOThread.acquire(self)
-        self._session = ProbeSession(self._io_thread, name, router, below, keys)
+        self._session = ProbeSession(self._io_thread, name, router, below, keys.choose_standby)
         self._destination = keys.destination
         self._own = OwnStreams(keys)
         self._probe: Probe | None = None
+        self._answered: Session | None = None  # the session in which a relay has answered
         self._io_thread.loop.call(self._session.begin)
 
-    def ask(self, reach: float, deadline: float, cancel: Cancel | None) -> _Found | None:
+    def ask(self, number: int, deadline: float, cancel: Cancel | None) -> _Found | None:
         """Return the result of a probe; ``None`` if there was none in time, or it was cancelled.
 
-        :param reach: seconds for the router to find the destination.
+        :param number: how many had no answer before this one.
         :raises OSError: if no thread or descriptor is available.
         """
         result: Promise[_Found] = Promise()
-        self._io_thread.loop.call(partial(self._begin, reach, result))
+        self._io_thread.loop.call(partial(self._begin, number, result))
         try:
             return result.get(deadline, cancel)
         finally:
@@ -234,17 +255,23 @@ class _Stranger:
     def abandon(self) -> None:
         """Do nothing: in a forked child the carrier and the conversations close their own descriptors."""
 
-    def _begin(self, reach: float, result: Promise[_Found]) -> None:
-        def on_result(probe: Probe, problem: str | None, is_conclusive: bool) -> None:
-            result.put(_Found(problem, probe.other, is_conclusive))
-
+    def _begin(self, number: int, result: Promise[_Found]) -> None:
         try:
             carrier = self._session.carrier()
-            self._probe = Probe(self._io_thread, carrier, self._destination, self._own, on_result, reach)
+            # A router that has just started finds few destinations at first.
+            is_new = number == 0 and (self._answered is None or carrier.link is not self._answered)
+            reach = probe.REACH if is_new else AGAIN
+            on_result = partial(self._on_result, result)
+            self._probe = Probe(self._io_thread, self._destination, self._own, on_result, reach)
         except OSError as error:
             result.put(error)
         else:
-            self._probe.begin()
+            self._probe.begin(carrier)
+
+    def _on_result(self, result: Promise[_Found], probe: Probe, problem: str | None, _: bool) -> None:
+        if probe.other is not None:
+            self._answered = self._session.carrier().link
+        result.put(_Found(problem, probe.other, probe.error))
 
     def _end_probe(self) -> None:
         probe, self._probe = self._probe, None

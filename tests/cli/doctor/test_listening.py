@@ -198,6 +198,12 @@ def test_the_lease_set_of_known_keys_is_looked_up(tmp_path):
     assert (found.step, probe.calls) == ("published", [key.b32])
 
 
+def test_a_key_that_a_standby_lacks_is_a_failure(tmp_path):
+    (found,) = check(f"i2p:?keys={tmp_path}/none.dat&standby=yes", Probe([]))
+    assert (found.step, found.status) == ("key file", Status.FAILED)
+    assert found.advice.startswith("copy it from the other machine")
+
+
 def test_of_a_destination_with_a_standby_the_relay_that_serves_it_is_asked(tmp_path):
     from relay.addresses.destinations import PrivateKey
     from relay.transports.i2p import key_file

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from relay.addresses.destinations import Peer, PrivateKey
+from relay.addresses.i2p import I2PRouter
 from relay.streams.stream import Stream
 from relay.transports.i2p import probe
-from relay.transports.i2p.probe import OwnStreams, ProbeKeys
+from relay.transports.i2p.probe import OwnStreams, ProbeKeys, hiding
 
 
 def new_dest():
@@ -72,6 +75,29 @@ def test_relays_with_the_same_key_know_each_others_probe_sessions_and_nobody_els
     assert reply(own, dest) == own.name
     assert reply(OwnStreams(others), dest) is None
     assert reply(OwnStreams(), dest) is None
+    assert reply(own, ours.choose_standby().key.destination) == own.name
+
+
+def test_relays_that_serve_and_those_that_stand_by_have_other_keys():
+    keys = ProbeKeys()
+    keys.share(PrivateKey.generate())
+    serving, standby = ({choose().key.destination for _ in range(100)} for choose in (keys.choose, keys.choose_standby))
+    assert serving | standby == keys.peers
+    assert not serving & standby
+
+
+@pytest.mark.parametrize(
+    ("clock", "ahead"),
+    [(1000, 0.0), (1009, 0.0), (1010, 0.0), (1030, 20.0), (960, -34.0), (994, 0.0)],
+)
+def test_the_difference_of_clocks_is_the_smallest_that_fits(clock, ahead):
+    """The reply was made while the stream was open, 15 s at most, and tells whole seconds."""
+    assert probe._ahead(clock, 1010.0) == ahead
+
+
+def test_options_that_hide_a_destination():
+    assert hiding(I2PRouter()) == ""
+    assert hiding(I2PRouter(options=(("i2cp.dontPublishLeaseSet", "TRUE"),))) == "i2cp.dontPublishLeaseSet=TRUE"
 
 
 def test_without_a_shared_key_each_probe_session_has_a_new_one():

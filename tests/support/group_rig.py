@@ -66,6 +66,8 @@ def started(group):
     thread.start()
     try:
         wait_until(lambda: all(member.state is not MemberState.OPENING for member in group.members))
+        with contextlib.suppress(GroupOverError):
+            group.call(lambda: None)  # the turn in which the last one has opened is over
         yield group
     finally:
         with contextlib.suppress(GroupOverError):

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import hypothesis
 import pytest
 import trustme
-from _pytest.runner import runtestprotocol
 
 pytest.register_assert_rewrite("helpers")
 
@@ -103,31 +101,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         import i2p_world
 
         report.sections += networks.last_lines(i2p_world.wanted_by(item))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test over real routers once more, with other destinations, if one of them has failed by its own log.
-
-    The summary tells of it. See :meth:`i2p_world.Networks.fault`.
-    """
-    import i2p_world
-
-    wanted = i2p_world.wanted_by(item)
-    if not wanted:
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    begin = time.time()
-    reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    if any("TimeoutError" in str(report.longrepr) for report in reports if report.failed):
-        fault = item.config.stash[NETWORKS].fault(wanted, begin)
-        if fault:
-            item.user_properties.append(("measured", f"{item.nodeid} ran twice: {fault}"))
-            reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    for report in reports:
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -500,9 +473,6 @@ def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(path)
 
 
-NETWORKS: pytest.StashKey[Any] = pytest.StashKey()
-
-
 @pytest.fixture(scope="session")
 def i2p_networks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The networks of real routers that the collected tests want; see :class:`i2p_world.Networks`."""
@@ -512,7 +482,6 @@ def i2p_networks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     if wanted:
         request.getfixturevalue("spawner_thread")
     with i2p_world.Networks(wanted, tmp_path_factory.mktemp) as networks:
-        request.config.stash[NETWORKS] = networks
         yield networks
 
 

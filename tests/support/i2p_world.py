@@ -35,7 +35,6 @@ SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
 MANY, FEW = 110, 2  # ready destinations that the tests have of each router
 SPARE = 6  # more of them where tunnels have hops: of one in five the router stores the lease set ten minutes later
 TRIES = 3  # networks that are made until the routers of one find each other
-UNDECRYPTED = "Garlic: Payload section AEAD verification failed"  # in the log of i2pd
 LINES = 300  # of a router's log that are shown with a failed test
 RESTARTS = 600.0  # seconds that a program may take in which routers end and come back
 PROGRAMS = ("i2p_restarts", "chain_restarts", "i2p_peers")  # such ones, which run beside the tests
@@ -358,27 +357,11 @@ class Networks:
                 _wait_until_ready(network, self._worlds[name])
                 raise
 
-    def fault(self, names: set[str], since: float) -> str:
-        """Return what a router has logged of a message of its peer that it could not decrypt; empty if nothing.
-
-        It never takes a message of that pair of destinations then, whatever program uses them (i2pd, issue 1685).
-
-        :param names: of networks.
-        :param since: seconds since 1970.
-        """
-        begin = time.strftime("%H:%M:%S", time.localtime(since))
-        for name in names & self._worlds.keys():
-            for router in self._made[name].routers:
-                for line in router.last_lines(LINES).splitlines():
-                    if UNDECRYPTED in line and line >= begin:
-                        return f"{name}, {router.folder.name}: {line}"
-        return ""
-
     def last_lines(self, names: set[str]) -> Iterator[tuple[str, str]]:
         """The end of the log of each router.
 
         :param names: of networks.
-        :return: the network and the router, and the lines.
+        :returns: the network and the router, and the lines.
         """
         for name in sorted(names & self._worlds.keys()):
             for router in self._made[name].routers:

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from types import SimpleNamespace
 
 import i2p_world
 import i2pd
@@ -151,16 +149,3 @@ def test_a_ready_destination_is_a_session_at_once(i2p_routers):
     with SAM(i2p_world.address_of(i2p_routers.server)) as client:
         client.socket.settimeout(15)  # else it takes 20
         assert "RESULT=OK" in client.ask(f"SESSION CREATE STYLE=STREAM ID=ready DESTINATION={private.base64}")
-
-
-def test_a_router_that_cannot_decrypt_a_message_is_at_fault(tmp_path):
-    said = ["12:00:00@1/warn - Garlic: Payload section AEAD verification failed", "12:00:01@1/error - SAM: Read error"]
-    router = SimpleNamespace(folder=tmp_path / "router-1", last_lines=lambda count: "\n".join(said))
-    noon = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, 0))
-    with i2p_world.Networks(set(), lambda name: tmp_path) as networks:
-        networks._made["shared"] = SimpleNamespace(routers=[router])
-        assert networks.fault({"shared"}, noon) == "", "it is not used"
-        networks._worlds["shared"] = None
-        assert networks.fault({"shared"}, noon) == f"shared, router-1: {said[0]}"
-        assert networks.fault({"shared"}, noon + 1) == "", "that was before the test"
-        assert networks.fault(set(), noon) == ""

@@ -525,6 +525,42 @@ def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
     assert (trial.error, len(factory.watchers)) == (None, 1)
 
 
+@pytest.mark.parametrize("error", [relay.CarrierError("closed"), relay.AuthenticationError("refused")])
+def test_a_trial_does_not_open_hops_again_that_their_tunnel_has_closed(error):
+    """A reload may take the tunnel away while its hops still connect."""
+    tried, closed = threading.Event(), threading.Event()
+
+    class Hops(Factory):
+        def ready(self, timeout):
+            assert closed.wait(WAIT)
+            self.state = "closed"
+            raise error
+
+        def subscribe(self, watcher):
+            assert not closed.is_set()
+            super().subscribe(watcher)
+
+    hops = Hops()
+    trial = HopProbe(hops, WAIT, tried.set, tried.set)
+    wait_until(lambda: hops.watchers)
+    closed.set()
+    assert tried.wait(WAIT)
+    wait_until(lambda: "relay-trial" not in [one.name for one in threading.enumerate()])
+    assert len(hops.watchers) == 1 and trial.error in (None, error)
+
+
+def test_without_a_thread_the_hops_are_not_tried_and_relay_goes_on(monkeypatch, caplog):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    tried, factory = threading.Event(), Factory()
+    factory.target = "db:5432"
+    trial = HopProbe(factory, WAIT, pytest.fail, tried.set)
+    assert tried.is_set() and trial.error is None
+    assert caplog.messages == ["db:5432: the hops are not tried before a client connects: can't start new thread"]
+
+
 class Opening:
     """A listener that begins to open: its carrier retries until it is closed."""
 

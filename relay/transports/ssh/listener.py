@@ -17,6 +17,7 @@ from ...carriers.carrier_set import SharedCarrier
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, Watcher, mark_reported
 from ...errors import CarrierError, ForwardError, can_retry
+from ...eventloop.loop import Timer
 from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network
 from ...streams.identity import Identity, identity_of_peer
@@ -156,8 +157,12 @@ class SSHListener:
         ):  # other users keep the connection
             name = f"relay {self._server} forward's end"
             stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
-            stopping.start()
-            stopping.join(_STOP)
+            try:
+                stopping.start()
+            except RuntimeError:  # the system has no thread left
+                self._stop(link, self._place)
+            else:
+                stopping.join(_STOP)
 
     def __enter__(self) -> SSHListener:
         return self
@@ -249,9 +254,21 @@ class SSHListener:
             if not known:
                 self._link, self._newest = None, link
             self._changed.notify_all()
-        if link is not None and not known:
-            name = f"relay {self._server} forward"
+        if held is not None and link is not None and not known:
+            self._begin_asking(held, link)
+
+    def _begin_asking(self, held: SharedCarrier[Connection], link: Connection) -> None:
+        """Request the forward on a new connection, in a thread of its own, as soon as there is one."""
+        with self._changed:
+            if self._closed or self._newest is not link:
+                return
+        name = f"relay {self._server} forward"
+        try:
             threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            logger.warning("%s: cannot request the forward: %s; retrying in %.1f s", self._server, error, _BACKOFF[0])
+            timer = Timer(held.timers, lambda _: self._begin_asking(held, link))
+            held.call(lambda: timer.start((now := time.monotonic()) + _BACKOFF[0], now))
 
     def _ask_again(self, link: Connection) -> None:
         """Request the forward on a new connection, in its own thread, until that connection is lost."""

@@ -208,6 +208,27 @@ def test_what_keeps_us_from_asking_is_no_end(world, listen, error):
         listener.accept()[0].close()
 
 
+def test_without_a_thread_the_forward_is_asked_for_a_little_later(world, listen, monkeypatch, caplog):
+    """No other event asks for it on that connection, which stays up."""
+    listener, start, refused = listen(), threading.Thread.start, []
+
+    def refuse(thread):
+        if thread.name.endswith(" forward") and len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    world.connections[0].lose()
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    assert (
+        len(refused) == 2
+        and "ssh://bastion: cannot request the forward: can't start new thread; retrying in 0.0 s" in caplog.text
+    )
+    with come(world):
+        listener.accept()[0].close()
+
+
 def test_one_connection_is_asked_once(world, listen):
     listener = listen()
     world.connections[0].lose()
@@ -340,6 +361,21 @@ def test_close_does_not_wait_for_a_server_that_does_not_answer(world, listen):
     go.set()
     world.connections[0].stop = lambda: None
     wait_until(lambda: TCPAddress("127.0.0.1", 1001) not in world.connections[0].forwards)
+    assert other.state == "up"
+
+
+def test_without_a_thread_close_cancels_the_forward_itself(world, listen, monkeypatch):
+    one, other, start = listen(TCPAddress("127.0.0.1", 1001)), listen(), threading.Thread.start
+
+    def refuse(thread):
+        if thread.name.endswith(" forward's end"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        one.close()
+    assert TCPAddress("127.0.0.1", 1001) not in world.connections[0].forwards
     assert other.state == "up"
 
 

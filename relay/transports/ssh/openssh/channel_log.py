@@ -1,13 +1,18 @@
 """The channels of ssh and their events, from the lines on its standard error.
 
 ssh logs that it has accepted a connection to one of its listeners, then the number of the channel; it accepts
-connections in their order. It also logs to which path it is about to connect a stream that the server has opened. From
-then on each line about the channel concerns that stream. ssh logs each event before it acts on it, so an EOF without a
-line before it is the end of ssh itself.
+connections in their order. It also logs to which path it is about to connect a stream that the server has opened, and
+the requests for commands with their names. From then on each line about the channel concerns that stream. ssh logs each
+event before it acts on it, so an EOF without a line before it is the end of ssh itself.
+
+The number in ssh's reply to a request for a command does not tell its channel: when relay reads that reply, the channel
+may be gone, and its number that of the next command. The order of the connections to ssh's control socket does not tell
+it either: other relays look whether ssh still runs by one more.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +34,16 @@ __all__ = [
 ]
 
 # The functions whose lines relay needs in addition to the level DEBUG1 (`LogVerbose`; the same texts from 8.5 to 10.5).
-FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*,*:chan_obuf_empty():*,*:client_status_confirm():*"
+FUNCTIONS = ",".join(
+    f"*:{name}*"
+    for name in (
+        "channel_input_open_confirmation():",
+        "chan_rcvd_",
+        "chan_obuf_empty():",
+        "client_status_confirm():",
+        "mux_master_process_new_session():",
+    )
+)
 
 UNIX = -2  # the port that ssh logs for a Unix socket
 _SHOWN = 100  # bytes of a host or path that ssh logs
@@ -39,6 +53,8 @@ _TAG = rb"(?:debug[123]: )?(?:[\w.]+:\w+\(\):\d+ \([^)]*\): )?"
 _CHANNEL = re.compile(
     _TAG + rb"channel (\d+): (new|open confirm|open failed|rcvd eof|rcvd close|obuf empty|free)(.*)"
 ).match
+_ASKED = re.compile(_TAG + rb'channel (\d+): request tty 0, X 0, agent 0, subsys 0, term "(\d+)", ').match
+_LINKED = re.compile(_TAG + rb"channel_new: (\d+) linked to control channel (\d+)").match
 _ACCEPTED = re.compile(_TAG + rb"exec request accepted on channel (\d+)").match
 _REQUESTED = re.compile(_TAG + rb"Connection to port -?\d+ forwarding to (.*) port (-?\d+) requested").match
 _FORWARDED = re.compile(
@@ -90,31 +106,6 @@ class SessionObserver(ChannelObserver, Protocol):
         """Handle the end of the output: ssh has passed on all of it."""
 
 
-class _UnmatchedChannel:
-    """The events of a command's channel before its command is known."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, None] = {}  # the names of methods, in their order
-
-    def opened(self) -> None:
-        """Ignore it: every session is confirmed."""
-
-    def refused(self, text: str) -> None:
-        """Ignore it: ssh's reply reports it, too."""
-
-    def accepted(self) -> None:
-        self.events["accepted"] = None
-
-    def ended(self) -> None:
-        self.events["ended"] = None
-
-    def drained(self) -> None:
-        self.events["drained"] = None
-
-    def freed(self) -> None:
-        self.events["freed"] = None
-
-
 class ChannelLog:
     """The channels of one ssh; every method is called with its owner's lock held.
 
@@ -125,8 +116,11 @@ class ChannelLog:
         self.expected: dict[Key, deque[ChannelObserver]] = {}  # by listener of ssh, in the order of relay's connects
         self.arrivals: dict[bytes, deque[Arrival]] = {}  # by listener of relay, in the order of ssh's connects
         self._make = make
+        self._names = itertools.count(1)
+        self._asked: dict[bytes, SessionObserver] = {}  # by the name of the request
+        self._controls: dict[int, SessionObserver] = {}  # by ssh's number of the connection of the request
         self._numbers: dict[int, ChannelObserver] = {}
-        self._sessions: dict[int, SessionObserver] = {}  # channels of commands, also of unmatched ones
+        self._sessions: dict[int, SessionObserver] = {}  # channels of commands
         self._accepting: deque[ChannelObserver] | None = None
         self._peer: Peer = ""
         self._connecting: tuple[deque[Arrival], Arrival] | None = None
@@ -135,6 +129,8 @@ class ChannelLog:
         """Remove all of them: ssh has ended."""
         self.expected.clear()
         self.arrivals.clear()
+        self._asked.clear()
+        self._controls.clear()
         self._numbers.clear()
         self._sessions.clear()
 
@@ -151,6 +147,18 @@ class ChannelLog:
         if match is not None:
             self._accepting = self.expected.get((match[1], int(match[2])))
             return True
+        match = _ASKED(line)
+        if match is not None:
+            session = self._asked.pop(match[2], None)
+            if session is not None:
+                self._controls[int(match[1])] = session
+            return True
+        match = _LINKED(line)
+        if match is not None:
+            session = self._controls.get(int(match[2]))
+            if session is not None:
+                self._numbers[int(match[1])] = self._sessions[int(match[1])] = session
+            return True
         match = _ACCEPTED(line)
         if match is not None:
             session = self._sessions.get(int(match[1]))
@@ -159,19 +167,15 @@ class ChannelLog:
             return True
         return self._is_nodelay(line) or self._reverse(line)
 
-    def claim(self, number: int, session: SessionObserver) -> None:
-        """Assign the channel of a command, and report its events from the first one on.
+    def name(self, session: SessionObserver) -> str:
+        """Return a name for the request of a command, whose channel is recognized by it."""
+        name = str(next(self._names))
+        self._asked[name.encode()] = session
+        return name
 
-        :param number: ssh's number of it.
-        :param session: the observer.
-        """
-        before = self._sessions.get(number)
-        self._numbers[number] = self._sessions[number] = session
-        if isinstance(before, _UnmatchedChannel):
-            if "freed" in before.events:
-                del self._numbers[number], self._sessions[number]
-            for name in before.events:
-                getattr(session, name)()
+    def forget(self, name: str) -> None:
+        """Remove a name: the command is over."""
+        self._asked.pop(name.encode(), None)
 
     @staticmethod
     def _is_nodelay(line: bytes) -> bool:
@@ -204,6 +208,8 @@ class ChannelLog:
     def _channel(self, number: int, event: bytes, rest: bytes) -> None:
         if event == b"new":
             return self._new(number, rest)
+        if event == b"free":
+            self._controls.pop(number, None)
         channel = self._numbers.get(number)
         if channel is None:
             return
@@ -213,8 +219,7 @@ class ChannelLog:
             channel.refused(rest.lstrip(b": ").decode("utf-8", "replace").strip())
         elif event == b"free":
             del self._numbers[number]
-            if not isinstance(channel, _UnmatchedChannel):
-                self._sessions.pop(number, None)
+            self._sessions.pop(number, None)
             channel.freed()
         elif event == b"obuf empty":
             session = self._sessions.get(number)
@@ -229,8 +234,6 @@ class ChannelLog:
             self._connecting = None
         elif self._accepting and b"direct-" in rest:
             self._numbers[number] = self._accepting.popleft()
-        elif b"client-session" in rest:
-            self._numbers[number] = self._sessions[number] = _UnmatchedChannel()
         self._accepting = None
 
 

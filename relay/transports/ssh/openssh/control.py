@@ -184,10 +184,12 @@ class SessionControl(Control):
     status: int | None = None
     """The command's exit status; ``None`` if it has none. ssh does not report signals."""
 
-    def open(self, command: str, descriptors: Sequence[int], reply: Reply) -> None:
+    def open(self, command: str, name: str, descriptors: Sequence[int], reply: Reply) -> None:
         """Request a session that runs a command ("Requesting a new session").
 
         :param command: for the shell at the server.
+        :param name: of the request, in ASCII. ssh logs it as the type of the terminal; there is none, so that no server
+            gets it.
         :param descriptors: its standard input, output and error; ssh gets copies.
         :param reply: as for :meth:`Control.request`; called with the number of the channel.
         :raises OSError: if they cannot be sent.
@@ -195,7 +197,8 @@ class SessionControl(Control):
         text = os.fsencode(command)
         # No terminal, X11, agent, subsystem, escape character or variables.
         head = struct.pack(">6I", 0, 0, 0, 0, 0, _NO_ESCAPE)
-        self.request((_NEW_SESSION, head + struct.pack(">2I", 0, len(text)) + text), reply)
+        terminal = struct.pack(">I", len(name)) + name.encode()
+        self.request((_NEW_SESSION, head + terminal + struct.pack(">I", len(text)) + text), reply)
         for descriptor in descriptors:
             socket.send_fds(self._socket, [b"\0"], [descriptor])
 

@@ -10,7 +10,7 @@ state   event                       next    action
 WAITING its turn                    ASKED   request a session at ssh's control socket
 WAITING its turn, but cancelled     OVER    release it
 WAITING its turn, but ssh fails     OVER    report the error
-ASKED   ssh agrees                  OPEN    watch its channel in the log of ssh
+ASKED   ssh agrees                  OPEN    none
 ASKED   ssh rejects it              OVER    report the error
 ASKED   the owner has left          LEAVING none: without the reply, ssh would keep the channel for ever
 LEAVING ssh agrees                  LEFT    close the control connection, so that ssh closes the channel
@@ -25,7 +25,7 @@ LEFT    no release in 60 s          OVER    stop counting the stream
 
 RUNNING is ASKED, LEAVING or OPEN. The owner *has left* when it has closed the stream, and ssh has read what it had
 sent, or nothing of it for a minute. An event of the channel's log may come before ssh agrees: ``_is_ended`` and
-``_is_freed`` keep the server's EOF and the release of the channel.
+``_is_freed`` keep the server's EOF and the release of the channel, and the opening that the server runs the command.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ class _Session:
         self._timer = Timer(self._loop.timers, self._leave)
         self._settling = Timer(self._loop.timers, self._end_output)
         self._giving_up = Timer(self._loop.timers, self._give_up)
+        self._name = ""
         self._control: SessionControl | None = None
         self._theirs: socket.socket | None = None
         self._stderr: StandardErrorPipe | None = None
@@ -194,16 +195,17 @@ class _Session:
             stderr = self._stderr = StandardErrorPipe(self._lines.feed)
             path, theirs = self._all.master.path("control"), self._theirs.fileno()
             self._control = SessionControl(self._loop, path, self._on_end)
+            with self._lock:
+                self._name = self._all.channels.name(self)
+                self._opening.connected(ours)  # before the server can accept the command, which reports it
             text = shlex.join(self._command.words)
-            self._control.open(text, (theirs, theirs, stderr.theirs), self._answered)
+            self._control.open(text, self._name, (theirs, theirs, stderr.theirs), self._answered)
         except OSError:
             ours.close()
             raise
         self._state = SessionState.ASKED
         stderr.start(self._loop)
-        self._loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
-        with self._lock:
-            self._opening.connected(ours)
+        self._loop.watch(theirs, 0, self._on_hang_up)
 
     def _answered(self, answer: int | RelayError) -> None:
         self._all.answered(self)
@@ -211,9 +213,6 @@ class _Session:
             return self._fail(session_rejected(self._opening.name, self._all.master.settings.name, str(answer)))
         if isinstance(answer, RelayError):
             return None  # the connection has ended: :meth:`_on_end` follows
-        with self._lock:
-            self._all.master.drain()
-            self._all.channels.claim(answer, self)
         if self._state is SessionState.LEAVING:
             self._leave_now()
         elif self._state is SessionState.ASKED:
@@ -343,6 +342,8 @@ class _Session:
         self._finish(error)
 
     def _release(self, *, clean: bool = True) -> None:
+        with self._lock:
+            self._all.channels.forget(self._name)
         self._all.forget(self)
         self._timer.stop()
         self._settling.stop()

@@ -30,7 +30,7 @@ class Control:
         self.rig = rig
         self.on_end = on_end
 
-    def open(self, text, descriptors, reply):
+    def open(self, text, name, descriptors, reply):
         if self.rig.ssh_fails:
             raise ConnectionRefusedError(111, "Connection refused")
         self.rig.requests.append(text)
@@ -49,7 +49,7 @@ class Rig:
     ssh_fails = False
 
     def __init__(self, monkeypatch):
-        self.requests, self.got, self.claimed = [], [], []
+        self.requests, self.got, self.named = [], [], {}
         self.counted = 1
         self.loop = Loop()
         self.loop.discard = lambda socket: socket.close()  # at once: this loop does not turn
@@ -62,9 +62,13 @@ class Rig:
             path=lambda name: f"/nowhere/{name}",
             drain=lambda: None,
         )
-        channels = SimpleNamespace(claim=lambda number, session: self.claimed.append(number))
+        channels = SimpleNamespace(name=self.name, forget=lambda name: self.named.pop(name, None))
         self.opening = Opening(self, "exec:it", self.got.append, patient=True)
         self.session = _Session(Sessions(master, channels, self), Command("it"), self.opening)
+
+    def name(self, session):
+        self.named["it"] = session
+        return "it"
 
     def connect(self, loop, path, on_end):
         self.control = Control(self, on_end)
@@ -100,6 +104,7 @@ def rig(monkeypatch):
 
 def its_turn(rig):
     rig.session.ask()
+    assert set(rig.named) == ({"it"} if rig.requests else set())
 
 
 def its_turn_but_cancelled(rig):
@@ -116,7 +121,6 @@ def its_turn_but_ssh_fails(rig):
 
 def ssh_agrees(rig):
     rig.control.reply(7)
-    assert rig.claimed == [7]
 
 
 def ssh_rejects_it(rig):

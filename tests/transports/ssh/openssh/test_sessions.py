@@ -25,6 +25,13 @@ from relay.transports.ssh.openssh.control import SessionControl
 
 NEW = b"debug1: channel %d: new session [client-session] (inactive timeout: 0)\r"
 OLD_NEW = b"debug1: channel %d: new [client-session]\r"
+CONTROL = b"debug1: channel %d: new mux-control [mux-control] (inactive timeout: 0)\r"
+FREE_CONTROL = b"debug1: channel %d: free: mux-control, nchannels 5\r"
+ASKED = (
+    b"debug2: mux.c:mux_master_process_new_session():387 (pid=9): channel %d: request tty 0, X 0, agent 0, subsys 0, "
+    b'term "%s", cmd "cat", env 0\r'
+)
+LINKED = b"debug2: mux.c:mux_master_process_new_session():476 (pid=9): channel_new: %d linked to control channel %d\r"
 CONFIRMED = b"debug2: channels.c:channel_input_open_confirmation():3518 (pid=9): channel %d: open confirm rwindow 0\r"
 ACCEPTED = b"debug2: clientloop.c:client_status_confirm():669 (pid=9): exec request accepted on channel %d\r"
 EOF = b"debug2: nchan.c:chan_rcvd_ieof():257 (pid=9): channel %d: rcvd eof\r"
@@ -46,32 +53,69 @@ class Told:
 # What ssh says.
 
 
+def read(channels: ChannelLog, *lines: bytes) -> None:
+    assert all(channels.read(line) for line in lines)
+
+
+def asked(channels: ChannelLog, session: Any, control: int, number: int) -> tuple[bytes, bytes, bytes]:
+    """The lines of ssh about the request of a command."""
+    return ASKED % (control, channels.name(session).encode()), NEW % number, LINKED % (number, control)
+
+
 @pytest.mark.parametrize("new", [NEW, OLD_NEW])
-def test_lines_before_and_after_the_number_is_known(new: bytes) -> None:
-    lines = [line % 4 for line in (new, CONFIRMED, ACCEPTED, EOF, EMPTY, CLOSED, FREE)]
-    for known in range(1, len(lines) + 1):
-        channels, told = ChannelLog(Told), Told()
-        assert all(channels.read(line) for line in lines[:known])
-        channels.claim(4, told)
-        assert all(channels.read(line) for line in lines[known:])
-        events = [one for one in told.events if one != "opened"]
-        assert list(dict.fromkeys(events)) == ["accepted", "ended", "drained", "freed"]
-        assert events.count("freed") == events.count("accepted") == 1
-        assert not channels._numbers and not channels._sessions
+def test_the_lines_of_a_channel_are_those_of_its_command(new: bytes) -> None:
+    channels, told = ChannelLog(Told), Told()
+    first, second = channels.name(Told()).encode(), channels.name(told).encode()
+    read(channels, CONTROL % 2, CONTROL % 3, ASKED % (3, second), ASKED % (2, first), new % 4, LINKED % (4, 3))
+    read(channels, *(line % 4 for line in (CONFIRMED, ACCEPTED, EOF, EMPTY, CLOSED, FREE)))
+    assert list(dict.fromkeys(told.events)) == ["opened", "accepted", "ended", "drained", "freed"]
+    assert told.events.count("freed") == told.events.count("accepted") == 1
+    assert not channels._numbers and not channels._sessions and not channels._asked
 
 
 def test_numbers_are_used_again() -> None:
-    channels, first, second = ChannelLog(Told), Told(), Told()
-    for line in NEW, ACCEPTED, FREE:  # no session claims it
-        channels.read(line % 4)
-    channels.read(NEW % 4)
-    channels.claim(4, first)
-    assert first.events == []
-    channels.read(FREE % 4)
-    channels.read(NEW % 4)
-    channels.claim(4, second)
-    channels.read(ACCEPTED % 4)
-    assert (first.events, second.events) == (["freed"], ["accepted"])
+    """The reply to the first request may not have been read yet."""
+    channels, first, second, third = ChannelLog(Told), Told(), Told(), Told()
+    read(channels, CONTROL % 2, CONTROL % 3, *asked(channels, first, 2, 4), ACCEPTED % 4, FREE % 4)
+    read(channels, *asked(channels, second, 3, 4), ACCEPTED % 4, EMPTY % 4)
+    assert (first.events, second.events) == (["accepted", "freed"], ["accepted", "drained"])
+    read(channels, FREE % 4, FREE % 2, CONTROL % 4, *asked(channels, third, 4, 2), ACCEPTED % 2, FREE % 4)
+    assert third.events == ["accepted"]
+    read(channels, CONTROL % 4, NEW % 5, LINKED % (5, 4), ACCEPTED % 5)  # not one of relay's
+    assert third.events == ["accepted"]
+
+
+def test_connections_of_others_to_the_control_socket() -> None:
+    channels, told = ChannelLog(Told), Told()
+    read(channels, CONTROL % 1, FREE_CONTROL % 1, CONTROL % 1, *asked(channels, told, 1, 2))
+    read(channels, CONTROL % 3, FREE_CONTROL % 3, ACCEPTED % 2)
+    assert told.events == ["accepted"]
+
+
+def test_what_is_over_is_forgotten() -> None:
+    channels, told = ChannelLog(Told), Told()
+    channels.forget(name := channels.name(told))
+    channels.forget(name)
+    read(channels, ASKED % (1, name.encode()), NEW % 2, LINKED % (2, 1), ACCEPTED % 2)
+    lines = asked(channels, told, 1, 2)
+    channels.clear()
+    read(channels, *lines, ACCEPTED % 2)
+    assert told.events == []
+
+
+def test_a_command_cannot_imitate_a_request() -> None:
+    channels, told = ChannelLog(Told), Told()
+    name = channels.name(told).encode()
+    forged = (
+        b'x", term "'
+        + name
+        + b'", cmd "debug2: channel 9: request tty 0, X 0, agent 0, subsys 0, term "'
+        + name
+        + b'", '
+    )
+    read(channels, ASKED.partition(b"cat")[0] % (1, b"99") + forged)
+    read(channels, NEW % 2, LINKED % (2, 1), NEW % 3, LINKED % (3, 9), ACCEPTED % 2, ACCEPTED % 3)
+    assert told.events == []
 
 
 def test_lines_about_numbers_that_are_no_commands() -> None:
@@ -115,11 +159,11 @@ def test_a_session_is_asked_for_as_the_protocol_says(tmp_path: Any) -> None:
     rig = Rig(str(tmp_path / "control"))
     files = [os.open(tmp_path / name, os.O_CREAT | os.O_RDWR) for name in "abc"]
     try:
-        rig.loop.call(lambda: rig.control.open("printf 'ü'", files, rig.replies.append))
+        rig.loop.call(lambda: rig.control.open("printf 'ü'", "7", files, rig.replies.append))
         receive_exactly(rig.end, 12)
         (length,) = struct.unpack(">I", receive_exactly(rig.end, 4))
         command = "printf 'ü'".encode()
-        wanted = struct.pack(">9I", 0x10000002, 1, 0, 0, 0, 0, 0, 0xFFFFFFFF, 0)
+        wanted = struct.pack(">9I", 0x10000002, 1, 0, 0, 0, 0, 0, 0xFFFFFFFF, 1) + b"7"
         assert receive_exactly(rig.end, length) == wanted + struct.pack(">I", len(command)) + command
         for file in files:
             data, ancillary, _, _ = rig.end.recvmsg(1, socket.CMSG_SPACE(4))

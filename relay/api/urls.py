@@ -14,7 +14,7 @@ from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
+from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen, is_i2p
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
@@ -32,7 +32,7 @@ SENDERS: dict[type, str] = {
 }
 LISTENERS: dict[type, str] = {
     TCPAddress: "transports.tcp:listen_tcp",
-    UnixAddress: "transports.unix:listen_unix",
+    UnixListen: "transports.unix:listen_unix",
     TLSListen: "transports.tls.listener:listen_tls",
     SSHListen: "api.ssh:listen_ssh",
     I2PListen: "api.i2p:listen_i2p",
@@ -189,10 +189,10 @@ def connect(url: str | int, via: Sequence[str] = (), timeout: float | None = 30.
 def listen(address: str | int, via: Sequence[str] = ()) -> Any:
     """Listen on any address; without a host, on 127.0.0.1.
 
-    :param address: ``:port``, ``port`` (also an ``int``), ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``systemd:NAME`` (a socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``,
-        ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
-        ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
+    :param address: ``:port``, ``port`` (also an ``int``), ``host:port``, ``tcp://host:port``, ``unix:///path`` with
+        ``?mode=…&group=…`` for clients of other users, ``systemd:NAME`` (a socket that systemd has opened),
+        ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…`` with the
+        ``HOST:PORT`` or ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
         ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.
     :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.

@@ -128,6 +128,7 @@ class CarrierSet(Generic[AnyLink]):
         self._seen: tuple[CarrierState, Exception | None] | None = None  # what the watchers know
         self._idle_request = object()
         self._retry = Timer(first.timers, self._retry_in_time)
+        self._is_closing = False  # changed in the I/O thread
         for carrier in carriers:
             carrier.subscribe(self._on_change)
 
@@ -221,9 +222,9 @@ class CarrierSet(Generic[AnyLink]):
 
     def close(self, *, wait: bool = True) -> None:
         """Close all carriers at once. Idempotent, from any thread; see :meth:`relay.carriers.carrier.Carrier.close`."""
+        self.call(self._stop_retrying)  # first: the I/O thread may end with the last carrier
         for carrier in self.carriers:
             carrier.close(wait=False)
-        self.call(self._retry.stop)  # last: a carrier may have failed for good until it was closed
         deadline = time.monotonic() + _PROMPT
         for carrier in self.carriers if wait else ():
             if time.monotonic() < deadline:
@@ -256,7 +257,8 @@ class CarrierSet(Generic[AnyLink]):
         if state is CarrierState.UP and begun < len(self.carriers) and self._begun[-1].state is CarrierState.UP:
             self._begun = self.carriers[: begun + 1]
             self.carriers[begun].begin()
-        if state is CarrierState.FAILED or (state is CarrierState.UP and self._must_start_retry()):
+        is_due = state is CarrierState.FAILED or (state is CarrierState.UP and self._must_start_retry())
+        if is_due and not self._is_closing:
             now = time.monotonic()
             self._retry.start(now + _RETRY_FAILED_EVERY, now)
         seen = self.state, self.error
@@ -266,6 +268,10 @@ class CarrierSet(Generic[AnyLink]):
 
     def _must_start_retry(self) -> bool:
         return self._retry.due == math.inf and any(one.state is CarrierState.FAILED for one in self._begun)
+
+    def _stop_retrying(self) -> None:
+        self._is_closing = True  # a carrier may fail for good until it is closed
+        self._retry.stop()
 
     def _retry_in_time(self, now: float) -> None:
         """Try those again that have failed for good, while another one is up: then clients do not ask for them."""

@@ -94,11 +94,11 @@ def test_who_is_let_in(bridge, tmp_path):
     list_of_them.write_text(f"{friend}  # a friend\n")
     for allow in (friend, [friend], list_of_them, str(list_of_them), [str(list_of_them)]):
         with listening(sam=bridge.sam, allow=allow) as there:
-            assert refusal(there._lists, PrivateKey.generate().destination) is not None
+            assert refusal("web", there._lists, PrivateKey.generate().destination) is not None
     with listening(sam=bridge.sam, deny=[list_of_them, friend]) as there:
-        assert refusal(there._lists, PrivateKey.generate().destination) is None
+        assert refusal("web", there._lists, PrivateKey.generate().destination) is None
     with listening(sam=bridge.sam, allow=[]) as there:
-        assert refusal(there._lists, PrivateKey.generate().destination) is not None
+        assert refusal("web", there._lists, PrivateKey.generate().destination) is not None
 
 
 def test_a_name_keeps_its_destination(bridge):

@@ -31,6 +31,14 @@ def test_it_doubles_up_to_its_limits(exact):
     assert policy.next_delay(LOST, has_waiters=True) == policy.delay_with_waiter() == 2.0
 
 
+def test_an_error_may_have_a_pause_of_its_own_and_does_not_count(exact):
+    error = CarrierError("c: another relay serves it")
+    error.pause = 20.0
+    policy = RetryPolicy()
+    assert [policy.next_delay(error, has_waiters=waiters) for waiters in (False, True)] == [20.0, 20.0]
+    assert policy.next_delay(LOST, has_waiters=False) == 0.5
+
+
 @pytest.mark.parametrize(("seconds", "delay"), [(9.9, 1.0), (10.1, 0.5)])
 def test_a_link_that_lasted_ends_the_row_of_failures(exact, seconds, delay):
     policy = RetryPolicy()

@@ -275,8 +275,8 @@ def test_instead_of_who_connects(what, scripted, echo_server, monkeypatch):
 
     def somebody(connection):
         connection.sendall(b"STREAM STATUS RESULT=OK\n" + DEST.encode() + b"\nhello")
-        connection.shutdown(socket.SHUT_WR)
         answers.append(connection.recv(100))
+        connection.shutdown(socket.SHUT_WR)  # not before: there is no half-close, and the answer would be dropped
         reads_on(connection)
 
     answers = []

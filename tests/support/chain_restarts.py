@@ -10,7 +10,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,14 +197,16 @@ SCENARIOS: dict[str, Callable[[Ground], Recoveries]] = {
 }
 
 
-def _main(folder: Path) -> None:
+@contextlib.contextmanager
+def _ground(folder: Path) -> Iterator[tuple[Any, ...]]:
     service = Server(echo)
-    with i2pd.Network(folder, 4, exploratory=0, loglevel="warn") as network:
-        network.router(4).hide()
-        ground = Ground(network, folder, "{}:{}".format(*service.address))
-        run_all(SCENARIOS, network, ground, latest=LATEST)
-    service.close()
+    try:
+        with i2pd.Network(folder, 4, exploratory=0, loglevel="warn") as network:
+            network.router(4).hide()
+            yield network, Ground(network, folder, "{}:{}".format(*service.address))
+    finally:
+        service.close()
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    run_all(SCENARIOS, _ground, LATEST)

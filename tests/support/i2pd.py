@@ -103,7 +103,9 @@ class Network:
         """Start all routers; returns when they answer."""
         new = self.routers
         while new:  # one that is killed while it writes its description again leaves half of it
-            for step in (Router.launch, Router.wait_for_identity, Router.kill):
+            for router in new:
+                router.launch(tunnels=False)
+            for step in (Router.wait_for_identity, Router.kill):
                 for router in new:
                     step(router)
             new = [router for router in new if not router.has_identity]
@@ -222,10 +224,17 @@ class Router:
         self.launch()
         self.wait_until_ready()
 
-    def launch(self) -> None:
-        """Start it and do not wait for it."""
+    def launch(self, tunnels: bool = True) -> None:
+        """Start it and do not wait for it.
+
+        :param tunnels: false for a start that ends by :meth:`kill` before :meth:`wait_until_ready`: a router that is
+            killed while it makes the encryption keys of a tunnel's destination leaves an empty file. It takes that for
+            keys of zeros ever after, and no peer can decrypt what that destination sends ("Garlic: Payload section AEAD
+            verification failed").
+        """
         assert self._pid is None, "it runs already"
-        files = {"conf": "i2pd.conf", "tunconf": "tunnels.conf", "tunnelsdir": "none", "logfile": "log", "datadir": ""}
+        tunconf = "tunnels.conf" if tunnels else "none"
+        files = {"conf": "i2pd.conf", "tunconf": tunconf, "tunnelsdir": "none", "logfile": "log", "datadir": ""}
         argv = [self._network.program, *(f"--{option}={self.folder / name}" for option, name in files.items())]
         self._pid = self._network.namespace.spawn(argv, self.folder / "output")
 

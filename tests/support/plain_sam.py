@@ -6,18 +6,20 @@ import contextlib
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import i2pd
 from helpers import echo, receive_exactly
 from i2p_world import read_line
-from scenarios import PartedError, check_routers
+from scenarios import PartedError, check_routers, journal
 
-__all__ = ["PlainSAM", "blaming", "check_reachable"]
+__all__ = ["PlainSAM", "blaming", "check_reachable", "wait_until_reached"]
 
 WAIT_FOR_ROUTERS = 60.0  # seconds for each step
 TRIES = 6  # streams until routers count as parted
 ANSWER = 6.0  # seconds for one stream to bring bytes
+REST = 0.5  # seconds between the end of the last stream and that of the session
 TEXT = b"anybody?"
 
 
@@ -47,15 +49,40 @@ def _try_to_reach(server: i2pd.Router, client: i2pd.Router) -> str:
     ):
         threading.Thread(target=far.serve, daemon=True).start()
         for _ in range(TRIES):
-            try:
-                with near.connect(far.dest, ANSWER) as stream:
-                    stream.sendall(TEXT)
-                    if receive_exactly(stream, len(TEXT)) == TEXT:
-                        return ""
-                    problem = "an end of file"
-            except OSError as error:
-                problem = repr(error)
+            if not (problem := _problem_with_stream(near, far.dest)):
+                break
     return problem
+
+
+def _problem_with_stream(near: PlainSAM, dest: str) -> str:
+    """Return what went wrong; nothing if a stream brought its bytes."""
+    try:
+        with near.connect(dest, ANSWER) as stream:
+            stream.sendall(TEXT)
+            return "" if receive_exactly(stream, len(TEXT)) == TEXT else "an end of file"
+    except OSError as error:
+        return repr(error)
+
+
+def wait_until_reached(dest: str, client: i2pd.Router, seconds: float) -> None:
+    """Wait until a plain client at a router reaches a destination whose service sends bytes back.
+
+    A router that has just started may find no destination for minutes.
+
+    :raises PartedError: if it does not find this one in time.
+    """
+    until = time.monotonic() + seconds
+    try:
+        near = PlainSAM(client, f"client-{secrets.token_hex(4)}")
+    except TimeoutError:
+        raise PartedError(f"{client.folder.name}: its bridge makes no session") from None
+    with contextlib.closing(near):
+        while problem := _problem_with_stream(near, dest):
+            journal.info("%s: a plain client finds no destination yet: %s", client.folder.name, problem)
+            check_routers()
+            if time.monotonic() > until:
+                raise PartedError(f"{client.folder.name} does not find a destination for {seconds:g} s: {problem}")
+            threading.Event().wait(1.0)
 
 
 @contextlib.contextmanager
@@ -105,7 +132,8 @@ class PlainSAM:
                         echo(stream)
 
     def close(self) -> None:
-        """End the session."""
+        """End the session, a moment after its last stream: i2pd may die of both at once, as relay's sessions know."""
+        threading.Event().wait(REST)
         self._control.close()
 
     def _hello(self) -> socket.socket:

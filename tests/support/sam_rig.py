@@ -190,10 +190,9 @@ class Opened:
         assert isinstance(outcome, Message), outcome
         return outcome
 
-    def pass_deadlines(self) -> None:
-        """Let the bridge do now what it does when every deadline has passed."""
-        deadlines = self.bridge.deadlines
-        deadlines.loop.call(lambda: deadlines._check(time.monotonic() + 2 * WAIT))
+    def pass_deadlines(self, seconds: float = 2 * WAIT) -> None:
+        """Let the bridge do now what it does when the deadlines of the next seconds have passed: by default, all."""
+        pass_deadlines(self.session, seconds)
 
     def open(self, dest: str = DEST, seconds: float | None = WAIT, port: int | None = None, **options: Any) -> Begun:
         """Begin a stream."""
@@ -203,6 +202,12 @@ class Opened:
         """End it, and look whether every stream has been counted to its end."""
         self.session.close()
         wait_until(lambda: self.session.streams == 0)
+
+
+def pass_deadlines(session: Session, seconds: float) -> None:
+    """Let the bridge of a session do now what it does when the deadlines of the next seconds have passed."""
+    deadlines = session.bridge.deadlines
+    deadlines.loop.call(lambda: deadlines._check(time.monotonic() + seconds))
 
 
 class Begun:

@@ -108,6 +108,18 @@ def test_frozen_it_says_nothing_and_its_connections_stay(router):
         assert client.socket.recv(100).startswith(b"NAMING REPLY RESULT=INVALID_KEY")
 
 
+def test_it_makes_no_keys_in_a_start_that_a_kill_may_end(router):
+    """Killed while it makes those of a destination, it would take the empty file for keys of zeros."""
+    router.kill()
+    router.configure(i2pd.server_tunnel("web", router.folder / "web.dat", 20000))
+    keys = router.folder / "destinations"
+    router.launch(tunnels=False)
+    router.wait_until_ready()
+    assert list(keys.glob("*")) == []
+    router.restart()
+    assert {file.stat().st_size for file in keys.glob("*")} == {512}
+
+
 def test_one_that_cannot_start_shows_its_log(router):
     configuration = router.folder / "i2pd.conf"
     good = configuration.read_text()

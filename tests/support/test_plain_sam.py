@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import plain_sam
 import pytest
-from plain_sam import blaming, check_reachable
+from helpers import WAIT
+from plain_sam import PlainSAM, blaming, check_reachable, wait_until_reached
 from scenarios import PartedError
 
 from relay.testing import SAMBridge
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch):
+    """The embedded bridge needs none."""
+    monkeypatch.setattr(plain_sam, "REST", 0.0)
 
 
 def router(bridge, name):
@@ -30,6 +39,16 @@ def test_routers_that_do_not():
             check_reachable(router(one, "one"), router(other, "other"))
 
 
+def test_a_router_that_finds_a_destination_and_one_that_does_not():
+    with SAMBridge() as one, SAMBridge() as other:
+        far = PlainSAM(router(one, "one"), "far")
+        threading.Thread(target=far.serve, daemon=True).start()
+        with contextlib.closing(far):
+            wait_until_reached(far.dest, router(one, "same"), WAIT)
+            with pytest.raises(PartedError, match="other does not find a destination for 0 s: .*CANT_REACH_PEER"):
+                wait_until_reached(far.dest, router(other, "other"), 0.0)
+
+
 @pytest.mark.parametrize("failure", [AssertionError("not served"), TimeoutError("no answer")])
 def test_a_failure_is_that_of_routers_only_if_they_fail_plain_programs_too(failure):
     with SAMBridge() as one, SAMBridge() as other:
@@ -45,6 +64,8 @@ def test_a_bridge_that_does_not_answer_is_the_routers_fault(monkeypatch):
         hung = SimpleNamespace(address=silent.getsockname())
         with pytest.raises(PartedError, match="one and hung bring no stream of plain SAM: a bridge does not answer"):
             check_reachable(router(one, "one"), router(hung, "hung"))
+        with pytest.raises(PartedError, match="hung: its bridge makes no session"):
+            wait_until_reached("any", router(hung, "hung"), WAIT)
 
 
 def test_a_router_that_does_not_run_is_not_to_blame():

@@ -9,9 +9,10 @@ from ...streams.identity import Identity
 __all__ = ["refusal"]
 
 
-def refusal(lists: AccessList, peer: str) -> str | None:
+def refusal(name: str, lists: AccessList, peer: str) -> str | None:
     """Return why a peer is rejected; reads the files of the lists that have changed, so it may block.
 
+    :param name: of the listener, for the log.
     :param lists: the access lists.
     :param peer: its destination, in base64.
     :returns: the reason, for the log; ``None`` if the peer is allowed.
@@ -22,7 +23,7 @@ def refusal(lists: AccessList, peer: str) -> str | None:
         address = b32_of(peer)
     except ValueError:
         return "the peer has no valid destination"
-    lists.refresh()
+    lists.refresh(name)
     decision = lists.decide(Identity("i2p", address, destination=address))
     if decision.is_allowed:
         return None

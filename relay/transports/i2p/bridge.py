@@ -141,7 +141,7 @@ class IdleSockets:
     otherwise.
 
     :param bridge: the bridge.
-    :param I/O thread: the I/O thread.
+    :param io_thread: the I/O thread.
     """
 
     def __init__(self, bridge: Bridge, io_thread: IOThread) -> None:

@@ -49,6 +49,7 @@ _PROGRESS = 15.0  # seconds between two log lines while the router builds tunnel
 _REMEMBERED = (13.0, 120.0)  # seconds until a router has forgotten a session of the same keys, and the maximum
 _DUPLICATE = 8.0  # seconds to retry the first session of some keys while the router has another session of them
 _AGAIN = 2.0  # seconds between these tries
+_OTHER_IDS = 3  # other random IDs that are tried if the router says that one is in use: more in use is no coincidence
 _REST = 2.0  # maximum back-off in seconds: the bridge is near, as a rule
 _CHECK = 30.0  # seconds between two keepalive probes
 
@@ -155,7 +156,7 @@ class _SessionConnector:
         self._routers = Routers(name, router.sam, begin_with)
         self._keys = _KeyUse(name, keys, self._routers.all)
         self._was_up = False
-        self._has_word = False  # that the last session of the keys was one of this connector
+        self._had_last_session = False  # and no other machine has had one of the keys since
         self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
@@ -186,22 +187,24 @@ class _SessionConnector:
         try:
             return self._turn.wait(deadline, cancel)
         except ServedElsewhereError:
-            self._has_word = False
+            self._had_last_session = False
             raise
 
     def _connect_to(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         until = time.monotonic() + _DUPLICATE
+        other_ids = 0
         while True:
             try:
                 session = self._attempt(router, deadline, cancel, lost)
             except SAMError as error:
-                again = error.result == "DUPLICATED_ID"
+                again = error.result == "DUPLICATED_ID" and other_ids < _OTHER_IDS
+                other_ids += again
                 if self._is_in_use(error):
                     again = time.monotonic() + _AGAIN < until and not _cancelled(cancel, _AGAIN)
                 if not again:
                     raise
             else:
-                self._was_up = self._has_word = True
+                self._was_up = self._had_last_session = True
                 return session
 
     def _is_in_use(self, error: OSError) -> bool:
@@ -223,7 +226,7 @@ class _SessionConnector:
         for router in self._routers.all:
             if router.dialer is not None:
                 router.dialer.close()
-        self._keys.close(had_session=self._has_word)
+        self._keys.close(had_session=self._had_last_session)
 
     def _attempt(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if router.dialer is None:
@@ -318,7 +321,7 @@ class _SessionConnector:
         text = {
             "INVALID_KEY": f"the router rejects the private key{where}",
             "DUPLICATED_DEST": f"the router already has a session of the key{where}; check for another program",
-            "DUPLICATED_ID": "the router already has a session with this ID",
+            "DUPLICATED_ID": "the router reports each new session ID as in use; restart the router",
         }.get(result, f"the router refuses the session ({shown(result)}{f': {shown(details)}' if details else ''})")
         error = SAMError(f"{self._name}: {text}", result=result)
         error.passing = result != "INVALID_KEY"

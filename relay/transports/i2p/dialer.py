@@ -128,7 +128,7 @@ class I2PFactory(Dialer):
         deadline = None if seconds is None else time.monotonic() + seconds
         session = self._session(deadline, wait_for_reconnect=True)
         answer: Promise[str] = Promise()
-        session.look_up(self._place.dest, answer.put)
+        session.look_up(self._place.dest, answer.put, deadline)
         found = answer.get(deadline, None)
         if found is None:
             raise ConnectError(f"{self._place.dest}: name lookup timed out", reason="connect_timeout")

@@ -183,13 +183,19 @@ class ForwardPort:
             loop.forget(self._socket.fileno())
 
     def _close(self) -> None:
-        loop = self._loop
+        # After a move that has not ended, the loop before has the descriptor still: it has to forget it first, for its
+        # number may be that of another socket of that loop soon.
+        watching = self._watching or self._loop
+        if watching is self._loop or not watching.call(functools.partial(self._close_on, watching)):
+            self._close_on(self._loop)
+
+    def _close_on(self, loop: Loop) -> None:
         self._update(loop)
         loop.discard(self._socket)
         if self._retry is not None:
             self._retry.stop()
         for connection in tuple(self._pending):
-            connection.drop()
+            connection.drop_from(loop)
 
     def _on_event(self, event: int, now: float) -> None:
         try:
@@ -315,6 +321,15 @@ class _ForwardedConnection:
         self._loop.watch(self.socket.fileno(), IN, self._on_event)
         self._timer = Timer(self._loop.timers, self._expired)
         self._timer.start(now + LINE_TIMEOUT, now)
+
+    def drop_from(self, loop: Loop) -> None:
+        """Reset the connection; on the thread of a loop, which may be another one since the port has moved."""
+        if loop is self._loop or not self._loop.call(self._drop_pending):
+            self.drop()
+
+    def _drop_pending(self) -> None:
+        if self._timer is not None:  # else its line has come meanwhile
+            self.drop()
 
     def drop(self) -> None:
         """Reset the connection."""

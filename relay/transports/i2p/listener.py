@@ -197,7 +197,7 @@ class I2PListener:
         taken = self._queue.take()
         assert taken is not None  # there is no timeout
         stream, peer = taken
-        problem = refusal(self._lists, peer)
+        problem = refusal(self._name, self._lists, peer)
         if problem is not None:
             stream.denied = ConnectError(problem, reason="denied")
         return stream, peer

@@ -26,6 +26,7 @@ __all__ = [
     "ServedElsewhereError",
     "dest_generate",
     "hello",
+    "is_timeout",
     "naming_lookup",
     "parse",
     "parse_peer",
@@ -355,3 +356,8 @@ def unreachable(text: str, result: str) -> UnreachableError:
     """Return the error for a failed stream or lookup, from SAM's ``RESULT``."""
     reason = "connect_timeout" if result == "TIMEOUT" else "unreachable"
     return UnreachableError(text, reason=reason, result=result)
+
+
+def is_timeout(error: OSError) -> bool:
+    """Return whether an error means that there was no answer in time."""
+    return isinstance(error, ConnectError) and error.reason == "connect_timeout"

@@ -16,7 +16,7 @@ from ...streams.socket_proxy import self_contained
 from ...streams.stream import Stream, nonblocking
 from ...streams.trace import Stage
 from .conversation import Conversation
-from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
+from .messages import UNKNOWN_NAME, Message, UnreachableError, is_timeout, shown, stream_connect, unreachable
 from .session import Session
 from .unconfirmed import UnconfirmedStream
 
@@ -137,7 +137,9 @@ class _PendingStream:
 
     def _open_conversation(self) -> None:
         self._steps.begin(
-            lambda on_result: self._session.bridge.open_conversation(self._deadline, on_result), self._on_conversation
+            lambda on_result: self._session.bridge.open_conversation(self._deadline, on_result),
+            self._on_conversation,
+            owned=Conversation,
         )
 
     def _on_conversation(self, outcome: Conversation | OSError) -> None:
@@ -171,11 +173,12 @@ class _PendingStream:
         self._session.bridge.fill()
 
     def _failed(self, error: OSError) -> OSError:
-        if isinstance(error, ConnectError) and error.reason == "connect_timeout":
-            return self._refusal or ConnectError(
-                f"{self._place}: the router did not connect in time", reason="connect_timeout"
-            )
+        if is_timeout(error):
+            return self._refusal or self._timeout("the router did not connect in time")
         return self._session.failure() or unreachable(f"{self._place}: {error}", "")
+
+    def _timeout(self, problem: str) -> ConnectError:
+        return ConnectError(f"{self._place}: {problem}", reason="connect_timeout")
 
     def _on_refusal(self, answer: Message) -> None:
         result = answer.result
@@ -209,17 +212,20 @@ class _PendingStream:
 
         def named(outcome: str | OSError) -> None:
             if isinstance(outcome, OSError):
-                refusal = self._error_of(answer)
+                error = outcome  # of the connection to the bridge, which says nothing about the name
+                if is_timeout(outcome):
+                    error = self._timeout("name lookup timed out")
+                elif isinstance(outcome, UnreachableError):
+                    error = self._error_of(answer)
                 # An address is never unknown: the Java router answers so if it has not found the lease set yet.
                 later = self._place.resolved.endswith(".b32.i2p")
-                self._try_again(refusal) if later else self._steps.finish(refusal)
+                self._try_again(error) if later else self._steps.finish(error)
             else:
                 self._place.resolved = outcome
                 self._open_conversation()
 
         def look_up(on_result: Callable[[str | OSError], object]) -> Abort:
-            self._session.look_up(self._place.resolved, on_result)
-            return _nothing
+            return self._session.look_up(self._place.resolved, on_result, self._deadline)
 
         self._steps.begin(look_up, named)
 
@@ -315,7 +321,3 @@ class _Pause:
         self._timer.stop()
         self._io_thread.release(self)
         return on_result
-
-
-def _nothing() -> None:
-    pass

@@ -40,7 +40,7 @@ class Traffic:
     """Record of when streams came and brought bytes. Every method is safe from any thread."""
 
     def __init__(self) -> None:
-        self.paused_until = 0.0  # monotonic seconds; infinite while streams are kept waiting
+        self.paused_until = 0.0  # end of the last time that streams were kept waiting, monotonic seconds
         self._last_stream = 0.0  # monotonic seconds
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -143,7 +143,6 @@ class Receiver:
     def pause(self) -> None:
         """Keep further streams waiting at the router or in the kernel."""
         if self._incoming is not None and not self._incoming.paused:
-            self.traffic.paused_until = math.inf
             self._incoming.pause(True)
 
     def resume(self) -> None:
@@ -170,7 +169,8 @@ class Receiver:
 
     def was_paused(self, since: float) -> bool:
         """Return whether streams were kept waiting since then (monotonic seconds), so that a probe got no reply."""
-        return self.traffic.paused_until >= since
+        is_paused = self._incoming is not None and self._incoming.paused
+        return is_paused or self.traffic.paused_until >= since
 
     def had_traffic(self, since: float) -> bool:
         """Return whether streams of clients have come, or brought bytes, since then (monotonic seconds)."""

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from ...addresses.destinations import b32_of, is_base64
 from ...carriers.link import Lost
-from ...errors import CarrierError
+from ...errors import CarrierError, ConnectError
+from ...streams.promise import Abort, CallbackChain
 from ...streams.stream import nonblocking
 from .bridge import Bridge
 from .conversation import Conversation
-from .messages import Message, MessageError, naming_lookup, parse, ping, pong, unreachable
+from .messages import Message, MessageError, is_timeout, naming_lookup, parse, ping, pong, unreachable
 from .unconfirmed import UnconfirmedStreams
 
 __all__ = ["Observer", "Session"]
@@ -125,32 +126,49 @@ class Session:
         """Return the destination of a name that was looked up in the last ten minutes, in base64."""
         return self._names.get(name)
 
-    def look_up(self, name: str, done: Callable[[str | OSError], object]) -> None:
-        """Look a name up (SAM v3, "NAMING LOOKUP"), unless it is known.
+    def look_up(self, name: str, done: Callable[[str | OSError], object], deadline: float | None = None) -> Abort:
+        """Look a name up (SAM v3, "NAMING LOOKUP"), unless it is known. Never blocks.
 
         :param name: a host name or a b32 address.
-        :param done: called once, in any thread, with the destination in base64, or with the error.
+        :param done: called once, in any thread and perhaps before this returns, with the destination in base64, or with
+            the error: a :class:`ConnectError` whose reason is ``connect_timeout`` if there was no answer in time.
+        :param deadline: monotonic seconds; a look-up ends after 60 s in any case.
+        :returns: a function that gives it up, from any thread.
         """
+        steps: CallbackChain[str] = CallbackChain(done)
         known = self.known(name)
         if known is not None:
-            done(known)
-            return
-        deadline = time.monotonic() + _LOOKUP_TIMEOUT
+            steps.finish(known)
+            return steps.give_up
+        latest = time.monotonic() + _LOOKUP_TIMEOUT
+        until = latest if deadline is None else min(deadline, latest)
 
         def on_conversation(outcome: Conversation | OSError) -> None:
             if isinstance(outcome, OSError):
-                done(outcome)
-                return
+                return steps.finish(outcome)
+
+            def ask(on_result: Callable[[Message | OSError], object]) -> Abort:
+                outcome.ask(naming_lookup(name), until, on_result)
+                return outcome.close
 
             def on_answer(answer: Message | OSError) -> None:
                 outcome.close()
-                done(answer if isinstance(answer, OSError) else self._destination_of(name, answer))
+                steps.finish(self._destination_of(name, answer))
 
-            outcome.ask(naming_lookup(name), deadline, on_answer)
+            if not steps.begin(ask, on_answer):
+                outcome.close()
+            return None
 
-        self.bridge.open_conversation(deadline, on_conversation)
+        steps.begin(
+            lambda on_result: self.bridge.open_conversation(until, on_result), on_conversation, owned=Conversation
+        )
+        return steps.give_up
 
-    def _destination_of(self, name: str, answer: Message) -> str | OSError:
+    def _destination_of(self, name: str, answer: Message | OSError) -> str | OSError:
+        if isinstance(answer, OSError):
+            if is_timeout(answer):
+                return ConnectError(f"{name}: name lookup timed out", reason="connect_timeout")
+            return answer
         value = answer.options.get("VALUE", "")
         if answer.words != ("NAMING", "REPLY") or answer.result != "OK":
             return unreachable(f"{name}: the router does not know this name", answer.result)
@@ -303,6 +321,7 @@ class _Keepalive:
     state    event          next     action
     ======== ============== ======== =============================================================================
     unknown  check          trying   send two PINGs on a spare conversation
+    trying   error          unknown  none: no spare conversation was opened, so that the next check tries again
     trying   both PONGs     pinging  none
     trying   no second PONG trying   none: this bridge is never pinged
     pinging  check          pinging  PING on the control socket; lose the session after three without PONG
@@ -343,6 +362,8 @@ class _Keepalive:
     def _on_conversation(self, outcome: Conversation | OSError) -> None:
         if isinstance(outcome, Conversation):
             self._try(outcome)
+        else:
+            self.can_ping = None  # this says nothing of PINGs
 
     def _try(self, spare: Conversation) -> None:
         def on_answer(answer: Message | OSError) -> None:

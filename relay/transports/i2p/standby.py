@@ -15,7 +15,8 @@ asking             no answer            asking             ask again, the third 
                                                            first miss has begun
 asking             no answer, three     serving            create the session
                    times in a row
-asking             inconclusive         standing by        ask from the next router: this one has no session for that
+asking             inconclusive         backing off        none: no router creates the session for the question
+backing off        2 s later at most    asking             ask the next router
 standing by        20 s later at most   asking             ask
 serving            session lost         serving            create the session, if that is less than 10 s ago; for 60 s
                                                            after the loss
@@ -28,7 +29,7 @@ serving            another relay        standing by        end the session
 (start)            any other time       asking             ask
 ================== ==================== ================== ===========================================================
 
-The carrier keeps these states: *asking* is its *connecting*, *standing by* is its *backing off*, and *serving* is *up*.
+The carrier keeps these states: *asking* is its *connecting*, *serving* is *up*, *standing by* is *backing off* as well.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Standby:
         self._below = below
         # One for each router of the session; the first one is asked.
         self._routers = deque(replace(router, sam=(address,)) for address in router.sam)
-        self._stranger: _Stranger | None = None  # while this relay stands by
-        self._second: _Stranger | None = None  # after a miss, because the first one may be at fault
+        self._prober: _Prober | None = None  # while this relay stands by
+        self._second: _Prober | None = None  # after a miss, because the first one may be at fault
         self._lost = -math.inf  # monotonic seconds
         self._stands_by = False
 
@@ -130,15 +131,14 @@ class Standby:
         self._stands_by = False
         return deadline
 
-    def find(self, deadline: float, cancel: Cancel | None = None) -> OtherRelay | None:
+    def find(self, deadline: float) -> OtherRelay | None:
         """Ask once: return the relay that serves the destination; ``None`` if none answers.
 
         :param deadline: monotonic seconds.
-        :param cancel: ends the wait.
         :raises OSError: if that is not known.
         """
         try:
-            return self._other(self._stranger_for(0), 0, deadline, cancel)
+            return self._other(self._prober_for(0), 0, deadline, None)
         finally:
             self.close()
 
@@ -150,9 +150,9 @@ class Standby:
     def close(self) -> None:
         """End the sessions from which this relay asks. Idempotent."""
         self._close_second()
-        stranger, self._stranger = self._stranger, None
-        if stranger is not None:
-            stranger.close()
+        prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.close()
 
     def _close_second(self) -> None:
         second, self._second = self._second, None
@@ -164,18 +164,18 @@ class Standby:
         if not self._stands_by:
             logger.info("%s: asking whether another relay serves it, which may take a minute", self._name)
         for number in range(MISSES):
-            other = self._other(self._stranger_for(number), number, deadline, cancel)
+            other = self._other(self._prober_for(number), number, deadline, cancel)
             if other is not None:
                 self._close_second()
                 raise self._served(other)
             logger.debug("%s: no answer, %d of %d", self._name, number + 1, MISSES)
 
-    def _other(self, stranger: _Stranger, number: int, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
+    def _other(self, prober: _Prober, number: int, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
         """Return the relay that answers; ``None`` if none does.
 
         :raises OSError: if that is not known.
         """
-        found = stranger.ask(number, deadline, cancel)
+        found = prober.ask(number, deadline, cancel)
         if found is None:
             raise ConnectError(f"{self._name}: no answer in time", reason="connect_timeout")
         if found.other is None and found.error is not None:
@@ -186,19 +186,19 @@ class Standby:
             logger.debug("%s: no relay answers: %s", self._name, found.problem)
         return found.other
 
-    def _stranger_for(self, number: int) -> _Stranger:
+    def _prober_for(self, number: int) -> _Prober:
         """Return the one who asks for this time: after two misses another one."""
-        if self._stranger is None:
-            self._stranger = self._make_stranger()
+        if self._prober is None:
+            self._prober = self._make_prober()
         if number == 1:
-            self._second = self._make_stranger()
+            self._second = self._make_prober()
         elif number > 1 and self._second is not None:
-            self._stranger.close()
-            self._stranger, self._second = self._second, None
-        return self._stranger
+            self._prober.close()
+            self._prober, self._second = self._second, None
+        return self._prober
 
-    def _make_stranger(self) -> _Stranger:
-        return _Stranger(self._name, self._routers[0], self._below, self.keys)
+    def _make_prober(self) -> _Prober:
+        return _Prober(self._name, self._routers[0], self._below, self.keys)
 
     def _served(self, other: OtherRelay) -> ServedElsewhereError:
         error = ServedElsewhereError(f"{self._name}: another relay serves it; standing by")
@@ -223,7 +223,7 @@ class _Found:
     error: Exception | None
 
 
-class _Stranger:
+class _Prober:
     """Probes from a session of their own, one after the other; it begins at once."""
 
     def __init__(self, name: str, router: I2PRouter, below: Network, keys: ProbeKeys) -> None:

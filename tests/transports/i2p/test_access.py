@@ -17,7 +17,7 @@ ANN, BOB, EVE = (PrivateKey.generate() for _ in range(3))
 
 def let_in(access):
     """Which of the three are."""
-    return {key for key in (ANN, BOB, EVE) if refusal(access, Peer(key.destination, 7)) is None}
+    return {key for key in (ANN, BOB, EVE) if refusal("web", access, Peer(key.destination, 7)) is None}
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_who_is_let_in(allow, deny, who):
 
 def test_the_reason_says_who_and_why():
     access = AccessList([ANN.b32], [EVE.b32])
-    assert refusal(access, EVE.destination) == f"{EVE.b32} is denied"
-    assert refusal(access, BOB.destination) == f"{BOB.b32} is not allowed"
-    assert refusal(access, "nonsense") == refusal(access, "") == "the peer has no valid destination"
+    assert refusal("web", access, EVE.destination) == f"{EVE.b32} is denied"
+    assert refusal("web", access, BOB.destination) == f"{BOB.b32} is not allowed"
+    assert refusal("web", access, "nonsense") == refusal("web", access, "") == "the peer has no valid destination"
 
 
 def test_destinations_may_be_in_files(write):
@@ -134,7 +134,7 @@ def test_a_file_that_is_gone_counts_as_it_was_and_that_is_said_once(write, caplo
         write(ANN.b32)
         assert let_in(access) == {ANN}
     texts = [record.getMessage() for record in caplog.records]
-    assert texts == [f"{path}: No such file or directory; the previous list stays in force"] * 2
+    assert texts == [f"web: {path}: No such file or directory; the previous list stays in force"] * 2
 
 
 def test_one_that_cannot_be_read_any_more_counts_as_it_was(write, caplog):
@@ -144,7 +144,7 @@ def test_one_that_cannot_be_read_any_more_counts_as_it_was(write, caplog):
     path.mkdir()
     assert let_in(access) == {ANN}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: not a regular file; the previous list stays in force"
+        f"web: {path}: not a regular file; the previous list stays in force"
     ]
     path.rmdir()
     write(BOB.b32)
@@ -157,7 +157,7 @@ def test_one_that_makes_no_sense_any_more_counts_as_it_was(write, caplog):
     write(ANN.b32, BOB.b32[1:])
     assert let_in(access) == let_in(access) == {ANN}
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{path}, line 2: before .b32.i2p stand 51 characters")
+    assert record.getMessage().startswith(f"web: {path}, line 2: before .b32.i2p stand 51 characters")
     assert record.getMessage().endswith("; the previous list stays in force")
     write(BOB.b32)
     assert let_in(access) == {BOB}
@@ -192,7 +192,7 @@ def test_a_file_that_is_wrong_from_the_beginning_is_an_error(write, line, proble
             "example.i2p",
             "'example.i2p' is neither a rule nor a file: a name may be reassigned .* .b32.i2p address",
         ),
-        ("none.txt", "'none.txt' is neither a rule nor a file: the kind is missing; write user:none.txt"),
+        ("none.txt", "'none.txt' is neither a rule nor a file: there is no file .*/none.txt; correct the path"),
         ("", "'' is neither"),
         pytest.param(ANN.destination[:-1] + "!", "…' is neither .* I2P's base64", id="broken base64"),
         ("a" * 56 + ".b32.i2p", "checksum"),

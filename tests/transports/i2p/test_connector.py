@@ -18,7 +18,7 @@ from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
-from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
+from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError, can_retry
 from relay.streams.promise import Promise
 from relay.testing import SAMBridge
 from relay.transports.chain import network
@@ -264,6 +264,13 @@ def test_an_id_that_is_taken_is_another_one_at_once(bridge, make):
     up(carrier)
     ids = [command.options["ID"] for command in bridge.commands if command.words == ("SESSION", "CREATE")]
     assert len(set(ids)) == 4
+
+
+def test_a_router_where_every_id_is_taken_is_an_error(bridge, make):
+    bridge.refuse_sessions(4, "DUPLICATED_ID")
+    error = failure(make(bridge))
+    assert error.result == "DUPLICATED_ID" and can_retry(error)
+    assert "reports each new session ID as in use" in str(error)
 
 
 def test_a_destination_that_another_session_has_is_tried_for_a_while_at_the_start(bridge, make, monkeypatch):

@@ -24,7 +24,7 @@ from helpers import (
     refusing,
     wait_until,
 )
-from sam_rig import DEST, KEY, ScriptedBridge
+from sam_rig import DEST, KEY, ScriptedBridge, pass_deadlines
 
 import relay
 from relay.addresses.destinations import PrivateKey, b32_of
@@ -35,6 +35,7 @@ from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.eventloop.background import IOThread
 from relay.streams.dialer import Upgrade
+from relay.streams.target_group import TargetGroup
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
@@ -476,6 +477,21 @@ def test_a_look_up_has_its_time(world):
     world.bridge.answers.append(slow)
     with pytest.raises(ConnectError, match=r"echo\.i2p: name lookup timed out"):
         factory.look_up(0.05)
+
+
+def test_a_target_whose_name_is_not_found_in_time_leaves_time_for_the_next_one(world, monkeypatch):
+    monkeypatch.setattr("relay.streams.target_group._FAIR", 0.0)  # its seconds pass at once here
+    factory, next_one = world.factory("echo.i2p"), world.factory(in_depth=1)
+    carrier, _ = up(factory), up(next_one)
+    world.bridge.answers += ["STREAM STATUS RESULT=INVALID_KEY", slow]
+    told = queue.SimpleQueue()
+    group = world.stack.enter_context(TargetGroup([factory, next_one]))
+    group.dial(soon(), told.put)
+    wait_until(lambda: world.bridge.asked[-1].startswith("NAMING LOOKUP"))
+    pass_deadlines(carrier.link, WAIT / 4)
+    with told.get(timeout=WAIT) as stream:
+        assert stream.target == next_one.target
+    assert [state.failures for state in group.states()] == [1, 0]
 
 
 def test_a_call_can_be_cancelled(world):

@@ -444,6 +444,31 @@ def test_it_is_closed_whatever_became_of_the_other_loop(enter, other_loop):
     assert entrance.port._socket.fileno() < 0
 
 
+def test_closed_while_it_moves_it_leaves_no_number_to_the_loop_before(enter, other_loop):
+    """A later socket of that number could not be watched there."""
+    loop, _ = other_loop
+    entrance = enter(loop=loop)
+    wait_until(lambda: entrance.port._watching is loop)
+    number = entrance.port._socket.fileno()
+    assert number in loop.handlers
+    with entrance.connect() as end:
+        end.sendall(b"half")
+        wait_until(lambda: entrance.port._pending)
+        (pending,) = (one.socket.fileno() for one in entrance.port._pending)
+        go = threading.Event()
+        loop.call(lambda: go.wait(WAIT))
+        entrance.port.move(entrance.io_thread.loop)
+        entrance.port.close()
+        turned = threading.Event()
+        entrance.io_thread.loop.call(turned.set)
+        assert turned.wait(WAIT)
+        assert entrance.port._socket.fileno() == number, "the loop before has not forgotten it yet"
+        go.set()
+        assert ending(end) in ("reset", "end of file")
+        wait_until(lambda: entrance.port._socket.fileno() < 0)
+    assert not {number, pending} & loop.handlers.keys()
+
+
 def test_a_connection_under_way_is_kept_when_the_thread_changes(enter, other_loop):
     loop, _ = other_loop
     entrance = enter()

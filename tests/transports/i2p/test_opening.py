@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import queue
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
 from sam_rig import DEST, OK, Opened, ScriptedBridge
 
 from relay.addresses.destinations import b32_of
-from relay.errors import CarrierError, ConnectError, SAMError
+from relay.errors import CarrierError, ConnectError, SAMError, can_retry
 from relay.eventloop.background import IOThread
 from relay.transports.i2p import opening as module
 from relay.transports.i2p.messages import UnreachableError
@@ -421,6 +422,32 @@ def test_a_name_whose_destination_is_none_is_not_looked_up_for_ever(opened, valu
     assert len(opened.scripted.asked) == 3
 
 
+def test_a_look_up_has_the_time_of_its_stream(opened):
+    opened.scripted.answers += ["STREAM STATUS RESULT=INVALID_KEY", lambda far: far.over.wait()]
+    begun = opened.open("echo.i2p", seconds=WAIT / 4)
+    wait_until(lambda: len(opened.scripted.asked) == 3)
+    opened.pass_deadlines(WAIT / 4)
+    error = begun.error()
+    assert error.reason == "connect_timeout" and can_retry(error), "nobody has said that there is no such name"
+    assert str(error) == "i2p://echo.i2p: name lookup timed out"
+
+
+def test_a_look_up_whose_connection_is_lost_says_nothing_about_the_name(opened):
+    opened.scripted.answers += ["STREAM STATUS RESULT=INVALID_KEY", lambda far: None]
+    error = opened.open("echo.i2p").error()
+    assert can_retry(error) and "does not know" not in str(error)
+    assert len(opened.scripted.asked) == 3
+
+
+def test_an_address_whose_look_up_takes_too_long_is_tried_again(opened, quick):
+    opened.scripted.answers += ["STREAM STATUS RESULT=INVALID_KEY", lambda far: far.over.wait()]
+    begun = opened.open(B32, seconds=4 * WAIT)
+    wait_until(lambda: len(opened.scripted.asked) == 3)
+    opened.pass_deadlines()
+    begun.stream().close()
+    assert len(connects(opened)) == 2
+
+
 # -- giving up --------------------------------------------------------------------------------------------------------
 
 
@@ -437,6 +464,32 @@ def test_who_gives_up_before_the_bridge_has_said_hello(opened):
     wait_until(lambda: len(opened.scripted.hellos) > 1)
     given_up(opened, begun)
     assert not connects(opened)
+
+
+@pytest.fixture
+def late(opened):
+    """The next conversation, and what takes it: the bridge has answered, so that nothing can cancel it any more."""
+    reach, told = opened.bridge.open_conversation, queue.SimpleQueue()
+
+    def open_conversation(deadline, on_conversation):
+        reach(deadline, lambda conversation: told.put((conversation, on_conversation)))
+        return lambda: None
+
+    opened.bridge.open_conversation = open_conversation
+    return told
+
+
+@pytest.mark.parametrize("what", ["stream", "name"])
+def test_a_conversation_that_comes_after_it_was_given_up_is_closed(opened, late, what):
+    opened.scripted.answers.append("STREAM STATUS RESULT=INVALID_KEY")
+    begun = opened.open("echo.i2p")
+    if what == "name":
+        conversation, on_conversation = late.get(timeout=WAIT)
+        on_conversation(conversation)
+    conversation, on_conversation = late.get(timeout=WAIT)
+    given_up(opened, begun)
+    on_conversation(conversation)
+    wait_until(lambda: not conversation.alive, PROMPT)
 
 
 def test_who_gives_up_before_the_router_has_answered(opened):
@@ -459,10 +512,12 @@ def test_who_gives_up_between_two_attempts(opened, monkeypatch):
 
 
 def test_who_gives_up_while_a_name_is_looked_up(opened):
-    opened.scripted.answers += ["STREAM STATUS RESULT=INVALID_KEY", lambda far: far.over.wait()]
+    ended = threading.Event()
+    opened.scripted.answers += ["STREAM STATUS RESULT=INVALID_KEY", lambda far: far.line() or ended.set()]
     begun = opened.open("echo.i2p")
     wait_until(lambda: len(opened.scripted.asked) == 3)
     given_up(opened, begun)
+    assert ended.wait(WAIT), "the router sees it"
 
 
 def test_giving_up_a_stream_that_is_there_does_nothing(opened):

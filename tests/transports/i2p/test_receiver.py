@@ -8,11 +8,13 @@ import struct
 import time
 
 import pytest
-from helpers import wait_until
+from helpers import WAIT, wait_until
 from sam_rig import Opened, ScriptedBridge
 
+from relay.addresses.i2p import I2PListen
+from relay.streams.promise import Promise
 from relay.transports.i2p import receiver
-from relay.transports.i2p.receiver import Traffic, is_local, seconds_idle
+from relay.transports.i2p.receiver import Receiver, Traffic, is_local, seconds_idle
 
 
 @pytest.fixture
@@ -74,6 +76,63 @@ def test_the_place_of_the_time_in_what_the_kernel_tells():
     assert receiver._LAST.size == 8 + 4 * 12
     assert receiver._LAST.unpack(bytes(52) + struct.pack("=I", 7)) == (7,)
     assert os.name == "posix"
+
+
+# -- pauses --
+
+
+@pytest.fixture
+def there(session):
+    """A receiver of the session's streams, each of whose methods runs on the I/O thread."""
+    loop = session.bridge._io_thread.loop
+    place = I2PListen(accept="accept")
+    made = Receiver(place, "here", lambda stream, peer: stream.close(), lambda error: None)
+
+    class There:
+        def __getattr__(self, name):
+            def call(*arguments, **options):
+                result = Promise()
+                loop.call(lambda: result.put((getattr(made, name)(*arguments, **options),)))
+                return result.get(time.monotonic() + WAIT, None)[0]
+
+            return call
+
+    there = There()
+    there.prepare(loop.timers)
+    there.open(session)
+    yield there
+    there.close()
+
+
+def test_a_pause_makes_checks_inconclusive_that_began_before_its_end(there):
+    begun = time.monotonic()
+    assert not there.was_paused(begun)
+    there.pause()
+    assert there.was_paused(begun)
+    there.resume()
+    assert there.was_paused(begun)
+    assert not there.was_paused(time.monotonic())
+
+
+def test_a_pause_ends_with_its_session(there, session):
+    there.pause()
+    there.shut(was_reachable=True)
+    there.resume()  # the streams that waited were taken while there was no session
+    there.open(session)
+    assert not there.was_paused(time.monotonic())
+    there.resume()
+    assert not there.was_paused(time.monotonic())
+
+
+def test_what_still_waits_when_the_next_session_comes_pauses_that_one(there, session):
+    there.pause()
+    there.shut(was_reachable=True)
+    there.open(session)
+    assert not there.was_paused(time.monotonic()), "before its first stream"
+    there.pause()
+    assert there.was_paused(time.monotonic())
+    there.resume()
+    assert not there.was_paused(time.monotonic())
 
 
 # -- where the bridge is --

@@ -206,6 +206,16 @@ def test_no_bridge_to_ask_is_no_loss(opened, monkeypatch):
     assert opened.session.failure() is None
 
 
+def test_a_bridge_that_could_not_be_asked_is_asked_again(opened):
+    session = opened.session
+    opened.scripted.hello = ["nonsense"]
+    session.check()
+    wait_until(lambda: session._keepalive.can_ping is None)
+    assert len(opened.scripted.hellos) == 2 and "PING relay" not in opened.scripted.asked
+    session.check()
+    wait_until(lambda: session._keepalive.can_ping)
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +283,17 @@ def test_a_look_up_that_ends_without_an_answer(opened, monkeypatch):
     assert isinstance(looked_up(opened.session, "x.i2p"), OSError)
     monkeypatch.setattr(module, "_LOOKUP_TIMEOUT", 0.05)
     opened.scripted.answers.append("")
-    assert "no answer in time" in str(looked_up(opened.session, "x.i2p"))
+    error = looked_up(opened.session, "x.i2p")
+    assert str(error) == "x.i2p: name lookup timed out" and error.reason == "connect_timeout"
+
+
+def test_a_look_up_ends_with_its_deadline(opened):
+    opened.scripted.answers.append("")
+    told = queue.SimpleQueue()
+    opened.session.look_up("x.i2p", told.put, time.monotonic() + WAIT / 4)
+    wait_until(lambda: len(opened.scripted.asked) == 2)
+    opened.pass_deadlines(WAIT / 4)
+    assert str(told.get(timeout=WAIT)) == "x.i2p: name lookup timed out"
 
 
 def test_nothing_is_left_of_a_look_up(opened):

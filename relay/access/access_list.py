@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,6 +13,8 @@ from .rule_set import RuleSet
 from .rules import Rule, parse_entry
 
 __all__ = ["AccessList", "EntryError", "parse_entries"]
+
+logger = logging.getLogger("relay")
 
 _MOST_KNOWN = 4096  # addresses about which the decision is remembered
 _ONLY_ADDRESS = Identity("tcp", "")[4:]  # beside its address, a client of which only that is known
@@ -40,8 +43,8 @@ class AccessList:
     """The rules that a client of a tunnel must meet; ``deny`` takes precedence. True if there is any list.
 
     :mod:`relay.access.rules` has the grammar of entries. A file is read again when it has changed. If it cannot be
-    read, or has an invalid line, the previous content stays in force, with a warning. So replace a file by a rename,
-    never by writing to it. Any thread may use the list.
+    read, if others can write to it, or if it has an invalid line, the previous content stays in force, with a warning.
+    So replace a file by a rename, never by writing to it. Any thread may use the list.
 
     :param allow: rules of clients that are allowed; ``None`` for all, an empty list for none.
     :param deny: rules of clients that are denied.
@@ -61,10 +64,19 @@ class AccessList:
     def __bool__(self) -> bool:
         return self._has_allow or bool(self._deny)
 
-    def refresh(self) -> None:
-        """Read the files that have changed; may block."""
+    def refresh(self, name: str) -> None:
+        """Read the files that have changed; may block.
+
+        :param name: of the tunnel or the listener, for the log.
+        """
+        could_deny = self._has_denials()
         for file in self._files:
-            file.refresh()
+            file.refresh(name)
+        if could_deny and not self._has_denials():  # perhaps the program that writes the file has failed
+            logger.warning("%s: deny: no rule is left in its files; it denies no client now", name)
+
+    def _has_denials(self) -> bool:
+        return any(source.rules for source in self._deny)
 
     def decide(self, identity: Identity | None) -> Decision:
         """Decide about a client by the rules as they were read last. Does not block.

@@ -72,9 +72,19 @@ class Gate:
             self._guesses = self._limiter(_GUESSES, None)
 
     def change(self, policy: ClientPolicy) -> None:
-        """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted."""
+        """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted.
+
+        So does one whose default name is another one only because its values are, if no second one is like it.
+        """
         self._policy = policy
         before = {limiter.limit.name: limiter for limiter in self._own()}
+        names = {limit.name for limit in policy.limits}
+        left = [limiter for name, limiter in before.items() if name not in names]
+        for limit in policy.limits:
+            if limit.name not in before:
+                like = [limiter for limiter in left if limit.is_like(limiter.limit)]
+                if len(like) == 1 and sum(limit.is_like(other) for other in policy.limits) == 1:
+                    before[limit.name] = like[0]
         found = {limit.name: self._limiter(limit, before.get(limit.name)) for limit in policy.limits}
         self._guesses = found.pop(LOGIN, None)
         if self._guesses is None and LOGIN in before:

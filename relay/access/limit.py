@@ -25,7 +25,8 @@ _LONGEST = 366 * 86400.0  # seconds: of a ban, and of the time of a rate
 _MOST = 1_000_000  # clients, of a rate or at a time
 _LEAST_BANDWIDTH = 1000.0  # bytes a second
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_SIZE = r"(\d+(?:\.\d+)?) ?(Ki|Mi|Gi|Ti|[kKMGT]?)"
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_SIZE = rf"({_NUMBER}) ?(Ki|Mi|Gi|Ti|[kKMGT]?)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}")
 
 
@@ -132,8 +133,19 @@ class Limit:
 
     def _default_name(self) -> str:
         values = [self.rate, self.concurrent, self.bandwidth, self.quota]
-        text = ",".join(str(value).replace(" ", "") for value in values if value is not None)
-        return f"{self.per}:{text}".replace(",", "-")[:64]
+        text = "-".join(str(value) for value in values if value is not None)
+        without = str.maketrans("", "", " +")  # spaces around a value, and the sign in 2e+16: no name has them
+        return f"{self.per}:{text}".translate(without)[:64]
+
+    def is_like(self, other: Limit) -> bool:
+        """Return whether it limits the same of the same clients, perhaps with other values; neither was named."""
+
+        def kind(limit: Limit) -> tuple[object, ...]:
+            terms = limit.terms
+            values = terms.rate, terms.concurrent, terms.bandwidth, terms.quota
+            return limit.name == limit._default_name(), terms.scope, terms.period, [value is None for value in values]
+
+        return kind(self) == kind(other) and self.name == self._default_name()
 
     @classmethod
     def parse(cls, text: str) -> Limit:
@@ -272,11 +284,19 @@ def _text(name: str, value: Any) -> str:
     return value.strip(" ")  # else it takes some control characters for spaces
 
 
+def _plain_number(name: str, value: Any) -> float | None:
+    """Return a number without a unit, which is text on the command line; ``None`` for any other text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    text = _text(name, value)
+    return float(text) if re.fullmatch(_NUMBER, text) else None
+
+
 def _parse_scope(value: Any) -> Scope:
     text = _text("per", value)
     if text in ("ip", "identity", "tunnel", "connection"):
         return Scope(text)
-    found = re.fullmatch(r"ip/(\d{1,3})(?:/(\d{1,3}))?", text)
+    found = re.fullmatch(r"ip/([0-9]{1,3})(?:/([0-9]{1,3}))?", text)
     if not found:
         allowed = "use ip, ip/24, identity, tunnel or connection"
         raise ValueError(f"limit: per: expected the clients that count together, got '{shown(text)}'; {allowed}")
@@ -290,7 +310,7 @@ def _parse_scope(value: Any) -> Scope:
 
 def _parse_seconds(text: str) -> float | None:
     """Parse a time such as ``10s``; ``s`` alone is one second."""
-    found = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)([smhdw])", text)
+    found = re.fullmatch(r"([0-9]{0,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
     if not found:
         return None
     try:
@@ -304,7 +324,7 @@ def _parse_rate(value: Any) -> Rate:
     text = _text("rate", value)
     count, _, time = text.partition("/")
     seconds = _parse_seconds(time)
-    if seconds is None or not re.fullmatch(r"\d{1,7}", count) or not 1 <= int(count) <= _MOST:
+    if seconds is None or not re.fullmatch(r"[0-9]{1,7}", count) or not 1 <= int(count) <= _MOST:
         example = "use for example 20/10s or 5/m"
         raise ValueError(f"limit: rate: expected a number and a time, got '{shown(text)}'; {example}")
     return Rate(int(count), seconds)
@@ -319,9 +339,8 @@ def _parse_size(text: str, unit: str) -> float | None:
 
 
 def _parse_bandwidth(value: Any) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        size: float | None = float(value)
-    else:
+    size = _plain_number("bandwidth", value)
+    if size is None:
         text = _text("bandwidth", value)
         size = _parse_size(text, "B/s")
         if size is None and (bits := _parse_size(text, "bit/s")) is not None:
@@ -329,7 +348,7 @@ def _parse_bandwidth(value: Any) -> float:
     if size is None or not _LEAST_BANDWIDTH <= size < 1e18:
         example = "use for example 2MB/s or 16Mbit/s"
         raise ValueError(f"limit: bandwidth: expected 1kB/s or more, got '{shown(str(value))}'; {example}")
-    return size
+    return float(size)
 
 
 def _parse_quota(value: Any) -> tuple[int, Period]:
@@ -343,17 +362,16 @@ def _parse_quota(value: Any) -> tuple[int, Period]:
 
 
 def _parse_ban(value: Any) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds: float | None = float(value)
-    else:
+    seconds = _plain_number("ban", value)
+    if seconds is None:
         seconds = _parse_seconds(_text("ban", value))
     if seconds is None or not 0 < seconds <= _LONGEST:
         raise ValueError(f"limit: ban: expected a time up to 366d, got '{shown(str(value))}'; use for example 10m")
-    return seconds
+    return float(seconds)
 
 
 def _parse_count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,7}", text):
+    if not re.fullmatch(r"[0-9]{1,7}", text):
         raise ValueError(f"limit: concurrent: expected a whole number, got '{shown(text)}'; use for example 8")
     return int(text)
 

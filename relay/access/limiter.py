@@ -152,6 +152,10 @@ class Limiter:
         before, terms = self.limit.terms, limit.terms
         if (before.scope, before.period) != (terms.scope, terms.period):
             return False
+        if limit.name != self.limit.name:  # all is stored again, by the new one
+            for entry in self.table.all():
+                if entry.used or entry.banned_until:
+                    self._note(entry)
         self.limit, step = limit, self._step
         self._set_terms()
         if before.rate is not None and before.rate != terms.rate:
@@ -252,8 +256,10 @@ class Limiter:
         """Return the bytes that are left of the quota."""
         quota, begin = self.limit.terms.quota, self._calendar.begin(self._wall())
         assert quota is not None
-        if begin != entry.period:
-            if begin > entry.period:
+        if begin < entry.period:  # the clock has jumped back, perhaps not for long
+            entry.period, entry.later = begin, max(entry.period, entry.later)
+        elif begin > entry.period:
+            if begin != entry.later:
                 entry.used = entry.marks = 0
             entry.period = begin
         return max(0, quota - entry.used)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Network", "NetworkSet", "parse_network"]
+__all__ = ["Network", "NetworkSet", "parse_network", "version_at"]
 
 _SHAPE = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _BITS = {4: 32, 6: 128}
@@ -61,6 +61,18 @@ def parse_network(text: str) -> Network:
     if version == 6 and prefix >= 96 and number >> 32 == _MAPPED:
         return Network(4, prefix - 96, number & 0xFFFFFFFF)
     return Network(version, prefix, number)
+
+
+def version_at(host: str) -> int | None:
+    """Return the version of IP that all clients of a listener have.
+
+    :param host: where it listens.
+    :returns: 4 or 6; ``None`` for both, or if that is not known because the host is a name.
+    """
+    if not is_network(host):
+        return None
+    version, _, number = parse_network(host)
+    return version if number or version == 4 else None  # :: takes clients of both
 
 
 def _parse_address(text: str) -> tuple[int, int]:

@@ -38,8 +38,8 @@ class AccessRules(Protocol):
     def files(self) -> Sequence[str]:
         """The paths of the files that they are read from."""
 
-    def refresh(self) -> None:
-        """Read the files that have changed; may block."""
+    def refresh(self, name: str, /) -> None:
+        """Read the files that have changed; may block. ``name`` is that of the tunnel, for the log."""
 
 
 Admit = Callable[[Identity | None], bool | Limit | Sequence[Limit]]

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import BinaryIO
 
-__all__ = ["open_regular"]
+__all__ = ["distrust", "open_regular"]
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -25,3 +25,18 @@ def open_regular(path: str) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", path)
     return open(descriptor, "rb")
+
+
+def distrust(status: os.stat_result, owner: int, power: str) -> str:
+    """Return why a file is not trusted; empty if it is.
+
+    :param status: of the opened file.
+    :param owner: the user who may own it, beside root.
+    :param power: what the file can do, as in "it can name programs to start".
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o022:
+        return f"others can write to it (mode {mode:04o}), and it {power}; chmod go-w it"
+    if status.st_uid not in (0, owner):
+        return f"it is neither yours nor the administrator's, and it {power}; make a copy of your own"
+    return ""

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 
-from .regular_file import open_regular
+from .regular_file import distrust, open_regular
 from .rule_set import RuleSet
 from .rules import Rule, has_kind, parse_rule
 
@@ -21,7 +21,8 @@ class RuleFile:
     """A file of rules, with its last valid content. Any thread may use it.
 
     :param path: its absolute path.
-    :raises ValueError: if it cannot be read or has an invalid line; the error names both.
+    :raises ValueError: if it cannot be read, if others can write to it, or if it has an invalid line; the error names
+        the path and the line.
     """
 
     def __init__(self, path: str) -> None:
@@ -37,43 +38,50 @@ class RuleFile:
         """The rules that it had when it was read last."""
         return self._rules
 
-    def refresh(self) -> None:
-        """Read the file if it has changed; may block. A new problem is logged, and the previous rules stay in force."""
+    def refresh(self, name: str) -> None:
+        """Read the file if it has changed; may block. A new problem is logged, and the previous rules stay in force.
+
+        :param name: of the tunnel or the listener, for the log.
+        """
         try:
             if _version(os.stat(self.path)) != self._seen:
                 self._read()
+                count = len(self._rules)
+                logger.info("%s: %s: read again, %d rule%s", name, self.path, count, "" if count == 1 else "s")
             self._trouble = ""
         except OSError as error:
-            self._warn(f"{self.path}: {error.strerror}")
+            self._warn(name, f"{self.path}: {error.strerror}")
         except ValueError as error:
-            self._warn(str(error))
+            self._warn(name, str(error))
 
     def _read(self) -> None:
         with open_regular(self.path) as file:
-            seen = _version(os.fstat(file.fileno()))
+            status = os.fstat(file.fileno())
             lines = file.readlines()
         try:
+            if refusal := distrust(status, os.geteuid(), "decides who may connect"):
+                raise ValueError(f"{self.path}: {refusal}")
             self._rules = RuleSet(rule for _, rule in read_rules(self.path, lines))
         finally:
             # Last: no client may pass by the previous rules meanwhile. Also if it is invalid, as it is read once only.
-            self._seen = seen
+            self._seen = _version(status)
 
-    def _warn(self, trouble: str) -> None:
+    def _warn(self, name: str, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            logger.warning("%s; the previous list stays in force", trouble)
+            logger.warning("%s: %s; the previous list stays in force", name, trouble)
 
 
 def read_rules(path: str, lines: Iterable[bytes]) -> Iterator[tuple[int, Rule]]:
     """Parse the lines of a file.
 
     :param path: for errors.
-    :param lines: its lines.
+    :param lines: its lines; the first one may begin with a byte order mark, as editors of Windows write it.
     :returns: each rule with the number of its line.
     :raises ValueError: if a line is invalid; the error names it.
     """
     for number, line in enumerate(lines, 1):
-        text = _without_comment(line.decode("utf-8", "replace")).strip()
+        text = _without_comment(line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")).strip()
         if text:
             try:
                 yield number, parse_rule(text)
@@ -96,4 +104,4 @@ def _without_comment(line: str) -> str:
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode, status.st_uid

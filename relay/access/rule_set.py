@@ -19,12 +19,13 @@ class RuleSet:
     :param rules: in any order; a user by number gets the name that the user has now, and one by name the number.
     """
 
-    __slots__ = ("_has_networks", "networks", "dns", "uri", "_texts", "_kinds")
+    __slots__ = ("_count", "_has_networks", "networks", "dns", "uri", "_texts", "_kinds")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         by_kind: dict[str, list[Rule]] = {}
         for rule in rules:
             by_kind.setdefault(rule.kind, []).append(rule)
+        self._count = sum(map(len, by_kind.values()))
         self.networks = NetworkSet(rule.value for rule in by_kind.pop("cidr", ()))
         self._has_networks = bool(self.networks)
         self.dns = PatternSet(0, ((rule.text, rule.value) for rule in by_kind.pop("dns", ())))
@@ -34,6 +35,10 @@ class RuleSet:
             for name in _names_of(rule.value):
                 self._texts.setdefault(("user", name), rule.text)
         self._kinds = frozenset(by_kind)
+
+    def __len__(self) -> int:
+        """Return the number of the rules that were given."""
+        return self._count
 
     @property
     def has_only_networks(self) -> bool:

@@ -61,20 +61,16 @@ class Rule(NamedTuple):
 
 
 def parse_rule(text: str) -> Rule:
-    """Parse one entry that is no file.
+    """Parse one line of a file of rules.
 
-    :param text: the entry.
-    :raises ValueError: if it is none; the error says what is wrong and what to write.
+    :param text: the line, without a comment.
+    :raises ValueError: if it is no rule; the error says what is wrong and what to write.
     """
     text = text.strip()
-    if has_kind(text):
-        kind, _, value = text.partition(":")
-        return _parse_value(kind.strip().lower(), value.strip())
-    if is_network(text):
-        return _parse_value("cidr", text)
-    if text.lower().endswith(".i2p") or len(text) >= SHORTEST:
-        return _rule("i2p", destination_of(text))
-    raise ValueError(_problem(text))
+    rule = _find(text)
+    if rule is None:
+        raise ValueError(_problem(text, is_line=True))
+    return rule
 
 
 def parse_entry(text: str) -> Rule | str:
@@ -88,13 +84,17 @@ def parse_entry(text: str) -> Rule | str:
     if colon and kind.strip().lower() == "file":
         return _path(path)
     try:
-        return parse_rule(text)
+        rule = _find(text.strip())
+        if rule is not None:
+            return rule
+        problem = _entry_problem(text)
     except ValueError as error:
         if has_kind(text):
             raise
-        if text and os.path.lexists(_path(text)):
-            return _path(text)
-        raise ValueError(f"{shortened(text)!r} is neither a rule nor a file: {error}") from None
+        problem = str(error)
+    if text and os.path.lexists(_path(text)):
+        return _path(text)
+    raise ValueError(f"{shortened(text)!r} is neither a rule nor a file: {problem}")
 
 
 def file_of(text: str) -> str | None:
@@ -104,6 +104,18 @@ def file_of(text: str) -> str | None:
     except ValueError:
         return None
     return found if isinstance(found, str) else None
+
+
+def _find(text: str) -> Rule | None:
+    """Return the rule that a text is; ``None`` if it has the form of none."""
+    if has_kind(text):
+        kind, _, value = text.partition(":")
+        return _parse_value(kind.strip().lower(), value.strip())
+    if is_network(text):
+        return _parse_value("cidr", text)
+    if text.lower().endswith(".i2p") or len(text) >= SHORTEST:
+        return _rule("i2p", destination_of(text))
+    return None
 
 
 def _path(text: str) -> str:
@@ -174,16 +186,28 @@ def _check_text(value: str) -> None:
         raise ValueError("it has a character that is not printable; leave it out")
 
 
-def _problem(text: str) -> str:
-    kinds = ", ".join(f"{kind}:" for kind in KINDS)
+def _entry_problem(text: str) -> str:
+    kind, colon, _ = text.partition(":")
+    if text and ("/" in kind or (not colon and os.path.splitext(text)[1])):
+        path = shown(_path(text))
+        return (
+            f"there is no file {path}; correct the path, or write the kind of a rule before it, such as cidr: or dns:"
+        )
+    return _problem(text, is_line=False)
+
+
+def _problem(text: str, *, is_line: bool) -> str:
+    """Return why a text has the form of no rule; a line of a file names no further file."""
+    more = () if is_line else ("file",)
+    *some, last = (f"{kind}:" for kind in (*KINDS, *more))
+    known = f"the kinds{' in a file' if is_line else ''} are {', '.join(some)} and {last}"
     kind, colon, _ = text.partition(":")
     if colon and "/" not in kind:
-        return f"{shown(shortened(kind))}: is no kind of rule; the kinds are {kinds} and file:"
+        return f"{shown(shortened(kind))}: is no kind of rule; {known}"
     if "/" in text or not text:
-        return f"that is no rule; write KIND:VALUE, the kinds are {kinds} and file:"
-    word = shown(shortened(text))
-    choices = ", ".join(f"{kind}:{word}" for kind in _ANY_USE)
-    return f"the kind is missing; write {choices} or file:{word}"
+        return f"that is no rule; write KIND:VALUE, {known}"
+    *some, last = (f"{kind}:{shown(shortened(text))}" for kind in (*_ANY_USE, *more))
+    return f"the kind is missing; write {', '.join(some)} or {last}"
 
 
 def _rule(kind: str, value: Any) -> Rule:

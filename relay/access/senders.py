@@ -30,7 +30,7 @@ class Senders:
     :raises ValueError: if it is empty, or an entry is none of these.
     """
 
-    __slots__ = ("entries", "_has_local", "_known", "_networks")
+    __slots__ = ("entries", "_has_local", "_known", "_networks", "_versions")
 
     def __init__(self, entries: Collection[str]) -> None:
         from .networks import NetworkSet, parse_network  # few tunnels have senders
@@ -53,19 +53,18 @@ class Senders:
                 raise ValueError(f"accept_proxy: {shown(entry)!r}: {error}") from None
         self.entries = tuple(entries)
         self._networks = NetworkSet(networks)
+        self._versions = {network.version for network in networks}
         self._has_local = LOCAL_PROGRAMS in entries
         self._known: dict[str, bool] = {}
 
     def include(self, client: socket.SocketType, peer: Any) -> bool:
         """Return whether the client of a listener is a sender.
 
-        :param client: the accepted socket.
+        :param client: the accepted socket, or that of the stream which a handshake has made of it.
         :param peer: its address, as ``accept()`` returned it.
         """
-        if client.family == socket.AF_UNIX:
-            return self._has_local
         if not isinstance(peer, tuple):
-            return False
+            return self._has_local and client.family == socket.AF_UNIX
         host = str(peer[0])
         found = self._known.get(host)
         if found is None:
@@ -74,10 +73,11 @@ class Senders:
                 self._known[host] = found
         return found
 
-    def check(self, *, is_unix: bool) -> None:
+    def check(self, *, is_unix: bool, host: str = "") -> None:
         """Check that a sender can connect to a listener at all.
 
         :param is_unix: whether it listens at a Unix socket.
+        :param host: where it listens otherwise; empty if that is not known.
         :raises ValueError: if none can.
         """
         if is_unix and not self._has_local:
@@ -89,6 +89,19 @@ class Senders:
             raise ValueError(
                 "accept_proxy: no client could connect: unix is for the clients of a Unix socket, and the listener is "
                 "none; name a network, or leave it out"
+            )
+        if not is_unix:
+            self._check_version(host)
+
+    def _check_version(self, host: str) -> None:
+        from .networks import version_at
+
+        version = version_at(host)
+        if version is not None and version not in self._versions:
+            other = 4 if version == 6 else 6
+            raise ValueError(
+                f"accept_proxy: no client could connect: its entries are for IPv{other}, and all clients of this "
+                f"listener have addresses of IPv{version}; name a network of IPv{version}, or listen on [::]"
             )
 
     def __eq__(self, other: object) -> bool:

@@ -62,7 +62,7 @@ class Store:
     :param wall: returns the time, in seconds since the epoch.
     :param pause: seconds in which changes are collected before they are written.
     :raises StoreError: if the file cannot be used: it is not one of relay, it is damaged, another relay uses it, or the
-        system does not allow it.
+        system does not allow it or has no thread left.
     """
 
     def __init__(self, path: str, *, wall: Callable[[], float] = time.time, pause: float = _PAUSE) -> None:
@@ -83,7 +83,11 @@ class Store:
             self._database.close()
             raise StoreError(_explained(error)) from error
         self._thread = threading.Thread(target=self._run, name="relay-state", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            self._database.close()
+            raise StoreError(str(error)) from error
 
     def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
         """Return the entries of a limit: those of the file when it was opened, and those that came later.

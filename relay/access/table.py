@@ -20,7 +20,8 @@ class Entry:
     """The clients of one key, as a limit counts them: plain data. Times are monotonic seconds."""
 
     __slots__ = (
-        "key", "arrival", "connected", "banned_until", "used", "marks", "period", "meters", "levels", "failures",
+        "key", "arrival", "connected", "banned_until", "used", "marks", "period", "later", "meters", "levels",
+        "failures",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -31,6 +32,7 @@ class Entry:
         self.used = 0  # bytes in the period
         self.marks = 0  # of the quota, which were reached in the period; see relay.access.limiter
         self.period = -math.inf  # when that began, seconds since the epoch
+        self.later = -math.inf  # the latest one before the clock has jumped back: its bytes are counted already
         self.meters: tuple[Meter, Meter] | None = None  # from and to the clients, while one is connected
         self.levels: tuple[float, float, float, float] | None = None  # of the meters before them
         self.failures: list[float] | None = None  # when the last logins have failed

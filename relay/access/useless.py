@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..addresses.printable import shown
+from ..streams.user_names import is_user
 from .access_list import parse_entries
 from .policy import Entries
 from .regular_file import open_regular
@@ -13,7 +14,7 @@ from .rule_file import read_rules
 from .rule_set import RuleSet
 from .rules import Rule
 
-__all__ = ["Known", "Place", "Useless", "find_useless", "possible_kinds", "rules_in"]
+__all__ = ["Known", "Place", "Useless", "find_misplaced", "find_useless", "possible_kinds", "rules_in"]
 
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
 _OF_HEADERS = frozenset({"cidr", "user", "cn", "login", "i2p", "ssh"})  # see relay.access.introduction.identified
@@ -56,10 +57,12 @@ class Known(NamedTuple):
 
     :param user: the only one who can log in; ``None`` if that is not known.
     :param version: of IP, 4 or 6; ``None`` for both.
+    :param are_local: whether those at a Unix socket are users of this machine, whose names are looked up then.
     """
 
     user: str | None = None
     version: int | None = None
+    are_local: bool = False
 
 
 _NOTHING_KNOWN = Known()
@@ -123,13 +126,24 @@ def find_useless(
     denied, allowed = list(rules_in(deny, "deny")), list(rules_in(allow, "allow"))
     denials = RuleSet(rule for _, rule in denied)
     places = {rule.text: place for place, rule in reversed(denied)}
-    yield from _useless("deny", denied, kinds, known, None, {})
+    yield from _useless(denied, kinds, known, None, {})
     possible = kinds - {"cidr"} if listener == "ssh" else kinds
-    yield from _useless("allow", allowed, possible, known, denials, places)
+    yield from _useless(allowed, possible, known, denials, places)
+
+
+def find_misplaced(deny: Entries, kinds: frozenset[str], known: Known = _NOTHING_KNOWN) -> Iterator[Useless]:
+    """Find the rules of ``deny`` that can never match because of the kind of the listener. Reads no file of rules.
+
+    The parameters are those of :func:`find_useless`.
+
+    :raises ValueError: if an entry is wrong.
+    """
+    for number, rule in enumerate(parse_entries(deny, "deny")):
+        if isinstance(rule, Rule) and (found := _misplaced(Place("deny", number), rule, kinds, known)) is not None:
+            yield found
 
 
 def _useless(
-    option: str,
     placed: Sequence[tuple[Place, Rule]],
     kinds: frozenset[str],
     known: Known,
@@ -142,13 +156,10 @@ def _useless(
         first.setdefault(rule.text, place)
     seen = set()
     for place, rule in placed:
-        if rule.kind not in kinds:
-            reason = f"no client of this listener has what {rule.kind}: compares"
-            if rule.kind == "cidr" and option == "allow" and "ssh" in kinds:
-                reason = "the addresses that an SSH server reports are not verified"
-            yield Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}", is_misplaced=True)
-        elif (mismatch := _mismatch(rule, known)) is not None:
-            yield Useless(place, rule.text, *mismatch, is_misplaced=True)
+        if (misplaced := _misplaced(place, rule, kinds, known)) is not None:
+            yield misplaced
+        elif known.are_local and rule.kind == "user" and not is_user(rule.value):
+            yield Useless(place, rule.text, "this machine has no such user", "correct it, or leave it out")
         elif rule.text in seen:
             yield Useless(place, rule.text, f"it is there already, {first[rule.text]}", "leave it out")
         elif denials is not None and (cover := denials.find_covering(rule)) is not None:
@@ -157,6 +168,17 @@ def _useless(
         elif (cover := rules.find_wider(rule)) is not None:
             yield Useless(place, rule.text, f"{cover}, {first.get(cover, cover)}, is wider", "leave it out")
         seen.add(rule.text)
+
+
+def _misplaced(place: Place, rule: Rule, kinds: frozenset[str], known: Known) -> Useless | None:
+    """Return a rule that cannot match because of the kind of the listener; ``None`` for any other."""
+    if rule.kind not in kinds:
+        reason = f"no client of this listener has what {rule.kind}: compares"
+        if rule.kind == "cidr" and place.option == "allow" and "ssh" in kinds:
+            reason = "the addresses that an SSH server reports are not verified"
+        return Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}", is_misplaced=True)
+    mismatch = _mismatch(rule, known)
+    return None if mismatch is None else Useless(place, rule.text, *mismatch, is_misplaced=True)
 
 
 def _mismatch(rule: Rule, known: Known) -> tuple[str, str] | None:

@@ -175,8 +175,8 @@ class AddressParser:
 
     def host(self, host: str) -> str:
         """Check an IPv4 address or a name."""
-        if len(host) > LONGEST_NAME + 1:
-            self.fail(f"a host of {len(host)} characters", f"a name has at most {LONGEST_NAME}")
+        if (length := len(host.removesuffix("."))) > LONGEST_NAME:
+            self.fail(f"a host of {length} characters", f"a name has at most {LONGEST_NAME}")
         if host == "*":
             self.fail("* is not a host", "0.0.0.0 is every IPv4 interface and [::] every one")
         labels = self.ascii(host).lower().removesuffix(".").split(".")

@@ -17,7 +17,7 @@ from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
 from .ssh import SSHListen, SSHServer
-from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, check_host_port, is_i2p
+from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, is_i2p
 
 __all__ = [
     "Command",
@@ -180,7 +180,7 @@ class Command:
 
 Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
-Listen = TCPAddress | UnixAddress | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
+Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
 Place = TCPAddress | UnixAddress | Command
 
 
@@ -272,7 +272,7 @@ def _check_user(user: str, protocol: str) -> None:
     if not user or not user.isprintable() or len(user.encode()) > _LONGEST_LOGIN:
         raise ValueError(f"user: it is empty, not printable or too long; {_LONGEST_LOGIN} bytes are allowed")
     if protocol == "http" and ":" in user:
-        raise ValueError("user: must not contain a colon (RFC 7617, section 2)")
+        raise ValueError("user: must not contain a colon; the password begins there (RFC 7617, section 2)")
 
 
 def _fill(word: str, host: str, port: str) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "FINGERPRINT",
     "FLAG",
     "Kind",
+    "MODE",
     "Option",
     "PRINTABLE",
     "PROTOCOLS",
@@ -61,6 +62,7 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 b
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
+_MODE = re.compile(r"0?[0-7]{3}")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MOST_CARRIERS = 8
@@ -255,10 +257,18 @@ def _check_file(name: str, value: str) -> None:
         raise ValueError(f"{name}: {value!r} is empty or holds a control character; give the path of a file")
 
 
+def _check_mode(name: str, value: str) -> None:
+    _check_by(_parse_mode, name, value)
+
+
 def _check_protocols(name: str, value: str) -> None:
+    _check_by(_parse_protocols, name, value)
+
+
+def _check_by(parse: Callable[[str], object], name: str, value: str) -> None:
     _check_text(name, value)
     try:
-        _parse_protocols(value)
+        parse(value)
     except ValueError as error:
         raise ValueError(f"{name}: {value!r}: {error}") from None
 
@@ -343,6 +353,12 @@ def _parse_protocols(text: str) -> str:
     return text
 
 
+def _parse_mode(text: str) -> str:
+    if not _MODE.fullmatch(text):
+        raise ValueError("the rights of the owner, the group and others are allowed, as chmod takes them, such as 0660")
+    return text.zfill(4)
+
+
 def _parse_depth(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) == 1):
         raise ValueError("a number of hops is allowed, from 0 to 7")
@@ -377,6 +393,7 @@ PROTOCOLS = Kind(str, "str", "NAME,…", _check_protocols, _parse_protocols)
 VARIABLE = Kind(str, "str", "NAME", check_variable)
 SECRET = Kind(str, "Secret", "TEXT", _check_secret)
 FINGERPRINT = Kind(str, "str", "SHA256:…", _check_fingerprint)
+MODE = Kind(str, "str", "MODE", _check_mode, _parse_mode)
 FLAG = Kind(bool, "bool", "yes|no", _check_flag, _parse_flag)
 SECONDS = Kind(float, "float | None", "SECONDS", _check_seconds, _parse_seconds)
 DEPTH = Kind(int, "int", "HOPS", _check_depth, _parse_depth)

@@ -11,9 +11,9 @@ from .hop_parser import HopParser, ServerParser, SSHParser, make, read_command, 
 from .hops import Command, Hop, Listen, Proxy, ProxyListen, Route
 from .i2p import I2PListen, I2PTarget
 from .i2p_parser import read_i2p_listen, read_i2p_target
-from .options import options_of
+from .options import changed_options, options_of
 from .ssh import LISTEN, SSHListen, SSHServer
-from .values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
+from .values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen, is_i2p
 
 __all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
 
@@ -42,9 +42,9 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
 def parse_listen(text: str) -> Listen:
     """Parse an address to listen on; without a host, it is on the loopback.
 
-    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME``,
-        ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
-        ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
+    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path?mode=…&group=…``,
+        ``systemd:NAME``, ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…``
+        with ``HOST:PORT``, ``PORT`` or ``/PATH`` of the server (default: ``127.0.0.1:0``) and the parameters of
         :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
         name their targets themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an
         ``i2p://`` target and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be
@@ -183,7 +183,8 @@ class _Listen(SSHParser):
             return TCPAddress("127.0.0.1", self.port(self.text))
         scheme, rest = self.split()
         if scheme == "unix":
-            return UnixAddress(self.path(rest))
+            path, _, query = rest.partition("?")
+            return UnixListen(self.path(path), **self.options("unix://", query, options_of(UnixListen)))
         if scheme == "systemd":
             return self.inherited(rest)
         if scheme == "ssh":
@@ -215,7 +216,7 @@ class _Listen(SSHParser):
         server, given = self.ssh_url(rest, {"listen": LISTEN})
         if not given:
             return SSHListen(server)
-        return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).read())
+        return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).on_server())
 
 
 class _Elsewhere(_Listen):
@@ -245,11 +246,16 @@ class _Place(_Listen):
     schemes = ("tcp", "unix")
     forms = "allowed are host:port, port, /path and unix:///path"
 
-    def read(self) -> TCPAddress | UnixAddress:
+    def on_server(self) -> TCPAddress | UnixAddress:
+        """Read the address; it cannot have the options that need this machine."""
         if self.text.startswith("/"):
             return UnixAddress(self.socket_path(self.text))
-        place = super().read()
-        assert isinstance(place, (TCPAddress, UnixAddress))
-        if isinstance(place, TCPAddress) and place.mptcp:
+        place = self.read()
+        if isinstance(place, UnixListen):
+            if changed_options(place):
+                self.fail("mode= and group= are for sockets of this machine", "the server chooses those of its own")
+            return UnixAddress(place.path)
+        assert isinstance(place, TCPAddress)
+        if place.mptcp:
             self.fail("mptcp= is for connections of this machine", "the server listens there over plain TCP")
         return place

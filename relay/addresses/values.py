@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from .options import CONTROL, FILE, FLAG, PRINTABLE, PROTOCOLS, changed_options, option, written
+from .options import CONTROL, FILE, FLAG, MODE, PRINTABLE, PROTOCOLS, changed_options, option, written
 
 __all__ = [
     "LONGEST_UNIX_PATH",
@@ -21,6 +21,7 @@ __all__ = [
     "TLSTarget",
     "Target",
     "UnixAddress",
+    "UnixListen",
     "check_host_port",
     "check_port",
     "is_i2p",
@@ -58,6 +59,24 @@ class UnixAddress:
 
     def __str__(self) -> str:
         return f"unix://{quoted(self.path)}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixListen(UnixAddress):
+    """``unix:///path?mode=…`` to listen at, for clients of other users; without these options only the owner's."""
+
+    mode: str | None = field(
+        default=None,
+        metadata=option(MODE, "rights of the socket's file", "A client needs the right to write.", usual="0600"),
+    )
+    group: str | None = field(
+        default=None, metadata=option(PRINTABLE, "group of the socket's file, by name or number", example="GROUP")
+    )
+
+    def __str__(self) -> str:
+        query = "&".join(f"{name}={quoted(given)}" for name, given in changed_options(self).items())
+        place = f"unix://{quoted(self.path)}"
+        return f"{place}?{query}" if query else place
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..access.regular_file import open_regular
+from ..access.regular_file import distrust, open_regular
 from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
 from .checking import ANYWHERE, Checker, Entry
@@ -97,7 +97,7 @@ def read(path: str, name: str | None = None, before: Written | None = None, *, o
         status = os.fstat(opened.fileno())
         data = opened.read(_LONGEST + 1)
     document: dict[str, Any] = {}
-    refusal = _distrust(status, os.geteuid() if owner is None else owner)
+    refusal = distrust(status, os.geteuid() if owner is None else owner, "can name programs to start")
     if refusal or len(data) > _LONGEST:
         problems.add((), refusal or f"it has more than {_LONGEST} bytes, which are allowed")
     else:
@@ -107,31 +107,25 @@ def read(path: str, name: str | None = None, before: Written | None = None, *, o
     return _checked(document, problems, str(Path(path).absolute().parent), no_secrets, before=before)
 
 
-def of_command_line(name: str, tunnel: dict[str, Any], listen: Listen | None = None) -> Config:
+def of_command_line(
+    name: str, tunnel: Mapping[str, Any], top: Mapping[str, Any], listen: Listen | None = None
+) -> Config:
     """Return a command line as if it were a file.
 
     :param name: of the tunnel.
     :param tunnel: its table.
+    :param top: the keys at the top.
     :param listen: its address to listen on, if it is parsed already.
     """
     no_secrets = "all users of this machine can read a command line"
-    return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets, listen)
-
-
-def _distrust(status: os.stat_result, owner: int) -> str:
-    """Return why a file is not trusted; empty if it is."""
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o022:
-        return f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
-    if status.st_uid not in (0, owner):
-        return "it is neither yours nor the administrator's, and it can name programs to start; make a copy of your own"
-    return ""
+    document = {**top, "tunnels": {name: tunnel}}
+    return _checked(document, Problems("", ("tunnels", name)), os.getcwd(), no_secrets, listen)
 
 
 def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
     """Return the tables of a file; empty if it is not TOML, which adds a problem."""
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
         if deep := _deep_line(text):
             problems.add((), f"a key with more than {_DEEPEST} parts; none here has as many", line=deep)
             return {}

@@ -20,7 +20,7 @@ from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, UnixAddress
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
@@ -332,8 +332,10 @@ class _One:
         if self._tunnel.accept_proxy and isinstance(self._listen, SSHListen | I2PListen):
             self._refuse("accept_proxy", NO_HEADERS)
         elif self._tunnel.accept_proxy and self._listen is not None and not isinstance(self._listen, SystemdListen):
+            is_unix = isinstance(self._listen, UnixAddress)
+            host = self._listen.host if isinstance(self._listen, TCPAddress | TLSListen | ProxyListen) else ""
             try:
-                Senders(self._tunnel.accept_proxy).check(is_unix=isinstance(self._listen, UnixAddress))
+                Senders(self._tunnel.accept_proxy).check(is_unix=is_unix, host=host)
             except ValueError as error:
                 self._refuse("accept_proxy", str(error).removeprefix("accept_proxy: "))
         if self._tunnel.transient and given & {"keys", "session"}:

@@ -62,7 +62,9 @@ def overlap(one: str, other: str) -> bool:
 
 def _key(listen: object, tunnel: Tunnel) -> object:
     """Return a key that is equal for equal addresses; ``None`` for an address that is never shared."""
-    if isinstance(listen, UnixAddress | SystemdListen):
+    if isinstance(listen, UnixAddress):
+        return UnixAddress(listen.path)
+    if isinstance(listen, SystemdListen):
         return listen
     if isinstance(listen, SSHListen):
         is_free = isinstance(listen.place, TCPAddress) and listen.place.port == 0

@@ -68,6 +68,16 @@ def _time(value: Any, *, zero: bool) -> float:
     return math.inf if seconds is None else seconds
 
 
+def _number(value: Any) -> float:
+    """A number; infinity, with its sign, for one that is too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _session_option(value: Any) -> Any:
     if not isinstance(value, (str, int)):
         raise TypeError
@@ -94,9 +104,9 @@ def _probe(value: Any) -> str:
 
 def _interval(value: Any) -> float:
     """Seconds between two probes."""
-    seconds = check_time("time", value)
-    if seconds is None or not 1 <= seconds < math.inf:
-        raise ValueError(f"time: must be at least 1 second, got {value!r}")
+    seconds = _number(value)
+    if not 1 <= seconds < math.inf:
+        raise ValueError(f"time: must be at least 1 second, got {value}")
     return seconds
 
 
@@ -116,16 +126,21 @@ def _limits(value: Any) -> tuple[Limit, ...]:
     """Limits of clients."""
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise TypeError
-    try:
-        return check_limits(value)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    for number, one in enumerate(value, start=1):
+        try:
+            check_limits([one])
+        except (TypeError, ValueError) as error:
+            text = str(error)
+            if len(value) > 1:  # their lines are not known
+                text = f"limit: table {number}: {text.removeprefix('limit: ')}"
+            raise ValueError(text) from None
+    return check_limits(value)
 
 
 def _finite_seconds(value: Any) -> float:
     """Seconds without infinity."""
-    seconds = check_time("time", abs(value) if isinstance(value, (int, float)) else value, zero=True)
-    if seconds is None or value < 0:
+    seconds = _number(value)
+    if not 0 <= seconds < math.inf:
         raise ValueError(f"time: must be at least 0 and have a limit, got {value}; use 0 for none")
     return seconds
 
@@ -250,8 +265,9 @@ class Defaults(_Table):
     after the time of `drain` with `drain`, and at once with `cut`. Default: keep."""
     probe: Annotated[str, PlainValidator(_checked(_PROBES, _probe)), WithJsonSchema(_PROBE_SCHEMA)] | None = None
     """How relay tests the route to the target for `/readyz`: `connect`, `banner` (wait for a byte), `http://PATH`
-    (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. With
-    several targets, one that fails three in a row, or refuses one, gets no clients. Not for proxies. Default: none."""
+    (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. With several targets, one
+    gets no clients after three failed probes in a row, or the first one while nothing has succeeded there, or if it
+    refuses one. Not for proxies. Default: none."""
     probe_interval: (
         Annotated[
             float,

@@ -62,10 +62,17 @@ class Problems:
 
     def add(self, path: Path, text: str, *, line: int | None = None, is_config_error: bool = True) -> None:
         """Add a problem of the value at a path, or of a line."""
+        number = self.line(path) if line is None else line
+        self._found.append((Problem(number, self._placed(path, text), is_config_error), path))
+
+    def notice(self, path: Path, text: str) -> str:
+        """Return a line about the value at a path that is no problem, with the file and its line."""
+        return self.format(Problem(self.line(path), self._placed(path, text)))
+
+    def _placed(self, path: Path, text: str) -> str:
         shown = path[len(self._root) :] if path[: len(self._root)] == self._root else path
         where = f"{dotted(shown)}: " if shown else ""
-        number = self.line(path) if line is None else line
-        self._found.append((Problem(number, f"{where}{' '.join(text.split())}", is_config_error), path))
+        return f"{where}{' '.join(text.split())}"
 
     def line(self, path: Path) -> int:
         """Return the line of a path, or of the table that it would be in."""

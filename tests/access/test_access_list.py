@@ -91,8 +91,21 @@ def test_files_and_rules_make_one_list(tmp_path):
     new.write_text("192.0.2.2\n")
     os.replace(new, allowed)
     assert access.decide(tcp("10.1.1.1")).is_allowed  # what was read last
-    access.refresh()
+    access.refresh("web")
     assert [access.decide(tcp(host)).is_allowed for host in hosts] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("others", "is_logged"), [([], True), (["10.66.0.0/16"], False)])
+def test_a_deny_that_has_no_rule_any_more_is_a_warning(tmp_path, caplog, others, is_logged):
+    allowed, denied = tmp_path / "allowed", tmp_path / "denied"
+    for path in (allowed, denied):
+        path.write_text("10.0.0.0/8\n")
+    access = AccessList([allowed], [denied, *others])
+    for path in (allowed, denied):
+        path.write_text("# nothing\n")
+    access.refresh("web")
+    access.refresh("web")
+    assert caplog.messages == ["web: deny: no rule is left in its files; it denies no client now"] * is_logged
 
 
 def test_a_file_of_100_000_networks_is_one_list(tmp_path):

@@ -2,6 +2,8 @@
 
 import gc
 
+import pytest
+
 from relay.access.gate import Denial, Gate
 from relay.access.limit import MOST_LIMITS, Action, Limit, check_limits
 from relay.access.meter import Meter
@@ -94,6 +96,41 @@ def test_a_reload_keeps_what_a_limit_has_counted_as_long_as_its_name_and_its_cli
     gate.change(ClientPolicy(limits=check_limits([{"name": "x", "per": "ip/25", "rate": "50/s", "ban": "1h"}])))
     assert isinstance(gate.enter(CLIENT, 200.0), Ticket)
     ticket.leave()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_kept"),
+    [
+        ([{"rate": "1/10s", "ban": "1h"}], [{"rate": "50/s", "ban": "2h"}], True),
+        ([{"rate": "1/10s", "ban": "1h"}, {"concurrent": 9}], [{"concurrent": 5}, {"rate": "50/s", "ban": "1h"}], True),
+        ([{"rate": "1/10s", "ban": "1h"}], [{"rate": "50/s", "concurrent": 9, "ban": "1h"}], False),
+        ([{"rate": "1/10s", "ban": "1h"}], [{"rate": "50/s", "per": "ip/24"}], False),
+        ([{"rate": "1/10s", "ban": "1h"}], [{"rate": "50/s", "name": "x"}], False),
+        ([{"rate": "1/10s", "ban": "1h", "name": "x"}], [{"rate": "50/s"}], False),
+        ([{"rate": "1/10s", "ban": "1h"}], [{"rate": "50/s"}, {"rate": "99/h"}], False),  # which of them is it?
+        ([{"rate": "1/10s", "ban": "1h"}, {"rate": "9/h"}], [{"rate": "50/s"}], False),
+    ],
+)
+def test_a_limit_without_a_name_is_known_by_what_it_limits(before, after, is_kept):
+    gate = gate_of(*before)
+    ticket = gate.enter(CLIENT, 100.0)
+    assert isinstance(gate.enter(CLIENT, 100.0), Denial)
+    gate.change(ClientPolicy(limits=check_limits(after)))
+    outcome = gate.enter(CLIENT, 200.0)
+    assert isinstance(outcome, Denial) is is_kept
+    assert next(bool(each.entries(200.0)) for each in gate._own() if each.limit.terms.rate) is is_kept
+    ticket.leave()
+
+
+def test_a_limit_with_another_name_is_stored_again():
+    book = Book()
+    gate = Gate(ClientPolicy(limits=check_limits([{"quota": "1kB/day"}])), Timers(), book=book)
+    gate.enter(CLIENT, 100.0).leave()
+    (limiter,) = gate._own()
+    limiter.spend(limiter.table.all()[0], 10)
+    assert [each.limit for each in limiter.snapshot(100.0, 9)] == ["ip:1kB/day"]
+    gate.change(ClientPolicy(limits=check_limits([{"quota": "2kB/day"}])))
+    assert [(each.limit, each.used) for each in limiter.snapshot(100.0, 9)] == [("ip:2kB/day", 10)]
 
 
 def test_a_reload_changes_the_bandwidth_of_open_connections():

@@ -39,6 +39,8 @@ def test_every_part_of_the_text_becomes_a_value() -> None:
         ({"bandwidth": "2 MiB/s"}, "bandwidth", float(2**21)),
         ({"bandwidth": "64KB/s"}, "bandwidth", 64000.0),
         ({"bandwidth": 5000}, "bandwidth", 5000.0),
+        ({"bandwidth": "5000000"}, "bandwidth", 5e6),
+        ({"bandwidth": " 1000.5 "}, "bandwidth", 1000.5),
         ({"bandwidth": 1000}, "bandwidth", 1000.0),
         ({"bandwidth": "8kbit/s"}, "bandwidth", 1000.0),
         ({"concurrent": 1}, "concurrent", 1),
@@ -56,6 +58,8 @@ def test_every_part_of_the_text_becomes_a_value() -> None:
         ({"quota": "500B/hour"}, "quota", 500),
         ({"rate": "7/s", "ban": 90}, "ban", 90.0),
         ({"rate": "7/s", "ban": "1d"}, "ban", 86400.0),
+        ({"rate": "7/s", "ban": "10"}, "ban", 10.0),
+        ({"rate": "7/s", "ban": "0.5"}, "ban", 0.5),
         ({"rate": "7/s", "action": "close"}, "action", Action.CLOSE),
     ],
 )
@@ -93,7 +97,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"quota": "1000000TB/day"}, "quota: expected a size and a period"),
     ({"quota": "0B/day"}, "quota: expected a size and a period"),
     ({"quota": "8Mbit/day"}, "quota: expected a size and a period"),
-    ({"rate": "1/s", "ban": "10"}, "ban: expected a time up to 366d, got '10'; use for example 10m"),
+    ({"rate": "1/s", "ban": "10x"}, "ban: expected a time up to 366d, got '10x'; use for example 10m"),
+    ({"rate": "1/s", "ban": "-1"}, "ban: expected a time up to 366d, got '-1'"),
+    ({"rate": "1/s", "ban": 10**400}, "ban: expected a time up to 366d, got '1000"),
+    ({"bandwidth": 10**400}, "bandwidth: expected 1kB/s or more, got '1000"),
+    ({"bandwidth": "9" * 400}, "bandwidth: expected 1kB/s or more, got '9999"),
+    ({"bandwidth": "999"}, "bandwidth: expected 1kB/s or more, got '999'; use for example 2MB/s or 16Mbit/s"),
+    ({"bandwidth": "5M"}, "bandwidth: expected 1kB/s or more, got '5M'"),
     ({"rate": "1/s", "ban": 0}, "ban: expected a time up to 366d, got '0'"),
     ({"rate": "1/s", "ban": 366 * 86400 + 1}, "ban: expected a time up to 366d"),
     ({"rate": "1/s", "ban": float("nan")}, "ban: expected a time up to 366d"),
@@ -109,6 +119,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         for more in ({"rate": "1/s"}, {"concurrent": 1}, {"quota": "1B/day"})
     ),
     ({"rate": "1/s", "action": "drop"}, "action: expected reset, close or tarpit, got 'drop'; use one of them"),
+    ({"rate": "٣/s"}, "rate: expected a number and a time, got '٣/s'"),
+    ({"rate": "3/٣s"}, "rate: expected a number and a time, got '3/٣s'"),
+    ({"rate": "1/s", "per": "ip/٣"}, "per: expected the clients that count together, got 'ip/٣'"),
+    ({"bandwidth": "٣MB/s"}, "bandwidth: expected 1kB/s or more, got '٣MB/s'"),
     ({"rate": "1/s", "name": "two words"}, "name: expected one word, got 'two words'; use at most 64 letters"),
     ({"rate": "1/s", "name": "x" * 65}, "name: expected one word"),
     ({"rate": "1/s", "name": "login"}, "login: counts wrong passwords; give it rate and ban, and no other limit"),
@@ -175,6 +189,7 @@ def test_the_name_is_made_of_the_values_and_is_no_part_of_the_text() -> None:
         "per": "ip", "rate": "5/m", "concurrent": 3, "bandwidth": "2 MB/s", "quota": "1GB/day",
     }  # fmt: skip
     assert Limit(rate="1/s", bandwidth="1." + "0" * 80 + "GB/s").name == "ip:1/s-1." + "0" * 55
+    assert [Limit(bandwidth=2e16).name, Limit(rate=" 1/s", per=" ip ").name] == ["ip:2e16", "ip:1/s"]
     assert Limit(rate="1/s", name="x" * 64).name == "x" * 64
     assert Limit(**LOGIN).name == "login"
 

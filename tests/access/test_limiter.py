@@ -134,6 +134,28 @@ def test_a_quota_ends_with_its_period_and_a_clock_that_jumps_back_gives_nothing(
     assert world.connect("192.0.2.1", 0.0) == "", "a day has passed by the clock that jumped back"
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_that_jumps_back_and_is_set_right_gives_nothing(is_restarted) -> None:
+    """A machine without a clock of its own starts in 1970."""
+    world = World(quota="1000B/day")
+    assert world.connect("192.0.2.1", 0.0) == ""
+    world.use("192.0.2.1", 600)
+    stored, right = world.limiter.snapshot(0.0, 9), world.wall
+    if is_restarted:
+        world = World(quota="1000B/day")
+        world.wall = 5 * DAY
+        world.limiter.restore(stored, 0.0)
+    else:
+        world.wall = right - 5 * DAY
+    assert world.connect("192.0.2.1", 0.0) == ""
+    world.use("192.0.2.1", 400)
+    assert world.connect("192.0.2.1", 0.0) == "limit x"
+    world.wall = right
+    assert world.connect("192.0.2.1", 0.0) == "limit x"
+    world.wall += DAY
+    assert world.connect("192.0.2.1", 0.0) == ""
+
+
 def test_the_marks_of_a_quota_are_reported_once_for_each_key_and_period() -> None:
     world = World(quota="1000B/day")
     for host, sizes in (("192.0.2.1", (799, 1, 100, 100)), ("192.0.2.2", (700, 300)), ("192.0.2.3", (799,))):

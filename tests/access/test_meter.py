@@ -74,11 +74,108 @@ def test_a_flow_that_comes_late_gets_its_share_at_once() -> None:
 def test_a_quiet_time_saves_no_more_than_the_bucket_holds() -> None:
     clock = Clock()
     meter = Meter(1e6, clock.timers)
-    clock.run(3600.0)
     reader = Reader(meter)
+    meter.take(reader, clock.now)
+    meter.spend(reader, 0)
+    clock.run(3600.0)
     reader.granted(clock.now)
     clock.run(1.0)
     assert reader.read <= 1.125e6
+
+
+class OneTurn:
+    """A flow that reads all of each turn, but asks for no other one."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.turns: list[int] = []
+
+    def granted(self, now: float) -> None:
+        self.turns.append(self.meter.take(self, now))
+        self.meter.spend(self, self.turns[-1])
+
+
+def test_the_bucket_holds_two_turns() -> None:
+    meter = Meter(1e6, Timers())
+    flow = OneTurn(meter)
+    for _ in range(2):
+        assert meter.take(flow, 1000.0) == meter.take(flow, 1000.0) == 62_500  # the same turn, as none of it was read
+        meter.spend(flow, 62_500)
+    assert meter.level == (0.0, 1000.0)
+    assert meter.take(flow, 1000.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "size"),
+    [
+        (1e6, 1, 62_500),  # a sixteenth of a second
+        (1e6, 3, 62_500),
+        (1e6, 9, 25_000),  # the tenth part of a quarter of a second
+        (1e3, 99, 32),  # no less
+        (1e9, 1, 1 << 20),  # no more
+        (1e9, 2, 1 << 16),
+    ],
+)
+def test_a_turn_is_short_if_many_wait(rate: float, count: int, size: int) -> None:
+    clock = Clock()
+    meter = Meter(rate, clock.timers)
+    first, *_ = flows = [OneTurn(meter) for _ in range(count)]
+    meter.spend(first, int(rate))  # no flow is served for about a second
+    assert not any(meter.take(flow, clock.now) for flow in flows)
+    clock.run(2.0)
+    assert first.turns == [size]
+
+
+def test_a_loop_that_is_late_serves_as_many_as_the_bucket_holds() -> None:
+    timers = Timers()
+    meter = Meter(1e6, timers)
+    flows = [OneTurn(meter) for _ in range(2)]
+    for times, begin in ((1, 1000.0), (2, 1010.0)):  # the second time, no flow is waiting any more
+        meter.take(flows[0], begin)
+        meter.spend(flows[0], 125_000)
+        assert not any(meter.take(flow, begin) for flow in flows)
+        timers.run(begin + 5.0)
+        assert [flow.turns for flow in flows] == [[62_500] * times] * 2
+
+
+def test_another_meter_continues_where_the_one_before_was() -> None:
+    before, timers = Meter(1e6, Timers()), Timers()
+    flow = OneTurn(before)
+    before.take(flow, 1000.0)
+    before.spend(flow, 125_000)
+    after = Meter(1e6, timers, before.level)
+    assert after.take(flow, 1000.03) == 0
+    assert (after.level, timers.first) == ((pytest.approx(30_000), 1000.03), pytest.approx(1000.0625))
+
+
+def test_what_is_read_without_a_grant_counts_also_before_the_first_one() -> None:
+    meter = Meter(1e6, Timers())
+    flow = OneTurn(meter)
+    meter.spend(flow, 100_000)
+    assert meter.take(flow, 1000.0) == 0
+    assert meter.level == (25_000.0, 1000.0)
+
+
+def test_what_is_given_back_can_be_taken_at_once() -> None:
+    meter = Meter(1e6, Timers())
+    flows = [OneTurn(meter) for _ in range(3)]
+    assert meter.take(flows[0], 1000.0) == 62_500
+    assert meter.take(flows[1], 1001.0) == 62_500  # the bucket was full again
+    for flow in (*flows[:2], *flows):
+        meter.leave(flow)
+    assert meter.level == (187_500.0, 1001.0)
+    assert [meter.take(flow, 1001.0) for flow in flows] == [62_500] * 3
+
+
+def test_who_waits_is_served_though_another_one_leaves() -> None:
+    clock = Clock()
+    meter = Meter(1e6, clock.timers)
+    flows = [OneTurn(meter) for _ in range(3)]
+    meter.spend(flows[0], 125_000)
+    assert not any(meter.take(flow, clock.now) for flow in flows)
+    meter.leave(flows[1])
+    clock.run(1.0)
+    assert [flow.turns for flow in flows] == [[62_500], [], [62_500]]
 
 
 def test_what_was_read_beyond_the_grant_is_waited_for() -> None:

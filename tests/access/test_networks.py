@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access.networks import Network, NetworkSet, is_network, parse_network
+from relay.access.networks import Network, NetworkSet, is_network, parse_network, version_at
 
 V4 = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(lambda one: ipaddress.IPv4Network(one, strict=False))
 V6 = st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(
@@ -66,6 +66,41 @@ def test_no_other_text_is_a_network(text):
     else:
         ipaddress.ip_network(text)
     assert NetworkSet([Network(4, 0, 0)]).find(text) in (None, "cidr:0.0.0.0/0")
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "shown"),
+    [
+        ("10.1.2.3", (4, 32, 0x0A010203), "10.1.2.3/32"),
+        ("fd00::1", (6, 128, 0xFD << 120 | 1), "fd00::1/128"),
+        ("::ffff:10.1.2.3", (4, 32, 0x0A010203), "10.1.2.3/32"),
+        ("::ffff:10.1.0.0/112", (4, 16, 0x0A010000), "10.1.0.0/16"),
+        ("::ffff:0:0/96", (4, 0, 0), "0.0.0.0/0"),
+        ("::fffe:0:0/95", (6, 95, 0xFFFE << 32), "::fffe:0:0/95"),
+    ],
+)
+def test_an_address_is_a_network_of_its_own_and_a_mapped_one_is_of_ipv4(text, network, shown):
+    found = parse_network(text)
+    assert (found, str(found)) == (network, shown)
+    assert NetworkSet([found]).find(shown.partition("/")[0]) == f"cidr:{shown}"
+
+
+def test_a_set_is_true_if_it_has_a_member():
+    assert not NetworkSet()
+    assert NetworkSet([Network(4, 0, 0)]) and NetworkSet([Network(6, 0, 0)])
+
+
+@pytest.mark.parametrize("text", ["10.0.0", "a.b.c.example", "h:80", "unix:/run/x", "10.0.0.0/8 ", "fe80::1%eth0", ""])
+def test_what_does_not_look_like_a_network(text):
+    assert not is_network(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "version"),
+    [("10.1.2.3", 4), ("0.0.0.0", 4), ("::1", 6), ("::ffff:10.1.2.3", 4), ("::", None), ("localhost", None)],
+)
+def test_which_clients_a_listener_has(host, version):
+    assert version_at(host) == version
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "::ffff:10.1.2.3", "::ffff:a01:203"])

@@ -80,6 +80,83 @@ def test_uris(pattern, yes, no):
     assert [uri for uri in (*yes, *no) if found.find(uri_segments(uri))] == yes
 
 
+@pytest.mark.parametrize(
+    ("uri", "segments"),
+    [
+        ("SPIFFE://Example/Web", ["spiffe:", "", "example", "Web"]),
+        ("SPIFFE://Example", ["spiffe:", "", "example"]),
+        ("spiffe://example/", ["spiffe:", "", "example"]),
+        ("spiffe://example/a//", ["spiffe:", "", "example", "a", ""]),
+        ("spiffe://", ["spiffe:", "", ""]),
+        ("URN:A", ["URN:A"]),
+    ],
+)
+def test_segments(uri, segments):
+    assert uri_segments(uri) == segments
+    assert dns_segments("DB.Prod.svc.") == ["svc", "prod", "db"]
+
+
+# The first label of these is the one that tells most names apart, as in a DNS name from its end.
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ("a.*", "a.b"),
+        ("a.**", "a"),
+        ("a.**", "a.*.b"),
+        ("**", "a.**"),
+        ("a.**", "a.b.**"),
+        ("a.**", "a.**.b"),
+        ("**.b", "a.**.b"),
+        ("a.**.c", "a.b.**.c"),
+    ],
+)
+def test_a_wider_pattern_is_found(wide, narrow):
+    wider, other, segments = tuple(wide.split(".")), ("a", "b", "c", "d", "*"), tuple(narrow.split("."))
+    found = PatternSet(0, [("other", other), ("narrow", segments), ("wide", wider)])
+    assert (found.find_wider(segments), found.find_covering(wider)) == ("wide", "wide")
+    assert found.find_covering(segments) == ("narrow" if "*" in narrow else "wide")
+    alone = PatternSet(0, [("other", other), ("wide", wider)])
+    assert alone.find_wider(wider) is None and alone.find_covering(segments) == "wide"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other"),
+    [
+        ("a.*", "a.**"),
+        ("a.*", "a.b.c"),
+        ("*.**", "**"),
+        ("a.**.*", "a.**"),
+        ("a.b.**", "a.**"),
+        ("**.b", "b.**"),
+    ],
+)
+def test_a_pattern_that_is_not_wider_is_not_found(pattern, other):
+    found = PatternSet(0, [(pattern, tuple(pattern.split(".")))])
+    assert found.find_wider(other.split(".")) is None and found.find_covering(other.split(".")) is None
+
+
+def test_a_name_covers_itself_alone():
+    found = PatternSet(0, [("a.b", ("a", "b"))])
+    assert found.find_covering(["a", "b"]) == "a.b"
+    assert found.find_covering(["a"]) is None and found.find_wider(["a", "b"]) is None
+
+
+def test_a_set_is_true_if_it_has_a_member():
+    assert not PatternSet(0)
+    assert PatternSet(0, [("a", ("a",))]) and PatternSet(0, [("*", ("*",))])
+
+
+def test_a_name_is_compared_with_the_patterns_of_its_own_authority_alone():
+    texts = [f"spiffe://domain{number}/*" for number in range(1000)]
+    found = PatternSet(2, [(text, tuple(uri_segments(text))) for text in texts])
+    assert [text for text, _ in found._candidates(uri_segments("spiffe://domain7/web"))] == ["spiffe://domain7/*"]
+
+
+@pytest.mark.parametrize("pattern", ["*.svc", "**.svc", "a.*.**", "*.*", "db.svc"])
+def test_a_pattern_that_is_allowed(pattern):
+    check_pattern(dns_segments(pattern))
+
+
 @pytest.mark.parametrize("pattern", ["a*.svc", "*a", "***", "**a.b"])
 def test_a_wildcard_is_a_whole_segment(pattern):
     with pytest.raises(ValueError, match="whole segment; write"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.access.regular_file import open_regular
+from relay.access.regular_file import distrust, open_regular
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -31,3 +31,18 @@ def test_anything_else_is_refused_at_once(tmp_path: Path, name: str, problem: st
 def test_a_device_is_refused() -> None:
     with pytest.raises(OSError, match="not a regular file"):
         open_regular("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "problem"),
+    [
+        (0o644, 1000, ""),
+        (0o444, 0, ""),
+        (0o664, 1000, "others can write to it (mode 0664), and it decides; chmod go-w it"),
+        (0o602, 0, "others can write to it (mode 0602), and it decides; chmod go-w it"),
+        (0o600, 1001, "it is neither yours nor the administrator's, and it decides; make a copy of your own"),
+    ],
+)
+def test_a_file_is_trusted_that_only_its_owner_or_root_can_write(mode: int, owner: int, problem: str) -> None:
+    status = os.stat_result((0o100000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    assert distrust(status, 1000, "decides") == problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -31,6 +32,13 @@ def test_a_file_names_no_further_file():
         texts("file:other")
 
 
+def test_a_byte_order_mark_is_skipped_at_the_beginning_alone():
+    assert texts("\ufeff# ours", "10.0.0.0/8") == [(2, "cidr:10.0.0.0/8")]
+    assert texts("\ufeff10.0.0.0/8") == [(1, "cidr:10.0.0.0/8")]
+    with pytest.raises(ValueError, match="list, line 2: that is no rule"):
+        texts("10.0.0.0/8", "\ufeff10.0.0.0/8")
+
+
 def test_an_error_names_the_line():
     with pytest.raises(ValueError, match="list, line 2: cidr:10.0.0.1/8: it has host bits set; write 10.0.0.0/8"):
         texts("10.0.0.0/8", "10.0.0.1/8")
@@ -43,23 +51,37 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, caplog, monkeyp
     readings = []
     monkeypatch.setattr(rule_file, "read_rules", lambda *given: (readings.append(path), read_rules(*given))[1])
     before = file.rules
-    file.refresh()
+    file.refresh("web")
     path.unlink()
-    file.refresh()
-    file.refresh()  # the same problem, which has been logged
+    file.refresh("web")
+    file.refresh("web")  # the same problem, which has been logged
     assert not readings
     path.write_text("nonsense\n")
-    file.refresh()
-    file.refresh()
+    file.refresh("web")
+    file.refresh("web")
     assert len(readings) == 1
     assert file.rules is before
     path.write_text("10.0.0.0/16\n# longer")
     os.utime(path, (1, 1))
-    file.refresh()
-    file.refresh()
+    file.refresh("web")
+    file.refresh("web")
     assert len(readings) == 2
     assert file.rules is not before
     assert len(caplog.records) == 2
+
+
+def test_the_log_says_that_a_file_was_read_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    path = tmp_path / "list"
+    path.write_text("10.0.0.0/8")
+    file = RuleFile(str(path))
+    file.refresh("web")
+    path.write_text("10.0.0.0/16 # ours\nlogin:a\n")
+    file.refresh("web")
+    file.refresh("web")
+    path.write_text("cn:a")
+    file.refresh("web")
+    assert caplog.messages == [f"web: {path}: read again, {count}" for count in ("2 rules", "1 rule")]
 
 
 def test_a_file_is_read_again_by_those_who_ask_before_its_new_rules_are_in_force(tmp_path, monkeypatch):
@@ -73,10 +95,39 @@ def test_a_file_is_read_again_by_those_who_ask_before_its_new_rules_are_in_force
     def read(*arguments):
         seen.append(file.rules)
         if len(seen) == 1:
-            file.refresh()  # as another tunnel with the same list does meanwhile
+            file.refresh("web")  # as another tunnel with the same list does meanwhile
             assert file.rules is not before
         return read_rules(*arguments)
 
     monkeypatch.setattr(rule_file, "read_rules", read)
-    file.refresh()
+    file.refresh("web")
     assert seen == [before] * 2
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o620])
+def test_a_file_that_others_can_write_is_refused(tmp_path, mode):
+    path = tmp_path / "list"
+    path.write_text("10.0.0.0/8")
+    path.chmod(mode)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        RuleFile(str(path))
+    problem = f"others can write to it (mode {mode:04o}), and it decides who may connect; chmod go-w it"
+    assert str(raised.value) == f"{path}: {problem}"
+
+
+def test_one_that_others_can_write_from_now_on_counts_as_it_was(tmp_path, caplog):
+    path = tmp_path / "list"
+    path.write_text("10.0.0.0/8")
+    file = RuleFile(str(path))
+    before = file.rules
+    path.chmod(0o666)
+    file.refresh("web")
+    path.write_text("10.0.0.0/16\n# longer")
+    file.refresh("web")
+    assert file.rules is before
+    (message,) = caplog.messages
+    assert message.startswith(f"web: {path}: others can write to it (mode 0666)")
+    assert message.endswith("; the previous list stays in force")
+    path.chmod(0o644)
+    file.refresh("web")
+    assert file.rules is not before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,13 @@ def test_an_entry_becomes_a_rule(text, rule):
         ("spki:sha256:" + "x" * 64, "that is no SHA-256 hash"),
         ("i2p:example.i2p", "a name may be reassigned"),
         ("example.i2p", "a name may be reassigned"),
-        ("alice", "the kind is missing; write user:alice, login:alice, cn:alice or file:alice"),
+        ("alice", "the kind is missing; write user:alice, login:alice or cn:alice$"),
         ("i2p:" + "A" * 2000, "these are 1500 bytes of base64"),
         ("A" * 387, "these are 290 bytes; a destination has at least 387"),
         ("group:a:b", "^group: is no kind of rule"),
         ("/no/such:file", "^that is no rule"),
-        ("group:admins", "group: is no kind of rule; the kinds are cidr:, user:"),
+        ("group:admins", "group: is no kind of rule; the kinds in a file are cidr:, user:.*, login: and ssh:$"),
+        ("file:x", "file: is no kind of rule; the kinds in a file are cidr:, user:.*, login: and ssh:$"),
         ("/no/such/file", "that is no rule; write KIND:VALUE"),
         ("", "that is no rule; write KIND:VALUE"),
     ],
@@ -126,8 +128,27 @@ def test_an_entry_may_be_a_file(tmp_path, monkeypatch):
     Path("user:").write_text("")
     with pytest.raises(ValueError, match="the value is empty"):
         parse_entry("user:")
-    with pytest.raises(ValueError, match="^'alice' is neither a rule nor a file: the kind is missing"):
-        parse_entry("alice")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("alice", "the kind is missing; write user:alice, login:alice, cn:alice or file:alice$"),
+        ("group:a", "group: is no kind of rule; the kinds are cidr:, user:.*, ssh: and file:$"),
+        ("", "that is no rule; write KIND:VALUE, the kinds are cidr:"),
+        ("none.txt", "there is no file {here}/none.txt; correct the path, or write the kind of a rule before it"),
+        ("d/none", "there is no file {here}/d/none; correct the path"),
+        ("/no/such:file", "there is no file /no/such:file; correct the path"),
+        ("example.i2p", "a name may be reassigned"),
+        ("10.0.0.0/33", "cidr:10.0.0.0/33: /33 is out of range"),
+        ("n\0ul/\x1b", r"there is no file {here}/n\\x00ul/\\x1b; correct"),
+    ],
+)
+def test_an_entry_that_is_neither_a_rule_nor_a_file(tmp_path, monkeypatch, entry, problem):
+    monkeypatch.chdir(tmp_path)
+    start = re.escape(f"{entry!r} is neither a rule nor a file: ")
+    with pytest.raises(ValueError, match=f"^{start}{problem.format(here=tmp_path)}"):
+        parse_entry(entry)
 
 
 def test_what_can_only_be_a_rule():

@@ -282,6 +282,19 @@ def test_a_folder_that_is_missing(tmp_path, caplog):
     assert len(caplog.records) == 1 and "No such file or directory" in caplog.text
 
 
+def test_without_a_thread_it_is_a_warning_and_another_relay_can_use_the_file(path, monkeypatch, caplog):
+    """A process that has just taken over opens the file: it ended with an error, and there was no relay any more."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert open_store(path) is None
+    assert f"state file {path}: can't start new thread; relay goes on without it" in caplog.text
+    opened(path).close()
+
+
 def test_a_disk_that_fails_is_a_warning_and_a_later_write(path, caplog, monkeypatch):
     monkeypatch.setattr(module, "_RETRY", 0.0)
     store = opened(path)

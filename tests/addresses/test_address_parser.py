@@ -6,6 +6,7 @@ import pytest
 
 from relay.addresses.address_parser import LONGEST_ADDRESS, AddressParser
 from relay.addresses.options import DESTINATIONS, FLAG, SECONDS, TEXT, Option
+from relay.addresses.values import LONGEST_UNIX_PATH
 from relay.errors import AddressError
 
 
@@ -36,6 +37,25 @@ def test_the_scheme_is_split_off(text, parts):
 def test_what_cannot_be_split_is_refused(text):
     with pytest.raises(AddressError, match="^place '"):
         parser(text).split()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("https://h:1", r"unknown scheme https:// \(did you mean tls://\?\); allowed are host:port"),
+        ("WSS://h:1", r"unknown scheme wss:// \(did you mean tls://\?\)"),
+        ("unx:///a", r"unknown scheme unx:// \(did you mean unix://\?\)"),
+        ("exec:cat", "unknown scheme exec://; allowed are host:port"),
+    ],
+)
+def test_an_unknown_scheme_gets_a_near_one(text, said):
+    with pytest.raises(AddressError, match=said):
+        parser(text).split()
+
+
+def test_what_may_be_a_password_is_not_repeated_at_all():
+    with pytest.raises(AddressError, match=r"^place '\*\*\*': wrong; right is allowed$"):
+        AddressParser("x", "place", hidden=True).fail("wrong", "right is allowed")
 
 
 def test_who_reads_a_chain_tells_the_place_in_it():
@@ -73,6 +93,30 @@ def test_the_name_of_an_unknown_parameter_that_may_be_a_secret_is_not_repeated(q
 @pytest.mark.parametrize(("scheme", "place"), [("tcp", "[fe80::1%25eth0]:1"), ("", "[fe80::1%eth0]:1")])
 def test_a_zone_is_encoded_in_a_url(scheme, place):
     assert parser().place(scheme, place) == ("fe80::1%eth0", 1, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("me@h:1", "tcp:// takes no user or password; allowed are host:port"),
+        ("h:1/", "something follows the port"),
+        ("h:1#x", "something follows the port"),
+        ("[::1]]:1", "a broken IPv6 address or no port"),
+    ],
+)
+def test_what_is_no_place(place, said):
+    with pytest.raises(AddressError, match=said):
+        parser().place("", place)
+
+
+def test_the_longest_host_and_the_longest_path():
+    host, path = "a." * 126 + "a", "/" + "x" * (LONGEST_UNIX_PATH - 1)
+    assert (parser().host(host), parser().host(f"{host}."), parser().socket_path(path)) == (host, f"{host}.", path)
+    for longer in (f"{host}a", f"{host}a."):
+        with pytest.raises(AddressError, match="a host of 254 characters; a name has at most 253"):
+            parser().host(longer)
+    with pytest.raises(AddressError, match=f"the path is {LONGEST_UNIX_PATH + 1} bytes long"):
+        parser().socket_path(f"{path}x")
 
 
 def test_the_query_is_what_follows_the_first_question_mark():

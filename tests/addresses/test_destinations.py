@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
 import pickle
 import struct
@@ -48,12 +49,22 @@ def b33(key=bytes(32), *, flags=0, signing=7, blinded=11, checksum=None):
 # Destinations.
 
 
-@pytest.mark.parametrize("data", [NULL, certified(7), certified(3, payload=bytes(4)), HEAD + b"\x01\0\x02ab"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        NULL,
+        certified(7),
+        certified(3, payload=bytes(4)),
+        HEAD + b"\x01\0\x02ab",
+        HEAD + b"\x01\0\x03ab\x17",  # its base64 ends in an X, which is no padding
+    ],
+)
 def test_a_destination_is_known_by_the_hash_of_its_bytes(data):
     text = encoded(data)
     assert is_base64(text)
     assert check_destination(f" {text}\n") == text
-    assert check_destination(text.rstrip("=")) == text
+    for padding in ("", "=", "=="):  # how much of it is there tells nothing
+        assert check_destination(text.rstrip("=") + padding) == text
     assert b32_of(text) == base64.b32encode(hashlib.sha256(data).digest()).decode().lower()[:52] + ".b32.i2p"
     assert check_destination(b32_of(text)) == b32_of(text)
     assert b32_of(text) == Destination(text).base32 + ".b32.i2p"
@@ -65,8 +76,11 @@ def test_a_destination_is_known_by_the_hash_of_its_bytes(data):
         ("", "0 characters and does not end in .i2p; a destination is base64 of 516"),
         ("example.com", "11 characters and does not end in .i2p"),
         ("a" * 52, "52 characters and does not end in .i2p"),
+        (encoded(NULL)[:386], "386 characters and does not end in .i2p"),
+        (encoded(NULL)[:387], "290 bytes; a destination has at least 387"),  # so long a text is meant as base64
         (encoded(NULL)[:512], "384 bytes; a destination has at least 387"),
         (encoded(NULL)[:513], "513 characters cannot be base64"),
+        (encoded(NULL)[:513] + "==", "513 characters cannot be base64"),
         (encoded(NULL).replace("A", "+", 1), "not of I2P's base64"),
         (encoded(NULL) + "!", "not of I2P's base64"),
         (encoded(NULL) + "===", "not of I2P's base64"),
@@ -122,7 +136,7 @@ def test_addresses_and_names_become_lower_case(text, normal):
         ("a..i2p", "not a host name"),
         ("-a.i2p", "not a host name"),
         ("a-.i2p", "not a host name"),
-        ("a b.i2p", "not a host name"),
+        ("a b.i2p", "not a host name; a name in .i2p has letters, digits and - between dots"),
         ("ä.i2p", "xn-- form"),
         ("http://a.i2p", "not a host name"),
         ("x" * 64 + ".i2p", "68 characters; a name in .i2p has at most 67"),
@@ -141,6 +155,7 @@ def test_what_is_no_address_is_said(text, problem):
         b33(os.urandom(32), flags=6),  # a secret and a key of the client are asked for
         b33(os.urandom(32), flags=1),
         b33(os.urandom(132), signing=3),
+        b33(os.urandom(64), flags=1, signing=1),  # 111 characters; those above need no padding, or as much as they lack
     ],
 )
 def test_the_address_of_an_encrypted_lease_set_has_a_checksum(address):
@@ -157,6 +172,7 @@ def test_the_address_of_an_encrypted_lease_set_has_a_checksum(address):
         b33(bytes(64)),
         b33(flags=8),
         b33(signing=12),
+        b33(flags=1, signing=256 + 7),
         "a" * 57 + ".b32.i2p",
         "a" * 59 + ".b32.i2p",
     ],
@@ -232,14 +248,16 @@ def test_a_private_key_comes_back(data):
         (b"x", "1 bytes; a destination has at least 387"),
         (KEY.data[:391], "391 bytes; a private key of this destination has 679; this is the destination alone"),
         (KEY.data[:-1], "678 bytes; a private key of this destination has 679"),
+        (KEY.data[:-32], "647 bytes; a private key of this destination has 679"),
         (KEY.data + b"x", "680 bytes"),
         (KEY.data[:-32] + bytes(32), "signing private key is empty"),
         (KEY.data[:-32] + bytes(36), "signing private key is empty"),
         (KEY.data[:-32] + bytes(32) + b"xyz", "empty, and of an offline signature not even the beginning"),
+        (offline(64, 32, 32)[: 679 + 6], "685 bytes; a private key of this destination has 813"),
         (offline(64, 32, 31), "bytes; a private key of this destination has 813"),
-        (offline(64, 32, 32, transient=99), "transient key of its offline signature is of type 99"),
-        (private(99, 32), "types 99 and 0, which are not known"),
-        (private(7, 32, 99), "types 7 and 99"),
+        (offline(64, 32, 32, transient=65280), "transient key of its offline signature is of type 65280"),
+        (private(65280, 32), "types 65280 and 0, which are not known"),  # for experiments, as all from there on
+        (private(7, 32, 65280), "types 7 and 65280"),
         (HEAD + b"\xff" + KEY.data[385:], "certificate is of type 255"),
         (bytes(679), "signing private key is empty"),
         (bytes(857), "signing private key is empty"),
@@ -290,6 +308,20 @@ def test_new_keys_have_nothing_in_common():
     assert (
         len({key[:32] for key in keys}) == len({key[391:423] for key in keys}) == len({key[-32:] for key in keys}) == 20
     )
+
+
+def test_a_derived_key_is_the_same_for_all_who_have_the_key():
+    """Compare with RFC 5869, HKDF by SHA-256: another machine must find the same destination in years."""
+    derived = KEY.derived("of a test")
+    assert derived == PrivateKey.from_base64(KEY.base64).derived("of a test")
+    secret = hmac.digest(bytes(32), KEY.data, "sha256")
+    made = block = b""
+    for number in range(1, 11):
+        block = hmac.digest(secret, block + b"relay of a test" + bytes([number]), "sha256")
+        made += block
+    assert (derived.data[-32:], derived.data[:352], derived.data[391:647]) == (made[:32], made[32:64] * 11, made[64:])
+    assert derived.consistent
+    assert derived not in (KEY, KEY.derived("of another"), PrivateKey.generate().derived("of a test"))
 
 
 @pytest.mark.parametrize("at", [352, 383, 647, 678])

@@ -39,7 +39,7 @@ def test_a_proxy_shows_no_secret():
         (("http", "-h", 1), ValueError, "^host: "),
         (("http", "h", 1, "me"), ValueError, "^user: password missing"),
         (("http", "h", 1, None, "x"), ValueError, "^password: no user is given"),
-        (("http", "h", 1, "a:b", "x"), ValueError, "^user: must not contain a colon"),
+        (("http", "h", 1, "a:b", "x"), ValueError, "^user: must not contain a colon; the password begins"),
         (("http", "h", 1, "a\nb", "x"), ValueError, "^user: it is empty, not printable"),
         (("socks5", "h", 1, "é" * 128, "x"), ValueError, "^user: .* or too long; 255 bytes"),
         (("socks5", "h", 1, 7, "x"), TypeError, "^user: expected a str, got int"),

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses.address_parser import LONGEST_ADDRESS
-from relay.addresses.hops import Command, Proxy
+from relay.addresses.hops import Command, Proxy, ProxyListen
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
 from relay.addresses.redact import redact
 from relay.addresses.ssh import SSHListen, SSHServer
-from relay.addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress
+from relay.addresses.values import SystemdListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen
 from relay.errors import AddressError
 
 BASTION = SSHServer("bastion")
@@ -49,6 +49,8 @@ TARGETS = {
     "i2p://name.i2p": I2PTarget("name.i2p"),
     "name.i2p": I2PTarget("name.i2p"),
     "Name.I2P:80": I2PTarget("name.i2p", 80),
+    "tcp://name.i2p:80": I2PTarget("name.i2p", 80),
+    "name.i2p?sam=router:7656": I2PTarget("name.i2p", None, ELSEWHERE),
     "name.i2p.:80": I2PTarget("name.i2p", 80),
     "i2p://name.I2P.": I2PTarget("name.i2p"),
     f"I2P://{B32.upper()}:80": I2PTarget(B32, 80),
@@ -81,8 +83,12 @@ LISTENS = {
     "0.0.0.0:8080": TCPAddress("0.0.0.0", 8080),
     "[::1]:0": TCPAddress("::1", 0),
     "localhost:0": TCPAddress("localhost", 0),
-    "unix:///run/app.sock": UnixAddress("/run/app.sock"),
+    "unix:///run/app.sock": UnixListen("/run/app.sock"),
+    "unix:///run/a%3F?mode=660": UnixListen("/run/a?", "0660"),
+    "unix:///run/app.sock?mode=0606&group=www-data": UnixListen("/run/app.sock", "0606", "www-data"),
+    "unix:///run/app.sock?group=33": UnixListen("/run/app.sock", None, "33"),
     "tls://:8443?cert=c.pem": TLSListen("127.0.0.1", 8443, "c.pem"),
+    "tls://[fe80::1%25eth0]:8443?cert=c": TLSListen("fe80::1%eth0", 8443, "c"),
     "tls://[::]:8443?cert=c&key=k&client_ca=ca": TLSListen("::", 8443, "c", "k", "ca"),
     "ssh://bastion": SSHListen(BASTION, TCPAddress("127.0.0.1", 0)),
     "ssh://bastion?listen=8080": SSHListen(BASTION, TCPAddress("127.0.0.1", 8080)),
@@ -93,6 +99,11 @@ LISTENS = {
     "ssh://bastion?listen=/run/app%3F": SSHListen(BASTION, UnixAddress("/run/app?")),
     "ssh://bastion?listen=unix:///run/app": SSHListen(BASTION, UnixAddress("/run/app")),
     "ssh://me@[::1]:22?listen=:1": SSHListen(SSHServer("::1", "me", 22), TCPAddress("127.0.0.1", 1)),
+    ":8080?mptcp=yes": TCPAddress("127.0.0.1", 8080, mptcp=True),
+    "socks5://:1080": ProxyListen("socks5", "127.0.0.1", 1080),
+    "HTTP://me@[::1]:0?password_env=PW": ProxyListen("http", "::1", 0, "me", password_env="PW"),
+    "systemd:web": SystemdListen("web"),
+    f"SystemD:{'x' * 255}": SystemdListen("x" * 255),
     **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p?", "i2p:?", "i2p://?"], I2PListen()),
     **dict.fromkeys(["i2p:?keys=me.dat", "i2p://?keys=me.dat"], I2PListen(I2PRouter(keys="me.dat"))),
     "i2p:?sam=router:7656&accept=forward": I2PListen(ELSEWHERE, "forward"),
@@ -172,6 +183,8 @@ def test_servers(text, value):
 def test_a_chain_of_hops():
     assert parse_hops([]) == parse_hops(()) == ()
     assert parse_hops(["ssh://bastion", "ssh://me@inner"]) == (BASTION, SSHServer("inner", "me"))
+    assert parse_hops(["office", "ssh://bastion"], named={"office": I2PRouter()}) == (I2PRouter(), BASTION)
+    assert parse_hop("ssh://bastion", {"keyfile": "k"}) == SSHServer("bastion", keyfile="k")
 
 
 BAD_TARGETS = {
@@ -237,7 +250,8 @@ BAD_TARGETS = {
     "i2p://name.i2p:": "port (empty)",
     "name.i2p:x": "port x",
     "name.i2p:80:81": "port 80:81",
-    "i2p://name.i2p/": "something follows the name; parameters begin with a question mark",
+    "i2p://name.i2p/": "something follows the name; parameters begin with a question mark: i2p://NAME.i2p?sam=HOST:PORT",
+    "i2p://name.i2p#top": "something follows the name",
     "i2p://name.i2p:80/index.html": "something follows the name",
     "i2p://me@name.i2p": "i2p:// takes no user before the name; user= and password_file= log in",
     "i2p://name.i2p?sma=x": "unknown parameter 'sma' (did you mean sam=?); i2p:// takes sam=, session=, keys=",
@@ -268,7 +282,7 @@ BAD_TARGETS = {
     "unix:///a%0ab": "a control character",
     "unix:///a%2": "a broken percent-encoding",
     "unix:///a?b=c": "a ? that belongs to the path is written %3F",
-    "tls://h:1?cer=x": "unknown parameter 'cer' (did you mean cert=?)",
+    "tls://h:1?cer=x": "unknown parameter 'cer' (did you mean cert=?); tls:// takes servername=, ca=, cert=",
     "tls://h:1?ca=x&ca=y": "ca= is written twice",
     "tls://h:1?ca=": "ca= is empty",
     "tls://h:1?ca": "ca= is empty",
@@ -285,7 +299,18 @@ BAD_LISTENS = {
     ":x": "port x",
     "*:80": "0.0.0.0 is every IPv4 interface and [::] every one",
     "tls://:8443": "no certificate",
-    "tls://:8443?cert=c&servername=x": "unknown parameter 'servername'",
+    "unix:///a?mode=0888": "mode=0888; the rights of the owner, the group and others are allowed, as chmod takes them",
+    "unix:///a?mode=4755": "mode=4755; the rights",
+    "unix:///a?mode=u+rw": "mode=u+rw; the rights",
+    "unix:///a?moed=0660": "unknown parameter 'moed' (did you mean mode=?); unix:// takes mode=, group=",
+    "unix:///a?group=": "group= is empty",
+    "unix://a?mode=0660": "three slashes begin it",
+    "tls://:8443?cert=c&servername=x": "unknown parameter 'servername'; tls:// takes cert=, key=, client_ca=",
+    ":80?x=1": "unknown parameter 'x'; tcp:// takes mptcp=",
+    "socks5://me@h:1": "user: password missing; set password_file= or password_env=",
+    "systemd://web": "not a name of a socket; systemd:NAME has the FileDescriptorName of a socket unit",
+    "SYSTEMD:a:b": "not a name of a socket",
+    f"systemd:{'x' * 256}": "not a name of a socket",
     "i2p://name.i2p": "something follows i2p:; the keys give the destination: i2p: or i2p:?keys=FILE",
     "i2p:name.i2p": "i2p: without //; allowed are :port",
     "i2p:80": "'i2p' is a name of I2P; relay listens only on destinations of its own; use i2p: for that",
@@ -294,6 +319,8 @@ BAD_LISTENS = {
     "i2p:?accept=both": "accept=both; accept and forward are allowed",
     "i2p:?keys=a&keys=b": "keys= is written twice",
     "i2p:?allow=": "allow= is empty",
+    "i2p:?in_depth=8": "in_depth: 8 is out of range; 0 to 7 hops",
+    "i2p:?carriers=2": "carriers: this is for hops only; leave it out of a listener",
     "i2p:?in_depth=11": "in_depth=11; a number of hops is allowed, from 0 to 7",
     "tls://name.i2p:1?cert=c": "'name.i2p' is a name of I2P",
     "sssh://h": "unknown scheme sssh:// (did you mean ssh://?)",
@@ -307,6 +334,7 @@ BAD_PLACES = {
     "h": "no port",
     "*:80": "0.0.0.0 is every IPv4 interface",
     "tls://h:1": "unknown scheme tls://; allowed are host:port, port, /path and unix:///path",
+    "unix:///run/app?mode=0660": "mode= and group= are for sockets of this machine; the server chooses those",
     "ssh://h": "unknown scheme ssh://",
     "i2p:": "i2p: without //; allowed are host:port, port, /path and unix:///path",
     "/run/x/": "the path ends with a slash",
@@ -338,7 +366,7 @@ def test_bad_places_on_a_server_get_one_clear_line(place, said):
     with pytest.raises(AddressError) as failure:
         parse_listen(f"ssh://me:hunter2@h?listen={place}")
     assert said in str(failure.value)
-    assert "listen=" in str(failure.value)
+    assert str(failure.value).startswith("listen= '")
     assert "hunter2" not in str(failure.value)
 
 
@@ -355,6 +383,7 @@ BAD_SERVERS = {
     "::1": "an IPv6 address is written in brackets: [::1]:22",
     "[::1": "a broken IPv6 address",
     "[::1]x": "a broken IPv6 address",
+    "[::1]]": "a broken IPv6 address",
     "[]": "a broken IPv6 address",
     "[h]": "[h] is not an IPv6 address",
     "[fe80::1%eth0]": "an IPv6 address without a zone",
@@ -397,6 +426,7 @@ OTHER_HOPS = {
     "socks5://h:1080": Proxy("socks5", "h", 1080),
     "SOCKS5://H:1080/": Proxy("socks5", "h", 1080),
     "http://[::1]:3128": Proxy("http", "::1", 3128),
+    "socks5://[fe80::1%25eth0]:1": Proxy("socks5", "fe80::1%eth0", 1),
     "socks5://name.i2p:1": Proxy("socks5", "name.i2p", 1),
     "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", password="p@ss"),
     "http://m%C3%A9@h:1?password_env=PW": Proxy("http", "h", 1, "m\u00e9", password_env="PW"),
@@ -432,31 +462,38 @@ def test_a_target_among_the_hops_tells_what_follows():
         parse_hops(["tls://h:1", "ssh://me:x@b"], "db:1")
     with pytest.raises(AddressError, match=r"^hop 'tcp://h:1': tcp:// is a target.* and db:1 follows"):
         parse_hops(["tcp://h:1"], "db:1")
+    with pytest.raises(AddressError, match="only the last address of a way is one; a hop is ssh://"):
+        parse_hops(["tcp://h:1"])
 
 
 BAD_HOPS = {
     "bastion": "it has no scheme; a hop is ssh://[user@]host[:port]",
     "me@bastion:22": "it has no scheme",
-    "tcp://h:80": "tcp:// is a target, not a hop",
+    "tcp://h:80": "tcp:// is a target, not a hop; only the last address of a way is one; a hop is ssh://",
     "unix:///run/x": "unix:// is a target, not a hop",
     "tls://h:443": "tls:// is a target, not a hop",
     "ssh:h": "ssh: without //",
     "shh://h": "unknown scheme shh:// (did you mean ssh://?)",
     "gopher://h": "unknown scheme gopher://; a hop is ssh://",
-    "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the way to it",
-    "i2p:?accept=forward": "accept= makes it a place to listen at, not a hop",
+    "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the way to it, i2p:?sam=HOST:PORT another one",
+    "i2p:?sma=x": "unknown parameter 'sma' (did you mean sam=?); i2p: takes sam=, session=, keys=",
+    **{
+        f"i2p:?{name}=forward": f"{name}= makes it a place to listen at, not a hop; listen there, or"
+        for name in ("accept", "allow", "deny")
+    },
     "i2p:?keys=": "keys= is empty",
     "i2p:?sam=h": "sam 'h': no port",
     "socks5:h:1": "socks5: without //",
     "socks5://h": "no port",
     "socks5://:1": "the host is empty",
     "socks5://h:1/x": "something follows the port",
-    "socks5://@h:1": "the user is empty",
+    "socks5://@h:1": "the user is empty; write it before the @, or leave both out",
     "socks5://me@h:1": "user: password missing; set password_file= or password_env=",
     "socks5://h:1?password_env=X": "password: no user is given",
-    "socks5://me:@h:1": "a password that is empty or given twice",
+    "socks5://me:@h:1": "a password that is empty or given twice; give one, or leave the colon out",
+    "socks5://me:a@h:1?password=b": "a password that is empty or given twice",
     "socks5://me:a@h:1?password_env=b": "password: it is given twice",
-    "socks5://me@h:1?user=x": "unknown parameter 'user'",
+    "socks5://me@h:1?user=x": "unknown parameter 'user'; socks5:// takes password=, password_file=",
     "http://a%3Ab@h:1?password_env=X": "user: must not contain a colon",
     "https://h:1": "unknown scheme https:// (did you mean http://?)",
     "exec:": "no command is given",
@@ -506,6 +543,7 @@ def test_bad_hops_get_one_clear_line(text, said):
     assert said in str(failure.value)
     assert str(failure.value).startswith("hop '")
     assert str(failure.value).isprintable()
+    assert not str(failure.value).endswith("; ")  # what is allowed stands there
 
 
 # The error names what is wrong, whatever else there is in the address.
@@ -521,6 +559,10 @@ SHOWN = {
     "ssh://me@h?keyfil=hunter2": "unknown parameter 'keyfil' (did you mean keyfile=?)",
     "ssh://me@h?password=hunter2@&keepalive=0": "hop 'ssh://me@h?password=***&keepalive=0': keepalive=0; a number",
     "ssh://me@[h]": "[h] is not an IPv6 address",
+    "exec:": "hop 'exec:': no command is given; for example",
+    # What looks like the host or the user may be a part of a password that has an @ in it.
+    "ssh://me:x@$hunter2:22?config=x@h": "hop 'ssh://me***': host: that cannot be one; one is letters",
+    "ssh://a%3Ab:x@h:22?config=hunter2@h": "hop 'ssh://a%3Ab***': user: that cannot be one; one has no spaces",
 }
 
 
@@ -723,6 +765,8 @@ def without_parameters(value):
     """An address as its text shows it: parameters of an SSH server may be secrets."""
     if isinstance(value, SSHServer):
         return SSHServer(value.host, value.user, value.port)
+    if isinstance(value, ProxyListen):
+        return ProxyListen(value.protocol, value.host, value.port)
     if isinstance(value, I2PTarget):
         return I2PTarget(value.dest, value.port)
     if isinstance(value, I2PListen):

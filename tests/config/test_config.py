@@ -35,6 +35,11 @@ def problems(tmp_path):
     return functools.partial(problems_of, tmp_path)
 
 
+def test_a_byte_order_mark_begins_a_file_and_counts_as_no_character(read, problems):
+    assert problems(b"\xef\xbb\xbf" + WHOLE.encode()) == []
+    assert only(problems(b"\xef\xbb\xbfa = 1\na = 2\n")).startswith("2: this is not TOML")
+
+
 def test_a_file_with_everything(read):
     found = read(WHOLE)
     assert found.problems.in_order() == []
@@ -163,6 +168,10 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),
         (T + "limit = 5", "4: tunnels.t.limit: expected a list of tables"),
         (T + "limit = [{ speed = 1 }]", "4: tunnels.t.limit: unknown key 'speed'; use one of per, rate"),
+        (
+            T + "limit = [{ rate = '3/s' }, { rate = 20 }]",
+            "4: tunnels.t.limit: table 2: rate: expected text, got int",
+        ),
         (T + "limit = [{ rate = '20' }]", "4: tunnels.t.limit: rate: expected a number and a time, got '20'"),
         (
             T + T.replace(".t]", ".u]").replace(":0", ":1") + "[defaults]\nallow = ['10.0.0.1/8']",
@@ -177,6 +186,14 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),
         (T + "warm_for = 'none'", "4: tunnels.t.warm_for: expected a number of seconds"),
         (T + "warm_for = inf", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
+        (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0; use 30 seconds"),
+        (
+            T + f"drain_spread = -1{400 * '0'}",
+            "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1000",
+        ),
+        (T + "probe_interval = 0", "4: tunnels.t.probe_interval: must be at least 1 second, got 0"),
+        (T + "probe_interval = nan", "4: tunnels.t.probe_interval: must be at least 1 second, got nan"),
+        (T + "drain_spread = nan", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got nan; use 0"),
         (
             "[tunnels.t]\nlisten = 'socks5://:0'\nwarm = 1",
             "3: tunnels.t.warm: the clients of a proxy name their targets, so none can be opened before; leave it out",
@@ -237,6 +254,10 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (
             "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\naccept_proxy = ['10.0.0.0/8']",
             "4: tunnels.t.accept_proxy: no client could connect: its entries are for TCP, and the listener is a Unix",
+        ),
+        (
+            "[tunnels.t]\nlisten = '127.0.0.1:0'\ntarget = 'a:1'\naccept_proxy = ['fd00::/8', 'unix']",
+            "4: tunnels.t.accept_proxy: no client could connect: its entries are for IPv6, and all clients of this",
         ),
         (T + "accept_proxy = ['unix', 'unix']", "4: tunnels.t.accept_proxy: no client could connect: unix is for"),
         # names

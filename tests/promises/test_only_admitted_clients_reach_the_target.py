@@ -142,10 +142,32 @@ def test_an_invalid_file_changes_nothing(target, relayed_to, tmp_path, caplog):
     expected = (
         f"{path}, line 2: cidr:127.0.0.1/8: it has host bits set; write 127.0.0.0/8, or 127.0.0.1 for the address"
     )
-    assert line == f"{expected}; the previous list stays in force"
+    assert line == f"it: {expected}; the previous list stays in force"
 
 
 # -- users ------------------------------------------------------------------------------------------------------------
+
+
+def reply_to_nobody(path):
+    """Connect to a Unix socket as another user; return the reply, and the words of nc."""
+    words = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "nc", "-U", path]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT, check=False)
+    return done.stdout, done.stderr.decode()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize(
+    ("rights", "is_served"),
+    [("?mode=0666", True), ("?mode=0660&group=nogroup", True), ("?mode=0660", False), ("", False)],
+)
+def test_another_user_whom_the_socket_lets_in(target, relayed_to, rights, is_served):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = f"{folder}/s"
+        tunnel = relayed_to(relay.listen(f"unix://{path}{rights}"), allow=["user:nobody"])
+        reply, said = reply_to_nobody(path)
+        assert bool(reply) is is_served is ("Permission denied" not in said)
+        wait_until(lambda: [str(one.identity) for one in tunnel.recent()] == ["unix:nobody"] * is_served)
 
 
 @pytest.mark.parametrize("lists", [{"allow": ["user:root"]}, {"deny": ["user:nobody"]}, {"allow": ["user:0"]}])
@@ -156,13 +178,10 @@ def test_by_user(target, relayed_to, lists):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = f"{folder}/s"
-        tunnel = relayed_to(relay.listen(f"unix://{path}"), **lists)
-        Path(path).chmod(0o666)
+        tunnel = relayed_to(relay.listen(f"unix://{path}?mode=0666"), **lists)
         assert is_served(path)
         if os.getuid() == 0:
-            words = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "nc", "-U", path]
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT, check=False)
-            assert done.stdout == b""
+            assert reply_to_nobody(path)[0] == b""
             assert denials(tunnel) == ["deny user:nobody" if "deny" in lists else "allow"]
             (record,) = [record for record in tunnel.recent() if record.reason == "denied"]
             assert str(record.identity) == "unix:nobody"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
@@ -79,7 +80,9 @@ def check(words: Sequence[str], as_file: bool, diff: bool, schema: bool, debug: 
         if diff:
             return _print_verdicts(words)
         if words and words[0] in LINES:
-            config = _of_line(words[0], words[1:])
+            config, left_out = _of_line(words[0], words[1:])
+            if as_file and left_out:
+                print_notice(f"relay: {', '.join(left_out)}: a file has no such key; give it to relay up")
         elif words and len(words) > 1:
             raise ValueError(f"{words[1]}: expected one file, or one of {', '.join(LINES)} after --")
         else:
@@ -144,10 +147,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     notices: dict[str, None] = {}  # each once: tunnels may have the lists of the defaults
     for line, (entry, plan) in zip(lines, plans, strict=True):
         if line:  # else its lists may be wrong
-            own = config.file.tunnels[entry.name]
-            inherited = {name for name in ("allow", "deny", "limit") if getattr(own, name) is None}
-            user = entry.tunnel.user
-            notices |= dict.fromkeys(rule_notices(config.problems, plan, user=user, inherited=inherited))
+            notices |= dict.fromkeys(rule_notices(config, entry, plan))
     for notice in notices:
         print_notice(f"relay: {notice}")
     _check_top(config)
@@ -159,21 +159,40 @@ def _check_top(config: Config) -> None:
     from ..plan_from_file import collect_problems
 
     file = config.file
+    if file.control is not None and file.control != "none":
+        from ...operations.sockets import check_control
+
+        with collect_problems(config, "control"):
+            check_control(file.control)
+            if os.path.isdir(file.control):
+                raise ValueError(f"control socket {file.control}: it is a directory; name a socket in it")
+            parent = os.path.dirname(os.path.dirname(os.path.abspath(file.control)))
+            if not os.path.isdir(parent):  # relay makes the last directory itself
+                raise ValueError(f"control socket {file.control}: no directory {parent}; make it")
     if file.status not in (None, "none"):
         from ...operations.sockets import check_status
 
         with collect_problems(config, "status"):
             check_status(str(file.status), is_public=bool(file.status_public), token_file=file.status_token_file)
-    if file.log_file not in (None, "none"):
-        folder = os.path.dirname(os.path.abspath(os.path.expanduser(str(file.log_file))))
-        with collect_problems(config, "log_file"):
-            if not os.path.isdir(folder):
-                raise ValueError(f"log file {file.log_file}: no directory {folder}; make it")
-    if file.state not in (None, "none"):
-        folder = os.path.dirname(os.path.abspath(os.path.expanduser(str(file.state))))
-        with collect_problems(config, "state"):
-            if not os.path.isdir(folder):
-                raise ValueError(f"state file {file.state}: no directory {folder}; make it")
+    for key, what, path in (("log_file", "log file", file.log_file), ("state", "state file", file.state)):
+        if path not in (None, "none"):
+            with collect_problems(config, key):
+                _check_file(what, path)
+
+
+def _check_file(what: str, path: str) -> None:
+    """Check that relay can have a file at a path.
+
+    :raises ValueError: if the path is empty or a directory, or there is no directory for it.
+    """
+    if not path:
+        raise ValueError(f"{what}: the path is empty; name a file, or leave the key out")
+    full = os.path.abspath(os.path.expanduser(path))
+    folder = os.path.dirname(full)
+    if os.path.isdir(full):
+        raise ValueError(f"{what} {path}: it is a directory; name a file")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{what} {path}: no directory {folder}; make it")
 
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
@@ -188,16 +207,22 @@ def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 
 
-def _of_line(command: str, words: Sequence[str]) -> Config:
+def _of_line(command: str, words: Sequence[str]) -> tuple[Config, list[str]]:
     """Convert a command line to a file with one tunnel, of the command's name.
 
+    :returns: the file, and the options of the line for which a file has no key.
     :raises click.ClickException: if the command rejects it.
     """
     from ...config import of_command_line
-    from ...config.models import Tunnel
+    from ...config.models import File, Tunnel
 
     with load_command(command).make_context(command, [*words]) as context:
         given = {name: _plain(value) for name, value in context.params.items() if value not in (None, (), [])}
+        options = {
+            str(one.name): max(one.opts, key=len)
+            for one in context.command.params
+            if context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+        }
     listen: Listen | None = None
     if command == "expose":
         listen = parse_elsewhere(given["on"], "--on")
@@ -206,16 +231,24 @@ def _of_line(command: str, words: Sequence[str]) -> Config:
         given["target"] = "anywhere"
     if command == "forward":
         listen = parse_listen(given["listen"])
+        if others := given.pop("others", None):
+            given["target"] = [given["target"], *others]
         if isinstance(listen, I2PListen):  # it is expose that keeps destinations
             given["transient"] = not (listen.router.keys or listen.router.session)
-    known = {
-        name: given[name] for name in Tunnel.model_fields if given.get(name) is not None and given[name] is not False
-    }
-    return of_command_line(command, known, listen)
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    tunnel = {name: said[name] for name in Tunnel.model_fields if name in said}
+    top = {name: said[name] for name in File.model_fields if name in said and name not in tunnel}
+    known = {*Tunnel.model_fields, *File.model_fields, "others", "on"}
+    left_out = [option for name, option in options.items() if name not in known]
+    return of_command_line(command, tunnel, top, listen), left_out
 
 
 def _plain(value: Any) -> Any:
     """Convert a parameter of a command to a value of TOML."""
+    from ...access.limit import Limit
+
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
+    if isinstance(value, Limit):
+        return value.as_table()
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -18,7 +18,6 @@ from relay.cli import run as serving
 from relay.cli.commands import check, socks
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plan_of
-from relay.cli.single import SingleTunnel
 
 
 @pytest.fixture
@@ -138,6 +137,76 @@ def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, t
     ]
 
 
+@pytest.mark.parametrize(
+    ("rights", "allow", "mode"),
+    [
+        ("", '["user:nobody"]', "0600"),
+        ("?mode=0640&group=nogroup", '["user:root", "user:nobody"]', "0640"),
+        ("?mode=0660&group=nogroup", '["user:nobody"]', ""),
+        ("?mode=0602", '["user:nobody"]', ""),
+        ("", '["user:root", "user:0"]', ""),
+        ("", f'["user:{os.geteuid()}"]', ""),
+    ],
+)
+def test_a_user_whom_the_mode_of_a_socket_does_not_let_in_is_noticed(checked, tmp_path, rights, allow, mode):
+    _, _, notices = checked(f"""
+        [tunnels.a]
+        listen = "unix://{tmp_path}/s{rights}"
+        target = "127.0.0.1:1"
+        allow = {allow}
+    """)
+    text = (
+        f"only the owner of the socket can connect (mode {mode}), perhaps not nobody; write ?mode=0660&group=NAME after"
+    )
+    assert notices == ([f"5: tunnels.a.allow: {text} its path"] if mode else [])
+
+
+def test_an_empty_list_of_the_allowed_is_noticed(checked):
+    status, _, notices = checked("""
+        [defaults]
+        allow = []
+        [tunnels.a]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        [tunnels.b]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = []
+        deny = []
+        [tunnels.c]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["10.0.0.0/8"]
+        deny = []
+    """)
+    text = "no client could connect: the list is empty; name the clients that may, or leave it out for all"
+    assert (status, notices) == (0, [f"3: defaults.allow: {text}", f"10: tunnels.b.allow: {text}"])
+
+
+def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
+    status, _, notices = checked(f"""
+        [defaults]
+        deny = ["user:nobody", "user:no-such-user"]
+        [tunnels.local]
+        listen = "unix://{tmp_path}/a?mode=0666"
+        target = "127.0.0.1:1"
+        allow = ["user:root", "user:4242", "user:noroot"]
+        [tunnels.balanced]
+        listen = "unix://{tmp_path}/b"
+        target = "127.0.0.1:1"
+        allow = ["user:noroot"]
+        accept_proxy = ["unix"]
+    """)
+    never = "can never match: this machine has no such user; correct it, or leave it out"
+    assert (status, notices) == (
+        0,
+        [
+            f"3: defaults.deny[1]: user:no-such-user {never}",
+            f"7: tunnels.local.allow[2]: user:noroot {never}",
+        ],
+    )
+
+
 def test_a_wrong_rule_is_a_problem(checked):
     status, _, problems = checked("""
         [tunnels.t]
@@ -183,6 +252,20 @@ def test_a_file_of_rules_that_cannot_be_read_is_a_problem_of_its_entry(checked, 
         f"18: tunnels.c.deny[0]: {tmp_path}: not a regular file",
         f"22: tunnels.d.allow[0]: {tmp_path}/wrong, line 2: cidr:10.0.0.1/8: it has host bits set",
     ]
+
+
+def test_a_file_of_rules_that_others_can_write(checked, tmp_path):
+    (tmp_path / "friends.txt").write_text("10.0.0.0/8")
+    (tmp_path / "friends.txt").chmod(0o666)
+    status, _, problems = checked("""
+        [tunnels.a]
+        listen = "127.0.0.1:0"
+        target = "127.0.0.1:1"
+        allow = ["friends.txt"]
+    """)
+    problem = "others can write to it (mode 0666), and it decides who may connect; chmod go-w it"
+    assert status == 2
+    assert problems == [f"5: tunnels.a.allow[0]: {tmp_path}/friends.txt: {problem}"]
 
 
 def test_it_says_what_would_listen_where(checked, ssh_server, tmp_path, certificates):
@@ -327,13 +410,30 @@ def test_a_file_that_is_not_the_users_alone_and_holds_a_secret(checked):
     [
         ('status = "127.0.0.1:0"\nlog_file = "access.log"', None),
         ('status = "none"\nlog_file = "none"', None),
+        ('status = "http://127.0.0.1:0"', "1: status: status address 'http://127.0.0.1:0': expected PORT, IP:PORT or "),
+        ('control = "none"', None),
+        ('control = "new/relay.sock"', None),
+        ('control = ""', "1: control: control socket: the path is empty; name a socket, or leave it out"),
+        ('control = "."', "1: control: control socket .: it is a directory; name a socket in it"),
+        ('control = "unix:///run/relay.sock"', "1: control: control socket unix:///run/relay.sock: that is an address"),
+        ('control = "no-such/new/relay.sock"', "1: control: control socket no-such/new/relay.sock: no directory "),
+        (f'control = "/run/{200 * "x"}"', f"1: control: control socket: path: /run/{200 * 'x'} has 205 bytes; a Unix"),
         ('status = "0.0.0.0:0"', "1: status: status address '0.0.0.0:0': other machines can reach it; use 127.0.0.1"),
         ('status = "nonsense:0"', "1: status: status address 'nonsense:0': expected PORT, IP:PORT or unix:///PATH"),
         (
             'status = "0.0.0.0:0"\nstatus_public = true\nstatus_token_file = "none.txt"',
             "1: status: status_token_file none.txt: No such file or directory; make one, owner-only",
         ),
+        (
+            'status = "unix:///run/s.sock?group=no-such-group"',
+            "1: status: status address 'unix:///run/s.sock?group=no-such-group': group: this machine has no group",
+        ),
         ('log_file = "no-such/access.log"', "1: log_file: log file no-such/access.log: no directory "),
+        ('log_file = "/"', "1: log_file: log file /: it is a directory; name a file"),
+        ('state = "relay.state"', None),
+        ('state = ""', "1: state: state file: the path is empty; name a file, or leave the key out"),
+        ('state = "."', "1: state: state file .: it is a directory; name a file"),
+        ('state = "no-such/state"', "1: state: state file no-such/state: no directory "),
     ],
 )
 def test_the_keys_at_the_top_are_checked_as_relay_up_does(checked, tmp_path, keys, told):
@@ -357,6 +457,8 @@ LINES = [
     "forward 'i2p:?keys=a.dat' 127.0.0.1:80 --sam 127.0.0.1:7657",
     "forward ssh://me@server?listen=:80 127.0.0.1:80 --via ssh://me@other",
     "forward 8080 'exec:cat -'",
+    "forward 8080 db1:1 --target db2:2 --target unix:///run/db --policy fastest --via ssh://me@bastion",
+    "forward 8080 db:5432 --limit rate=5/m,ban=10m --limit per=tunnel,bandwidth=20MB/s,name=all",
     "expose 127.0.0.1:8000 --on ssh://me@server --via ssh://me@bastion",
     "expose 127.0.0.1:8000 --on i2p",
     "expose 127.0.0.1:8000 --on i2p --warm 1",
@@ -367,6 +469,7 @@ LINES = [
     "socks :0 --rule '*.corp=ssh://a,ssh://b' --rule '*=direct' --user me --password-file p",
     "socks http://127.0.0.1:3128 --via ssh://me@bastion --sam 127.0.0.1:7657",
     "socks unix:///tmp/x --user me --password-env P",
+    "socks 1080 --limit rate=5/m",
 ]
 
 
@@ -374,8 +477,8 @@ LINES = [
 def plan_of_line(monkeypatch):
     """Return what a command itself would open."""
     found = []
-    monkeypatch.setattr(SingleTunnel, "relay", lambda tunnel: found.append(tunnel._members[0].plan))
     for module in (serving, socks):
+        monkeypatch.setattr(module, "relay_one", lambda plan, signals, title: found.append(plan))
         monkeypatch.setattr(module, "raise_descriptor_limit", lambda: None)
 
     def make(name, *words):
@@ -397,6 +500,112 @@ def test_a_command_line_becomes_a_file_that_does_the_same(line, tmp_path, plan_o
     plan, same = plan_of(entry, Options()), plan_of_line(*words)
     for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "way", "elsewhere"):
         assert getattr(plan, name) == getattr(same, name), name
+
+
+I2P_HOPS = "--via i2p: --via ssh://me@a.i2p?config=/dev/null"
+# A command, and for each of its options the words that give it, with those that it cannot be without.
+COMMANDS = {
+    "forward": "forward :0 127.0.0.1:80",
+    "expose": "expose 127.0.0.1:8000 --on i2p",
+    "socks": "socks :0",
+}
+GIVEN = {
+    "--via": "--via socks5://127.0.0.1:1080",
+    "--target": "--target 127.0.0.1:81 --target 127.0.0.1:82",
+    "--policy": "--policy spread --target 127.0.0.1:81",
+    "--mptcp": "--mptcp",
+    "--sam": "--sam 127.0.0.1:7657 --sam 127.0.0.1:7658",
+    "forward --sam": f"--sam 127.0.0.1:7657 {I2P_HOPS}",
+    "--on": "",  # it cannot be left out
+    "--keys": "--keys a.dat",
+    "--session": "--session name",
+    "--transient": "--transient",
+    "--rule": "--rule *.corp=socks5://127.0.0.1:1080 --rule *=direct",
+    "--user": "--user me --password-file secret",
+    "--password-file": "--user me --password-file secret",
+    "--password-env": "--user me --password-env A_PASSWORD",
+    "--nconnect": "--nconnect 3",
+    "--timeout": "--timeout 5m",
+    "--connect-timeout": "--connect-timeout 7",
+    "--idle-timeout": "--idle-timeout 30",
+    "--linger": "--linger 0",
+    "--drain": "--drain 1.5",
+    "--drain-spread": "--drain-spread 1",
+    "--shutdown-delay": "--shutdown-delay 2",
+    "--allow": "--allow login:a --allow 10.0.0.0/8",
+    "--deny": "--deny 10.0.0.1 --deny 10.0.0.2",
+    "--fail-fast": "--fail-fast",
+    "--control": "--control relay.sock",
+    "--status": "--status 127.0.0.1:9464",
+    "--verbose": "--verbose",
+    "--watch": "--watch",
+    "--log-format": "--log-format text",
+    "--log-file": "--log-file access.log",
+    "--log-interval": "--log-interval 1m",
+    "--sandbox": "--sandbox auto",
+    "--debug": "--debug",
+    "--warm": "--warm 2",
+    "--warm-for": "--warm-for 10 --warm 1",
+    "--source": "--source 127.0.0.2",
+    "expose --source": "--source peer",
+    "--send-proxy": "--send-proxy v2",
+    "--accept-proxy": "--accept-proxy 127.0.0.1,10.0.0.0/8",
+    "--limit": "--limit rate=5/m,ban=10m --limit per=tunnel,bandwidth=20MB/s,action=close,name=all",
+    "--workers": "--workers 2",
+    "--carriers": "--carriers per-worker",
+}
+WITHOUT_KEY = {"--fail-fast", "--verbose", "--watch", "--log-format", "--debug"}  # options of relay up alone
+AT_THE_TOP = ("control", "status", "log_file", "log_interval", "shutdown_delay", "sandbox")
+
+
+@pytest.fixture
+def checked_line(capsys):
+    """Return the lines of standard output and of standard error of ``relay check``, in this process."""
+
+    def make(*words):
+        app.command("check").main(list(words), standalone_mode=False)
+        done = capsys.readouterr()
+        return done.out, done.err.splitlines()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(name, max(one.opts, key=len)) for name in COMMANDS for one in app.command(name).params if one.opts[0][0] == "-"],
+)
+def test_each_option_of_a_command_is_one_of_the_file(
+    command, option, tmp_path, plan_of_line, checked_line, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("A_PASSWORD", "secret")
+    (tmp_path / "secret").write_text("secret\n")
+    (tmp_path / "secret").chmod(0o600)
+    line = f"{COMMANDS[command]} {GIVEN.get(f'{command} {option}', GIVEN[option])}"
+    same = plan_of_line(*line.split())
+    checked_line("--", *line.split())
+    printed, notices = checked_line("--print", "--", *line.split())
+    path = tmp_path / "relay.toml"
+    path.write_text(printed)
+    path.chmod(0o600)
+    found = config.read(str(path))
+    assert found.problems.in_order() == []
+    [entry] = found.entries
+    shown = {name: getattr(same.options, name) for name in ("fail_fast", "verbose", "watch", "log_format", "debug")}
+    top = {name: value for name in AT_THE_TOP if (value := getattr(found.file, name)) is not None}
+    plan = plan_of(entry, Options(**shown, **top))
+    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "way", "elsewhere"):
+        assert getattr(plan, name) == getattr(same, name), name
+    left_out = f"relay: {option}: a file has no such key; give it to relay up"
+    assert notices == ([left_out] if option in WITHOUT_KEY else [])
+
+
+def test_a_notice_names_all_options_that_a_file_has_no_key_for(checked_line):
+    line = ("forward", ":0", "127.0.0.1:80", "--verbose", "--log-file", "access.log", "--fail-fast")
+    printed, notices = checked_line("--print", "--", *line)
+    assert tomllib.loads(printed)["log_file"] == "access.log"
+    assert notices == ["relay: --fail-fast, --verbose: a file has no such key; give it to relay up"]
+    assert checked_line("--", *line) == ("forward: listens on 127.0.0.1:0 → 127.0.0.1:80\n", [])
 
 
 def test_the_tunnel_that_is_printed():

@@ -274,10 +274,16 @@ def check_mptcp() -> None:
 
 
 def is_exposed(listening: sockets.SocketType) -> bool:
-    """Return whether other machines may reach a listening socket: whether it is TCP and not on the loopback."""
+    """Return whether other machines may reach a listening socket: whether it is TCP and not on the loopback.
+
+    Its clients may outlive it. Where one has listened that is closed is not known, so they may be of other machines.
+    """
     if listening.family not in (sockets.AF_INET, sockets.AF_INET6):
         return False
-    return not is_loopback(str(listening.getsockname()[0]))
+    try:
+        return not is_loopback(str(listening.getsockname()[0]))
+    except OSError:
+        return True
 
 
 def quick_accept(receive: sockets.socket) -> Callable[[], tuple[sockets.SocketType, Any]]:

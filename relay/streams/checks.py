@@ -67,7 +67,11 @@ def check_warm(warm: Any, warm_for: Any) -> None:
         raise TypeError(f"warm: expected a whole number, got {type(warm).__name__}")
     if not 0 <= warm <= _MOST_WARM:
         raise ValueError(f"warm: must be from 0 to {_MOST_WARM}, got {warm}; use 0 for none")
-    if check_time("warm_for", warm_for) is None:
+    try:
+        seconds = check_time("warm_for", warm_for)
+    except ValueError:  # it says how to have no limit, which is not allowed here
+        raise ValueError(f"warm_for: must be greater than 0, got {warm_for}; use {WARM_FOR:g} seconds") from None
+    if seconds is None:
         raise ValueError(f"warm_for: must have a limit, got {warm_for}; use {WARM_FOR:g} seconds")
 
 

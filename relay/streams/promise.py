@@ -111,7 +111,7 @@ def copy_error(error: Error) -> Error:
     return made
 
 
-class CallbackChain:
+class CallbackChain(Generic[Value]):
     """Steps that are begun one after the other until there is an outcome, and that can be given up.
 
     Every method may be called from any thread.
@@ -121,20 +121,27 @@ class CallbackChain:
 
     __slots__ = ("_done", "_given_up", "_lock", "_number", "_undo")
 
-    def __init__(self, done: OnResult) -> None:
-        self._done: OnResult | None = done
+    def __init__(self, done: Callable[[Value | OSError], object]) -> None:
+        self._done: Callable[[Value | OSError], object] | None = done
         self._lock = threading.Lock()
         self._given_up = False
         self._number = 0
         self._undo: Abort | None = None
 
-    def begin(self, begin: Callable[[Callable[[Any], object]], Abort], then: Callable[[Any], object]) -> bool:
+    def begin(
+        self,
+        begin: Callable[[Callable[[Any], object]], Abort],
+        then: Callable[[Any], object],
+        *,
+        owned: type[Any] = Stream,
+    ) -> bool:
         """Begin the next step.
 
         :param begin: takes a callback for the outcome of the step, which it may call at once; returns a function that
             gives the step up.
         :param then: called with the outcome, unless all was given up: begins the next step, or finishes. If it raises,
             which is a bug, that is logged, and ``done`` gets an error that says so.
+        :param owned: class of an outcome that is closed if ``then`` was not called, or raised.
         :returns: whether it was begun: ``False`` if all was given up, and if ``begin`` raised, which is the outcome.
         """
         with self._lock:
@@ -146,7 +153,7 @@ class CallbackChain:
 
         def on_outcome(outcome: Any) -> None:
             if self._given_up:
-                if isinstance(outcome, Stream):
+                if isinstance(outcome, owned):
                     outcome.close()
                 return
             try:
@@ -156,7 +163,7 @@ class CallbackChain:
                     raise
                 logger.exception("a step of a connect failed; this is a bug in relay")
                 self.finish(ConnectError("a bug in relay; the log has it", reason="factory_error"))
-                if isinstance(outcome, Stream):
+                if isinstance(outcome, owned):
                     outcome.close()
 
         try:
@@ -173,7 +180,7 @@ class CallbackChain:
             undo()
         return True
 
-    def finish(self, outcome: Stream | OSError) -> None:
+    def finish(self, outcome: Value | OSError) -> None:
         """Call ``done``; there is no further step."""
         with self._lock:
             done, self._done = self._done, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import logging
 import math
@@ -183,29 +184,15 @@ class TargetGroup(Dialer):
             dialer.subscribe(watcher)
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open the shared connections, and wait for one of them; see :meth:`Dialer.ready`.
+        """Open the shared connections side by side, and wait for one of them; see :meth:`Dialer.ready`.
 
         An error that no retry can fix is logged if it is not raised, unless it was logged before.
 
         :raises OSError: the error of the first target, if none can be opened; one that a retry may mend goes first.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        errors: list[OSError] = []
-        raised: OSError | None = None
-        for dialer in self.alternatives:
-            try:
-                dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
-                break
-            except OSError as error:
-                errors.append(error)
-        else:
-            raised = next(filter(can_retry, errors), errors[0])
-        for other in errors:
-            is_logged = getattr(other, "said", False)  # by a carrier, for which no caller waited
-            if other is not raised and not can_retry(other) and not is_logged:
-                logger.error("%s: %s", self.target, other)
-        if raised is not None:
-            raise raised
+        if len(self.alternatives) == 1:
+            return self.alternatives[0].ready(timeout)
+        return _Opening(self.target, self.alternatives, timeout).wait()
 
     def close_when_idle(self) -> None:
         """Release the shared connections once they have no streams."""
@@ -217,6 +204,67 @@ class TargetGroup(Dialer):
         self._members.close()
         for dialer in self.alternatives:
             dialer.close()
+
+
+class _Opening:
+    """Opens the shared connections of several targets, each on a thread of its own.
+
+    :param target: name of all, for the log.
+    :param dialers: of the targets.
+    :param timeout: as for :meth:`Dialer.ready`.
+    """
+
+    def __init__(self, target: str, dialers: Sequence[Dialer], timeout: float | None) -> None:
+        self._target = target
+        self._timeout = timeout
+        self._left = len(dialers)
+        self._errors: dict[int, Exception] = {}
+        self._is_decided = False  # by the first success, or the last failure
+        self._lock = threading.Lock()  # for the above
+        self._raised: Exception | None = None
+        self._is_over = threading.Event()  # decided, and logged
+        for number, dialer in enumerate(dialers):
+            run = functools.partial(self._open, number, dialer)
+            try:
+                threading.Thread(target=run, name="relay-ready", daemon=True).start()
+            except RuntimeError as error:
+                self._ended(number, OSError(errno.EAGAIN, str(error)))
+
+    def wait(self) -> None:
+        """Wait for the first one that is open.
+
+        :raises OSError: see :meth:`TargetGroup.ready`.
+        """
+        self._is_over.wait()  # each one has the timeout
+        if self._raised is not None:
+            raise self._raised
+
+    def _open(self, number: int, dialer: Dialer) -> None:
+        try:
+            dialer.ready(self._timeout)
+        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
+            self._ended(number, error)
+        else:
+            self._ended(number, None)
+
+    def _ended(self, number: int, error: Exception | None) -> None:
+        with self._lock:
+            self._left -= 1
+            if error is not None:
+                self._errors[number] = error
+            errors = [] if error is None else [error]
+            if not self._is_decided:
+                if error is not None and self._left:
+                    return
+                self._is_decided = True
+                errors = [self._errors[each] for each in sorted(self._errors)]
+                if error is not None:
+                    self._raised = next(filter(can_retry, errors), errors[0])
+        for other in errors:
+            is_logged = getattr(other, "said", False)  # by a carrier, for which no caller waited
+            if other is not self._raised and not can_retry(other) and not is_logged:
+                logger.error("%s: %s", self._target, other)
+        self._is_over.set()
 
 
 class _Attempts:

@@ -54,6 +54,9 @@ class Selection(enum.Enum):
     """The one whose connects, or probes of a :class:`ProbeSchedule`, take the least time on average."""
 
 
+_NOT_TRIED = ("up", "closed")  # the states of a dialer's hops that say nothing against it
+
+
 class TargetState(NamedTuple):
     """The state of one target."""
 
@@ -106,6 +109,11 @@ class _Member:
         self.probe = 0  # the number of the probe under way, so that the outcome of an earlier one does not count
 
 
+def _is_away(dialer: Dialer) -> bool:
+    """Return whether a hop on the way to a target is known to be down: a client would wait for it in vain."""
+    return dialer.state not in _NOT_TRIED and dialer.last_error is not None
+
+
 class Members:
     """The targets of a group and its copies: their health, and the probes of those that are down.
 
@@ -149,13 +157,14 @@ class Members:
             self.members[number].active += 1
             return number
 
-    def _rank(self, number: int) -> tuple[float, float]:
+    def _rank(self, number: int) -> tuple[bool, float, float]:
         member = self.members[number]
+        is_away = _is_away(member.dialer)
         if self.selection is Selection.SPREAD:
-            return member.active, number
+            return is_away, member.active, number
         if self.selection is Selection.FASTEST:
-            return (math.inf if member.health.latency is None else member.health.latency), number
-        return 0.0, number
+            return is_away, (math.inf if member.health.latency is None else member.health.latency), number
+        return is_away, 0.0, number
 
     def left(self, tried: Sequence[int]) -> int:
         """Return how many targets are up that were not tried."""
@@ -425,11 +434,15 @@ class Members:
     def _start_timer(self, number: int, due: float, now: float) -> None:
         assert self._io_thread is not None, "its caller holds it"
         loop = self._io_thread.loop
-        timer = self.members[number].timer = Timer(loop.timers, functools.partial(self._due, number))
+        timer = Timer(loop.timers, lambda _: self._due(number, timer))
+        self.members[number].timer = timer
         loop.call(functools.partial(timer.start, due, now))
 
-    def _due(self, number: int, now: float) -> None:
-        self.members[number].timer = None
+    def _due(self, number: int, timer: Timer) -> None:
+        with self._lock:
+            if self.members[number].timer is not timer:
+                return  # another thread has stopped it, or has started another one
+            self.members[number].timer = None
         schedule = self._schedule
         if schedule is not None and not schedule.is_wanted():
             if schedule is not self._measurement:

@@ -10,7 +10,7 @@ import threading
 
 from .identity import Identity, name_of
 
-__all__ = ["look_up", "named", "unnamed_user"]
+__all__ = ["is_user", "look_up", "named", "unnamed_user"]
 
 _MOST = 1024  # users that are kept
 
@@ -32,6 +32,20 @@ def look_up(number: int) -> None:
         _names[number] = str(number) if name.isdecimal() else name
         if len(_names) > _MOST:
             del _names[next(iter(_names))]
+
+
+def is_user(name: str) -> bool:
+    """Return whether this machine has a user; may block.
+
+    :param name: of the user. A number may always be one: users in containers have no name.
+    """
+    if name.isdecimal():
+        return True
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def unnamed_user(identity: Identity | None) -> int | None:

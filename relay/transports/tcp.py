@@ -190,6 +190,8 @@ def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *
 def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | None:
     """Return a duplicate of a socket at an address that the current thread inherits; ``None`` if there is none.
 
+    The owner of a socket may close it at any time, on another thread: it is not inherited then.
+
     :param family: such as ``AF_INET``.
     :param address: in the form of that family.
     :param protocol: ``IPPROTO_MPTCP``, or 0 for the one of the family.
@@ -198,14 +200,42 @@ def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | N
     is_any = is_port and not address[1]
     inheritance = _current.inheritance
     for one in inheritance.at_any_port if is_any else inheritance.sockets:
-        if one.fileno() < 0 or one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
+        if one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
             continue
-        found = one.getsockname()
-        if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
-            duplicate: socket.socket = one.dup()
-            inheritance.taken.append(one)
-            return duplicate
+        with contextlib.suppress(_ClosedError):
+            found = _name_of(one)
+            if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
+                duplicate = _duplicate(one, found)
+                inheritance.taken.append(one)
+                return duplicate
     return None
+
+
+class _ClosedError(Exception):
+    """A socket that its owner has closed."""
+
+
+def _name_of(one: socket.socket) -> Any:
+    try:
+        return one.getsockname()
+    except OSError as error:
+        raise _ClosedError from error
+
+
+def _duplicate(one: socket.socket, name: Any) -> socket.socket:
+    try:
+        duplicate: socket.socket = one.dup()
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOTSOCK):
+            raise
+        raise _ClosedError from error
+    try:
+        if _name_of(duplicate) != name:  # its number was that of another socket by then
+            raise _ClosedError
+    except _ClosedError:
+        duplicate.close()
+        raise
+    return duplicate
 
 
 def _bound(family: int, address: Any, protocol: int) -> socket.socket:

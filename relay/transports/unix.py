@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import grp
+import logging
 import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+from ..addresses.printable import shown
 from ..addresses.values import UnixAddress, unix_path
+from ..errors import AddressError
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer
 from .tcp import BACKLOG, inherited
 
-__all__ = ["UnixListener", "listen_unix", "unix"]
+__all__ = ["UnixListener", "check_group", "group_number", "listen_unix", "unix"]
+
+logger = logging.getLogger("relay")
 
 
 def unix(path: str | os.PathLike[str]) -> SocketDialer:
@@ -34,24 +42,33 @@ def unix(path: str | os.PathLike[str]) -> SocketDialer:
 
 
 _LINUX: bool = sys.platform == "linux"
+_DENIED = (errno.EACCES, errno.EPERM)
+_NO_RIGHT = "a socket lies there that this user may not use or replace; remove it, or use another path"
+_LAST_GROUP = 2**32 - 2  # chown(2): the number after it leaves the group as it is
 
 
-def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
-    """Listen on a Unix stream socket that its owner alone may use (mode 0600, from its first moment).
+def listen_unix(path: str | os.PathLike[str], mode: str | None = None, group: str | None = None) -> UnixListener:
+    """Listen on a Unix stream socket that its owner alone may use, unless other rights are given.
+
+    It has mode 0600 from its first moment, and other rights only once it has its group.
 
     A socket that is already there is replaced if no program listens on it; any other file is left alone.
 
     :param path: where to make it; a relative path is taken from the working directory of now.
+    :param mode: the rights of the file, such as ``"0660"``; ``None`` for ``"0600"``. A client needs the right to write.
+    :param group: of the file, by name or number; ``None`` for that of the process, or of its directory.
     :returns: a bound, listening socket, whose ``close()`` removes the file; the caller owns it.
     :raises TypeError: if ``path`` is not a path.
     :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be.
-    :raises OSError: if it cannot be made there (``errno`` tells, such as EADDRINUSE).
+    :raises AddressError: if there is no such group.
+    :raises OSError: if it cannot be made there (``errno`` tells, such as EADDRINUSE), or may not have the group.
     """
     place = unix_path(path)
+    rights = _rights(place, mode, group)
     if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
         listening = UnixListener(fileno=known.detach())
         listening.setblocking(False)  # the other owner relies on it
-        listening.borrow(place)
+        listening.borrow(place, rights)
         return listening
     made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -59,12 +76,93 @@ def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
             _remove_stale(place)
             _bind_private(made, place)
             made.own(place)
+            rights.apply(place)
             made.listen(BACKLOG)
     except OSError as error:
         made.close()
-        hint = "; make its directory first" if error.errno == errno.ENOENT else ""
-        raise OSError(error.errno, f"{UnixAddress(place)}: {error.strerror}{hint}") from error
+        raise _explained(error, place, group) from error
     return made
+
+
+def _explained(error: OSError, path: str, group: str | None) -> OSError:
+    hint = "; make its directory first" if error.errno == errno.ENOENT else ""
+    if error.errno == errno.EPERM and group is not None:
+        hint = f"; only its members may give it the group '{shown(group)}'"
+    return OSError(error.errno, f"{UnixAddress(path)}: {error.strerror}{hint}")
+
+
+def check_group(path: str, group: str | None) -> int:
+    """Return the number of the group of a socket; -1 for ``None``.
+
+    :param path: of the socket, for errors.
+    :param group: its name or number.
+    :raises AddressError: if there is no such group, or the number is none of a group.
+    """
+    try:
+        return group_number(group)
+    except ValueError as error:
+        raise AddressError(f"{UnixAddress(path)}: {error}") from None
+
+
+def group_number(group: str | None) -> int:
+    """Return the number of a group; -1 for ``None``.
+
+    :param group: its name or number.
+    :raises ValueError: if there is no such group, or the number is none of a group.
+    """
+    if group is None:
+        return -1
+    if group.isascii() and group.isdigit():
+        number = group.lstrip("0") or "0"
+        if len(number) > len(str(_LAST_GROUP)) or int(number) > _LAST_GROUP:  # int() takes no thousands of digits
+            raise ValueError(f"group: {shown(group)} is no number of a group; the last one is {_LAST_GROUP}")
+        return int(number)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"group: this machine has no group {shown(group)}; see getent group") from None
+
+
+class _Rights(NamedTuple):
+    """The rights of the file of a listening socket."""
+
+    mode: int
+    group: int
+    """Its number; -1 to leave the group as it is."""
+
+    def renew(self, path: str) -> None:
+        """Give the rights to a file that has others: with no group, that of a new file.
+
+        :raises OSError: if it may not have them.
+        """
+        folder = os.stat(os.path.dirname(path) or os.curdir)
+        usual = folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
+        wanted = usual if self.group == -1 else self.group
+        _Rights(self.mode, -1 if wanted == os.lstat(path).st_gid else wanted).apply(path)
+
+    def apply(self, path: str) -> None:
+        """Give a file the rights.
+
+        :raises OSError: if it may not have them.
+        """
+        if self.group != -1:
+            os.chown(path, -1, self.group, follow_symlinks=False)
+        if self.mode != stat.S_IMODE(os.lstat(path).st_mode):  # after the group, which would have them otherwise
+            os.chmod(path, self.mode)
+
+
+def _rights(path: str, mode: str | None, group: str | None) -> _Rights:
+    """Return the rights that an address names; the parameters and the errors are those of :func:`listen_unix`."""
+    return _Rights(0o600 if mode is None else int(mode, 8), check_group(path, group))
+
+
+def _put_back(path: str, rights: _Rights) -> None:
+    with contextlib.suppress(OSError):  # another program has removed it
+        rights.renew(path)
+
+
+def _nothing() -> None:
+    pass
 
 
 class UnixListener(socket.socket):
@@ -72,6 +170,7 @@ class UnixListener(socket.socket):
 
     _file: tuple[str, int, int] | None = None
     _borrowed: tuple[str, int, int] | None = None  # the file of another owner of the socket
+    _rights: _Rights | None = None  # for that file
     _owner = 0
 
     @property
@@ -84,16 +183,50 @@ class UnixListener(socket.socket):
         self._file = _file_at(path)
         self._owner = os.getpid()
 
-    def borrow(self, path: str) -> None:
-        """Remember the file of another owner of the socket, for :meth:`adopt`."""
+    def borrow(self, path: str, rights: _Rights) -> None:
+        """Remember the file of another owner of the socket, and the rights that it is to have, for :meth:`adopt`."""
+        self._rights = rights
         with contextlib.suppress(OSError):  # another program has removed it
             self._borrowed = _file_at(path)
 
     def adopt(self) -> None:
         """Own the file that it has borrowed, if there is one: the owner before has left it to this one."""
         borrowed, self._borrowed = self._borrowed, None
-        if borrowed is not None:
-            self._file, self._owner = borrowed, os.getpid()
+        if borrowed is None:
+            return
+        self._file, self._owner = borrowed, os.getpid()
+        try:
+            if self._rights is not None and _file_at(borrowed[0]) == borrowed:
+                self._rights.renew(borrowed[0])
+        except OSError as error:
+            logger.warning("%s: its mode and group stay as they were: %s", UnixAddress(borrowed[0]), error.strerror)
+
+    def change_rights(self, mode: str | None, group: str | None) -> Callable[[], object]:
+        """Give its own file other rights; a file that is not, or is no longer, its own is left alone.
+
+        :param mode: as for :func:`listen_unix`.
+        :param group: as for :func:`listen_unix`; ``None`` for that of a new file.
+        :returns: gives it the rights of before again.
+        :raises AddressError: if there is no such group.
+        :raises OSError: if it may not have them; it has those of before.
+        """
+        if self._file is None:
+            return _nothing
+        path = self._file[0]
+        rights = _rights(path, mode, group)
+        try:
+            if _file_at(path) != self._file:
+                return _nothing
+        except OSError:
+            return _nothing
+        found = os.lstat(path)
+        back = functools.partial(_put_back, path, _Rights(stat.S_IMODE(found.st_mode), found.st_gid))
+        try:
+            rights.renew(path)
+        except OSError as error:
+            back()
+            raise _explained(error, path, group) from error
+        return back
 
     def disown(self) -> None:
         """Leave the file to another owner of the socket."""
@@ -180,7 +313,7 @@ def _is_anothers(file: str) -> bool:
 def _remove_stale(path: str) -> None:
     """Remove a socket on which no program listens.
 
-    :raises OSError: if one does, or it is no socket.
+    :raises OSError: if one does, if it is no socket, or if this user may not find out or remove it.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -192,9 +325,15 @@ def _remove_stale(path: str) -> None:
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, "another program listens there; stop it, or use another path")
-    os.unlink(path)
+        result = probe.connect_ex(path)
+    if result in _DENIED:
+        raise OSError(errno.EADDRINUSE, _NO_RIGHT)
+    if result != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, "another program listens there; stop it, or use another path")
+    try:
+        os.unlink(path)
+    except PermissionError:  # another user's, in a directory such as /tmp
+        raise OSError(errno.EADDRINUSE, _NO_RIGHT) from None
 
 
 def _bind_private(made: socket.socket, path: str) -> None:

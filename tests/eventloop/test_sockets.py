@@ -117,6 +117,7 @@ def test_a_listener_off_the_loopback_is_exposed(host: str, exposed: bool) -> Non
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         assert is_exposed(listening) is exposed
+    assert is_exposed(listening), "its address is not known any more"
 
 
 def test_a_unix_socket_is_not_exposed() -> None:

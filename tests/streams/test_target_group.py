@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, wait_until
+from helpers import WAIT, Thread, wait_until
 
 import relay
 from relay.access.proxy_header import build_local
@@ -79,6 +79,8 @@ def targets(monkeypatch):
     monkeypatch.setattr(target_members, "_FIRST", 0.0)
     made = [Target(name) for name in "abc"]
     yield made
+    # A probe that was about to begin when its group was closed has a stream, too.
+    wait_until(lambda: "relay-io" not in [thread.name for thread in threading.enumerate()])
     for one in made:
         for far in one.far_ends:
             far.close()
@@ -429,6 +431,22 @@ def test_a_header_goes_below_the_sessions_of_those_targets_that_have_one(targets
     secured.far_ends.pop().close()
 
 
+def test_a_deadline_that_another_thread_has_replaced_begins_no_second_probe(group, targets, monkeypatch):
+    monkeypatch.setattr(target_health, "_jittered", lambda seconds: LONG)
+    made = group()
+    targets[0].outcome = refused("a")
+    close(names(made, 1)[1])
+    member = made._members.members[0]
+    old = member.timer
+    made.set_enabled("a", False)
+    made.set_enabled("a", True)  # its probe fails, and the next one waits
+    new, dials = member.timer, len(targets[0].dials)
+    old._call(0.0)  # it was about to be called when it was stopped
+    assert (member.timer, len(targets[0].dials)) == (new, dials) and new not in (old, None)
+    new._call(0.0)
+    assert len(targets[0].dials) == dials + 1
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_probe_of_each_target_says_that_it_is_relays_own(targets, version):
     """Of those with a session below it, of the others as the first bytes: the clients of the tunnel do the same."""
@@ -759,17 +777,44 @@ def test_its_state_is_that_of_a_target_that_may_still_serve(states, state):
 class Stated(Target):
     """A target whose hop has a state."""
 
-    state = ""
+    state, last_error = "", None
 
-    def __init__(self, state):
-        super().__init__("hop")
-        self.state = state
+    def __init__(self, state, name="hop", last_error=None):
+        super().__init__(name)
+        self.state, self.last_error = state, last_error
+
+
+@pytest.mark.parametrize("selection", Selection)
+@pytest.mark.parametrize(
+    ("state", "error", "first"),
+    [
+        ("backing off", "no answer in time", "b"),
+        ("connecting", "no answer in time", "b"),
+        ("failed", "another host key", "b"),
+        ("connecting", None, "a"),  # nothing is known against it
+        ("closed", None, "a"),
+        ("up", "lost", "a"),  # and is up again
+    ],
+)
+def test_a_way_that_is_known_to_be_down_is_tried_last(selection, state, error, first):
+    ways = [Stated(state, "a", error), Stated("up", "b")]
+    with TargetGroup(ways, selection) as made:
+        with dialed(made) as stream:
+            assert stream.target == first
+        ways[1].state, ways[1].last_error = "backing off", "lost"
+        with dialed(made) as stream:
+            assert stream.target in ("a", "b")  # no other one is better
+    for way in ways:
+        close(way.far_ends)
 
 
 class Ready(Target):
     """A target whose hop can be opened or not."""
 
     def ready(self, timeout=30.0):
+        self.timeout = timeout
+        if isinstance(self.outcome, threading.Event):
+            assert self.outcome.wait(WAIT)
         if isinstance(self.outcome, Exception):
             raise self.outcome
 
@@ -787,5 +832,43 @@ def test_a_way_that_is_wrong_for_good_does_not_hide_one_that_may_come_back(caplo
     for is_logged in (False, True):  # by the carrier; else its clients would find that only when they need it
         caplog.clear()
         wrong.outcome.said = is_logged
-        TargetGroup([wrong, works]).ready()
+        works.outcome = threading.Event()
+        opened = Thread(TargetGroup([wrong, works]).ready)
+        wait_until(lambda: [one.name for one in threading.enumerate()].count("relay-ready") == 1)
+        works.outcome.set()
+        opened.result()
         assert [one.levelname for one in caplog.records] == ["ERROR"] * (not is_logged)
+
+
+def test_a_silent_way_delays_no_other_one():
+    silent, works, away = Ready("silent"), Ready("works"), Ready("away")
+    silent.outcome, away.outcome = threading.Event(), refused("away")
+    TargetGroup([silent, works, away]).ready(WAIT)
+    assert not silent.outcome.is_set() and silent.timeout == works.timeout == WAIT
+    opened = Thread(TargetGroup([silent, away]).ready)
+    silent.outcome.set()
+    opened.result()
+
+
+def test_what_no_thread_can_open_has_failed(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="can't start new thread"):
+        TargetGroup([Ready("a"), Ready("b")]).ready()
+
+
+def test_a_wrong_way_is_logged_also_after_another_one_is_open(caplog):
+    wrong, works = Ready("wrong"), Ready("works")
+
+    def ready(timeout):
+        assert is_open.wait(WAIT)
+        raise HostKeyError("another key")
+
+    is_open = threading.Event()
+    wrong.ready = ready
+    TargetGroup([wrong, works]).ready()
+    assert caplog.text == ""
+    is_open.set()
+    wait_until(lambda: "another key" in caplog.text)

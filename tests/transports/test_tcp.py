@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 from helpers import WAIT, receive_all, send_and_end
@@ -127,6 +129,58 @@ def test_a_socket_is_inherited_at_its_own_address_alone() -> None:
             with client, heir.accept()[0] as served:
                 client.sendall(b"x")
                 assert served.recv(1) == b"x"
+
+
+class ClosedMeanwhile(socket.socket):
+    """A listening socket that its owner closes, on another thread, after this one has looked at it for some time.
+
+    Its number is another file's then.
+    """
+
+    looks = 10
+    other: Any = None
+
+    def look(self) -> None:
+        self.looks -= 1
+        if self.looks == -1:
+            number = self.fileno()
+            self.close()
+            if self.other is not None:
+                self.other = os.dup2(self.other, number)
+
+    def getsockname(self) -> Any:
+        self.look()
+        return super().getsockname()
+
+    def dup(self) -> socket.socket:
+        number = self.fileno()
+        self.look()
+        copy = os.dup(number)
+        try:
+            return socket.socket(self.family, self.type, self.proto, fileno=copy)
+        except OSError:
+            os.close(copy)
+            raise
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a socket", "a file"])
+@pytest.mark.parametrize("looks", range(3))
+def test_a_socket_that_its_owner_closes_meanwhile_is_not_inherited(kind: str, looks: int) -> None:
+    """A tunnel may end while a reload opens the next one at its address."""
+    old = ClosedMeanwhile()
+    old.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    old.bind(("127.0.0.1", 0))
+    old.listen()
+    place = old.getsockname()
+    with relay.listen(":0") as other, open(os.devnull) as file:
+        old.looks, old.other = looks, {"a socket": other.fileno(), "a file": file.fileno()}.get(kind)
+        given = old.other
+        with old, inheriting([old]) as taken, relay.listen(f":{place[1]}") as heir:
+            assert heir.getsockname() == place
+            assert heir.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            assert taken == ([old] if looks > 1 else [])
+        if old.other != given:
+            os.close(old.other)
 
 
 def test_a_thread_inherits_nothing_of_another() -> None:

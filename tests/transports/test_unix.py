@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import hashlib
 import os
 import socket
@@ -13,7 +14,9 @@ import pytest
 from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
+from relay.errors import AddressError
 from relay.transports import unix
+from relay.transports.tcp import inherit
 from relay.transports.unix import listen_unix
 
 
@@ -74,6 +77,10 @@ def mode(path):
     return stat.S_IMODE(os.lstat(path).st_mode)
 
 
+def of_group(found, group):
+    return os.stat_result((*found[:5], group, *found[6:10]))  # the mode, the device and the number are in these, too
+
+
 def reach(path):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(WAIT)
@@ -114,6 +121,112 @@ def test_its_owner_alone_may_use_it_from_its_first_moment(path, monkeypatch, lin
         os.umask(before)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 0o600), ("0660", 0o660), ("666", 0o666), ("0200", 0o200)])
+def test_other_users_may_use_it_if_its_mode_says_so(path, given, expected):
+    before = os.umask(0o077)
+    try:
+        with listen_unix(path, given) as listening:
+            assert mode(path) == expected
+            reach(path)
+            listening.accept()[0].close()
+    finally:
+        os.umask(before)
+
+
+def test_it_has_its_rights_before_it_listens_and_its_group_before_them(path, monkeypatch):
+    calls = []
+    chmod = os.chmod
+    monkeypatch.setattr(os, "chown", lambda path, user, group, **_: calls.append(("chown", user, group, mode(path))))
+    monkeypatch.setattr(os, "chmod", lambda path, value: calls.append(("chmod", value)) or chmod(path, value))
+    monkeypatch.setattr(unix.UnixListener, "listen", lambda self, backlog: calls.append(("listen", mode(path))))
+    listen_unix(path, "0660", "4711").close()
+    assert calls == [("chown", -1, 4711, 0o600), ("chmod", 0o660), ("listen", 0o660)]
+
+
+@pytest.mark.parametrize("group", [str(os.getgid()), f"{os.getgid():011}", grp.getgrgid(os.getgid()).gr_name])
+def test_a_group_is_a_name_or_a_number(path, group):
+    with listen_unix(path, "0660", group):
+        assert os.stat(path).st_gid == os.getgid()
+
+
+def test_a_group_that_there_is_not(path):
+    with pytest.raises(
+        AddressError, match="^unix://.*/socket: group: this machine has no group no-such-group; see getent group$"
+    ):
+        listen_unix(path, group="no-such-group")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", ["4294967295", "4294967296", "99999999999", "9" * 5000])
+def test_a_number_that_no_group_has(path, number):
+    with pytest.raises(
+        AddressError, match="^unix://.*/socket: group: [0-9]+…? is no number of a group; the last one is 4294967294$"
+    ):
+        listen_unix(path, group=number)
+    assert not path.exists()
+
+
+def test_a_group_that_it_may_not_have_leaves_no_file(path, monkeypatch):
+    def chown(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", chown)
+    with pytest.raises(
+        PermissionError, match=r"Operation not permitted; only its members may give it the group 'adm'$"
+    ):
+        listen_unix(path, group="adm")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0o600), ("0660", 0o660)])
+def test_an_inherited_one_has_its_rights_once_the_file_is_its_own(path, given, expected, caplog):
+    with listen_unix(path, "0606") as old:
+        new = inherit([old], listen_unix, path, given)
+        assert mode(path) == 0o606, "the other process may go on"
+        old.disown()
+        new.adopt()
+        assert mode(path) == expected
+        path.unlink()
+        path.touch(0o640)
+        new.borrow(str(path), unix._Rights(0o600, -1))
+        path.rename(path.with_suffix(".old"))
+        path.touch(0o644)
+        new.adopt()
+        assert mode(path) == 0o644, "it is another file"
+        new.close()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("folder_mode", [0o700, 0o2700])
+def test_an_inherited_one_without_a_group_has_that_of_a_new_file(path, folder_mode, monkeypatch):
+    groups = []
+    path.parent.chmod(folder_mode)
+    with listen_unix(path, "0660") as old:
+        new = inherit([old], listen_unix, path, "0660")
+        usual = os.stat(path).st_gid
+        monkeypatch.setattr(os, "getegid", lambda: usual if folder_mode & stat.S_ISGID == 0 else -2)
+        monkeypatch.setattr(os, "lstat", lambda name, lstat=os.lstat: of_group(lstat(name), 4711))
+        monkeypatch.setattr(os, "chown", lambda path, user, group, **_: groups.append((user, group)))
+        old.disown()
+        new.adopt()
+        monkeypatch.undo()
+        new.close()
+    assert groups == [(-1, usual)]
+
+
+def test_an_inherited_one_that_may_not_have_its_rights_says_so(path, monkeypatch, caplog):
+    def chmod(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with listen_unix(path) as old:
+        new = inherit([old], listen_unix, path, "0660")
+        monkeypatch.setattr(os, "chmod", chmod)
+        old.disown()
+        new.adopt()
+        new.close()
+    assert caplog.messages == [f"unix://{path}: its mode and group stay as they were: Operation not permitted"]
+
+
 def test_a_stale_file_is_replaced(path):
     make_stale(path)
     with listen_unix(path):
@@ -130,6 +243,27 @@ def test_a_file_at_which_somebody_answers_is_left_alone(path, kind):
             listen_unix(path)
         assert failure.value.errno == errno.EADDRINUSE
         assert path.exists()
+
+
+@pytest.mark.parametrize("denied", ["connect", "unlink"])
+def test_a_socket_of_another_user_is_not_said_to_have_a_program_or_a_wrong_group(path, denied, monkeypatch):
+    make_stale(path)
+    if denied == "connect":
+        monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: errno.EACCES)
+    else:
+        unlink = os.unlink
+
+        def refuse(name):
+            if name == str(path):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            unlink(name)
+
+        monkeypatch.setattr(os, "unlink", refuse)
+    words = "a socket lies there that this user may not use or replace; remove it, or use another path$"
+    with pytest.raises(OSError, match=f"^.*unix://{path}: {words}") as failure:
+        listen_unix(path, "0660", str(os.getgid()))
+    assert failure.value.errno == errno.EADDRINUSE
+    assert path.exists()
 
 
 def test_a_listener_with_a_full_backlog_is_left_alone(path):

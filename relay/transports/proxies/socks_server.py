@@ -98,7 +98,7 @@ class SOCKSHandshake(ProxyHandshake):
     def feed(self, data: bytes) -> bytes:
         """Read on; see :meth:`ProxyHandshake.feed`."""
         if not data:
-            begun = self._held or self._read != self._read_version
+            begun = self._read != self._read_version
             return self._refuse(b"", "it ended before it had said what it wants") if begun else self._leave()
         self._held += data
         answer = b""

@@ -410,8 +410,12 @@ class Entrance:
     def log_denied(self, connection: Connection, now: float) -> None:
         """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
         summary, tunnel = connection.summary, re.sub(r"[^\w.-]", "_", self._owner.name)
-        peer = "" if isinstance(summary.peer, (str, bytes)) else format_address(summary.peer)
+        header = summary.reported()
+        is_senders = header is not None and header.source is None  # the address is that of a balancer
+        peer = "" if is_senders or isinstance(summary.peer, (str, bytes)) else format_address(summary.peer)
         if not peer:  # nor if the client has chosen the name of its Unix socket, which may look like an address
             identity = summary.who()
+            if is_senders and identity is not None and identity.kind == "tcp":
+                identity = None
             peer = re.sub(r"\s", "_", str((identity and identity.destination) or identity or "-"))
         self._denials.log(now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, printable(summary.rule or "-", 200))

@@ -107,9 +107,9 @@ class Flow:
             sent = send(data)
         except BlockingIOError:
             sent = 0
-        except OSError as error:
+        except OSError:
             self.moved -= size
-            return self.sink_failed(error, now)
+            return self.sink_failed(now)
         if sent != size:
             self.moved -= size - sent
             self.queue(memoryview(data)[sent:])
@@ -137,9 +137,9 @@ class Flow:
             sent = self.sink.send(data, more)
         except BlockingIOError:
             sent = 0
-        except OSError as error:
+        except OSError:
             self.moved -= size
-            return self.sink_failed(error, now)
+            return self.sink_failed(now)
         if sent != size:
             self.moved -= size - sent
             return self.queue(memoryview(data)[sent:])
@@ -177,10 +177,10 @@ class Flow:
             sent = os.splice(reader, self.sink.fileno(), size, None, None, _NONBLOCK)
         except BlockingIOError:
             sent = 0
-        except OSError as error:
+        except OSError:
             self.moved -= size
             pipes.destroy(pipes.idle.pop())
-            return self.sink_failed(error, now)
+            return self.sink_failed(now)
         if sent != size:
             self.moved -= size - sent
             self.pipe, self.piped = pipes.idle.pop(), size - sent
@@ -224,8 +224,8 @@ class Flow:
                 sent = 0
         except BlockingIOError:
             return
-        except OSError as error:
-            return self.sink_failed(error, now)
+        except OSError:
+            return self.sink_failed(now)
         if sent:
             self.moved += sent
             self.last = now
@@ -335,7 +335,7 @@ class Flow:
         if not isinstance(error, BlockingIOError):
             self.owner.on_socket_error(self.source, now)
 
-    def sink_failed(self, error: OSError, now: float) -> None:
+    def sink_failed(self, now: float) -> None:
         """Take an error of writing; bytes that the sink's peer sent before are still passed on, as by the kernel."""
         self.reverse.pass_on_rest()
         self.owner.on_socket_error(self.sink, now)

@@ -117,7 +117,8 @@ class HeaderClients:
         """
         if self.senders is None or not self.senders.include(client, peer):
             connection = self._owner.admit(client, None, peer, now, 1)
-            return self._deny(connection, "it is no sender of headers of the PROXY protocol; see accept_proxy", now)
+            problem = "it is no sender of headers of the PROXY protocol; see accept_proxy"
+            return self._deny(connection, problem, now, is_sender=False)
         connection = self._owner.admit(client, None, peer, now, 0)
         self._uncounted.add(connection)
         connection.state = ConnectionState.REQUESTING
@@ -140,7 +141,7 @@ class HeaderClients:
         if isinstance(header, OSError):
             connection.close("client_reset", now)
         elif isinstance(header, ProxyHeaderError):
-            self._deny(connection, f"no valid header of the PROXY protocol: {header}", now)
+            self._deny(connection, f"no valid header of the PROXY protocol: {header}", now, is_sender=True)
         elif header.is_check:
             sender = format_address(connection.summary.peer) or "a local program"
             self._checks.log(
@@ -166,13 +167,14 @@ class HeaderClients:
         summary = connection.summary
         identity = summary.identity = identified(header, summary.who())
         summary.peer = _peer(header) or summary.peer
+        summary.header = passed_on(header)
         has_address = identity is None or identity.host is not None  # else the peer is the balancer
         if has_address and (denial := self._entrance.screen(summary.peer, now)) is not None:
             self._count(connection)
             self._entrance.deny(connection, denial, now)
             return
         peer = (_Screened if has_address else _Introduced)(summary.peer)
-        peer.identity, peer.header = identity, passed_on(header)
+        peer.identity, peer.header = identity, summary.header
         self._upgrade(connection, listener, peer, now)
 
     def _upgrade(self, connection: Connection, listener: UpgradeListener, peer: _Introduced, now: float) -> None:
@@ -196,7 +198,9 @@ class HeaderClients:
                 stream.server_name = _server_name(peer.header)
             return True
         connection = self._owner.admit(stream.socket, stream, peer, now, 1)
-        self._deny(connection, "it came before headers of the PROXY protocol were read; it may connect again", now)
+        problem = "it came before headers of the PROXY protocol were read; it may connect again"
+        is_sender = self.senders is not None and self.senders.include(stream.socket, peer)
+        self._deny(connection, problem, now, is_sender=is_sender)
         return False
 
     def end(self, connection: Connection) -> bool:
@@ -214,9 +218,10 @@ class HeaderClients:
             self._uncounted.discard(connection)
             self._owner.count_accepted()
 
-    def _deny(self, connection: Connection, problem: str, now: float) -> None:
+    def _deny(self, connection: Connection, problem: str, now: float, *, is_sender: bool) -> None:
         connection.summary.rule = _RULE
-        self._entrance.log_denied(connection, now)
+        if not is_sender:  # a program such as fail2ban would ban the balancer, perhaps for its checks of the port alone
+            self._entrance.log_denied(connection, now)
         peer = format_address(connection.summary.peer) or "a local program"
         self._rejections.log(now, "%s: %s: %s", self._owner.name, peer, problem)
         connection.close("denied", now)

@@ -142,7 +142,8 @@ class ConnectionDeadline:
         if connection is None:
             return
         due, reason = self._next_limit()
-        if due is not None and now >= due and self._still_sends(reason, now):
+        if due is not None and now >= due and reason in ("idle", "linger"):
+            self._note_progress(now)
             due, reason = self._next_limit()
         if due is None:
             return
@@ -199,22 +200,18 @@ class ConnectionDeadline:
             found.append((max(ended.ended, ended.last + _BEFORE_EOF, other.last + _QUIET), "done"))
         return found
 
-    def _still_sends(self, reason: str, now: float) -> bool:
-        """Return whether bytes that the engine has moved still leave the kernel, to a slow peer.
+    def _note_progress(self, now: float) -> None:
+        """Note the time if bytes that the engine has moved still leave the kernel, to a slow peer.
 
         If the number has changed since the last look, bytes have moved. The first look has nothing to compare with, so
         a peer that has stopped while bytes wait for it gets its time twice.
         """
-        if reason not in ("idle", "linger") or (reason == "linger" and not self.limits.linger):
-            return False
         assert self._connection is not None
         assert self._connection.flows is not None
         queued = self._connection.flows.unsent()
-        if not any(queued) or queued == self._queued:
-            return False
-        self._queued = queued
-        self._progress = now
-        return True
+        if any(queued) and queued != self._queued:
+            self._queued = queued
+            self._progress = now
 
 
 _BEFORE_OPEN = (ConnectionState.ADMITTING, ConnectionState.QUEUED, ConnectionState.CONNECTING, ConnectionState.REPLYING)

@@ -188,10 +188,10 @@ class _Metered(Flow):
             sent = os.splice(reader, self.sink.fileno(), size, None, None, _NONBLOCK)
         except BlockingIOError:
             sent = 0
-        except OSError as error:
+        except OSError:
             self.moved -= size
             pipes.destroy(pipes.idle.pop())
-            return self.sink_failed(error, now)
+            return self.sink_failed(now)
         if sent != size:
             self.moved -= size - sent
             self.pipe, self.piped = pipes.idle.pop(), size - sent
@@ -209,8 +209,7 @@ class _Metered(Flow):
     def full(self, size: int) -> None:
         """Count a large read; unlike that of another flow, the next ones are no larger."""
         super().full(size)
-        if self.handler != self.discard:
-            self.receive = self._receive
+        self.receive = self._receive
 
     def pass_on_rest(self) -> None:
         """Pass on the bytes that have arrived: what the budget does not have is counted and waited for later."""

@@ -157,7 +157,7 @@ class Readings:
             for user in users:
                 look_up(user)
             if rules is not None:
-                rules.refresh()
+                rules.refresh(self._owner.name)
         except Exception:  # whatever it is, the previous rules stay
             logger.exception("%s: reading the rules failed", self._owner.name)
         self._owner.loop.call(functools.partial(self._have_read, rules))

@@ -283,7 +283,8 @@ def check_reads_headers(receive: Any, policy: ClientPolicy) -> None:
     if not isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
         raise ValueError(f"accept_proxy: {NO_HEADERS}")
     listening = receive if isinstance(receive, socket.socket) else receive.listening
-    policy.accept_proxy.check(is_unix=listening.family == socket.AF_UNIX)
+    is_unix = listening.family == socket.AF_UNIX
+    policy.accept_proxy.check(is_unix=is_unix, host="" if is_unix else str(listening.getsockname()[0]))
 
 
 def address_of(receive: Any) -> Any:

@@ -10,6 +10,7 @@ trying      no stream           backing off start the retry timer: 0.5 s after t
                                             as long each time, up to 30 s
 trying      calls hang          backing off start the retry timer: calls that do not return hold a thread each
 trying      hop not up          waiting     open none
+trying      hop not watched     backing off start the retry timer: the hop is watched then, before a stream is opened
 filling     used                filling     open another one, as soon as the client's first bytes are on their way
 filling     ended               filling     open another one
 filling     expired             filling     open another one
@@ -172,7 +173,7 @@ class WarmPool:
             self._start(now)
 
     def _start(self, now: float) -> None:
-        """Open the first stream, unless none can be opened without a client."""
+        """Open the first stream and watch the hop, unless none can be opened without a client."""
         plan = self._plan
         if plan.needs_client:
             return
@@ -182,7 +183,7 @@ class WarmPool:
             try:
                 plan.dialer.subscribe(watch)
             except OSError as error:
-                return self._back_off(error, now)
+                return self._retry_later(error, now)  # whatever its state: nothing would tell that it is up
             self._watched = plan.dialer
         self.fill(now)
         return None
@@ -231,7 +232,7 @@ class WarmPool:
             self._is_opening = False
         if not self._connecting and self._is_missing(0) and self.state in (PoolState.TRYING, PoolState.FILLING):
             text = f"{self._plan.target or 'the factory'}: no answer in time; earlier calls of it have not returned"
-            self._back_off(ConnectError(text, reason="connect_timeout"), now)
+            self._back_off(ConnectError(text), now)
 
     def _may_open(self) -> bool:
         # A call that is given up and does not return holds its thread: then no more of them are made.
@@ -355,6 +356,10 @@ class WarmPool:
         if not self._hop_can_be_used():
             self.state = PoolState.WAITING  # the carrier logs why
             return
+        self._retry_later(error, now)
+
+    def _retry_later(self, error: BaseException, now: float) -> None:
+        """Start the retry timer."""
         self.state = PoolState.BACKING_OFF
         if self._failures == 1 and not isinstance(error, CarrierError):  # a carrier that is lost may be noticed later
             text = "%s: no stream is ready for the next client: %s; relay retries, and clients connect without it"
@@ -364,9 +369,12 @@ class WarmPool:
         self._timer.start(now + longest * random.uniform(0.5, 1.0), now)  # noqa: S311  (this needs no secrecy)
 
     def _on_timer(self, now: float) -> None:
-        after = {PoolState.BACKING_OFF: PoolState.TRYING, PoolState.PROVING: PoolState.FILLING}
-        self.state = after.get(self.state, self.state)
+        if self.state is PoolState.BACKING_OFF:
+            return self._start(now)
+        if self.state is PoolState.PROVING:
+            self.state = PoolState.FILLING
         self.fill(now)
+        return None
 
     def _hop_is_up(self) -> None:
         if self.state in (PoolState.BACKING_OFF, PoolState.WAITING):

@@ -48,7 +48,8 @@ class PoolTunnel(TunnelParts):
 
     def loads(self) -> list[int]:
         """Return the numbers of open connections of the workers; none after the end. Asks no worker."""
-        return self._shared.loads()
+        with self._changed:  # the thread that watches a worker may end it
+            return self._shared.loads()
 
     @property
     def state(self) -> str:

@@ -144,7 +144,10 @@ class Questions:
 
     def _wait_for_room(self, deadline: float) -> None:
         room = select.poll()
-        room.register(self._socket, select.POLLOUT)
+        try:
+            room.register(self._socket, select.POLLOUT)
+        except ValueError as error:  # another thread has closed it
+            raise BrokenPipeError from error
         if not room.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
 

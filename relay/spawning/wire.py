@@ -146,7 +146,7 @@ def from_error(error: Exception) -> Message:
     kind = next((kind for kind in type(error).__mro__ if _ERRORS.get(kind.__name__) is kind), None)
     if kind is None or (kind is not type(error) and not issubclass(kind, (ValueError, TypeError))):
         return {"class": "RelayError", "arguments": [f"{type(error).__name__}: {error}"], "attributes": {}}
-    arguments = list(error.args)
+    arguments = list(error.args) if kind is type(error) else [str(error)]  # a class of its own has its own arguments
     if isinstance(error, OSError) and error.filename is not None and len(arguments) == 2:
         arguments.append(error.filename)  # OSError keeps it out of its args
     return {"class": kind.__name__, "arguments": arguments, "attributes": vars(error)}

@@ -35,6 +35,22 @@ def test_the_number_of_an_id_is_found(monkeypatch, base, number):
     assert number_of(text) == number_of(text.upper()) == number
 
 
+def test_the_largest_number_is_found_and_none_beyond_it(monkeypatch):
+    monkeypatch.setattr(connection_id, "_base", 5)
+    assert number_of(id_of((1 << 62) - 1, 5.0)) == (1 << 62) - 1
+    assert number_of(id_of(1 << 62, 5.0)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 31, "1" * 33, "1_" * 15 + "11", "+" + "1" * 31, " " + "1" * 31, "1" * 31 + "\n", "١" * 32]
+)
+def test_what_is_a_number_for_python_is_not_always_one_of_an_id(monkeypatch, text):
+    value = int(text, 16)
+    monkeypatch.setattr(connection_id, "_base", (value >> 64 & 0xFFF) << 62 | value & (1 << 62) - 1)
+    assert number_of(f"{value & (1 << 128) - 1:032x}") == 0
+    assert number_of(text) is None
+
+
 @pytest.mark.parametrize("text", ["", "x", "1" * 31, "_" * 32, "g" * 32, "0x" + "1" * 30, "١" * 32, "\n" * 32])
 def test_other_text_has_no_number(text):
     assert number_of(text) is None
@@ -47,13 +63,24 @@ def test_the_id_of_another_process_has_no_number_of_this_one(monkeypatch):
     assert number_of(text) is None
 
 
+def test_ids_begin_with_eighty_random_bits(monkeypatch):
+    monkeypatch.setattr(connection_id, "_base", 0)
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(range(1, size + 1)))
+    connection_id._seed()
+    assert connection_id._base == 0x0102030405060708090A
+
+
 def test_a_forked_child_makes_ids_of_its_own():
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.write(writer, id_of(7, 3.0).encode())
-        os._exit(0)
+        try:
+            os.write(writer, id_of(7, 3.0).encode())
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     with os.fdopen(reader) as answer:
         os.close(writer)
-        assert answer.read() != id_of(7, 3.0)
+        found = answer.read()
+    assert uuid.UUID(found).version == 7
+    assert found != id_of(7, 3.0)

@@ -42,7 +42,7 @@ class Rules:
 
     decide_by_address = decide
 
-    def refresh(self):
+    def refresh(self, name):
         self.readers.append(threading.current_thread())
         self.reading.set()
         assert self.readable.wait(WAIT)
@@ -382,6 +382,22 @@ def test_connections_that_were_opened_before_a_ban_are_no_further_guesses(make):
     wait_until(lambda: thread.count == 0)
     rules = [record.rule for record in thread.recent()]
     assert (rules.count("login"), rules.count("ban login")) == (2, 4)
+
+
+def test_a_wrong_password_is_rejected_also_while_the_tunnel_drains(make, caplog):
+    """Its listener is closed, whose address says whether wrong passwords count."""
+    receive = relay.socks_listen("127.0.0.1", 0, user="alice", password="secret")
+    thread = make(receive)
+    with socket.create_connection(receive.address, WAIT) as client:
+        client.sendall(b"\5\1\2")
+        assert client.recv(2) == b"\5\2"
+        thread.start_close(WAIT)
+        wait_until(lambda: receive.listening.fileno() < 0)
+        client.sendall(b"\1\5alice\5wrong")
+        assert client.recv(2) == b"\1\1"
+    wait_until(lambda: thread.is_closed)
+    assert [record.rule for record in thread.recent()] == ["login"]
+    assert "bug in relay" not in caplog.text
 
 
 def test_other_rules_leave_alone_what_the_end_of_another_connection_has_ended(make, caplog):

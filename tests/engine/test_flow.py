@@ -392,7 +392,7 @@ def test_what_was_said_before_a_reset_is_passed_on() -> None:
     try:
         up = one.connection.flows.upstream
         one.target.send(b"413 too large")
-        up.sink_failed(BrokenPipeError(), one.now)
+        up.sink_failed(one.now)
         assert receive_some(one.client, 100) == b"413 too large"
         assert one.reasons == ["target_reset"]
     finally:

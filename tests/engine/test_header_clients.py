@@ -155,16 +155,16 @@ def test_a_client_without_an_address_has_that_of_the_sender(balanced):
         b"",
     ],
 )
-def test_everything_else_is_denied_and_logged(balanced, sent, caplog):
+def test_a_sender_without_a_valid_header_is_denied_and_the_log_has_the_cause_alone(balanced, sent, caplog):
+    """Another line would have fail2ban ban the balancer."""
     world = balanced()
     assert world.is_reset(sent, half_close=sent in (b"", build_v2(ONE, OTHER)[:-1]))
     wait_until(lambda: world.tunnel.recent())
     (record,) = world.tunnel.recent()
     port = record.peer[1]
     assert (record.reason, record.rule) == ("denied", "accept-proxy")
-    lines = [line for line in caplog.messages if "accept-proxy" in line or "PROXY" in line]
-    assert lines[0] == f"denied peer=127.0.0.1:{port} tunnel=it rule=accept-proxy"
-    assert lines[1].startswith(f"it: 127.0.0.1:{port}: no valid header of the PROXY protocol: ")
+    (line,) = [line for line in caplog.messages if "denied" in line or "PROXY" in line]
+    assert line.startswith(f"it: 127.0.0.1:{port}: no valid header of the PROXY protocol: ")
     assert world.tunnel.stats().accepted == 1
     assert world.tunnel.metrics().denied["accept-proxy"] == 1
 
@@ -175,8 +175,26 @@ def test_a_stranger_is_denied_before_it_sends(balanced, caplog):
     wait_until(lambda: world.tunnel.recent())
     (record,) = world.tunnel.recent()
     assert (record.reason, record.rule) == ("denied", "accept-proxy")
+    assert f"denied peer=127.0.0.1:{record.peer[1]} tunnel=it rule=accept-proxy" in caplog.messages
     assert "it is no sender of headers of the PROXY protocol; see accept_proxy" in caplog.text
     assert world.tunnel.stats().accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "peer"),
+    [
+        (build_v1(ONE, OTHER), "192.0.2.7:56324"),
+        (build_v1(None, None), "-"),
+        (build_v2(None, None, [(UNIQUE_ID, "an id")]), "-"),
+        (build_v2(None, None, [(CLIENT, "unix:www-data")]), "unix:www-data"),
+        (build_v2(None, None, [(DESTINATION, B32)]), B32),
+    ],
+)
+def test_the_line_of_a_denied_client_never_has_the_address_of_its_balancer(balanced, caplog, header, peer):
+    world = balanced(allow=["10.0.0.0/8"])
+    assert world.is_reset(header)
+    wait_until(lambda: world.tunnel.recent())
+    assert f"denied peer={peer} tunnel=it rule=allow" in caplog.messages
 
 
 @pytest.mark.parametrize("more", [b"", b"GET / HTTP/1.0\r\n\r\n"])
@@ -322,7 +340,11 @@ def test_a_listener_of_another_kind_is_refused_at_the_call():
 
     with pytest.raises(ValueError, match="accept_proxy: not supported with this listener"):
         relay.Tunnel(Listener(), lambda: None, accept_proxy=["10.0.0.0/8"])
-    for family, entries in ((socket.AF_UNIX, ["10.0.0.0/8", "::1"]), (socket.AF_INET, ["unix"])):
+    for family, entries in (
+        (socket.AF_UNIX, ["10.0.0.0/8", "::1"]),
+        (socket.AF_INET, ["unix"]),
+        (socket.AF_INET, ["::1"]),
+    ):
         with socket.socket(family) as listening:
             listening.bind("" if family == socket.AF_UNIX else ("127.0.0.1", 0))
             listening.listen()
@@ -405,6 +427,17 @@ def test_a_handshake_without_a_header_is_denied(balanced_tls, certificates):
     wait_until(lambda: world.tunnel.recent())
     (record,) = world.tunnel.recent()
     assert (record.reason, record.rule) == ("denied", "accept-proxy")
+
+
+@pytest.mark.parametrize(("senders", "is_logged"), [(["127.0.0.1"], False), (["10.0.0.0/8"], True)])
+def test_a_client_that_has_shaken_hands_before_the_tunnel_is_denied(balanced, certificates, caplog, senders, is_logged):
+    receive = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    with socket.create_connection(receive.getsockname(), timeout=WAIT) as client:
+        TLSEnd(client, certificates.client())
+        world = balanced(receive=receive, senders=senders)
+        wait_until(lambda: world.tunnel.recent())
+    assert "it came before headers of the PROXY protocol were read" in caplog.text
+    assert ("denied peer=127.0.0.1:" in caplog.text) == is_logged
 
 
 def test_a_check_before_a_handshake_is_no_client(balanced_tls):
@@ -501,6 +534,13 @@ def test_an_address_that_is_denied_costs_no_handshake(balanced_tls, certificates
     denied, *served = sorted(world.tunnel.recent(), key=lambda record: record.reason != "denied")
     assert {record.reason for record in served} == {"done"}
     assert (denied.peer[0], denied.reason, denied.rule) == (host, "denied", "limit x")
+
+
+def test_the_line_of_a_client_denied_before_its_handshake_never_has_that_address_either(balanced_tls, caplog):
+    world = balanced_tls(deny=["127.0.0.1"])
+    assert fate_of_client(world.address, build_v1(None, None)) == "reset"
+    wait_until(lambda: world.tunnel.recent())
+    assert "denied peer=- tunnel=it rule=deny cidr:127.0.0.1/32" in caplog.messages
 
 
 @pytest.mark.parametrize("senders", [None, ["127.0.0.1"]], ids=["plain", "balanced"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from relay.engine.spread import SpreadEnd
@@ -38,13 +40,15 @@ def run(timers: Timers, until: float) -> None:
         (5, 100.0, 50.0, [50, 60, 70, 80, 90]),
         (1, 100.0, 50.0, [50]),
         (4, 20.0, 40.0, [0, 5, 10, 15]),
+        (2, 100.0, 0.5, [99.5, 99.75]),
         (3, 100.0, 0.0, []),
     ],
-    ids=["the last part", "one", "longer than the drain", "none"],
+    ids=["the last part", "one", "longer than the drain", "less than a second", "none"],
 )
 def test_they_end_at_equal_distances(count: int, drain: float, spread: float, expected: list[float]) -> None:
     connections, timers = Connections(count), Timers()
     SpreadEnd(lambda: connections, timers).start(drain, spread, 0.0)
+    assert (timers.first == math.inf) == (spread == 0)
     run(timers, drain)
     assert [number for number, _ in connections.ends] == list(range(count if spread else 0))
     assert [now for _, now in connections.ends] == pytest.approx(expected, abs=0.2)
@@ -79,3 +83,19 @@ def test_a_second_call_replaces_the_first_and_stop_ends_nothing_more() -> None:
     spread.stop()
     run(timers, 1000.0)
     assert len(connections) == 2
+
+
+@pytest.mark.parametrize("late", [0.0, 5.0])
+def test_at_the_deadline_it_ends_none(late: float) -> None:
+    connections, timers = Connections(3), Timers()
+    SpreadEnd(lambda: connections, timers).start(100.0, 20.0, 0.0)
+    timers.run(100.0 + late)
+    assert (len(connections), timers.first) == (3, math.inf)
+
+
+def test_when_all_have_ended_by_themselves_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    connections, timers = Connections(3), Timers()
+    SpreadEnd(lambda: connections, timers).start(100.0, 20.0, 0.0)
+    connections.clear()
+    run(timers, 100.0)
+    assert (timers.first, caplog.text) == (math.inf, "")

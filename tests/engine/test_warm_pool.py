@@ -26,7 +26,7 @@ from relay.eventloop.sockets import Endpoint
 from relay.streams.dialer import Dialer
 from relay.streams.stream import Stream
 
-NOW = time.monotonic()
+NOW = float(int(time.monotonic()))  # a whole number, so that sums are exact
 KEEP = 30.0
 REFUSED = ConnectError("db:5432: connection refused; check that the service is running", reason="refused")
 
@@ -57,6 +57,20 @@ class OverHop(Dialer):
             watcher(hop, None)
 
 
+class Unwatched(OverHop):
+    """A dialer over a hop that cannot be watched for a while."""
+
+    def __init__(self, failures, hop=Hop.UP):
+        super().__init__(hop)
+        self.failures = failures
+
+    def subscribe(self, watcher):
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        super().subscribe(watcher)
+
+
 class Rig:
     """A pool of two streams, its connector and its owner."""
 
@@ -67,9 +81,12 @@ class Rig:
         self.dialer = OverHop(hop)
         self.attempts = []  # those that are under way
         self.begun = 0
+        self.times = []  # of their beginnings
+        self.nested = self.deepest = 0  # attempts that begin while another one does
         self.answer = None  # what an attempt leads to at once: an error, or "stream"
         self.far = []
         self.clients = []
+        self.closed = []
         self.pool = WarmPool(self, self, Plan(self.dialer))
         self.pool.change(count, KEEP, NOW)
 
@@ -77,13 +94,18 @@ class Rig:
 
     def begin(self, attempt, now):
         self.begun += 1
+        self.times.append(now)
         self.attempts.append(attempt)
+        self.nested += 1
+        self.deepest = max(self.deepest, self.nested)
         if isinstance(self.answer, ConnectError):
             self.fail()
         elif self.answer is not None:
             self.make()
+        self.nested -= 1
 
     def close_stream(self, stream, clean):
+        self.closed.append((stream, clean))
         stream.close()
 
     def submit(self, job):
@@ -150,13 +172,33 @@ class Rig:
 
     def bring_hop_up(self):
         self.dialer.change(Hop.UP)
+        self.turn()
+
+    def turn(self):
+        """A turn of the loop that waits for nothing."""
+        self.loop.call(lambda: None)
         self.loop.turn()
+
+    def record_ends(self):
+        """The streams, the reasons and the times of those that are over from now on."""
+        ends = []
+        is_over = self.pool.is_over
+
+        def record(stream, reason, now):
+            ends.append((stream, reason, now))
+            is_over(stream, reason, now)
+
+        self.pool.is_over = record
+        return ends
 
     def start(self):
         self.pool.change(2, KEEP, NOW)
 
     def stop(self):
         self.pool.stop(NOW)
+
+    def change_to_a_hop_that_cannot_be_watched(self):
+        self.pool.change_plan(Plan(Unwatched(1)), NOW)
 
     def finish(self):
         self.stop()
@@ -205,6 +247,7 @@ STATE_ROWS = [
     ("trying", "no stream", "backing off", Rig.fail, 0),
     ("trying", "calls hang", "backing off", Rig.hang, 0),
     ("trying", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
+    ("trying", "hop not watched", "backing off", Rig.change_to_a_hop_that_cannot_be_watched, 0),
     ("filling", "used", "filling", Rig.use, 1),
     ("filling", "ended", "filling", Rig.end, 1),
     ("filling", "expired", "filling", Rig.expire, 1),
@@ -281,6 +324,27 @@ def test_a_client_never_gets_a_stream_that_has_ended(rig):
     assert made.pool.figures()[1:] == (1, 0, 1, 0)
 
 
+def test_the_client_gets_the_stream_with_what_its_flows_need(rig):
+    made = in_state(rig, "filling")
+    (first, _), given = made.streams(), []
+    client = SimpleNamespace(summary=SimpleNamespace(), open=lambda *arguments: given.append(arguments))
+    made.pool.give(client, NOW + 3)
+    assert given == [(first.target, first.target_stream, made.workspace, NOW + 3)]
+    first.target.close()
+
+
+def test_all_that_has_become_of_the_streams_is_counted(rig):
+    made = rig(count=4)
+    for _ in range(4):
+        made.make()
+    made.end()
+    made.end()
+    made.expire()
+    assert made.pool.figures() == (1, 0, 0, 2, 1)
+    assert [made.use(), made.use(), made.use()] == [True, False, False]
+    assert made.pool.figures() == (0, 1, 2, 2, 1)
+
+
 def test_a_stopped_pool_counts_no_client(rig):
     made = in_state(rig, "stopped")
     assert not made.use()
@@ -307,6 +371,15 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
     assert made.use()
     made.fail()
     assert made.pool._timer.due - NOW <= 0.5, "a stream that was used ends the row of failures"
+
+
+def test_a_long_error_is_logged_in_part(rig, caplog):
+    made = rig()
+    for _ in range(2):
+        made.fail(OSError("x" * 2000))
+        made.retry()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "x" * 499 in line and "x" * 501 not in line
 
 
 @pytest.mark.parametrize("error", [CarrierError("the connection was lost"), REFUSED])
@@ -340,6 +413,30 @@ def test_streams_that_end_at_once_are_failures_until_one_stays(rig, caplog):
     assert (made.pool._failures, made.state) == (0, "filling")
 
 
+@pytest.mark.parametrize(("after", "state"), [(0.999, "backing off"), (1.0, "filling")])
+def test_a_stream_that_has_lasted_for_a_second_has_not_ended_at_once(rig, after, state):
+    made = in_state(rig, "filling")
+    made.end(after)
+    assert made.state == state
+
+
+def test_the_others_are_opened_when_the_first_stream_after_a_failure_has_lasted_for_a_second(rig):
+    made = in_state(rig, "proving")
+    assert made.pool._timer.due == NOW + 1.0
+
+
+@pytest.mark.parametrize(("factory", "name"), [(OverHop(), "db:5432"), (lambda: None, "the target")])
+def test_the_log_names_the_target_that_ends_streams_at_once(rig, caplog, factory, name):
+    made = in_state(rig, "stopped")
+    made.pool.change_plan(Plan(factory), NOW)
+    made.start()
+    for _ in range(2):
+        made.make()
+        made.end_at_once()
+        made.retry()
+    assert f"next client: {name}: it closed the stream at once" in caplog.text
+
+
 def test_a_stream_that_was_never_answered_is_a_failure_when_it_ends_late(rig):
     made = rig()
     near, far = socket.socketpair()
@@ -355,7 +452,7 @@ def test_attempts_that_are_over_at_once_neither_recur_nor_run_for_ever(rig):
     made = in_state(rig, "stopped")
     made.answer = "stream"
     made.pool.change(50, KEEP, NOW)
-    assert (len(made.streams()), made.state) == (50, "filling")
+    assert (len(made.streams()), made.state, made.deepest) == (50, "filling", 1)
     made.answer = REFUSED
     assert made.use() and made.use()
     assert (len(made.streams()), made.begun, made.state) == (48, 51, "backing off")
@@ -381,6 +478,55 @@ def test_a_stream_for_which_there_is_no_room_any_more_is_closed(rig):
     made.pool.change(1, KEEP, NOW)
     made.make()
     assert len(made.streams()) == 1
+
+
+def test_what_is_closed_for_want_of_room_is_discarded_and_not_replaced(rig):
+    made = in_state(rig, "filling")
+    made.use()
+    made.pool.change(1, KEEP, NOW)
+    ends = made.record_ends()
+    made.make(NOW + 2)
+    assert [end[1:] for end in ends] == [("discarded", NOW + 2)]
+    assert made.pool._counts == {"hit": 1}
+
+
+@pytest.mark.parametrize(
+    ("event", "ended", "reason"),
+    [
+        (lambda made: made.pool.stop(NOW + 3), 3, "discarded"),
+        (lambda made: made.pool.change(0, KEEP, NOW + 3), 3, "discarded"),
+        (lambda made: made.pool.change(1, KEEP, NOW + 3), 1, "discarded"),
+        (lambda made: made.pool.change_plan(Plan(OverHop()), NOW + 3), 3, "discarded"),
+        (lambda made: made.pool.make_room(NOW + 3), 2, "discarded"),
+        (lambda made: made.pool.failed(made.attempts[0].connection, REFUSED, NOW + 3), 1, "failed"),
+    ],
+    ids=["stop", "no stream more", "fewer", "another factory", "no descriptor", "failed"],
+)
+def test_a_stream_is_told_when_and_why_it_ends(rig, event, ended, reason):
+    made = rig(count=3)
+    made.make()
+    made.make()
+    made.attempts[1:] = []
+    for stream in list(made.pool._connecting)[1:]:
+        stream.close("discarded", NOW)
+    ends = made.record_ends()
+    event(made)
+    assert [end[1:] for end in ends] == [(reason, NOW + 3)] * ended
+
+
+def test_a_stream_that_has_ended_before_its_client_came_is_told_when(rig):
+    made = in_state(rig, "filling")
+    ends = made.record_ends()
+    made.far[0].close()
+    made.use()
+    assert [end[1:] for end in ends] == [("ended", NOW)]
+
+
+def test_another_factory_opens_no_stream_if_none_is_wanted(rig):
+    made = in_state(rig, "filling")
+    made.pool.change(0, KEEP, NOW)
+    made.pool.change_plan(Plan(OverHop()), NOW)
+    assert made.state == "stopped"
 
 
 def test_another_factory_replaces_the_streams(rig):
@@ -409,6 +555,7 @@ def test_an_attempt_has_a_deadline_and_hurries_no_hop(rig, limit):
     attempt.dial(made.dialer, NOW)
     assert made.far.pop() == (NOW + (limit or 30.0), {"wait_for_reconnect": False})
     assert attempt.is_warm
+    assert attempt.connection.summary.started == NOW
 
 
 def test_the_spare_descriptor_is_for_clients(rig, monkeypatch):
@@ -419,6 +566,32 @@ def test_the_spare_descriptor_is_for_clients(rig, monkeypatch):
     monkeypatch.setattr(module, "open_socket", full)
     with pytest.raises(OSError, match="Too many open files"):
         made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
+
+
+def test_a_connect_is_that_of_the_relay_thread(rig, monkeypatch):
+    made = rig()
+    monkeypatch.setattr(module, "open_socket", lambda *arguments: arguments)
+    endpoint = Endpoint(socket.AF_INET, ("127.0.0.1", 1))
+    assert made.pool.open(endpoint) == (endpoint, socket.SocketType)
+
+
+def test_jobs_and_streams_are_passed_to_the_connector(rig):
+    made = rig()
+    done, stream = [], Stream(socket.socket())
+    made.pool.submit(lambda: done.append(1))
+    made.pool.close_stream(stream, False)
+    assert (done, made.closed) == ([1], [(stream, False)])
+
+
+def test_the_log_says_that_no_descriptor_is_left(rig, caplog):
+    made = in_state(rig, "filling")
+    made.pool.make_room(NOW)
+    made.retry()
+    made.pool.make_room(NOW)
+    assert (
+        "next client: no descriptor is left for a warm stream; raise the limit of open files (ulimit -n);"
+        in caplog.text
+    )
 
 
 def test_without_descriptors_clients_come_first(rig, monkeypatch):
@@ -453,11 +626,57 @@ def test_calls_that_hang_are_no_more_than_the_streams(rig):
     assert (made.state, len(made.attempts)) == ("trying", 1)
 
 
+def test_the_log_says_that_calls_hang(rig, caplog):
+    made = rig()
+    made.hang()
+    assert "next client: db:5432: no answer in time; earlier calls of it have not returned;" in caplog.text
+
+
+def test_a_pool_that_backs_off_goes_on_doing_so_if_the_hop_goes_down_and_a_kept_stream_ends(rig):
+    made = in_state(rig, "filling")
+    made.use()
+    made.fail()
+    made.dialer.hop = Hop.DOWN
+    made.end()
+    assert made.state == "backing off"
+
+
+def test_a_hop_that_is_found_up_is_used_before_it_tells(rig):
+    made = in_state(rig, "waiting")
+    made.dialer.hop = Hop.UP
+    made.pool.change(3, KEEP, NOW)
+    assert (made.state, made.begun) == ("trying", 1)
+
+
+def test_an_attempt_begins_now_and_is_given_up_when_the_pool_stops(rig):
+    made = rig()
+    given_up = []
+    made.dialer.dial = lambda deadline, done, **options: lambda: given_up.append(deadline)
+    made.attempts[0].dial(made.dialer, NOW)
+    made.pool.stop(NOW + 1)
+    assert (made.times, given_up) == ([NOW], [NOW + 5.0])
+
+
+def test_a_new_pool_wants_no_stream(rig):
+    made = rig()
+    pool = WarmPool(made, made, Plan(OverHop()))
+    pool.change_plan(Plan(OverHop()), NOW)
+    assert (pool.state, made.begun) == (PoolState.STOPPED, 1)
+
+
 def test_a_hop_is_watched_once(rig):
     made = rig()
     for count in (0, 2, 0, 2):
         made.pool.change(count, KEEP, NOW)
     assert len(made.dialer.watchers) == 1
+
+
+def test_a_hop_that_goes_down_ends_no_wait(rig):
+    made = in_state(rig, "backing off")
+    made.pool._timer.stop()
+    made.dialer.change(Hop.DOWN)
+    made.turn()
+    assert (made.state, made.begun) == ("backing off", 0)
 
 
 def test_whatever_beginning_raises_ends_one_stream(rig, caplog):
@@ -473,16 +692,21 @@ def test_whatever_beginning_raises_ends_one_stream(rig, caplog):
     assert "ZeroDivisionError: a bug" in caplog.text
 
 
-def test_a_dialer_that_cannot_be_watched(rig):
+@pytest.mark.parametrize(("hop", "state"), [(Hop.UP, "trying"), (Hop.DOWN, "waiting")])
+def test_a_hop_that_cannot_be_watched_is_watched_by_the_retry(rig, caplog, hop, state):
     made = in_state(rig, "stopped")
-
-    def subscribe(watcher):
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    made.dialer.subscribe = subscribe
-    made.pool._watched = None
+    dialer = made.dialer = Unwatched(2, hop)
+    made.pool.change_plan(Plan(dialer), NOW)
     made.start()
-    assert made.state == "backing off"
+    assert (made.state, made.begun) == ("backing off", 0)
+    made.retry()
+    assert (made.state, made.begun) == ("backing off", 0)
+    assert "Too many open files; relay retries" in caplog.text
+    made.retry()
+    assert (made.state, len(dialer.watchers)) == (state, 1)
+    if hop is Hop.DOWN:
+        made.bring_hop_up()
+    assert (made.state, made.begun) == ("trying", 1)
 
 
 def test_a_dialer_does_not_keep_the_pool_of_a_closed_tunnel(rig):

@@ -27,7 +27,7 @@ def load(table, *loads):
         table.store_load(worker, connections)
 
 
-@pytest.mark.parametrize(("limit", "workers"), [*itertools.product([1, 2, 3, 7, 100, 101], [1, 2, 3, 8])])
+@pytest.mark.parametrize(("limit", "workers"), [*itertools.product([0, 1, 2, 3, 7, 100, 101], [1, 2, 3, 8])])
 def test_the_quotas_add_up_to_the_limit_and_are_even(limit, workers):
     quotas = [quota(limit, workers, number) for number in range(workers)]
     assert sum(quotas) == limit
@@ -46,6 +46,46 @@ def test_processes_see_the_same():
     assert (other.loads(), other.accepted()) == ([0, 3], [0, 1])
     for table in (one, other):
         table.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="this machine does not name its descriptors")
+def test_the_shared_memory_is_no_file_where_the_kernel_has_such_memory():
+    descriptor = WorkerTable.make(4)
+    name = os.readlink(f"/proc/self/fd/{descriptor}")
+    os.close(descriptor)
+    assert name.startswith("/memfd:relay-workers ")
+
+
+def test_elsewhere_it_is_a_file_without_a_name(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    descriptor = WorkerTable.make(2)
+    table = WorkerTable(descriptor, 2)
+    assert os.fstat(descriptor).st_nlink == 0
+    os.close(descriptor)
+    table.admit(1, 3)
+    assert (table.loads(), table.accepted()) == ([0, 3], [0, 1])
+    table.close()
+
+
+def test_the_shared_memory_has_a_cell_for_each_count():
+    descriptor = WorkerTable.make(4)
+    assert os.fstat(descriptor).st_size == 8 * (4 + 4 + 4 * 4 + 4 * 4)
+    os.close(descriptor)
+
+
+def test_two_workers_pass_clients_to_each_other():
+    descriptor = WorkerTable.make(2)
+    table = WorkerTable(descriptor, 2)
+    os.close(descriptor)
+    for worker in range(2):
+        table.store_load(1 - worker, 9)
+        table.store_load(worker, 0)
+        assert table.better(1 - worker, -1) == (worker, 1)
+        table.store_sent(1 - worker, worker, 1)
+        assert table.is_late(1 - worker, worker, 1)
+        table.store_taken(worker, 1 - worker, 1)
+        assert not table.is_late(1 - worker, worker, 1)
+    table.close()
 
 
 def test_every_worker_is_away_at_first():
@@ -79,7 +119,17 @@ def test_the_least_loaded_worker_gets_the_client(table, loads, better):
 
 
 @pytest.mark.parametrize(
-    ("mine", "others", "is_passed"), [(16, 0, False), (34, 0, True), (80, 24, False), (82, 24, True), (150, 90, False)]
+    ("mine", "others", "is_passed"),
+    [
+        (16, 0, False),
+        (33, 0, False),
+        (34, 0, True),
+        (35, 1, False),
+        (36, 1, True),
+        (80, 24, False),
+        (82, 24, True),
+        (150, 90, False),
+    ],
 )
 def test_short_connections_are_not_passed_for_a_difference_by_chance(table, mine, others, is_passed):
     load(table, mine, others, others, others)
@@ -101,7 +151,10 @@ def test_a_worker_that_takes_no_client_passes_those_that_it_has_on(table):
 def test_the_clients_on_their_way_to_a_worker_count_as_its_own(table):
     load(table, 10, 4, 4, 4)
     got = []
-    while (found := table.better(0, -1)) is not None:
+    for _ in range(16):
+        found = table.better(0, -1)
+        if found is None:
+            break
         table.store_sent(0, *found)
         got.append(found.worker)
     assert [got.count(worker) for worker in range(4)] == [0, 5, 5, 5]
@@ -125,6 +178,40 @@ def test_nobody_gets_more_than_its_quota(table):
     load(table, 9, 4, 9, 9)
     assert table.better(0, 4 * 68) is None, "its quota is 68; 64 places stay free for clients of its own"
     assert table.better(0, 4 * 69) == (1, 1)
+
+
+def test_a_worker_whose_quota_is_no_client_gets_none(table):
+    load(table, 10, 10, 10, 0)
+    assert table.better(0, 3) is None, "the limit is of the first three"
+    assert table.better(0, -1) == (3, 1)
+
+
+@pytest.mark.parametrize(("worker", "to"), [*itertools.permutations(range(4), 2)])
+def test_the_clients_of_each_pair_of_workers_are_counted_alone(table, worker, to):
+    for source, target in itertools.product(range(4), range(4)):
+        count = 10 * source + 100 * target + 1
+        table.store_sent(source, target, count)
+        table.store_taken(target, source, count)
+    load(table, *(0 if number == to else 9 for number in range(4)))
+    count = 10 * worker + 100 * to + 1
+    assert table.better(worker, -1) == (to, count + 1)
+    assert not table.is_late(worker, to, count)
+    assert table.is_late(worker, to, count + 1)
+
+
+@pytest.mark.parametrize("connections", [0, 3])
+def test_a_client_for_a_worker_that_takes_none_is_not_late(table, connections):
+    assert table.is_late(0, 2, 1)
+    table.store_load(2, AWAY + connections)
+    assert not table.is_late(0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("mine", "slack", "is_even"), [(4, 0, True), (5, 0, False), (5, 1, True), (7, 2, False), (3, 0, True)]
+)
+def test_a_worker_is_even_with_the_least_loaded_one(table, mine, slack, is_even):
+    load(table, 9, mine, 4, AWAY)
+    assert table.is_even(1, slack) == is_even
 
 
 def test_a_dead_worker_is_buried(table):

@@ -7,6 +7,7 @@ import itertools
 import os
 
 import pytest
+from helpers import Thread
 from state_table import rows_of
 
 import relay
@@ -135,6 +136,30 @@ def test_connections_of_a_part_that_has_not_reported_that_it_is_open_are_lost_wi
     tunnel._shared._table.admit(0, 1)
     assert tunnel.on_died(0) == 1
     assert tunnel.loads() == [0, 0]
+
+
+def test_the_last_worker_may_close_it_while_another_thread_reads_its_loads(tunnel, slots):
+    """The main thread reads them at the first signal, when a tunnel may just have drained: relay ended with that."""
+    open_all(tunnel)
+    table = tunnel._shared._table
+
+    def finish():
+        if tunnel._changed.acquire(blocking=False):
+            tunnel._changed.release()
+            tunnel.finish()
+
+    class Read:
+        def loads(self):
+            Thread(finish).result()
+            return table.loads()
+
+        def __getattr__(self, name):
+            return getattr(table, name)
+
+    tunnel._shared._table = Read()
+    assert tunnel.loads() == [0, 0]
+    tunnel.finish()
+    assert tunnel.loads() == []
 
 
 def test_the_others_look_for_clients_after_a_death(tunnel, slots):

@@ -104,6 +104,24 @@ def test_a_child_that_takes_no_message_is_not_asked_any_more(asked, monkeypatch)
     assert isinstance(asked.ask("after a cut", [], 0).exception(0), NoAnswerError)
 
 
+def test_a_socket_that_is_closed_while_a_message_waits_for_room_is_an_ended_child(asked, pair, monkeypatch):
+    class Full:
+        def sendmsg(self, *_):
+            pair[0].close()  # as another thread does that ends a stuck child
+            raise BlockingIOError
+
+        def fileno(self):
+            return pair[0].fileno()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asked, "_socket", Full())
+        pair[1].close()  # ends the thread that reads
+        asked.join()
+        patched.setattr(asked, "_is_over", False)
+        question = asked.ask("one", [], 0)
+    assert isinstance(question.exception(0), NoAnswerError)
+
+
 def test_a_long_message_waits_for_room(asked, child):
     question = asked.ask("short", [], 0)
 

@@ -6,13 +6,13 @@ import functools
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from ..addresses.printable import shown
 from ..engine.statistics import set_access_log
+from ..errors import can_retry
 from ..eventloop.sockets import format_address
 from .endpoint_plan import LogPlan
 from .group import TunnelGroup
@@ -38,6 +38,7 @@ def connections_logged(group: TunnelGroup, signals: Signals, plan: LogPlan) -> I
     :param plan: the file.
     :returns: the log.
     :raises ValueError: if the file cannot be opened.
+    :raises OSError: if the system has no thread or descriptor left.
     """
     with closing(ConnectionLog(group, plan)) as log:
         group.reopen_logs = log.reopen
@@ -51,6 +52,7 @@ class ConnectionLog:
     :param group: the tunnels.
     :param plan: the file.
     :raises ValueError: if it cannot be opened.
+    :raises OSError: if the system has no thread or descriptor left.
     """
 
     def __init__(self, group: TunnelGroup, plan: LogPlan) -> None:
@@ -64,6 +66,7 @@ class ConnectionLog:
 
         :returns: the change; ``None`` if there is none.
         :raises ValueError: if the file cannot be opened.
+        :raises OSError: if the system has no thread or descriptor left.
         """
         if plan == self._plan or (plan.path is None and self._plan.path is None):
             return None
@@ -72,8 +75,8 @@ class ConnectionLog:
         def commit() -> None:
             old, self._plan = self._log, plan
             self._use(made)
-            if old is not None:  # it writes what it has got so far
-                threading.Thread(target=old.close, name="relay-access-log closing", daemon=True).start()
+            if old is not None:
+                old.start_close()
 
         return Swap(commit, made.close if made is not None else _nothing)
 
@@ -114,6 +117,11 @@ class ConnectionLog:
             whole = os.path.abspath(os.path.expanduser(path))
             return AccessLog(whole, interval, functools.partial(_tunnels, self._group))
         except OSError as error:
+            if can_retry(error):
+                raise OSError(
+                    error.errno,
+                    f"log file {shown(path)}: {error.strerror}; try again once there are threads and descriptors left",
+                ) from error
             raise ValueError(f"log file {shown(path)}: {error.strerror}; check the path and its permissions") from error
 
     def _use(self, log: AccessLog | None) -> None:

@@ -53,7 +53,9 @@ def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
     what = printable(instance["config"]) or "a command line"
     ending = ", draining" if instance["draining"] else ""
     yield f"relay {printable(instance['version'])}, process {instance['pid']}, {what}{ending}"
-    yield f"up {age(time.time() - instance['started'])}, log level {printable(instance['log_level'])}"
+    level = printable(instance["log_level"])
+    own = " (info for what relay itself does)" if level == "warning" else ""
+    yield f"up {age(time.time() - instance['started'])}, log level {level}{own}"
     yield f"{listening} of {len(tunnels)} tunnels listen"
     if workers := instance.get("workers"):  # that of an older relay has none
         running = sum(worker["state"] == "running" for worker in workers)

@@ -64,6 +64,8 @@ class FileGroup(TunnelGroup):
         """The sandbox of the process, which a reload cannot change."""
         self.is_handing_over = False
         """Whether another process is about to take the place of this one; what operators change waits for that."""
+        self.is_reloading = False
+        """Whether a reload prepares or makes its changes. Set in the main thread."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -123,19 +125,20 @@ class FileGroup(TunnelGroup):
 
     def _reload_now(self) -> ReloadResult:
         from .reload import ReloadError, ReloadResult, prepared, prepared_parts
+        from .replacement import undo_all
 
         self._is_signalled = False  # a signal that comes from now on may be about a later version of the file
         try:
-            self._check_time_for_reload()
+            self.call(self._begin_reload)
             new = self._read_again()
             parts = prepared_parts(self.parts, new.file)
             try:
-                replacements = prepared(self._members, new.settings, self.supervisor.on_vacated)
+                replacements = prepared(self._members, new.settings, self.supervisor.on_vacated, self.call)
                 try:
                     self.call(self._commit, new, parts, replacements)
                 except GroupOverError:
-                    for each in replacements:
-                        each.undo()
+                    for problem in undo_all(replacements, self.call):
+                        logger.error("reload: %s", problem)
                     raise
             except (ReloadError, GroupOverError):
                 parts.undo()
@@ -146,6 +149,8 @@ class FileGroup(TunnelGroup):
             logger.error("reload: nothing has changed")
             self._figures = self._figures._replace(failed=self._figures.failed + 1, was_successful=False)
             raise
+        finally:
+            self.is_reloading = False
         self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
         return ReloadResult(tuple(each.change for each in replacements), new.keys)
 
@@ -177,6 +182,8 @@ class FileGroup(TunnelGroup):
                 self.reload()
         except OSError as error:  # no descriptor is left for a module that is read now
             logger.error("reload: %s; nothing has changed", describe_error(error))
+        finally:
+            self._is_signalled = False  # also if it has not begun, so that the next signal reloads
 
     # -- the main thread --------------------------------------------------------------------------------------------
 
@@ -226,6 +233,11 @@ class FileGroup(TunnelGroup):
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
         self.on_change((*self.members, *(member.now for member in removed)))
 
+    def _begin_reload(self) -> None:
+        """Keep upgrades out: some of what they hand over may be closed or new."""
+        self._check_time_for_reload()
+        self.is_reloading = True
+
     def _check_time_for_reload(self) -> None:
         """Check that nothing is in the way of a reload.
 
@@ -247,7 +259,8 @@ class FileGroup(TunnelGroup):
             return made
         if each.verdict is not Verdict.SAME:
             self._give_up_late(member)
-            each.apply()
+            if not self._apply(each):
+                return member
             if each.is_postponed:
                 self._late[member] = each
                 postponed = functools.partial(self._main_thread.later, self._on_late_problem, member)
@@ -284,7 +297,7 @@ class FileGroup(TunnelGroup):
         """The listener of a new tunnel has opened after a while, or cannot be opened."""
         each.wait()
         if member.state.is_over or self.is_ending:
-            each.undo()
+            each.discard()
         elif each.error is not None:
             self._give_up(member, each.error)
         else:
@@ -302,13 +315,24 @@ class FileGroup(TunnelGroup):
         each.wait()
         if each.error is not None:
             print_error(f"{member.name}: {describe_error(each.error)}")
-        else:
-            each.apply()
+        elif self._apply(each):
             _tell(member)
+
+    def _apply(self, each: Replacement) -> bool:
+        """Change a tunnel that runs; return whether it has changed, or has ended meanwhile."""
+        try:
+            each.apply()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            # The system has no thread left, or a worker cannot read a file that could be read a moment before. Some
+            # tunnels have changed already, so the others do, too.
+            why = describe_error(error)
+            logger.error("%s: %s; it goes on as it was until the next reload", each.change.name, why)
+            return False
+        return True
 
     def _give_up_late(self, member: Member) -> None:
         if (late := self._late.pop(member, None)) is not None:
-            late.undo()
+            late.discard()  # what it has closed has another listener since the commit, or is gone
 
     def _remove(self, member: Member) -> None:
         """End a tunnel that is not in the file any more, or has another one in its place."""

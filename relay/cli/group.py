@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.records import Stats
+from ..engine.tunnel import Tunnel
 from ..eventloop import garbage
 from ..streams import exit_drain
 from ..transports.tcp import inherit
@@ -109,7 +110,9 @@ class TunnelGroup:
         self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
         self._closing = "closing"
         self._drains = Drains()
-        self._draining: set[Member] = set()
+        # Those that drain, and how many of their connections were reset before; None if these get no time to finish.
+        self._draining: dict[Member, int | None] = {}
+        self._reset = 0  # connections that were reset because the drain was over, since the first signal
         self._drained_by = 0.0  # monotonic seconds
         self._done = False
         self._status = 0
@@ -467,14 +470,23 @@ class TunnelGroup:
 
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
+        # Workers are not asked, which takes time: a reload replaces their tunnels, so they have reset none before.
+        opened = member.opened
+        before = opened.reset_count if opened is not None and isinstance(opened.tunnel, Tunnel) else 0
         member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member), self._drains)
-        self._draining.add(member)
+        self._draining.setdefault(member, before if seconds else None)
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
-        self._draining.discard(member)
-        has_closed = self._is_told_to_end and self._closes_at is None
-        self._done = self._done or (has_closed and not self._draining)
+        before = self._draining.pop(member, None)
+        count = member.opened.reset_count - before if member.opened is not None and before is not None else 0
+        if not self._is_told_to_end:
+            _log_reset(f"{member.name}: ", count)
+            return
+        self._reset += count  # one line for all tunnels, before the sums
+        if self._closes_at is None and not self._draining and not self._done:
+            _log_reset("", self._reset)
+            self._done = True
 
     def _end(self, status: int) -> None:
         """End all at once."""
@@ -504,3 +516,10 @@ class TunnelGroup:
         from .views import watched
 
         return [watched(snapshot) for snapshot in self.members]
+
+
+def _log_reset(name: str, count: int) -> None:
+    """Log that connections were reset because the time of their drain was over, if there were some."""
+    if count:
+        connections = f"{count} connection{'' if count == 1 else 's'}"
+        logger.warning("%sdrain over: %s reset; raise drain to give them longer", name, connections)

@@ -39,6 +39,7 @@ from .group import TunnelGroup, UnknownTunnelError
 from .kept_ledgers import bans_of, clear_all, quotas_of
 from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
+from .output import log_from
 from .plan import Opened, Plan
 from .views import hop_state, worker_problem
 from .ways import route_of_all, targets_of
@@ -292,7 +293,7 @@ class GroupInstance:
         try:
             return UpgradeReport(*self._group.upgrades.start())
         except UpgradeError as error:
-            raise RejectedError([str(error)], 500) from error
+            raise RejectedError(error.lines, 500) from error
 
     def hand_over(self, connection: socket.socket, first: bytes) -> None:
         """Hand over to a process that has connected."""
@@ -303,7 +304,7 @@ class GroupInstance:
 
     def set_log_level(self, level: str) -> None:
         """Log from this level on."""
-        logging.getLogger("relay").setLevel(level.upper())
+        log_from(logging.getLevelNamesMapping()[level.upper()])
 
     def reopen_logs(self) -> None:
         """Open the log files again."""

@@ -8,6 +8,7 @@ a failure: the state file, and listeners at SSH servers and I2P routers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -44,8 +45,8 @@ from .main_thread import GroupOverError
 from .member import Member, MemberState
 from .operator_sockets import OperatorSockets
 from .output import describe_error
-from .replacement import Replacement, end_session
-from .successor import Outcome, Program, Successor
+from .replacement import Replacement, end_sessions, side_by_side
+from .successor import Outcome, Program, Successor, log_failure
 from .supervisor import Supervisor
 from .verdicts import Change, Verdict
 
@@ -95,7 +96,7 @@ class HandOver:
         self._turn = threading.Lock()  # held during a hand-over
         self._start_turn = threading.Lock()  # held while a successor is started
         self._child: Successor | None = None
-        self._channel: UpgradeChannel | None = None  # until the successor has the clients; of the main thread
+        self._channel: UpgradeChannel | None = None  # until the successor has the clients, or it has failed
         self._taken: Sequence[_Offer] = ()  # what the successor keeps
 
     # -- a successor that this process starts -------------------------------------------------------------------------
@@ -160,12 +161,12 @@ class HandOver:
         except Exception as error:  # whatever it is, start() waits for the outcome
             if not isinstance(error, _ERRORS):
                 logger.exception("upgrade: an error that relay did not expect")
-            text = describe_error(error)
+            failure = error if isinstance(error, UpgradeError) else UpgradeError(describe_error(error))
             if child is not None:
-                child.settle(UpgradeError(text))
+                child.settle(failure)
             else:  # else start() reports it
-                logger.error("upgrade: %s; nothing has changed", text)
-            channel.fail(text)
+                log_failure(failure)
+            channel.fail("\n".join(failure.lines))
             return
         if child is not None:
             child.settle((process, printable(str(hello.get("version", "")), 40)))
@@ -247,6 +248,8 @@ class HandOver:
             raise UpgradeError("relay is starting; try again when it has started")
         if self._group.is_handing_over:
             raise UpgradeError(_BUSY)
+        if self._group.is_reloading:
+            raise UpgradeError("a reload is under way; try again when it has ended")
         found = [offer for member in self._group.tunnels if (offer := _offer(member)) is not None]
         found += [_Offer({"operators": True}, one) for one in self._sockets.listening]
         with contextlib.suppress(ValueError):  # malformed variables, which no tunnel has used then
@@ -271,7 +274,7 @@ class HandOver:
                     each = Replacement(change, None, member, self._group.supervisor.on_vacated)
                     vacated.append(each)
                     each.vacate()
-                    end_session(member)
+            end_sessions([each.member for each in vacated if each.member is not None])
             self._group.without_probes = frozenset(member.name for member in sessions.members)
             sessions.end()
             for tunnel, rows in entries.items():
@@ -293,17 +296,17 @@ class HandOver:
 
     def _return(self, vacated: Sequence[Replacement]) -> None:
         """Open listeners again, as soon as the other process has closed its own. None waits for another one."""
+        side_by_side([functools.partial(self._return_one, each) for each in vacated])
+
+    def _return_one(self, vacated: Replacement) -> str:
         until, pause = time.monotonic() + _RETURN_TIME, _FIRST_PAUSE
-        while vacated and not self._group.is_ending:
+        while not self._group.is_ending and (problem := vacated.return_to_listener(self._group.call)):
             is_last = time.monotonic() + pause > until
-            left = []
-            for each in vacated:
-                if problem := each.return_to_listener():
-                    logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
-                    left.append(each)
-            if is_last or not left or self._group.wait_for_end(pause):
-                return
-            vacated, pause = left, pause * 2
+            logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
+            if is_last or self._group.wait_for_end(pause):
+                return problem
+            pause *= 2
+        return ""
 
     def _entries(self) -> dict[str, list[LedgerEntry]]:
         """Return the bans and quotas of all tunnels."""

@@ -102,7 +102,10 @@ def tell_published(listener: Any, prefix: str = "") -> None:
         if listener.state == _STANDING_BY:
             print_line(f"{prefix}standing by {listener.b32}")
         listener.subscribe(lambda state, _: _log_standing_by(state, prefix))
-        threading.Thread(target=_tell, args=(listener, prefix), name="relay-published", daemon=True).start()
+        try:
+            threading.Thread(target=_tell, args=(listener, prefix), name="relay-published", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            logger.warning("%s%s; relay will not report that it is published", prefix, error)
 
 
 def _log_standing_by(state: str, prefix: str) -> None:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..addresses.values import UnixAddress
+from ..addresses.values import UnixAddress, UnixListen
 from ..eventloop.sockets import format_address
 from ..transports.unix import UnixListener
 from .endpoint_plan import EndpointPlan
@@ -156,7 +156,10 @@ class OperatorSockets:
         before, current = self._plan, self._status
         is_moved = plan.status != before.status
         if current is not None and (not is_moved or _is_at(plan, current.endpoint)):
-            return self._prepare_token(plan, current.endpoint)
+            changes = [functools.partial(self._prepare_token, plan, current.endpoint)]
+            if is_moved:
+                changes.append(functools.partial(_prepare_rights, plan, current.endpoint))
+            return prepare_all(changes)
         made = _status(plan) if is_moved else _status_or_none(plan)  # it may have been in use at the start
         if made is None and current is None:
             return None
@@ -273,6 +276,20 @@ def _is_at(plan: EndpointPlan, endpoint: Endpoint) -> bool:
     if isinstance(where, UnixAddress):
         return os.path.abspath(where.path) == endpoint.path
     return not endpoint.path and (where.host, where.port) == endpoint.socket.getsockname()[:2]
+
+
+def _prepare_rights(plan: EndpointPlan, endpoint: Endpoint) -> Swap | None:
+    """Give the file of a Unix socket the mode and the group of a plan; a failed reload gives it those of before."""
+    from ..operations.sockets import check_status
+
+    where, _ = check_status(plan.status or "", is_public=plan.is_public, token_file=plan.token_file)
+    if not isinstance(where, UnixListen) or not isinstance(endpoint.socket, UnixListener):
+        return None
+    return Swap(_nothing, endpoint.socket.change_rights(where.mode, where.group))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _status_or_none(plan: EndpointPlan) -> Endpoint | None:

@@ -30,6 +30,7 @@ __all__ = [
     "configuration_read",
     "drop_stdout",
     "failures_reported",
+    "log_from",
     "log_stopped",
     "logged_to_stderr",
     "describe_error",
@@ -165,8 +166,7 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
     before = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
-    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
-    logging.getLogger("relay.cli").setLevel(logging.INFO)
+    log_from(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
     try:
         yield
     finally:
@@ -174,6 +174,15 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
         logger.propagate = before[0]
         logger.setLevel(before[1])
         handler.close()
+
+
+def log_from(level: int) -> None:
+    """Log from a level on. With warnings there is also what the command itself does, at the level info.
+
+    :param level: of :mod:`logging`.
+    """
+    logging.getLogger("relay").setLevel(level)
+    logging.getLogger("relay.cli").setLevel(logging.INFO if level == logging.WARNING else level)
 
 
 @contextmanager

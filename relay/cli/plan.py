@@ -59,6 +59,11 @@ class Opened:
         """The number of open connections; asks no worker."""
         return self.tunnel.stats().active if isinstance(self.tunnel, Tunnel) else sum(self.tunnel.loads())
 
+    @property
+    def reset_count(self) -> int:
+        """The number of connections that have ended because relay closed them: at the end of a drain."""
+        return self.tunnel.metrics().ended["closed"]
+
     def close(self) -> None:
         """Close the tunnel."""
         self.tunnel.close()
@@ -96,6 +101,7 @@ class Plan:
     :param configured: the title before it is open: the addresses as they are written.
     :param rules: the number of rules of a proxy.
     :param in_workers: the values with which it runs in worker processes; ``None`` if it runs in this process.
+    :param user: the only one who can log in at a proxy; ``None`` if it has no login, or is none.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Plan:
     configured: str = ""
     rules: int = 0
     in_workers: object = None
+    user: str | None = None
 
     @property
     def workers(self) -> int:
@@ -304,6 +311,7 @@ def make_proxy_plan(
         way=name,
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
         rules=len(rules),
+        user=user if user is not None else getattr(address, "user", None),
     )
 
 

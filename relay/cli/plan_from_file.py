@@ -135,7 +135,8 @@ def limits(entry: Entry, shown: Options) -> Options:
     names = (*LIMITS, *OF_CLIENTS, "probe", "probe_interval", "workers", "carriers")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
     unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # None is no limit
-    lists = {name: tuple(value) for name in ("allow", "deny") if (value := getattr(entry.tunnel, name)) is not None}
+    of_text = ("allow", "deny", "accept_proxy")
+    lists = {name: tuple(value) for name in of_text if (value := getattr(entry.tunnel, name)) is not None}
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited) | lists)
 
 

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
@@ -131,7 +132,7 @@ class Predecessor:
         """Connect to it, and take the sockets that it offers. Idempotent.
 
         :param path: of its control socket; ``None`` if it cannot have one.
-        :raises ValueError: if no relay listens there.
+        :raises ValueError: if no relay listens there, or it is another user's.
         :raises UpgradeError: if it does not hand over.
         """
         if self._channel is not None:
@@ -144,8 +145,14 @@ class Predecessor:
             connection.connect(path)
         except OSError as error:
             connection.close()
-            problem = f"--upgrade: control socket {path}: no relay listens there; start it without --upgrade"
-            raise ValueError(problem) from error
+            place = f"--upgrade: control socket {path}"
+            if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+                raise ValueError(f"{place}: no relay listens there; start it without --upgrade") from error
+            if isinstance(error, PermissionError):
+                raise ValueError(f"{place}: permission denied; start the upgrade as the user of that relay") from error
+            if isinstance(error, (TimeoutError, BlockingIOError)):  # the latter: its listen backlog is full
+                raise UpgradeError(f"{place}: no answer in time; is that relay stopped?") from error
+            raise ValueError(f"{place}: {describe_error(error)}") from error
         channel = self._channel = UpgradeChannel(connection, takes_sockets=True)
         _, user = peer_of(connection)
         if user != os.geteuid():
@@ -243,7 +250,7 @@ class Predecessor:
         if problems:
             for text, _ in problems[:-1]:
                 print_error(text)
-            self.fail("; ".join(text for text, _ in problems))
+            self.fail("\n".join(text for text, _ in problems))
             kind = ValueError if any(isinstance(error, (ValueError, TypeError)) for _, error in problems) else OSError
             raise kind(problems[-1][0])
         operators = [offer.socket for offer in offers if offer.facts.get("operators") is True]
@@ -328,18 +335,31 @@ class Predecessor:
         return self._channel is not None
 
     def take_over(self) -> None:
-        """Become the process that goes on: all tunnels have started.
+        """Become the process that goes on: all tunnels have started. :meth:`wait_for_release` must follow.
 
-        :raises UpgradeError: if the other one goes on.
+        :raises UpgradeError: if the other one goes on, also because the system has no thread left.
         """
         assert self._channel is not None, "it is connected until it has released its sockets"
+        # To the thread that waits for the release: what it calls then, or that there is nothing to wait for.
+        self._waits: queue.SimpleQueue[Callable[[UpgradeError | None], object] | None] = queue.SimpleQueue()
+        wait = threading.Thread(
+            target=_wait_for_release, args=(self._channel, self._waits), name="relay-upgrade", daemon=True
+        )
         try:
-            self._channel.send({"ready": True})
-        except UpgradeError:
-            self._hear_last_words()
-        self.has_taken_over = True
-        for call in self.on_taken_over:
-            call()
+            wait.start()  # first: from the next message on, none but this process may go on
+        except RuntimeError as error:
+            raise UpgradeError(str(error)) from error
+        try:
+            try:
+                self._channel.send({"ready": True})
+            except UpgradeError:
+                self._hear_last_words()
+            self.has_taken_over = True
+            for call in self.on_taken_over:
+                call()
+        except BaseException:
+            self._waits.put(None)
+            raise
 
     def _hear_last_words(self) -> None:
         """Return if the other process has ended without a word, so that its clients are left.
@@ -354,8 +374,7 @@ class Predecessor:
 
         :param done: called on that thread with what went wrong; ``None`` if nothing did.
         """
-        arguments = self._channel, done
-        threading.Thread(target=_wait_for_release, args=arguments, name="relay-upgrade", daemon=True).start()
+        self._waits.put(done)
 
     def goes_on_after(self, error: UpgradeError | None) -> bool:
         """Return whether this process goes on after what :meth:`wait_for_release` has found."""
@@ -383,7 +402,10 @@ class Predecessor:
             call()
 
     def fail(self, why: str) -> None:
-        """Tell it that this process has failed."""
+        """Tell it that this process has failed.
+
+        :param why: a line for each problem.
+        """
         channel, self._channel = self._channel, None
         calls, self.on_failed = self.on_failed, []
         for call in calls:
@@ -392,10 +414,16 @@ class Predecessor:
             channel.fail(why)
 
 
-def _wait_for_release(channel: UpgradeChannel, done: Callable[[UpgradeError | None], object]) -> None:
+def _wait_for_release(
+    channel: UpgradeChannel, waits: queue.SimpleQueue[Callable[[UpgradeError | None], object] | None]
+) -> None:
+    if (done := waits.get()) is None:
+        return
     try:
         channel.receive_decision("released", _RELEASE_TIME)
     except UpgradeError as error:
+        if isinstance(error, PeerEndedError):
+            channel.close()
         done(error)
     else:
         done(None)

@@ -14,11 +14,12 @@ from ..access.access_list import AccessList
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, is_i2p
+from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, is_i2p
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, trusting
+from ..transports.unix import check_group
 
 __all__ = ["Preflight", "Routes"]
 
@@ -113,6 +114,8 @@ class Preflight:
             return str(self._try((where, "key"), lambda: _destination(where)) or where)
         if isinstance(where, TLSListen):
             self._try(where, lambda: _chain(where))
+        if isinstance(where, UnixListen):
+            self._try(where, lambda: check_group(where.path, where.group))
         if isinstance(where, ProxyListen) and where.user is not None:
             self._try(where, lambda: secret_of(where, "password", ""))
         if isinstance(where, TCPAddress | TLSListen | ProxyListen):

@@ -118,7 +118,12 @@ class HopProbe:
         self._begin(self._try_first)
 
     def _begin(self, attempt: Callable[[], object]) -> None:
-        threading.Thread(target=attempt, name="relay-trial", daemon=True).start()
+        try:
+            threading.Thread(target=attempt, name="relay-trial", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            targets = ", ".join(way.target for way in self._ways)
+            logger.warning("%s: the hops are not tried before a client connects: %s", targets, error)
+            self._tried()
 
     def _try_first(self) -> None:
         for way in self._try(self._ways):
@@ -129,9 +134,8 @@ class HopProbe:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: dict[Any, Exception] = {}
         with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
-            if len(ways) > 1 or bool(getattr(ways[0], "alternatives", ())):
-                for way in ways:  # they connect side by side, and none is up for the first time unseen
-                    self._watch(way)
+            for way in ways:  # they connect side by side, and none is up for the first time unseen
+                self._watch(way)
             for way in ways:
                 try:
                     self._ready(way, None if deadline is None else max(0.001, deadline - time.monotonic()))
@@ -159,15 +163,15 @@ class HopProbe:
         make_send.ready(timeout)
 
     def _watch(self, way: Any) -> None:
+        # Before the attempt only: after it, to subscribe would open a connection again that its tunnel has closed.
         if way not in self._watched:
             with contextlib.suppress(OSError):  # no thread or descriptor is left, which the attempt tells
                 way.subscribe(functools.partial(self._on_state, way))
                 self._watched.add(way)
 
     def _wait(self, way: Any) -> None:
-        """Try a way again once it has failed permanently, unless it was up before."""
+        """Try a way again once it has failed permanently, unless it was up before, or has been closed."""
         self._waiting.add(way)
-        self._watch(way)
         if way in self._were_up or _state(way) == CarrierState.UP.value:  # before it was waited for
             self._waiting.discard(way)
         else:

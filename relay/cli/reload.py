@@ -12,7 +12,7 @@ from ..config.models import File
 from .member import Member, MemberState
 from .output import describe_error, status_of
 from .preflight import Preflight
-from .replacement import Leaving, Replacement
+from .replacement import Call, Leaving, Replacement, undo_all
 from .top_keys import KeyChange, Swap, prepare_all
 from .verdicts import Change, Settings, Verdict, compare
 
@@ -95,14 +95,18 @@ def prepared_parts(parts: Iterable[Callable[[File], Swap | None]], file: File) -
 
 
 def prepared(
-    members: Sequence[Member], settings: Sequence[Settings], vacated: Callable[[str], object]
+    members: Sequence[Member],
+    settings: Sequence[Settings],
+    vacated: Callable[[str], object],
+    call: Call,
 ) -> list[Replacement]:
     """Check and open everything that the new settings need.
 
     :param members: the tunnels of the group.
     :param settings: those of the file.
     :param vacated: called with the name of a tunnel whose listener had to close first.
-    :returns: the changes, in the order of the verdicts; :meth:`~relay.cli.replacement.Replacement.undo` closes them.
+    :param call: calls a function in the main thread, and waits for it.
+    :returns: the changes, in the order of the verdicts; :func:`~relay.cli.replacement.undo_all` closes them.
         One with an error is a tunnel that had failed before, in the same way: it stays as it is.
     :raises ReloadError: if one cannot be opened; all is as before then.
     """
@@ -122,7 +126,7 @@ def prepared(
     if not problems:
         return replacements
     lines = [f"{each.change.name}: {describe_error(each.error)}" for each in problems if each.error is not None]
-    lines += filter(None, [each.undo() for each in replacements])
+    lines += undo_all(replacements, call)
     raise ReloadError(lines, max(status_of(each.error) for each in problems if each.error is not None))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from .preflight import Preflight
 from .probes import BackgroundCall, WarmUp
 from .verdicts import EFFECTS, Change, Settings, Verdict
 
-__all__ = ["Leaving", "Replacement", "end_session"]
+__all__ = ["Call", "Leaving", "Replacement", "end_sessions", "side_by_side", "undo_all"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -43,6 +44,9 @@ _CHANGED = frozenset({Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED})
 # Of a tunnel in workers.
 _IN_PLACE = frozenset({*LIMITS, *OF_CLIENTS, *_LISTS, "required", "on_reload", "probe", "probe_interval"}) - {"limit"}
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
+
+Call = Callable[[Callable[[], object]], object]
+"""Calls a function in the main thread, and waits for it."""
 
 
 class Replacement:
@@ -188,15 +192,18 @@ class Replacement:
         assert self.settings is not None
         plan = self.settings.plan
         heirlooms: list[Any] = []
+        ending: list[Member] = []
         for other in self._in_its_way(leaving):
             if _same_port(self._listen_address, other.old_address):
                 heirlooms += other.sockets()
             else:
                 plan.check(preflight)  # all that can be checked while the old listener is open
+                self._vacated.append(other)  # first: if it fails, the listener may be closed already
                 other.vacate()
-                self._vacated.append(other)
+                if other.member is not None and isinstance(other.member.plan.routes.where, I2PListen):
+                    ending.append(other.member)  # this one needs the keys of its session
         opening = functools.partial(inherit, heirlooms, functools.partial(plan.bind, preflight))
-        self._opening = ListenerOpening(opening)
+        self._opening = ListenerOpening(functools.partial(_open_after, ending, opening))
 
     def sockets(self) -> list[Any]:
         """Return the TCP socket of the tunnel that runs, if it has one."""
@@ -210,14 +217,14 @@ class Replacement:
     def vacate(self) -> None:
         """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent.
 
+        A session under it ends with its last connection: see :func:`end_sessions`.
+
         :raises ValueError: if workers relay it.
         """
         if not self.is_vacant and self.member is not None and self.member.opened is not None:
             changes.listen_nowhere(_in_this_process(self.member.opened.tunnel))
             self.is_vacant = True
             self._on_vacated(self.member.name)
-            if isinstance(self.member.plan.routes.where, I2PListen):
-                end_session(self.member)  # the next one needs its keys
 
     def _access(self) -> Iterable[Callable[[], object]]:
         """Return what changes the access to the listener in place."""
@@ -267,16 +274,7 @@ class Replacement:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def undo(self) -> str:
-        """Close what was opened, and open again what was closed.
-
-        :returns: a problem with that; empty if there is none.
-        """
-        self._discard()
-        problems = [other.return_to_listener() for other in self._vacated]
-        return "; ".join(filter(None, problems))
-
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Close what was opened, and wait for nothing any more."""
         opening, self._opening = self._opening, None
         if opening is not None:
@@ -284,31 +282,40 @@ class Replacement:
         if self.make_send is not None:
             self.make_send.close()
 
-    def return_to_listener(self) -> str:
-        """Listen again by the old plan; return why that fails, empty if it does not."""
-        if not self.is_vacant or self.member is None or self.member.opened is None:
+    def return_to_listener(self, call: Call) -> str:
+        """Listen again by the old plan; return why that fails, empty if it does not. Not in the main thread."""
+        member = self.member
+        if not self.is_vacant or member is None or member.opened is None:
             return ""
         try:
-            receive = self.member.plan.listen(None)
+            receive = member.plan.listen(None)
             try:
-                changes.relisten(_in_this_process(self.member.opened.tunnel), receive, None)
+                call(functools.partial(self._take_back, _in_this_process(member.opened.tunnel), receive))
             except BaseException:
                 receive.close()
                 raise
         except _ERRORS as error:
-            return f"{self.member.name}: cannot listen again: {describe_error(error)}"
+            return f"{member.name}: cannot listen again: {describe_error(error)}"
         self.is_vacant = False
-        self.member.relisten(receive)
         return ""
 
+    def _take_back(self, tunnel: Tunnel, receive: Any) -> None:
+        assert self.member is not None
+        changes.relisten(tunnel, receive, None)
+        self.member.relisten(receive)
+
     def apply(self) -> None:
-        """Change the tunnel that runs: its access, its limits, its route and its listener, in the main thread."""
+        """Change the tunnel that runs: its access, its limits, its route and its listener, in the main thread.
+
+        :raises RuntimeError: if the system has no thread left; all is closed then that was opened for it.
+        :raises OSError: and others: what a worker raises, such as for a file of rules that has gone since the check.
+        """
         member, settings = self.member, self.settings
         assert member is not None
         assert settings is not None
         opened, options = member.opened, settings.plan.options
         if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
-            return self._discard()  # it has ended, or drains, since the reload has begun
+            return self.discard()  # it has ended, or drains, since the reload has begun
         drain, limits = settings.drain_on_reload, options.of_tunnel(member.name)
         del limits["name"]
         if member.plan.in_workers is not None:
@@ -328,9 +335,19 @@ class Replacement:
             if hasattr(make_send, "take_over") and hasattr(opened.make_send, "take_over"):
                 make_send.take_over(opened.make_send)
         limits = {name: value for name, value in limits.items() if name not in _LISTS}
-        changes.replace(
-            tunnel, limits, self._tune, make_send=make_send, receive=receive, drain=drain, spread=options.drain_spread
-        )
+        try:
+            changes.replace(
+                tunnel,
+                limits,
+                self._tune,
+                make_send=make_send,
+                receive=receive,
+                drain=drain,
+                spread=options.drain_spread,
+            )
+        except RuntimeError:
+            self.discard()
+            raise
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
         return None
 
@@ -367,20 +384,67 @@ def _socket_kind(address: Any) -> tuple[str, bool]:
     return address.host, getattr(address, "mptcp", False)
 
 
-def end_session(member: Member) -> None:
-    """Wait for the end of the session under a listener that was closed, and then reset the connections that hold it.
+def undo_all(replacements: Sequence[Replacement], call: Call) -> list[str]:
+    """Close what was opened for changes, and open again what was closed. Not in the main thread.
 
-    :param member: the tunnel. Its connections have the time of its ``drain``, 30 s at most.
+    :param call: calls a function in the main thread, and waits for it.
+    :returns: the problems with that.
     """
-    assert member.opened is not None, "it has listened"
-    join = getattr(member.opened.receive, "join", None)
-    if join is None:
-        return
-    deadline = time.monotonic() + min(member.plan.options.drain, _VACATE_TIME)
-    join(max(0.0, deadline - time.monotonic()))
-    for record in member.opened.tunnel.connections():
-        member.opened.tunnel.kill(record.id)
-    join(_CLOSE_TIME)
+    for each in replacements:
+        each.discard()
+    vacated = list(dict.fromkeys(other for each in replacements for other in each._vacated))
+    return list(filter(None, side_by_side([functools.partial(other.return_to_listener, call) for other in vacated])))
+
+
+def side_by_side(calls: Sequence[Callable[[], str]]) -> list[str]:
+    """Call functions that may take long, each on a thread of its own, and wait for them.
+
+    :param calls: they must not raise.
+    :returns: their results, in the order of the functions.
+    """
+    results = [""] * len(calls)
+
+    def run(number: int) -> None:
+        results[number] = calls[number]()
+
+    threads = []
+    for number in range(len(calls)):
+        thread = threading.Thread(target=run, args=(number,), name="relay-listen", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            run(number)
+        else:
+            threads.append(thread)
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def end_sessions(members: Iterable[Member]) -> None:
+    """Wait for the ends of sessions under listeners that were closed; reset the connections that hold them longer.
+
+    :param members: the tunnels, side by side. Their connections have the time of their ``drain``, 30 s at most.
+    """
+    begun = time.monotonic()
+    joins = []
+    for member in sorted(members, key=lambda one: one.plan.options.drain):
+        assert member.opened is not None, "it has listened"
+        join = getattr(member.opened.receive, "join", None)
+        if join is not None:
+            joins.append(join)
+            join(max(0.0, begun + min(member.plan.options.drain, _VACATE_TIME) - time.monotonic()))
+            for record in member.opened.tunnel.connections():
+                member.opened.tunnel.kill(record.id)
+    until = time.monotonic() + _CLOSE_TIME
+    for join in joins:
+        join(max(0.0, until - time.monotonic()))
+
+
+def _open_after(ending: Sequence[Member], opening: Callable[..., Bound], begin: Callable[[Any], object]) -> Bound:
+    """Open a listener once sessions have ended that are in its way; see :class:`ListenerOpening`."""
+    end_sessions(ending)
+    return opening(begin)
 
 
 def _in_this_process(tunnel: Any) -> Tunnel:
@@ -389,6 +453,7 @@ def _in_this_process(tunnel: Any) -> Tunnel:
     :raises ValueError: if it is.
     """
     if not isinstance(tunnel, Tunnel):
-        problem = "its workers listen at an address that has to be free first; restart relay"
-        raise ValueError(f"{tunnel.name}: {problem}")
+        # An upgrade hands a Unix socket over; it does not for TCP addresses that only overlap.
+        remedy = "run relay ctl upgrade" if isinstance(tunnel.address, str) else "restart relay"
+        raise ValueError(f"the workers of {tunnel.name} listen at an address that has to be free first; {remedy}")
     return tunnel

@@ -78,6 +78,10 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     from .single import SingleTunnel
 
     group, options = SingleTunnel(plan, signals, title), plan.options
+    if options.deny:
+        from .useless_rules import warn_of_denials
+
+        warn_of_denials(plan)
     if options.processes is not None:
         group.processes = options.processes
     endpoints = EndpointPlan(options.control, options.status)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import click
 
@@ -16,10 +16,13 @@ from .output import describe_error, print_error
 
 __all__ = ["connected", "names_of_tunnels", "process_at", "tunnel_names"]
 
-_MISTAKES = (400, 404, 409, REJECTED)
+_MISTAKES = (400, 404, REJECTED)  # not 409: the state of the relay, which may change
 _SHORT = 0.5  # seconds for a completion
+_SEARCH = 2.0  # seconds for all sockets that are found to say what listens there
+_LEAST = 0.1  # seconds for each of them, if one has used up that time
 _OPEN = ("listening", "paused")  # the states of a tunnel that has its listener
 _GONE = (errno.ECONNREFUSED, errno.ENOENT)
+_SILENT, _FORBIDDEN = "no answer", "permission denied"  # what is known of a relay, if not its file
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def connected(path: str | None, *, rejection_is_failure: bool = False) -> Iterat
         if error.status in _MISTAKES and not (error.status == REJECTED and rejection_is_failure):
             raise ValueError(text) from error
         raise OSError(text) from error
-    except TimeoutError as error:
+    except (TimeoutError, BlockingIOError) as error:  # the latter: so many wait that the listen backlog is full
         raise OSError(f"control socket {client.path}: no answer in time; is that relay stopped?") from error
     except OSError as error:
         if error.errno in _GONE:
@@ -52,22 +55,39 @@ def connected(path: str | None, *, rejection_is_failure: bool = False) -> Iterat
 
 
 def _only_one() -> str:
-    found = [(path, status) for path in control_sockets() if (status := _status(path)) is not None]
+    """Return the path of the control socket of the only relay that runs.
+
+    One that does not answer is running, too: else a command that is meant for it would act on another one. One of
+    another user is meant only if there is no own one.
+    """
+    until = time.monotonic() + _SEARCH
+    found = [(path, name) for path in control_sockets() if (name := _name(path, until)) is not None]
+    found = [one for one in found if one[1] != _FORBIDDEN] or found
     if not found:
         raise ValueError("no relay with a control socket is running; start relay up, or name a socket with --control")
     if len(found) > 1:
-        listed = "; ".join(f"--control {path} ({status['config'] or status['pid']})" for path, status in found)
+        listed = "; ".join(f"--control {path} ({name})" for path, name in found)
         raise ValueError(f"{len(found)} relays are running; choose one: {printable(listed)}")
     return found[0][0]
 
 
-def _status(path: str) -> Any:
-    """Return the facts about a running relay; ``None`` if none answers."""
-    client = Client(path)
+def _name(path: str, until: float) -> str | None:
+    """Return the file or the process ID of the relay at a socket, or why it is not known.
+
+    :param path: of the socket.
+    :param until: the monotonic time until which to wait for an answer.
+    :returns: ``None`` if no relay listens there.
+    """
+    client = Client(path, max(_LEAST, until - time.monotonic()))
     try:
-        return client.get("/instance")
-    except (OSError, ClientError):
+        status = client.get("/instance")
+        return str(status["config"] or status["pid"])
+    except (ConnectionError, FileNotFoundError, ClientError, KeyError, TypeError):  # or it is another program's
         return None
+    except PermissionError:
+        return _FORBIDDEN
+    except OSError:
+        return _SILENT
     finally:
         client.close()
 

@@ -86,15 +86,25 @@ class StoredSockets:
         self.close()
         if not self._manager.stores:
             return
-        wanted = self._wanted(members)
-        with self._lock:
-            places = {name: listening.getsockname() for name, listening in wanted.items()}
-            for name in [name for name, place in self._kept.items() if places.get(name) != place]:
+        with self._lock:  # :meth:`release` comes after the close of a listener: what is open here, it will find
+            wanted = self._wanted(members)
+            for name in [name for name, place in self._kept.items() if name not in wanted or wanted[name][1] != place]:
                 self._manager.forget(name)
                 del self._kept[name]
-            for name in places.keys() - self._kept.keys():
-                self._manager.store(name, wanted[name])
-            self._kept |= places
+            for name, (listening, place) in wanted.items():
+                if name not in self._kept and self._store(name, listening, place):
+                    self._kept[name] = place
+
+    def _store(self, name: str, listening: socket.socket, place: object) -> bool:
+        """Ask systemd to keep a socket; return whether it was still open: another thread may close it at any time."""
+        try:
+            with listening.dup() as duplicate:
+                is_open = bool(duplicate.getsockname() == place)  # its number may be that of another socket now
+                if is_open:
+                    self._manager.store(name, duplicate)
+                return is_open
+        except OSError:
+            return False
 
     def _take(self, name: str, sockets: list[socket.socket], listens: Sequence[object]) -> list[socket.socket]:
         """Take the socket at the address of a tunnel; return the others."""
@@ -112,8 +122,8 @@ class StoredSockets:
         if names:
             self._manager.barrier()
 
-    def _wanted(self, members: Iterable[Snapshot]) -> dict[str, socket.socket]:
-        """Return the sockets to keep, by their names."""
+    def _wanted(self, members: Iterable[Snapshot]) -> dict[str, tuple[socket.socket, Any]]:
+        """Return the sockets to keep and their addresses, by their names."""
         found = [(stored_name(member.name), one) for member in members if (one := _listening(member)) is not None]
         most = self._manager.stores
         if len(found) > most and not self._has_warned:
@@ -134,10 +144,14 @@ def _fits(one: socket.socket, where: object) -> bool:
     return not is_ip_address(where.host) or bool(host == where.host)
 
 
-def _listening(member: Snapshot) -> socket.socket | None:
-    """Return the listening TCP socket of a tunnel that relay has opened itself; ``None`` if there is none."""
+def _listening(member: Snapshot) -> tuple[socket.socket, Any] | None:
+    """Return the listening TCP socket of a tunnel that relay has opened itself, and its address; ``None`` if none."""
     if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
         return None
     found = getattr(member.opened.receive, "listening", member.opened.receive)
-    is_tcp = isinstance(found, socket.socket) and found.family in (socket.AF_INET, socket.AF_INET6)
-    return found if is_tcp and found.fileno() >= 0 else None
+    if not isinstance(found, socket.socket) or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        return found, found.getsockname()
+    except OSError:  # it is closed; another thread may do that at any time
+        return None

@@ -15,7 +15,7 @@ from ..addresses.printable import shown
 from ..operations.upgrade_channel import UpgradeError
 from ..process import end, start_successor
 
-__all__ = ["Outcome", "Program", "Successor"]
+__all__ = ["Outcome", "Program", "Successor", "log_failure"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -62,10 +62,18 @@ class Successor:
         try:
             self._process = start_successor(argv, program.folder, {**os.environ, **variables})
         except OSError as error:
-            raise UpgradeError(f"cannot start {shown(argv[0])}: {error.strerror}") from error
+            # subprocess names the folder if it could not change to it, such as one that was removed.
+            where = f"working directory {shown(program.folder)}: " if error.filename == program.folder else ""
+            raise _failed(f"cannot start {shown(argv[0])}: {where}{error.strerror}") from error
+        except RuntimeError as error:  # the system has no thread left, as below
+            raise _failed(str(error)) from error
         self._outcome: Future[Outcome] = Future()
         self._is_connected = False
-        threading.Thread(target=self._wait_for_end, name="relay-upgrade child", daemon=True).start()
+        try:
+            threading.Thread(target=self._wait_for_end, name="relay-upgrade child", daemon=True).start()
+        except RuntimeError as error:
+            self.end()
+            raise _failed(str(error)) from error
 
     def is_process(self, number: int) -> bool:
         """Return whether it is the process that has connected, and note that it has."""
@@ -94,7 +102,7 @@ class Successor:
             return self._outcome.result()
         except UpgradeError as error:
             self.end()
-            logger.error("upgrade: %s; nothing has changed", error)
+            log_failure(error)
             raise
 
     def end(self) -> None:
@@ -107,3 +115,17 @@ class Successor:
         if not self._is_connected:
             text = f"the new process ended with status {status} before it was ready; its messages are in the log"
             self.settle(UpgradeError(text))
+
+
+def _failed(problem: str) -> UpgradeError:
+    error = UpgradeError(problem)
+    log_failure(error)
+    return error
+
+
+def log_failure(error: UpgradeError) -> None:
+    """Log why an upgrade has failed, a line for each problem."""
+    *first, last = error.lines
+    for line in first:
+        logger.error("upgrade: %s", line)
+    logger.error("upgrade: %s; nothing has changed", last)

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a command without a file needs none of its models
     from ..config.models import File
 
-__all__ = ["TUNED", "KeyChange", "KeyEffect", "Swap", "compare_keys", "prepare_all"]
+__all__ = ["TUNED", "UPGRADED", "KeyChange", "KeyEffect", "Swap", "compare_keys", "prepare_all"]
 
 TABLES = frozenset({"defaults", "hops", "tunnels"})
 """The keys that are tables; the verdicts are about them."""
 TUNED = frozenset(
     {"control", "status", "status_public", "status_token_file", "log_file", "log_interval", "shutdown_delay"}
 )
-"""The keys that a reload changes. All others need a restart."""
+"""The keys that a reload changes."""
+UPGRADED = frozenset({"state", "workers"})
+"""The keys that an upgrade changes. All others need a restart."""
 
 
 class KeyEffect(enum.Enum):
@@ -27,6 +29,8 @@ class KeyEffect(enum.Enum):
     TUNED = "tuned"
     OVERRIDDEN = "overridden"
     """An option of the command line counts."""
+    UPGRADE = "upgrade"
+    """It is in force only after an upgrade, or a restart."""
     RESTART = "restart"
     """It is in force only after a restart."""
 
@@ -47,6 +51,8 @@ class KeyChange:
         """The action that puts it in force; empty if the reload does."""
         if self.effect is KeyEffect.TUNED:
             return ""
+        if self.effect is KeyEffect.UPGRADE:
+            return "a reload does not change it; relay ctl upgrade does"
         if self.effect is KeyEffect.RESTART:
             return "a reload does not change it; restart relay"
         return f"--{self.key.replace('_', '-')} of the command line counts; restart relay without it"
@@ -86,16 +92,23 @@ def prepare_all(prepares: Iterable[Callable[[], Swap | None]]) -> Swap:
 def compare_keys(started: File, current: File, new: File, given: Collection[str]) -> tuple[KeyChange, ...]:
     """Compare the keys at the top of two files.
 
-    :param started: the file at the start, which counts for the keys that need a restart.
+    :param started: the file at the start, which counts for the keys that a reload does not change.
     :param current: the file of the last reload.
     :param new: the file.
     :param given: the keys that an option of the command line overrides.
     """
     found = []
     for key in type(new).model_fields.keys() - TABLES:
-        effect = KeyEffect.OVERRIDDEN if key in given else KeyEffect.TUNED if key in TUNED else KeyEffect.RESTART
-        before = started if effect is KeyEffect.RESTART else current
+        effect = KeyEffect.OVERRIDDEN if key in given else _effect(key)
+        before = started if effect in (KeyEffect.UPGRADE, KeyEffect.RESTART) else current
         if getattr(new, key) != getattr(before, key):
             found.append(KeyChange(key, effect))
     order = list(type(new).model_fields)
     return tuple(sorted(found, key=lambda change: order.index(change.key)))
+
+
+def _effect(key: str) -> KeyEffect:
+    """Return the effect of a reload on a key that no option overrides."""
+    if key in TUNED:
+        return KeyEffect.TUNED
+    return KeyEffect.UPGRADE if key in UPGRADED else KeyEffect.RESTART

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +16,15 @@ from .options import LOG_INTERVAL, Options
 from .output import configuration_read, describe_error, status_of
 from .plan import Plan
 from .plan_from_file import plans_of, print_problems
+from .rule_notices import denial_notices
 from .top_keys import KeyChange, compare_keys
 from .verdicts import Settings
 from .worker_processes import WorkerProcesses
 
 __all__ = ["Reread", "TunnelFile"]
+
+
+logger = logging.getLogger("relay.cli")
 
 
 class _Read(NamedTuple):
@@ -74,6 +79,9 @@ class TunnelFile:
             settings = self._settings(config, {})
         self.problems = [config.problems.format(problem) for problem in config.problems.in_order()]
         print_problems(config)
+        for one in settings:
+            for notice in denial_notices(config, one.entry, one.plan):
+                logger.warning("%s", notice)
         self.processes.size = max((one.plan.workers for one in settings), default=1)
         self._last = _Read(config.written, settings)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]

@@ -118,13 +118,13 @@ def age(seconds: float) -> str:
 def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
     """Return the state of the carriers under a tunnel, and the last error of one that is not up.
 
-    :returns: ``up`` and an empty text if all are up.
+    :returns: ``up`` and an empty text if all are up; why no target is, if there are several.
     """
     for end in (make_send, receive):
         state = getattr(end, "state", "up")
         if state not in _UP:
             return str(state), getattr(end, "last_error", None) or ""
-    return "up", ""
+    return "up", (make_send.last_error or "") if hasattr(make_send, "states") else ""
 
 
 def worker_problem(tunnel: Tunnel | PoolTunnel) -> str:

@@ -70,7 +70,7 @@ class WorkerProcesses:
             if self._pool is None:
                 self.size = max(self.size, workers)
             elif workers > self.size:
-                raise ValueError(f"workers: {self.size} are running, got {workers}; restart relay for more")
+                raise ValueError(f"workers: {self.size} are running, got {workers}; relay ctl upgrade starts more")
 
     def open(
         self, receive: Any, values: object, workers: int, options: dict[str, Any], *, paused: bool = False

@@ -6,6 +6,7 @@ connection. Lines that the queue or the disk does not take are dropped and count
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -48,7 +49,7 @@ class AccessLog:
     :param path: of the file; it is created with mode 0600, and opened for appending.
     :param interval: seconds between two lines of an open connection; ``None`` for none.
     :param tunnels: returns the tunnels.
-    :raises OSError: if the file cannot be opened.
+    :raises OSError: if the file cannot be opened, or the system has no thread left.
     """
 
     def __init__(self, path: str, interval: float | None, tunnels: Callable[[], Iterable[LoggedTunnel]]) -> None:
@@ -61,7 +62,11 @@ class AccessLog:
         self._dropped = self._reported = 0  # records that the queue did not take
         self._file = _File(path, _open(path))
         self._thread = threading.Thread(target=self._run, name="relay-access-log", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._file.close()
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def put(self, name: str, record: ConnectionRecord) -> None:
         """Write a line about a connection, later. Never blocks.
@@ -83,8 +88,12 @@ class AccessLog:
 
     def close(self) -> None:
         """Write the records that wait, and close the file; not for ever, if the disk is slow."""
-        self._waiting.put(None)
+        self.start_close()
         self._thread.join(_PATIENCE)
+
+    def start_close(self) -> None:
+        """Do the same, but do not wait."""
+        self._waiting.put(None)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,9 @@ def liveness(instance: Instance) -> Health:
 
 
 def readiness(instance: Instance, name: str | None = None) -> Health:
-    """Return whether the required tunnels listen in workers that answer, and their last probe succeeded and is recent.
+    """Return whether the required tunnels are ready.
+
+    They listen, in workers that answer; of several targets one is up; the last probe succeeded and is recent.
 
     :param name: only of this tunnel, whether it is required or not.
     :raises NotFoundError: if there is no such tunnel.
@@ -69,6 +71,8 @@ def problem_of(tunnel: TunnelStatus, now: float) -> str:
         return f"{tunnel.state}: {tunnel.problem}" if tunnel.problem else tunnel.state
     if tunnel.stuck:
         return tunnel.problem
+    if tunnel.targets and not any(one.state == "up" for one in tunnel.targets):
+        return f"no target is up: {tunnel.problem}"
     probe = tunnel.probe
     if probe is None:
         return ""

@@ -217,7 +217,7 @@ class InstanceStatus:
     :param started: when it started, in seconds since 1970.
     :param config: the absolute path of its file; empty for a command line.
     :param draining: whether it is about to end.
-    :param log_level: one of :data:`LOG_LEVELS`.
+    :param log_level: one of :data:`LOG_LEVELS`; with ``warning``, the log has also what the command itself does.
     :param control: the path of the control socket; empty if there is none.
     :param reloads: its reloads; ``None`` for a command line.
     :param workers: its worker processes.
@@ -253,7 +253,8 @@ class ChangedKey:
     """The effect of a reload on a key at the top of the file that has changed.
 
     :param key: the key.
-    :param effect: ``tuned``, ``overridden`` (by the command line) or ``restart`` (only a restart changes it).
+    :param effect: ``tuned``, ``overridden`` (by the command line), ``upgrade`` (an upgrade or a restart changes it) or
+        ``restart`` (only a restart does).
     :param remedy: what the user has to do so that it is in force; empty if the reload does it.
     """
 

@@ -196,7 +196,7 @@ SCHEMAS = {
     "ChangedKey": _object(
         "The effect of a reload on a key at the top of the file that has changed.",
         key=TEXT,
-        effect=words("tuned", "overridden", "restart"),
+        effect=words("tuned", "overridden", "upgrade", "restart"),
         remedy={"type": "string", "description": "What puts it in force; empty if the reload does."},
     ),
     "Reload": _object(

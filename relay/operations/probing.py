@@ -160,7 +160,11 @@ class Prober:
                     self._names.clear()
                     return
                 self._cancel = Cancellation()
-                self._start(self._run, "relay-probes")
+                try:
+                    self._start(self._run, "relay-probes")
+                except RuntimeError as error:  # the system has no thread left
+                    self._cancel = None
+                    logger.error("no tunnel is probed before the next one changes: %s", error)
             self._changed.notify_all()
 
     def status(self, name: str) -> ProbeStatus | None:

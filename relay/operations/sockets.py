@@ -13,13 +13,23 @@ from dataclasses import dataclass, field
 
 from ..access.regular_file import open_regular
 from ..addresses.parse import parse_listen
-from ..addresses.values import TCPAddress, UnixAddress
+from ..addresses.printable import shown
+from ..addresses.values import TCPAddress, UnixListen, unix_path
 from ..errors import AddressError, can_retry
 from ..transports.tcp import inherited
-from ..transports.unix import listen_unix
+from ..transports.unix import group_number, listen_unix
 from .runtime import make_directory
 
-__all__ = ["BACKLOG", "Endpoint", "InUseError", "check_status", "open_control", "open_status", "read_token"]
+__all__ = [
+    "BACKLOG",
+    "Endpoint",
+    "InUseError",
+    "check_control",
+    "check_status",
+    "open_control",
+    "open_status",
+    "read_token",
+]
 
 BACKLOG = 128  # clients that wait to be accepted
 _LONGEST_TOKEN = 4096  # bytes of a token file
@@ -65,8 +75,9 @@ def open_control(path: str) -> Endpoint:
     :raises InUseError: if a program listens there; it names a running relay by its process ID and its file, and another
         program, or a relay that does not answer, by its process ID.
     :raises OSError: if it cannot be opened.
-    :raises ValueError: if others may put files beside it.
+    :raises ValueError: if the path cannot be that of a socket, or others may put files beside it.
     """
+    check_control(path)
     make_directory(path)
     path = os.path.abspath(path)
     try:
@@ -76,6 +87,21 @@ def open_control(path: str) -> Endpoint:
             raise
         user = _user_of(path) or _process_at(path) or error.strerror
         raise InUseError(errno.EADDRINUSE, f"control socket {path}: {user}") from error
+
+
+def check_control(path: str) -> None:
+    """Check the path of a control socket, which need not be absolute.
+
+    :raises ValueError: if it is empty, too long or an address.
+    """
+    if not path:
+        raise ValueError("control socket: the path is empty; name a socket, or leave it out for the usual one")
+    if path.startswith("unix:"):
+        raise ValueError(f"control socket {shown(path)}: that is an address; write the path alone")
+    try:
+        unix_path(os.path.abspath(path))
+    except ValueError as error:
+        raise ValueError(f"control socket: {error}") from None
 
 
 def _user_of(path: str) -> str:
@@ -108,7 +134,7 @@ def _process_at(path: str) -> str:
 
 
 def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:
-    """Listen at a status address: ``HOST:PORT``, ``PORT`` or ``unix:///PATH``.
+    """Listen at a status address: ``HOST:PORT``, ``PORT`` or ``unix:///PATH?mode=…&group=…``.
 
     :param address: the address.
     :param is_public: whether it may be one that other machines can reach.
@@ -117,10 +143,10 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
     :raises OSError: if it cannot be opened; its ``strerror`` begins with the address.
     """
     where, token = check_status(address, is_public=is_public, token_file=token_file)
-    if isinstance(where, UnixAddress):
+    if isinstance(where, UnixListen):
         path = os.path.abspath(where.path)
         make_directory(path)
-        return Endpoint(listen_unix(path), token=token, path=path)
+        return Endpoint(listen_unix(path, where.mode, where.group), token=token, path=path)
     number = ipaddress.ip_address(where.host)
     family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
     if (known := inherited(family, (str(number), where.port))) is not None:
@@ -138,20 +164,26 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
 
 def check_status(
     address: str, *, is_public: bool = False, token_file: str | None = None
-) -> tuple[TCPAddress | UnixAddress, str | None]:
+) -> tuple[TCPAddress | UnixListen, str | None]:
     """Check a status address, and read its token; the parameters and the errors are those of :func:`open_status`.
 
     :returns: the address, its host a number, and the token.
     """
     token = read_token(token_file) if token_file is not None else None
+    expected = f"status address '{shown(address)}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
+    # The errors of parse_listen() would ask for what these need elsewhere.
+    if address.partition("://")[0].lower() in ("tls", "ssh", "i2p", "socks5", "http"):
+        raise AddressError(expected)
     where = parse_listen(address)
-    if isinstance(where, UnixAddress):
+    if isinstance(where, UnixListen):
+        try:
+            group_number(where.group)
+        except ValueError as error:
+            raise ValueError(f"status address '{address}': {error}") from None
         return where, token
     number = _number(where.host) if isinstance(where, TCPAddress) else None
     if number is None or not isinstance(where, TCPAddress) or where.mptcp:
-        raise AddressError(
-            f"status address '{address}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
-        )
+        raise AddressError(expected)
     if not number.is_loopback and not is_public:
         hint = "use 127.0.0.1, or set status_public = true and status_token_file in relay.toml"
         raise ValueError(f"status address '{address}': other machines can reach it; {hint}")

@@ -22,7 +22,7 @@ successor    ``{"ready": true}``             all tunnels have started, and no ho
                                              clients from now on
 predecessor  ``{"released": true}``          it takes no clients any more, neither of tunnels nor of operators
 successor    ``{"alone": true}``             ``released`` is late: it goes on, and waits for nothing
-either       ``{"failed": "why"}``           nothing changes
+either       ``{"failed": "why"}``           nothing changes; a line for each problem
 ============ =============================== =========================================================================
 
 A message that is not the next one of this table ends the connection, and so does one that is late. Nothing changes
@@ -68,6 +68,7 @@ ENVIRONMENT = "RELAY_UPGRADE_FROM"
 UNDER_WAY = "an upgrade is under way; try again after it"
 
 _LONGEST = 256 << 10  # bytes of a line
+_LONGEST_REASON = 2000  # characters of what one process says of its failure
 _MOST_SOCKETS = 16384  # of one upgrade
 _PIECE = 64 << 10
 _AT_ONCE = 16  # sockets that one recvmsg() may bring
@@ -76,7 +77,14 @@ _UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
 
 class UpgradeError(OSError):
-    """An upgrade that has changed nothing; the text says why."""
+    """An upgrade that has changed nothing; the text says why.
+
+    :param lines: the problems, one line each.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
 
 
 class UpgradeProtocolError(UpgradeError):
@@ -92,7 +100,9 @@ class PeerLateError(UpgradeError):
 
 
 class UpgradeChannel:
-    """The connection of two processes. Used by one thread at a time, except :meth:`close` and :meth:`give_up`.
+    """The connection of two processes.
+
+    It is used by one thread at a time, except :meth:`close`, :meth:`fail` and :meth:`give_up`.
 
     :param connection: a connected Unix stream socket. The channel owns it.
     :param first: bytes that were read from it already.
@@ -105,6 +115,7 @@ class UpgradeChannel:
         self._takes_sockets = takes_sockets
         self._sockets: deque[socket.socket] = deque()  # received, and not taken yet
         self._received = 0
+        self._is_read = False  # while a thread waits for a message
 
     def fileno(self) -> int:
         """Return the descriptor of the connection."""
@@ -113,8 +124,10 @@ class UpgradeChannel:
     def send(self, message: Mapping[str, Any], one: socket.socket | None = None) -> None:
         """Send a message, and a socket with it.
 
-        :raises UpgradeError: if the other process does not take it.
+        :raises UpgradeError: if the other process does not take it, or the socket was closed.
         """
+        if one is not None and one.fileno() < 0:
+            raise UpgradeError("a listener was closed before it was handed over; try again")
         data = _encoded(message)
         try:
             self._connection.settimeout(_SEND_TIME)
@@ -142,9 +155,14 @@ class UpgradeChannel:
         :param wait: called with the seconds that are left before each read; may return once there is something to
             read, and raise an error that ends the wait.
         """
-        message = _parsed(self._line(time.monotonic() + seconds, wait))
+        self._is_read = True
+        try:
+            message = _parsed(self._line(time.monotonic() + seconds, wait))
+        finally:
+            self._is_read = False
         if isinstance(why := message.get("failed"), str):
-            raise UpgradeError(printable(why, 2000) or "the other process has failed")
+            lines = [printable(line) for line in why[:_LONGEST_REASON].split("\n") if line]
+            raise UpgradeError(*lines or ["the other process has failed"])
         for kind in kinds:
             if kind in message:
                 return kind, message if kind == "upgrade" else message[kind]
@@ -199,10 +217,20 @@ class UpgradeChannel:
         return one
 
     def fail(self, why: str) -> None:
-        """Tell the other process that nothing changes, if it still listens, and close the connection."""
+        """Tell the other process that nothing changes, if it still listens, and close the connection.
+
+        While another thread waits for a message, it does the same as :meth:`give_up`: a descriptor that is closed under
+        that thread may be another file by then.
+
+        :param why: a line for each problem.
+        """
+        if self._is_read:
+            self.give_up(why)
+            return
         try:
-            self.send({"failed": why[:2000]})
-        except UpgradeError:
+            self.send({"failed": why[:_LONGEST_REASON]})
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that has begun to read since
+        except (UpgradeError, OSError):
             pass
         self.close()
 
@@ -213,7 +241,7 @@ class UpgradeChannel:
 
         :returns: whether it can still read; false if it goes on alone, or has ended.
         """
-        data, is_heard = _encoded({"failed": why[:2000]}), True
+        data, is_heard = _encoded({"failed": why[:_LONGEST_REASON]}), True
         with contextlib.suppress(OSError, ValueError):  # the other thread has just closed it
             waiting = select.poll()
             waiting.register(self._connection, select.POLLOUT)

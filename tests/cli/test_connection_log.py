@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
+from helpers import wait_until
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.cli.connection_log import _tunnels
+from relay.cli.connection_log import ConnectionLog, _tunnels
+from relay.cli.endpoint_plan import LogPlan
 from relay.cli.options import Options
 from relay.cli.plan import make_plan, make_proxy_plan
 from relay.transports.dynamic import parse_rule
@@ -41,3 +46,33 @@ def hops_of(plan):
     member = SimpleNamespace(name=plan.name, opened=SimpleNamespace(tunnel=tunnel), plan=plan)
     (logged,) = _tunnels(SimpleNamespace(members=[member]))
     return logged.hops
+
+
+@pytest.fixture
+def group():
+    return SimpleNamespace(processes=SimpleNamespace(log_connections=lambda put: None), members=[])
+
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_reload_that_moves_the_log_needs_no_thread_for_the_old_one(group, tmp_path, monkeypatch):
+    """It is in the middle of its changes then, and half of them would be made."""
+    with closing(ConnectionLog(group, LogPlan(str(tmp_path / "old"), 60.0))) as log:
+        old = log._log
+        swap = log.prepare(LogPlan(str(tmp_path / "new"), 60.0))
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            swap.commit()
+        assert log._log is not old
+        wait_until(lambda: not old._thread.is_alive())
+
+
+def test_without_a_thread_a_reload_cannot_move_the_log(group, tmp_path, monkeypatch):
+    with closing(ConnectionLog(group, LogPlan(str(tmp_path / "old"), 60.0))) as log:
+        before = os.listdir("/proc/self/fd")
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="new: can't start new thread"):
+            log.prepare(LogPlan(str(tmp_path / "new"), 60.0))
+        assert os.listdir("/proc/self/fd") == before

@@ -57,6 +57,11 @@ def test_the_lines_of_a_process(monkeypatch):
     assert "\x1b" not in problem
 
 
+def test_the_level_of_the_log_tells_what_there_is_besides():
+    _, second, *_ = status_lines({**INSTANCE, "log_level": "warning"}, [])
+    assert second.endswith(", log level warning (info for what relay itself does)")
+
+
 def test_a_process_that_drains_without_a_file():
     assert next(status_lines({**INSTANCE, "config": "", "draining": True}, [])) == (
         "relay 1, process 7, a command line, draining"
@@ -189,7 +194,7 @@ def test_a_client_has_its_identity_and_its_rule(capsys):
 
 
 def test_bans_and_quotas(capsys):
-    ban = {"key": "192.0.2.0/24", "tunnel": "web", "limit": "few", "until": time.time() + 600.5}
+    ban = {"key": "192.0.2.0/24", "tunnel": "web", "limit": "few", "until": time.time() + 630}
     print_bans([ban, {**ban, "key": "a\nb", "until": 0.0}])
     text = capsys.readouterr().out
     assert "192.0.2.0/24  web     few     " in text and "10 min" in text and "a\\nb" in text

@@ -22,6 +22,7 @@ from relay.cli import reload
 from relay.cli.drains import Drains
 from relay.cli.main_thread import GroupOverError
 from relay.cli.reload import ReloadError
+from relay.engine.relay_thread import RelayThread
 from relay.testing import SAMBridge
 from relay.transports.i2p import key_file
 
@@ -612,6 +613,23 @@ def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, caplog)
     assert caplog.messages.count("reload: relay is ending; start it again") == 2
 
 
+def test_a_reload_that_comes_too_late_logs_what_it_cannot_open_again(up, places, monkeypatch, caplog):
+    group = up(toml("one", places[0]))
+
+    def prepare(*_):
+        assert group.is_reloading
+        group.call(lambda: setattr(group, "is_handing_over", True))
+        return []
+
+    monkeypatch.setattr(reload, "prepared", prepare)
+    monkeypatch.setattr("relay.cli.replacement.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
+    with pytest.raises(GroupOverError):
+        group.reload()
+    group.is_handing_over = False
+    assert "reload: one: cannot listen again: it is in use" in caplog.messages
+    assert not group.is_reloading
+
+
 def test_a_tunnel_that_drains_is_opened_again_beside_it(up, places, port):
     group = up(toml("one", places[0], listen=f":{port}") + toml("two", places[0]))
     with first(group.connect("one"), b"a") as client:
@@ -639,6 +657,67 @@ def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places,
     wait_until(lambda: group.reload_figures.succeeded == 1)
 
 
+def test_without_a_thread_a_tunnel_goes_on_as_it_was_until_the_next_reload(up, places, port, monkeypatch, caplog):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    moved = toml("one", places[0], listen=f":{port}")
+
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RelayThread, "_make_acceptor", fail)
+        assert group.rewrite(moved + toml("two", places[1]))["two"] == "rerouted"
+    assert "one: can't start new thread; it goes on as it was until the next reload" in caplog.messages
+    with first(group.connect("one"), b"a"), first(group.connect("two"), b"b"):
+        assert is_gone(("127.0.0.1", port))
+    assert group.rewrite(moved + toml("two", places[1])) == {"one": "moved", "two": "same"}
+    with first(socket.create_connection(("127.0.0.1", port), WAIT), b"a"):
+        pass
+
+
+def test_a_worker_that_cannot_read_a_file_any_more_does_not_end_the_changes_half_way(
+    up, places, tmp_path, monkeypatch, caplog
+):
+    friends, away = tmp_path / "friends", tmp_path / "away"
+    friends.write_text("127.0.0.0/8\n")
+
+    def text(place, number):
+        listed = toml("one", places[0], "workers = 2", f'allow = ["{friends}"]', f"nconnect = {number}")
+        return listed + toml("two", place)
+
+    group = up(text(places[0], 5))
+    commit = group._commit
+
+    def later(*arguments):
+        """The file goes between the check and the changes."""
+        friends.rename(away)
+        commit(*arguments)
+
+    with contextlib.closing(group.processes):
+        with monkeypatch.context() as patched:
+            patched.setattr(group, "_commit", later)
+            assert group.rewrite(text(places[1], 6)) == {"one": "tuned", "two": "rerouted"}
+        assert f"there is no file {friends}; " in caplog.text
+        assert "; it goes on as it was until the next reload" in caplog.text and "one: allow: " in caplog.text
+        with first(group.connect("one"), b"a"), first(group.connect("two"), b"b"):
+            away.rename(friends)
+        assert group.rewrite(text(places[1], 6)) == {"one": "tuned", "two": "same"}
+
+
+def test_a_listener_opens_again_if_only_the_wait_for_systemd_has_failed(up, places, port, monkeypatch):
+    """It needs two descriptors, and nothing had noted yet that the listener was closed."""
+    group = up(toml("one", places[0], listen=f"127.0.0.1:{port}"))
+
+    def refuse(name):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(group.supervisor, "on_vacated", refuse)
+    with pytest.raises(ReloadError, match="one: Too many open files"):
+        group.rewrite(toml("one", places[0], listen=f"0.0.0.0:{port}"))
+    with first(socket.create_connection(("127.0.0.1", port), WAIT), b"a"):
+        pass
+
+
 def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
     from relay.cli.group import TunnelGroup
 
@@ -656,7 +735,8 @@ def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, pla
 
     with monkeypatch.context() as patched:
         patched.setattr(group, "reload", refuse)
-        group._on_reload_signal()
-    assert "reload: relay/cli/reload.py: Too many open files; nothing has changed" in caplog.messages
+        group.call(group._on_signal, signal.SIGHUP)
+        wait_until(lambda: "reload: relay/cli/reload.py: Too many open files; nothing has changed" in caplog.messages)
+        wait_until(lambda: all(thread.name != "relay-reload" for thread in threading.enumerate()))
     group.call(group._on_signal, signal.SIGHUP)
     wait_until(lambda: group.reload_figures.succeeded == 1)

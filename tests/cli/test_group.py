@@ -132,6 +132,23 @@ def test_a_drain_resets_what_is_left_after_its_time(group):
         wait_until(lambda: state(group, "a") is MemberState.CLOSED)
 
 
+def test_what_a_drain_has_reset_is_logged_for_a_tunnel_and_at_the_end(group, caplog):
+    with connect(group, "a") as one, connect(group, "a") as two, connect(group, "b") as three:
+        for client in (one, two, three):
+            client.sendall(b"1")
+            assert receive_exactly(client, 1) == b"1"
+        group.drain("a", 0.01)
+        wait_until(lambda: state(group, "a") is MemberState.CLOSED)
+        group.stop()
+        wait_until(lambda: group.is_ending)
+        group.call(lambda: group._drain(group._find("b"), 0.01))  # sooner than its own limit
+        wait_until(lambda: group._done)
+    assert [line for line in caplog.messages if "drain over" in line] == [
+        "a: drain over: 2 connections reset; raise drain to give them longer",
+        "drain over: 1 connection reset; raise drain to give them longer",
+    ]
+
+
 @pytest.mark.parametrize("operation", ["pause", "resume", "drain"])
 def test_an_unknown_name_is_an_error(group, operation):
     with pytest.raises(UnknownTunnelError, match="c: there is no such tunnel"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import queue
 import socket
 import threading
@@ -24,14 +23,6 @@ from relay.cli.plan import make_plan, make_proxy_plan
 from relay.cli.signals import Signals
 from relay.operations.instance import ConflictError, NotFoundError
 from relay.transports.dynamic import parse_rule
-
-
-@pytest.fixture(autouse=True)
-def log_level():
-    logger = logging.getLogger("relay")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture

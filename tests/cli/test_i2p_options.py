@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -20,7 +21,7 @@ from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
-from relay.cli.i2p_options import with_bridge, with_bridges, with_session
+from relay.cli.i2p_options import tell_published, with_bridge, with_bridges, with_session
 from relay.cli.options import Options
 from relay.cli.plan import make_plan
 from relay.cli.probes import SessionProbe
@@ -462,3 +463,15 @@ def test_what_a_carrier_says_meanwhile_is_heard_unless_it_is_the_end(caplog, err
     else:
         assert ended.wait(WAIT)
         assert not caplog.messages
+
+
+def test_without_a_thread_a_tunnel_at_i2p_opens_all_the_same(monkeypatch, caplog):
+    """The main thread of all tunnels calls it, and would end."""
+    listener = SimpleNamespace(state="creating", subscribe=lambda watcher: None, wait_published=lambda timeout: True)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    tell_published(listener, "site: ")
+    assert "site: can't start new thread; relay will not report that it is published" in caplog.messages

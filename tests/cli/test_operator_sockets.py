@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 
 import pytest
 
@@ -83,3 +86,41 @@ def test_a_reload_that_says_the_same_path_in_other_words_keeps_the_sockets(make,
     sockets.prepare(EndpointPlan(control=f"{tmp_path}/c.sock", status=f"unix://{tmp_path}/./s.sock")).commit()
     assert (sockets._control, sockets._status) == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["c.sock", "s.sock"]
+
+
+def test_a_reload_changes_the_rights_of_the_status_socket(make, tmp_path):
+    path = tmp_path / "s.sock"
+    sockets = make(OFF._replace(status=f"unix://{path}"))
+    endpoint = sockets._status.endpoint
+    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0660&group={os.getgid()}")).commit()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0666")).undo()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660, "the reload has failed"
+    with pytest.raises(ValueError, match="^status address '.*': group: this machine has no group no-such-group"):
+        sockets.prepare(OFF._replace(status=f"unix://{path}?group=no-such-group"))
+    sockets.prepare(OFF._replace(status=f"unix://{path}")).commit()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sockets._status.endpoint is endpoint
+
+
+def test_a_status_socket_that_may_not_have_its_group_keeps_its_rights(make, tmp_path, monkeypatch):
+    path = tmp_path / "s.sock"
+    sockets = make(OFF._replace(status=f"unix://{path}?mode=0606"))
+
+    def chown(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", chown)
+    with pytest.raises(PermissionError, match="only its members may give it the group '4711'$"):
+        sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0660&group=4711"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o606
+
+
+def test_a_status_socket_that_is_gone_stops_no_reload(make, tmp_path):
+    path = tmp_path / "s.sock"
+    sockets = make(OFF._replace(status=f"unix://{path}"))
+    path.unlink()
+    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0660")).commit()
+    path.touch(0o600)
+    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0666")).commit()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "it is another file"

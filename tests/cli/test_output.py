@@ -31,3 +31,13 @@ def test_no_line_of_the_log_is_endless(capfd):
     logged, printed = capfd.readouterr().err.splitlines()
     for line, letter in ((logged, "x"), (printed, "y")):
         assert line.endswith(f"{letter}…") and len(line) < output.LONGEST_LINE + 10
+
+
+@pytest.mark.parametrize(
+    ("level", "own"),
+    [("DEBUG", "DEBUG"), ("INFO", "INFO"), ("WARNING", "INFO"), ("ERROR", "ERROR")],
+)
+def test_what_the_command_itself_does_is_logged_with_warnings(level, own):
+    output.log_from(logging.getLevelNamesMapping()[level])
+    assert logging.getLogger("relay.cli").getEffectiveLevel() == logging.getLevelNamesMapping()[own]
+    assert logging.getLogger("relay.ssh").getEffectiveLevel() == logging.getLevelNamesMapping()[level]

@@ -100,6 +100,7 @@ class Replacement:
 
     def __init__(self, change, settings, member, vacated):
         self.change, self.settings, self.member, self.error = change, settings, member, None
+        self._vacated = [self] if change.name == "late" else []
 
     def must_vacate(self, leaving):
         return self.change.name in self.crowded
@@ -111,9 +112,11 @@ class Replacement:
         self.calls.append(f"wait {self.change.name}")
         self.error = self.broken.get(self.change.name)
 
-    def undo(self):
-        self.calls.append(f"undo {self.change.name}")
-        return f"{self.change.name}: cannot listen again" if self.change.name == "late" else ""
+    def discard(self):
+        self.calls.append(f"discard {self.change.name}")
+
+    def return_to_listener(self, call):
+        return f"{self.change.name}: cannot listen again"
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
 
 def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
     doubles.crowded.add("a")
-    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")], print)
+    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")], print, print)
     assert [(each.change.name, each.change.verdict) for each in made] == [
         ("a", Verdict.TUNED),
         ("b", Verdict.NEW),
@@ -160,17 +163,17 @@ def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
     doubles.crowded.add("a")
     doubles.broken |= {"b": ValueError("b is wrong"), "late": OSError(98, "Address already in use")}
     with pytest.raises(ReloadError) as error:
-        prepared([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print)
+        prepared([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print, print)
     assert error.value.lines == ("b: b is wrong", "late: Address already in use", "late: cannot listen again")
     assert error.value.status == 2
     assert "prepare a" not in doubles.calls
-    assert {call for call in doubles.calls if call.startswith("undo")} == {"undo a", "undo b", "undo late"}
+    assert doubles.calls[-3:] == ["discard a", "discard b", "discard late"]
 
 
 def test_a_failure_at_run_time_is_status_1(doubles):
     doubles.broken["a"] = OSError(98, "Address already in use")
     with pytest.raises(ReloadError) as error:
-        prepared([], [Settings("a")], print)
+        prepared([], [Settings("a")], print, print)
     assert error.value.status == 1
 
 
@@ -180,7 +183,7 @@ def test_a_tunnel_that_has_failed_before_prevents_nothing_unless_it_has_changed(
     members = [Member("a", MemberState.FAILED)]
     if value:
         with pytest.raises(ReloadError):
-            prepared(members, [Settings("a", value)], print)
+            prepared(members, [Settings("a", value)], print, print)
     else:
-        (made,) = prepared(members, [Settings("a")], print)
+        (made,) = prepared(members, [Settings("a")], print, print)
         assert made.error is not None

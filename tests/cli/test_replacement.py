@@ -16,7 +16,7 @@ from relay.cli.options import Options
 from relay.cli.plan_from_file import plans_of
 from relay.cli.preflight import Preflight
 from relay.cli.probes import WarmUp
-from relay.cli.replacement import Leaving, Replacement
+from relay.cli.replacement import Leaving, Replacement, end_sessions, side_by_side, undo_all
 from relay.cli.verdicts import Change, Settings, Verdict, compare
 from relay.config import read
 
@@ -61,7 +61,11 @@ def made():
 
     yield make
     for each in all_made:
-        each.undo()
+        each.discard()
+
+
+def at_once(function):
+    return function()
 
 
 def ready(change, everyone=()):
@@ -81,7 +85,7 @@ def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load,
     change = ready(made(None, load(f":{reserved}")))
     assert change.verdict is Verdict.NEW and change.listens_anew
     assert change.bound.receive.getsockname()[1] == reserved
-    assert change.undo() == ""
+    assert undo_all([change], at_once) == []
     assert change.bound.receive.fileno() < 0
 
 
@@ -204,7 +208,7 @@ def test_an_outcome_from_before_is_passed_on_too(waiting):
 
 def test_undo_gives_up_what_waits(waiting):
     call = waiting._opening._call
-    assert waiting.undo() == ""
+    assert undo_all([waiting], at_once) == []
     assert call.given_up
 
 
@@ -220,10 +224,10 @@ def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
     with socket.create_server(("127.0.0.1", 0)) as other:
         old = load(f":{other.getsockname()[1]}")
         change = made(old, None, listener)
-        assert change.return_to_listener() == "", "it has not closed"
+        assert change.return_to_listener(at_once) == "", "it has not closed"
         change.is_vacant = True
         change.member.name = "one"
-        said = change.return_to_listener()
+        said = change.return_to_listener(at_once)
     assert said.startswith("one: cannot listen again: 127.0.0.1:") and "Address already in use" in said
 
 
@@ -240,8 +244,78 @@ def test_a_listener_is_closed_that_the_tunnel_cannot_take(made, load, listener, 
     change.member.name = "one"
     monkeypatch.setattr("relay.cli.replacement._in_this_process", lambda tunnel: tunnel)
     monkeypatch.setattr("relay.cli.replacement.changes.relisten", relisten)
-    assert change.return_to_listener() == "one: cannot listen again: can't start new thread"
+    assert change.return_to_listener(at_once) == "one: cannot listen again: can't start new thread"
     assert [one.fileno() for one in taken] == [-1]
+
+
+def test_the_main_thread_takes_a_listener_back(made, load, listener, reserved, monkeypatch):
+    """Only that changes the state of a tunnel."""
+    calls = []
+    change = made(load(f":{reserved}"), None, listener)
+    change.is_vacant = True
+    monkeypatch.setattr("relay.cli.replacement._in_this_process", lambda tunnel: tunnel)
+    assert undo_all([change], calls.append) == [] and not calls, "nothing was closed for it"
+    change._vacated = [change]
+    assert undo_all([change, change], calls.append) == [] and len(calls) == 1
+    tunnel, receive = calls[0].args
+    assert tunnel is change.member.opened.tunnel and receive.getsockname()[1] == reserved
+    receive.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"), [("/run/x.sock", "run relay ctl upgrade"), (("127.0.0.1", 80), "restart relay")]
+)
+def test_workers_in_the_way_are_named_with_what_helps(made, load, listener, address, remedy):
+    change = made(load(":0"), None, listener)
+    change.member.opened.tunnel = SimpleNamespace(name="one", address=address)
+    words = f"^the workers of one listen at an address that has to be free first; {remedy}$"
+    with pytest.raises(ValueError, match=words):
+        change.vacate()
+
+
+def test_what_takes_long_goes_on_side_by_side_also_without_threads(monkeypatch):
+    barrier = threading.Barrier(3)
+    calls = [lambda name=name: f"{name}{barrier.wait(WAIT) >= 0}" for name in "abc"]
+    assert side_by_side(calls) == ["aTrue", "bTrue", "cTrue"]
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert side_by_side([lambda: "a", lambda: "b"]) == ["a", "b"]
+
+
+class Ending:
+    """A tunnel whose session ends with its last connection."""
+
+    def __init__(self, clock, name, drain, ends_at=None):
+        self.plan = SimpleNamespace(options=SimpleNamespace(drain=drain))
+        self.opened = SimpleNamespace(receive=self, tunnel=self)
+        self.killed = None
+        self._clock, self._name, self._ends_at = clock, name, ends_at
+
+    def join(self, seconds):
+        end = self._ends_at if self.killed is None else self.killed
+        until = self._clock.now + seconds
+        self._clock.now = until if end is None else min(max(end, self._clock.now), until)
+
+    def connections(self):
+        is_open = self._ends_at is None or self._ends_at > self._clock.now
+        return [SimpleNamespace(id=self._name)] if is_open else []
+
+    def kill(self, number):
+        self.killed = self._clock.now
+
+
+def test_sessions_end_side_by_side(monkeypatch):
+    """Clients wait meanwhile, and so does the process that is to take over."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("relay.cli.replacement.time.monotonic", lambda: clock.now)
+    busy = [Ending(clock, name, drain) for name, drain in (("a", 9.0), ("b", 3.0), ("c", 99.0), ("d", 9.0))]
+    done = Ending(clock, "e", 99.0, ends_at=1.0)
+    end_sessions([*busy, done])
+    assert [each.killed for each in (*busy, done)] == [9.0, 3.0, 30.0, 9.0, None]
+    assert clock.now == 30.0
 
 
 def test_a_change_is_told_in_one_line():

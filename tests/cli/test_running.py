@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from relay.cli import running
+from relay.operations.client import ClientError
 
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Lets control sockets be found, whose answers the test gives by path; a socket without any is closed."""
+    """Lets control sockets be found, whose answers or error the test gives by path; one without any is closed."""
     answers = {}
 
     class Client:
@@ -19,7 +22,9 @@ def runs(monkeypatch):
         def get(self, what):
             if self.path not in answers:
                 raise ConnectionRefusedError(111, "Connection refused")
-            return answers[self.path][what]
+            if isinstance(answer := answers[self.path], Exception):
+                raise answer
+            return answer[what]
 
         def close(self):
             pass
@@ -61,3 +66,50 @@ def test_the_relay_is_the_only_one(runs):
     with pytest.raises(ValueError, match="2 relays are running; choose one: --control one .7.; --control other"):
         with running.connected(None):
             pass
+
+
+@pytest.mark.parametrize("silent", [TimeoutError("timed out"), BlockingIOError(errno.EAGAIN, "backlog full")])
+def test_a_relay_that_does_not_answer_is_running(runs, silent):
+    runs["hung"] = silent
+    with pytest.raises(OSError, match="^control socket hung: no answer in time; is that relay stopped\\?$"):
+        with running.connected(None) as client:
+            client.get("/instance")
+    runs.update(other=tunnels())
+    with pytest.raises(ValueError, match="2 relays are running; choose one: --control hung .no answer.; --control oth"):
+        with running.connected(None):
+            pass
+
+
+def test_relays_that_do_not_answer_share_one_time(runs, monkeypatch):
+    now, given = [0.0], []
+
+    def ask(path, timeout=10.0):
+        given.append(timeout)
+        now[0] += timeout
+        return client(path, timeout)
+
+    client = running.Client
+    monkeypatch.setattr(running, "Client", ask)
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    runs.update(one=TimeoutError(), other=TimeoutError())
+    with pytest.raises(ValueError, match="2 relays are running"):
+        with running.connected(None):
+            pass
+    assert given == [2.0, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("stranger", [ClientError("not HTTP"), ConnectionResetError(), FileNotFoundError(), {}])
+def test_another_program_at_a_socket_is_no_relay(runs, stranger):
+    runs.update(stranger=stranger, own=tunnels())
+    with running.connected(None) as client:
+        assert client.path == "own"
+
+
+def test_a_relay_of_another_user_is_named_if_there_is_no_own_one(runs):
+    runs["theirs"] = PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(OSError, match="^control socket theirs: Permission denied$"):
+        with running.connected(None) as client:
+            client.get("/instance")
+    runs.update(own=tunnels())
+    with running.connected(None) as client:
+        assert client.path == "own"

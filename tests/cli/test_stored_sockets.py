@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from types import SimpleNamespace
 
 import pytest
 from group_rig import Group, letter, running
 from helpers import WAIT, wait_until
 from service_manager_double import ServiceManager
 
+from relay.addresses.values import TCPAddress
+from relay.cli.member import MemberState
+from relay.cli.stored_sockets import StoredSockets
 from relay.cli.systemd_supervisor import SystemdSupervisor
 from relay.transports import activated
 
@@ -92,3 +96,49 @@ def test_a_store_that_is_too_small_is_logged_once(restarted, target, caplog):
         group.pause("t0")
         group.resume("t0")
     assert caplog.text.count("9 listening sockets for 8 places in systemd's store; raise FileDescriptorStoreMax") == 1
+
+
+class ClosedMeanwhile(socket.socket):
+    """A listening socket that another thread closes after this one has looked for some time."""
+
+    looks = 0
+
+    def look(self):
+        self.looks -= 1
+        if self.looks < 0:
+            self.close()
+
+    def fileno(self):
+        self.look()
+        return super().fileno()
+
+    def getsockname(self):
+        self.look()
+        return super().getsockname()
+
+    def dup(self):
+        self.look()
+        return super().dup()
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_a_listener_that_closes_meanwhile_is_not_kept(looks):
+    """A reload closes the listener whose address another one needs, on a thread of its own."""
+    receive = ClosedMeanwhile()
+    receive.bind(("127.0.0.1", 0))
+    receive.listen()
+    receive.looks = looks
+    routes = SimpleNamespace(where=TCPAddress("127.0.0.1", 0))
+    member = SimpleNamespace(
+        name="a",
+        state=MemberState.LISTENING,
+        plan=SimpleNamespace(routes=routes),
+        opened=SimpleNamespace(receive=receive),
+    )
+    manager = ServiceManager(stores=8)
+    stored = StoredSockets(SimpleNamespace(members=[member], is_ending=False), manager)
+    with receive:
+        for _ in range(2):
+            stored.on_turn()
+    stored.release("a")
+    assert not manager.kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.cli.top_keys import TABLES, TUNED, KeyEffect, Swap, compare_keys, prepare_all
+from relay.cli.top_keys import TABLES, TUNED, UPGRADED, KeyEffect, Swap, compare_keys, prepare_all
 from relay.config.models import File
 
 
@@ -30,6 +30,12 @@ def test_a_key_changes_unless_an_option_overrides_it():
     assert changes({"mode": "a"}, {"mode": "b"}, {"mode"}) == [("mode", KeyEffect.OVERRIDDEN)]
 
 
+def test_an_upgrade_is_enough_for_some_until_they_are_as_at_the_start():
+    assert changes({"workers": 1}, {"workers": 2}) == [("workers", KeyEffect.UPGRADE)]
+    assert changes({"state": "b"}, {"state": "b"}, started={"state": "a"}) == [("state", KeyEffect.UPGRADE)]
+    assert changes({"state": "b"}, {"state": "a"}, started={"state": "a"}) == []
+
+
 def test_others_need_a_restart_until_they_are_as_at_the_start():
     assert changes({"mode": "a"}, {"mode": "b"}) == [("mode", KeyEffect.RESTART)]
     assert changes({"mode": "b"}, {"mode": "b"}, started={"mode": "a"}) == [("mode", KeyEffect.RESTART)]
@@ -45,6 +51,7 @@ def test_they_are_in_the_order_of_the_reference():
     ("effect", "words"),
     [
         (KeyEffect.TUNED, "key log_file: tuned"),
+        (KeyEffect.UPGRADE, "key log_file: a reload does not change it; relay ctl upgrade does"),
         (KeyEffect.RESTART, "key log_file: a reload does not change it; restart relay"),
         (KeyEffect.OVERRIDDEN, "key log_file: --log-file of the command line counts; restart relay without it"),
     ],
@@ -56,7 +63,7 @@ def test_what_the_user_has_to_do_is_told(effect, words):
 
 
 def test_every_key_is_known():
-    assert set(File.model_fields) >= TUNED | TABLES
+    assert set(File.model_fields) >= TUNED | UPGRADED | TABLES
 
 
 def test_all_is_prepared_or_nothing():

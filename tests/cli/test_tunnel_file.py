@@ -41,6 +41,17 @@ def test_problems_at_the_start_are_printed_and_end_the_program(toml, capsys):
     assert "relay.toml" in capsys.readouterr().err
 
 
+def test_rules_that_deny_no_client_are_warned_of_at_the_start_alone(toml, caplog):
+    deny = 'deny = ["10.0.0.0/8", "user:www-data"]\n'
+    path = toml(f"[defaults]\n{deny}{ONE}{deny}allow = ['user:root']\n{TWO}")
+    file = TunnelFile(path, Options(), "relay.toml")
+    file.first()
+    file.again()
+    (warning,) = caplog.messages  # nor of the defaults, which are for listeners of several kinds
+    assert warning.startswith("relay.toml:6: tunnels.one.deny[1]: user:www-data can never match: ")
+    assert caplog.records[0].levelname == "WARNING"
+
+
 def test_options_override_the_keys_at_the_top(toml):
     text = 'control = "a.sock"\nstatus = ":1"\nlog_file = "a.log"\nsandbox = "auto"\n'
     file = TunnelFile(toml(text + ONE), Options(), "relay.toml", {"control": "/b.sock", "log_interval": 5.0})

@@ -147,6 +147,16 @@ def test_hops_that_are_not_up_are_told():
     assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
 
 
+def test_targets_of_which_none_is_up_are_a_problem():
+    class Group:
+        state, last_error = "up", "a: refused; b is disabled"
+        states = list
+
+    assert hop_state(object(), Group()) == ("up", "a: refused; b is disabled")
+    Group.last_error = None
+    assert hop_state(object(), Group()) == ("up", "")
+
+
 def test_a_worker_that_does_not_answer_is_named():
     tunnel = Fake()
     tunnel.problem = "worker 1 (process 7) does not answer"

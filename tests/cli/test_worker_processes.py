@@ -44,7 +44,7 @@ def test_a_tunnel_starts_them_and_its_connections_are_logged(processes, echo_ser
         wait_until(lambda: ended)
         ((name, record),) = ended
         assert (name, record.received, record.sent, record.reason) == ("one", 4, 4, "done")
-        with pytest.raises(ValueError, match="workers: 2 are running, got 3; restart relay for more"):
+        with pytest.raises(ValueError, match="workers: 2 are running, got 3; relay ctl upgrade starts more"):
             processes.check(3)
 
 

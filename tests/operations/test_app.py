@@ -11,6 +11,7 @@ import pytest
 from instance_double import PROBED, Double, check_contract, served
 
 from relay.operations.openapi import document
+from relay.streams.target_group import TargetState
 
 TOKEN = "a-token-of-some-length"
 
@@ -243,6 +244,16 @@ def test_a_tunnel_with_a_stuck_worker_is_not_ready(app, double):
     double.change("a", problem="worker 2 does not answer", stuck=True)
     assert health(app.tcp, "/readyz") == (503, "failed", {"a": "worker 2 does not answer"})
     assert health(app.tcp, "/livez") == (200, "ok", {})
+
+
+def test_a_tunnel_none_of_whose_targets_is_up_is_not_ready(app, double):
+    def targets(*states):
+        return tuple(TargetState(f"t{state}", state, 1.0, 0, None, 1, "refused") for state in states)
+
+    double.change("a", problem="a: refused; b is disabled", targets=targets("down", "disabled"))
+    assert health(app.tcp, "/readyz") == (503, "failed", {"a": "no target is up: a: refused; b is disabled"})
+    double.change("a", problem="", targets=targets("down", "up"))
+    assert health(app.tcp, "/readyz") == (200, "ok", {})
 
 
 def test_a_probe_counts_until_it_is_too_old(app, double):

@@ -298,6 +298,24 @@ def test_without_a_thread_a_probe_fails_and_others_go_on(monkeypatch):
         prober.close()
 
 
+def test_without_a_thread_the_probes_begin_with_the_next_change(monkeypatch, caplog):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    prober = Prober({"t": ProbeTarget("t", "connect", LONG, WAIT, relay.tcp("127.0.0.1", 1))}.get)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        prober.wake(["t"])
+    assert caplog.messages == ["no tunnel is probed before the next one changes: can't start new thread"]
+    prober.wake([])
+    try:
+        assert "refused" in outcome(prober)
+    finally:
+        prober.close()
+
+
 def test_without_a_target_there_is_no_thread():
     prober = Prober(lambda _: None)
     prober.wake(["t"])

@@ -55,6 +55,14 @@ def test_a_directory_in_which_others_may_write_is_rejected(tmp_path):
     open_control(str(shared / "x.sock")).close()
 
 
+@pytest.mark.parametrize("path", ["", "unix:///run/c.sock"])
+def test_a_path_that_cannot_be_that_of_a_socket_is_rejected_before_anything_is_made(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="^control socket.*; (name|write)"):
+        open_control(path)
+    assert os.listdir() == []
+
+
 def test_the_socket_of_a_killed_process_is_replaced(tmp_path):
     path = str(tmp_path / "x.sock")
     code = "import sys, signal\nfrom relay.operations.sockets import open_control\n"
@@ -118,6 +126,14 @@ def test_a_unix_socket_is_owner_only(tmp_path):
     try:
         assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o600
         assert not endpoint.is_control
+    finally:
+        endpoint.close()
+
+
+def test_a_unix_socket_may_be_for_programs_of_other_users(tmp_path):
+    endpoint = open_status(f"unix://{tmp_path}/s.sock?mode=0660&group={os.getegid()}")
+    try:
+        assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o660
     finally:
         endpoint.close()
 

@@ -30,6 +30,14 @@ def test_what_is_late_cannot_be_sent_any_more(pair):
         other.send({"ready": True})
 
 
+def test_a_listener_that_was_closed_is_not_sent(pair):
+    one, _ = pair
+    closed = socket.create_server(("127.0.0.1", 0))
+    closed.close()
+    with pytest.raises(UpgradeError, match="^a listener was closed before it was handed over; try again$"):
+        one.send({"socket": {}}, closed)
+
+
 def test_what_comes_at_the_last_moment_counts(pair, monkeypatch):
     """The process was stopped while it waited, and for longer than it would have waited."""
     one, other = pair
@@ -74,6 +82,14 @@ def test_the_other_process_hears_why(pair):
         other.receive("released", WAIT)
     one.close()
     assert one.give_up("it has ended")
+
+
+def test_the_other_process_hears_each_problem(pair):
+    one, other = pair
+    one.fail("a: \x1b[2J\n\nb: no")
+    with pytest.raises(UpgradeError, match=r"^a: \\x1b\[2J; b: no$") as caught:
+        other.receive("ready", WAIT)
+    assert caught.value.lines == (r"a: \x1b[2J", "b: no")
 
 
 def test_without_a_descriptor_it_says_so(pair):

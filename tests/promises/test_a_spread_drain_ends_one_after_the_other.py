@@ -70,6 +70,14 @@ def test_the_oldest_connection_of_each_worker_ends_first(up, workers):
     assert made.wait()[0] == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_log_counts_all_that_a_drain_has_reset(up, workers):
+    made, *_ = up("drain = 0.1", "drain_spread = 0.1", workers=workers)
+    made.process.send_signal(signal.SIGTERM)
+    assert made.hear("drain over").endswith("drain over: 4 connections reset; raise drain to give them longer\n")
+    assert made.wait()[0] == 0
+
+
 @pytest.mark.parametrize("way", ["ctl drain", "reload"])
 def test_a_drain_of_one_tunnel_is_spread_too(up, way, tmp_path):
     made, control, clients = up(*SPREAD)

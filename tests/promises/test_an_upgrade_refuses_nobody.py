@@ -123,7 +123,13 @@ def test_a_file_that_changes_is_upgraded_to(up, serve, tmp_path, reserved):
                 with socket.create_connection(("127.0.0.1", number), WAIT) as other:
                     assert receive_exactly(other, 1) == b"a"
             assert repeats(client)
+            state = tmp_path / "state"
+            running.write(f'workers = 3\nstate = "{state}"\n{running.file.read_text()}')
+            remedy = "a reload does not change it; relay ctl upgrade does"
+            assert running.ctl("reload").stdout == f"key state: {remedy}\nkey workers: {remedy}\n"
             running.upgrade()  # from workers to workers
+            assert "3 workers run" in running.said()
+            assert state.exists()
             with socket.create_connection(("127.0.0.1", port), WAIT) as other:
                 assert receive_exactly(other, 1) == b"a"
             assert second.wait(WAIT) == 0
@@ -174,7 +180,7 @@ def test_a_unix_socket_that_nobody_can_reach_is_opened_anew(up, serve, tmp_path)
 
 
 def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
-    """The command says why in one line, and all clients are served as before."""
+    """The command says why, a line for each problem, and all clients are served as before."""
     target = serve(letter(b"a")).address
     program = tmp_path / "relay"
     works = f"#!{sys.executable}\nimport sys\nfrom relay.cli import main\nsys.exit(main())\n"
@@ -183,10 +189,25 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
     text = tunnel("one", "127.0.0.1:0", target)
     running = up(text, program=program)
     port = running.port("one")
-    taken, wider = "{}:{}".format(*target), text.replace("127.0.0.1:0", f"0.0.0.0:{port}")
+    taken, also_taken = ("{}:{}".format(*address) for address in (target, serve(letter(b"b")).address))
+    in_use = "Address already in use; another program listens there, and port 0 picks a free one"
+    wider = text.replace("127.0.0.1:0", f"0.0.0.0:{port}")
     cases = [
         (text + "target = 1\n", works, "relay.toml:4: this is not TOML"),
         (text + tunnel("two", taken, target), works, f"two: {taken}: Address already in use"),
+        (
+            text + tunnel("two", taken, target) + tunnel("three", also_taken, target),
+            works,
+            f"two: {taken}: {in_use}\nrelay: three: {also_taken}: {in_use}",
+        ),
+        (
+            text + "nconnect = 0\nwarm = -1\n",
+            works,
+            (
+                "relay.toml:4: tunnels.one.nconnect: must be at least 1, got 0; use -1 for no limit\nrelay: "
+                f"{running.file}:5: tunnels.one.warm: must be from 0 to 1024, got -1; use 0 for none"
+            ),
+        ),
         (
             wider,
             works,
@@ -202,11 +223,15 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
             program.write_text(code)
             done = running.ctl("upgrade")
             assert done.returncode == 1
-            assert why in done.stderr and done.stderr.count("\n") == 1
+            assert why in done.stderr and done.stderr.count("\n") == why.count("\n") + 1
             with socket.create_connection(("127.0.0.1", port), WAIT) as other:
                 assert receive_exactly(other, 1) == b"a"
+        logged = running.said()
+        assert f"upgrade: two: {taken}: {in_use}\n" in logged
+        assert f"upgrade: three: {also_taken}: {in_use}; nothing has changed\n" in logged
         program.unlink()
-        assert f"cannot start {program}: No such file or directory" in running.ctl("upgrade").stderr
+        why = f"cannot start {program}: No such file or directory"
+        assert why in running.ctl("upgrade").stderr and f"upgrade: {why}; nothing has changed" in running.said()
         program.write_text(works)
         program.chmod(0o755)
         running.write(text)

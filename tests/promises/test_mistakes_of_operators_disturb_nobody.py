@@ -71,7 +71,7 @@ def up(file, environment, hang_up_heard):
     """Starts ``relay up`` with a text; returns the command and the addresses of its tunnels by name."""
     with commands() as make:
 
-        def start(text):
+        def start(text, file=file):
             file.write_text(text)
             command = make(str(file), command="up", env=environment, stdin=subprocess.DEVNULL)
             where = {}
@@ -238,6 +238,21 @@ def test_a_second_relay_names_the_first_and_takes_over_the_socket_of_a_killed_on
     command, where = up(tunnel("web", place(echo_server)))
     assert echoes(where["web"]) and control_socket(environment) == path
     assert command.end()[0] == 0
+
+
+def test_a_command_for_a_relay_that_hangs_reaches_no_other_one(up, ctl, echo_server, file):
+    hung, _ = up(tunnel("web", place(echo_server)))
+    other, where = up(tunnel("web", place(echo_server)), file.with_name("other.toml"))
+    hung.process.send_signal(signal.SIGSTOP)
+    try:
+        for words in (["stop"], ["pause", "web"]):
+            said = ctl(*words, status=2)
+            assert said.startswith("relay: 2 relays are running; choose one: --control ")
+            assert "(no answer)" in said and "other.toml)" in said
+        assert echoes(where["web"])
+    finally:
+        hung.process.send_signal(signal.SIGCONT)
+    assert (hung.end()[0], other.end()[0]) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, Server, receive_all
+from helpers import WAIT, Server, family, receive_all
 from sshd import embedded, server_url
 
 import relay
@@ -27,12 +27,6 @@ def protected(make_ssh_server, variable, backend):
     """The address of a server that takes a password."""
     rig = make_ssh_server(users={"ann": WORD})
     return server_url(embedded(rig, keyfile=None, backend=backend), password_env=variable)
-
-
-def family(pid):
-    """A process and those that its threads have made, and so on; some may end meanwhile."""
-    children = [text for task in Path(f"/proc/{pid}/task").glob("*/children") if (text := content(task))]
-    return [pid, *(one for text in children for child in text.split() for one in family(int(child)))]
 
 
 def environments(pids):

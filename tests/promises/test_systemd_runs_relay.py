@@ -120,9 +120,20 @@ def test_install_start_reload_watchdog_restart_stop(systemd, targets, reserved):
         # The old relay may have served that client, too: systemd has this state before relay has the signal.
         wait_until(lambda: systemd.show("relay", "MainPID") not in (before, "0"))
 
-    # The end.
+    # The end: the program of an open connection serves it during the drain.
     systemd.wait_for("relay", SubState="running")
-    systemd.run("systemctl", "stop", "relay")
+    path.write_text(tunnel("db", f"127.0.0.1:{reserved}", targets[0]) + tunnel("echo", ":0", "exec:cat"))
+    systemd.run("systemctl", "reload", "relay")
+    systemd.wait_for("relay", StatusText="2 of 2 tunnels listen", SubState="running")
+    ((port,),) = [re.findall(r"echo: listening on 127.0.0.1:(\d+)", systemd.log())]
+    with socket.create_connection(("127.0.0.1", int(port)), WAIT) as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"  # the program runs
+        systemd.run("systemctl", "stop", "--no-block", "relay")
+        systemd.wait_for("relay", SubState="stop-sigterm")  # and all signals are sent
+        client.sendall(b"2")
+        assert client.recv(1) == b"2", systemd.log()
+    systemd.wait_for("relay", SubState="dead")
     assert systemd.show("relay", "Result") == "success"
     wait_until(lambda: answer(reserved) == b"")
     assert not os.path.exists("/var/lib/private/relay")  # nothing of it is on the machine
@@ -142,6 +153,23 @@ def test_a_socket_unit_starts_it(systemd, targets, reserved):
     assert answer(reserved) == b"a"
     systemd.wait_for("activated", SubState="running")
     systemd.run("systemctl", "stop", "activated.socket", "activated.service")
+
+
+CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1).decode())"
+
+
+def test_a_program_of_another_user_connects_to_a_socket_of_its_group(systemd, targets):
+    """The unit lets relay give its socket the group, and lets the members of the group into the directory."""
+    path, place = f"{FOLDER}/shared.toml", "/run/relay/shared.sock"
+    systemd.path(path).write_text(tunnel("db", f"unix://{place}?mode=0660&group=daemon", targets[0]))
+    systemd.run(RELAY, "service", "install", "--system", "--config", path, "--force")
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "relay")
+    nobody = ["setpriv", f"--reuid={pwd.getpwnam('nobody').pw_uid}", "--clear-groups"]
+    client = [sys.executable, "-I", "-c", CONNECT, place]
+    assert systemd.run(*nobody, "--regid=daemon", *client) == "a\n", systemd.log()
+    assert systemd.run(*nobody, "--regid=nogroup", *client, check=False) == ""
+    systemd.run("systemctl", "stop", "relay")
 
 
 def test_the_service_manager_of_a_user_runs_it_too(systemd, targets, reserved):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -86,6 +87,16 @@ def test_a_log_file_that_cannot_be_opened_is_named(tmp_path):
     assert done.stderr.startswith("relay: log file ") and done.stderr.endswith(text)
 
 
+def matches(log, path):
+    """Return the lines of a log that the filter of fail2ban takes."""
+    path.write_text(log)
+    done = subprocess.run(
+        ["fail2ban-regex", "--print-all-matched", str(path), str(FILTER)],
+        capture_output=True, text=True, timeout=WAIT, check=True,
+    )  # fmt: skip
+    return re.findall(r"^\|  (.*)$", done.stdout.partition("Matched line(s):")[2].partition("\n`-")[0], re.MULTILINE)
+
+
 def test_fail2ban_finds_wrong_logins_and_nothing_else(start, tmp_path):
     (password := tmp_path / "password").write_text("secret\n")
     password.chmod(0o600)
@@ -102,16 +113,27 @@ def test_fail2ban_finds_wrong_logins_and_nothing_else(start, tmp_path):
     status, log = command.end()
     assert status == 0
     forged = '12:00:00 WARNING web: "x 12:00:00 WARNING denied peer=198.51.100.1:1 tunnel=web rule=login (client a)\n'
-    (tmp_path / "log").write_text(forged + log)
-    done = subprocess.run(
-        ["fail2ban-regex", "--print-all-matched", str(tmp_path / "log"), str(FILTER)],
-        capture_output=True, text=True, timeout=WAIT, check=True,
-    )  # fmt: skip
-    matched = re.findall(r"^\|  (.*)$", done.stdout.partition("Matched line(s):")[2].partition("\n`-")[0], re.MULTILINE)
+    matched = matches(forged + log, tmp_path / "log")
     assert [re.search(r"denied (.*)$", line)[1].split(" ", 1)[1] for line in matched] == ["tunnel=socks rule=login"] * 2
     assert all(f"peer={host}:" in line for line in matched)
     found = lines(tmp_path / "access.log")
     assert [(line["rule"], line["reason"], line["by"]) for line in found] == [("login", "denied", "relay")] * 2
+
+
+def test_fail2ban_never_bans_a_balancer(start, tmp_path):
+    command = start(":0", "127.0.0.1:1", "--accept-proxy", "127.0.0.1", "--deny", "0.0.0.0/0")
+    address = command.address()
+    for sent in (b"", b"GET / HTTP/1.0\r\n\r\n", b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n"):
+        with socket.create_connection(address, timeout=WAIT) as balancer:
+            balancer.sendall(sent)
+            balancer.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                assert balancer.recv(1) == b""
+    status, log = command.end()
+    assert status == 0
+    assert "no valid header of the PROXY protocol" in log and "denied peer=- " in log
+    (line,) = matches(log, tmp_path / "log")
+    assert "denied peer=192.0.2.7:1 " in line
 
 
 @pytest.mark.parametrize(

@@ -158,10 +158,10 @@ def test_it_shows_bans_if_there_are_some(chromium, tmp_path):
     double.banned = []
     with page_of(chromium, double, tmp_path) as page:
         assert not page.is_visible("#bans")
-        double.banned = [dataclasses.replace(many[0], key=HOSTILE, until=time.time() + 3601)]
+        double.banned = [dataclasses.replace(many[0], key=HOSTILE, until=time.time() + 36.5 * 3600)]
         until(page, "!document.querySelector('#bans').hidden")
         rows = [column(page, "bans", number)[0] for number in range(1, 5)]
-        assert rows[0].startswith("<img") and rows[1:] == ["a", "few", "60 min"]
+        assert rows[0].startswith("<img") and rows[1:] == ["a", "few", "36 h"]
         assert page.title() != "pwned"
         double.banned = many
         until(page, "document.querySelectorAll('#bans tbody tr:not(.empty)').length === 25")

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from helpers import family
+
 from relay.process import DEVNULL, Process
 from relay.process import start as start_program
 
@@ -19,19 +21,6 @@ _END = 20.0  # seconds for a relay to end after SIGTERM
 
 class FaultError(AssertionError):
     """A rule that a fault has broken, or a thing that it has left behind."""
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def _family(pid: int) -> list[int]:
-    """Return a process and all its descendants, each before its children."""
-    return [pid, *(one for child in _children(pid) for one in _family(child))]
 
 
 def name_of(pid: int) -> str:
@@ -101,7 +90,7 @@ class Program:
 
     def family(self) -> list[int]:
         """Return its process and all descendants."""
-        return [] if self._process is None else _family(self.pid)
+        return [] if self._process is None else family(self.pid)
 
     def kill(self) -> None:
         """Kill the process itself. Idempotent."""

@@ -46,7 +46,8 @@ def ctl(context: click.Context) -> None:
     """Show and control a running relay.
 
     It finds the control socket of relay up by itself; with several running, name one with --control. Exit status: 0
-    done, 1 no answer or a failure there, 2 something that you must change first.
+    done, 1 the relay does not answer, or has not done it (it rejects its file, is ending, is being upgraded), 2
+    something that you must change first: the command line, or no relay is there.
     """
     if context.invoked_subcommand is None:
         show_help(context)
@@ -197,7 +198,7 @@ def resume(client: Any, name: str) -> None:
 
 @tunnel
 def drain(client: Any, name: str) -> None:
-    """Close the listener of TUNNEL; open connections may finish."""
+    """Close the listener of TUNNEL; open connections may finish. A reload or an upgrade opens it again."""
     client.request("POST", "/tunnels", name, "drain")
 
 
@@ -264,7 +265,10 @@ def reopen(client: Any) -> None:
 
 @click.argument("level", metavar="LEVEL", type=click.Choice(LEVELS), help="debug, info, warning or error")
 def log_level(client: Any, level: str) -> None:
-    """Log from LEVEL on, until it is set again or relay restarts."""
+    """Log from LEVEL on, until it is set again or relay restarts.
+
+    With warning, the log has also what relay itself does, such as reloads.
+    """
     client.request("PUT", "/log-level", body={"level": level})
 
 

@@ -59,6 +59,9 @@ EXIT_STATUS = """Exit statuses of relay
      missing or wrong, an environment variable that is not set; nothing was
      opened. relay up: all tunnels, or a required one, failed like this
 
+relay ctl: 1 if the relay that runs does not answer, or has not done it, also
+because of its file; 2 also if no relay is there.
+
 relay pipe ends by the signal that ended it. Every failure is one line on
 standard error; --debug adds a traceback.
 """

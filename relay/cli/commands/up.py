@@ -219,10 +219,12 @@ def _first(config: TunnelFile, predecessor: Predecessor | None) -> list[Member]:
             return config.first()
     except click.exceptions.Exit:
         if predecessor is not None:
-            predecessor.fail("; ".join(config.problems))
+            predecessor.fail("\n".join(config.problems))
         raise
 
 
 def _absolute(path: str | None) -> str | None:
     """Return a path of the command line, to which the folder of the file does not matter."""
-    return path if path is None or path == "none" else os.path.abspath(path)
+    if path is None or path in ("", "none") or path.startswith("unix:"):  # the last one is an error, and so named
+        return path
+    return os.path.abspath(path)

@@ -122,7 +122,7 @@ def _at_i2p(
         key = read(path)
         checks = [*checks, probe.published(key.b32, deadline)]
         if where.standby:
-            checks.append(probe.other_relay(dataclasses.replace(where, router=router), key, deadline))
+            checks.append(probe.other_relay(key, deadline))
         return checks
     finally:
         probe.close()

@@ -116,17 +116,20 @@ class RouteProbe:
         detail = "a router finds its lease set: a running relay has published it"
         return Check("published", address, Status.OK, detail, seconds=time.monotonic() - begun)
 
-    def other_relay(self, place: I2PListen, key: PrivateKey, deadline: float) -> Check:
+    def other_relay(self, key: PrivateKey, deadline: float) -> Check:
         """Check that the relay that serves a destination has the time of this machine, which may take over from it.
 
-        :param place: the address to listen on, with the last hop as its router.
+        The last hop is a router.
+
         :param key: of the destination.
         :param deadline: monotonic seconds.
         """
         from ...transports.i2p.standby import CLOCKS, Standby, clock_problem
 
         begun = time.monotonic()
-        standby = Standby(key.b32, place.router, network(self._hops[:-1], self._recorder))
+        *before, router = self._hops
+        assert isinstance(router, I2PRouter)
+        standby = Standby(key.b32, router, network(tuple(before), self._recorder))
         standby.open(key, math.inf)
         try:
             other = standby.find(deadline)

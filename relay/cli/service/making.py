@@ -17,6 +17,7 @@ from ...addresses.options import CONTROL
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ...process import DEVNULL, PIPE, start
+from ...transports.unix import group_number
 from ..options import Options
 from ..output import configuration_read
 from ..plan_from_file import plans_of, print_problems
@@ -65,6 +66,8 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
         user = _user_for([path, *needs.reads])
     if user == "":
         _check_program(command)
+    if is_users and needs.groups:
+        raise ValueError(f"group={needs.groups[0]}: the sandbox of a user's service has no other groups; use --system")
     for each in (path, *command, *needs.paths):
         if CONTROL.search(each):
             raise ValueError(f"{shown(each)}: a path with a control character cannot be in a unit; choose another path")
@@ -93,6 +96,8 @@ def _sandbox(path: str, command: Iterable[str], needs: Needs, *, is_users: bool)
         needs_tmp=any(_is_in(each, _TEMPORARY) for each in (path, *needs.paths)),
         needs_low_port=needs.has_low_port,
         starts_programs=bool(needs.programs),
+        groups=tuple(dict.fromkeys(str(group_number(group)) for group in needs.groups)),
+        shares_runtime=any(_is_in(each, _MADE[:1]) for each in needs.shared),
         binds=tuple(each for each in dict.fromkeys(folders) if _is_in(each, _TEMPORARY)),
     )
 

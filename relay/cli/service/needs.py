@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...access.rules import has_kind
-from ...addresses.hops import Command, ProxyListen
+from ...addresses.hops import Command, Listen, ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FILE, options_of
+from ...addresses.parse import parse_listen
 from ...addresses.ssh import SSHServer
-from ...addresses.values import TCPAddress, TLSListen, UnixAddress
+from ...addresses.values import TCPAddress, TLSListen, UnixAddress, UnixListen
 from ...config import Config, Entry
 
 __all__ = ["Needs", "needs_of"]
@@ -29,6 +30,8 @@ class Needs:
     :param sockets: Unix sockets to connect to.
     :param programs: why relay starts other programs, such as ``exec:``; empty if it starts none.
     :param has_low_port: whether it listens at a port below 1024.
+    :param groups: those of listening Unix sockets, by name or number.
+    :param shared: listening Unix sockets for clients of other users.
     """
 
     reads: tuple[str, ...]
@@ -36,6 +39,8 @@ class Needs:
     sockets: tuple[str, ...]
     programs: tuple[str, ...]
     has_low_port: bool
+    groups: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -60,14 +65,16 @@ def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer],
     found.write(file.log_file)
     found.write(None if file.state == "none" else file.state)
     found.write(None if file.control == "none" else file.control)
-    if file.status is not None and file.status.startswith("unix://"):
-        found.write(file.status.removeprefix("unix://"))
+    if file.status is not None and file.status != "none":
+        found.add_listening(parse_listen(file.status))
     return Needs(
         tuple(dict.fromkeys(found.reads)),
         tuple(dict.fromkeys(found.writes)),
         tuple(dict.fromkeys(found.sockets)),
         tuple(dict.fromkeys(found.programs)),
         found.has_low_port,
+        tuple(dict.fromkeys(found.groups)),
+        tuple(dict.fromkeys(found.shared)),
     )
 
 
@@ -101,6 +108,8 @@ class _Found:
         self.writes: list[str] = []
         self.sockets: list[str] = []
         self.programs: list[str] = []
+        self.groups: list[str] = []
+        self.shared: list[str] = []
         self.has_low_port = False
         self._folder = folder
         self._home = home
@@ -130,10 +139,7 @@ class _Found:
             path = text[5:] if text[:5].lower() == "file:" else text
             if not has_kind(text) and os.path.exists(self.path(path)):
                 self.read(path)
-        if isinstance(listen, UnixAddress):
-            self.write(listen.path)
-        elif isinstance(listen, TCPAddress | TLSListen | ProxyListen):
-            self.has_low_port |= 0 < listen.port < _LOW
+        self.add_listening(listen)
         if isinstance(listen, I2PListen):
             self.write(tunnel.keys)
             if tunnel.keys is None and listen.router.keys is None and not tunnel.transient:
@@ -141,6 +147,18 @@ class _Found:
         for value in _values(listen):
             if not isinstance(value, UnixAddress):  # its own, or one on a server
                 self.add(value)
+
+    def add_listening(self, listen: Listen | None) -> None:
+        """Note the needs of a socket that listens on this machine."""
+        if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+            self.has_low_port |= 0 < listen.port < _LOW
+        if not isinstance(listen, UnixListen):
+            return
+        self.write(listen.path)
+        if listen.group is not None:
+            self.groups.append(listen.group)
+        if listen.group is not None or listen.mode is not None:
+            self.shared.append(self.path(listen.path))
 
     def add(self, value: object) -> None:
         """Note the needs of an address."""

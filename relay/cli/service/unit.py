@@ -22,7 +22,7 @@ _SPECIAL = re.compile(r'[\s"\'\\;]')
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The parts of the sandbox that depend on the tunnels.
+    """The parts of the sandbox that depend on the tunnels: plain data.
 
     :param writes: directories outside of those that systemd makes, in which relay writes.
     :param needs_home: whether it reads files in a home directory.
@@ -30,6 +30,8 @@ class Sandbox:
     :param needs_low_port: whether it listens at a port below 1024.
     :param starts_programs: whether it starts other programs.
     :param binds: directories of relay itself that a private ``/tmp`` would hide.
+    :param groups: the numbers of the groups that it gives to Unix sockets.
+    :param shares_runtime: whether other users connect to a Unix socket in the directory of its control socket.
     """
 
     writes: tuple[str, ...] = ()
@@ -38,6 +40,8 @@ class Sandbox:
     needs_low_port: bool = False
     starts_programs: bool = False
     binds: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    shares_runtime: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def _service(unit: Unit) -> Iterator[str]:
     yield "RestartSec=5"
     yield "# A wrong configuration stays wrong after a restart."
     yield "RestartPreventExitStatus=2"
+    yield "# SIGTERM is for relay itself: ssh and the other programs serve open connections until the drain ends."
+    yield "KillMode=mixed"
     yield "TimeoutStartSec=300"
     yield "WatchdogSec=30"
     yield "# A program that hangs accepts no client any more, and its memory, with its keys, is not written to a disk."
@@ -104,7 +110,7 @@ def _service(unit: Unit) -> Iterator[str]:
     yield f"TasksMax={TASKS}"
     yield "UMask=0077"
     yield "RuntimeDirectory=relay"
-    yield "RuntimeDirectoryMode=0700"
+    yield f"RuntimeDirectoryMode={'0711' if unit.sandbox.shares_runtime else '0700'}"
     if unit.is_users:
         yield "RuntimeDirectoryPreserve=yes"  # other relays of the user have their control sockets there
         return
@@ -112,6 +118,8 @@ def _service(unit: Unit) -> Iterator[str]:
     yield "StateDirectoryMode=0700"
     yield "Environment=XDG_DATA_HOME=%S"
     yield f"User={unit.user}" if unit.user else "DynamicUser=yes"
+    if unit.sandbox.groups:
+        yield f"SupplementaryGroups={' '.join(unit.sandbox.groups)}"
 
 
 def _hardening(unit: Unit) -> Iterator[str]:
@@ -127,7 +135,7 @@ def _hardening(unit: Unit) -> Iterator[str]:
         "PrivateDevices=yes",
         "PrivateMounts=yes",
         f"PrivateTmp={_yes(not box.needs_tmp)}",
-        f"PrivateUsers={_yes(not capability)}",
+        f"PrivateUsers={_yes(not capability and not box.groups)}",
         "ProtectClock=yes",
         "ProtectControlGroups=yes",
         f"ProtectHome={'read-only' if box.needs_home else 'yes'}",
@@ -147,6 +155,9 @@ def _hardening(unit: Unit) -> Iterator[str]:
         "SystemCallFilter=~@privileged",
         "SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
     )
+    if box.groups:
+        yield "# For the groups of Unix sockets; a user may give a file only groups of their own."
+        yield "SystemCallFilter=@chown"
     if box.starts_programs:
         yield "# Relaxed for the programs that relay starts: writable code, all of /proc, system calls, netlink."
         yield "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"

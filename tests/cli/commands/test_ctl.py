@@ -14,6 +14,7 @@ from instance_double import Double, served
 from relay.cli import app as cli
 from relay.engine.records import Stats, WarmFigures
 from relay.operations import runtime
+from relay.operations.instance import ConflictError, RejectedError
 
 
 @pytest.fixture
@@ -165,10 +166,23 @@ def test_reload_prints_what_changes(ctl, running, double):
         (("connections", "nope"), 2, "relay: nope: there is no such tunnel\n"),
         (("kill", "nope"), 2, "relay: nope: there is no open connection with this id\n"),
         (("reopen",), 1, "relay: /var/log/relay: No space left on device\n"),
+        (("disable", "a", "x:1"), 1, "relay: a: it has one target\n"),
     ],
 )
 def test_an_error_is_one_line_with_its_status(ctl, running, words, status, line):
     assert ctl(*words) == (status, "", line)
+
+
+@pytest.mark.parametrize(
+    "error", [ConflictError("not now"), RejectedError(["not now"], 500), RejectedError(["not now"])]
+)
+@pytest.mark.parametrize("words", ["reload", "upgrade"])
+def test_what_the_relay_does_not_do_now_has_one_status(ctl, running, double, monkeypatch, error, words):
+    def refuse(**options):
+        raise error
+
+    monkeypatch.setattr(double, words, refuse)
+    assert ctl(words) == (1, "", "relay: not now\n")
 
 
 def test_without_a_relay_it_says_what_to_do(ctl, folder):

@@ -329,6 +329,16 @@ def test_a_second_signal_ends_all_at_once(start, connect, listener):
         assert ending(client) == ending(far) == "reset"
 
 
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("unix:///c.sock", "control socket unix:///c.sock: that is an address; write the path alone"), ("", "is empty")],
+)
+def test_a_control_socket_is_a_path(make_file, path, problem):
+    done = run("up", str(make_file(tunnel("a", ":0", "h:1"))), "--control", path)
+    assert done.returncode == 2
+    assert problem in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["up", "forward"])
 def test_the_first_signal_of_three_begins_a_shutdown_delay(make_file, connect, listener, tmp_path, command):
     place = "{}:{}".format(*listener.getsockname())

@@ -11,6 +11,7 @@ import pytest
 
 from relay.cli.service import making
 from relay.cli.service.making import make_unit
+from relay.cli.service.unit import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
 
@@ -97,6 +98,23 @@ def test_a_path_that_a_unit_cannot_hold_is_an_error(made):
 def test_folders_that_systemd_makes_are_no_exceptions(made):
     assert made('log_file = "/var/lib/relay/log"').sandbox.writes == ()
     assert made('log_file = "/var/log/relay/log"').sandbox.writes == ("/var/log/relay",)
+
+
+def test_the_groups_of_sockets_and_a_shared_directory_are_exceptions(made):
+    def tunnel(listen):
+        return f'[tunnels.u]\nlisten = "unix:///{listen}"\ntarget = "h:1"'
+
+    assert made(tunnel("run/relay/u?mode=0660&group=root")).sandbox == Sandbox(groups=("0",), shares_runtime=True)
+    both = "\n".join(
+        [tunnel("run/relay/u?group=root"), tunnel("run/relay/v?group=0").replace("tunnels.u", "tunnels.v")]
+    )
+    assert made(both).sandbox.groups == ("0",), "one group, by name and by number"
+    assert not made(tunnel("run/relay/u")).sandbox.shares_runtime
+    assert not made(tunnel("run/other/u?mode=0660")).sandbox.shares_runtime
+    with pytest.raises(ValueError, match="this machine has no group nobodys"):
+        made(tunnel("run/relay/u?group=nobodys"))
+    with pytest.raises(ValueError, match="group=root: the sandbox of a user's service has no other groups; use --sys"):
+        made(tunnel("run/relay/u?group=root"), is_users=True)
 
 
 def test_a_program_of_root_alone_is_an_error(tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_each_file_is_found(needs, text, reads, tmp_path):
         (tunnel("unix:///run/a/s"), ["/run/a"]),
         ('log_file = "/var/log/relay/x"\n' + tunnel(), ["/var/log/relay"]),
         ('control = "/run/c/s"\nstatus = "unix:///run/s/s"\n' + tunnel(), ["/run/c", "/run/s"]),
-        ('control = "none"\n' + tunnel(), []),
+        ('control = "none"\nstate = "none"\nstatus = "none"\n' + tunnel(), []),
         (tunnel("i2p:", "h:1", 'keys = "/k/x"'), ["/k"]),
         (tunnel("i2p:?keys=/k/x"), ["/k"]),
         (tunnel("i2p:"), ["/home/me/.local/share/relay"]),
@@ -74,6 +74,20 @@ def test_each_folder_with_files_that_relay_makes_is_found(needs, text, writes):
     assert sorted(needs(text).writes) == sorted(writes)
 
 
+def test_the_groups_of_sockets_and_those_for_others_are_found(needs):
+    text = "\n".join(
+        [
+            'status = "unix:///s/page?group=prometheus"',
+            tunnel("unix:///s/a", name="a"),
+            tunnel("unix:///s/b?mode=0666", name="b"),
+            tunnel("unix:///s/c?mode=0660&group=7", name="c"),
+        ]
+    )
+    found = needs(text)
+    assert sorted(found.groups) == ["7", "prometheus"]
+    assert sorted(each.rpartition("/")[2] for each in found.shared) == ["b", "c", "page"]
+
+
 def test_sockets_programs_and_low_ports_are_found(needs):
     assert needs(tunnel(target="unix:///run/db")).sockets == ("/run/db",)
     assert needs(tunnel(target="exec:cat")).programs == ("exec:",)
@@ -83,3 +97,4 @@ def test_sockets_programs_and_low_ports_are_found(needs):
     assert needs(ssh, programs=("b",)).programs == ("the OpenSSH client",)
     assert [needs(tunnel(listen)).has_low_port for listen in ("80", "1023", "1024", "0")] == [True, True, False, False]
     assert not needs(tunnel("ssh://h?listen=:80")).has_low_port
+    assert needs('status = "127.0.0.1:80"\n' + tunnel()).has_low_port

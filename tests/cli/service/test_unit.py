@@ -21,6 +21,8 @@ WORST = Sandbox(
     needs_low_port=True,
     starts_programs=True,
     binds=("/tmp/r", "/tmp/p"),
+    groups=("7", "8"),
+    shares_runtime=True,
 )
 
 
@@ -49,6 +51,7 @@ def test_the_unit_of_a_new_systemd_reloads_by_notification():
     assert new["FileDescriptorStoreMax"] == ["512"] and new["Restart"] == ["on-failure"]
     assert new["ExecStart"] == ["/opt/relay/bin/relay up /etc/relay/relay.toml"]
     assert new["DynamicUser"] == ["yes"]
+    assert new["KillMode"] == ["mixed"]
 
 
 def test_each_need_relaxes_its_part_of_the_sandbox():
@@ -64,10 +67,12 @@ def test_each_need_relaxes_its_part_of_the_sandbox():
         "ProtectHome": (["yes"], ["read-only"]),
         "MemoryDenyWriteExecute": (["yes"], None),
         "ProcSubset": (["pid"], None),
-        "SystemCallFilter": ([*CALLS, "~@resources"], CALLS),
+        "SystemCallFilter": ([*CALLS, "~@resources"], [*CALLS, "@chown"]),
         "RestrictAddressFamilies": (["AF_UNIX AF_INET AF_INET6"], ["AF_UNIX AF_INET AF_INET6 AF_NETLINK"]),
         "ReadWritePaths": (None, ['"/srv/a b"']),
         "BindReadOnlyPaths": (None, ["/tmp/r /tmp/p"]),
+        "RuntimeDirectoryMode": (["0700"], ["0711"]),
+        "SupplementaryGroups": (None, ["7 8"]),
     }
 
 
@@ -102,6 +107,8 @@ def version():
 @pytest.mark.parametrize("user", ["", "daemon", None], ids=["dynamic", "system", "user"])
 @pytest.mark.parametrize("sandbox", [Sandbox(), WORST], ids=["best", "worst"])
 def test_systemd_accepts_it_and_rates_it_2_0_at_most(version, tmp_path, user, sandbox):
+    if user is None:
+        sandbox = dataclasses.replace(sandbox, groups=())  # refused for a user's own service
     unit = Unit(("/bin/true",), "/etc/relay/relay.toml", user, "/home/me", version, sandbox)
     path = tmp_path / "relay.service"
     path.write_text(text_of(unit))

@@ -133,9 +133,9 @@ def ssh_log(data: bytes) -> None:
         one_line(str(diagnostics.open_error("example:80", "server", text)))
     log = ChannelLog(_Observer)
     log.arrivals[b"/run/relay"] = deque()
+    log.name(_Observer())
     for line in lines:
         log.read(line)
-    log.claim(3, _Observer())
 
 
 class _Loop:

@@ -41,10 +41,9 @@ def draw_curves(results: Results, table: str, path: Path) -> None:
     handles = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     titles = [PEERS[peer].title for peer in peers if PEERS[peer].title in handles]
     figure.legend([handles[title] for title in titles], titles, loc="outside upper left", ncols=5, frameon=False)
-    machine = results.data["machine"]
     what = TABLES[table].rpartition(": ")[2]
     figure.supxlabel(
-        f"Over the number of {what}. Medians. {results.date(table)}. {machine['cores']}, {machine['kernel']}.",
+        f"Over the number of {what}. Medians. {results.origin(table)}.",
         fontsize=8,
         color="#555555",
     )

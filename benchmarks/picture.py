@@ -101,10 +101,8 @@ def _picture(results: Results, table: str, panels: list[Panel], path: Path) -> N
         figure, grid = plt.subplots(lines, 2, figsize=(8.4, 0.4 + 2.1 * lines), layout="constrained")
         for axes, panel in zip(grid.flat, panels, strict=True):
             _panel(axes, results, panel)
-        machine = results.data["machine"]
         figure.supxlabel(
-            f"Medians; the thin lines reach from the smallest to the largest figure. "
-            f"{results.date(table)}. {machine['cores']}, {machine['kernel']}.",
+            f"Medians; the thin lines reach from the smallest to the largest figure. {results.origin(table)}.",
             fontsize=8,
             color="#555555",
         )

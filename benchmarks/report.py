@@ -45,7 +45,7 @@ class Results:
         return cls(json.loads(path.read_text()))
 
     def merged(self, tables: set[str], newer: Results) -> Results:
-        """These, with some tables taken from a newer run, which says for itself when that was.
+        """These, with some tables taken from a newer run, which says for itself when and where that was.
 
         :param tables: of :data:`TABLES`.
         """
@@ -53,15 +53,25 @@ class Results:
         for kind in ("samples", "missing"):
             kept = {row: value for row, value in data[kind].items() if ROWS[row].table not in tables}
             data[kind] = kept | {row: new for row, new in newer.data[kind].items() if ROWS[row].table in tables}
-        head = {"date": newer.data["date"], "rounds": newer.data["rounds"], "seconds": newer.data["seconds"]}
+        head = {what: newer.data[what] for what in ("date", "machine", "rounds", "seconds")}
         data["later"] = data.get("later", {}) | dict.fromkeys(sorted(tables), head)
-        data["machine"] = newer.data["machine"]
         return Results(data)
 
-    def date(self, table: str) -> str:
-        """The date of a table."""
+    def origin(self, table: str) -> str:
+        """Return when and where a table was measured."""
         head = self.data.get("later", {}).get(table, self.data)
-        return f"{head['date']}, {head['rounds']} rounds of {head['seconds']} s"
+        machine = head["machine"]
+        where = f"{machine['cores']}, {machine['kernel']}, Python {machine['python']}"
+        return f"{head['date']}, {head['rounds']} rounds of {head['seconds']} s, on {where}"
+
+    def machines(self) -> list[dict[str, str]]:
+        """Return the machines of all tables, each once; the newest last."""
+        heads = [self.data, *sorted(self.data.get("later", {}).values(), key=lambda head: str(head["date"]))]
+        found: list[dict[str, str]] = []
+        for head in heads:
+            if head["machine"] not in found:
+                found.append(head["machine"])
+        return found
 
     def add(self, row: str, peer: str, sample: Sample) -> None:
         """One measurement."""
@@ -169,14 +179,15 @@ def _notes(results: Results, row: str) -> list[str]:
 
 def text(results: Results) -> str:
     """The whole report: medians with the smallest and the largest figure, and every goal."""
-    data = results.data
     out = StringIO()
     console = Console(file=out, width=120, highlight=False, markup=False, color_system=None)
     for name, title in TABLES.items():
         if any(ROWS[row].table == name for row in results.rows()):
-            console.print(f"{title}: {results.date(name)}; median (smallest–largest)")
-    for what, value in data["machine"].items():
-        console.print(f"  {what}: {value}")
+            console.print(f"{title}: {results.origin(name)}; median (smallest–largest)")
+    for machine in results.machines():
+        console.print()
+        for what, value in machine.items():
+            console.print(f"  {what}: {value}")
     for row in results.rows():
         console.print()
         console.print(_table(results, row, ROWS[row]))
@@ -199,12 +210,11 @@ def page(results: Results, before: str) -> str:
 
 def _sections(results: Results) -> list[str]:
     """For each table a heading, when and where it was measured, a picture and the medians."""
-    machine = results.data["machine"]
-    parts = [f"Measured on {machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
+    parts: list[str] = []
     for name, title in TABLES.items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
         if rows:
-            parts += [f"## {title}", f"{results.date(name)}."]
+            parts += [f"## {title}", f"{results.origin(name)}."]
             folder = "performance" if name in PICTURES else "../benchmarks/results"
             if name in PICTURES or has_curves(results, name):
                 parts.append(f"![{title}: relay beside its peers]({folder}/{name}.svg)")

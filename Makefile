@@ -77,7 +77,7 @@ soak: $(VENV)/.installed-bench
 fuzz: $(VENV)/.installed-fuzz
 	@$(BIN)/python -m tests.torture.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
-# Small changes of the parsers and limits, each of which a test must notice; ARGS names some of the modules.
+# Small changes of parsers, limits and the engine, each of which a test must notice; ARGS names some of the modules.
 mutants: $(VENV)/.installed-mutants
 	@$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -31,7 +31,7 @@ _TYPES = {
 _MARKED = re.compile(r"(<!-- made by docs/write_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TOP = """Keys before the first table. An option of the command line with the same name overrides its key. A reload
-changes what they set up; if one needs a restart, relay logs that."""
+changes what they set up; if one needs an upgrade or a restart, relay logs that."""
 
 KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
 

@@ -75,17 +75,18 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         networks.check(wanted)
         if networks.made > made:  # their routers did not meet, and the new ones would count as left behind
             return
-    left = leaks.left(timeout=LEAVING)
+    is_mutant = request.config.getoption("--hypothesis-profile") == "mutants"  # which leaves much behind, in one test
+    left = leaks.left(timeout=3.0 if is_mutant else LEAVING)
     assert not left, "left behind:\n  " + "\n  ".join(left)
 
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
     """A test that changes the level of relay's log, as a worker process does, changes it for itself only."""
-    logger = logging.getLogger("relay")
-    level = logger.level
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, ("relay", "relay.cli"))]
     yield
-    logger.setLevel(level)
+    for logger, level in levels:
+        logger.setLevel(level)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -424,18 +425,20 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests: if they run side by side, those with real I2P routers come first, for they take the longest.
 
-    What runs beside them all the time is looked at in the end.
+    What runs beside all tests is looked at in the end.
     """
     import i2p_world
 
     real = [item for item in items if i2p_world.wanted_by(item)]
     for item in real:
         assert i2p_world.is_real(item.nodeid), f"{item.nodeid}: its name must tell of real_router(s) or of i2pd"
+        is_of_program = not i2p_world.wanted_by(item).isdisjoint(i2p_world.PROGRAMS)
+        assert i2p_world.is_of_program(item.nodeid) == is_of_program, f"{item.nodeid}: its name must tell of a program"
         # before the test's own fixtures look what is there; a new list, because all cases of a function share theirs
         item.fixturenames = ["i2p_networks", *item.fixturenames]  # type: ignore[attr-defined]
     items.sort(key=lambda item: not i2p_world.wanted_by(item).isdisjoint(i2p_world.PROGRAMS))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item not in real)
+        items.sort(key=lambda item: i2p_world.is_of_program(item.nodeid) * 2 or item not in real)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -450,8 +453,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class InGroups(LoadScopeScheduling):  # type: ignore[misc]
+        """The outcomes of programs come last, in the process that has started them; no other one waits for them."""
+
+        starter: Any = None
+
         def _split_scope(self, nodeid: str) -> str:
+            if i2p_world.is_of_program(nodeid):
+                return "programs"
             return "i2pd" if i2p_world.is_real(nodeid) else nodeid.partition("::")[0]
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if next(iter(self.workqueue)) == "i2pd":
+                self.starter = node
+            super()._assign_work_unit(node)
+
+        def _reschedule(self, node: Any) -> None:
+            is_others = self.starter in self.assigned_work and node is not self.starter
+            if [*self.workqueue] != ["programs"] or not is_others:
+                super()._reschedule(node)
+            elif not node.shutting_down:
+                node.shutdown()
 
     config.option.loadscopereorder = False
     return InGroups(config, log)

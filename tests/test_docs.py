@@ -356,6 +356,22 @@ def test_the_tables_of_figures_are_those_that_were_kept():
     assert PAGES["performance"].count("| relay against its goal |") >= 6
 
 
+def test_each_table_of_figures_names_its_own_machine():
+    program = (
+        "from benchmarks.report import Results\n"
+        "made = lambda where: Results.begin('2026', {'cores': where, 'kernel': 'Linux', 'python': '3'}, 3, 2)\n"
+        "both = made('here').merged({'workers'}, made('there')).merged({'warm'}, made('there'))\n"
+        "print(*(both.origin(table) for table in ('tcp', 'workers')), sep='; ')\n"
+        "print(*(one['cores'] for one in both.machines()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True, cwd=ROOT
+    )
+    origins, machines = done.stdout.splitlines()
+    assert origins == "; ".join(f"2026, 3 rounds of 2 s, on {where}, Linux, Python 3" for where in ("here", "there"))
+    assert machines == "here there"
+
+
 def test_the_rows_without_figures_are_named():
     program = (
         "from benchmarks.__main__ import RESULTS\n"

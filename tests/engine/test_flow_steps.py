@@ -7,7 +7,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from flow_parts import BLOCKED, GONE, REFUSED, Kernel, LoopRecord, Pipes, Sock
+from flow_parts import BLOCKED, GONE, REFUSED, FlowOwner, Kernel, LoopRecord, Pipes, Sock
 
 from relay.engine.flow import _MORE, _NONBLOCK, BUFFER, Flow
 from relay.eventloop.pipes import Pipe
@@ -17,36 +17,27 @@ LARGE = bytes(32768)
 SMALL = bytes(100)
 
 
-class Pair:
+class Pair(FlowOwner):
     """Two flows, their owner, and what happened to it."""
 
     def __init__(self, family=socket.AF_INET, splices=True):
+        super().__init__()
         self.loop, self.pipes = LoopRecord(), Pipes() if splices else None
         self.client, self.target = Sock(5, family), Sock(6, family)
         work = SimpleNamespace(loop=self.loop, pipes=self.pipes)
         self.up = Flow(self, work, self.client, self.target)
         self.down = Flow(self, work, self.target, self.client)
         self.up.reverse, self.down.reverse = self.down, self.up
-        self.is_closed = False
         self.closes_itself = False
         self.passes_end = True
-        self.calls = []
 
     def passes_end_of(self, flow):
         assert flow is self.up
         return self.passes_end
 
     def flow_ended(self, flow, now):
-        self.calls.append(("ended", flow, now))
+        super().flow_ended(flow, now)
         self.is_closed = self.is_closed or self.closes_itself
-
-    def on_socket_error(self, sock, now):
-        self.calls.append(("failed", sock, now))
-        self.is_closed = True
-
-    def close(self, reason, now):
-        self.calls.append((reason, now))
-        self.is_closed = True
 
     def watch(self):
         """Begin to read, as an open connection does."""

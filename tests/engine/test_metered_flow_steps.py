@@ -6,7 +6,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from flow_parts import BLOCKED, GONE, REFUSED, Kernel, LoopRecord, Pipes, Sock
+from flow_parts import BLOCKED, GONE, REFUSED, FlowOwner, Kernel, LoopRecord, Pipes, Sock
 
 from relay.engine.flow import _NONBLOCK, BUFFER, Flow
 from relay.engine.metered_flow import Budget, MeteredFlow, MeteredSessionFlow
@@ -49,10 +49,11 @@ class Quota:
         self.size -= size
 
 
-class Metered:
+class Metered(FlowOwner):
     """A metered flow, the flow back, their owner, and what happened to it."""
 
     def __init__(self, grants=(), *, quotas=(), kind=MeteredFlow, family=socket.AF_INET):
+        super().__init__()
         self.loop, self.pipes = LoopRecord(), Pipes()
         self.client, self.target = Sock(5, family), Sock(6, family)
         work = SimpleNamespace(loop=self.loop, pipes=self.pipes)
@@ -62,27 +63,14 @@ class Metered:
         self.up.begin_metering()
         self.down = Flow(self, work, self.target, self.client)
         self.up.reverse, self.down.reverse = self.down, self.up
-        self.is_closed = False
-        self.calls = []
         self.up.set_interest(READ)
         self.down.set_interest(READ)
 
     def passes_end_of(self, flow):
         return True
 
-    def flow_ended(self, flow, now):
-        self.calls.append(("ended", flow, now))
-
-    def on_socket_error(self, sock, now):
-        self.calls.append(("failed", sock, now))
-        self.is_closed = True
-
     def used_up(self, quota, now):
         self.calls.append(("used up", quota, now))
-        self.is_closed = True
-
-    def close(self, reason, now):
-        self.calls.append((reason, now))
         self.is_closed = True
 
     @property

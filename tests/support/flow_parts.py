@@ -57,6 +57,25 @@ class Sock:
         return self.options.get((level, option), 0)
 
 
+class FlowOwner:
+    """The owner of two flows, which records what they tell it."""
+
+    def __init__(self):
+        self.is_closed = False
+        self.calls = []
+
+    def flow_ended(self, flow, now):
+        self.calls.append(("ended", flow, now))
+
+    def on_socket_error(self, sock, now):
+        self.calls.append(("failed", sock, now))
+        self.is_closed = True
+
+    def close(self, reason, now):
+        self.calls.append((reason, now))
+        self.is_closed = True
+
+
 class LoopRecord:
     """A loop that only records what it is to watch."""
 

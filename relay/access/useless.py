@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..addresses.printable import shown
 from ..streams.user_names import is_user
 from .access_list import parse_entries
+from .networks import Network, NetworkSet
 from .policy import Entries
 from .regular_file import open_regular
 from .rule_file import read_rules
@@ -124,11 +126,9 @@ def find_useless(
     :raises OSError: if a file cannot be read.
     """
     denied, allowed = list(rules_in(deny, "deny")), list(rules_in(allow, "allow"))
-    denials = RuleSet(rule for _, rule in denied)
-    places = {rule.text: place for place, rule in reversed(denied)}
-    yield from _useless(denied, kinds, known, None, {})
+    yield from _useless(denied, kinds, known, None)
     possible = kinds - {"cidr"} if listener == "ssh" else kinds
-    yield from _useless(allowed, possible, known, denials, places)
+    yield from _useless(allowed, possible, known, _Denials(denied))
 
 
 def find_misplaced(deny: Entries, kinds: frozenset[str], known: Known = _NOTHING_KNOWN) -> Iterator[Useless]:
@@ -143,12 +143,44 @@ def find_misplaced(deny: Entries, kinds: frozenset[str], known: Known = _NOTHING
             yield found
 
 
+class _Denials:
+    """The rules of ``deny``, to find what wins against a rule of ``allow``."""
+
+    def __init__(self, placed: Sequence[tuple[Place, Rule]]) -> None:
+        self._rules = RuleSet(rule for _, rule in placed)
+        self._places = {rule.text: place for place, rule in reversed(placed)}
+        self._union = _union(rule.value for _, rule in placed if rule.kind == "cidr")
+
+    def winner(self, rule: Rule) -> str | None:
+        """Return what denies each client that a rule matches."""
+        if (cover := self._rules.find_covering(rule)) is not None:
+            return f"deny {cover}, {self._places.get(cover, cover)}, wins"
+        if rule.kind == "cidr" and self._union.find_covering(rule.value) is not None:
+            return "several networks of deny, which have all its addresses, win"
+        return None
+
+
+def _union(networks: Iterable[Network]) -> NetworkSet:
+    """Return the same addresses in as few networks as possible: two halves are one."""
+    every = list(networks)
+    four = ipaddress.collapse_addresses(
+        ipaddress.IPv4Network((number, prefix)) for version, prefix, number in every if version == 4
+    )
+    six = ipaddress.collapse_addresses(
+        ipaddress.IPv6Network((number, prefix)) for version, prefix, number in every if version == 6
+    )
+    return NetworkSet([*map(_network, four), *map(_network, six)])
+
+
+def _network(found: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Network:
+    return Network(found.version, found.prefixlen, int(found.network_address))
+
+
 def _useless(
     placed: Sequence[tuple[Place, Rule]],
     kinds: frozenset[str],
     known: Known,
-    denials: RuleSet | None,
-    denied: dict[str, Place],
+    denials: _Denials | None,
 ) -> Iterator[Useless]:
     rules = RuleSet(rule for _, rule in placed)
     first: dict[str, Place] = {}
@@ -162,9 +194,8 @@ def _useless(
             yield Useless(place, rule.text, "this machine has no such user", "correct it, or leave it out")
         elif rule.text in seen:
             yield Useless(place, rule.text, f"it is there already, {first[rule.text]}", "leave it out")
-        elif denials is not None and (cover := denials.find_covering(rule)) is not None:
-            where = denied.get(cover, cover)
-            yield Useless(place, rule.text, f"deny {cover}, {where}, wins", "remove one of them")
+        elif denials is not None and (winner := denials.winner(rule)) is not None:
+            yield Useless(place, rule.text, winner, "remove one of them")
         elif (cover := rules.find_wider(rule)) is not None:
             yield Useless(place, rule.text, f"{cover}, {first.get(cover, cover)}, is wider", "leave it out")
         seen.add(rule.text)

@@ -104,6 +104,23 @@ def test_what_is_known_of_the_clients(option, rule, known, problem):
     assert [text.partition("never match: ")[2] for text in texts] == [problem] * bool(problem)
 
 
+@pytest.mark.parametrize(
+    ("allow", "deny", "is_covered"),
+    [
+        ("10.0.0.0/8", ["10.0.0.0/9", "10.128.0.0/9"], True),
+        ("10.0.0.0/8", ["10.128.0.0/9", "10.0.0.0/10", "10.64.0.0/10"], True),
+        ("10.0.0.0/8", ["10.0.0.0/9", "10.128.0.0/10"], False),
+        ("10.0.0.0/8", ["10.0.0.0/9", "11.0.0.0/9"], False),
+        ("10.0.0.0/9", ["9.128.0.0/9", "10.128.0.0/9"], False),
+        ("fd00::/64", ["fd00::/65", "fd00:0:0:0:8000::/65"], True),
+        ("192.0.2.0/31", ["192.0.2.0", "fd00::", "::ffff:192.0.2.1"], True),
+    ],
+)
+def test_networks_of_deny_that_have_all_addresses_together(allow, deny, is_covered):
+    problem = "several networks of deny, which have all its addresses, win; remove one of them"
+    assert found([allow], deny) == ([f"cidr:{allow} can never match: {problem}"] if is_covered else [])
+
+
 def test_patterns_cover_each_other():
     texts = found(["dns:web.svc", "dns:*.svc", "dns:**.svc", "cn:a"], ["cn:a"], "tls", has_certificates=True)
     assert [text.partition(" ")[0] for text in texts] == ["dns:web.svc", "dns:*.svc", "cn:a"]

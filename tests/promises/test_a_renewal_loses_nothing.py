@@ -8,8 +8,10 @@ import socket
 import threading
 import time
 
+import pytest
 from group_rig import running
 from helpers import BLOCK, WAIT, Thread, receive_exactly, wait_until
+from i2p_restarts import RENEWAL
 from sshd import FarEnd
 
 import relay
@@ -89,6 +91,15 @@ def test_i2p_sessions_are_renewed_under_load(i2p_double, echo_server, record_pro
         tunnel._sender.subscribe(lambda state, error: seen.append(tunnel.dest))
         renewing(tunnel, lambda: len(set(seen)) - 1, record_property, "I2P")
     assert "lost" not in caplog.text
+
+
+@pytest.mark.timeout(1300)
+@pytest.mark.parametrize("scenario", RENEWAL)
+def test_over_real_routers(i2p_restarts, scenario, record_property):
+    slowest, problem = i2p_restarts[scenario]
+    if problem:
+        pytest.fail(problem, pytrace=False)
+    record_property("measured", f"I2P, {scenario.replace('_', ' ')}: the slowest stream {slowest:.2f} s")
 
 
 TUNNEL = """

@@ -20,7 +20,7 @@ from helpers import (
     receive_exactly,
     wait_until,
 )
-from i2p_restarts import SCENARIOS, STANDBY
+from i2p_restarts import RENEWAL, SCENARIOS, STANDBY
 from i2p_world import Cable
 
 
@@ -248,7 +248,7 @@ def test_accepts_that_fail_after_all(world, over_i2p):
 
 
 @pytest.mark.timeout(1300)
-@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one not in STANDBY])
+@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one not in STANDBY + RENEWAL])
 def test_over_real_routers(i2p_restarts, scenario, record_property):
     seconds, problem = i2p_restarts[scenario]
     if problem:

@@ -17,7 +17,7 @@ from typing import Any
 
 import i2pd
 from command_rig import Command, run
-from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
+from helpers import BLOCK, Server, Thread, echo, ending, receive_exactly, wait_until
 from i2p_world import SHORT, Cable
 from plain_sam import blaming, wait_until_reached
 from scenarios import check_routers, journal, program_log, read_line, run_all
@@ -32,8 +32,12 @@ DEADLINE = 330.0
 ATTEMPT = 3.0  # seconds for one client
 AT_LAST = 20.0  # seconds of service that show that it lasts
 FOUND = 120.0  # seconds for a router that has just started to find a destination
+RENEWED, RENEWALS = 20.0, 2  # seconds of a session, and how many more there are
 RETURN = 180.0  # seconds for a relay to find another one: several sessions of a router that has just started
 LATEST = 580.0  # seconds; before the tests give up
+
+LOAD = BLOCK[: 1 << 16]
+PAUSE = 0.05  # seconds from one stream to the next, for the other scenarios
 
 Scenario = Callable[[i2pd.Network, str], float]
 
@@ -219,6 +223,34 @@ def _started_again(network: i2pd.Network, service: str, number: int) -> float:
         return until_served_for(AT_LAST, client) - begin
 
 
+def sessions_are_renewed_under_load(network: i2pd.Network, service: str) -> float:
+    """A new session takes new streams, and the old one ends with its last stream, so that no client notices.
+
+    :returns: the seconds of the slowest stream.
+    """
+    with (
+        blaming(network.router(4), network.router(2)),
+        serve(network.router(4), service) as server,
+        relay.TunnelClient("", 0, server.dest, place(network.router(2)), renew_after=RENEWED, **SHORT) as client,
+        live(client) as lasting,
+    ):
+        slowest, seen, until = 0.0, {client.dest}, time.monotonic() + DEADLINE
+        while len(seen) <= RENEWALS:
+            check_routers()
+            begin = time.monotonic()
+            assert begin < until, f"{len(seen) - 1} renewals in {DEADLINE} s"
+            with socket.create_connection(client.address, DEADLINE) as one:
+                one.sendall(LOAD)
+                assert receive_exactly(one, len(LOAD)) == LOAD
+            slowest = max(slowest, time.monotonic() - begin)
+            lasting.sendall(b"still")
+            assert receive_exactly(lasting, 5) == b"still"
+            seen.add(client.dest)
+            threading.Event().wait(PAUSE)
+        assert {*client.stats().failed} <= {"linger"}  # I2P has no half-close
+        return slowest
+
+
 def the_program_is_upgraded(network: i2pd.Network, service: str) -> float:
     """Its session ends first, because a router has only one of the same keys."""
     router = network.router(3)
@@ -331,6 +363,7 @@ def _standing_by(stack: contextlib.ExitStack, *arguments: str) -> Any:
 
 
 STANDBY = (the_active_machine_dies.__name__,)
+RENEWAL = (sessions_are_renewed_under_load.__name__,)
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -341,6 +374,7 @@ SCENARIOS: dict[str, Scenario] = {
         the_router_cannot_connect_to_the_program,
         the_program_is_killed_and_started_again,
         the_program_ends_and_is_started_again,
+        sessions_are_renewed_under_load,
         the_program_is_upgraded,
         the_active_machine_dies,
     )

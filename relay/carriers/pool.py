@@ -146,13 +146,18 @@ class CarrierRef(Generic[AnyLink]):
     def subscribe(self, watcher: Watcher) -> None:
         """Call ``watcher(state, error)`` at each change of this carrier, and of one that is acquired later.
 
-        :raises OSError: as :meth:`carrier` does.
+        :raises OSError: as :meth:`carrier` does; the watcher is not called then.
         """
         with _pool.ref_lock:
             self._watchers.append(watcher)
             if self._carrier is not None:
                 self._carrier.subscribe(watcher)
-        self.carrier()
+        try:
+            self.carrier()
+        except BaseException:
+            with _pool.ref_lock:
+                self._watchers.remove(watcher)
+            raise
 
     @property
     def current(self) -> SharedCarrier[AnyLink] | None:

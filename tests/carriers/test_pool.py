@@ -160,6 +160,23 @@ def test_a_watcher_follows_it_to_the_next_carrier(world):
     holder.close()
 
 
+def test_a_watcher_that_could_not_subscribe_is_called_once_after_the_next_time(world):
+    holder, seen = world.holder(), []
+
+    def watcher(state, error):
+        seen.append(state)
+
+    world.errors.append(OSError("no descriptor"))
+    with pytest.raises(OSError, match="no descriptor"):
+        holder.subscribe(watcher)
+    holder.subscribe(watcher)
+    up(holder.carrier())
+    wait_until(lambda: CarrierState.UP in seen)
+    holder.close()
+    wait_until(lambda: CarrierState.CLOSED in seen)
+    assert seen.count(CarrierState.UP) == seen.count(CarrierState.CLOSED) == 1
+
+
 def test_a_watcher_of_one_holder_is_not_told_after_that_has_let_go(world):
     one, other, seen = world.holder(), world.holder(), []
     one.subscribe(lambda state, error: seen.append(state))

@@ -17,7 +17,7 @@ from statistics import median
 from relay.access.gate import Gate
 from relay.access.limit import check_limits
 from relay.access.policy import ClientPolicy
-from relay.access.table import MOST_KEYS
+from relay.access.table import MOST_KEYS, KeyTable
 from relay.access.ticket import Ticket
 from relay.eventloop.loop import Timers
 from relay.streams.identity import Identity
@@ -72,6 +72,17 @@ class _Clients:
         self._now = now
 
 
+def _cost_of_keys(table: KeyTable, keys: Sequence[str]) -> float:
+    """Return the CPU seconds in which the table gives one entry, at the median of batches."""
+
+    def get(batch: Sequence[str]) -> None:
+        for key in batch:
+            table.get(key)
+
+    batches = [keys[first : first + BATCH] for first in range(0, len(keys), BATCH)]
+    return median(_seconds(partial(get, batch)) / len(batch) for batch in batches)
+
+
 def _seconds(call: Callable[[], object]) -> float:
     begin = time.thread_time()
     call()
@@ -90,6 +101,9 @@ def _main() -> None:
     figures["known"] = gate.come(mixed)
     gc.collect()
     figures["collection"] = median(_seconds(gc.collect) for _ in range(COLLECTIONS))
+    table, keys = KeyTable(), [str(client.host) for client in clients]
+    figures["table_new"] = _cost_of_keys(table, keys)
+    figures["table_known"] = _cost_of_keys(table, [str(client.host) for client in mixed])
     print(json.dumps(figures))
 
 

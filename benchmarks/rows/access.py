@@ -79,7 +79,13 @@ ROWS = {
         (
             *(
                 Metric(key, f"{title}: CPU µs per connection", False, (Goal(None, 1.0),), scale=1e6)
-                for key, title in (("one", "one address"), ("new", "new ones"), ("known", "known ones"))
+                for key, title in (
+                    ("one", "one address"),
+                    ("new", "new ones"),
+                    ("known", "known ones"),
+                    ("table_new", "new ones, the table alone"),
+                    ("table_known", "known ones, the table alone"),
+                )
             ),
             Metric("collection", "garbage collection of the table: CPU ms", False, scale=1e3),
         ),

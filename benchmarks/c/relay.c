@@ -2,7 +2,9 @@
  * No limits, no names, no records: what the kernel's part costs, for the others to be compared with.
  * Level-triggered, one fill for each event: measured a tenth cheaper in bulk than edge-triggered until it would block.
  *
- *     relay LISTEN_PORT TARGET_PORT        (both on 127.0.0.1)
+ *     relay LISTEN_PORT TARGET_PORT [BYTES_PER_SECOND]
+ *
+ * Both ports are on 127.0.0.1. With a rate, the kernel paces each socket (SO_MAX_PACING_RATE).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,6 +32,7 @@ struct end {            /* one socket of a connection, and what was read from it
 
 static struct pipe *pool[POOL];
 static int pooled, poller;
+static unsigned long rate;  /* of each socket; 0 for none */
 static struct sockaddr_in target;
 
 static struct pipe *take(void) {
@@ -98,6 +101,8 @@ static struct end *add(int fd) {
         err(1, "calloc");
     made->fd = fd;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    if (rate)
+        setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate);
     return made;
 }
 
@@ -135,8 +140,9 @@ static struct sockaddr_in loopback(const char *port) {
 }
 
 int main(int count, char **words) {
-    if (count != 3)
-        errx(2, "usage: relay LISTEN_PORT TARGET_PORT");
+    if (count != 3 && count != 4)
+        errx(2, "usage: relay LISTEN_PORT TARGET_PORT [BYTES_PER_SECOND]");
+    rate = count == 4 ? strtoul(words[3], NULL, 10) : 0;
     struct sockaddr_in here = loopback(words[1]);
     target = loopback(words[2]);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);

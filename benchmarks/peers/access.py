@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["METERED", "PACED", "RULES", "SHARED", "SHARING"]
+__all__ = ["FAST", "METERED", "PACED", "RULES", "SHARED", "SHARING"]
 
 SHARED = 50_000_000  # bytes a second
-FAST = "10GB/s"  # more than a stream reaches, so that what is compared moves as fast
+FAST = 10_000_000_000  # bytes a second, more than a stream reaches, so that what is compared moves as fast
 _RULES = [
     *("--deny", "10.66.0.0/16", "--deny", "192.0.2.1"),
     *("--allow", "10.0.0.0/8", "--allow", "2001:db8::/32", "--allow", "127.0.0.0/8"),
@@ -19,6 +19,6 @@ _LIMITS = [
 ]
 RULES = [*_RULES, *(word for limit in _LIMITS for word in ("--limit", limit))]
 """Five rules and five limits, all of which the client meets."""
-PACED = ["--limit", f"per=connection,bandwidth={FAST}"]
-METERED = ["--limit", f"per=tunnel,bandwidth={FAST}"]
+PACED = ["--limit", f"per=connection,bandwidth={FAST}B/s"]
+METERED = ["--limit", f"per=tunnel,bandwidth={FAST}B/s"]
 SHARING = ["--limit", f"per=tunnel,bandwidth={SHARED}B/s"]

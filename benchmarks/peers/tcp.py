@@ -120,8 +120,12 @@ sni = localhost
     return [program("stunnel4"), configuration]
 
 
-def _c(job: Job) -> list[str]:
-    return [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
+def _c(job: Job, *rate: str) -> list[str]:
+    return [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(job.target.port), *rate]
+
+
+def _c_paced(job: Job) -> list[str]:
+    return _c(job, str(access.FAST))
 
 
 def _started_with_the_network(job: Job) -> list[str]:
@@ -154,6 +158,7 @@ PEERS = {
     "socat": Peer("socat", _socat),
     "stunnel": Peer("stunnel", _stunnel),
     "c": Peer("C, epoll + splice", _c),
+    "c-paced": Peer("C, paced by the kernel", _c_paced),
     "relay-callable": Peer("relay.Tunnel, own callable", inside("callable")),
     "relay-beside": Peer("relay, busy program beside", _relay()),
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),

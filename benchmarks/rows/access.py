@@ -94,7 +94,7 @@ ROWS = {
     "access-bulk": Row(
         "bulk, 1 stream, with a bandwidth of 10 GB/s",
         "access",
-        ("relay", "relay-paced", "relay-metered"),
+        ("relay", "relay-paced", "relay-metered", "c", "c-paced"),
         (GBIT(), CPU_BULK((Goal("relay", 1.05, peer="relay-paced"),))),
         bulk,
     ),

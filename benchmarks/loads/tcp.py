@@ -20,7 +20,19 @@ from ..sshd import DELAY, Server, delayed, linked, ssh_server
 from .crowd import Crowd
 from .status import scraped_each_second
 
-__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "iperf3_shares", "warm_iperf3", "warm_wrk", "wrk"]
+__all__ = [
+    "GIB",
+    "Lab",
+    "Relay",
+    "downloads",
+    "held",
+    "iperf3",
+    "iperf3_shares",
+    "warm_iperf3",
+    "warm_wrk",
+    "wrk",
+    "wrk_figures",
+]
 
 SOURCES = Path(__file__).parents[1] / "c"
 GIB = 2**30
@@ -329,11 +341,21 @@ def warm_wrk(port: int) -> None:
 
 
 def wrk(port: int, seconds: int, *, keep: bool, connections: int = 32) -> dict[str, float]:
-    """wrk, with one thread; returns ``requests`` and ``seconds``.
+    """As :func:`wrk_figures`.
+
+    :raises MeasurementError: if a request failed.
+    """
+    numbers = wrk_figures(port, seconds, keep=keep, connections=connections)
+    if numbers["errors"] or not numbers["requests"]:
+        raise MeasurementError(f"wrk: {numbers['errors']:.0f} errors, {numbers['requests']:.0f} requests")
+    return numbers
+
+
+def wrk_figures(port: int, seconds: int, *, keep: bool, connections: int = 32) -> dict[str, float]:
+    """wrk, with one thread; returns ``requests``, ``seconds`` and ``errors``.
 
     :param keep: whether connections are kept, or each request has one of its own.
     :param connections: how many at a time.
-    :raises MeasurementError: if a request failed.
     """
     header = [] if keep else ["-H", "Connection: close"]
     script = ["-s", str(Path(__file__).with_name("wrk.lua"))]
@@ -341,10 +363,7 @@ def wrk(port: int, seconds: int, *, keep: bool, connections: int = 32) -> dict[s
     said = run(
         ["wrk", "-t", "1", "-c", str(connections), "-d", str(seconds), *script, *header, url], seconds + PATIENCE
     )
-    numbers = _numbers(said.splitlines()[-1])
-    if numbers["errors"] or not numbers["requests"]:
-        raise MeasurementError(f"wrk: {numbers['errors']:.0f} errors, {numbers['requests']:.0f} requests")
-    return numbers
+    return _numbers(said.splitlines()[-1])
 
 
 def downloads(port: int, gibibytes: int) -> tuple[int, float]:

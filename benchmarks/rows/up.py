@@ -9,12 +9,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..goals import Goal, Metric, Row, Sample
-from ..loads.tcp import Lab
-from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command
+from ..loads.tcp import Lab, wrk_figures
+from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command, run
 
 __all__ = ["ROWS"]
 
@@ -32,11 +33,20 @@ def _running(lab: Lab, tunnels: int, target: int) -> Iterator[tuple[Process, Pat
     with tempfile.TemporaryDirectory(dir=lab.directory) as folder:
         path, log, port = Path(folder, "relay.toml"), Path(folder, "log"), free_port()
         path.touch(0o600)
-        path.write_text(_text(tunnels, port, target))
+        _rewrite(path, _text(tunnels, port, target))
         begin = time.monotonic()
         with Process([relay_command(), "up", str(path)], port, log) as process:
             _wait_for(log, f"{tunnels} of {tunnels} tunnels listen")
             yield process, path, log, port, time.monotonic() - begin
+
+
+def _control_of(path: Path) -> Path:
+    """The control socket of the command with a file."""
+    return path.with_name("control")
+
+
+def _rewrite(path: Path, tunnels: str) -> None:
+    path.write_text(f'control = "{_control_of(path)}"\n{tunnels}')
 
 
 def _text(tunnels: int, port: int, target: int, changed: int = 1) -> str:
@@ -69,7 +79,7 @@ def idle_tunnels(lab: Lab, peer: str) -> Sample:
 def one_change(lab: Lab, peer: str) -> Sample:
     """A reload of many tunnels of which one has changed."""
     with _running(lab, TUNNELS, 1) as (process, path, log, port, _):
-        path.write_text(_text(TUNNELS, port, 1, changed=2))
+        _rewrite(path, _text(TUNNELS, port, 1, changed=2))
         before, begin = process.cpu(), time.monotonic()
         process.signal(signal.SIGHUP)
         _wait_for(log, f"reload: 1 of {TUNNELS} tunnels changed")
@@ -117,7 +127,7 @@ def many_reloads(lab: Lab, peer: str) -> Sample:
                 client.start()
             begin, reloads = time.monotonic(), 10 * lab.seconds
             for number in range(reloads):
-                path.write_text(_text(10, port, target, changed=2 + number % 2))
+                _rewrite(path, _text(10, port, target, changed=2 + number % 2))
                 process.signal(signal.SIGHUP)
                 time.sleep(max(0.0, begin + (number + 1) / 10 - time.monotonic()))
             stop.set()
@@ -127,6 +137,32 @@ def many_reloads(lab: Lab, peer: str) -> Sample:
             done = log.read_text().count("tunnels changed")
             seconds = time.monotonic() - begin
         return {"failed": len(failed), "reloads": done / seconds, "requests": sum(served) / seconds}
+
+
+def many_upgrades(lab: Lab, peer: str) -> Sample:
+    """Upgrades, one after the other, while wrk makes a connection for each request."""
+    times = []
+    with (
+        lab.web_server() as target,
+        _running(lab, 2, target.port) as (_, path, _, port, _),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        control = ["--control", str(_control_of(path))]
+        try:
+            load = threads.submit(wrk_figures, port, lab.seconds, keep=False)
+            while not load.done():
+                begin = time.monotonic()
+                run([relay_command(), "ctl", "upgrade", *control], PATIENCE)
+                times.append(time.monotonic() - begin)
+            done = load.result()
+        finally:
+            run([relay_command(), "ctl", "stop", *control], PATIENCE)  # the last one is no child of this process
+    return {
+        "failed": done["errors"],
+        "requests": done["requests"] / done["seconds"],
+        "upgrades": len(times),
+        "each": sum(times) / len(times),
+    }
 
 
 ROWS = {
@@ -161,5 +197,17 @@ ROWS = {
             Metric("reloads", "reloads per second", True),
         ),
         many_reloads,
+    ),
+    "up-upgrades": Row(
+        "relay up, upgraded again and again under load",
+        "up",
+        ("relay",),
+        (
+            Metric("failed", "failed connections", False, (Goal(None, 0.0),)),
+            Metric("requests", "new connections per second", True),
+            Metric("upgrades", "upgrades", True),
+            Metric("each", "seconds for each upgrade", False),
+        ),
+        many_upgrades,
     ),
 }

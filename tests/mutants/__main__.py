@@ -40,6 +40,7 @@ MODULES = {
     "addresses/hop_parser": ["addresses/test_hops.py", "addresses/test_parse.py"],
     "addresses/i2p_parser": ["addresses/test_i2p.py", "addresses/test_parse.py"],
     "addresses/parse": ["addresses/test_parse.py"],
+    "engine/admission": ["engine/test_admission.py"],
     "engine/connection_id": ["engine/test_connection_id.py"],
     "engine/flow": ["engine/test_flow.py", "engine/test_flow_steps.py"],
     "engine/flow_pair": ["engine/test_flow_pair.py", "engine/test_flow_pair_steps.py"],

@@ -48,6 +48,7 @@ MODULES = {
     "engine/limits": ["engine/test_limits.py"],
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
     "engine/spread": ["engine/test_spread.py"],
+    "engine/statistics": ["engine/test_statistics.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],
     "engine/worker_table": ["engine/test_worker_table.py"],
     "transports/i2p/messages": ["transports/i2p/test_messages.py"],

@@ -47,6 +47,7 @@ MODULES = {
     "engine/generation": ["engine/test_generation.py"],
     "engine/limits": ["engine/test_limits.py"],
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
+    "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],

@@ -50,6 +50,7 @@ MODULES = {
     "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],
+    "engine/tarpit": ["engine/test_tarpit.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],
     "engine/worker_table": ["engine/test_worker_table.py"],
     "transports/i2p/messages": ["transports/i2p/test_messages.py"],

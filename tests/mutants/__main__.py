@@ -45,6 +45,7 @@ MODULES = {
     "engine/flow": ["engine/test_flow.py", "engine/test_flow_steps.py"],
     "engine/flow_pair": ["engine/test_flow_pair.py", "engine/test_flow_pair_steps.py"],
     "engine/generation": ["engine/test_generation.py"],
+    "engine/ledgers": ["engine/test_ledgers.py"],
     "engine/limits": ["engine/test_limits.py"],
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
     "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],

@@ -48,6 +48,7 @@ MODULES = {
     "engine/ledgers": ["engine/test_ledgers.py"],
     "engine/limits": ["engine/test_limits.py"],
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
+    "engine/metered_pair": ["engine/test_metered_pair.py"],
     "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],

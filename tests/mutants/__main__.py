@@ -49,6 +49,7 @@ MODULES = {
     "engine/limits": ["engine/test_limits.py"],
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
     "engine/metered_pair": ["engine/test_metered_pair.py"],
+    "engine/observer": ["engine/test_observer.py"],
     "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],

@@ -70,7 +70,7 @@ class SpareDescriptor:
         :raises OSError: if the system has no descriptor left.
         """
         if self._descriptor is None:
-            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(os.devnull, os.O_RDONLY)
 
     def is_available(self) -> bool:
         """Return whether the descriptor is open; open it again if that is possible."""

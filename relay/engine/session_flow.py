@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from typing import cast
 
 from ..eventloop.poller import IN, OUT, READ
 from ..streams.session_socket import SessionSocket
@@ -24,7 +23,7 @@ class SessionFlow(Flow):
 
     def __init__(self, owner: FlowOwner, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
         super().__init__(owner, work, source, sink)
-        self.session = cast("SessionSocket", source)
+        self.session: SessionSocket = source  # type: ignore[assignment]
         self.stalled = False  # reads nothing until the session has flushed
         self.awaits_input = False  # does not wait until the transport takes more, as the session needs input first
         self.handler = self.on_event
@@ -60,8 +59,8 @@ class SessionFlow(Flow):
         if session.is_stalled:
             self.stalled = True
             self.set_interest((max(self.mask, 0) & ~READ) | OUT)
-        elif self.mask > 0 and self.mask & OUT:
-            self.set_interest(self.mask)
+        else:
+            self.set_interest(self.mask)  # without OUT if the session has come to need input
 
     def set_interest(self, mask: int) -> None:
         """Wait for these events; a transport that takes more is no event if the session first needs input."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 
 from ..eventloop.histogram import CONNECT_TIMES, Durations
@@ -117,8 +116,7 @@ class Statistics:
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""
-        now = time.monotonic()
-        return [connection.record(now) for connection in self._recent.copy()]
+        return [connection.record(connection.summary.finished) for connection in self._recent.copy()]
 
     def metrics(self, connections: Iterable[Connection], warm: WarmFigures | None = None) -> Metrics:
         """Return all counters.
@@ -158,7 +156,7 @@ class Statistics:
             return metrics
 
     def _is_as(self, idle: Metrics) -> bool:
-        """Return whether nothing was counted since then."""
+        """Return whether nothing was counted since then; to add up what has ended discards ``idle``."""
         return not self._waiting and self.accepted == idle.accepted and dict(self.accept_errors) == idle.accept_errors
 
     def after_fork(self) -> None:
@@ -170,6 +168,7 @@ class Statistics:
         batch = self._waiting[:]
         if not batch:
             return
+        self._idle = None
         del self._waiting[: len(batch)]  # others may have been appended meanwhile; these wait for the next time
         reasons, received, sent, ages, connects, more = zip(*batch, strict=True)
         self._received += sum(received)

@@ -42,10 +42,39 @@ def test_queued_connections_leave_no_room(slots):
     assert slots.has_room() and not slots.half_open
 
 
+@pytest.mark.parametrize("name", ["half_open", "queued", "tarpit"])
+def test_a_connection_that_has_ended_is_forgotten_wherever_it_was(name):
+    slots = Slots(1)
+    table = getattr(slots, name)
+    slots.connections["one"] = table["one"] = None
+    assert slots.used() == 0
+    slots.remove("one")
+    assert not table and slots.used() == 0 and slots.has_room()
+
+
+def test_clients_in_the_tarpit_take_no_slot():
+    slots = Slots(1)
+    for client in ("denied", "denied, too"):
+        slots.connections[client] = slots.tarpit[client] = None
+    assert slots.used() == 0 and slots.has_room()
+    slots.connections["queued"] = slots.queued["queued"] = None
+    assert not slots.has_room()
+    assert slots.next_queued() == "queued" and slots.used() == 1
+
+
+def test_a_limit_of_no_connections_leaves_no_room():
+    slots = Slots(0)
+    assert not slots.has_room()
+    slots.connections["queued"] = slots.queued["queued"] = None
+    assert slots.next_queued() is None
+
+
 def test_without_a_limit_there_is_room():
     slots = Slots(-1)
     slots.connections.update(dict.fromkeys(range(10_000)))
     assert slots.has_room()
+    slots.queued[0] = None
+    assert slots.next_queued() == 0
 
 
 def test_the_spare_descriptor_is_released_once_and_opened_again():

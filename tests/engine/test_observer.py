@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -30,11 +30,22 @@ def test_records_come_in_order_on_one_thread_that_ends_with_the_observer() -> No
     assert "web on_end" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_without_a_record_there_is_no_thread() -> None:
-    before = threading.active_count()
+def test_without_a_record_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
     observer = Observer(lambda it: None, "web")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", started.append)
+        patched.setattr(threading.Thread, "join", _no_thread)
+        observer.close()
+    assert started == []
+
+
+def test_its_thread_does_not_hold_up_the_end_of_the_program() -> None:
+    seen: list[bool] = []
+    observer = Observer(lambda it: seen.append(threading.current_thread().daemon), "web")
+    observer.put(record(1))
     observer.close()
-    assert threading.active_count() == before
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
@@ -91,20 +102,86 @@ def test_beyond_the_limit_records_are_dropped_and_counted(
     ]
 
 
-def test_the_end_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+class Stepwise:
+    """A callable that ends each call only when the test lets it, and has begun the next one then."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self._began, self._go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, it: ConnectionRecord) -> None:
+        self.seen.append(it.peer[1])
+        self._began.release()
+        assert self._go.acquire(timeout=WAIT)
+
+    def has_begun(self) -> bool:
+        return self._began.acquire(timeout=WAIT)
+
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self._go.release()
+            assert self.has_begun()
+
+    def end(self) -> None:
+        self._go.release(1000)
+
+
+def test_once_there_were_too_many_records_are_dropped_until_fewer_than_half_of_them_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(observer_module, "_LIMIT", 11)
+    stepwise = Stepwise()
+    observer = Observer(stepwise, "web")
+    try:
+        observer.put(record(0))
+        assert stepwise.has_begun()
+        for number in range(1, 13):  # 11 wait, and the last one is dropped
+            observer.put(record(number))
+        stepwise.step(6)
+        observer.put(record(13))  # 5 wait
+        stepwise.step(1)
+        for number in range(14, 22):  # 4 wait, and then 11, and the last one is dropped
+            observer.put(record(number))
+    finally:
+        stepwise.end()
+        observer.close()
+    assert stepwise.seen == [*range(12), *range(14, 21)]
+    assert [line.getMessage() for line in caplog.records] == [
+        "web: on_end: too slow, 11 records are waiting; dropping records",
+        "web: on_end: 2 records were dropped",
+        "web: on_end: too slow, 11 records are waiting; dropping records",
+        "web: on_end: 1 records were dropped",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_end_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
     monkeypatch.setattr(observer_module, "_PATIENCE", 0.01)
     slow = Slow()
     observer = Observer(slow, "web")
-    for number in range(3):
-        observer.put(record(number))
-    assert slow.began.wait(WAIT)
-    observer.close()
+    join = threading.Thread.join
+
+    def join_in_time(thread: threading.Thread, timeout: float | None = None) -> None:
+        assert timeout == 0.01
+        join(thread, timeout)
+
+    try:
+        for number in range(count):
+            observer.put(record(number))
+        assert slow.began.wait(WAIT)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "join", join_in_time)
+            observer.close()
+    finally:
+        slow.go.set()
     (line,) = caplog.records
-    assert "still running after 0.01 s, 2 records are waiting" in line.getMessage()
-    slow.go.set()
+    text = "web: on_end: still running after 0.01 s, {} records are waiting; not waiting for it any longer"
+    assert line.getMessage() == text.format(count - 1)
     assert observer._thread is not None
     observer._thread.join(WAIT)
-    assert slow.seen == [0, 1, 2]  # late, but not lost
+    assert slow.seen == list(range(count))  # late, but not lost
 
 
 def test_a_system_without_threads_is_tried_again(
@@ -124,9 +201,20 @@ def test_a_system_without_threads_is_tried_again(
     unlucky.close()
     assert seen == [1, 2]
     assert [line.levelno for line in caplog.records] == [logging.ERROR]
+    assert caplog.messages == ["web: on_end: no thread available, 1 records were dropped"]
 
 
-def _no_thread(thread: threading.Thread) -> None:
+def test_a_record_for_which_there_was_no_thread_is_passed_on_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    observer = Observer(lambda it: seen.append(it.peer[1]), "web")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", _no_thread)
+        observer.put(record(1))
+    observer.close()
+    assert seen == [1]
+
+
+def _no_thread(thread: threading.Thread, *arguments: Any) -> None:
     raise RuntimeError("can't start new thread")
 
 
@@ -147,11 +235,16 @@ class _Asynchronous:
     async def __call__(self, it: ConnectionRecord) -> None: ...
 
 
+async def _asynchronous_generator(it: ConnectionRecord) -> AsyncIterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (5, "on_end: expected a callable, got int"),
         (_coroutine_function, "on_end: a coroutine function cannot be called from a thread"),
+        (_asynchronous_generator, "on_end: a coroutine function cannot be called from a thread"),
         (_Asynchronous(), "on_end: a coroutine function cannot be called from a thread"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from relay.addresses.ssh import SSHServer
 from relay.engine import statistics as module
-from relay.engine.records import REASONS, ConnectionState, ConnectionSummary
+from relay.engine.records import REASONS, ConnectionState, ConnectionSummary, WarmFigures
 from relay.engine.statistics import AGES, Statistics, set_access_log
 from relay.eventloop.histogram import CONNECT_TIMES
 from relay.streams.path import StreamPath
@@ -22,7 +22,12 @@ def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):
     summary.target = ("db", 5432)
     for name, figure in figures.items():
         setattr(summary, name, figure)
-    return SimpleNamespace(summary=summary, record=lambda now: summary.record(now, ConnectionState.CLOSED))
+
+    def record(now):
+        assert now == summary.finished
+        return summary.record(now, ConnectionState.CLOSED)
+
+    return SimpleNamespace(summary=summary, record=record)
 
 
 def living(state, *moved):
@@ -41,6 +46,12 @@ def test_the_figures_are_those_of_ended_and_open_connections(statistics):
         statistics.add(ended(reason))
     stats = statistics.metrics([living(ConnectionState.OPEN, 100, 200, 0, 0)]).stats()
     assert stats == (5, 1, 115, 225, {"refused": 2, "idle": 1}, 0, 0)
+
+
+def test_a_new_tunnel_has_no_figures(statistics):
+    metrics = statistics.metrics([])
+    assert metrics.stats() == (0, 0, 0, 0, {}, 0, 0)
+    assert (metrics.spliced_received, metrics.spliced_sent, metrics.warm) == (0, 0, None)
 
 
 def test_the_last_hundred_are_remembered(statistics):
@@ -66,11 +77,35 @@ def test_each_end_is_a_line_in_the_log(statistics, caplog):
     assert second.getMessage().startswith("t: a local client -> db:5432: done")
 
 
+def test_the_line_of_a_denied_client_has_the_rule_and_no_target(statistics, caplog):
+    caplog.set_level(logging.INFO, logger="relay")
+    statistics.add(ended("denied", 0, 0, target=None, rule="deny cidr:10.0.0.0/8"))
+    (line,) = caplog.records
+    text = "10.0.0.1:1 -> nowhere: denied (deny cidr:10.0.0.0/8) after 2.500 s, 0 B received, 0 B sent, copy"
+    assert line.getMessage() == f"t: {text}"
+
+
+def test_the_line_of_a_connection_says_whether_its_stream_was_warm(statistics, caplog):
+    caplog.set_level(logging.INFO, logger="relay")
+    statistics.add(ended("done", opened=100.0, path=StreamPath((), warm=True)))
+    statistics.add(ended("done", opened=100.0, path=StreamPath(())))
+    warm, other = caplog.records
+    assert warm.getMessage().endswith("5 B sent, copy, warm") and other.getMessage().endswith("5 B sent, copy")
+
+
 def test_the_first_end_by_the_lifetime_is_a_warning(statistics, caplog):
     for _ in range(3):
         statistics.add(ended("lifetime"))
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "timeout: reset the connection of 10.0.0.1:1 after 60 s" in warning.getMessage()
+    assert warning.getMessage() == (
+        "t: timeout: reset the connection of 10.0.0.1:1 after 60 s, the longest that one may last; "
+        "timeout=None is no limit (logged once for a tunnel)"
+    )
+
+
+def test_the_warning_of_the_lifetime_names_a_client_without_an_address(statistics, caplog):
+    statistics.add(ended("lifetime", peer=""))
+    assert "reset the connection of a local client after 60 s" in caplog.text
 
 
 @pytest.mark.parametrize("most", [1, 3, 1000])
@@ -105,8 +140,10 @@ def test_the_parts_of_a_connect_are_counted_by_hop(statistics):
     at_once = StreamPath(((2, 0.002),), "ssh://a")
     for path in (waited, at_once, None):
         statistics.add(ended("done", opened=101.0, path=path, route=route if path else ()))
-    times = {hop: (sum(found.counts), round(found.total, 6)) for hop, found in statistics.metrics([]).hop_times.items()}
+    metrics = statistics.metrics([])
+    times = {hop: (sum(found.counts), round(found.total, 6)) for hop, found in metrics.hop_times.items()}
     assert times == {"1:target": (1, 1.0), "1:ssh": (1, 3.0), "2:target": (2, 0.004)}
+    assert (sum(metrics.connect_times.counts), metrics.connect_times.total) == (3, 3.0)
     assert [record.hop_times for record in statistics.recent()] == [
         (("1:ssh", 3.0), ("2:target", 0.002)),
         (("2:target", 0.002),),
@@ -130,6 +167,48 @@ def test_a_counter_never_decreases_when_a_connection_ends_while_it_is_read(stati
     assert figures == [(100, 200, 50, 0), (100, 200, 50, 0), (110, 200, 60, 0)]
 
 
+def test_a_stream_that_was_lost_before_it_was_open_has_no_connect_time(statistics):
+    statistics.add(ended("carrier_lost", path=StreamPath(((1, 3.0),), "ssh://a"), route=(SSHServer("a"),)))
+    metrics = statistics.metrics([])
+    assert sum(metrics.connect_times.counts) == 0 and set(metrics.hop_times) == {"1:target"}
+
+
+def test_a_connection_that_is_not_counted_yet_is_open_no_longer(statistics):
+    assert statistics.metrics([living(ConnectionState.OPEN, 1, 1, 0, 0)]).states["open"] == 1
+    assert statistics.metrics([]).states["open"] == 0
+
+
+def test_a_connection_whose_figures_are_added_up_at_once_is_counted(monkeypatch, statistics):
+    monkeypatch.setattr(module, "_MOST_WAITING", 1)
+    statistics.accepted = 1
+    statistics.metrics([])  # its last moment: it is not open any more, and has not been counted yet
+    statistics.add(ended("done"))
+    metrics = statistics.metrics([])
+    assert (metrics.ended["done"], metrics.received, metrics.sent) == (1, 3, 5)
+
+
+def test_few_figures_wait_although_nobody_reads_them(monkeypatch, statistics):
+    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    waiting = []
+    for _ in range(7):
+        statistics.add(ended("done"))
+        waiting.append(len(statistics._waiting))
+    assert waiting == [1, 2, 0, 1, 2, 0, 1]
+
+
+def test_a_forked_child_does_not_wait_for_a_reader_that_it_does_not_have(statistics):
+    found = []
+
+    def connections():
+        statistics.after_fork()  # while a reader holds the lock
+        found.append(statistics.metrics([]))
+        yield living(ConnectionState.OPEN, 0, 0, 0, 0)
+
+    statistics.accepted = 4
+    statistics.metrics(connections())
+    assert [metrics.accepted for metrics in found] == [4]
+
+
 def test_the_relay_thread_does_not_wait_for_a_reader(monkeypatch, statistics):
     monkeypatch.setattr(module, "_MOST_WAITING", 1)
 
@@ -151,6 +230,29 @@ def test_the_access_log_gets_the_connections_of_all_tunnels():
         set_access_log(None)
     Statistics("a", None, None).add(ended("done"))
     assert found == [("a", "idle"), ("b", "done")]
+
+
+def test_an_access_log_that_is_set_while_a_connection_ends_gets_the_next_one(monkeypatch, statistics):
+    found = []
+
+    def warning(*arguments):
+        set_access_log(lambda name, record: found.append(record.reason))
+
+    monkeypatch.setattr(module.logger, "warning", warning)
+    try:
+        statistics.add(ended("lifetime"))
+        statistics.add(ended("done"))
+    finally:
+        set_access_log(None)
+    assert found == ["done"]
+
+
+def test_the_figures_of_warm_streams_are_those_of_now_in_an_idle_tunnel(statistics):
+    before, after = WarmFigures(1, 0, 0, 0, 0), WarmFigures(2, 0, 1, 0, 0)
+    first = statistics.metrics([], before)
+    assert first.warm == before and statistics.metrics([], before) is first
+    second = statistics.metrics([], after)
+    assert second.warm == after and second._replace(warm=before) == first
 
 
 def test_the_figures_of_an_idle_tunnel_are_made_once(statistics):

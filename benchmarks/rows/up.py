@@ -21,6 +21,7 @@ __all__ = ["ROWS"]
 
 TUNNELS = 500
 PATIENCE = 30.0  # seconds for all of them to listen
+BETWEEN = 1.0  # seconds from one upgrade to the next, in which clients have the machine for themselves
 SETTLED = 0.5  # seconds until what was begun is over
 
 
@@ -154,6 +155,7 @@ def many_upgrades(lab: Lab, peer: str) -> Sample:
                 begin = time.monotonic()
                 run([relay_command(), "ctl", "upgrade", *control], PATIENCE)
                 times.append(time.monotonic() - begin)
+                time.sleep(BETWEEN)
             done = load.result()
         finally:
             run([relay_command(), "ctl", "stop", *control], PATIENCE)  # the last one is no child of this process

@@ -26,6 +26,7 @@ __all__ = [
     "close_for_good",
     "connect_error",
     "connect_blocking",
+    "duplicate",
     "is_exposed",
     "is_tls",
     "keep_alive",
@@ -284,6 +285,26 @@ def is_exposed(listening: sockets.SocketType) -> bool:
         return not is_loopback(str(listening.getsockname()[0]))
     except OSError:
         return True
+
+
+def duplicate(one: sockets.socket) -> sockets.socket:
+    """Return a duplicate of a socket, in the mode that both have.
+
+    The mode belongs to what all duplicates share, in other processes, too. :meth:`socket.socket.dup` sets it to the one
+    that Python remembers for the original: if that is wrong, an accept of another owner blocks.
+
+    :param one: the socket, which stays with the caller.
+    :raises OSError: if it is closed, or the system has no descriptor left.
+    """
+    descriptor = os.dup(one.fileno())
+    try:
+        made = sockets.socket(one.family, one.type, one.proto, fileno=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if not os.get_blocking(descriptor):
+        made.setblocking(False)
+    return made
 
 
 def quick_accept(receive: sockets.socket) -> Callable[[], tuple[sockets.SocketType, Any]]:

@@ -16,6 +16,7 @@ from collections.abc import MutableMapping
 
 from ..addresses.printable import shown
 from ..errors import AddressError
+from ..eventloop.sockets import duplicate
 
 __all__ = ["add_received", "listen_systemd", "received", "take_over"]
 
@@ -128,4 +129,4 @@ def listen_systemd(name: str) -> socket.socket:
     only = of_name[0]
     if only.type != socket.SOCK_STREAM or not only.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise AddressError(f"{what}: not a socket that listens for streams; set ListenStream= and Accept=no")
-    return only.dup()
+    return duplicate(only)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
-from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp
+from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp, duplicate
 from ..streams.connect import SocketDialer
 from ..streams.names import resolved
 
@@ -205,9 +205,9 @@ def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | N
         with contextlib.suppress(_ClosedError):
             found = _name_of(one)
             if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
-                duplicate = _duplicate(one, found)
+                heir = _duplicate(one, found)
                 inheritance.taken.append(one)
-                return duplicate
+                return heir
     return None
 
 
@@ -224,18 +224,18 @@ def _name_of(one: socket.socket) -> Any:
 
 def _duplicate(one: socket.socket, name: Any) -> socket.socket:
     try:
-        duplicate: socket.socket = one.dup()
+        made = duplicate(one)
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.ENOTSOCK):
             raise
         raise _ClosedError from error
     try:
-        if _name_of(duplicate) != name:  # its number was that of another socket by then
+        if _name_of(made) != name:  # its number was that of another socket by then
             raise _ClosedError
     except _ClosedError:
-        duplicate.close()
+        made.close()
         raise
-    return duplicate
+    return made
 
 
 def _bound(family: int, address: Any, protocol: int) -> socket.socket:

@@ -23,6 +23,7 @@ class Workers:
 
     def __init__(self, count, server, **options):
         self.listening = relay.listen(":0")
+        self.listening.setblocking(False)  # dup() sets the mode of its original, for all tunnels
         self.address = self.listening.getsockname()
         self.memory = WorkerTable.make(count)
         self.table = WorkerTable(self.memory, count)

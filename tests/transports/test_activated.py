@@ -38,6 +38,17 @@ def test_a_listener_is_a_duplicate_of_the_passed_socket(passed):
             assert made.getsockname() == only.getsockname() and made.fileno() != only.fileno()
 
 
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_a_listener_leaves_the_mode_of_the_passed_socket(is_blocking, passed):
+    """Another tunnel may accept there."""
+    with listening() as other:
+        other.setblocking(is_blocking)
+        passed(web=[socket.socket(fileno=os.dup(other.fileno()))])
+        with relay.listen("systemd:web") as made:
+            assert os.get_blocking(other.fileno()) == is_blocking
+            assert made.gettimeout() == (None if is_blocking else 0.0)
+
+
 def test_each_mistake_has_its_line(passed):
     with pytest.raises(AddressError, match=r"web: systemd has passed no socket of this name \(none\); set File"):
         relay.listen("systemd:web")

@@ -131,6 +131,15 @@ def test_a_socket_is_inherited_at_its_own_address_alone() -> None:
                 assert served.recv(1) == b"x"
 
 
+def test_the_mode_of_an_inherited_socket_stays() -> None:
+    """Another process accepts there, without blocking; Python does not know the mode of a socket that it received."""
+    with relay.listen(":0") as other, socket.socket(fileno=os.dup(other.fileno())) as old:
+        other.setblocking(False)
+        with inheriting([old]), relay.listen(f":{other.getsockname()[1]}") as heir:
+            assert not os.get_blocking(other.fileno())
+            assert heir.gettimeout() == 0.0
+
+
 class ClosedMeanwhile(socket.socket):
     """A listening socket that its owner closes, on another thread, after this one has looked at it for some time.
 
@@ -143,7 +152,7 @@ class ClosedMeanwhile(socket.socket):
     def look(self) -> None:
         self.looks -= 1
         if self.looks == -1:
-            number = self.fileno()
+            number = super().fileno()
             self.close()
             if self.other is not None:
                 self.other = os.dup2(self.other, number)
@@ -152,15 +161,10 @@ class ClosedMeanwhile(socket.socket):
         self.look()
         return super().getsockname()
 
-    def dup(self) -> socket.socket:
-        number = self.fileno()
+    def fileno(self) -> int:
+        number = super().fileno()
         self.look()
-        copy = os.dup(number)
-        try:
-            return socket.socket(self.family, self.type, self.proto, fileno=copy)
-        except OSError:
-            os.close(copy)
-            raise
+        return number
 
 
 @pytest.mark.parametrize("kind", ["nothing", "a socket", "a file"])

@@ -247,7 +247,9 @@ def sessions_are_renewed_under_load(network: i2pd.Network, service: str) -> floa
             assert receive_exactly(lasting, 5) == b"still"
             seen.add(client.dest)
             threading.Event().wait(PAUSE)
-        assert {*client.stats().failed} <= {"linger"}  # I2P has no half-close
+        failed = client.stats().failed
+        # I2P has no half-close; a client that gave up before the first was served may get its answer later.
+        assert {*failed} <= {"linger", "client_reset"}, failed
         return slowest
 
 

@@ -37,6 +37,7 @@ RETURN = 180.0  # seconds for a relay to find another one: several sessions of a
 LATEST = 580.0  # seconds; before the tests give up
 
 LOAD = BLOCK[: 1 << 16]
+USERS, USED = 8, 100  # threads with clients of a destination, and how many clients there are at least
 PAUSE = 0.05  # seconds from one stream to the next, for the other scenarios
 
 Scenario = Callable[[i2pd.Network, str], float]
@@ -336,12 +337,18 @@ def the_active_machine_dies(network: i2pd.Network, service: str) -> float:
         stack.enter_context(blaming(second, network.router(2)))
         dest, _, active = stack.enter_context(command(*arguments(first, files[0])))
         other = _standing_by(stack, *arguments(second, files[1]))
-        with reach(network.router(2), dest) as client, live(client):
+        client = stack.enter_context(reach(network.router(2), dest))
+        with reach(network.router(5), dest) as busy, live(busy):
+            is_over = threading.Event()
+            users = [Thread(_use, busy, is_over) for _ in range(USERS)]
+            wait_until(lambda: busy.stats().accepted > USED)
             active.kill()
             first.kill()
+            is_over.set()
         begin = time.monotonic()
+        for user in users:
+            user.result(DEADLINE)
         _published(other)
-        client = stack.enter_context(reach(network.router(2), dest))
         until_served(client)
         seconds = time.monotonic() - begin
         first.start()
@@ -352,6 +359,11 @@ def the_active_machine_dies(network: i2pd.Network, service: str) -> float:
             end.sendall(b"still")
             assert receive_exactly(end, 5) == b"still"
         return seconds
+
+
+def _use(tunnel: relay.TunnelClient, is_over: threading.Event) -> None:
+    while not is_over.is_set():
+        is_served(tunnel)
 
 
 def _standing_by(stack: contextlib.ExitStack, *arguments: str) -> Any:

@@ -177,7 +177,8 @@ class SocketAcceptor:
         for _ in range(_MOST_WAITING):
             if not self.listening or self._receive.fileno() < 0 or not waiting.poll(0):
                 return
-            self._ready(IN, now)
+            if not self._ready(IN, now):  # the client still waits, and the next accept would fail as well
+                return
 
     def close(self) -> None:
         """Accept no client any more."""
@@ -187,23 +188,24 @@ class SocketAcceptor:
     def join(self, seconds: float) -> None:
         """Return at once: the relay thread accepts."""
 
-    def _ready(self, event: int, now: float) -> None:
+    def _ready(self, event: int, now: float) -> bool:
+        """Accept a batch of clients; return false if that failed, and is tried again after a while."""
         # An accept that finds no client costs more than another turn of the loop, so a batch grows only under a storm.
         accept, owner, has_spare_fd = self._accept, self._owner, self._owner.has_spare_fd
         for _ in range(self._batch):
             if not has_spare_fd():  # the first client opens it: a tunnel without clients needs none
                 self._exhausted(now)
-                return
+                return False
             try:
                 client, peer = accept()
             except BlockingIOError:
                 self._batch, self._whole_batches = max(1, self._batch // 2), 0
-                return
+                return True
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 self._failed(error, now)
-                return
+                return False
             client.setblocking(False)
             if self._family_is_ip and not self._hands_on:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -212,11 +214,12 @@ class SocketAcceptor:
             else:
                 self._hand(client, peer, now)
             if not self.listening:
-                return
+                return True
         self._backoff = _BACKOFF[0]
         self._whole_batches += 1
         if self._whole_batches == _FULL_BATCHES and self._batch < _BATCH:
             self._batch, self._whole_batches = self._batch * 2, 0
+        return True
 
     def _forget(self) -> None:
         # Once other code of the program has closed the listening socket, its number may be a connection's.

@@ -15,7 +15,7 @@ import pytest
 from helpers import WAIT, Server, ending, receive_exactly, wait_until
 
 import relay
-from relay.engine import acceptor
+from relay.engine import acceptor, changes
 from relay.engine.acceptor import check_listener
 from relay.engine.admission import SpareDescriptor
 from relay.eventloop.poller import IN
@@ -65,6 +65,36 @@ def test_accepting_goes_on_after_a_failure_with_one_warning(
         assert receive_exactly(client, 1) == b"x"
     assert [record.getMessage() for record in caplog.records if "cannot accept" in record.getMessage()] != []
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("has_descriptor", [True, False])
+def test_the_backlog_of_a_listener_that_fails_is_tried_once(
+    echo_server: Server, has_descriptor: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clients still wait there; another try would end more half-open connections for nothing."""
+    listening = Flaky()
+    listening.failures = []
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    with relay.Tunnel(listening, echo_server.factory()) as tunnel:
+        tunnel.pause()
+        with socket.create_connection(tunnel.address, timeout=WAIT):
+            tries = []
+            monkeypatch.setattr(tunnel._relay, "make_room", tries.append)  # type: ignore[attr-defined]
+            if has_descriptor:
+                listening.failures = [OSError(errno.EMFILE, "no") for _ in range(3)]
+            else:
+                monkeypatch.setattr(tunnel._relay, "has_spare_fd", lambda: False)  # type: ignore[attr-defined]
+            changes.in_thread(tunnel, _take_backlog)
+            assert len(tries) == 1
+            monkeypatch.undo()
+
+
+def _take_backlog(thread: Any, now: float) -> None:
+    made = thread._acceptor
+    made.listening = True  # without the loop, which would accept, too
+    made.take_backlog(now)
+    made.listening = False
 
 
 def test_a_client_that_is_gone_before_it_is_accepted_is_nothing(

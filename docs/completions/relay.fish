@@ -124,6 +124,7 @@ complete -c relay -n '__fish_seen_subcommand_from up' -l upgrade -d 'Take over t
 complete -c relay -n '__fish_seen_subcommand_from up' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from up' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from up' -F
+complete -c relay -n '__fish_seen_subcommand_from ctl' -l control -r -F -d 'The control socket of the relay [the only one that runs]; it may follow COMMAND, too.'
 complete -c relay -n '__fish_seen_subcommand_from ctl' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from ctl; and not __fish_seen_subcommand_from bans carriers connections disable drain enable kill list live log-level pause quotas ready reload reopen resume status stop upgrade' -a bans -d 'List the bans of clients, and the limits that have banned them.'
 complete -c relay -n '__fish_seen_subcommand_from ctl; and not __fish_seen_subcommand_from bans carriers connections disable drain enable kill list live log-level pause quotas ready reload reopen resume status stop upgrade' -a carriers -d 'List the SSH connections and I2P sessions that streams share, those of workers included.'

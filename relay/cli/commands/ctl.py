@@ -40,9 +40,21 @@ LEVELS = ("debug", "info", "warning", "error")
 _LONG = 300.0  # seconds for a reload: it waits for the one before it, and for servers at which tunnels are to listen
 
 
+def _given_before(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    """Return the control socket that stands after the command, or else before it."""
+    return context.parent.params.get("control") if value is None and context.parent is not None else value
+
+
+_CONTROL = "The control socket of the relay [the only one that runs]."
+control = click.option("--control", metavar="PATH", callback=_given_before, help=_CONTROL)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+tunnel = click.argument("name", metavar="TUNNEL", help="The name of a tunnel", shell_complete=names_of_tunnels)
+
+
 @click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", epilog=EXAMPLES)
+@click.option("--control", metavar="PATH", help=f"{_CONTROL[:-1]}; it may follow COMMAND, too.")
 @click.pass_context
-def ctl(context: click.Context) -> None:
+def ctl(context: click.Context, control: str | None) -> None:
     """Show and control a running relay.
 
     It finds the control socket of relay up by itself; with several running, name one with --control. Exit status: 0
@@ -51,11 +63,6 @@ def ctl(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         show_help(context)
-
-
-control = click.option("--control", metavar="PATH", help="The control socket of the relay [the only one that runs].")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-tunnel = click.argument("name", metavar="TUNNEL", help="The name of a tunnel", shell_complete=names_of_tunnels)
 
 
 def subcommand(function: Callable[..., None]) -> click.Command:

@@ -207,6 +207,8 @@ def test_with_several_it_names_them(ctl, running, double, folder):
         assert status == 2
         assert f"2 relays are running; choose one: --control {folder}/c.sock (/etc/relay.toml)" in err
         assert f"--control {folder}/d.sock" in err
+        assert ctl("--control", running.control.path, "status", "--control", "none")[0] == 2
+        assert ctl("--control", str(folder / "d.sock"), "status")[0] == 0
         assert ctl("stop", "--control", str(folder / "d.sock"))[0] == 0
         assert other.facts.draining
         assert not double.facts.draining
@@ -217,6 +219,8 @@ def test_names_of_running_tunnels_are_completed(running):
     for words in (["ctl", "pause"], ["ctl", "connections"], ["ctl", "drain", "--control", running.control.path]):
         assert [item.value for item in complete.get_completions(words, "")] == ["a", "b"]
     assert [item.value for item in complete.get_completions(["ctl", "pause"], "b")] == ["b"]
+    elsewhere = ["ctl", "--control", f"{running.control.path}.none", "pause"]
+    assert complete.get_completions(elsewhere, "") == []
 
 
 def test_without_a_relay_nothing_is_completed(folder):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import i2pd
 from command_rig import Command, run
@@ -24,7 +25,7 @@ from scenarios import check_routers, journal, program_log, read_line, run_all
 
 import relay
 from relay.addresses.destinations import PrivateKey
-from relay.transports.i2p import key_file
+from relay.transports.i2p import key_file, reachability, standby
 
 # Seconds for each step that waits for routers. i2pd may try no more to publish a lease set that no floodfill confirms.
 # relay replaces such a session after two checks of 95 s; the new one takes 33 s, and the client's 40 s more.
@@ -38,6 +39,7 @@ LATEST = 580.0  # seconds; before the tests give up
 
 LOAD = BLOCK[: 1 << 16]
 USERS, USED = 8, 100  # threads with clients of a destination, and how many clients there are at least
+OFTEN = (10.0, 20.0)  # seconds from one check of a machine that serves to the next, at least and at most
 PAUSE = 0.05  # seconds from one stream to the next, for the other scenarios
 
 Scenario = Callable[[i2pd.Network, str], float]
@@ -376,7 +378,53 @@ def _standing_by(stack: contextlib.ExitStack, *arguments: str) -> Any:
     return process
 
 
-STANDBY = (the_active_machine_dies.__name__,)
+def the_network_is_in_two_parts(network: i2pd.Network, service: str) -> float:
+    """Both machines serve the destination then; when the parts are one again, one of them ends its session.
+
+    i2pd publishes a destination again up to 100 s after another router has replaced it, so that every second check of a
+    machine reaches itself. The checks come more often than otherwise, for the scenario to have an end.
+
+    :returns: the seconds from then on.
+    """
+    first, second = network.router(7), network.router(4)
+    files = [Path(first.folder, "one.dat"), Path(second.folder, "two.dat")]
+    key = PrivateKey.generate()
+    for file in files:
+        key_file.write(file, key)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(blaming(second, network.router(2)))
+        stack.enter_context(patch.object(reachability, "SHARED", OFTEN))
+        with patch.object(standby, "MISSES", 0):  # the first of all need not ask for 90 s whether there is another one
+            one = stack.enter_context(serve(first, service, keys=files[0], standby=True))
+        _until_one_is(one, state="published")
+        other = stack.enter_context(serve(second, service, keys=files[1], standby=True))
+        assert other.state == "standing by"
+        first.part()
+        try:
+            _until_one_is(other, state="published")
+            client = stack.enter_context(reach(network.router(2), other.dest))
+            until_served(client)
+            assert one.state == "published"  # for the clients of its part
+        finally:
+            first.join()
+        seconds = _until_one_is(one, other, state="standing by")
+        assert {one.state, other.state} == {"standing by", "published"}
+        until_served(client)
+        return seconds
+
+
+def _until_one_is(*servers: relay.TunnelServer, state: str) -> float:
+    """Seconds from now on."""
+    begin = time.monotonic()
+    while all(server.state != state for server in servers):
+        check_routers()
+        states = [server.state for server in servers]
+        assert time.monotonic() < begin + DEADLINE, f"{states}, not {state}, after {DEADLINE} s"
+        threading.Event().wait(0.05)
+    return time.monotonic() - begin
+
+
+STANDBY = (the_active_machine_dies.__name__, the_network_is_in_two_parts.__name__)
 RENEWAL = (sessions_are_renewed_under_load.__name__,)
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
@@ -391,6 +439,7 @@ SCENARIOS: dict[str, Scenario] = {
         sessions_are_renewed_under_load,
         the_program_is_upgraded,
         the_active_machine_dies,
+        the_network_is_in_two_parts,
     )
 }
 
@@ -399,7 +448,7 @@ SCENARIOS: dict[str, Scenario] = {
 def _ground(folder: Path) -> Iterator[tuple[Any, ...]]:
     service = Server(echo)
     try:
-        with i2pd.Network(folder, 6, loglevel="warn") as network:
+        with i2pd.Network(folder, 7, loglevel="warn") as network:
             yield network, network, "{}:{}".format(*service.address)
     finally:
         service.close()

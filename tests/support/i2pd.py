@@ -44,6 +44,7 @@ WAIT = 30.0  # seconds that a router may take for one step; a tenth of a second 
 Section = tuple[str, Mapping[str, object]]  # of tunnels.conf: a name of its own, and options
 
 
+_ALL = "198.18.0.0/24"  # the addresses of all routers
 _LAST = 20  # lines of a log that are shown after a crash
 
 
@@ -79,6 +80,7 @@ class Network:
         self.program = str(shutil.copy(PROGRAM, folder / "i2pd"))
         self.settings = {"exploratory": exploratory, "loglevel": loglevel}
         self.namespace = Namespace(["198.18.0.1"])
+        self._has_rules = False
         self.routers = [
             Router(self, folder / f"router-{number}", number, floodfill=not 0 < number <= routers)
             for number in range(routers + floodfills)
@@ -98,6 +100,24 @@ class Network:
     def run(self, argv: Sequence[str], **options: Any) -> Process:
         """Start a program in the network; see :meth:`namespace.Namespace.run`."""
         return self.namespace.run(argv, **options)
+
+    def drop_packets_of(self, address: str) -> None:
+        """Drop what one of its addresses sends to the others, and gets from them, from now on."""
+        if not self._has_rules:  # the kernel asks this table first of all, unless it is moved
+            self._rule("add", "pref", "100", "lookup", "local")
+            self._rule("del", "pref", "0", "lookup", "local")
+            self._has_rules = True
+        for rule in _both_ways(address):
+            self._rule("add", *rule)
+
+    def pass_packets_of(self, address: str) -> None:
+        """End :meth:`drop_packets_of`."""
+        for rule in _both_ways(address):
+            self._rule("del", *rule)
+
+    def _rule(self, *words: str) -> None:
+        with self.run(["ip", "rule", *words]) as process:
+            assert process.wait(WAIT) == 0, f"ip rule {' '.join(words)}"
 
     def start(self) -> Network:
         """Start all routers; returns when they answer."""
@@ -150,6 +170,11 @@ class Network:
         self.close()
 
 
+def _both_ways(address: str) -> list[tuple[str, ...]]:
+    """The rules of the routing policy that cut an address off."""
+    return [(*way, "pref", "10", "blackhole") for way in (("from", address, "to", _ALL), ("from", _ALL, "to", address))]
+
+
 class Router:
     """A router of a network, which keeps its identity and its addresses however often it ends and starts.
 
@@ -167,7 +192,8 @@ class Router:
         self._ready: list[Path] = []
         self._sections: list[Section] = []
         folder.mkdir()
-        values = {"address": f"198.18.0.{number + 1}", "port": self.inside[1], "floodfill": str(floodfill).lower()}
+        self._address = f"198.18.0.{number + 1}"
+        values = {"address": self._address, "port": self.inside[1], "floodfill": str(floodfill).lower()}
         (folder / "i2pd.conf").write_text(CONFIGURATION.format(**values, **network.settings))
         self._write_tunnels()
 
@@ -329,6 +355,14 @@ class Router:
     def thaw(self) -> None:
         """Let it continue."""
         os.kill(self.pid, signal.SIGCONT)
+
+    def part(self) -> None:
+        """Cut it off from all other routers; programs reach it as before."""
+        self._network.drop_packets_of(self._address)
+
+    def join(self) -> None:
+        """End :meth:`part`."""
+        self._network.pass_packets_of(self._address)
 
     def log(self) -> str:
         """Its log so far."""

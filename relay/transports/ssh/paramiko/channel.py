@@ -67,6 +67,7 @@ class Channel:
     :param credit: bytes that the server accepts.
     :param packet: bytes that it accepts in one packet.
     :param target: the name of the stream, in errors and records.
+    :param first: its first window, in bytes, which the server knows.
     :raises OSError: if there are no descriptors left.
     """
 
@@ -76,7 +77,9 @@ class Channel:
         "_watch", "_window", "cut", "error", "on_over", "target",
     )  # fmt: skip
 
-    def __init__(self, mux: Mux, number: int, remote: int, credit: int, packet: int, target: str) -> None:
+    def __init__(
+        self, mux: Mux, number: int, remote: int, credit: int, packet: int, target: str, first: int = WINDOW
+    ) -> None:
         self.target = target
         self.error: OSError | None = None
         self.cut = False  # the stream was reset or has failed: nothing more is passed on
@@ -84,7 +87,7 @@ class Channel:
         self._has_sent = self._is_alone = False  # the owner has sent data; it has nothing but the socket
         self._mux = mux
         self._number, self._remote = number, remote
-        self._credit, self._packet, self._window = credit, max(1, min(packet, PIECE)), Window()
+        self._credit, self._packet, self._window = credit, max(1, min(packet, PIECE)), Window(first)
         self._receiving, self._sending = Receiving.OPEN, Sending.OPEN
         self._batch: list[memoryview] = []  # received since the last wait
         self._backlog = Backlog()  # not yet read by the owner
@@ -344,7 +347,7 @@ class Channel:
                 drop_unread(inner)
             self._mux.loop.discard(inner)
             self._backlog.clear()
-            self._mux.growth += self._window.size - WINDOW
+            self._mux.growth += self._window.size - self._window.first
             self._mux.held.pop(self, None)
             self._mux.live.discard(self)
         if self.cut or self._sending is Sending.CLOSED:

@@ -6,13 +6,26 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-__all__ = ["LARGEST", "WINDOW", "Backlog", "Window"]
+__all__ = ["LARGEST", "WINDOW", "Backlog", "Window", "first_window"]
 
 WINDOW = 2 << 20  # bytes that the server may send before the owner of the stream has read them; the same as in OpenSSH
+LEAST = 256 << 10  # bytes, beside many other streams
+TOGETHER = 32 << 20  # bytes that the first windows of all streams may have, unless that is less than LEAST for each
 LARGEST = 16 << 20  # bytes, for an owner that reads fast: what 1 Gbit/s over 100 ms needs
 
 _CHUNK = 64 << 10  # bytes
 _AT_ONCE = 8  # chunks to send at once
+
+
+def first_window(streams: int) -> int:
+    """Return the first window of a stream, in bytes.
+
+    The server fills all windows if its services send faster than the connection: a hundred of 2 MiB cost OpenSSH's
+    server seconds of CPU, for the reason in :class:`Window`.
+
+    :param streams: those of the connection, with this one.
+    """
+    return max(LEAST, min(WINDOW, TOGETHER // streams))
 
 
 class Window:
@@ -21,12 +34,14 @@ class Window:
     It grows only while it limits the throughput: while half of it passes within a round trip. A larger one would only
     be filled with data that wait at the server, where that is expensive: OpenSSH's server copies and wipes its whole
     buffer each time that the buffer grows, so that filling 16 MiB took seconds of CPU.
+
+    :param first: its first size in bytes, which the server knows from the opening of the channel.
     """
 
-    __slots__ = ("_freed", "_since", "_steady", "left", "size")
+    __slots__ = ("_freed", "_since", "_steady", "first", "left", "size")
 
-    def __init__(self) -> None:
-        self.size = self.left = WINDOW
+    def __init__(self, first: int = WINDOW) -> None:
+        self.first = self.size = self.left = first
         self._freed = 0  # bytes that were passed on and not yet given back to the server
         self._steady = 0  # bytes that were passed on since the backlog was last in use, or since the last look
         self._since = 0.0  # when the count of them began, monotonic seconds

@@ -15,7 +15,7 @@ from ....streams.stream import Stream
 from ..connection import Address, OnResult, Place
 from ..open_failures import open_failure, open_timeout, session_rejected
 from .channel import PACKET, Channel
-from .flow_control import WINDOW
+from .flow_control import WINDOW, first_window
 from .messages import CONFIRMED, NOTHING, OPEN, guarded, printable, text
 from .mux import Mux
 from .sessions import CommandChannel
@@ -45,6 +45,7 @@ class Opening:
         self._timer: Timer | None = None
         self._is_counted = False
         self._asked = 0.0  # when the request was sent, monotonic seconds
+        self.window = WINDOW  # of the channel at first, in bytes
 
     @property
     def target(self) -> str:
@@ -74,7 +75,8 @@ class Opening:
     def _request(self, number: int) -> None:
         """Request a channel."""
         kind, rest = (b"session", b"") if isinstance(self.place, Command) else _forward(self.place)
-        head = struct.pack(f">BI{len(kind)}sIII", OPEN, len(kind), kind, number, WINDOW, PACKET)
+        self.window = first_window(len(self._mux))
+        head = struct.pack(f">BI{len(kind)}sIII", OPEN, len(kind), kind, number, self.window, PACKET)
         self._mux.send(head + rest)
 
     def confirmed(self, number: int, remote: int, credit: int, packet: int) -> None:
@@ -88,7 +90,7 @@ class Opening:
             self._mux.put(number, session)
             session.execute(self.place.words)
         else:
-            channel = Channel(self._mux, number, remote, credit, packet, self.target)
+            channel = Channel(self._mux, number, remote, credit, packet, self.target, self.window)
             self._mux.put(number, channel)
             stream = channel.hand_over(alone=self.is_alone)
             stream.drained = channel.when_over
@@ -171,11 +173,12 @@ def accept(mux: Mux, remote: int, credit: int, packet: int, target: str) -> Stre
     :raises OSError: if there are no descriptors left.
     """
     number = mux.number()
+    window = first_window(len(mux))
     try:
-        channel = Channel(mux, number, remote, credit, packet, target)
+        channel = Channel(mux, number, remote, credit, packet, target, window)
     except OSError:
         mux.free(number)
         raise
     mux.put(number, channel)
-    mux.send(struct.pack(">BIIII", CONFIRMED, remote, number, WINDOW, PACKET))
+    mux.send(struct.pack(">BIIII", CONFIRMED, remote, number, window, PACKET))
     return channel.hand_over()

@@ -28,6 +28,7 @@ class Opening(Protocol):
 
     pending: CommandChannel | None  # open, but the server has not accepted the command yet
     is_alone: bool  # the caller uses nothing but the socket of the stream
+    window: int  # of the channel at first, in bytes
 
     @property
     def target(self) -> str:
@@ -49,7 +50,7 @@ class CommandChannel(Channel):
     __slots__ = ("_how", "_is_known", "_lines", "_opening", "_output_ended", "_settling")
 
     def __init__(self, mux: Mux, number: int, remote: int, credit: int, packet: int, opening: Opening) -> None:
-        super().__init__(mux, number, remote, credit, packet, opening.target)
+        super().__init__(mux, number, remote, credit, packet, opening.target, opening.window)
         self._opening: Opening | None = opening
         self._lines = StandardError(opening.target)
         self._how = "ended without a status"

@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 
-from relay.transports.ssh.paramiko.flow_control import LARGEST, WINDOW, Backlog, Window
+from relay.transports.ssh.paramiko.flow_control import LARGEST, LEAST, TOGETHER, WINDOW, Backlog, Window, first_window
 
 
 class Taker:
@@ -67,6 +67,24 @@ def windows(seconds, count=40, *, round_trip=0.1, backlog=False):
         window.give_back(backlog, 1 << 30, round_trip, now)
         assert window.left == window.size
         yield window.size
+
+
+def test_the_first_window_is_smaller_beside_many_streams():
+    assert {first_window(count) for count in range(1, TOGETHER // WINDOW + 1)} == {WINDOW}
+    assert first_window(100) * 100 <= TOGETHER < first_window(100) * 101
+    assert first_window(10_000) == LEAST
+
+
+@pytest.mark.parametrize("first", [LEAST, WINDOW])
+def test_a_small_first_window_grows_as_well(first):
+    window, now = Window(first), 0.0
+    assert window.first == window.size == window.left == first
+    while window.size < LARGEST:
+        window.left -= window.size >> 3
+        window.free(window.size >> 3)
+        now += 0.01
+        window.give_back(False, 1 << 30, 0.1, now)
+    assert window.first == first
 
 
 def test_the_window_grows_while_half_of_it_passes_within_a_round_trip():

@@ -236,6 +236,18 @@ def _talk(stream, far, number):
     assert receive_exactly(stream.socket, len(text)) == text[::-1]
 
 
+def test_many_streams_have_smaller_first_windows_which_the_server_knows(pair):
+    pairs = [pair() for _ in range(40)]
+    first = [stream._channel._window.first for stream, _ in pairs]
+    assert first[0] == flow_control.WINDOW
+    assert first[-1] == flow_control.first_window(40) < flow_control.WINDOW
+    stream, far = pairs[-1]
+    text = BLOCK * (4 * first[-1] // len(BLOCK) + 1)
+    sending = Thread(far.sendall, text)
+    assert receive_exactly(stream.socket, len(text)) == text
+    sending.result()
+
+
 # A reader that stops.
 
 

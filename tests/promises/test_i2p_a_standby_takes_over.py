@@ -267,7 +267,7 @@ def test_a_new_destination_has_no_standby():
 
 
 @pytest.mark.timeout(1300)
-@pytest.mark.parametrize(("scenario", "end"), zip(STANDBY, ["served again", "one of two stands by"], strict=True))
+@pytest.mark.parametrize(("scenario", "end"), list(zip(STANDBY, ["served again", "one of two stands by"], strict=True)))
 def test_over_real_routers(i2p_restarts, scenario, end, record_property):
     seconds, problem = i2p_restarts[scenario]
     if problem:

@@ -340,7 +340,7 @@ def the_active_machine_dies(network: i2pd.Network, service: str) -> float:
         dest, _, active = stack.enter_context(command(*arguments(first, files[0])))
         other = _standing_by(stack, *arguments(second, files[1]))
         client = stack.enter_context(reach(network.router(2), dest))
-        with reach(network.router(5), dest) as busy, live(busy):
+        with reach(network.router(2), dest) as busy, live(busy):
             is_over = threading.Event()
             users = [Thread(_use, busy, is_over) for _ in range(USERS)]
             wait_until(lambda: busy.stats().accepted > USED)

@@ -289,6 +289,7 @@ def test_clients_that_were_passed_to_a_stuck_worker_are_served_by_its_successor(
     """Nothing asks the worker: the one that has passed the clients reports that they are not taken."""
     monkeypatch.setattr(worker_slot, "_STEP", 0.01)
     tunnel = open_tunnel("stuck")
+    both_take_clients = connect_to_all(tunnel)  # a worker says that a tunnel is open just before it takes clients
     stopped = tunnel.pids[0]
     os.kill(stopped, signal.SIGSTOP)
     wait_until(lambda: "State:\tT" in Path(f"/proc/{stopped}/status").read_text())  # until then it takes clients
@@ -299,6 +300,8 @@ def test_clients_that_were_passed_to_a_stuck_worker_are_served_by_its_successor(
         assert receive_exactly(client, 4) == b"ping"
         client.close()
     assert stopped not in tunnel.pids
+    for client in both_take_clients:
+        client.close()
 
 
 @pytest.mark.parametrize("is_known", [True, False])

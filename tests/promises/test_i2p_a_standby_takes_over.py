@@ -23,6 +23,7 @@ from relay.addresses.parse import parse_listen
 from relay.cli.doctor.probe import RouteProbe
 from relay.cli.doctor.report import Status
 from relay.streams import accept_queue
+from relay.streams.promise import Promise
 from relay.testing import SAMBridge
 from relay.transports.i2p import connector, key_file, messages, probe, reachability, standby
 from relay.transports.i2p.probe import OtherRelay
@@ -130,10 +131,10 @@ def test_of_two_that_serve_it_at_once_the_one_that_no_client_reaches_ends(machin
     first, second = machines
     first.start()
     tunnel = first.client(first.server.dest)
-    monkeypatch.setattr(standby, "MISSES", 0)  # as if the network were in two parts
+    monkeypatch.setattr(standby, "ROUNDS", ())  # as if the network were in two parts
     second.start()
     assert second.server.dest == first.server.dest
-    monkeypatch.setattr(standby, "MISSES", 3)
+    monkeypatch.setattr(standby, "ROUNDS", (1, 2))
     wait_until(lambda: "another relay with the same keys serves it as well; standing by" in caplog.text)
     first.wait_for("standing by")
     client, which = served_by(tunnel)
@@ -156,6 +157,76 @@ def test_a_clock_that_is_behind_is_told(ahead, told, caplog):
     assert str(error) == "here: another relay serves it; standing by"
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [line[: len(text)] for line, text in zip(lines, told, strict=True)] == told
+
+
+class FakeProber:
+    """A session whose questions have the given results; they are gone at its end."""
+
+    made = []  # noqa: RUF012  (each test has its own)
+
+    def __init__(self, *arguments):
+        self.results, self.closed = [], False
+        self.made.append(self)
+
+    def ask(self, is_first):
+        result = Promise()
+        result.put(self.results.pop(0))
+        return result
+
+    def end_probe(self):
+        assert not self.closed
+
+    def close(self):
+        self.closed = True
+
+
+NO_ANSWER = standby._Found("no reply", None, None)
+ANSWER = standby._Found("another relay answers", OtherRelay(0.0), None)
+UNKNOWN = standby._Found("the session ended", None, relay.ConnectError("the session ended"))
+
+
+@pytest.fixture
+def probers(monkeypatch):
+    monkeypatch.setattr(FakeProber, "made", [])
+    monkeypatch.setattr(standby, "_Prober", FakeProber)
+    return FakeProber.made
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome", "closed"),
+    [
+        ([ANSWER], [], "standing by", [False, False]),
+        ([NO_ANSWER, ANSWER], [ANSWER], "standing by", [False, False]),
+        ([NO_ANSWER, ANSWER], [NO_ANSWER], "standing by", [False, False]),
+        ([NO_ANSWER, NO_ANSWER], [ANSWER], "standing by", [True, False]),
+        ([NO_ANSWER, UNKNOWN], [ANSWER], "standing by", [True, False]),
+        (
+            [NO_ANSWER, NO_ANSWER],
+            [UNKNOWN],
+            "cannot ask whether another relay serves it: the session ended",
+            [True] * 2,
+        ),
+        ([NO_ANSWER, None], [NO_ANSWER], "no answer in time", [True] * 2),
+        ([UNKNOWN], [], "cannot ask whether another relay serves it: the session ended", [True] * 2),
+        ([NO_ANSWER, NO_ANSWER], [NO_ANSWER], None, [True] * 2),
+    ],
+)
+def test_it_takes_over_after_three_questions_without_an_answer_from_two_sessions(
+    first, second, outcome, closed, probers, monkeypatch
+):
+    waits = standby.Standby("here", I2PRouter(), None)
+    waits._prepare(2)
+    probers[0].results, probers[1].results = first, second
+    deadline = time.monotonic() + WAIT
+    if outcome is None:
+        assert waits.wait(deadline, threading.Event()) == deadline
+    else:
+        with pytest.raises(relay.RelayError, match=outcome):
+            waits.wait(deadline, threading.Event())
+    assert [prober.closed for prober in probers] == closed
+    assert first == second == [], "each was asked what it should be asked"
+    waits.close()
+    assert all(prober.closed for prober in probers)
 
 
 def test_doctor_compares_the_clock_with_that_of_the_relay_that_serves_it(machines, monkeypatch):

@@ -340,7 +340,7 @@ def the_active_machine_dies(network: i2pd.Network, service: str) -> float:
         dest, _, active = stack.enter_context(command(*arguments(first, files[0])))
         other = _standing_by(stack, *arguments(second, files[1]))
         client = stack.enter_context(reach(network.router(2), dest))
-        with reach(network.router(2), dest) as busy, live(busy):
+        with reach(network.router(8), dest) as busy, live(busy):
             is_over = threading.Event()
             users = [Thread(_use, busy, is_over) for _ in range(USERS)]
             wait_until(lambda: busy.stats().accepted > USED)
@@ -394,7 +394,7 @@ def the_network_is_in_two_parts(network: i2pd.Network, service: str) -> float:
     with contextlib.ExitStack() as stack:
         stack.enter_context(blaming(second, network.router(2)))
         stack.enter_context(patch.object(reachability, "SHARED", OFTEN))
-        with patch.object(standby, "MISSES", 0):  # the first of all need not ask for 90 s whether there is another one
+        with patch.object(standby, "ROUNDS", ()):  # the first of all need not ask for 90 s whether there is another one
             one = stack.enter_context(serve(first, service, keys=files[0], standby=True))
         _until_one_is(one, state="published")
         other = stack.enter_context(serve(second, service, keys=files[1], standby=True))
@@ -448,7 +448,7 @@ SCENARIOS: dict[str, Scenario] = {
 def _ground(folder: Path) -> Iterator[tuple[Any, ...]]:
     service = Server(echo)
     try:
-        with i2pd.Network(folder, 7, loglevel="warn") as network:
+        with i2pd.Network(folder, 8, loglevel="warn") as network:
             yield network, network, "{}:{}".format(*service.address)
     finally:
         service.close()

@@ -36,9 +36,8 @@ HEAD_START = 1.0  # seconds after which the probe session is created beside a se
 REACH = 75.0  # seconds for the router to find the destination: its lease set spreads for some time
 ANSWER = 15.0  # seconds for a stream to bring the reply
 PEERS = 8  # probe destinations that are remembered, because a stream may come late
-_RELAYS = (
-    32  # destinations of probes before a session, and of those of one: two relays with one at a time get no replies
-)
+_SERVING = 32  # destinations of the probes of relays that serve: two relays with one at a time get no replies
+_STANDBY = 64  # the same of those that stand by, each of which has two at a time
 _REPLY = re.compile(rb"relay ([0-9a-f]{32}) ([0-9]{10})\n")
 _REPLY_LENGTH = 50
 _TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
@@ -76,22 +75,24 @@ class ProbeKeys:
         """The destinations of their probe sessions, in base64."""
         self._serving: tuple[PrivateKey, ...] = ()
         self._standby: tuple[PrivateKey, ...] = ()
-        self._numbers = itertools.count(random.randrange(_RELAYS))  # noqa: S311  (this needs no secrecy)
+        self._numbers = itertools.count(random.randrange(_SERVING))  # noqa: S311  (this needs no secrecy)
 
     def share(self, key: PrivateKey) -> None:
-        """Probe in a way that other relays with this key understand. In any thread; takes some milliseconds."""
-        self._serving = tuple(key.derived(f"probe {number}") for number in range(_RELAYS))
-        self._standby = tuple(key.derived(f"standby {number}") for number in range(_RELAYS))
+        """Probe in a way that other relays with this key understand. In any thread; takes up to 0.1 s."""
+        self._serving = tuple(key.derived(f"probe {number}") for number in range(_SERVING))
+        standby = [key.derived(f"standby {number}") for number in range(_STANDBY)]
+        random.shuffle(standby)  # else two relays that had one in common would have the next one in common, too
+        self._standby = tuple(standby)
         self.peers = frozenset(one.destination for one in (*self._serving, *self._standby))
         self.destination = key.destination
 
     def choose(self) -> SessionKey | None:
         """Return the key for a probe session, another one each time; ``None`` for a new one of its own."""
-        return TransientKey(self._serving[next(self._numbers) % _RELAYS]) if self._serving else None
+        return TransientKey(self._serving[next(self._numbers) % _SERVING]) if self._serving else None
 
     def choose_standby(self) -> SessionKey:
         """Return the key for a probe session of a relay that does not serve; after :meth:`share`."""
-        return TransientKey(self._standby[next(self._numbers) % _RELAYS])
+        return TransientKey(self._standby[next(self._numbers) % _STANDBY])
 
 
 class ProbeSession:

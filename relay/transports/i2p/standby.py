@@ -2,19 +2,19 @@
 
 A relay asks the destination as a stranger, in a stream from a session of its own, before it creates the session of the
 keys. The relay that serves the destination answers, because it knows from the keys who asks (see
-:class:`~relay.transports.i2p.probe.ProbeKeys`); then this one asks again later. It takes over when no relay has
-answered three times in a row. A relay that serves asks, too: if another one answers, it ends its session and stands by.
-I2P takes clients to the session that was published last ("The Network Database", multihoming), and probes as well: of
-two relays that serve the destination, the one that no client reaches ends.
+:class:`~relay.transports.i2p.probe.ProbeKeys`); then this one asks again later. It takes over when three
+questions had no answer: one, and then two at once from two sessions, because one session may be at fault. A relay that
+serves asks, too: if another one answers, it ends its session and stands by. I2P takes clients to the session that was
+published last ("The Network Database", multihoming), and probes as well: of two relays that serve the destination, the
+one that no client reaches ends.
 
 ================== ==================== ================== ===========================================================
 state              event                next state         action
 ================== ==================== ================== ===========================================================
 asking             another relay        standing by        none
-asking             no answer            asking             ask again, the third time from another session, which the
-                                                           first miss has begun
-asking             no answer, three     serving            create the session
-                   times in a row
+asking             no answer            asking             ask again, from both sessions at once
+asking             no answer to these,  serving            create the session
+                   either
 asking             inconclusive         backing off        none: no router creates the session for the question
 backing off        2 s later at most    asking             ask the next router
 standing by        20 s later at most   asking             ask
@@ -38,6 +38,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -59,7 +60,7 @@ __all__ = ["CLOCKS", "Standby", "clock_problem"]
 logger = logging.getLogger("relay")
 
 AGAIN = 15.0  # seconds for the router to find the destination, when it had time to do so before
-MISSES = 3  # probes without an answer in a row, until this relay takes over
+ROUNDS = (1, 2)  # questions at once, after none without an answer, and after one; then this relay takes over
 AT_ONCE = 10.0  # seconds after the loss of a session in which no other relay can have taken over
 IN_TIME = 60.0  # seconds after the loss in which none has, so that the next session must be up
 _OF_SEVERAL = 240.0  # seconds for each router but the last one
@@ -91,8 +92,9 @@ class Standby:
         self._below = below
         # One for each router of the session; the first one is asked.
         self._routers = deque(replace(router, sam=(address,)) for address in router.sam)
-        self._prober: _Prober | None = None  # while this relay stands by
-        self._second: _Prober | None = None  # after a miss, because the first one may be at fault
+        # While this relay stands by. The first one asks; the second one is there, and up, for the case that it has no
+        # answer: a router may need 20 s for a session.
+        self._probers: list[_Prober] = []
         self._lost = -math.inf  # monotonic seconds
         self._stands_by = False
 
@@ -138,7 +140,7 @@ class Standby:
         :raises OSError: if that is not known.
         """
         try:
-            return self._other(self._prober_for(0), 0, deadline, None)
+            return self._find(1, True, deadline, None)
         finally:
             self.close()
 
@@ -149,56 +151,61 @@ class Standby:
 
     def close(self) -> None:
         """End the sessions from which this relay asks. Idempotent."""
-        self._close_second()
-        prober, self._prober = self._prober, None
-        if prober is not None:
+        for prober in self._probers:
             prober.close()
-
-    def _close_second(self) -> None:
-        second, self._second = self._second, None
-        if second is not None:
-            second.close()
+        self._probers.clear()
 
     def _ask(self, deadline: float, cancel: Cancel) -> None:
         """Ask until another relay answers, or none has answered often enough."""
         if not self._stands_by:
             logger.info("%s: asking whether another relay serves it, which may take a minute", self._name)
-        for number in range(MISSES):
-            other = self._other(self._prober_for(number), number, deadline, cancel)
+        self._prepare(max(ROUNDS, default=0))
+        for number, count in enumerate(ROUNDS):
+            other = self._find(count, number == 0, deadline, cancel)
             if other is not None:
-                self._close_second()
                 raise self._served(other)
-            logger.debug("%s: no answer, %d of %d", self._name, number + 1, MISSES)
+            logger.debug("%s: no answer to %d of %d questions", self._name, sum(ROUNDS[: number + 1]), sum(ROUNDS))
 
-    def _other(self, prober: _Prober, number: int, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
-        """Return the relay that answers; ``None`` if none does.
+    def _prepare(self, count: int) -> None:
+        """Begin so many sessions from which this relay asks, with those that there are."""
+        while len(self._probers) < count:
+            self._probers.append(_Prober(self._name, self._routers[0], self._below, self.keys))
 
+    def _find(self, count: int, is_first: bool, deadline: float, cancel: Cancel | None) -> OtherRelay | None:
+        """Ask from so many sessions at once: return the relay that answers; ``None`` if none does.
+
+        :param is_first: whether no question before these had no answer.
         :raises OSError: if that is not known.
         """
-        found = prober.ask(number, deadline, cancel)
-        if found is None:
-            raise ConnectError(f"{self._name}: no answer in time", reason="connect_timeout")
-        if found.other is None and found.error is not None:
-            if not can_retry(found.error):
-                raise found.error
-            raise ConnectError(f"{self._name}: cannot ask whether another relay serves it: {found.problem}")
-        if found.other is None:
-            logger.debug("%s: no relay answers: %s", self._name, found.problem)
-        return found.other
+        self._prepare(count)
+        probers = self._probers[:count]
+        try:
+            results = [prober.ask(is_first) for prober in probers]
+            found = [result.get(deadline, cancel) for result in results]
+        finally:
+            for prober in probers:
+                prober.end_probe()
+        others = [one.other for one in found if one is not None and one.other is not None]
+        if not others:
+            self._check(found)
+            return None
+        if found[0] is None or found[0].other is None:  # it does not find what another one finds
+            self._probers.pop(0).close()
+        return others[0]
 
-    def _prober_for(self, number: int) -> _Prober:
-        """Return the one who asks for this time: after two misses another one."""
-        if self._prober is None:
-            self._prober = self._make_prober()
-        if number == 1:
-            self._second = self._make_prober()
-        elif number > 1 and self._second is not None:
-            self._prober.close()
-            self._prober, self._second = self._second, None
-        return self._prober
+    def _check(self, found: Sequence[_Found | None]) -> None:
+        """Raise an error if questions without an answer do not show that no other relay serves the destination.
 
-    def _make_prober(self) -> _Prober:
-        return _Prober(self._name, self._routers[0], self._below, self.keys)
+        :raises OSError: then.
+        """
+        for one in found:
+            if one is None:
+                raise ConnectError(f"{self._name}: no answer in time", reason="connect_timeout")
+            if one.error is not None:
+                if not can_retry(one.error):
+                    raise one.error
+                raise ConnectError(f"{self._name}: cannot ask whether another relay serves it: {one.problem}")
+            logger.debug("%s: no relay answers: %s", self._name, one.problem)
 
     def _served(self, other: OtherRelay) -> ServedElsewhereError:
         error = ServedElsewhereError(f"{self._name}: another relay serves it; standing by")
@@ -235,18 +242,18 @@ class _Prober:
         self._answered: Session | None = None  # the session in which a relay has answered
         self._io_thread.loop.call(self._session.begin)
 
-    def ask(self, number: int, deadline: float, cancel: Cancel | None) -> _Found | None:
-        """Return the result of a probe; ``None`` if there was none in time, or it was cancelled.
+    def ask(self, is_first: bool) -> Promise[_Found]:
+        """Begin a probe; return its result.
 
-        :param number: how many had no answer before this one.
-        :raises OSError: if no thread or descriptor is available.
+        :param is_first: whether no probe before this one had no answer.
         """
         result: Promise[_Found] = Promise()
-        self._io_thread.loop.call(partial(self._begin, number, result))
-        try:
-            return result.get(deadline, cancel)
-        finally:
-            self._io_thread.loop.call(self._end_probe)
+        self._io_thread.loop.call(partial(self._begin, is_first, result))
+        return result
+
+    def end_probe(self) -> None:
+        """End the probe, whether it has a result or not."""
+        self._io_thread.loop.call(self._end_probe)
 
     def close(self) -> None:
         """End the session."""
@@ -255,11 +262,11 @@ class _Prober:
     def abandon(self) -> None:
         """Do nothing: in a forked child the carrier and the conversations close their own descriptors."""
 
-    def _begin(self, number: int, result: Promise[_Found]) -> None:
+    def _begin(self, is_first: bool, result: Promise[_Found]) -> None:
         try:
             carrier = self._session.carrier()
             # A router that has just started finds few destinations at first.
-            is_new = number == 0 and (self._answered is None or carrier.link is not self._answered)
+            is_new = is_first and (self._answered is None or carrier.link is not self._answered)
             reach = probe.REACH if is_new else AGAIN
             on_result = partial(self._on_result, result)
             self._probe = Probe(self._io_thread, self._destination, self._own, on_result, reach)

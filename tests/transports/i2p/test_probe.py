@@ -86,6 +86,19 @@ def test_relays_that_serve_and_those_that_stand_by_have_other_keys():
     assert not serving & standby
 
 
+def test_two_relays_that_stand_by_choose_their_keys_in_another_order():
+    """Two with the same probe destinations would get no replies."""
+    key, ours, theirs = PrivateKey.generate(), ProbeKeys(), ProbeKeys()
+    orders = []
+    for keys in (ours, theirs):
+        keys.share(PrivateKey(key.data))
+        orders.append([keys.choose_standby().key.destination for _ in range(64)])
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+    first = orders[0].index(orders[1][0])
+    assert orders[0][first:] + orders[0][:first] != orders[1], "not even from another start"
+
+
 @pytest.mark.parametrize(
     ("clock", "ahead"),
     [(1000, 0.0), (1009, 0.0), (1010, 0.0), (1030, 20.0), (960, -34.0), (994, 0.0)],

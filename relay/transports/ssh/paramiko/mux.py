@@ -341,9 +341,12 @@ class Mux:
         self.when_idle(both)
 
     def fail(self, error: OSError) -> None:
-        """Fail every stream at once: the connection has ended."""
+        """Fail every stream at once: the connection has ended.
+
+        Also those whose owner has left them, and which wait for the server to close them: it never will.
+        """
         self._fail_pending(error)
-        for entry in list(self.live):
+        for entry in {**dict.fromkeys(self.live), **dict.fromkeys(self._entries.values())}:
             entry.fail(error)
         self.streams = 1
         self.one_less()

@@ -176,6 +176,29 @@ def test_at_exit_a_stream_without_a_byte_is_not_waited_for(connection, pair):
     assert sent.wait(WAIT)
 
 
+@pytest.mark.parametrize("asks", ["when_sent", "drained"])
+def test_a_closed_stream_is_waited_for_no_longer_than_its_connection_lasts(scripted, asks):
+    """The server has not closed it, and never will."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, _ = server.open(connection)
+        stream.socket.sendall(b"last words")
+        stream.close()
+        for kind in (94, 96, 97):  # the data, the EOF and relay's own CLOSE
+            server.expect(kind)
+        wait_until(lambda: not connection._mux.live)
+        over, turned = threading.Event(), threading.Event()
+        if asks == "when_sent":
+            assert connection.when_sent(over.set)
+        else:
+            stream.drained(over.set)
+        connection._loop.call(turned.set)
+        assert turned.wait(WAIT)
+        assert not over.is_set()
+        connection._wire.end(CarrierError("lost"))
+        assert over.wait(WAIT)
+
+
 def test_a_stream_has_drained_when_the_server_has_closed_it(pair):
     stream, far = pair()
     stream.socket.sendall(b"last words")

@@ -247,10 +247,10 @@ def test_who_closes_it_while_it_ends_is_called_back_once(life):
     one = life()
     calls = []
     tear_down = one.tear_down
-    one.tear_down = lambda: (tear_down(), one.start_close(0.0, lambda: calls.append("over")))
+    one.tear_down = lambda: (tear_down(), one.start_close(0.0, lambda: calls.append(one.is_closed)))
     one.finish()
     one.join(WAIT)
-    assert calls == ["over"]
+    assert calls == [True]
 
 
 def test_it_has_a_daemon_thread_of_its_name(life):
@@ -290,7 +290,7 @@ def test_a_forked_child_pings_nobody(life):
 
 
 @pytest.mark.parametrize(("drain", "due"), [(1000.0, 1000.0), (None, None)])
-def test_another_thread_begins_a_drain(life, drain, due):
+def test_another_thread_begins_a_drain(life, drain, due, caplog):
     one = life()
     begun = time.monotonic()
     one.start_close(drain)
@@ -303,6 +303,7 @@ def test_another_thread_begins_a_drain(life, drain, due):
     else:
         assert begun + due <= one._drain_timer.due <= ended + due
     assert one._spread._timer.due == math.inf, "nothing is reset before the end"
+    assert caplog.messages == []
 
 
 def test_another_thread_begins_a_drain_whose_end_is_spread(life):

@@ -398,7 +398,7 @@ def test_a_stream_that_is_there_at_once(make, recipient, ends):
     dialer = Dialing(relay.Stream(ends[0]))
     one = make(dialer)
     one.dial(dialer, NOW)
-    assert recipient.named("open")[0] is ends[0]
+    assert (recipient.named("open")[0], recipient.named("open")[3]) == (ends[0], NOW)
     one.abandon()
     assert dialer.given_up == []
 

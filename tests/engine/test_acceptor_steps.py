@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import threading
 import time
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from relay.engine.acceptor import (
 )
 from relay.eventloop.loop import Timers
 from relay.eventloop.poller import IN
+from relay.streams.upgrade_listener import UpgradeListener
 
 NOW = 1234.5
 PEER = ("192.0.2.7", 5)
@@ -130,10 +132,28 @@ def one(owner, listener):
     return made
 
 
-def ready(one, *outcomes):
-    """Let it accept in one turn; return what was left."""
+class Upgrading(UpgradeListener):
+    """A listener whose clients first shake hands; notes its calls."""
+
+    listening = None
+
+    def __init__(self, listening):
+        self.listening, self.calls = listening, []
+
+    def deliver(self, *arguments):
+        self.calls.append(arguments)
+
+    def make_room(self, now):
+        self.calls.append(now)
+
+
+def ready(one, *outcomes, good=True):
+    """Let it accept in one turn; return what was left.
+
+    :param good: what it returns.
+    """
     one.outcomes[:] = outcomes
-    one._ready(IN, NOW)
+    assert one._ready(IN, NOW) is good
     return len(one.outcomes)
 
 
@@ -144,8 +164,45 @@ def test_a_listener_is_set_up(owner, listener):
     one = SocketAcceptor(owner, listener)
     assert not listener.getblocking()
     assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert not one.listening
+    assert one.listening is False
     assert owner.loop.handlers == {}
+
+
+def test_a_unix_socket_has_no_delay(owner, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        SocketAcceptor(owner, listener)
+        assert not listener.getblocking()
+
+
+def test_a_listener_whose_clients_shake_hands_gives_the_tunnel_each_stream(owner, listener, ends):
+    asked = []
+    owner.hand_of = lambda of: asked.append(of)
+    upgrading = Upgrading(listener)
+    one = SocketAcceptor(owner, upgrading)
+    assert asked == [upgrading]
+    assert upgrading.calls == [(None, owner.workspace)]
+    one.listen(True)
+    assert owner.loop.handlers == {listener.fileno(): one._ready}
+    taker, home = upgrading.calls.pop()
+    assert home is owner.workspace
+    before = time.monotonic()
+    taker(stream := relay.Stream(ends[0]), PEER)
+    ((name, taken, peer, now),) = owner.calls
+    assert (name, taken, peer) == ("offered", stream, PEER)
+    assert before <= now <= time.monotonic()
+    one.listen(False)
+    assert upgrading.calls.pop() == (None, owner.workspace)
+
+
+def test_it_makes_room_among_those_that_shake_hands(owner, listener):
+    owner.spare = False
+    upgrading = Upgrading(listener)
+    one = SocketAcceptor(owner, upgrading)
+    one.listen(True)
+    assert one._ready(IN, NOW) is False
+    assert upgrading.calls[2:] == [NOW]
 
 
 def test_it_listens_while_it_should(owner, listener, one):
@@ -203,6 +260,38 @@ def test_what_is_no_listener(make, error, text):
         wrong.close()
         with pytest.raises(ValueError, match="receive: the socket is closed; pass a listening one"):
             check_listener(wrong)
+
+
+def test_a_tls_socket_is_no_listener():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with socket.socket() as plain, context.wrap_socket(plain, server_side=True) as tls:
+        with pytest.raises(TypeError, match="^mine: an SSLSocket cannot listen here"):
+            check_listener(tls, "mine")
+
+
+class Zero(socket.socket):
+    """A socket that says to have the number that standard input has elsewhere."""
+
+    def fileno(self):
+        return 0
+
+
+def test_a_listener_may_have_the_number_of_standard_input(owner, listener, one):
+    with Zero() as zero:
+        zero.bind(("127.0.0.1", 0))
+        zero.listen()
+        check_listener(zero)
+    one._receive = SimpleNamespace(fileno=lambda: 0)
+    owner.loop.handlers.clear()
+    one._try_again(NOW)
+    assert owner.loop.handlers
+    one.take_backlog(NOW)
+    client = socket.create_connection(listener.getsockname(), WAIT)
+    with client:
+        one._accept = lambda: (Client(), PEER)
+        owner.on_accepted = lambda: one.listen(False)
+        one.take_backlog(NOW)
+    assert len(owner.named("accepted")) == 1
 
 
 def test_what_is_a_listener(listener):
@@ -296,7 +385,7 @@ def due(one):
 )
 def test_an_error_is_told_and_accepting_is_tried_again(owner, listener, one, caplog, number, hint):
     error = OSError(number, os.strerror(number))
-    ready(one, error, Client())
+    ready(one, error, Client(), good=False)
     assert one.outcomes
     assert owner.named("accept_failed") == [(error,)]
     text = f"it: cannot accept for now: {os.strerror(number)}{hint}"
@@ -308,7 +397,7 @@ def test_an_error_is_told_and_accepting_is_tried_again(owner, listener, one, cap
 
 
 def test_an_error_without_a_number_is_told_by_its_text(one, caplog):
-    ready(one, OSError("strange"))
+    ready(one, OSError("strange"), good=False)
     assert caplog.messages == ["it: cannot accept for now: strange"]
 
 
@@ -317,25 +406,25 @@ def test_the_pause_doubles_up_to_a_second_and_begins_anew(owner, one, caplog):
     for _ in range(7):
         one.listen(False)
         one.listen(True)
-        ready(one, OSError(errno.EPERM, "not allowed"))
+        ready(one, OSError(errno.EPERM, "not allowed"), good=False)
         pauses.append(due(one) - NOW)
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
     assert len(caplog.messages) == 1, "the first one in a row"
     ready(one, Client())
-    ready(one, OSError(errno.EPERM, "not allowed"))
+    ready(one, OSError(errno.EPERM, "not allowed"), good=False)
     assert due(one) == pytest.approx(NOW + 0.05)
     assert len(caplog.messages) == 2
 
 
 def test_without_a_spare_descriptor_no_client_is_accepted(owner, one):
     owner.spare = False
-    assert ready(one, Client()) == 1
+    assert ready(one, Client(), good=False) == 1
     assert owner.calls == [("make_room", NOW)]
     assert due(one) == NOW + 0.05
 
 
 def test_the_pause_ends_with_the_listening(one):
-    ready(one, OSError(errno.EPERM, "not allowed"))
+    ready(one, OSError(errno.EPERM, "not allowed"), good=False)
     one.listen(False)
     assert due(one) == math.inf
 
@@ -378,6 +467,23 @@ def test_as_many_as_a_backlog_holds(owner, waiting, monkeypatch):
     monkeypatch.setattr(module, "_MOST_WAITING", 2)
     waiting.take_backlog(NOW)
     assert len(owner.named("accepted")) == 2
+
+
+def test_no_client_waits(owner, one, monkeypatch):
+    calls = []
+
+    class Poll:
+        def register(self, *arguments):
+            calls.append(arguments)
+
+        def poll(self, *arguments):
+            calls.append(arguments)
+            return []
+
+    monkeypatch.setattr(module.select, "poll", Poll)
+    one.take_backlog(NOW)
+    assert calls == [(one._descriptor, module.select.POLLIN), (0,)]
+    assert owner.calls == []
 
 
 def test_not_after_an_error(owner, waiting):
@@ -544,6 +650,30 @@ def test_its_end_ends_a_pause(owner, objects, monkeypatch):
     assert not one.thread.is_alive()
 
 
+def test_a_pause_has_an_end(owner, objects, monkeypatch):
+    one = objects(Listening())
+    waited = []
+
+    def wait_for(condition, *seconds):
+        waited.append(seconds)
+        return condition()
+
+    with one._changed:
+        monkeypatch.setattr(one._changed, "wait_for", wait_for)
+    assert one._wait_to_be_closed(0.25) is False
+    monkeypatch.undo()
+    assert waited == [(0.25,)]
+
+
+def test_a_join_has_an_end(owner, objects):
+    one = objects(Listening())
+    one.thread, thread = SimpleNamespace(join=lambda *seconds: joined.append(seconds)), one.thread
+    joined = []
+    one.join(0.25)
+    one.thread = thread
+    assert joined == [(0.25,)]
+
+
 @pytest.mark.parametrize("kind", [ObjectAcceptor, PushAcceptor])
 def test_a_listener_that_cannot_be_closed_is_told(owner, kind, caplog):
     listening = Listening()
@@ -582,7 +712,7 @@ def test_a_join_waits_for_what_a_listener_of_relay_ends(owner, kind, seconds, wa
 def test_streams_are_pushed_while_it_listens(owner):
     listening = Listening()
     one = PushAcceptor(owner, listening)
-    assert not one.listening
+    assert one.listening is False
     one.listen(True)
     one.listen(True)
     one.listen(False)
@@ -630,6 +760,7 @@ def test_the_kind_of_an_acceptor(owner, pushes, unlimited, kind):
     after = adapt_acceptor(owner, before, listening)
     assert type(after) is kind
     assert (after is before) == (kind is PushAcceptor)
+    assert before.listening is (after is before)
     assert (after._owner, after._receive) == (owner, listening)
     assert listening.calls == ([] if kind is PushAcceptor else [(None,)])
     after.close()

@@ -146,6 +146,7 @@ def test_its_lookups_use_its_threads(make):
     one = make()
     one._lookups.find("db", list, None, lambda found, now: None)
     assert len(one.workers.jobs) == 1
+    assert one._lookups._loop is one.loop
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------
@@ -389,6 +390,7 @@ def test_several_addresses_are_raced(make):
 def test_a_name_is_looked_up_and_its_client_watched_after_a_moment(make):
     one, _, attempt = begun(make, dialer := addressed(literal=False))
     assert attempt.calls == [("look_up", one._lookups, dialer)]
+    assert one._young == [attempt]
     assert one._watch.due == NOW + _YOUNG
 
 
@@ -465,6 +467,7 @@ def test_a_call_gets_what_it_names(make, monkeypatch):
 def test_a_call_that_names_nothing_gets_nothing(make):
     calls = []
     one, _, attempt = begun(make, lambda: calls.append(True))
+    assert one._bound(attempt) is attempt.plan.factory
     one.workers.run()
     assert calls == [True]
     assert attempt.cancel is None
@@ -527,6 +530,8 @@ def test_a_call_of_a_warm_stream_keeps_no_client_out(make, monkeypatch):
     monkeypatch.setattr(Attempt, "is_warm", True)
     one, _, attempt = begun(make, lambda: None)
     assert (one.calls, attempt.plan.warm_calls) == (0, 1)
+    one.begin(attempt, NOW)
+    assert (one.calls, attempt.plan.warm_calls) == (0, 2)
     one.workers.run()
     assert (one.calls, attempt.plan.warm_calls) == (0, 0)
 

@@ -34,7 +34,7 @@ class HeaderSender:
             local = _local_address(client)
         number = id_of(summary.number, summary.started)
         stream = connection.client_stream
-        if self.version == "v1" or stream is None or stream.tls is None:
+        if stream is None or stream.tls is None:
             return header_of(self.version, identity, local, number, reported=reported)
         name, protocol = stream.server_name, stream.tls.selected_alpn_protocol()
         return header_of(self.version, identity, local, number, _entry_of(stream), name, protocol, reported)

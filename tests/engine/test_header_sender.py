@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 from helpers import WAIT, ending, wait_until
@@ -25,6 +26,7 @@ from relay.access.proxy_header import (
     build_v1,
     build_v2,
 )
+from relay.engine.header_sender import HeaderSender
 from relay.testing import FakeListener, pair
 
 
@@ -282,6 +284,51 @@ def test_the_session_of_a_tls_client_is_in_entries(sending, certificates, protoc
             assert header.ssl() == SSLEntry(client.version(), client.cipher()[0])
             assert server.recv(100) == b"hello"
             assert [record.server_name for record in world.tunnel.connections()] == ["localhost"]
+
+
+def connection_of(local=("127.0.0.1", 80), stream=None):
+    """A connection whose client's socket has this name."""
+    summary = SimpleNamespace(
+        number=1, started=1.0, who=lambda: relay.Identity("tcp", "192.0.2.7", "192.0.2.7", 5), reported=lambda: None
+    )
+    client = SimpleNamespace(getsockname=lambda: local)
+    return SimpleNamespace(summary=summary, client=client, client_stream=stream)
+
+
+def header_from(data):
+    reader = HeaderReader()
+    assert reader.feed(data) == len(data)
+    return reader.header
+
+
+def session_of(cipher):
+    tls = SimpleNamespace(version=lambda: "TLSv1.3", cipher=lambda: cipher, selected_alpn_protocol=lambda: "h2")
+    return SimpleNamespace(tls=tls, server_name="localhost", identity=None)
+
+
+@pytest.mark.parametrize("cipher", [("X", "TLSv1.3", 256), None])
+def test_the_cipher_of_a_session_may_not_be_known(cipher):
+    header = header_from(HeaderSender("v2").header(connection_of(stream=session_of(cipher))))
+    assert header.ssl() == SSLEntry("TLSv1.3", cipher and "X")
+
+
+def test_a_header_of_version_1_has_nothing_of_a_session():
+    data = HeaderSender("v1").header(connection_of(stream=session_of(None)))
+    assert data == b"PROXY TCP4 192.0.2.7 127.0.0.1 5 80\r\n"
+
+
+@pytest.mark.parametrize("local", ["/a/path", (), ("1",)])
+def test_a_socket_whose_name_is_no_address_has_none_in_the_header(local):
+    header = header_from(HeaderSender("v2").header(connection_of(local)))
+    assert header.source == ("192.0.2.7", 5)
+    assert header.destination == ("0.0.0.0", 0)
+
+
+@pytest.mark.parametrize("introduces", [True, False])
+def test_only_a_dialer_that_introduces_gets_the_header_of_its_client(introduces):
+    sender, connection = HeaderSender("v2"), connection_of()
+    dialer = SimpleNamespace(introduces=introduces, introducing=lambda header: header)
+    assert sender.over(dialer, connection) == (sender.header(connection) if introduces else dialer)
 
 
 @pytest.mark.parametrize("name", ["localhost", None])

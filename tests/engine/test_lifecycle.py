@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -21,12 +22,21 @@ class Life(LoopThread):
         super().__init__("life")
         self.left = connections
         self.calls = []
+        self.times = []  # at which something began or ended
+        self.drains = []
         self.go_on = threading.Event()
         self.loop.stop, self._stop_loop = lambda: self.calls.append("stop the loop"), self.loop.stop
 
     @property
     def count(self):
         return self.left
+
+    def on_start(self, now):
+        self.times.append(now)
+
+    def on_close(self, drain, now):
+        self.drains.append(drain)
+        self.times.append(now)
 
     def update_listening(self):
         self.calls.append("accept" if self.is_open else "do not accept")
@@ -46,6 +56,7 @@ class Life(LoopThread):
 
     def end_all(self, now):
         self.calls.append("reset")
+        self.times.append(now)
         self.left = 0
         if self.is_closing:
             self.look_drained()
@@ -236,7 +247,129 @@ def test_who_closes_it_while_it_ends_is_called_back_once(life):
     one = life()
     calls = []
     tear_down = one.tear_down
-    one.tear_down = lambda: (tear_down(), one.start_close(0.0, lambda: calls.append("over")))
+    one.tear_down = lambda: (tear_down(), one.start_close(0.0, lambda: calls.append(one.is_closed)))
     one.finish()
     one.join(WAIT)
+    assert calls == [True]
+
+
+def test_it_has_a_daemon_thread_of_its_name(life):
+    one = life()
+    assert (one.name, one._thread.name, one._thread.daemon) == ("life", "life", True)
+
+
+def test_other_threads_pause_it_and_go_on_when_it_has_paused(life):
+    one = life()
+    one.calls.clear()
+    one.pause(False)
+    assert (one.calls, one.state) == (["do not accept"], "paused")
+    one.resume()
+    assert (one.calls, one.state) == (["do not accept", "accept"], "open")
+    one.pause(True)
+    assert one.calls[2:] == ["do not accept", "reset"]
+
+
+def test_it_answers_a_ping_in_its_thread_until_its_end(life):
+    one = life()
+    answers, answered = [], threading.Event()
+    assert one.ping(lambda: (answers.append(threading.current_thread()), answered.set())) is True
+    assert answered.wait(WAIT)
+    assert answers == [one._thread]
+    one.finish()
+    assert one.ping(answered.set) is False
+
+
+def test_a_forked_child_pings_nobody(life):
+    one = life()
+    one.loop.call = lambda call: pytest.fail("its lock may be held for ever")
+    state = one._state
+    one.abandon()
+    assert one.ping(lambda: None) is False
+    one._state = state
+    del one.loop.call
+
+
+@pytest.mark.parametrize(("drain", "due"), [(1000.0, 1000.0), (None, None)])
+def test_another_thread_begins_a_drain(life, drain, due, caplog):
+    one = life()
+    begun = time.monotonic()
+    one.start_close(drain)
+    wait_until(lambda: one._state is TunnelState.DRAINING)
+    one.run_in_thread(lambda: None)
+    assert one.drains == [drain]
+    ended = time.monotonic()
+    if due is None:
+        assert one._drain_timer.due == math.inf
+    else:
+        assert begun + due <= one._drain_timer.due <= ended + due
+    assert one._spread._timer.due == math.inf, "nothing is reset before the end"
+    assert caplog.messages == []
+
+
+def test_another_thread_begins_a_drain_whose_end_is_spread(life):
+    one = life()
+    one.start_close(1000.0, spread=500.0)
+    wait_until(lambda: one._state is TunnelState.DRAINING)
+    one.run_in_thread(lambda: None)
+    assert one._spread._timer.due < one._drain_timer.due
+
+
+def test_a_close_waits_for_the_end_after_its_drain(life):
+    one = life()
+    closer = threading.Thread(target=one.close, args=[1000.0])
+    closer.start()
+    wait_until(lambda: one._state is TunnelState.DRAINING)
+    assert one.drains == [1000.0]
+    assert not one.is_closed
+    one.finish()
+    closer.join(WAIT)
+    assert not closer.is_alive()
+    assert one.is_closed
+
+
+def test_who_closes_it_while_it_runs_is_not_called_back_before_its_end(life):
+    one = life()
+    calls = []
+    one.start_close(1000.0, lambda: calls.append("over"))
+    one.run_in_thread(lambda: None)
+    assert calls == []
+    assert len(one.end_callbacks) == 1
+    one.finish()
     assert calls == ["over"]
+
+
+def test_a_join_may_end_before_it(life):
+    one = life()
+    one.join(0.0)
+    assert one._thread.is_alive()
+
+
+def test_each_step_gets_the_time(life):
+    begun = time.monotonic()
+    one = life()
+    one.pause(True)
+    one.do(one._close, 0.0)
+    assert len(one.times) == 4  # the start, a reset, the close, and its reset
+    assert all(begun <= moment <= time.monotonic() for moment in one.times)
+
+
+def test_a_drain_of_the_same_end_starts_no_timer_again(life, monkeypatch):
+    one = life()
+    starts = []
+    one._spread = SimpleNamespace(start=lambda *arguments: starts.append(arguments))
+    now = time.monotonic()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    one.do(one._close, 1000.0)
+    assert starts == [(now + 1000.0, 0.0, now)]
+    one.do(one._close, 1000.0)
+    assert len(starts) == 1
+    one.do(one._close, 999.0)
+    assert starts[1:] == [(now + 999.0, 0.0, now)]
+
+
+def test_it_is_closing_when_its_connections_are_reset(life):
+    one = life()
+    states = []
+    one.end_all = lambda now: states.append(one._state)
+    one.do(one._close, 0.0)
+    assert states == [TunnelState.CLOSING]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from state_table import rows_of
@@ -16,6 +17,7 @@ from relay.streams.path import StreamPath
 from relay.streams.stream import Stream
 
 NOW = time.monotonic()
+WORK = object()
 LIMIT, KEEP = 5000.0, 30000.0  # seconds; a busy machine may run a test a minute after the import
 
 
@@ -25,16 +27,20 @@ class Pool:
     def __init__(self):
         self.loop = Loop()
         self.calls = []
+        self.told = []  # of which stream, and when
 
     def failed(self, stream, error, now):
         self.calls.append(error)
+        self.told.append((stream, now))
         stream.close("failed", now)
 
     def is_ready(self, stream, now):
         self.calls.append("ready")
+        self.told.append((stream, now))
 
     def is_over(self, stream, reason, now):
         self.calls.append(reason)
+        self.told.append((stream, now))
 
     def close_stream(self, stream, clean):
         self.calls.append(("close_stream", clean))
@@ -60,8 +66,8 @@ class Client:
     def __init__(self):
         self.summary = type("Summary", (), {})()
 
-    def open(self, target, stream, work, now):
-        self.opened = target, stream
+    def open(self, *arguments):
+        self.opened = arguments
 
 
 class Rig:
@@ -82,7 +88,7 @@ class Rig:
         self.stream.fail("refused", NOW)
 
     def give(self):
-        self.stream.give(self.client, None, NOW)
+        self.stream.give(self.client, WORK, NOW + 1)
 
     def close(self):
         self.stream.close("discarded", NOW)
@@ -153,7 +159,8 @@ def test_each_row(rig, row):
     is_closed = before == "ready" and event != "give"
     assert (made.near.fileno() < 0) == is_closed
     if event == "give":
-        assert made.client.opened == (made.near, None)
+        assert made.client.opened == (made.near, None, WORK, NOW + 1)
+    assert all(of is made.stream and now >= NOW for of, now in made.pool.told)
     if told[:1] == ["db:5432: no answer in time; check that it is reachable"]:
         assert isinstance(made.pool.calls[0], ConnectError) and made.pool.calls[0].reason == "connect_timeout"
     made.stream.close("discarded", NOW)
@@ -260,3 +267,128 @@ def test_a_server_that_speaks_first_gets_an_end_of_file_and_no_reset(rig, event)
     getattr(made, event)()
     made.pool.loop._close_garbage()
     assert made.far.recv(1) == b""
+
+
+def test_a_stream_begins_with_nothing(rig):
+    made = rig("connecting")
+    stream = WarmStream(made.pool, None, KEEP, NOW)
+    assert (stream.pending, stream.target, stream.target_stream, stream.state.value) == (None, None, None, "connecting")
+    assert stream.summary.started == NOW
+    stream.wait_for_target(made.attempt, NOW + LIMIT, NOW)
+    assert stream.pending is made.attempt
+    stream._timer.expire(stream._timer.due)
+    assert str(made.pool.calls[0]) == "the target: no answer in time; check that it is reachable"
+
+
+def test_another_age_holds_for_a_stream_that_is_not_open_yet(rig):
+    made = rig("connecting")
+    made.stream.change_age(10.0, NOW)
+    assert made.stream._timer.due == NOW + LIMIT
+    made.open()
+    assert made.stream._timer.due == NOW + 10
+    assert made.stream.opened == NOW
+
+
+def test_a_path_that_is_not_known_is_that_of_a_warm_stream(rig):
+    made = rig("ready")
+    made.stream.summary.route = route = ("a hop",)
+    made.give()
+    assert made.client.summary.path == StreamPath((), warm=True)
+    assert made.client.summary.route is route
+
+
+def stream_of(made, **figures):
+    stream = Stream(made.near)
+    for name, value in figures.items():
+        setattr(stream, name, value)
+    made.stream.open(made.near, stream, None, NOW)
+    return stream
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_stream_may_wait_for_the_answer_of_its_target(rig, answered):
+    made = rig("connecting")
+    assert not made.stream.is_unanswered()
+    stream = stream_of(made, answered=answered)
+    assert made.stream.is_unanswered() is not answered
+    made.stream.give(made.client, WORK, NOW)
+    assert made.client.opened == (made.near, stream, WORK, NOW)
+
+
+def test_a_plain_stream_is_spoilt_by_its_end_only(rig):
+    made = rig("ready")
+    assert made.stream.spoilt() is None
+    made.far.close()
+    assert made.stream.spoilt() == "ended"
+
+
+@pytest.mark.parametrize("is_withdrawn", [True, False])
+def test_a_stream_whose_target_gets_no_new_clients_is_expired(rig, is_withdrawn, monkeypatch):
+    made = rig("connecting")
+    monkeypatch.setattr(Stream, "is_withdrawn", is_withdrawn)
+    stream_of(made)
+    assert made.stream.spoilt() == ("expired" if is_withdrawn else None)
+    made.far.close()
+    assert made.stream.spoilt() == "ended"
+
+
+def test_a_bug_closes_it(rig):
+    made = rig("ready")
+    made.stream.crashed(NOW + 3)
+    assert (made.pool.calls, made.pool.told) == (["failed"], [(made.stream, NOW), (made.stream, NOW + 3)])
+
+
+def test_what_has_come_of_a_stream_that_has_ended_is_not_read(rig, monkeypatch):
+    monkeypatch.setattr(module, "_drop_greeting", lambda sock: pytest.fail("it has ended"))
+    made = rig("ready")
+    made.far.sendall(b"421 too busy\r\n")
+    made.end()
+    assert made.pool.calls == ["ended"]
+
+
+def test_what_has_come_by_a_session_is_not_read(rig, monkeypatch):
+    """A session has no socket with a buffer of its own, and its end is one of its protocol."""
+    asked = []
+    monkeypatch.setattr(module, "session_of", lambda sock: asked.append(sock) or object())
+    monkeypatch.setattr(module, "_drop_greeting", lambda sock: pytest.fail("it is a session"))
+    made = rig("ready")
+    made.close()
+    assert asked == [made.near]
+
+
+class Read:
+    """A socket that notes how it is read, and has this outcome."""
+
+    def __init__(self, outcome=b"x"):
+        self.outcome, self.calls = outcome, []
+
+    def recv(self, *arguments):
+        self.calls.append(arguments)
+        if isinstance(self.outcome, OSError):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_end"), [(b"x", False), (b"", True), (BlockingIOError(), False), (ConnectionResetError(), True)]
+)
+def test_a_look_at_the_end_takes_nothing_and_does_not_wait(outcome, is_end):
+    sock = Read(outcome)
+    assert module._is_at_end(sock) is is_end
+    assert sock.calls == [(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)]
+
+
+@pytest.mark.parametrize("outcome", [b"220 ready", ConnectionResetError()])
+def test_a_greeting_is_read_without_a_wait(outcome):
+    sock = Read(outcome)
+    module._drop_greeting(sock)
+    assert sock.calls == [(1 << 16, socket.MSG_DONTWAIT)]
+
+
+def test_a_look_at_the_loop_does_not_wait(rig, monkeypatch):
+    waits = []
+    poll = SimpleNamespace(register=lambda *arguments: None, poll=lambda wait: waits.append(wait) or [])
+    made = rig("ready")
+    monkeypatch.setattr(module, "select", SimpleNamespace(poll=lambda: poll))
+    assert not made.stream.has_ended()
+    assert waits == [0]

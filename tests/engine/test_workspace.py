@@ -1,0 +1,42 @@
+"""What all flows of a thread share: one buffer, which is made when it is needed, and the upgrades under way."""
+
+from __future__ import annotations
+
+from relay.engine.workspace import Workspace
+from relay.eventloop.background import BUFFER
+
+
+class Upgrade:
+    """Counts how often it was abandoned."""
+
+    abandoned = 0
+
+    def abandon(self):
+        self.abandoned += 1
+
+
+def test_the_buffer_is_made_once_and_only_if_it_is_needed():
+    workspace = Workspace(None, None)
+    assert workspace._buffer is None
+    buffer = workspace.buffer
+    assert len(buffer) == BUFFER
+    assert not buffer.readonly
+    assert workspace.buffer is buffer
+
+
+def test_it_has_the_loop_and_the_pipes_of_its_thread():
+    loop, pipes = object(), object()
+    workspace = Workspace(loop, pipes)
+    assert (workspace.loop, workspace.pipes) == (loop, pipes)
+
+
+def test_a_forked_child_abandons_the_upgrades_under_way_once():
+    workspace, under_way, over = Workspace(None, None), Upgrade(), Upgrade()
+    for upgrade in (under_way, over):
+        workspace.hold(upgrade)
+    workspace.hold(under_way)
+    workspace.release(over)
+    workspace.release(over)
+    workspace.abandon()
+    workspace.abandon()
+    assert (under_way.abandoned, over.abandoned) == (1, 0)

@@ -1,4 +1,4 @@
-"""``relay.engine.attempt`` step by step: what an attempt begins, how it ends, and who is told."""
+"""``relay.engine.attempt`` step by step: what an attempt begins, how it ends, and who learns of it."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def addressed(count=1, literal=True):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What the next connects return; and which were begun."""
+    """The outcomes of the next connects, and those that were begun."""
     found = SimpleNamespace(outcomes=[], begun=[])
 
     def open_socket(endpoint, kind):
@@ -583,7 +583,7 @@ def test_a_job_that_raises_does_not_end_its_thread(make, caplog):
     assert "SystemExit" in caplog.text
 
 
-# -- what is told --------------------------------------------------------------------------------------------------
+# -- what is logged -------------------------------------------------------------------------------------------------
 
 
 def test_a_failure_with_a_known_reason_is_a_warning(make, caplog):

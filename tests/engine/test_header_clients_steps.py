@@ -1,4 +1,4 @@
-"""``relay.engine.header_clients`` step by step: what becomes of a client, and what is told of it."""
+"""``relay.engine.header_clients`` step by step: what becomes of a client, and what is recorded of it."""
 
 from __future__ import annotations
 

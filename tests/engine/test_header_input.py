@@ -15,7 +15,7 @@ NOW = 12.5
 
 
 class Loop:
-    """What is watched."""
+    """A loop that notes what it watches."""
 
     def __init__(self):
         self.handlers = {}

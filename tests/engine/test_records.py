@@ -1,4 +1,4 @@
-"""What is noted of a connection, and the record and the figures that are made of it."""
+"""The notes of a connection, and the record and the figures that are made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all flows of a thread share: one buffer, which is made when it is needed, and the upgrades under way."""
+"""The things that all flows of a thread share: a buffer, made when it is needed, and the upgrades under way."""
 
 from __future__ import annotations
 

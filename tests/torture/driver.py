@@ -399,7 +399,7 @@ class Driver:
             for side in pair.sides:
                 side.is_reading = side.wants_end = True
             if not self._relay.has_half_close and pair.target is None and pair.up.is_excused:
-                # An I2P router accepts streams to a destination that is gone, and they stay silent: the client gives up.
+                # A router accepts streams to a destination that is gone, and they stay silent: the client gives up.
                 pair.client.leave()
                 pair.forget_target()
         last = time.monotonic()

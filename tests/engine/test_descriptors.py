@@ -6,12 +6,24 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
+from types import SimpleNamespace
 
 import pytest
 from helpers import BLOCK
 
-from relay.engine.descriptors import FdCopier, Readiness, SinkError, SourceError
+from relay.engine.descriptors import (
+    Direction,
+    FdCopier,
+    Interests,
+    Readiness,
+    SinkError,
+    SourceError,
+    _Pipe,
+    is_same_socket,
+    shut_down,
+)
 
 
 @pytest.fixture
@@ -187,3 +199,304 @@ def test_closing_twice_closes_nothing_of_anybody_else(make, pipe, sockets, monke
     for other in others:
         os.close(other)
     os.fstat(pipe[0])
+
+
+# -- a splice ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def splices(monkeypatch):
+    """Notes the splices, whose outcomes the test decides: how many bytes, or an error."""
+    found = SimpleNamespace(calls=[], outcomes=[])
+
+    def splice(*arguments, **options):
+        found.calls.append((*arguments, *options.items()))
+        outcome = found.outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(os, "splice", splice)
+    return found
+
+
+def test_bytes_of_a_socket_stay_in_the_kernel_on_their_way_into_a_pipe(make, pipe, sockets, splices):
+    near, _ = sockets
+    mover = make(near.fileno(), pipe[1])
+    splices.outcomes = [10, 20, 0]
+    assert [mover.move() for _ in range(3)] == [Readiness.SOURCE, Readiness.SOURCE, Readiness.NOTHING]
+    assert mover.moved == 30
+    flags = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+    assert splices.calls == [(near.fileno(), pipe[1], 1 << 20, ("flags", flags))] * 3
+    assert mover._copy is None
+
+
+def test_a_splice_by_the_kernel(make, pipe, sockets):
+    near, far = sockets
+    mover = make(near.fileno(), pipe[1])
+    far.send(b"abc")
+    assert mover.move() is Readiness.SOURCE
+    assert os.read(pipe[0], 10) == b"abc"
+    far.close()
+    assert mover.move() is Readiness.NOTHING
+    assert (mover.moved, mover._copy) == (3, None)
+
+
+def test_a_splice_in_vain_waits_for_the_other_end(make, pipe, sockets, splices):
+    mover = make(sockets[0].fileno(), pipe[1])
+    splices.outcomes = [BlockingIOError() for _ in range(7)]
+    waited = [mover.move() for _ in range(7)]
+    assert waited == [Readiness.SINK, Readiness.SOURCE] * 3 + [Readiness.SINK]
+    splices.outcomes = [5, *(BlockingIOError() for _ in range(8))]
+    assert mover.move() is Readiness.SOURCE
+    waited = [mover.move() for _ in range(8)]
+    assert waited == [Readiness.SINK, Readiness.SOURCE] * 3 + [Readiness.SINK, Readiness.SOURCE]
+    assert splices.outcomes == []
+    assert mover._step == mover._copy_some, "after eight in a row"
+
+
+@pytest.mark.parametrize(("error", "raised"), [(BrokenPipeError(), SinkError), (ConnectionResetError(), SourceError)])
+def test_the_end_of_a_splice_that_fails(make, pipe, sockets, splices, error, raised):
+    splices.outcomes = [error]
+    with pytest.raises(raised) as caught:
+        make(sockets[0].fileno(), pipe[1]).move()
+    assert caught.value.__cause__ is error
+
+
+# -- a file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    with open(path, "rb", buffering=0) as opened:
+        yield opened
+
+
+def test_a_file_is_sent_inside_the_kernel(make, file, sockets, monkeypatch):
+    near, far = sockets
+    calls = []
+    send_file = os.sendfile
+
+    def sendfile(out, source, offset, count):
+        calls.append((out, source, offset, count))
+        return send_file(out, source, offset, min(count, 60))
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    mover = make(file.fileno(), near.fileno())
+    assert [mover.move() for _ in range(3)] == [Readiness.SINK, Readiness.SINK, Readiness.NOTHING]
+    assert calls == [(near.fileno(), file.fileno(), None, 1 << 20)] * 3
+    assert mover.moved == 100
+    assert far.recv(200) == bytes(range(100))
+
+
+def test_a_system_may_have_no_call_for_it(make, file, sockets, monkeypatch):
+    monkeypatch.delattr(os, "sendfile")
+    near, far = sockets
+    mover = make(file.fileno(), near.fileno())
+    assert mover.move() is Readiness.SOURCE
+    assert far.recv(200) == bytes(range(100))
+    assert mover.move() is Readiness.NOTHING
+
+
+# -- a copy --------------------------------------------------------------------------------------------------------
+
+
+def test_an_end_of_file_is_the_end(make, pipe, sockets):
+    mover = make(pipe[0], sockets[0].fileno())
+    mover.move()
+    assert mover.move() is Readiness.SOURCE, "nothing is there"
+    assert mover.moved == 0
+
+
+def flags(descriptor):
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL)
+
+
+def test_a_pipe_that_others_share_keeps_its_flags_and_is_never_waited_for(make, pipe, sockets):
+    before = flags(pipe[0])
+    mover = make(pipe[0], sockets[0].fileno())
+    assert mover.move() is Readiness.SOURCE, "it would wait for bytes"
+    assert flags(pipe[0]) == before
+    assert len(mover._copy._opened) == 1
+
+
+def test_a_pipe_with_flags_of_its_own_is_read_as_it_is(make, pipe, sockets):
+    os.set_blocking(pipe[0], False)
+    mover = make(pipe[0], sockets[0].fileno())
+    assert mover.move() is Readiness.SOURCE
+    assert mover._copy._opened == []
+
+
+def test_a_pipe_that_cannot_be_opened_again_is_read_all_the_same(make, pipe, sockets, monkeypatch):
+    monkeypatch.setattr(os, "open", refuse(errno.EACCES))
+    os.write(pipe[1], b"abc")
+    mover = make(pipe[0], sockets[0].fileno())
+    mover.move()
+    assert sockets[1].recv(10) == b"abc"
+
+
+@pytest.mark.parametrize("into", [True, False])
+def test_a_file_needs_no_descriptor_of_its_own(make, pipe, tmp_path, file, into):
+    with open(tmp_path / "out", "wb", buffering=0) as out:
+        mover = make(file.fileno(), out.fileno() if into else pipe[1])
+        mover.move()
+        assert mover._copy._opened == ([] if into else mover._copy._opened[-1:])
+        assert mover._copy._pipe is None
+    assert ((tmp_path / "out").read_bytes() if into else os.read(pipe[0], 200)) == bytes(range(100))
+
+
+def test_a_socket_that_others_share_is_never_waited_for(make, sockets):
+    near, far = sockets
+    other = socket.socketpair()
+    with other[0], other[1]:
+        near.setblocking(True)
+        other[0].setblocking(True)
+        mover = make(near.fileno(), other[0].fileno())
+        assert mover.move() is Readiness.SOURCE
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                far.send(BLOCK)
+            if mover.move() is Readiness.SINK:
+                break
+        assert near.getblocking()
+        assert other[0].getblocking()
+        assert mover.moved > 0
+
+
+# -- a pipe that is made wider -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """Notes what is asked of a pipe, of 65,536 bytes unless the test says otherwise."""
+    found = SimpleNamespace(calls=[], size=65536)
+
+    def control(descriptor, *command):
+        found.calls.append(command)
+        return found.size
+
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    return found
+
+
+GET, WIDER, BEFORE = (fcntl.F_GETPIPE_SZ,), (fcntl.F_SETPIPE_SZ, 1 << 18), (fcntl.F_SETPIPE_SZ, 65536)
+
+
+def test_four_full_reads_in_a_row_make_it_wider(sizes):
+    pipe = _Pipe(-1)
+    for size in (65536, 65536, 65536, 65535, 65536, 65536, 65536):
+        pipe.widen(size)
+        assert sizes.calls == [GET]
+    pipe.widen(65536)
+    assert sizes.calls == [GET, WIDER]
+    for _ in range(8):
+        pipe.widen(65536)
+    pipe.restore()
+    assert sizes.calls == [GET, WIDER, BEFORE]
+
+
+def test_a_pipe_that_is_wide_stays_as_it_is(sizes):
+    sizes.size = 1 << 18
+    pipe = _Pipe(-1)
+    for _ in range(8):
+        pipe.widen(1 << 17)
+    pipe.restore()
+    assert sizes.calls == [GET]
+
+
+def test_a_piece_is_a_full_read_of_a_wider_one(sizes):
+    sizes.size = (1 << 18) - 4096
+    pipe = _Pipe(-1)
+    for _ in range(4):
+        pipe.widen(1 << 17)
+    assert sizes.calls == [GET, WIDER]
+
+
+def test_a_system_may_have_no_sizes_of_pipes(sizes, monkeypatch):
+    monkeypatch.delattr(fcntl, "F_GETPIPE_SZ")
+    pipe = _Pipe(-1)
+    for _ in range(8):
+        pipe.widen(1 << 18)
+    pipe.restore()
+    assert sizes.calls == []
+
+
+# -- a direction ---------------------------------------------------------------------------------------------------
+
+
+def test_a_direction_waits_for_one_end(pipe, sockets):
+    source, sink = pipe[0], sockets[0].fileno()
+    one = Direction(source, sink)
+    assert (one.copier._source, one.copier._sink, one.ended) == (source, sink, None)
+    assert (one.interest(source), one.interest(sink)) == (select.POLLIN, 0)
+    one.wait_for = Readiness.SINK
+    assert (one.interest(source), one.interest(sink)) == (0, select.POLLOUT)
+    one.ended = 1234.5
+    assert (one.interest(source), one.interest(sink)) == (0, 0)
+
+
+def test_what_a_thread_waits_for(pipe, sockets):
+    near, far = sockets
+    interests = Interests(pipe[0])
+    assert interests.wait(0) == {}
+    interests.set(near.fileno(), select.POLLIN)
+    assert interests.wait(0) == {}
+    far.send(b"abc")
+    assert interests.wait(None) == {near.fileno(): select.POLLIN}
+    interests.set(near.fileno(), select.POLLOUT)
+    assert interests.wait(None) == {near.fileno(): select.POLLOUT}
+    interests.set(near.fileno(), 0)
+    assert interests.wait(0) == {}
+    far.close()
+    assert interests.wait(None) == {near.fileno(): select.POLLHUP}, "a hang-up is always told"
+    interests.set(near.fileno(), -1)
+    interests.set(near.fileno(), -1)
+    assert interests.wait(0) == {}
+    os.write(pipe[1], b"!")
+    assert interests.wait(None) == {pipe[0]: select.POLLIN}
+
+
+def test_a_descriptor_is_registered_once_for_the_same_events(sockets):
+    calls = []
+    interests = Interests()
+    interests._poller = SimpleNamespace(register=lambda *given: calls.append(given), unregister=calls.append)
+    interests.set(5, -1)
+    for mask in (select.POLLIN, select.POLLIN, 0, 0, -1, -1, 0):
+        interests.set(5, mask)
+    assert calls == [(5, select.POLLIN), (5, 0), 5, (5, 0)]
+
+
+def test_a_wake_may_have_the_number_of_standard_input(monkeypatch):
+    calls = []
+    poller = SimpleNamespace(register=lambda *given: calls.append(given))
+    monkeypatch.setattr(select, "poll", lambda: poller)
+    Interests(0)
+    Interests()
+    assert calls == [(0, select.POLLIN)]
+
+
+def test_one_socket_by_two_descriptors(stack, pipe, sockets):
+    near, far = sockets
+    again = stack.enter_context(near.dup())
+    assert is_same_socket(near.fileno(), again.fileno())
+    assert not is_same_socket(near.fileno(), far.fileno())
+    assert not is_same_socket(pipe[0], pipe[0]), "no socket"
+
+
+def test_an_end_of_file_by_the_descriptor_of_a_socket(sockets):
+    near, far = sockets
+    far.setblocking(True)
+    shut_down(near.fileno())
+    assert far.recv(1) == b""
+    far.send(b"abc")
+    assert near.recv(10) == b"abc"
+    far.close()
+    shut_down(near.fileno())
+
+
+def test_nothing_is_counted_before_it_is_written(make, pipe, sockets):
+    mover = make(pipe[0], sockets[0].fileno())
+    mover.move()
+    assert (mover.moved, mover._copy.written, bytes(mover._copy._held)) == (0, 0, b"")

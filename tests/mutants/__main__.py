@@ -48,7 +48,7 @@ MODULES = {
     "engine/connection_id": ["engine/test_connection_id.py"],
     "engine/connector": ["engine/test_connector.py", "engine/test_connector_steps.py"],
     "engine/descriptors": ["engine/test_descriptors.py"],
-    "engine/entrance": ["engine/test_entrance.py"],
+    "engine/entrance": ["engine/test_entrance_steps.py"],
     "engine/flow": ["engine/test_flow.py", "engine/test_flow_steps.py"],
     "engine/flow_pair": ["engine/test_flow_pair.py", "engine/test_flow_pair_steps.py"],
     "engine/generation": ["engine/test_generation.py"],

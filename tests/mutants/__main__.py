@@ -68,6 +68,7 @@ MODULES = {
     "engine/shared_acceptor": ["engine/test_shared_acceptor.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],
+    "engine/stdio": ["engine/test_stdio_steps.py"],
     "engine/tarpit": ["engine/test_tarpit.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],
     "engine/warm_stream": ["engine/test_warm_stream.py"],

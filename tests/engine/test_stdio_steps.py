@@ -19,7 +19,7 @@ from relay.engine.stdio import _Exchange, _failure, _reset_text, _State, _text, 
 from relay.streams.cancellation import Cancellation
 
 NOW = 1234.5
-SOURCE, SOCKET, SINK = 900, 901, 902  # numbers of descriptors that nobody opens
+SOURCE, SOCKET, SINK = 900, 901, 902  # numbers of descriptors, of which none is open
 
 
 class Copier:

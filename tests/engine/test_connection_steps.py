@@ -36,7 +36,7 @@ class Notes:
 
 
 class Stay(Notes):
-    """What sends a last reply, or keeps a client."""
+    """The last part of a client."""
 
 
 class Flow(Notes):

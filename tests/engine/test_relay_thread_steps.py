@@ -132,7 +132,7 @@ class Statistics(Notes):
 
 
 class Watcher(Notes):
-    """What calls ``on_end``."""
+    """The thread that calls ``on_end``."""
 
     is_here = False
 

@@ -516,7 +516,7 @@ def test_not_that_of_others_once_it_takes_none(owner, pairs, one, clients):
 
 @pytest.fixture
 def passed(one):
-    """What notes the clients that were passed; the test lets its timer run."""
+    """The note of the clients that were passed; the test lets its timer run."""
     return one._passed
 
 

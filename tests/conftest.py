@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -50,6 +51,7 @@ sys.dont_write_bytecode = False
 
 # The default control sockets of programs that tests start; no relay of the machine is among them.
 _runtime = tempfile.TemporaryDirectory(prefix="relay-run-")
+atexit.register(_runtime.cleanup)
 os.environ["XDG_RUNTIME_DIR"] = _runtime.name
 os.environ["RUNTIME_DIRECTORY"] = _runtime.name
 

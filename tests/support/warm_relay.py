@@ -150,6 +150,8 @@ def _serve(control: socket.socket) -> None:
                 channel = socket.socket(fileno=descriptors.pop())
                 pid = os.fork()
                 if pid == 0:
+                    for ours in (control, channel, *(other for _, other in running.values())):
+                        ours.detach()  # its number is closed with all others
                     _become(json.loads(data), descriptors)
                     return
                 for descriptor in descriptors:

@@ -1054,7 +1054,7 @@ made.sendall(b"word")
 print(made.recv(4))
 """
     target = "{}:{}".format(*echo_server.address)
-    run = [sys.executable, "-c", program, target, outer.url, inner.url]
+    run = [sys.executable, "-W", "ignore::ResourceWarning", "-c", program, target, outer.url, inner.url]
     done = subprocess.run(run, capture_output=True, text=True, timeout=30, check=True)
     assert (done.stdout, done.stderr) == ("b'word'\n", "")
 

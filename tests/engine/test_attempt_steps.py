@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.engine import attempt as module
@@ -22,23 +23,6 @@ from relay.streams.path import StreamPath
 
 NOW = 1234.5
 FAMILY = SimpleNamespace(family=socket.AF_INET)
-
-
-class Notes:
-    """Notes each call of its methods, as their names and arguments."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **options: self.calls.append((name, *arguments, *options.items()))
-
-    def named(self, name):
-        """Return the arguments of the only call of this name."""
-        (call,) = [call for call in self.calls if call[0] == name]
-        return call[1:]
 
 
 class Loop(Notes):
@@ -239,13 +223,13 @@ def test_the_first_descriptor_of_all_may_be_a_connect(make, connector):
 def test_why_it_was_not_there_in_time_is_the_connectors(make, connector, recipient):
     one = make()
     one.too_late()
-    assert connector.named("too_late") == (recipient, one.plan)
+    assert connector.only("too_late") == (recipient, one.plan)
 
 
 def test_a_failure_is_the_connectors(make, connector, recipient):
     error = OSError("no")
     make().finished(error, NOW)
-    assert connector.named("failed") == (recipient, error, NOW)
+    assert connector.only("failed") == (recipient, error, NOW)
 
 
 def test_a_bug_in_a_handler_ends_the_connection(make, recipient):
@@ -319,7 +303,7 @@ def test_an_error_of_a_look_up_is_a_failure(make, connector, recipient):
     one = make(SocketDialer("db:5432", lambda: [FAMILY], literal=False))
     error = OSError("no such name")
     one._looked_up(error, NOW)
-    assert connector.named("failed") == (recipient, error, NOW)
+    assert connector.only("failed") == (recipient, error, NOW)
 
 
 # -- a race -----------------------------------------------------------------------------------------------------------
@@ -362,7 +346,7 @@ def test_a_race_that_is_lost_names_the_target(make, connector, recipient):
     factory = lambda: None  # noqa: E731  (it gets an attribute)
     factory.target = "db:5432"
     make(factory)._raced(OSError(errno.ECONNREFUSED, "no"), NOW)
-    of, error, now = connector.named("failed")
+    of, error, now = connector.only("failed")
     assert (of, error.reason, now) == (recipient, "refused", NOW)
     assert str(error).startswith("db:5432: connection refused")
 
@@ -398,7 +382,7 @@ def test_a_stream_that_is_there_at_once(make, recipient, ends):
     dialer = Dialing(relay.Stream(ends[0]))
     one = make(dialer)
     one.dial(dialer, NOW)
-    assert (recipient.named("open")[0], recipient.named("open")[3]) == (ends[0], NOW)
+    assert (recipient.only("open")[0], recipient.only("open")[3]) == (ends[0], NOW)
     one.abandon()
     assert dialer.given_up == []
 
@@ -410,7 +394,7 @@ def test_a_stream_that_comes_later_in_the_same_thread(make, connector, recipient
     assert recipient.calls == []
     before = time.monotonic()
     dialer.done(relay.Stream(ends[0]))
-    sock, _, _, now = recipient.named("open")
+    sock, _, _, now = recipient.only("open")
     assert sock is ends[0]
     assert before <= now <= time.monotonic()
     one.abandon()
@@ -442,7 +426,7 @@ def test_a_stream_that_comes_in_another_thread_while_the_dial_begins(make, conne
     assert recipient.calls == []
     (call,) = connector.loop.waiting
     call()
-    assert recipient.named("open")[0] is ends[0]
+    assert recipient.only("open")[0] is ends[0]
 
 
 def test_a_dialer_that_raises_may_still_have_passed_on_its_way_to_report(make, connector, recipient):
@@ -452,7 +436,7 @@ def test_a_dialer_that_raises_may_still_have_passed_on_its_way_to_report(make, c
         one.dial(dialer, NOW)
     error = OSError("late")
     dialer.done(error)
-    assert connector.named("failed")[:2] == (recipient, error)
+    assert connector.only("failed")[:2] == (recipient, error)
 
 
 def test_a_stream_after_the_end_of_the_loop_is_reset(make, connector, ends, monkeypatch):
@@ -476,7 +460,7 @@ def test_a_stream_that_nothing_awaits_is_closed(make, connector, recipient, ends
     one, stream = make(), relay.Stream(ends[0])
     recipient.pending = None
     one._on_result(stream)
-    assert connector.named("close_stream") == (stream, ("clean", False))
+    assert connector.only("close_stream") == (stream, ("clean", False))
     one._on_result(OSError("late"))
     assert len(connector.calls) == 1
     assert recipient.calls == []
@@ -491,7 +475,7 @@ def test_a_bug_in_what_takes_the_stream_is_a_failure(make, connector, recipient,
     recipient.open = raising
     before = time.monotonic()
     make()._on_result(relay.Stream(ends[0]))
-    of, found, now = connector.named("failed")
+    of, found, now = connector.only("failed")
     assert (of, found) == (recipient, error)
     assert before <= now <= time.monotonic()
 
@@ -577,7 +561,7 @@ def test_a_socket_that_does_not_connect_is_the_factorys_fault(make, connector, r
     recipient.summary.target = name
     make().finished(relay.Stream(connecting[0]), NOW)
     connector.loop.handlers[connecting[0].fileno()][1](OUT, NOW + 1)
-    of, error, now = connector.named("failed")
+    of, error, now = connector.only("failed")
     assert (of, error.reason, now) == (recipient, "factory_error", NOW + 1)
     assert str(error) == f"{shown}: the factory returned a socket that is neither connected nor connecting"
 
@@ -600,7 +584,7 @@ def test_a_connect_that_fails_names_the_target_and_the_error(make, connector, re
     stream = SimpleNamespace(socket=Refused(), target="db:5432", path=None)
     make().finished(stream, NOW)
     connector.loop.handlers[1000][1](OUT, NOW)
-    _, error, _ = connector.named("failed")
+    _, error, _ = connector.only("failed")
     assert (error.reason, error.errno) == ("unreachable", errno.EHOSTDOWN)
     assert str(error) == f"db:5432: {os.strerror(errno.EHOSTDOWN)}"
 

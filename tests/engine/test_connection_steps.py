@@ -9,6 +9,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.engine import connection as module
@@ -21,18 +22,6 @@ NOW = 1234.5
 BEGUN = 1000.0
 PEER = ("192.0.2.7", 5)
 GOOD = b"welcome"
-
-
-class Notes:
-    """Notes each call of its methods, as their names and arguments."""
-
-    def __init__(self, *given, **options):
-        self.given, self.options, self.calls = given, options, []
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **options: self.calls.append((name, *arguments, *options.items()))
 
 
 class Stay(Notes):

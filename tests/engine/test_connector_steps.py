@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.engine import connector as module
@@ -24,23 +25,6 @@ from relay.streams.dialer import Dialer
 
 NOW = 1234.5
 PEER = ("192.0.2.7", 5)
-
-
-class Notes:
-    """Notes each call of its methods, as their names and arguments."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **options: self.calls.append((name, *arguments, *options.items()))
-
-    def named(self, name):
-        """Return the arguments of the only call of this name."""
-        (call,) = [call for call in self.calls if call[0] == name]
-        return call[1:]
 
 
 class Owner(Notes):
@@ -213,7 +197,7 @@ def test_warm_streams_get_the_new_plan(make):
     warm = one.warm = Notes()
     before = time.monotonic()
     one.set_factory(At("db:5432"), None)
-    plan, now = warm.named("change_plan")
+    plan, now = warm.only("change_plan")
     assert plan is one._plan
     assert before <= now <= time.monotonic()
 
@@ -247,7 +231,7 @@ def test_a_pool_is_made_for_the_first_number(owner, make, monkeypatch):
     one.keep_warm(2, 30.0)
     pool = one.warm
     assert pool.arguments == (one, owner, one._plan)
-    count, seconds, now = pool.named("change")
+    count, seconds, now = pool.only("change")
     assert (count, seconds) == (2, 30.0)
     assert before <= now <= time.monotonic()
     one.keep_warm(0, 20.0)

@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.access.gate import Denial
@@ -27,21 +28,6 @@ NOW = 1234.5
 PEER = ("192.0.2.7", 5)
 WHO = relay.Identity("tcp", "192.0.2.7", *PEER)
 DENIAL = Denial("a rule")
-
-
-class Notes:
-    """Notes each call of its methods, as their names and arguments."""
-
-    def __init__(self, *given, **options):
-        self.given, self.options, self.calls = given, options, []
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **options: self.calls.append((name, *arguments, *options.items()))
-
-    def named(self, name):
-        return [call[1:] for call in self.calls if call[0] == name]
 
 
 class Gate(Notes):

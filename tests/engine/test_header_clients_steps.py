@@ -7,6 +7,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.access.gate import Denial
@@ -25,18 +26,6 @@ def header_of(data):
     reader = HeaderReader()
     reader.feed(data)
     return reader.header
-
-
-class Notes:
-    """Notes each call of its methods, as their names and arguments."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **options: self.calls.append((name, *arguments, *options.items()))
 
 
 class Connection(Notes):

@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from notes import Notes
 
 import relay
 from relay.access.policy import ClientPolicy
@@ -27,32 +28,28 @@ PEER = ("192.0.2.7", 5)
 LIMITS = Limits(30.0, 20.0, 10.0, 5.0)
 
 
-class Notes:
-    """Notes each call of its methods, as their names and arguments, in its own list and in a common one."""
+class Part(Notes):
+    """A part of the thread: notes each call also in a list that all parts share."""
 
     log: list[object]
 
-    def __init__(self, *given, **options):
-        self.given, self.options, self.calls = given, options, []
-
     def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
+        call = super().__getattr__(name)
 
-        def call(*arguments, **options):
-            self.calls.append((name, *arguments, *options.items()))
-            Notes.log.append((type(self).__name__, name))
+        def logged(*arguments, **options):
+            call(*arguments, **options)
+            Part.log.append((type(self).__name__, name))
 
-        return call
+        return logged
 
 
-class Acceptor(Notes):
+class Acceptor(Part):
     """The acceptor."""
 
     listening = True
 
 
-class Connector(Notes):
+class Connector(Part):
     """The connector."""
 
     calls_under_way = 0
@@ -77,7 +74,7 @@ class Connector(Notes):
 
         def call(*arguments):
             self.notes.append((name, *arguments))
-            Notes.log.append(("Connector", name))
+            Part.log.append(("Connector", name))
             if name == "connect" and self.error is not None:
                 raise self.error
             return ("figures",) if name == "warm_figures" else None
@@ -85,7 +82,7 @@ class Connector(Notes):
         return call
 
 
-class Pool(Notes):
+class Pool(Part):
     """The threads of the connector."""
 
     is_this = False
@@ -94,7 +91,7 @@ class Pool(Notes):
         return self.is_this
 
 
-class Entrance(Notes):
+class Entrance(Part):
     """The entrance, whose decisions the test makes."""
 
     reads_headers, gate, is_admitted, is_introduced_, is_client = False, None, True, True, True
@@ -115,7 +112,7 @@ class Entrance(Notes):
         return ("hand of", listener)
 
 
-class Statistics(Notes):
+class Statistics(Part):
     """The counts."""
 
     def __init__(self, *given):
@@ -131,7 +128,7 @@ class Statistics(Notes):
         return ["recent"]
 
 
-class Watcher(Notes):
+class Watcher(Part):
     """The thread that calls ``on_end``."""
 
     is_here = False
@@ -140,17 +137,17 @@ class Watcher(Notes):
         return self.is_here
 
 
-class Generations(Notes):
+class Generations(Part):
     """The generations."""
 
     living = ()
 
 
-class Pipes(Notes):
+class Pipes(Part):
     """The pipes."""
 
 
-class Connection(Notes):
+class Connection(Part):
     """A connection."""
 
     is_closed = False
@@ -191,8 +188,8 @@ class One(RelayThread):
 
 @pytest.fixture(autouse=True)
 def log():
-    Notes.log = []
-    return Notes.log
+    Part.log = []
+    return Part.log
 
 
 @pytest.fixture

@@ -346,7 +346,7 @@ class Mux:
         Also those whose owner has left them, and which wait for the server to close them: it never will.
         """
         self._fail_pending(error)
-        for entry in {**dict.fromkeys(self.live), **dict.fromkeys(self._entries.values())}:
+        for entry in dict.fromkeys((*self.live, *self._entries.values())):
             entry.fail(error)
         self.streams = 1
         self.one_less()

@@ -133,6 +133,7 @@ class Pair:
         self.client = Side(client, self.up, self.down)
         self.target: Side | None = None
         self.is_probe = False
+        self.is_hit = False  # a fault may have concerned it; it may be reset for other reasons, too
 
     @property
     def is_proven(self) -> bool:
@@ -147,6 +148,11 @@ class Pair:
     def excuse(self) -> None:
         """Allow resets of this connection from now on."""
         self.up.is_excused = self.down.is_excused = True
+
+    def hit(self) -> None:
+        """Allow resets because of a fault."""
+        self.is_hit = True
+        self.excuse()
 
     @property
     def sides(self) -> list[Side]:
@@ -221,13 +227,13 @@ class Driver:
     def excuse(self) -> None:
         """Allow resets of all connections that are open."""
         for pair in self._pairs.values():
-            pair.excuse()
+            pair.hit()
 
     def excuse_new(self) -> None:
         """Allow resets of all connections whose target has not come."""
         for pair in self._pairs.values():
             if pair.target is None:
-                pair.excuse()
+                pair.hit()
 
     def probe(self) -> Pair | None:
         """Begin a connection that carries a few bytes each way; ``None`` if it is refused and may be."""
@@ -295,7 +301,7 @@ class Driver:
         relay = self._relay
         pair = self._pairs[number] = Pair(number, client, has_reset=relay.has_reset, takes_ends=relay.takes_ends)
         if self._relay.may_fail:
-            pair.excuse()
+            pair.hit()
         self._note(f"{number}: connects")
         return pair
 
@@ -398,7 +404,7 @@ class Driver:
         for pair in self._pairs.values():
             for side in pair.sides:
                 side.is_reading = side.wants_end = True
-            if not self._relay.has_half_close and pair.target is None and pair.up.is_excused:
+            if pair.is_hit and pair.target is None and not self._relay.has_half_close:
                 # A router accepts streams to a destination that is gone, and they stay silent: the client gives up.
                 pair.client.leave()
                 pair.forget_target()

@@ -222,6 +222,14 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two Unix sockets that are connected to each other."""
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, far
+
+
+@pytest.fixture
 def reserved() -> Iterator[int]:
     """A port of 127.0.0.1 that only a program gets which asks for it by its number; see :func:`reserved_port`."""
     with reserved_port() as port:

@@ -93,12 +93,6 @@ def owner():
     return Owner()
 
 
-@pytest.fixture
-def listener():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        yield made
-
-
 class Client:
     """An accepted socket; notes what is set."""
 
@@ -310,7 +304,7 @@ def test_a_client_is_accepted(owner, one):
 
 
 @pytest.mark.parametrize(("hands_on", "options"), [(True, []), (False, [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)])])
-def test_a_system_may_not_hand_the_option_on(owner, one, hands_on, options):
+def test_a_system_may_not_hand_the_option_on(one, hands_on, options):
     one._hands_on = hands_on
     client = Client()
     ready(one, client)
@@ -401,7 +395,7 @@ def test_an_error_without_a_number_is_told_by_its_text(one, caplog):
     assert caplog.messages == ["it: cannot accept for now: strange"]
 
 
-def test_the_pause_doubles_up_to_a_second_and_begins_anew(owner, one, caplog):
+def test_the_pause_doubles_up_to_a_second_and_begins_anew(one, caplog):
     pauses = []
     for _ in range(7):
         one.listen(False)
@@ -527,13 +521,6 @@ class Listening:
 
 
 @pytest.fixture
-def ends():
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
-
-
-@pytest.fixture
 def objects(owner):
     """Make an acceptor of an object, which is closed at the end."""
     made = []
@@ -650,7 +637,7 @@ def test_its_end_ends_a_pause(owner, objects, monkeypatch):
     assert not one.thread.is_alive()
 
 
-def test_a_pause_has_an_end(owner, objects, monkeypatch):
+def test_a_pause_has_an_end(objects, monkeypatch):
     one = objects(Listening())
     waited = []
 
@@ -665,7 +652,7 @@ def test_a_pause_has_an_end(owner, objects, monkeypatch):
     assert waited == [(0.25,)]
 
 
-def test_a_join_has_an_end(owner, objects):
+def test_a_join_has_an_end(objects):
     one = objects(Listening())
     one.thread, thread = SimpleNamespace(join=lambda *seconds: joined.append(seconds)), one.thread
     joined = []

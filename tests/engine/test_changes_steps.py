@@ -192,7 +192,7 @@ def test_another_number_of_warm_streams(tunnel, relay, more, seconds):
 
 
 @pytest.mark.parametrize(("options", "spread"), [({}, 0.0), ({"spread": 2.0}, 2.0)])
-def test_all_at_once(tunnel, relay, options, spread, monkeypatch):
+def test_all_at_once(tunnel, relay, options, spread):
     listener = FakeListener()
     listener.handshake_timeout = None
     limits = {"nconnect": 7, **TIMES, "source": "127.0.0.2"}

@@ -205,19 +205,19 @@ def test_a_client_that_has_gone_is_reset(one):
     assert (one.summary.reason, one.summary.finished) == ("client_reset", NOW)
 
 
-def test_the_network_of_a_client(owner, ends, one, monkeypatch):
+def test_the_network_of_a_client(ends, one, monkeypatch):
     asked = []
     monkeypatch.setattr(module, "source_of", lambda *given: asked.append(given) or "it")
     assert one.source() == "it"
     assert asked == [(ends[0], PEER)]
 
 
-def test_it_gives_way(owner, one):
+def test_it_gives_way(one):
     one.give_way(NOW)
     assert (one.summary.reason, one.summary.finished) == ("overloaded", NOW)
 
 
-def test_a_last_stay_is_finished_instead(owner, ends, one):
+def test_a_last_stay_is_finished_instead(one):
     one.pending = stay = Stay()
     one.give_way(NOW)
     assert stay.calls == [("finish", NOW)]
@@ -278,7 +278,7 @@ def test_the_target_is_waited_for(one):
         (0, 0, False),
     ],
 )
-def test_a_client_that_hangs_up(owner, ends, one, event, error, gone):
+def test_a_client_that_hangs_up(ends, one, event, error, gone):
     asked = []
 
     class Client:
@@ -300,7 +300,7 @@ def test_a_client_that_hangs_up(owner, ends, one, event, error, gone):
 # -- no stream -----------------------------------------------------------------------------------------------------
 
 
-def test_a_proxy_client_is_told_why(owner, one):
+def test_a_proxy_client_is_told_why(one):
     one.summary.request = request()
     one.pending = pending = Notes()
     one.fail("refused", NOW)
@@ -572,7 +572,7 @@ def test_a_target_that_has_gone_gets_no_end_of_file(owner, opened, stream, ends)
     assert ("close_stream", stream, True) in owner.calls
 
 
-def test_a_close_that_is_clean_sends_no_end_of_file_first(owner, opened, stream, ends):
+def test_a_close_that_is_clean_sends_no_end_of_file_first(opened, ends):
     opened.close("done", NOW, clean_target=True)
     ends[3].setblocking(False)
     with pytest.raises(BlockingIOError):

@@ -108,13 +108,6 @@ def make(owner):
     return lambda factory=lambda: None, source=None: Connector(owner, factory, source)
 
 
-@pytest.fixture
-def ends():
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
-
-
 def test_it_begins_with_the_things_of_its_owner(owner, make):
     one = make()
     assert (one.loop, one.workspace, one.warm, one.calls) == (owner.loop, owner.workspace, None, 0)
@@ -419,7 +412,7 @@ def test_a_request_is_the_target_of_a_factory_that_asks_for_it(make):
     assert connection.summary.target is None
 
 
-def test_a_client_of_its_own_plan(make, monkeypatch):
+def test_a_client_of_its_own_plan(make):
     one, connection = make(), Connection()
     plan = Plan(At("its own"))
     one._plan_for = lambda of: plan if of is connection else None

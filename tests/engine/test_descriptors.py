@@ -458,7 +458,7 @@ def test_what_a_thread_waits_for(pipe, sockets):
     assert interests.wait(None) == {pipe[0]: select.POLLIN}
 
 
-def test_a_descriptor_is_registered_once_for_the_same_events(sockets):
+def test_a_descriptor_is_registered_once_for_the_same_events():
     calls = []
     interests = Interests()
     interests._poller = SimpleNamespace(register=lambda *given: calls.append(given), unregister=calls.append)

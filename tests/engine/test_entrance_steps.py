@@ -342,7 +342,7 @@ def test_a_request_is_read(one, owner):
     assert one.gate.calls == [("bar", WHO, NOW, True)]
 
 
-def test_whether_rules_are_read_by_then(one, owner):
+def test_whether_rules_are_read_by_then(one):
     one._rules_of_files, one._readings = (rules := object()), Readings()
     one.read_request("client", object(), PEER, NOW)
     assert one.gate.calls == [("bar", WHO, NOW, False)]
@@ -760,7 +760,7 @@ def test_without_a_gate_it_is_counted_where_others_can_guess(make, owner, expose
     ("peer", "client", "rate", "most"),
     [(PEER, "192.0.2.7:5", SimpleNamespace(most=5), 5), ("", "a local client", None, 0)],
 )
-def test_a_client_that_has_guessed_is_banned(one, slots, caplog, peer, client, rate, most):
+def test_a_client_that_has_guessed_is_banned(one, caplog, peer, client, rate, most):
     one.gate.banned = SimpleNamespace(terms=SimpleNamespace(rate=rate, ban=60.0))
     one._count_guess(Connection(peer), NOW)
     text = f"it: {client} sent {most} wrong passwords; it is rejected for 60 s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import math
 import os
@@ -227,13 +226,6 @@ def one(make):
     return make()
 
 
-@pytest.fixture
-def clients():
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
-
-
 def living(one, count=1, started=NOW):
     """Give it so many connections."""
     found = [Connection(one, None, None, PEER, started) for _ in range(count)]
@@ -359,36 +351,36 @@ def test_what_is_no_id_kills_none(one):
 # -- a client ------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_gets_a_stream(one, clients):
-    one.accepted(clients[0], None, PEER, NOW)
+def test_a_client_gets_a_stream(one, ends):
+    one.accepted(ends[0], None, PEER, NOW)
     (connection,) = one.all_connections
-    assert connection.given == (one, clients[0], None, PEER, NOW)
+    assert connection.given == (one, ends[0], None, PEER, NOW)
     assert one._slots.connections == {connection: None}
     assert one._connector.notes == [("connect", connection, NOW)]
     assert one.hooks == ["start", "busy"]
     assert one._statistics.accepted == 1
     assert one.entrance.calls == one._acceptor.calls == []
     assert connection.summary.identity is None
-    one.accepted(clients[0], None, PEER, NOW)
+    one.accepted(ends[0], None, PEER, NOW)
     assert one.hooks == ["start", "busy"]
     assert one._statistics.accepted == 2
 
 
-def test_not_before_its_header(one, clients):
+def test_not_before_its_header(one, ends):
     one.entrance.reads_headers = True
-    one.accepted(clients[0], None, PEER, NOW)
-    assert one.entrance.calls == [("read_request", clients[0], None, PEER, NOW)]
+    one.accepted(ends[0], None, PEER, NOW)
+    assert one.entrance.calls == [("read_request", ends[0], None, PEER, NOW)]
     assert one.all_connections == []
-    one.accepted(clients[0], stream := relay.Stream(clients[0]), PEER, NOW)
+    one.accepted(ends[0], stream := relay.Stream(ends[0]), PEER, NOW)
     assert [connection.given[2] for connection in one.all_connections] == [stream]
 
 
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("peer", [PEER, ""])
 @pytest.mark.parametrize("admitted", [True, False])
-def test_the_entrance_is_asked(one, clients, gate, peer, admitted):
+def test_the_entrance_is_asked(one, ends, gate, peer, admitted):
     one.entrance.gate, one.entrance.is_admitted = object() if gate else None, admitted
-    one.accepted(clients[0], None, peer, NOW)
+    one.accepted(ends[0], None, peer, NOW)
     (connection,) = one.all_connections
     is_asked = gate or peer == ""
     assert one.entrance.calls == ([("admits", connection, NOW)] if is_asked else [])
@@ -396,51 +388,51 @@ def test_the_entrance_is_asked(one, clients, gate, peer, admitted):
 
 
 @pytest.mark.parametrize(("limit", "updates"), [(-1, 0), (0, 0), (1, 1), (2, 0)])
-def test_at_the_limit_no_more_are_accepted(make, clients, limit, updates):
+def test_at_the_limit_no_more_are_accepted(make, ends, limit, updates):
     one = make(nconnect=limit)
     one._connector.calls = -5
-    one.accepted(clients[0], None, PEER, NOW)
+    one.accepted(ends[0], None, PEER, NOW)
     assert one._acceptor.calls == [("listen", False)] * updates
 
 
 @pytest.mark.parametrize(("calls", "updates"), [(1023, 0), (1024, 1), (1025, 1)])
-def test_at_the_most_calls_too(one, clients, calls, updates):
+def test_at_the_most_calls_too(one, ends, calls, updates):
     one._connector.calls = calls
-    one.accepted(clients[0], None, PEER, NOW)
+    one.accepted(ends[0], None, PEER, NOW)
     assert one._acceptor.calls == [("listen", False)] * updates
 
 
-def test_a_bug_in_the_connector_ends_one_connection(one, clients):
+def test_a_bug_in_the_connector_ends_one_connection(one, ends):
     one._connector.error = error = ValueError("a bug")
-    one.accepted(clients[0], None, PEER, NOW)
+    one.accepted(ends[0], None, PEER, NOW)
     (connection,) = one.all_connections
     assert one._connector.notes == [("connect", connection, NOW), ("failed", connection, error, NOW)]
 
 
-def test_a_client_of_this_machine_is_its_process(one, clients):
-    connection = one.admit(clients[0], None, "a name that it has chosen", NOW)
+def test_a_client_of_this_machine_is_its_process(one, ends):
+    connection = one.admit(ends[0], None, "a name that it has chosen", NOW)
     assert connection.summary.identity.process == os.getpid()
-    assert one.admit(clients[0], relay.Stream(clients[0]), "", NOW).summary.identity is None
+    assert one.admit(ends[0], relay.Stream(ends[0]), "", NOW).summary.identity is None
     with socket.socket() as unconnected:
         assert one.admit(unconnected, None, "", NOW).summary.identity is None
 
 
-def test_its_user_gets_a_name(one, clients, monkeypatch):
+def test_its_user_gets_a_name(one, ends, monkeypatch):
     monkeypatch.setattr(module, "named", lambda identity: ("named", identity.process))
-    assert one.admit(clients[0], None, "", NOW).summary.identity == ("named", os.getpid())
+    assert one.admit(ends[0], None, "", NOW).summary.identity == ("named", os.getpid())
 
 
-def test_a_client_may_count_later(one, clients):
-    one.admit(clients[0], None, PEER, NOW, 0)
+def test_a_client_may_count_later(one, ends):
+    one.admit(ends[0], None, PEER, NOW, 0)
     assert one._statistics.accepted == 0
     one.count_accepted()
     one.count_accepted()
     assert one._statistics.accepted == 2
 
 
-def test_keepalive_comes_after_a_time(one, clients):
-    one.admit(clients[0], None, PEER, NOW)
-    one.admit(clients[0], None, PEER, NOW + 5)
+def test_keepalive_comes_after_a_time(one, ends):
+    one.admit(ends[0], None, PEER, NOW)
+    one.admit(ends[0], None, PEER, NOW + 5)
     assert one._keepalive_timer.due == NOW + 15
     one._keepalive_timer.expire(NOW + 15)
     assert one.keepalive_enabled_until == NOW + 15
@@ -482,11 +474,11 @@ def offered(one, monkeypatch):
     return found
 
 
-def test_a_client_that_was_offered(one, clients, offered):
-    stream = relay.Stream(clients[0])
+def test_a_client_that_was_offered(one, ends, offered):
+    stream = relay.Stream(ends[0])
     one.offered(stream, PEER, NOW)
     assert one.entrance.calls == [("is_introduced", stream, PEER, NOW)]
-    assert offered.accepted == [(clients[0], stream, PEER, NOW)]
+    assert offered.accepted == [(ends[0], stream, PEER, NOW)]
     assert one.release_spare_fd() is True, "it was opened"
     one.entrance.is_introduced_ = False
     one.offered(stream, PEER, NOW)
@@ -494,18 +486,18 @@ def test_a_client_that_was_offered(one, clients, offered):
     assert offered.closed == []
 
 
-def test_a_client_that_was_offered_after_the_close(one, clients, offered, monkeypatch):
+def test_a_client_that_was_offered_after_the_close(one, ends, offered, monkeypatch):
     monkeypatch.setattr(One, "is_open", False)
-    one.offered(stream := relay.Stream(clients[0]), PEER, NOW)
+    one.offered(stream := relay.Stream(ends[0]), PEER, NOW)
     assert (offered.closed, offered.accepted) == ([(stream, False)], [])
 
 
-def test_a_client_that_its_listener_rejects(one, clients, offered, caplog):
-    stream = relay.Stream(clients[0])
+def test_a_client_that_its_listener_rejects(one, ends, offered, caplog):
+    stream = relay.Stream(ends[0])
     stream.denied = "not on the list"
     one.offered(stream, PEER, NOW)
     (connection,) = one.all_connections
-    assert connection.given == (one, clients[0], stream, PEER, NOW)
+    assert connection.given == (one, ends[0], stream, PEER, NOW)
     assert connection.summary.rule == "access-list"
     assert connection.calls == [("close", "denied", NOW)]
     assert one.entrance.calls == [("log_denied", connection, NOW)]
@@ -588,7 +580,7 @@ def test_errors_of_accepting_are_counted(one, error, name):
 
 @pytest.mark.parametrize("clean", [True, False])
 @pytest.mark.parametrize("kind", [None, "blocking", "nonblocking"])
-def test_a_stream_is_closed(one, clients, monkeypatch, clean, kind):
+def test_a_stream_is_closed(one, ends, monkeypatch, clean, kind):
     discarded, resets, closed = [], [], []
     monkeypatch.setattr(one.loop, "discard", discarded.append)
     monkeypatch.setattr(relay.Stream, "reset", lambda stream: resets.append((stream, stream.on_close)))
@@ -597,17 +589,17 @@ def test_a_stream_is_closed(one, clients, monkeypatch, clean, kind):
         closed.append(True)
 
     on_close.nonblocking = kind == "nonblocking"
-    stream = relay.Stream(clients[0], on_close=on_close if kind else None)
+    stream = relay.Stream(ends[0], on_close=on_close if kind else None)
     one.close_stream(stream, clean)
-    assert discarded == ([clients[0]] if clean else [])
+    assert discarded == ([ends[0]] if clean else [])
     assert resets == ([] if clean else [(stream, None)])
     assert stream.on_close is None
     assert closed == ([True] if kind == "nonblocking" else [])
     assert one._connector.notes == ([("submit", on_close)] if kind == "blocking" else [])
 
 
-def test_a_call_that_does_not_say_so_may_block(one, clients):
-    one.close_stream(relay.Stream(clients[0], on_close=one.hooks.clear), clean=False)
+def test_a_call_that_does_not_say_so_may_block(one, ends):
+    one.close_stream(relay.Stream(ends[0], on_close=one.hooks.clear), clean=False)
     assert [name for name, _ in one._connector.notes] == ["submit"]
 
 
@@ -665,7 +657,7 @@ def test_who_can_reach_it(make, monkeypatch, listener, headers, exposed):
 # -- its end -------------------------------------------------------------------------------------------------------
 
 
-def test_its_listener_is_closed(one, log):
+def test_its_listener_is_closed(one):
     before = time.monotonic()
     one.close_listener()
     assert one._acceptor.calls == [("listen", False), ("close",)]
@@ -762,11 +754,6 @@ def test_a_forked_child_closes_its_copies(make, monkeypatch, log, kind, splice):
         assert (plain.fileno() < 0) == (kind == "socket")
         assert kind != "proxy" or listener.listening.closed == 1
         assert len(module._all) == 0
-
-
-def test_threads_that_nobody_knows_any_more_are_not_closed_in_a_child(make):
-    gc.collect()
-    assert {one.name for one in module._all} <= {"it"}
 
 
 def test_the_hooks_do_nothing_by_themselves():

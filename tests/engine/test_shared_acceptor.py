@@ -132,12 +132,6 @@ def table():
 
 
 @pytest.fixture
-def listener():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        yield made
-
-
-@pytest.fixture
 def pairs():
     """For each of three workers, the end at which it takes clients and the one at which others pass them."""
     made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
@@ -328,13 +322,13 @@ def test_a_client_stays_if_too_many_wait_for_the_other_worker(table, pairs, one,
 
 
 @pytest.mark.parametrize("peer", ["", b"\0abstract"])
-def test_a_peer_without_an_address_has_none_there(peer, table, pairs, one, clients):
+def test_a_peer_without_an_address_has_none_there(peer, pairs, one, clients):
     (client,) = clients()
     assert one._pass_on((client, peer), Passed(2, 5))
     assert sent_to(pairs, 2) == [(NUMBER, 5, "")]
 
 
-def count(one, table, come, gone, clients):
+def count(one, table, come, gone):
     """Let it look after so many connections have come and gone."""
     table.counts = (come, gone)
     for _ in range(64):
@@ -342,18 +336,18 @@ def count(one, table, come, gone, clients):
         one._accept()
 
 
-def test_while_most_connections_are_short_a_few_more_are_no_reason(table, one, clients):
-    count(one, table, 100, 0, clients)
+def test_while_most_connections_are_short_a_few_more_are_no_reason(table, one):
+    count(one, table, 100, 0)
     assert {slack for _, slack in table.named("is_even")} == {0}
     table.calls.clear()
-    count(one, table, 200, 100, clients)
+    count(one, table, 200, 100)
     assert [slack for _, slack in table.named("is_even")] == [0] * 63 + [CHANCE]
     table.even = False
     one._accept()
     assert table.named("better") == [(NUMBER, -1, True)]
     table.even = True
-    count(one, table, 300, 100, clients)
-    count(one, table, 400, 100, clients)
+    count(one, table, 300, 100)
+    count(one, table, 400, 100)
     assert one._slack == 0
 
 
@@ -557,7 +551,7 @@ def test_those_that_come_meanwhile_have_their_own_time(owner, table, passed):
     assert passed._due == {2: 6, 0: 1}
 
 
-def test_nobody_looks_after_the_end(owner, one, passed):
+def test_nobody_looks_after_the_end(one, passed):
     passed.add(Passed(2, 5))
     one.close()
     assert passed._timer.due == math.inf

@@ -97,7 +97,7 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def ends(monkeypatch):
+def eofs(monkeypatch):
     """Notes which sockets get an EOF."""
     found = []
     monkeypatch.setattr(module, "shut_down", found.append)
@@ -110,7 +110,7 @@ def stream():
 
 
 @pytest.fixture
-def make(stream, clock, ends, monkeypatch):
+def make(stream, clock, eofs, monkeypatch):
     monkeypatch.setattr(module, "Direction", Direction)
     monkeypatch.setattr(module, "Interests", Interests)
     return lambda idle=None, linger=None: _Exchange(stream, SOURCE, SINK, idle, linger)
@@ -433,7 +433,7 @@ def test_an_output_whose_reader_is_gone(one, clock):
     assert (one._lost, one._state, one._down.ended, one._last) == (True, _State.READER_GONE, NOW + 9, NOW + 9)
 
 
-def test_a_stream_that_fails(one, stream):
+def test_a_stream_that_fails(one):
     one._down.copier.outcomes = [(caused(SourceError(), ConnectionResetError(errno.ECONNRESET, "reset")), 0)]
     with pytest.raises(relay.RelayError, match=r"^db:5432: the connection was reset; the transfer was cut$") as caught:
         one._move_down()
@@ -453,18 +453,18 @@ def test_a_stream_that_takes_no_more(one, clock):
 
 
 @pytest.mark.parametrize("half_close", [True, False])
-def test_the_input_ends(one, stream, clock, ends, half_close):
+def test_the_input_ends(one, stream, clock, eofs, half_close):
     stream.half_close = half_close
     one._up.copier.outcomes = [(Readiness.NOTHING, 0)]
     clock.now = NOW + 9
     one._move_up()
-    assert (one._up.ended, one._state, ends) == (NOW + 9, _State.INPUT_ENDED, [SOCKET] if half_close else [])
+    assert (one._up.ended, one._state, eofs) == (NOW + 9, _State.INPUT_ENDED, [SOCKET] if half_close else [])
 
 
-def test_the_input_ends_after_the_stream(one, ends):
+def test_the_input_ends_after_the_stream(one, eofs):
     one._state = _State.STREAM_ENDED
     one._input_ended()
-    assert (one._state, ends) == (_State.DONE, [])
+    assert (one._state, eofs) == (_State.DONE, [])
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -580,16 +580,9 @@ def test_bytes_that_are_refused_after_the_end_of_the_stream(one, stream):
     assert caught.value is failure
 
 
-@pytest.fixture
-def sockets():
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
-
-
 @pytest.mark.parametrize("is_one_socket", [True, False])
-def test_the_output_becomes_the_null_device(one, sockets, ends, is_one_socket):
-    near, _ = sockets
+def test_the_output_becomes_the_null_device(one, ends, eofs, is_one_socket):
+    near, _ = ends
     read, write = os.pipe()
     sink = os.dup(near.fileno()) if is_one_socket else os.dup(write)
     os.close(write)
@@ -599,7 +592,7 @@ def test_the_output_becomes_the_null_device(one, sockets, ends, is_one_socket):
     assert len(os.listdir("/proc/self/fd")) == before
     assert one._interests.calls == [(sink, -1)]
     assert one._down.copier.closed == 1
-    assert ends == ([sink] if is_one_socket else [])
+    assert eofs == ([sink] if is_one_socket else [])
     assert os.readlink(f"/proc/self/fd/{sink}") == os.devnull
     assert not os.get_inheritable(sink)
     assert os.read(sink, 1) == b""
@@ -609,8 +602,8 @@ def test_the_output_becomes_the_null_device(one, sockets, ends, is_one_socket):
         os.close(descriptor)
 
 
-def test_a_hang_up_after_the_end_of_the_stream(one, sockets):
-    near, _ = sockets
+def test_a_hang_up_after_the_end_of_the_stream(one, ends):
+    near, _ = ends
     one._state, one._up.sink = _State.STREAM_ENDED, near.fileno()
     one._on_hang_up()
     assert one._state is _State.DONE
@@ -638,18 +631,18 @@ def test_a_reset_after_the_end_of_the_stream(one, monkeypatch):
 # -- the last bytes ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_waited_for_where_the_kernel_sends(one, ends):
+def test_nothing_is_waited_for_where_the_kernel_sends(one, eofs):
     assert one.drain(None) is True
-    assert (ends, one._state) == ([], _State.COPYING)
+    assert (eofs, one._state) == ([], _State.COPYING)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_what_was_sent_leaves_this_process(one, stream, ends, cancelled):
+def test_what_was_sent_leaves_this_process(one, stream, eofs, cancelled):
     cancel = Cancellation()
 
     def drained(done):
         assert one._state is _State.DRAINING
-        assert ends == [SOCKET]
+        assert eofs == [SOCKET]
         (cancel.set if cancelled else done)()
 
     stream.drained = drained

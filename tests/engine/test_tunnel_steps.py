@@ -291,7 +291,7 @@ class Shaking(HandshakeListener):
 
 
 @pytest.mark.parametrize("wrap", [lambda plain: plain, Upgrading, Shaking])
-def test_the_senders_must_fit_the_listener(wrap, tmp_path):
+def test_the_senders_must_fit_the_listener(wrap):
     policy = SimpleNamespace(accept_proxy=(senders := Senders()))
     with socket.create_server(("127.0.0.1", 0)) as plain, socket.socket(socket.AF_UNIX) as unix:
         check_reads_headers(wrap(plain), policy)

@@ -45,6 +45,7 @@ __all__ = [
     "choice",
     "files_of",
     "inline_secrets",
+    "on_secret_variable",
     "option",
     "options_of",
     "secret_variables",
@@ -68,6 +69,9 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _KEY = "relay.option"
+
+on_secret_variable: list[Callable[[], object]] = []
+"""Called after each new name in :func:`secret_variables`; must not block."""
 
 _secret_variables: set[str] = set()
 _options: dict[type, Mapping[str, Option]] = {}
@@ -282,7 +286,10 @@ def check_variable(name: str, value: str) -> None:
     _check_text(name, value)
     if not _VARIABLE.fullmatch(value):  # not repeated: it may be a secret, by mistake
         raise ValueError(f"{name}: that is not the name of a variable; letters, digits and _ are allowed")
-    _secret_variables.add(value)
+    if value not in _secret_variables:
+        _secret_variables.add(value)
+        for call in on_secret_variable:
+            call()
 
 
 def _check_fingerprint(name: str, value: str) -> None:

@@ -134,6 +134,7 @@ class FileGroup(TunnelGroup):
             parts = prepared_parts(self.parts, new.file)
             try:
                 replacements = prepared(self._members, new.settings, self.supervisor.on_vacated, self.call)
+                self.processes.share_secrets()
                 try:
                     self.call(self._commit, new, parts, replacements)
                 except GroupOverError:

@@ -107,6 +107,11 @@ class WorkerProcesses:
         """Return the carriers of the workers; none before the start. Waits for their answers."""
         return self._pool.carriers() if self._pool is not None else ()
 
+    def share_secrets(self) -> None:
+        """Wait until they know the variables that hold secrets; see :meth:`WorkerPool.share_secrets`."""
+        if self._pool is not None:
+            self._pool.share_secrets()
+
     def log_connections(self, on_ended: OnEnded | None) -> None:
         """Call a function with each connection that has ended in a worker; see :meth:`WorkerPool.log_connections`."""
         with self._lock:

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..addresses.options import check_variable
 from ..api import urls
 from ..api.local import listen_privately
 from ..engine.tunnel import Tunnel
@@ -25,7 +24,7 @@ from ..streams import exit_drain
 from ..transports.ssh.deferred import defer_invoke
 from .ephemeral import EphemeralTunnel
 from .wire import Channel, Message, encode, from_error, from_log_record
-from .worker import Worker
+from .worker import Worker, add_secrets
 
 __all__ = ["main"]
 
@@ -53,8 +52,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     defer_invoke()
     _leave_standard_input()
     _set_parent_death_signal(request["program"])
-    for variable in request["secrets"]:
-        check_variable("secrets", variable)
+    add_secrets(request["secrets"])
     events, *receive = map(_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)
     logging.getLogger().addHandler(log)
@@ -238,6 +236,7 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
         "resume": tunnel.resume,
         "drain": drain,
         "kill": tunnel.kill,
+        "secrets": add_secrets,
     }
     calls |= _questions(tunnel)
     if isinstance(tunnel, EphemeralTunnel):

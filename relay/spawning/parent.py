@@ -13,15 +13,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.options import secret_variables
+from ..addresses.options import on_secret_variable, secret_variables
 from ..errors import RelayError
-from .questions import NoAnswerError, Questions
+from .questions import NoAnswerError, Question, Questions
 from .wire import Channel, Message, to_error, to_log_record
 
 if TYPE_CHECKING:
     from ..process import Process
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "share_secrets"]
 
 logger = logging.getLogger("relay")
 
@@ -64,6 +64,8 @@ class ChildProcess:
             self._thread = threading.Thread(target=self._watch, name=self.name, daemon=True)
             _living.add(self)
             self._thread.start()
+            if secret_variables() != self._secrets:  # one was named meanwhile
+                self._share_secrets()
         except BaseException:
             _living.discard(self)
             self._events.close()
@@ -107,7 +109,8 @@ class ChildProcess:
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
             socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
-            own = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(secret_variables())}
+            self._secrets = secret_variables()
+            own = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(self._secrets)}
             request = {**request, **own}
             self._channel.send(request, deadline)
             answer = self._channel.receive(deadline)
@@ -142,6 +145,13 @@ class ChildProcess:
             return question.result()
         except NoAnswerError:
             return self._read_final_state(call)
+
+    def _share_secrets(self) -> Question:
+        """Send the names of the variables that hold secrets. Does not wait for the answer.
+
+        :raises TimeoutError: if the child takes no message.
+        """
+        return self._questions.ask("secrets", [sorted(secret_variables())], logger.getEffectiveLevel())
 
     def _watch(self) -> None:
         """Take what the child says unasked, until its end."""
@@ -197,6 +207,18 @@ class ChildProcess:
             self._receive.close()
 
 
+def share_secrets() -> list[Question]:
+    """Send the names of the environment variables that hold secrets to all children: they start programs, too.
+
+    :returns: the answers of those that take messages.
+    """
+    asked = []
+    for child in list(_living):
+        with contextlib.suppress(TimeoutError):  # it is stuck, and starts no program meanwhile
+            asked.append(child._share_secrets())
+    return asked
+
+
 def _log(fields: Message) -> None:
     record = to_log_record(fields)
     its_logger = logging.getLogger(record.name)
@@ -227,5 +249,6 @@ def _forget_all() -> None:
         _living.pop()._forget()
 
 
+on_secret_variable.append(share_secrets)
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)

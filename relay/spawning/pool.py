@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..engine.records import ConnectionRecord
+from .parent import share_secrets
 from .pool_tunnel import PoolTunnel
 from .recipes import Recipe
 from .starting import start_child
@@ -123,6 +124,13 @@ class WorkerPool:
             elif question.exception() is None:
                 found += [to_carrier(fields, slot.number + 1) for fields in question.result()]
         return found
+
+    def share_secrets(self) -> None:
+        """Wait until the workers keep each secret variable that this program knows from the programs that they start.
+
+        One that does not answer is not waited for: it starts no program before it has read the names.
+        """
+        concurrent.futures.wait(share_secrets(), ANSWER)
 
     def log_connections(self, on_ended: OnEnded | None) -> None:
         """Call a function with the record of each connection that has ended, and the name of its tunnel before it.

@@ -12,10 +12,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..access.options import rules_of
+from ..addresses.options import check_variable
 from ..engine import changes, statistics
 from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
@@ -25,7 +26,7 @@ from ..eventloop import garbage
 from .recipes import Recipe
 from .wire import DescriptorChannel, Message, from_error
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "add_secrets"]
 
 logger = logging.getLogger("relay")
 
@@ -77,6 +78,8 @@ class Worker:
             return statistics.set_access_log(self._offer_ended if arguments[0] else None)
         if call == "carriers":
             return _carriers()
+        if call == "secrets":
+            return add_secrets(arguments[0])
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
             self._tunnels[key] = HostedTunnel(key, descriptors, arguments[0], self._report, forget)
@@ -227,6 +230,12 @@ class HostedTunnel:
     def _waited(self, seconds: float) -> bool:
         with self._closing:
             return self._closing.wait_for(lambda: self._is_closing, seconds)
+
+
+def add_secrets(variables: Iterable[str]) -> None:
+    """Keep environment variables of the program from the programs that this process starts."""
+    for variable in variables:
+        check_variable("secrets", variable)
 
 
 def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPlace, socket.socket | None]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ..addresses.options import secret_variables
 from ..process import Process
 from .parent import ChildProcess
 from .questions import NoAnswerError, Question
@@ -92,6 +93,9 @@ class WorkerProcess(ChildProcess):
     def kill(self) -> None:
         """End it, whatever it does. Does not wait."""
         self._process.kill()
+
+    def _share_secrets(self) -> Question:
+        return self.ask("secrets", 0, sorted(secret_variables()))
 
     def _on_message(self, message: Message) -> None:
         self._observer.on_message(message)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
+from command_rig import commands, run
 from helpers import WAIT, Server, family, receive_all
 from sshd import embedded, server_url
 
@@ -66,6 +68,42 @@ def test_a_program_in_a_spawned_relay(variable, spawner_thread):
         said = read(tunnel.address)
     assert b"RELAY_TEST_OTHER=inherited" in said
     assert WORD.encode() not in said
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_program_in_a_relay_that_was_spawned_before_the_variable_is_named(monkeypatch, spawner_thread, workers):
+    variable = f"RELAY_TEST_LATE_{workers}"  # no other test has named it in this process
+    monkeypatch.setenv(variable, WORD)
+    with relay.spawn(":0", "exec:env", workers=workers) as tunnel:
+        assert WORD.encode() in read(tunnel.address)
+        name(variable)
+        tunnel.connections()  # each worker answers in the order in which it is asked
+        for _ in range(4):
+            said = read(tunnel.address)
+            assert b"PATH=" in said and WORD.encode() not in said
+
+
+@pytest.mark.parametrize("key", ["via", "listen"])
+def test_a_program_in_workers_that_run_before_a_reload_names_the_variable(variable, runtime_directory, tmp_path, key):
+    first = 'workers = 2\n[tunnels.one]\nlisten = ":0"\ntarget = "exec:env"\n'
+    more = {
+        "via": f'target = "x:1"\nlisten = ":0"\nvia = ["socks5://u@127.0.0.1:9?password_env={variable}"]\n',
+        "listen": f'listen = "socks5://:0"\nuser = "u"\npassword_env = "{variable}"\n',  # of the command itself
+    }
+    path = tmp_path / "relay.toml"
+    path.write_text(first)
+    with commands() as start:
+        command = start(str(path), command="up")
+        line = command.process.stdout.readline()
+        host, port = re.fullmatch(r"one: listening on (\S+):(\d+) → exec:env\n", line).groups()
+        assert WORD.encode() in read((host, port))
+        path.write_text(first + "[tunnels.two]\n" + more[key])
+        done = run("ctl", "reload")
+        assert "two: new" in done.stdout, done
+        for _ in range(4):
+            said = read((host, port))
+            assert b"RELAY_TEST_OTHER=inherited" in said and WORD.encode() not in said
+        assert command.end()[0] == 0
 
 
 def test_ssh_does_not_get_it_and_logs_in_with_it(protected, serve):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relay import config
+from relay.addresses.duration import PATTERN
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import Option, options_of, written
 from relay.addresses.ssh import SSHServer
@@ -125,12 +126,14 @@ def _type(key: Mapping[str, Any]) -> str:
     if key.get("type") == "array" and key["items"].get("type") == "object":
         return "list of tables"
     kinds = [key] if "type" in key else key.get("anyOf") or key["oneOf"]
-    return " or ".join(dict.fromkeys(map(_kind, kinds)))
+    return " or ".join(dict.fromkeys(map(_kind, kinds))).replace("number or duration", "duration")
 
 
 def _kind(kind: Mapping[str, Any]) -> str:
     if "const" in kind:
         return f'`"{kind["const"]}"`'
+    if kind.get("pattern") == f"^{PATTERN}$":
+        return "duration"
     is_nested = kind["type"] == "array" and kind["items"].get("type") == "array"
     return "list of lists" if is_nested else _TYPES[kind["type"]]
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..addresses.duration import parse_duration
 from ..addresses.printable import shown
 
 __all__ = ["LOGIN", "MOST_LIMITS", "Action", "Limit", "LimitsLike", "Period", "Rate", "Scope", "Terms"]
@@ -20,7 +21,6 @@ MOST_LIMITS = 64
 """The most limits of one tunnel."""
 
 _IPV4, _IPV6 = 32, 64  # bits of an address that make one key by default: a site gets a /64 (RFC 4291, section 2.5.4)
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}  # seconds
 _LONGEST = 366 * 86400.0  # seconds: of a ban, and of the time of a rate
 _MOST = 1_000_000  # clients, of a rate or at a time
 _LEAST_BANDWIDTH = 1000.0  # bytes a second
@@ -309,12 +309,9 @@ def _parse_scope(value: Any) -> Scope:
 
 
 def _parse_seconds(text: str) -> float | None:
-    """Parse a time such as ``10s``; ``s`` alone is one second."""
-    found = re.fullmatch(r"([0-9]{0,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
-    if not found:
-        return None
+    """Parse a time such as ``10s``; ``s`` alone is one second, and a number alone is none."""
     try:
-        seconds = float(found[1] or "1") * _UNITS[found[2]]
+        seconds = parse_duration(f"1{text}" if text[:1].isalpha() else text) if text[-1:].isalpha() else 0.0
     except ValueError:
         return None
     return seconds if 0 < seconds <= _LONGEST else None

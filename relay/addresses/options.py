@@ -19,6 +19,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import AddressError
+from .duration import parse_duration
 
 __all__ = [
     "CARRIERS",
@@ -64,8 +65,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _MODE = re.compile(r"0?[0-7]{3}")
-_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _KEY = "relay.option"
@@ -345,13 +344,13 @@ def _parse_flag(text: str) -> bool:
 
 
 def _parse_seconds(text: str) -> float | None:
-    if text == "none":
-        return None
-    found = _SECONDS.fullmatch(text)
-    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = 0.0
     if seconds <= 0:
         raise ValueError("a number of seconds above 0 is allowed, such as 90, 10m or 2h, or none")
-    return seconds
+    return seconds if seconds < math.inf else None
 
 
 def _parse_protocols(text: str) -> str:

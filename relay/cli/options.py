@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..addresses.duration import parse_duration
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers
 from ..streams.source import parse_source
@@ -29,6 +29,7 @@ __all__ = [
     "debug",
     "deny",
     "fail_fast",
+    "finite_seconds",
     "idle_timeout",
     "in_workers",
     "of_clients",
@@ -51,13 +52,11 @@ __all__ = [
 
 SECONDS = "SECONDS"
 
-_TIME = re.compile(r"\s*(.*?)\s*(ms|s|m|h|d)?\s*", re.DOTALL)
 LOG_INTERVAL = 600.0  # seconds; the default of --log-interval
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(value: Any) -> float:
-    """Parse a duration: a number of seconds, or a number followed by ms, s, m, h or d.
+    """Parse a duration: a number of seconds, a number followed by ms, s, m, h, d or w, or none for no limit.
 
     :param value: the text, or a default.
     :raises click.BadParameter: if it is not greater than 0.
@@ -73,13 +72,10 @@ def seconds_or_zero(value: Any) -> float:
 
     :raises click.BadParameter: if it is not a duration, or negative.
     """
-    found = _TIME.fullmatch(str(value))
     try:
-        number = float(found[1]) * _UNITS[found[2] or "s"] if found else math.nan
-    except ValueError:
-        number = math.nan
-    if math.isnan(number):
-        raise click.BadParameter(f"expected a time such as 90, 1.5s, 10m or 2h, got '{value}'")
+        number = parse_duration(str(value).strip())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     if number < 0:
         raise click.BadParameter(f"must not be negative, got {value}; leave the option out for the default")
     return number
@@ -147,15 +143,15 @@ def _no_name_twice(context: click.Context, parameter: click.Parameter, limits: t
     return limits
 
 
-def warm_time(value: Any) -> float:
-    """Parse the time for which a warm stream is kept; it has a limit.
+def finite_seconds(value: Any) -> float:
+    """Parse a duration that has a limit.
 
     :raises click.BadParameter: if it is not a duration greater than 0.
     """
     return _finite(seconds(value), value)
 
 
-def finite_time(value: Any) -> float:
+def finite_seconds_or_zero(value: Any) -> float:
     """Parse a duration that may be 0 and has a limit.
 
     :raises click.BadParameter: if it is not a duration, negative or without limit.
@@ -223,7 +219,7 @@ drain = click.option(
 drain_spread = click.option(
     "--drain-spread",
     metavar=SECONDS,
-    type=finite_time,
+    type=finite_seconds_or_zero,
     default=0.0,
     show_default=True,
     help="End the connections that are left one after the other, over this last part of --drain.",
@@ -231,7 +227,7 @@ drain_spread = click.option(
 shutdown_delay = click.option(
     "--shutdown-delay",
     metavar=SECONDS,
-    type=finite_time,
+    type=finite_seconds_or_zero,
     help="Go on accepting clients for this long after SIGTERM or SIGINT; /readyz fails meanwhile [0].",
 )
 fail_fast = click.option(
@@ -254,7 +250,7 @@ _warm = click.option(
 _warm_for = click.option(
     "--warm-for",
     metavar=SECONDS,
-    type=warm_time,
+    type=finite_seconds,
     default=WARM_FOR,
     show_default=True,
     help="Replace such a stream after this long without a client.",

@@ -23,6 +23,7 @@ from pydantic import (
 
 from ..access.limit import Limit, check_limits
 from ..access.senders import Senders
+from ..addresses.duration import PATTERN, parse_duration
 from ..addresses.hops import Proxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
@@ -64,12 +65,23 @@ def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 def _time(value: Any, *, zero: bool) -> float:
     """Seconds; infinity for no limit."""
-    seconds = check_time("time", math.inf if value == "none" else value, zero=zero)
+    seconds = check_time("time", _in_seconds(value), zero=zero)
     return math.inf if seconds is None else seconds
 
 
+def _in_seconds(value: Any) -> Any:
+    """The seconds of a text such as ``10m``; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ValueError(f"time: {error}") from None
+
+
 def _number(value: Any) -> float:
-    """A number; infinity, with its sign, for one that is too large for a float."""
+    """Seconds, or infinity, with its sign, for a number that is too large for a float."""
+    value = _in_seconds(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError
     try:
@@ -89,8 +101,9 @@ def _address(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _in_schema(least: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "number", **least}, {"const": "none"}]})
+def _in_schema(least: dict[str, Any], *words: str) -> WithJsonSchema:
+    text = {"type": "string", "pattern": f"^{PATTERN}$"}
+    return WithJsonSchema({"anyOf": [{"type": "number", **least}, text, *({"const": word} for word in words)]})
 
 
 def _probe(value: Any) -> str:
@@ -147,8 +160,9 @@ def _finite_seconds(value: Any) -> float:
 
 def _warm_for(value: Any) -> float:
     """Seconds for which one is kept."""
-    check_warm(0, value)
-    return float(value)
+    seconds = _in_seconds(value)
+    check_warm(0, seconds)
+    return float(seconds)
 
 
 _LIMIT_SCHEMA: dict[str, Any] = {
@@ -159,16 +173,17 @@ _LIMIT_SCHEMA: dict[str, Any] = {
 }
 _PROBES = "connect, banner, http://PATH or none"
 _PROBE_SCHEMA = {"type": "string", "anyOf": [{"enum": ["none", "connect", "banner"]}, {"pattern": "^http://"}]}
-_SECONDS = "a number of seconds, or 'none'"
+_FINITE = "a number of seconds, or a time such as '10m'"
+_SECONDS = f"{_FINITE} or 'none'"
 Seconds = Annotated[
     float,
     PlainValidator(_checked(_SECONDS, lambda value: _time(value, zero=False))),
-    _in_schema({"exclusiveMinimum": 0}),
+    _in_schema({"exclusiveMinimum": 0}, "none"),
 ]
 SecondsOrZero = Annotated[
     float,
     PlainValidator(_checked(_SECONDS, lambda value: _time(value, zero=True))),
-    _in_schema({"minimum": 0}),
+    _in_schema({"minimum": 0}, "none"),
 ]
 Count = Annotated[
     int,
@@ -182,13 +197,13 @@ Warm = Annotated[
 ]
 WarmFor = Annotated[
     float,
-    PlainValidator(_checked("a number of seconds", _warm_for)),
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+    PlainValidator(_checked(_FINITE, _warm_for)),
+    _in_schema({"exclusiveMinimum": 0}),
 ]
 FiniteSeconds = Annotated[
     float,
-    PlainValidator(_checked("a number of seconds", _finite_seconds)),
-    WithJsonSchema({"type": "number", "minimum": 0}),
+    PlainValidator(_checked(_FINITE, _finite_seconds)),
+    _in_schema({"minimum": 0}),
 ]
 AcceptProxy = Annotated[
     list[str],
@@ -271,8 +286,8 @@ class Defaults(_Table):
     probe_interval: (
         Annotated[
             float,
-            PlainValidator(_checked("a number of seconds", _interval)),
-            WithJsonSchema({"type": "number", "minimum": 1}),
+            PlainValidator(_checked(_FINITE, _interval)),
+            _in_schema({"minimum": 1}),
         ]
         | None
     ) = None

@@ -63,6 +63,38 @@ def test_a_file_with_everything(read):
     assert [entry.is_proxy for entry in entries.values()] == [False, False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("tunnels", "t", "timeout"),
+        ("tunnels", "t", "connect_timeout"),
+        ("tunnels", "t", "idle_timeout"),
+        ("defaults", "linger"),
+        ("defaults", "drain"),
+        ("defaults", "drain_spread"),
+        ("defaults", "warm_for"),
+        ("defaults", "probe_interval"),
+        ("shutdown_delay",),
+        ("log_interval",),
+        ("hops", "h", "keepalive"),
+        ("hops", "h", "renew_after"),
+    ],
+)
+def test_each_duration_may_have_a_unit(read, path):
+    table, document = path[:-1], {"tunnels": {"t": {"listen": ":0", "target": "h:1"}}}
+    document["hops"] = {"h": {"address": "ssh://h"}}
+    inner = document
+    for name in table:
+        inner = inner.setdefault(name, {})
+    inner[path[-1]] = "10m"
+    found = read(tomli_w.dumps(document))
+    assert found.problems.in_order() == []
+    value = found.file
+    for name in path:
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    assert value == 600
+
+
 def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
     tunnels = {entry.name: entry.tunnel for entry in read(WHOLE).entries}
     assert (tunnels["db"].nconnect, tunnels["site"].nconnect) == (-1, 10)
@@ -154,14 +186,28 @@ def test_the_default_of_warm_is_not_for_proxies(read):
             "6: hops.x.keyfle: there is no such key (did you mean keyfile?)",
         ),
         # wrong values
-        (T + "timeout = '5'", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
-        (T + "timeout = true", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
+        (T + "timeout = 'soon'", "4: tunnels.t.timeout: expected a time such as 90, 1.5s, 10m or 2h, got 'soon'"),
+        (T + "timeout = true", "4: tunnels.t.timeout: expected a number of seconds, or a time such as '10m' or 'none'"),
+        (T + "timeout = '0m'", "4: tunnels.t.timeout: must be greater than 0, got 0.0; use 'none' for no limit"),
+        (T + "linger = '-1m'", "4: tunnels.t.linger: must be at least 0, got -60.0; use 'none' for no limit"),
+        (T + "probe_interval = '10ms'", "4: tunnels.t.probe_interval: must be at least 1 second, got 10ms"),
+        (
+            T + "warm_for = '5 minutes'",
+            "4: tunnels.t.warm_for: expected a time such as 90, 1.5s, 10m or 2h, got '5 min",
+        ),
+        (
+            T + "[hops.x]\naddress = 'ssh://h'\nkeepalive = 'x'",
+            "6: hops.x.keepalive: expected a time such as 90, 1.5s, 10m or 2h, got 'x'",
+        ),
         (T + "timeout = 0", "4: tunnels.t.timeout: must be greater than 0, got 0; use 'none' for no limit"),
         (T + "linger = -1", "4: tunnels.t.linger: must be at least 0, got -1; use 'none' for no limit"),
         (T + "drain = nan", "4: tunnels.t.drain: must be at least 0, got nan"),
         (T + "drain_spread = -1", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1; use 0"),
         (T + "drain_spread = inf", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got inf; use 0"),
-        (T + "drain_spread = 'none'", "4: tunnels.t.drain_spread: expected a number of seconds"),
+        (
+            T + "drain_spread = 'none'",
+            "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got none; use 0",
+        ),
         ("shutdown_delay = inf\n" + T, "1: shutdown_delay: must be at least 0 and have a limit, got inf; use 0"),
         (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
         (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
@@ -184,7 +230,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "limit = [{ rate = 20 }]", "4: tunnels.t.limit: rate: expected text, got int"),
         (T + "warm = 1.5", "4: tunnels.t.warm: expected a whole number"),
         (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),
-        (T + "warm_for = 'none'", "4: tunnels.t.warm_for: expected a number of seconds"),
+        (T + "warm_for = 'none'", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
         (T + "warm_for = inf", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
         (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0; use 30 seconds"),
         (
@@ -516,6 +562,10 @@ def test_the_schema_is_one_and_names_everything():
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(tomllib.loads(WHOLE))
+    for timeout in (90, 1.5, "90", "10m", "1.5h", "none"):
+        validator.validate({"tunnels": {"a": {"listen": "1", "timeout": timeout}}})
+    for timeout in ("soon", "-1m", "10  m"):
+        assert not validator.is_valid({"tunnels": {"a": {"listen": "1", "timeout": timeout}}})
     for wrong in ({"tunels": {}}, {"tunnels": {"a": {"listen": "1", "timeout": -1}}}, {"hops": {"x": 1}}):
         assert not validator.is_valid(wrong)
 

@@ -16,7 +16,7 @@ from ...addresses.i2p import I2PTarget
 from ...addresses.printable import shown
 from ..addresses import read_hops, read_target
 from ..i2p_options import read_bridges, sam, with_bridge, with_bridges
-from ..options import SECONDS, Options, debug, seconds, via
+from ..options import SECONDS, Options, debug, finite_seconds, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr, print_line
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ _TIMEOUT, _OVER_I2P = 60.0, 300.0
 @click.option("--config", metavar="FILE", help="Test the tunnels of a relay.toml.")
 @sam
 @click.option(
-    "--timeout", metavar=SECONDS, type=seconds, help="Maximum time for each route, hops included [60; over I2P 300]."
+    "--timeout",
+    metavar=SECONDS,
+    type=finite_seconds,
+    help="Maximum time for each route, hops included [60; over I2P 300].",
 )
 @click.option(
     "--listen",

@@ -25,7 +25,7 @@ from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
 from .models import LIMITS, Defaults, File, Hop, Tunnel, hop_options
-from .problems import Problems, near
+from .problems import Problems, misplaced, near
 
 __all__ = ["ANYWHERE", "Checker", "Entry"]
 
@@ -149,6 +149,8 @@ class Checker:
         if value is not None:
             self.hops[name] = value
             self.check_secrets(path, [value])
+        elif text := misplaced(path, File.model_fields):
+            self.problems.add(path, text)
 
     def check_name(self, path: Path) -> None:
         """Reject a name that does not fit into a log line."""

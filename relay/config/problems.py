@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from .lines import Path, lines_of
 
-__all__ = ["Problem", "Problems", "near", "shape_problems"]
+__all__ = ["Problem", "Problems", "misplaced", "near", "shape_problems"]
 
 Keys = Callable[[Path], Iterable[str]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -127,11 +127,12 @@ def shape_problems(model: type[Model], document: Any, keys: Keys, problems: Prob
         for found in error.errors(include_url=False):
             path = _path_of(found["loc"], document)
             if found["type"] == "extra_forbidden":
-                problems.add(path, _unknown(str(path[-1]), list(keys(path[:-1]))))
+                problems.add(path, misplaced(path, keys(())) or _unknown(str(path[-1]), list(keys(path[:-1]))))
             elif found["type"] == "missing":
                 problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
             else:
-                problems.add(path, _problem(found))
+                is_name = len(path) == 2 and path[0] in ("hops", "tunnels")
+                problems.add(path, (misplaced(path, keys(())) if is_name else "") or _problem(found))
         return None
 
 
@@ -147,6 +148,16 @@ def _path_of(where: Iterable[str | int], document: Any) -> Path:
             path = (*path, part)
     has_part = isinstance(document, Mapping) or (isinstance(document, list) and isinstance(last, int))
     return (*path, last) if has_part else path
+
+
+def misplaced(path: Path, top: Iterable[str]) -> str:
+    """Return where a key below a table belongs if it is one of the top of the file; empty if it is not.
+
+    :param path: its place.
+    :param top: the keys and the tables of the top.
+    """
+    is_misplaced = len(path) > 1 and path[-1] in {*top} - {"defaults", "hops", "tunnels"}
+    return f"{path[-1]} belongs at the top of the file, above the first table" if is_misplaced else ""
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -22,7 +22,7 @@ from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hop
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
-from relay.config.models import Hop, Tunnel, hop_options
+from relay.config.models import File, Hop, Tunnel, hop_options
 
 
 @pytest.fixture
@@ -506,6 +506,21 @@ def test_the_file_here_comes_before_the_users(tmp_path, monkeypatch):
     assert config.find() == str(users)
     (here / "relay.toml").write_text("")
     assert config.find() == "relay.toml"
+
+
+@pytest.mark.parametrize("key", sorted(File.model_fields.keys() - {"defaults", "hops", "tunnels"}))
+@pytest.mark.parametrize("table", ["[defaults]", "[hops]", "[hops.x]\naddress = 'ssh://x'", "[tunnels]", T])
+def test_a_key_of_the_top_that_stands_below_a_table_belongs_at_the_top(problems, table, key):
+    if (table, key) == (T, "workers"):  # which a tunnel has as well
+        return
+    found = problems(f"{table.rstrip()}\n{key} = 'x'\n")
+    path = table.partition("]")[0].removeprefix("[")
+    line = len(table.splitlines()) + 1
+    assert f"{line}: {path}.{key}: {key} belongs at the top of the file, above the first table" in found
+
+
+def test_a_hop_may_have_the_name_of_such_a_key(problems):
+    assert problems(T + "via = ['status']\n[hops]\nstatus = 'ssh://h'\n") == []
 
 
 # -- the models, the addresses and the schema say the same ------------------------------------------------------------

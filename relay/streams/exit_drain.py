@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Sender", "drain", "limit", "run_before_others", "track"]
+__all__ = ["CARRIERS", "OVER_CARRIERS", "SESSIONS", "Sender", "drain", "limit", "run_before_others", "track"]
 
 logger = logging.getLogger("relay")
 
@@ -41,20 +41,20 @@ class Sender(Protocol):
         """Return a value that changes while bytes leave. From any thread."""
 
 
-_upper: weakref.WeakSet[Sender] = weakref.WeakSet()
-_lower: weakref.WeakSet[Sender] = weakref.WeakSet()
+CARRIERS, OVER_CARRIERS, SESSIONS = range(3)
+_senders: tuple[weakref.WeakSet[Sender], ...] = (weakref.WeakSet(), weakref.WeakSet(), weakref.WeakSet())  # by level
 _lock = threading.Lock()  # other threads add senders while the exit lists them
 _until = math.inf  # monotonic seconds; the exit waits no longer
 
 
-def track(sender: Sender, *, upper: bool = False) -> None:
+def track(sender: Sender, *, level: int = CARRIERS) -> None:
     """Wait for a sender at exit, while it exists.
 
     :param sender: is not kept alive by this.
-    :param upper: whether the stream below it may be another sender's, as that of TLS may be. It is waited for first.
+    :param level: the streams below it are of senders of a lower level; those of a higher one are waited for first.
     """
     with _lock:
-        (_upper if upper else _lower).add(sender)
+        _senders[level].add(sender)
 
 
 def limit(seconds: float) -> None:
@@ -72,7 +72,7 @@ def drain() -> None:
     The wait has a time limit after :func:`limit`.
     """
     try:
-        for senders in (_upper, _lower):
+        for senders in reversed(_senders):
             with _lock:
                 found = tuple(senders)
             waits = [_Wait(sender) for sender in found]
@@ -131,8 +131,8 @@ def _after_fork_in_child() -> None:
     global _lock, _until  # noqa: PLW0603  (another thread may have held it)
     _lock = threading.Lock()
     _until = math.inf
-    _upper.clear()
-    _lower.clear()
+    for senders in _senders:
+        senders.clear()
 
 
 run_before_others()

@@ -19,14 +19,17 @@ __all__ = ["self_contained"]
 _PIECE = 65536  # bytes that are read at once, and held at most in each direction
 
 
-def self_contained(stream: Stream, over: Callable[[], object]) -> Stream:
+def self_contained(stream: Stream, over: Callable[[], object], *, quiet: float = 10.0) -> Stream:
     """Return a stream over a socket whose holder may close it without a call of the stream's methods.
 
-    The end of ``stream`` is its end, and a reset if ``failure()`` of ``stream`` then returns an error. An end of file
-    from the holder is passed on if ``stream`` has half-close; else it is kept until the holder closes the socket.
+    The end of ``stream`` is its end, and a reset if ``failure()`` of ``stream`` then returns an error. Each direction
+    ends alone if ``stream`` has half-close. Else an end of file from the holder is kept until the holder closes the
+    socket, and that of ``stream`` ends both.
 
-    :param stream: the stream behind it, which is owned from now on; its ``failure`` and ``settle`` are used.
+    :param stream: the stream behind it, which is owned from now on; its ``failure`` and, without half-close, its
+        ``settle`` are used.
     :param over: called once at the end, in the background loop's thread; must not block.
+    :param quiet: seconds; see :class:`relay.streams.exit_drain.Sender`.
     :returns: a stream over a non-blocking kernel socket; its ``received`` returns how many bytes have come.
     :raises OSError: if no descriptor or thread is available; the stream is closed then.
     """
@@ -36,7 +39,7 @@ def self_contained(stream: Stream, over: Callable[[], object]) -> Stream:
         stream.close()
         raise
     try:
-        made = _SocketProxy(stream, ours, over)
+        made = _SocketProxy(stream, ours, over, quiet)
     except OSError:
         stream.close()
         ours.close()
@@ -85,23 +88,23 @@ class _Direction:
 class _SocketProxy:
     """The bytes between the holder's socket and a stream. Belongs to the background loop's thread."""
 
-    def __init__(self, stream: Stream, outer: socket.socket, over: Callable[[], object]) -> None:
+    def __init__(self, stream: Stream, outer: socket.socket, over: Callable[[], object], quiet: float) -> None:
         self._stream = stream
+        self.quiet = quiet
         self._outer = outer
         self._over: Callable[[], object] | None = over
         self.up = _Direction(outer, stream.socket)
         self.down = _Direction(stream.socket, outer)
         self._settling: Timer | None = None  # until the stream knows whether its end was a failure
         self._ended = False  # the holder's end of file was passed on
+        self._has_ended = False  # that of the stream was
         self._on_sent: Callable[[], object] | None = None
         self._io_thread = IOThread.acquire(self)
         loop = self._io_thread.loop
         self._inside = Watch(stream.socket, loop, self._on_inside)
         self._outside = Watch(outer, loop, self._on_outside)
         loop.call(self._settle)
-        exit_drain.track(self)
-
-    quiet = 10.0  # seconds; see relay.streams.exit_drain.Sender
+        exit_drain.track(self, level=exit_drain.OVER_CARRIERS)
 
     def when_sent(self, done: Callable[[], object]) -> bool:
         """Close the holder's end at exit, and call ``done`` once the stream has taken what was sent."""
@@ -151,9 +154,11 @@ class _SocketProxy:
         if self._settling is not None:
             return None
         down, up = self.down, self.up
-        if down.over:  # also if the holder takes no more
+        if down.over and not self._has_ended:  # also if the holder takes no more
             return self._end()
-        if up.over and self._outside.hung:  # the holder has closed it, and everything that it sent is on its way
+        if up.over and (
+            self._outside.hung or self._has_ended
+        ):  # the holder has closed it, and everything that it sent is on its way
             return self._finish(clean=True)
         if up.over and not self._ended and self._stream.half_close:
             self._ended = True
@@ -168,7 +173,7 @@ class _SocketProxy:
     def _end(self) -> None:
         """Pass on that the stream has ended or failed, once it is known which."""
         settle, self._stream.settle = self._stream.settle, 0.0
-        if settle:
+        if settle and not self._stream.half_close:
             self._inside.end()
             self._outside.end()
             now = time.monotonic()
@@ -176,7 +181,15 @@ class _SocketProxy:
             self._settling.start(now + settle, now)
             return
         failure = self._stream.failure
-        self._finish(clean=not (self.down.cut or self.up.cut or (failure is not None and failure() is not None)))
+        is_cut = self.down.cut or self.up.cut or (failure is not None and failure() is not None)
+        if is_cut or self.up.over or not self._stream.half_close:
+            return self._finish(clean=not is_cut)
+        self._has_ended = True
+        try:
+            self._outer.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the holder has closed it: the other direction sees that
+        return self._settle()
 
     def _finish(self, *, clean: bool) -> None:
         over, self._over = self._over, None

@@ -46,8 +46,7 @@ class Sender:
 
 @pytest.fixture(autouse=True)
 def none_of_others(monkeypatch):
-    for name in ("_upper", "_lower"):
-        monkeypatch.setattr(exit_drain, name, type(exit_drain._upper)())
+    monkeypatch.setattr(exit_drain, "_senders", tuple(type(level)() for level in exit_drain._senders))
     monkeypatch.setattr(exit_drain, "_until", math.inf)  # groups in this process have set others
 
 
@@ -117,12 +116,12 @@ def test_an_interrupt_ends_the_wait():
 
 def test_the_upper_ones_are_first():
     order = []
-    lower = Sender(then=lambda one: order.append("lower"))
-    upper = Sender(then=lambda one: order.append("upper"))
-    exit_drain.track(lower)
-    exit_drain.track(upper, upper=True)
+    names = {exit_drain.CARRIERS: "lower", exit_drain.SESSIONS: "upper", exit_drain.OVER_CARRIERS: "middle"}
+    senders = [Sender(then=lambda one, name=name: order.append(name)) for name in names.values()]
+    for level, sender in zip(names, senders, strict=True):
+        exit_drain.track(sender, level=level)
     exit_drain.drain()
-    assert order == ["upper", "lower"]
+    assert order == ["upper", "middle", "lower"]
 
 
 def test_a_sender_that_is_gone_is_forgotten():

@@ -10,7 +10,18 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_all, receive_exactly, receive_until_reset, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Thread,
+    ending,
+    exchange,
+    receive_all,
+    receive_exactly,
+    receive_until_reset,
+    send_and_end,
+    wait_until,
+)
 
 import relay
 from relay.eventloop.background import IOThread
@@ -191,6 +202,41 @@ def test_an_end_of_file_is_passed_on_where_there_is_half_close(rig):
     one.far.sendall(b"reply")
     one.far.close()
     assert receive_all(one.near) == b"reply"
+    one.all_over()
+
+
+def test_the_streams_end_of_file_is_passed_on_where_there_is_half_close(rig):
+    one = rig(half_close=True)
+    one.far.sendall(b"all of it")
+    one.far.shutdown(socket.SHUT_WR)
+    assert receive_all(one.near) == b"all of it"
+    assert not one.over.is_set()
+    sending = Thread(send_and_end, one.near, BLOCK * 4)
+    assert receive_all(one.far) == BLOCK * 4
+    sending.result()
+    one.all_over()
+
+
+def test_a_holder_who_closes_after_the_streams_end_of_file_is_seen(rig):
+    one = rig(half_close=True)
+    one.far.shutdown(socket.SHUT_WR)
+    assert receive_all(one.near) == b""
+    assert idle_for(0.2) < 0.3
+    one.near.sendall(b"the rest")
+    one.near.close()
+    assert receive_all(one.far) == b"the rest"
+    one.all_over()
+
+
+def test_a_target_that_goes_after_its_end_of_file_is_seen(rig):
+    one = rig(half_close=True)
+    one.far.shutdown(socket.SHUT_WR)
+    assert receive_all(one.near) == b""
+    reset(one.far)
+    assert idle_for(0.2) < 0.3
+    with pytest.raises(BrokenPipeError):
+        while True:
+            one.near.send(b"x")
     one.all_over()
 
 

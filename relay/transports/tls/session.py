@@ -86,7 +86,7 @@ class Session:
             self.io_thread.release(self)
             raise
         stream = TLSStream(pair.hand_over(), self)
-        exit_drain.track(self, upper=True)
+        exit_drain.track(self, level=exit_drain.SESSIONS)
         if watch is None:
             watch = Watch(self.transport.socket, self.io_thread.loop, self._on_outer)
             self.io_thread.loop.call(functools.partial(self._begin, pair, watch))

@@ -20,6 +20,7 @@ from ....eventloop.loop import Timer
 from ....streams import exit_drain
 from ....streams.cancellation import Cancel
 from ....streams.pair_end import LINGER
+from ....streams.socket_proxy import self_contained as proxied
 from ....streams.stream import Stream
 from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import Accepted, Address, Connection, Lost, OnResult, Place, Settings
@@ -71,6 +72,18 @@ def connect(
             raise
     exit_drain.track(connection)
     return connection
+
+
+def _self_contained(done: OnResult, outcome: Stream | OSError) -> None:
+    """Report a stream whose socket is reset if the connection is lost."""
+    if isinstance(outcome, Stream):
+        failure = outcome.failure
+        try:
+            outcome = proxied(outcome, lambda: None, quiet=LINGER)
+            outcome.failure = failure
+        except OSError as error:
+            outcome = error
+    done(outcome)
 
 
 class OpenSSH:
@@ -137,7 +150,9 @@ class OpenSSH:
         if isinstance(place, Command):
             opening = Opening(self, str(place), done, deadline, patient=True, alone=self_contained)
             return self._sessions.open(place, opening)
-        opening = Opening(self, str(place), done, deadline, patient=self_contained, alone=self_contained)
+        if self_contained:  # the other end of the socket is ssh's, so that nothing could reset it
+            done = functools.partial(_self_contained, done)
+        opening = Opening(self, str(place), done, deadline, patient=self_contained)
         made, report = None, None
         with self._master.lock:
             error: OSError | None = self._master.gone or objection(place, self._forwards, self._channels.expected)

@@ -34,9 +34,10 @@ AWAY = 1 << 62
 """Added to the load of a worker that takes no client now."""
 
 CHANCE = 32
-"""As many connections more than another worker has are no reason to pass one on while many are short."""
+"""While many connections are short, a worker with so many of them passes none on."""
 
 _CELL = 8  # bytes
+_APART = 4  # half of the connections beyond twice as many that are no reason to pass one while many are short
 _MOST_LOOKS = 3  # workers that are looked at closely for one client
 
 
@@ -115,16 +116,20 @@ class WorkerTable:
         self._accepted[worker] += 1
 
     def is_even(self, worker: int, slack: int) -> bool:
-        """Return whether a worker that takes clients has at most so many connections more than the least loaded one."""
+        """Return whether a worker that takes clients keeps one, whatever :meth:`better` would find.
+
+        :param slack: it has at most so many connections, or at most half as many more than the least loaded worker.
+        """
         loads = self._loads.tolist()
-        return loads[worker] <= min(loads) + slack
+        return loads[worker] <= slack or loads[worker] <= min(loads) + (slack >> 1)
 
     def better(self, worker: int, limit: int, *, churning: bool = False) -> Passed | None:
         """Return the worker that a client is passed to, or ``None`` if the worker that has accepted it keeps it.
 
         A worker keeps a client unless it has an eighth more connections than the least loaded one. If many connections
-        are short, it keeps one unless it has twice as many, and 32 more: the numbers vary by chance then, a difference
-        soon ends by itself, and to pass a client costs both workers several times as much as to accept it.
+        are short, it keeps one unless it has more than 32, and twice as many and 8 more: the numbers vary by chance
+        then, a difference soon ends by itself, and to pass a client costs both workers several times as much as to
+        accept it. So of 50 connections or more, one of two workers has at most 75 % from then on.
 
         :param worker: the one that has accepted it.
         :param limit: of the tunnel, −1 for none.
@@ -132,7 +137,10 @@ class WorkerTable:
         """
         loads = self._loads.tolist()
         mine = loads[worker] & ~AWAY
-        most = mine // 2 - CHANCE // 2 if churning else mine - (mine >> 3)
+        if churning:
+            most = mine // 2 - _APART if mine > CHANCE else 0
+        else:
+            most = mine - (mine >> 3)
         if most <= min(loads):
             return None
         return self._least(worker, loads, most, limit)

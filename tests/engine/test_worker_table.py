@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from relay.engine.worker_table import AWAY, WorkerTable, quota
+from relay.engine.worker_table import AWAY, CHANCE, WorkerTable, quota
 
 
 @pytest.fixture
@@ -122,18 +122,32 @@ def test_the_least_loaded_worker_gets_the_client(table, loads, better):
     ("mine", "others", "is_passed"),
     [
         (16, 0, False),
-        (33, 0, False),
-        (34, 0, True),
-        (35, 1, False),
-        (36, 1, True),
-        (80, 24, False),
-        (82, 24, True),
+        (32, 0, False),
+        (33, 11, True),
+        (33, 12, False),
+        (80, 35, True),
+        (80, 36, False),
         (150, 90, False),
     ],
 )
 def test_short_connections_are_not_passed_for_a_difference_by_chance(table, mine, others, is_passed):
     load(table, mine, others, others, others)
     assert (table.better(0, -1, churning=True) is not None) == is_passed
+
+
+def test_short_connections_are_shared_75_to_25_at_most():
+    descriptor = WorkerTable.make(2)
+    table = WorkerTable(descriptor, 2)
+    os.close(descriptor)
+    for total in range(50, 5001, 7):
+        kept = []
+        for mine in range(total // 2, total + 1):
+            load(table, mine, total - mine)
+            if table.is_even(0, CHANCE) or table.better(0, -1, churning=True) is None:
+                kept.append(mine)
+        assert 0.6 < max(kept) / total <= 0.75, total
+        assert kept == [*range(total // 2, max(kept) + 1)], "with more than that, each is passed"
+    table.close()
 
 
 def test_what_has_come_and_gone(table):
@@ -207,7 +221,8 @@ def test_a_client_for_a_worker_that_takes_none_is_not_late(table, connections):
 
 
 @pytest.mark.parametrize(
-    ("mine", "slack", "is_even"), [(4, 0, True), (5, 0, False), (5, 1, True), (7, 2, False), (3, 0, True)]
+    ("mine", "slack", "is_even"),
+    [(4, 0, True), (5, 0, False), (5, 1, False), (5, 2, True), (7, 4, False), (7, 7, True), (3, 0, True)],
 )
 def test_a_worker_is_even_with_the_least_loaded_one(table, mine, slack, is_even):
     load(table, 9, mine, 4, AWAY)

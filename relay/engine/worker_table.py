@@ -137,10 +137,9 @@ class WorkerTable:
         """
         loads = self._loads.tolist()
         mine = loads[worker] & ~AWAY
+        most = mine - (mine >> 3)
         if churning:
             most = mine // 2 - _APART if mine > CHANCE else 0
-        else:
-            most = mine - (mine >> 3)
         if most <= min(loads):
             return None
         return self._least(worker, loads, most, limit)

@@ -135,19 +135,15 @@ def test_short_connections_are_not_passed_for_a_difference_by_chance(table, mine
     assert (table.better(0, -1, churning=True) is not None) == is_passed
 
 
-def test_short_connections_are_shared_75_to_25_at_most():
-    descriptor = WorkerTable.make(2)
-    table = WorkerTable(descriptor, 2)
-    os.close(descriptor)
+def test_short_connections_are_shared_75_to_25_at_most(table):
     for total in range(50, 5001, 7):
         kept = []
         for mine in range(total // 2, total + 1):
-            load(table, mine, total - mine)
+            load(table, mine, total - mine, AWAY, AWAY)
             if table.is_even(0, CHANCE) or table.better(0, -1, churning=True) is None:
                 kept.append(mine)
         assert 0.6 < max(kept) / total <= 0.75, total
         assert kept == [*range(total // 2, max(kept) + 1)], "with more than that, each is passed"
-    table.close()
 
 
 def test_what_has_come_and_gone(table):

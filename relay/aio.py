@@ -102,8 +102,8 @@ class Tunnel:
     :param make_send: as for :class:`relay.Tunnel`. It is called in a thread, so a coroutine function is an error.
     :param nconnect: as for :class:`relay.Tunnel`.
     :param timeout: as for :class:`relay.Tunnel`: **after 60 s each connection is reset** unless this is ``None``.
-        ``connect_timeout``, ``idle_timeout``, ``linger``, ``warm``, ``warm_for``, ``source``, ``limit``, ``name``,
-        ``allow``, ``deny``, ``accept_proxy`` and ``send_proxy`` are the same.
+        ``connect_timeout``, ``idle_timeout``, ``linger``, ``first_byte_timeout``, ``warm``, ``warm_for``, ``source``,
+        ``limit``, ``name``, ``allow``, ``deny``, ``accept_proxy`` and ``send_proxy`` are the same.
     :param admit: as for :class:`relay.Tunnel`: called in a thread, so a coroutine function is an error.
     :param on_end: as for :class:`relay.Tunnel`. It is called on a thread of the tunnel, not in the loop. To handle
         records in the loop, pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
@@ -119,6 +119,7 @@ class Tunnel:
         connect_timeout: float | None = 30.0,
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
+        first_byte_timeout: float | None = None,
         warm: int = 0,
         warm_for: float = WARM_FOR,
         source: str | None = None,
@@ -139,6 +140,7 @@ class Tunnel:
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             linger=linger,
+            first_byte_timeout=first_byte_timeout,
             warm=warm,
             warm_for=warm_for,
             source=source,

@@ -296,14 +296,14 @@ def test_the_table_of_limits_has_the_defaults(column, made):
     ]
     shown = {row[0]: row[column] for row in rows if len(row) == 5}
     parameters = inspect.signature(made).parameters
-    for name in ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger"):
+    for name in ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "first_byte_timeout"):
         default = parameters[name].default
         assert shown[name].replace("−", "-") == ("none" if default is None else f"{default:g}"), name
 
 
 def test_every_reason_has_its_row():
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGES["limits"], re.MULTILINE))
-    assert rows == {*REASONS, "timeout", "idle_timeout", "nconnect", "drain", "drain_spread"}
+    assert rows == {*REASONS, "timeout", "idle_timeout", "first_byte_timeout", "nconnect", "drain", "drain_spread"}
 
 
 ENTRIES = {

@@ -61,8 +61,8 @@ class TunnelServer(Tunnel):
         see :class:`relay.Tunnel`.
     :param send_proxy: the version of the header of the PROXY protocol that relay sends to the service before the first
         byte of each client; with ``"v2"`` it has the client's destination. See :class:`relay.Tunnel`.
-    :param connect_timeout: and ``idle_timeout``, ``linger``, ``limit``, ``name``, ``on_end``: as for
-        :class:`relay.Tunnel`.
+    :param connect_timeout: and ``idle_timeout``, ``linger``, ``first_byte_timeout``, ``limit``, ``name``, ``on_end``:
+        as for :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
@@ -95,6 +95,7 @@ class TunnelServer(Tunnel):
         connect_timeout: float | None = CONNECT_TIMEOUT,
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
+        first_byte_timeout: float | None = None,
         source: str | None = None,
         limit: LimitsLike | None = None,
         send_proxy: Literal["v1", "v2"] | None = None,
@@ -104,7 +105,9 @@ class TunnelServer(Tunnel):
     ) -> None:
         make_send = tcp(host, port)
         check_source(source, make_send)
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
+        limits = _limits(
+            nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, name, on_end, session, limit
+        )
         check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)  # before anything is opened
         self._listener = i2p_listen(
             session, sam=samaddr, accept=accept, standby=standby, via=via, on_state=on_state, **options
@@ -191,6 +194,7 @@ class TunnelClient(Tunnel):
         connect_timeout: float | None = CONNECT_TIMEOUT,
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
+        first_byte_timeout: float | None = None,
         warm: int = 0,
         warm_for: float = WARM_FOR,
         limit: LimitsLike | None = None,
@@ -202,7 +206,9 @@ class TunnelClient(Tunnel):
         on_end: OnEnd | None = None,
         **options: Unpack[I2PKeywords],
     ) -> None:
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session, limit)
+        limits = _limits(
+            nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, name, on_end, session, limit
+        )
         check_warm(warm, warm_for)
         check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)
         self._session = session
@@ -281,6 +287,7 @@ def _limits(
     connect_timeout: float | None,
     idle_timeout: float | None,
     linger: float | None,
+    first_byte_timeout: float | None,
     name: str | None,
     on_end: OnEnd | None,
     session: str,
@@ -297,6 +304,7 @@ def _limits(
         "connect_timeout": check_time("connect_timeout", connect_timeout),
         "idle_timeout": check_time("idle_timeout", idle_timeout),
         "linger": check_time("linger", linger, zero=True),
+        "first_byte_timeout": check_time("first_byte_timeout", first_byte_timeout),
         "limit": check_limits(limit),
         "name": name or session or None,
         "on_end": on_end,

@@ -208,6 +208,12 @@ idle_timeout = click.option(
 linger = click.option(
     "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [60; over I2P 5]."
 )
+first_byte_timeout = click.option(
+    "--first-byte-timeout",
+    metavar=SECONDS,
+    type=seconds,
+    help="Maximum time from the client's first byte to the target's first one [no limit].",
+)
 drain = click.option(
     "--drain",
     metavar=SECONDS,
@@ -331,6 +337,7 @@ class Options:
     connect_timeout: float | None = None
     idle_timeout: float | None = None
     linger: float | None = None
+    first_byte_timeout: float | None = None
     drain: float = 30.0
     drain_spread: float = 0.0
     shutdown_delay: float | None = None
@@ -360,8 +367,9 @@ class Options:
 
     def of_tunnel(self, name: str) -> dict[str, Any]:
         """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
-        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "warm", "warm_for", "source")
-        found = {option: getattr(self, option) for option in (*limits, "accept_proxy", "send_proxy")}
+        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "first_byte_timeout")
+        others = ("warm", "warm_for", "source", "accept_proxy", "send_proxy")
+        found = {option: getattr(self, option) for option in (*limits, *others)}
         lists = {"allow": None if self.allow is None else list(self.allow), "deny": list(self.deny)}
         return {"name": name, **found, **lists, "limit": [limit.as_table() for limit in self.limit]}
 
@@ -381,8 +389,8 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, drain_spread, shutdown_delay, allow, deny,
-    fail_fast, control, status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, drain, drain_spread, shutdown_delay,
+    allow, deny, fail_fast, control, status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
 
 

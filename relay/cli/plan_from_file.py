@@ -134,7 +134,8 @@ def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
     names = (*LIMITS, *OF_CLIENTS, "probe", "probe_interval", "workers", "carriers")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
-    unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # None is no limit
+    without = ("timeout", "idle_timeout", "first_byte_timeout")  # for these None is no limit
+    unlimited = [name for name in without if said.get(name) == math.inf]
     of_text = ("allow", "deny", "accept_proxy")
     lists = {name: tuple(value) for name in of_text if (value := getattr(entry.tunnel, name)) is not None}
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited) | lists)

@@ -42,6 +42,7 @@ LIMITS = (
     "connect_timeout",
     "idle_timeout",
     "linger",
+    "first_byte_timeout",
     "drain",
     "drain_spread",
     "warm",
@@ -257,6 +258,8 @@ class Defaults(_Table):
     """Seconds without traffic after which relay closes a connection. Default: none."""
     linger: SecondsOrZero | None = None
     """The same after a half-close. Default: 60, over I2P 5."""
+    first_byte_timeout: Seconds | None = None
+    """Seconds in which the target must send its first byte after the client's first one. Default: none."""
     drain: SecondsOrZero | None = None
     """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
     drain_spread: FiniteSeconds | None = None

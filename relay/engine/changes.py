@@ -64,6 +64,7 @@ def update(
     connect_timeout: float | None,
     idle_timeout: float | None,
     linger: float | None,
+    first_byte_timeout: float | None = None,
     warm: int = 0,
     warm_for: float = WARM_FOR,
     source: str | None = None,
@@ -76,7 +77,7 @@ def update(
     All hold for new connections. For open ones ``nconnect`` and ``idle_timeout`` do. The acceptor is chosen again, so
     that a listener may have changed as well. The access lists stay; see :func:`set_rules`.
     """
-    limits = Limits(timeout, connect_timeout, idle_timeout, linger)
+    limits = Limits(timeout, connect_timeout, idle_timeout, linger, first_byte_timeout)
     policy = check_policy(limit=limit, source=source, accept_proxy=accept_proxy, send_proxy=send_proxy)
 
     def change(relay: RelayThread, now: float) -> None:

@@ -51,10 +51,10 @@ open        EOF, target unconfirmed           closed      ``unreachable``: the t
 open        EOF, cause not known yet          open        wait for ``failure()``; then the same event again
 open        failure of the stream             closed      reset both; the reason of the failure
 open        reset                             closed      reset both; ``client_reset`` or ``target_reset``
-open        limit                             closed      reset both; ``idle``, ``lifetime`` or ``quota``
+open        limit                             closed      reset both; ``idle``, ``lifetime``, ``quota``, ``unreachable``
 half-closed EOF                               closed      ``done``: close both
 half-closed reset                             closed      reset both; ``client_reset`` or ``target_reset``
-half-closed limit                             closed      reset both; ``linger``, ``idle`` or ``lifetime``
+half-closed limit                             closed      reset both; ``linger`` or one of these but ``quota``
 discarding  EOF                               closed      ``done``: close both
 discarding  limit                             closed      ``done``: close both
 any         close                             closed      reset both, with the reason
@@ -304,6 +304,8 @@ class Connection:
 
     def limit_reached(self, reason: str, now: float) -> None:
         """End the connection, because a limit has been reached."""
+        if reason == "unreachable" and self.flows is not None:
+            return self.flows.close_unreachable(now)
         if reason != "connect_timeout":
             return self.close(reason, now)
         if self.pending is not None:

@@ -25,6 +25,8 @@ __all__ = ["FlowPair", "FlowPairOwner"]
 
 logger = logging.getLogger("relay")
 
+_CLOSED_EARLY = "%s: %s: closed before sending any data; check that the service is running (client %s)"
+_SILENT = "%s: %s: has sent nothing within first_byte_timeout; check that the service is running (client %s)"
 _LONGEST = 500  # characters of an error of a target, in the log
 _HALF_CLOSED = ConnectionState.HALF_CLOSED  # by a name of the module, because Python 3.11 looks up members slowly
 
@@ -133,7 +135,7 @@ class FlowPair:
         if flow.reverse.ended:
             connection.close("done", now)
         elif source is not None and flow is self.downstream and self._is_unconfirmed():
-            self._close_unreachable(now)
+            self.close_unreachable(now, _CLOSED_EARLY)
         elif source is not None and not source.half_close:
             self._discard_reverse(flow, now)
         else:
@@ -170,7 +172,7 @@ class FlowPair:
             return self._wait_for_cause(stream, functools.partial(self.on_socket_error, sock), now)
         failure = _failure(stream)
         if failure is None and sock is not connection.client and self._is_unconfirmed():
-            return self._close_unreachable(now)
+            return self.close_unreachable(now, _CLOSED_EARLY)
         if isinstance(failure, ConnectError):  # the stream was there before its target could be reached
             problem, peer = printable(str(failure), _LONGEST), format_address(connection.summary.peer)
             logger.warning("%s: %s (client %s)", connection.tunnel_name, problem, peer)
@@ -193,9 +195,9 @@ class FlowPair:
         stream = self.connection.target_stream
         return stream is not None and not stream.answered and not self.downstream.moved
 
-    def _close_unreachable(self, now: float) -> None:
+    def close_unreachable(self, now: float, text: str = _SILENT) -> None:
+        """End the connection, because the target has sent nothing: in time, unless ``text`` says otherwise."""
         connection, summary = self.connection, self.connection.summary
-        text = "%s: %s: closed before sending any data; check that the service is running (client %s)"
         logger.warning(text, connection.tunnel_name, summary.target_name(), format_address(summary.peer))
         connection.close("unreachable", now)
 

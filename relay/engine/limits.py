@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..eventloop.loop import Timers
+from ..eventloop.poller import READ
 from ..streams.checks import FIRST_BYTE, HANDSHAKE
 from ..streams.proxy_handshake import HandshakeReader
 from ..streams.stream import Stream
@@ -22,13 +23,21 @@ _BEFORE_EOF = 0.25
 class Limits:
     """The limits of each connection of a tunnel, in seconds; ``None`` for no limit."""
 
-    __slots__ = ("lifetime", "connect", "idle", "linger", "connect_limit", "handshake", "first_check")
+    __slots__ = ("lifetime", "connect", "idle", "linger", "first_byte", "connect_limit", "handshake", "first_check")
 
-    def __init__(self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None) -> None:
+    def __init__(
+        self,
+        lifetime: float | None,
+        connect: float | None,
+        idle: float | None,
+        linger: float | None,
+        first_byte: float | None = None,
+    ) -> None:
         self.lifetime = lifetime
         self.connect = connect
         self.idle = idle
         self.linger = linger
+        self.first_byte = first_byte
         # For making the outgoing stream, from the acceptance on.
         connecting = [limit for limit in (lifetime, connect) if limit is not None]
         self.connect_limit = min(connecting) if connecting else None
@@ -36,7 +45,7 @@ class Limits:
         self.handshake = HANDSHAKE if self.connect_limit is None else self.connect_limit
         # From the opening to the first look at an open connection. Including linger saves a second deadline for the
         # many connections that end soon after their first EOF; a short one would only wake the thread in vain.
-        looks = [limit for limit in (lifetime, idle) if limit is not None]
+        looks = [limit for limit in (lifetime, idle, first_byte) if limit is not None]
         if linger is not None and linger >= 1:
             looks.append(linger)
         self.first_check = min(looks) if looks else None
@@ -110,7 +119,7 @@ class ConnectionDeadline:
 
     def update(self, now: float) -> None:
         """Set the deadline to the next limit, unless it comes before that."""
-        due, _ = self._next_limit()
+        due, _ = self._next_limit(now)
         if due is not None and not (self.tick and self.due <= due):
             self._set(due, now)
 
@@ -123,7 +132,7 @@ class ConnectionDeadline:
     def change_idle(self, seconds: float | None, now: float) -> None:
         """Change the limit of time without traffic; the others stay."""
         limits = self.limits
-        self.limits = Limits(limits.lifetime, limits.connect, seconds, limits.linger)
+        self.limits = Limits(limits.lifetime, limits.connect, seconds, limits.linger, limits.first_byte)
         if self._connection is not None and self._connection.flows is not None:
             self.update(now)
 
@@ -141,10 +150,10 @@ class ConnectionDeadline:
         connection = self._connection
         if connection is None:
             return
-        due, reason = self._next_limit()
+        due, reason = self._next_limit(now)
         if due is not None and now >= due and reason in ("idle", "linger"):
             self._note_progress(now)
-            due, reason = self._next_limit()
+            due, reason = self._next_limit(now)
         if due is None:
             return
         if now < due:
@@ -161,7 +170,7 @@ class ConnectionDeadline:
         self.due = due
         self._timers.set(self, due, now)
 
-    def _next_limit(self) -> tuple[float | None, str]:
+    def _next_limit(self, now: float) -> tuple[float | None, str]:
         """Return the time of the next limit if no byte moves until then, and its reason."""
         connection, limits = self._connection, self.limits
         assert connection is not None
@@ -180,11 +189,26 @@ class ConnectionDeadline:
             if limits.idle is not None:
                 up, down = connection.flows.upstream, connection.flows.downstream
                 found.append((max(summary.opened, self._progress, up.last, down.last) + limits.idle, "idle"))
+            if limits.first_byte is not None and state is not ConnectionState.DISCARDING:
+                found += self._first_byte_limits(connection.flows, limits.first_byte, now)
             if state is ConnectionState.DISCARDING:
                 found.append(self._discarding_limit(connection.flows))
             elif state is ConnectionState.HALF_CLOSED:
                 found += self._half_closed_limits(connection.flows, connection.client_stream)
         return min(found, default=(None, ""))
+
+    def _first_byte_limits(self, flows: FlowPair, seconds: float, now: float) -> list[tuple[float, str]]:
+        """Return the limit of the target's first byte, or the next look.
+
+        The client's first byte sets no deadline, so that it costs nothing: a look every ``seconds`` is in time for it.
+        """
+        up, down = flows.upstream, flows.downstream
+        if down.last or down.ended:
+            return []
+        begun = up.first or up.last
+        if not begun or not down.mask & READ:  # a limit of bandwidth keeps relay from reading
+            begun = now
+        return [(begun + seconds, "unreachable")]
 
     def _discarding_limit(self, flows: FlowPair) -> tuple[float, str]:
         ended = max(flows.upstream.ended, flows.downstream.ended)

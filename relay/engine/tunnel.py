@@ -58,6 +58,8 @@ class Tunnel:
     :param idle_timeout: seconds without a byte moved in either direction; ``None`` for no limit.
     :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
         no limit.
+    :param first_byte_timeout: seconds in which the target must send its first byte after the client's first one was
+        passed to it, or end its side; ``None`` for no limit. An upload that gets its answer at the end takes longer.
     :param warm: the streams to keep open for clients to come, at most 1024. A client gets the oldest one, without the
         wait for a connect, and the next one is opened at once. If none is ready, the client waits as without ``warm``.
         What a server sends first is kept. ``nconnect`` does not count these streams. Not for a target that counts
@@ -110,6 +112,7 @@ class Tunnel:
         connect_timeout: float | None = 30.0,
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
+        first_byte_timeout: float | None = None,
         warm: int = 0,
         warm_for: float = WARM_FOR,
         source: str | None = None,
@@ -148,6 +151,7 @@ class Tunnel:
             connect=check_time("connect_timeout", connect_timeout),
             idle=check_time("idle_timeout", idle_timeout),
             linger=check_time("linger", linger, zero=True),
+            first_byte=check_time("first_byte_timeout", first_byte_timeout),
         )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected text, got {type(name).__name__}")

@@ -38,6 +38,7 @@ class _Options(TypedDict, total=False):
     connect_timeout: float | None
     idle_timeout: float | None
     linger: float | None
+    first_byte_timeout: float | None
     warm: int
     warm_for: float
     source: str | None
@@ -70,6 +71,7 @@ def spawn(
     connect_timeout: float | None = 30.0,
     idle_timeout: float | None = None,
     linger: float | None = 60.0,
+    first_byte_timeout: float | None = None,
     warm: int = 0,
     warm_for: float = WARM_FOR,
     source: str | None = None,
@@ -107,6 +109,8 @@ def spawn(
     :param connect_timeout: seconds to get the outgoing stream; ``None`` for ever.
     :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
     :param linger: seconds without a byte moved in the other direction after one has ended; ``None`` for ever.
+    :param first_byte_timeout: seconds in which the target must send its first byte after the client's first one; see
+        :class:`~relay.Tunnel`.
     :param warm: the streams to keep open for clients to come; see :class:`~relay.Tunnel`.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param source: the address from which relay connects to the target, or ``"peer"``; see :class:`~relay.Tunnel`.
@@ -141,6 +145,7 @@ def spawn(
         "connect_timeout": check_time("connect_timeout", connect_timeout),
         "idle_timeout": check_time("idle_timeout", idle_timeout),
         "linger": check_time("linger", linger, zero=True),
+        "first_byte_timeout": check_time("first_byte_timeout", first_byte_timeout),
         "warm": warm,
         "warm_for": warm_for,
         "source": source,

@@ -262,6 +262,7 @@ WRONG = [
     ({"connect_timeout": "1"}, TypeError, "^connect_timeout: "),
     ({"idle_timeout": 0}, ValueError, "^idle_timeout: "),
     ({"linger": float("nan")}, ValueError, "^linger: "),
+    ({"first_byte_timeout": 0}, ValueError, "^first_byte_timeout: "),
     ({"name": 3}, TypeError, "^name: expected a str"),
     ({"on_end": 3}, TypeError, "^on_end: expected a callable"),
     ({"depth": 3}, TypeError, "^depth: unexpected keyword argument"),

@@ -222,7 +222,13 @@ def reason_with(start, connect, target, *options):
 
 
 @pytest.mark.parametrize(
-    ("option", "reason"), [("--timeout", "lifetime"), ("--idle-timeout", "idle"), ("--linger", "linger")]
+    ("option", "reason"),
+    [
+        ("--timeout", "lifetime"),
+        ("--idle-timeout", "idle"),
+        ("--linger", "linger"),
+        ("--first-byte-timeout", "unreachable"),
+    ],
 )
 def test_the_limits_are_those_of_the_tunnel(start, connect, listener, option, reason):
     silent = "{}:{}".format(*listener.getsockname())

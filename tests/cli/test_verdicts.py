@@ -28,6 +28,7 @@ KEYS = {
     "connect_timeout": (PLAIN, "", "connect_timeout = 3", "tuned"),
     "idle_timeout": (PLAIN, "", "idle_timeout = 3", "tuned"),
     "linger": (PLAIN, "", "linger = 3", "tuned"),
+    "first_byte_timeout": (PLAIN, "", "first_byte_timeout = 3", "tuned"),
     "drain": (PLAIN, "", "drain = 3", "tuned"),
     "drain_spread": (PLAIN, "", "drain_spread = 3", "tuned"),
     "warm": (PLAIN, "", "warm = 2", "tuned"),

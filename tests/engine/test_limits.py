@@ -12,6 +12,7 @@ import pytest
 from relay.engine.limits import ConnectionDeadline, Limits
 from relay.engine.records import ConnectionState
 from relay.eventloop.loop import Timers
+from relay.eventloop.poller import READ
 from relay.streams.checks import check_count, check_time
 from relay.streams.proxy_handshake import HandshakeReader
 
@@ -64,6 +65,8 @@ def test_a_count_is_positive_or_minus_one(given: Any, error: type) -> None:
         ((None, None, None, 1), 1),
         ((None, None, None, 0.9), None),
         ((None, None, 5, 0.9), 5),
+        ((None, None, 5, None, 3), 3),
+        ((None, None, None, None, 0.3), 0.3),
     ],
 )
 def test_the_first_look_is_at_the_shortest_limit_that_matters(limits: Terms, first: float | None) -> None:
@@ -94,7 +97,7 @@ class CountedTimers(Timers):
         super().set(item, due, now)
 
 
-Terms = tuple[float | None, float | None, float | None, float | None]  # those of Limits
+Terms = tuple[float | None, ...]  # those of Limits
 
 STARTED = 100.0  # when the connection was accepted
 OPENED = 110.0
@@ -112,6 +115,8 @@ class Subject:
         half_close: bool = True,
         last: tuple[float, float] = (0.0, 0.0),
         ended: tuple[float, float] = (0.0, 0.0),
+        first: tuple[float, float] = (0.0, 0.0),
+        masks: tuple[int, int] = (READ, READ),
     ) -> None:
         self.state = state
         self.summary: Any = SimpleNamespace(started=STARTED, opened=OPENED)
@@ -120,7 +125,10 @@ class Subject:
         self.queued = (0, 0)
         self.flows: Any = None
         if state in (ConnectionState.OPEN, ConnectionState.HALF_CLOSED, ConnectionState.DISCARDING):
-            up, down = (SimpleNamespace(last=last[side], ended=ended[side]) for side in range(2))
+            up, down = (
+                SimpleNamespace(last=last[side], ended=ended[side], first=first[side], mask=masks[side])
+                for side in range(2)
+            )
             up.reverse, down.reverse = down, up
             self.flows = SimpleNamespace(upstream=up, downstream=down, unsent=lambda: self.queued)
         self.ends: list[tuple[str, float]] = []
@@ -178,6 +186,15 @@ NONE = (None, None, None, None)
         (S.OPEN, (None, 40, 20, 1), {"last": (120, 115)}, 140, "idle"),
         (S.OPEN, (None, 40, 20, 1), {"last": (115, 121)}, 141, "idle"),
         (S.OPEN, (45, 40, 20, 1), {"last": (115, 130)}, 145, "lifetime"),
+        (S.OPEN, (None, 1, None, 1, 20), {"last": (125, 0)}, 145, "unreachable"),
+        (S.OPEN, (None, 1, None, 1, 20), {"first": (120, 0), "last": (125, 0)}, 140, "unreachable"),
+        (S.OPEN, (None, 1, None, 1, 20), {"last": (125, 126)}, None, None),
+        (S.OPEN, (None, 1, 50, 1, 20), {"last": (125, 0)}, 145, "unreachable"),
+        (S.OPEN, (None, 1, 10, 1, 20), {"last": (125, 0)}, 135, "idle"),
+        (S.HALF_CLOSED, (None, 1, None, 30, 20), {"ended": (126, 0), "last": (125, 0)}, 145, "unreachable"),
+        (S.HALF_CLOSED, (None, 1, None, 15, 20), {"ended": (126, 0), "last": (125, 0)}, 141, "linger"),
+        (S.HALF_CLOSED, (None, 1, None, None, 20), {"ended": (0, 126), "last": (125, 0)}, None, None),
+        (S.DISCARDING, (None, 1, None, 5, 1), {"ended": (130, 0), "last": (125, 0)}, 135, "done"),
         (S.HALF_CLOSED, NONE, {"ended": (130, 0)}, None, None),
         (S.HALF_CLOSED, (None, 1, None, 20), {"ended": (130, 0)}, 150, "linger"),
         (S.HALF_CLOSED, (None, 1, None, 20), {"ended": (0, 131)}, 151, "linger"),
@@ -398,6 +415,23 @@ def test_without_linger_bytes_in_the_kernel_postpone_idle_all_the_same() -> None
     subject.queued = (5, 0)
     subject.deadline.expire(130.0)
     assert (subject.due, subject.ends) == (150.0, [])
+
+
+@pytest.mark.parametrize("options", [{}, {"last": (125.0, 0.0), "masks": (READ, 0)}], ids=["no byte", "parked"])
+def test_there_is_no_limit_of_the_first_byte_before_it_is_asked_for_and_read(options: dict[str, Any]) -> None:
+    """The client has sent nothing, or a limit of bandwidth keeps relay itself from reading the answer."""
+    subject = Subject(S.OPEN, (None, None, None, None, 20), **options)
+    subject.deadline.update(130.0)
+    for due in (150, 170, 190):
+        assert subject.due == due
+        subject.deadline.expire(due)
+    assert subject.ends == []
+    up, down = subject.flows.upstream, subject.flows.downstream
+    up.last, down.mask = 195.0, READ
+    subject.deadline.expire(210)
+    assert (subject.due, subject.ends) == (215, [])
+    subject.deadline.expire(215)
+    assert subject.ends == [("unreachable", 215)]
 
 
 def test_a_bug_ends_the_connection() -> None:

@@ -100,6 +100,16 @@ def test_idle_timeout(limited):
     assert ended(tunnel) == ["idle"]
 
 
+def test_first_byte_timeout(limited):
+    """The router has said that the stream is there; no answer comes."""
+    tunnel, rig = limited(first_byte_timeout=SHORT)
+    client, far = rig.connect()
+    client.sendall(b"anybody?")
+    ending(far)
+    ending(client)
+    assert ended(tunnel) == ["unreachable"]
+
+
 def test_pause_and_resume(limited):
     tunnel, rig = limited()
     live = rig.connect()

@@ -196,12 +196,22 @@ def test_a_refused_target_resets_the_client(make):
         assert tunnel.stats().failed == {"refused": 1}
 
 
-@pytest.mark.parametrize(("limit", "reason"), [("timeout", "lifetime"), ("idle_timeout", "idle"), ("linger", "linger")])
+LIMITS = [
+    ("timeout", "lifetime"),
+    ("idle_timeout", "idle"),
+    ("linger", "linger"),
+    ("first_byte_timeout", "unreachable"),
+]
+
+
+@pytest.mark.parametrize(("limit", "reason"), LIMITS)
 def test_a_limit_ends_a_connection(rig, limit, reason):
     one = rig(**{limit: 0.1})
     client, _far = one.connect()
     if limit == "linger":
         client.shutdown(socket.SHUT_WR)
+    elif limit == "first_byte_timeout":
+        client.sendall(b"ask")
     assert ending(client) == "reset"
     assert ended(one.tunnel) == [reason]
 
@@ -360,6 +370,7 @@ def test_tls_to_the_target(make, certificates):
         (":0", {"idle_timeout": float("nan")}),
         (":0", {"connect_timeout": object()}),
         (":0", {"linger": -0.1}),
+        (":0", {"first_byte_timeout": 0}),
         (":0", {"name": 7}),
         (":0", {"unknown": 1}),
     ],

@@ -33,6 +33,7 @@ nconnect = 10
 timeout = 3600
 connect_timeout = 5.5
 idle_timeout = "none"
+first_byte_timeout = "none"
 linger = 0
 drain = 1
 drain_spread = 0.5

@@ -529,6 +529,7 @@ GIVEN = {
     "--connect-timeout": "--connect-timeout 7",
     "--idle-timeout": "--idle-timeout 30",
     "--linger": "--linger 0",
+    "--first-byte-timeout": "--first-byte-timeout 20",
     "--drain": "--drain 1.5",
     "--drain-spread": "--drain-spread 1",
     "--shutdown-delay": "--shutdown-delay 2",
@@ -616,6 +617,7 @@ def test_the_tunnel_that_is_printed():
         "connect_timeout": 30.0,
         "idle_timeout": "none",
         "linger": 60.0,
+        "first_byte_timeout": "none",
         "drain": 5.0,
     }
     tunnel = {"listen": "127.0.0.1:5432", "target": "db:5432", "via": ["ssh://me@bastion"], **limits}

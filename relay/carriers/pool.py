@@ -164,6 +164,15 @@ class CarrierRef(Generic[AnyLink]):
         """The carrier, if it is acquired."""
         return self._carrier
 
+    @property
+    def shared(self) -> SharedCarrier[AnyLink] | None:
+        """The carrier, if it is acquired, else the one of other callers that the next use will acquire."""
+        carrier = self._carrier
+        if carrier is not None:
+            return carrier
+        others = _pool.carriers.get(self._key)
+        return others if others is not None and others.holders else None  # else only its last streams keep it
+
     def close(self, drain_timeout: float = _DRAIN_TIMEOUT) -> None:
         """Release the carrier. Idempotent; the next use acquires one again.
 

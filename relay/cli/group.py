@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
@@ -381,6 +382,9 @@ class TunnelGroup:
         if key in self._probes:
             probe = self._probes[key]
             probe.members.append((member, fatal))
+            # It holds the connection, too: the tunnel of the probe may go first.
+            with contextlib.suppress(OSError):  # no thread or descriptor is left: its first client connects
+                opened.make_send.subscribe(_hear_nothing)
             if probe.trial is not None and probe.trial.error is not None:
                 self._main_thread.later(self._on_refused, probe)
             return
@@ -523,3 +527,7 @@ def _log_reset(name: str, count: int) -> None:
     if count:
         connections = f"{count} connection{'' if count == 1 else 's'}"
         logger.warning("%sdrain over: %s reset; raise drain to give them longer", name, connections)
+
+
+def _hear_nothing(state: object, error: Exception | None) -> None:
+    pass

@@ -151,7 +151,8 @@ class Dialer:
     def state(self) -> str:
         """The state of the shared connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``.
 
-        It is ``up`` where each stream has a connection of its own.
+        It is ``up`` where each stream has a connection of its own. Dialers that share a connection have the same state,
+        also those that have not been used yet.
         """
         return "up"
 

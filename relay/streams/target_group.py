@@ -174,9 +174,12 @@ class TargetGroup(Dialer):
 
     @property
     def last_error(self) -> str | None:
-        """The reason why no target gets streams; ``None`` if one is up."""
-        states = self.states()
-        return None if any(one.state == "up" for one in states) else self._members.problem()
+        """The reason why no target gets streams, or why none is reached for now; ``None`` if one is."""
+        if not any(one.state == "up" for one in self.states()):
+            return self._members.problem()
+        if self.state == "up":
+            return None
+        return next((problem for dialer in self.alternatives if (problem := dialer.last_error)), None)
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
         """Call ``watcher(state, error)`` at each change of a shared connection; see :meth:`Dialer.subscribe`."""

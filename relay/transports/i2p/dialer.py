@@ -75,20 +75,20 @@ class I2PFactory(Dialer):
     @property
     def state(self) -> str:
         """State of the session: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.current
+        held = self._holder.shared
         return held.state.value if held is not None else CarrierState.CLOSED.value
 
     @property
     def dest(self) -> str:
         """Destination of this end of the streams, in base64; empty while there is no session."""
-        held = self._holder.current
+        held = self._holder.shared
         link = held.link if held is not None else None
         return link.destination if link is not None else ""
 
     @property
     def last_error(self) -> str | None:
         """Last error of the session; ``None`` if there was none."""
-        held = self._holder.current
+        held = self._holder.shared
         return str(held.error) if held is not None and held.error is not None else None
 
     def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:

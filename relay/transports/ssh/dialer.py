@@ -50,7 +50,7 @@ class SSHFactory(Dialer):
     @property
     def state(self) -> str:
         """The state of the SSH connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.current
+        held = self._holder.shared
         return held.state.value if held is not None else CarrierState.CLOSED.value
 
     def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:
@@ -67,7 +67,7 @@ class SSHFactory(Dialer):
     @property
     def last_error(self) -> str | None:
         """The last error of the SSH connection; ``None`` if there is none."""
-        held = self._holder.current
+        held = self._holder.shared
         error = held.error if held is not None else None
         return str(as_oserror(error)) if error is not None else None
 

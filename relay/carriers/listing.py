@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..eventloop.background import IOThread
@@ -40,7 +40,7 @@ class CarrierStatus:
     streams: int
     rtt: float | None = None
     error: str = ""
-    metrics: Histogram = Durations(CONNECT_TIMES).counted
+    metrics: Histogram = field(default=Durations(CONNECT_TIMES).counted, metadata={"json": False})
     number: int | None = None
     router: str = ""
     worker: int | None = None

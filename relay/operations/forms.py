@@ -11,10 +11,10 @@ __all__ = ["as_json"]
 def as_json(value: Any) -> Any:
     """Return what JSON has for a value: an object for a dataclass or a named tuple, by the names of its fields.
 
-    The counters for ``/metrics`` of a tunnel or a carrier are left out.
+    Fields of a dataclass whose metadata have ``json`` false are left out, such as the counters for ``/metrics``.
     """
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value) if field.name != "metrics"]
+        names = [field.name for field in dataclasses.fields(value) if field.metadata.get("json", True)]
         return {name: as_json(getattr(value, name)) for name in names}
     if hasattr(value, "_asdict"):
         return {name: as_json(each) for name, each in value._asdict().items()}

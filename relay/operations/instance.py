@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..carriers.listing import CarrierStatus
@@ -124,7 +124,7 @@ class TunnelStatus:
     problem: str = ""
     stuck: bool = False
     figures: Stats | None = None
-    metrics: Metrics | None = None
+    metrics: Metrics | None = field(default=None, metadata={"json": False})
     warm: WarmFigures | None = None
     probe: ProbeStatus | None = None
     certificate_end: float | None = None

@@ -7,6 +7,7 @@ provides the metrics of the process.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -90,24 +91,21 @@ def _is_busy(tunnel: TunnelStatus) -> bool:
 
 
 def _merged(carriers: Iterable[CarrierStatus]) -> Iterator[tuple[str, CarrierStatus]]:
-    """Put together the carriers of the same name, which differ in their options only: their labels are the same."""
-    by_name: dict[tuple[str, str, int | None], list[CarrierStatus]] = {}
+    """Put together the carriers with the same labels, which differ in their options only: one that is down shows."""
+    groups: dict[tuple[str, str, int, int], list[CarrierStatus]] = {}
     for carrier in carriers:
-        by_name.setdefault((carrier.name, carrier.kind, carrier.number), []).append(carrier)
-    for (name, kind, number), group in by_name.items():
-        best = next((carrier for carrier in group if carrier.state == "up"), group[0])
+        key = carrier.name, carrier.kind, carrier.number or 1, carrier.worker or 0
+        groups.setdefault(key, []).append(carrier)
+    for (name, kind, number, worker), group in groups.items():
+        worst = next((carrier for carrier in group if carrier.state != "up"), group[0])
         counts = (sum(each) for each in zip(*(carrier.metrics.counts for carrier in group), strict=True))
         yield (
-            f'carrier="{escaped(name)}",kind="{escaped(kind)}",number="{number or 1}"',
-            CarrierStatus(
-                name,
-                kind,
-                best.state,
-                best.since,
-                sum(carrier.losses for carrier in group),
-                sum(carrier.streams for carrier in group),
-                best.rtt,
-                best.error,
-                Histogram(tuple(counts), sum(carrier.metrics.total for carrier in group)),
+            f'carrier="{escaped(name)}",kind="{escaped(kind)}",number="{number}",worker="{worker}"',
+            dataclasses.replace(
+                worst,
+                losses=sum(carrier.losses for carrier in group),
+                streams=sum(carrier.streams for carrier in group),
+                rtt=next((carrier.rtt for carrier in group if carrier.rtt is not None), None),
+                metrics=Histogram(tuple(counts), sum(carrier.metrics.total for carrier in group)),
             ),
         )

@@ -206,22 +206,32 @@ def test_carriers_of_one_name_are_one() -> None:
         carrier("i2p:", kind="i2p", state="connecting"),
     )
     text = page(carriers=two)
-    labels = {"carrier": name, "kind": "ssh", "number": "1"}
+    labels = {"carrier": name, "kind": "ssh", "number": "1", "worker": "0"}
     names = ("relay_carrier_up", "relay_carrier_losses_total", "relay_carrier_streams", "relay_carrier_rtt_seconds")
-    assert [of(text, one, **labels) for one in names] == [1, 3, 5, 0.02]
-    assert [of(text, one, carrier="i2p:", kind="i2p", number="1") for one in names] == [0, 0, 0, None]
+    assert [of(text, one, **labels) for one in names] == [0, 3, 5, 0.02]
+    assert [of(text, one, **labels | {"carrier": "i2p:", "kind": "i2p"}) for one in names] == [0, 0, 0, None]
+
+
+def test_a_carrier_that_is_down_in_one_worker_shows() -> None:
+    text = page(
+        carriers=[carrier("ssh://a"), carrier("ssh://a", worker=1), carrier("ssh://a", worker=2, state="failed")]
+    )
+    labels = {"carrier": "ssh://a", "kind": "ssh", "number": "1"}
+    assert [of(text, "relay_carrier_up", **labels, worker=one) for one in "012"] == [1, 1, 0]
 
 
 def test_several_carriers_of_one_hop_are_apart() -> None:
     text = page(carriers=[carrier("ssh://a", number=number, losses=number) for number in (1, 2)])
-    losses = [of(text, "relay_carrier_losses_total", carrier="ssh://a", kind="ssh", number=one) for one in "12"]
+    losses = [
+        of(text, "relay_carrier_losses_total", carrier="ssh://a", kind="ssh", number=one, worker="0") for one in "12"
+    ]
     assert losses == [1, 2]
 
 
 def test_the_connect_times_of_carriers_of_one_name_are_added_up() -> None:
     quick, slow = Histogram((2, *[0] * 8, 0), 0.001), Histogram((0, *[0] * 8, 1), 130.0)
     text = page(carriers=(carrier("ssh://a", metrics=quick), carrier("ssh://a", metrics=slow)))
-    name, labels = "relay_carrier_connect_seconds", {"carrier": "ssh://a", "kind": "ssh", "number": "1"}
+    name, labels = "relay_carrier_connect_seconds", {"carrier": "ssh://a", "kind": "ssh", "number": "1", "worker": "0"}
     buckets = [of(text, f"{name}_bucket", **labels, le=le) for le in ("0.001", "120.0", "+Inf")]
     assert buckets == [2, 2, 3]
     assert (of(text, f"{name}_sum", **labels), of(text, f"{name}_count", **labels)) == (130.001, 3)
@@ -273,8 +283,8 @@ def test_a_hostile_name_is_a_label_value_and_no_more(name: str) -> None:
     assert of(text, "relay_connections_active", tunnel=shown, state="open") == 0
     assert of(text, "relay_bytes_total", tunnel=shown, direction="in", engine="copy") == 0
     assert of(text, "relay_connection_seconds_count", tunnel=shown) == 0
-    assert of(text, "relay_carrier_up", carrier=shown, kind="ssh", number="1") == 1
-    assert of(text, "relay_carrier_connect_seconds_count", carrier=shown, kind="ssh", number="1") == 0
+    assert of(text, "relay_carrier_up", carrier=shown, kind="ssh", number="1", worker="0") == 1
+    assert of(text, "relay_carrier_connect_seconds_count", carrier=shown, kind="ssh", number="1", worker="0") == 0
 
 
 def test_no_label_is_of_a_peer() -> None:
@@ -289,6 +299,7 @@ def test_no_label_is_of_a_peer() -> None:
         "carrier",
         "kind",
         "number",
+        "worker",
         "errno",
         "version",
         "python",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..eventloop.loop import Timer
@@ -165,6 +166,10 @@ class SharedAcceptor(SocketAcceptor):
         self._passed = _Passed(owner, place.table, place.number)
         self._slack = 0  # the most connections more than another worker that are no reason to look closely
         self._until_look = _LOOK
+        self._is_even: Callable[[int, int], bool] = place.table.is_even
+        if self._upgrades is not None:  # of clients that shake hands each is looked at closely: no load has them yet
+            self._is_even = lambda number, slack: False
+            self._upgrades.on_handshakes = functools.partial(place.table.store_handshakes, place.number)
         family, kind, protocol = int(self._receive.family), int(self._receive.type), self._receive.proto
         self._made = family, kind, protocol
         place.incoming.setblocking(False)
@@ -209,7 +214,7 @@ class SharedAcceptor(SocketAcceptor):
         self._until_look -= 1
         if not self._until_look:
             self._look()
-        if self._table.is_even(self._number, self._slack):  # the common case, in as few steps as possible
+        if self._is_even(self._number, self._slack):  # the common case, in as few steps as possible
             return accepted
         for _ in range(_BATCH):
             found = self._table.better(self._number, self._worker.tunnel_limit, churning=self._churn.is_fast)

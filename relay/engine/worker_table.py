@@ -7,6 +7,7 @@ The cells, for ``n`` workers:
   process writes it when the worker has died.
 - ``accepted[w]``, by worker ``w``: the connections that all processes in this place have admitted. It never decreases.
 - ``sent[w][s]``, by worker ``s``: the number of the last client that it has passed to worker ``w``.
+- ``sent[w][w]``, by worker ``w``: its clients that shake hands and so are no connections yet; ``taken[w][w]`` is 0.
 - ``taken[w][s]``, by worker ``w``: the number of the last client from worker ``s`` that it has taken.
 
 So ``load[w]`` and the differences between ``sent[w]`` and ``taken[w]`` are what worker ``w`` has and gets. A worker
@@ -24,6 +25,7 @@ learns of the death; its successor begins with none.
 from __future__ import annotations
 
 import mmap
+import operator
 import os
 import tempfile
 from typing import NamedTuple
@@ -81,6 +83,7 @@ class WorkerTable:
         self._loads = self._cells[:workers]
         self._accepted = self._cells[workers : 2 * workers]
         self._sent = self._cells[2 * workers : 2 * workers + workers**2]
+        self._handshakes = self._sent[:: workers + 1]
         self._taken = self._cells[2 * workers + workers**2 :]
 
     @staticmethod
@@ -100,7 +103,7 @@ class WorkerTable:
 
     def close(self) -> None:
         """Release the memory. Idempotent."""
-        for view in (self._loads, self._accepted, self._sent, self._taken, self._cells):
+        for view in (self._loads, self._accepted, self._handshakes, self._sent, self._taken, self._cells):
             view.release()
         self._map.close()
 
@@ -135,7 +138,7 @@ class WorkerTable:
         :param limit: of the tunnel, −1 for none.
         :param churning: whether many connections are short.
         """
-        loads = self._loads.tolist()
+        loads = [*map(operator.add, self._loads.tolist(), self._handshakes.tolist())]
         mine = loads[worker] & ~AWAY
         most = mine - (mine >> 3)
         if churning:
@@ -152,6 +155,10 @@ class WorkerTable:
         """Store the number of the last client that was taken from another worker."""
         self._taken[worker * self.workers + source] = count
 
+    def store_handshakes(self, worker: int, count: int) -> None:
+        """Store the number of clients that shake hands in a worker."""
+        self._handshakes[worker] = count
+
     def is_late(self, worker: int, to: int, serial: int) -> bool:
         """Return whether another worker, which takes clients, has not taken one that was passed to it.
 
@@ -166,7 +173,7 @@ class WorkerTable:
         count = self.workers
         for other in sorted(range(count), key=loads.__getitem__)[:_MOST_LOOKS]:
             row = slice(other * count, (other + 1) * count)
-            load = loads[other] + sum(self._sent[row]) - sum(self._taken[row])
+            load = self._loads[other] + sum(self._sent[row]) - sum(self._taken[row])
             room = quota(limit, count, other)
             if load < most and (room < 0 or load + _SPARE < room):
                 return Passed(other, self._sent[other * count + worker] + 1)
@@ -178,6 +185,7 @@ class WorkerTable:
         """Take note of the death of a worker; return the number of connections that ended with it."""
         connections = self._loads[worker] & ~AWAY
         self._loads[worker] = AWAY
+        self.store_handshakes(worker, 0)
         return connections
 
     def loads(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from ..eventloop.background import Home
@@ -22,6 +23,9 @@ class UpgradeListener:
 
     A tunnel accepts from its socket. The handshakes run in the thread of the tunnel.
     """
+
+    on_handshakes: Callable[[int], object] | None = None
+    """Called in that thread with the number of handshakes under way, whenever it changes; ``None`` for nothing."""
 
     @property
     def listening(self) -> socket.socket:

@@ -111,6 +111,9 @@ class Table:
     def store_sent(self, *arguments):
         self.calls.append(("sent", *arguments))
 
+    def store_handshakes(self, *arguments):
+        self.calls.append(("handshakes", *arguments))
+
     def store_taken(self, *arguments):
         self.calls.append(("taken", *arguments))
 
@@ -563,12 +566,18 @@ def test_what_was_passed_is_noted(one, passed, clients):
     assert passed._last == {}
 
 
-def test_a_listener_whose_clients_shake_hands(owner, listener, place):
+def test_a_listener_whose_clients_shake_hands(owner, listener, table, place):
     class Upgrading(UpgradeListener):
         listening = listener
 
         def deliver(self, *arguments):
             """Bring no stream."""
 
-    one = SharedAcceptor(owner, Upgrading(), place)
+    receive = Upgrading()
+    one = SharedAcceptor(owner, receive, place)
     assert one._made == (int(listener.family), int(listener.type), listener.proto)
+    receive.on_handshakes(3)
+    assert table.calls == [("handshakes", NUMBER, 3)]
+    one._take = lambda: ("a client", PEER)
+    assert one._accept() == ("a client", PEER)
+    assert table.named("better") == [(NUMBER, -1, False)], "its load alone says nothing"

@@ -223,6 +223,24 @@ def test_a_hundred_long_streams_are_spread_evenly(echo_server, count):
         client.close()
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_tls_clients_are_spread_evenly_though_their_handshakes_take_long(echo_server, certificates, count):
+    listen = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
+    with (
+        relay.spawn(listen, "{}:{}".format(*echo_server.address), workers=count) as tunnel,
+        contextlib.ExitStack() as clients,
+    ):
+        context = certificates.client()
+        connected = [socket.create_connection(tunnel.address, WAIT) for _ in range(80)]
+        for each in connected:
+            client = clients.enter_context(context.wrap_socket(each, server_hostname="localhost"))
+            client.sendall(b"ping")
+            assert client.recv(4) == b"ping"
+        loads = tunnel.loads()
+        assert sum(loads) == 80
+        assert max(loads) <= 1.5 * 80 / count
+
+
 def test_a_tls_listener_is_shared_too(echo_server, certificates):
     listen = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
     target = "{}:{}".format(*echo_server.address)

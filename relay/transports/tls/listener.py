@@ -237,9 +237,11 @@ class TLSListener(UpgradeListener):
         else:
             if not handshake.is_over:
                 self._handshakes.add(session, handshake, peer)
+                self._report_handshakes()
 
     def _shaken(self, session: Session, peer: Any, outcome: Stream | OSError) -> None:
         self._handshakes.remove(session)
+        self._report_handshakes()
         if not isinstance(outcome, OSError):
             try:
                 tls, outcome.server_name = session.records.tls, session.records.server_name
@@ -254,6 +256,10 @@ class TLSListener(UpgradeListener):
                 outcome.reset()
             return None
         return self._failed(session, outcome)
+
+    def _report_handshakes(self) -> None:
+        if self.on_handshakes is not None:
+            self.on_handshakes(len(self._handshakes))
 
     def _failed(self, session: Session, error: Exception) -> None:
         logger.info("%r: the handshake with %s failed: %s", self, session.name, printable(str(error), 500))

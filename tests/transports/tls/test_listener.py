@@ -670,6 +670,19 @@ def test_a_tunnel_needs_no_other_thread(tunneled, listening, connect, certificat
     assert receive_exactly(again, 4) == b"ping"
 
 
+def test_a_tunnel_is_told_how_many_shake_hands(tunneled, listening, connect, certificates):
+    tunneled()
+    seen = []
+    listening.on_handshakes = seen.append
+    with connect(listening):
+        wait_until(lambda: seen == [1])
+        client = TLSEnd(connect(listening), certificates.client())
+        client.sendall(b"ping")
+        assert receive_exactly(client, 4) == b"ping"
+        assert seen == [1, 2, 1]
+    wait_until(lambda: seen == [1, 2, 1, 0])
+
+
 def test_a_client_that_ends_is_done_and_its_bytes_are_counted_in_plain(tunneled, listening, connect, certificates):
     tunnel = tunneled()
     connection = connect(listening)

@@ -28,6 +28,13 @@ class Network(NamedTuple):
     prefix: int
     number: int
 
+    @property
+    def has_loopback(self) -> bool:
+        """Whether it has an address of the loopback: one of 127.0.0.0/8, or ::1."""
+        bits, loopback = (8, 127) if self.version == 4 else (128, 1)
+        shared = min(self.prefix, bits)
+        return self.number >> (_BITS[self.version] - shared) == loopback >> (bits - shared)
+
     def __str__(self) -> str:
         address = ipaddress.IPv4Address if self.version == 4 else ipaddress.IPv6Address
         return f"{address(self.number)}/{self.prefix}"

@@ -14,9 +14,10 @@ from .policy import Entries
 from .regular_file import open_regular
 from .rule_file import read_rules
 from .rule_set import RuleSet
-from .rules import Rule
+from .rules import Rule, parse_rule
+from .senders import LOCAL_PROGRAMS
 
-__all__ = ["Known", "Place", "Useless", "find_misplaced", "find_useless", "possible_kinds", "rules_in"]
+__all__ = ["Known", "Place", "Useless", "find_useless", "find_useless_senders", "possible_kinds", "rules_in"]
 
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
 _OF_HEADERS = frozenset({"cidr", "user", "cn", "login", "i2p", "ssh"})  # see relay.access.introduction.identified
@@ -60,11 +61,13 @@ class Known(NamedTuple):
     :param user: the only one who can log in; ``None`` if that is not known.
     :param version: of IP, 4 or 6; ``None`` for both.
     :param are_local: whether those at a Unix socket are users of this machine, whose names are looked up then.
+    :param has_loopback: whether they have addresses of the loopback, because the listener does.
     """
 
     user: str | None = None
     version: int | None = None
     are_local: bool = False
+    has_loopback: bool = False
 
 
 _NOTHING_KNOWN = Known()
@@ -113,7 +116,13 @@ def possible_kinds(
 
 
 def find_useless(
-    allow: Entries, deny: Entries, listener: str, kinds: frozenset[str], known: Known = _NOTHING_KNOWN
+    allow: Entries,
+    deny: Entries,
+    listener: str,
+    kinds: frozenset[str],
+    known: Known = _NOTHING_KNOWN,
+    *,
+    files: bool = True,
 ) -> Iterator[Useless]:
     """Find the rules that can never match: by their kind, or because another rule decides before.
 
@@ -122,25 +131,32 @@ def find_useless(
     :param listener: as for :func:`possible_kinds`.
     :param kinds: the kinds of rules that can match.
     :param known: what is known of the clients.
+    :param files: whether to read the files of rules, too.
     :raises ValueError: if an entry is wrong.
     :raises OSError: if a file cannot be read.
     """
-    denied, allowed = list(rules_in(deny, "deny")), list(rules_in(allow, "allow"))
+    denied, allowed = list(rules_in(deny, "deny", files=files)), list(rules_in(allow, "allow", files=files))
     yield from _useless(denied, kinds, known, None)
     possible = kinds - {"cidr"} if listener == "ssh" else kinds
     yield from _useless(allowed, possible, known, _Denials(denied))
 
 
-def find_misplaced(deny: Entries, kinds: frozenset[str], known: Known = _NOTHING_KNOWN) -> Iterator[Useless]:
-    """Find the rules of ``deny`` that can never match because of the kind of the listener. Reads no file of rules.
+def find_useless_senders(senders: Iterable[str], listener: str, known: Known) -> Iterator[Useless]:
+    """Find the entries of ``accept_proxy`` that no balancer can have.
 
-    The parameters are those of :func:`find_useless`.
-
-    :raises ValueError: if an entry is wrong.
+    :param senders: the entries.
+    :param listener: as for :func:`possible_kinds`.
+    :param known: what is known of the balancers.
     """
-    for number, rule in enumerate(parse_entries(deny, "deny")):
-        if isinstance(rule, Rule) and (found := _misplaced(Place("deny", number), rule, kinds, known)) is not None:
-            yield found
+    for number, entry in enumerate(senders):
+        place = Place("accept_proxy", number)
+        if entry == LOCAL_PROGRAMS:
+            if listener not in ("unix", "systemd"):
+                yield Useless(place, entry, "no balancer is at a Unix socket", "leave it out")
+        elif listener == "unix":
+            yield Useless(place, entry, "all balancers are at a Unix socket", "leave it out")
+        elif (mismatch := _mismatch(parse_rule(entry), known)) is not None:
+            yield Useless(place, entry, *mismatch)
 
 
 class _Denials:
@@ -218,21 +234,24 @@ def _mismatch(rule: Rule, known: Known) -> tuple[str, str] | None:
         return f"the only user who can log in is {shown(str(known.user))}", "correct one of them"
     if rule.kind == "cidr" and known.version not in (None, rule.value.version):
         return f"all clients of this listener have addresses of IPv{known.version}", "leave it out, or listen on [::]"
+    if rule.kind == "cidr" and known.has_loopback and not rule.value.has_loopback:
+        return "all clients of this listener have addresses of the loopback", "leave it out, or listen elsewhere"
     return None
 
 
-def rules_in(entries: Entries, option: str) -> Iterator[tuple[Place, Rule]]:
-    """Return each rule of a list with its place, those of files included.
+def rules_in(entries: Entries, option: str, *, files: bool = True) -> Iterator[tuple[Place, Rule]]:
+    """Return each rule of a list with its place.
 
     :param entries: the list.
     :param option: ``allow`` or ``deny``.
+    :param files: whether to read those of files, too.
     :raises ValueError: if an entry is wrong.
     :raises OSError: if a file cannot be read.
     """
     for number, found in enumerate(parse_entries(entries, option)):
         if isinstance(found, Rule):
             yield Place(option, number), found
-        else:
+        elif files:
             with open_regular(found) as file:
                 lines = file.readlines()
             for line, rule in read_rules(found, lines):

@@ -153,6 +153,8 @@ class FileGroup(TunnelGroup):
         finally:
             self.is_reloading = False
         self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
+        changed = [each.settings for each in replacements if each.verdict is not Verdict.SAME]
+        new.warn_of_rules(one for one in changed if one is not None)
         return ReloadResult(tuple(each.change for each in replacements), new.keys)
 
     def _read_again(self) -> Reread:

@@ -78,10 +78,10 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     from .single import SingleTunnel
 
     group, options = SingleTunnel(plan, signals, title), plan.options
-    if options.deny:
-        from .useless_rules import warn_of_denials
+    if options.allow or options.deny or options.accept_proxy:
+        from .useless_rules import warn_of_rules
 
-        warn_of_denials(plan)
+        warn_of_rules(plan)
     if options.processes is not None:
         group.processes = options.processes
     endpoints = EndpointPlan(options.control, options.status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..config import Config, Entry, Written, read
@@ -16,7 +16,7 @@ from .options import LOG_INTERVAL, Options
 from .output import configuration_read, describe_error, status_of
 from .plan import Plan
 from .plan_from_file import plans_of, print_problems
-from .rule_notices import denial_notices
+from .rule_notices import rule_warnings
 from .top_keys import KeyChange, compare_keys
 from .verdicts import Settings
 from .worker_processes import WorkerProcesses
@@ -37,10 +37,24 @@ class _Read(NamedTuple):
 class Reread(NamedTuple):
     """The content of a file that was read again, without problems."""
 
+    config: Config
     settings: list[Settings]
-    file: File
-    keys: tuple[KeyChange, ...]
+    keys: tuple[KeyChange, ...] = ()
     """The keys at its top that have changed."""
+
+    @property
+    def file(self) -> File:
+        """Its tables."""
+        return self.config.file
+
+    def warn_of_rules(self, settings: Iterable[Settings]) -> None:
+        """Warn of the rules that can never match, each once: tunnels may have the lists of the defaults.
+
+        :param settings: those of the tunnels.
+        """
+        warnings = (text for one in settings for text in rule_warnings(self.config, one.entry, one.plan))
+        for warning in dict.fromkeys(warnings):
+            logger.warning("%s", warning)
 
 
 class TunnelFile:
@@ -79,9 +93,7 @@ class TunnelFile:
             settings = self._settings(config, {})
         self.problems = [config.problems.format(problem) for problem in config.problems.in_order()]
         print_problems(config)
-        for one in settings:
-            for notice in denial_notices(config, one.entry, one.plan):
-                logger.warning("%s", notice)
+        Reread(config, settings).warn_of_rules(settings)
         self.processes.size = max((one.plan.workers for one in settings), default=1)
         self._last = _Read(config.written, settings)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
@@ -130,7 +142,7 @@ class TunnelFile:
             raise ReloadError([config.problems.format(problem) for problem in problems], status)
         self._last = _Read(config.written, settings)
         keys = compare_keys(self._started, self.current, config.file, self._given)
-        return Reread(settings, config.file, keys)
+        return Reread(config, settings, keys)
 
     def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
         return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]

@@ -196,6 +196,21 @@ def test_an_invalid_file_changes_nothing(up, places, caplog, text, words):
     assert group.reload_figures[:3] == (0, 1, False)
 
 
+def test_a_reload_warns_of_rules_that_can_never_match_once_it_is_done(up, places, caplog):
+    def warned():
+        return [record.getMessage() for record in caplog.records if "can never match" in record.getMessage()]
+
+    text, rule = toml("one", places[0]), "deny = ['user:www-data']"
+    group = up(text + toml("two", places[0]))
+    assert warned() == []
+    group.write(text + toml("two", places[0], rule))
+    group.reload(dry_run=True)
+    group.rewrite(text + toml("two", places[0], rule))
+    (warning,) = warned()
+    assert "tunnels.two.deny[0]: user:www-data can never match: no client of this listener has what user:" in warning
+    assert {record.levelname for record in caplog.records if warning == record.getMessage()} == {"WARNING"}
+
+
 def test_one_tunnel_that_cannot_open_changes_nothing(up, places, listener):
     group = up(toml("one", places[0]) + toml("two", places[0]))
     taken = listener.getsockname()[1]

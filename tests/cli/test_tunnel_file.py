@@ -41,15 +41,30 @@ def test_problems_at_the_start_are_printed_and_end_the_program(toml, capsys):
     assert "relay.toml" in capsys.readouterr().err
 
 
-def test_rules_that_deny_no_client_are_warned_of_at_the_start_alone(toml, caplog):
-    deny = 'deny = ["10.0.0.0/8", "user:www-data"]\n'
-    path = toml(f"[defaults]\n{deny}{ONE}{deny}allow = ['user:root']\n{TWO}")
-    file = TunnelFile(path, Options(), "relay.toml")
-    file.first()
-    file.again()
-    (warning,) = caplog.messages  # nor of the defaults, which are for listeners of several kinds
-    assert warning.startswith("relay.toml:6: tunnels.one.deny[1]: user:www-data can never match: ")
-    assert caplog.records[0].levelname == "WARNING"
+def test_rules_that_can_never_match_are_warned_of_at_the_start(toml, caplog):
+    lists = 'deny = ["user:www-data"]\nallow = ["127.0.0.1", "10.0.0.0/8"]\n'
+    TunnelFile(toml(f"[defaults]\n{lists}{ONE}{lists}{TWO}"), Options(), "relay.toml").first()
+    never = "can never match: "
+    assert [
+        text.partition(never)[0] + never for text in caplog.messages
+    ] == [  # not those of the defaults, which are for
+        f"relay.toml:7: tunnels.one.deny[0]: user:www-data {never}",  # listeners of several kinds
+        f"relay.toml:8: tunnels.one.allow[1]: cidr:10.0.0.0/8 {never}",
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_a_list_of_the_defaults_with_which_no_client_could_connect_is_warned_of(toml, caplog):
+    TunnelFile(toml("[defaults]\nallow = ['user:ann']\n" + ONE + TWO), Options(), "relay.toml").first()
+    assert [text.partition(":")[2].partition(";")[0] for text in caplog.messages] == [
+        f"{line}: tunnels.{name}: no client could connect: no rule of defaults.allow is for clients of this listener"
+        for line, name in ((3, "one"), (6, "two"))
+    ]
+
+
+def test_a_file_of_rules_is_not_read_for_the_warnings(toml, caplog):
+    TunnelFile(toml(ONE + "allow = ['file:no-such-list', 'user:ann']\n"), Options(), "relay.toml").first()
+    assert [text.split()[1] for text in caplog.messages] == ["tunnels.one.allow[1]:"]
 
 
 def test_options_override_the_keys_at_the_top(toml):

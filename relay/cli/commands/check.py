@@ -69,7 +69,8 @@ def check(words: Sequence[str], as_file: bool, diff: bool, schema: bool, debug: 
     """Check FILE, or a command line: read all of it, resolve names, open keys and certificates, and connect to nothing.
 
     Prints the address of each tunnel, one line each; or every problem, one line each, with status 2 if you have to
-    change something, and 1 if only host names cannot be resolved. Secrets are never printed.
+    change something, and 1 if only host names cannot be resolved, or access rules can never match. Secrets are never
+    printed.
     """
     with failures_reported(debug=debug):
         from ... import config as files
@@ -132,7 +133,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     from ...config import LIMITS, as_toml
     from ..plan_from_file import plans_of, print_problems
     from ..preflight import Preflight
-    from ..rule_notices import rule_notices
+    from ..rule_notices import RuleNotice, rule_notices
 
     plans = plans_of(config, Options())
     if as_file:
@@ -144,12 +145,15 @@ def _tell(config: Config, *, as_file: bool) -> None:
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
         print_line(line)
-    notices: dict[str, None] = {}  # each once: tunnels may have the lists of the defaults
+    known: dict[RuleNotice, None] = {}  # each once: tunnels may have the lists of the defaults
     for line, (entry, plan) in zip(lines, plans, strict=True):
         if line:  # else its lists may be wrong
-            notices |= dict.fromkeys(rule_notices(config, entry, plan))
-    for notice in notices:
-        print_notice(f"relay: {notice}")
+            known |= dict.fromkeys(rule_notices(config, entry, plan))
+    for notice in known:
+        if notice.is_warning:
+            config.problems.add(notice.path, notice.text, is_config_error=False)
+        else:
+            print_notice(f"relay: {config.problems.notice(notice.path, notice.text)}")
     _check_top(config)
     print_problems(config)
 

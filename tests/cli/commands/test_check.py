@@ -52,7 +52,7 @@ def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
     (tmp_path / "list").write_text("# all\n10.0.0.0/8\nlogin:ann\n")
     status, lines, notices = checked("""
         [tunnels.t]
-        listen = "127.0.0.1:0"
+        listen = "0.0.0.0:0"
         target = "127.0.0.1:1"
         allow = ["10.1.0.0/16",
                  "file:list", "user:ann"]
@@ -63,16 +63,22 @@ def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
         password = "secret"
         allow = ["login:ann"]
     """)
-    assert status == 0
+    assert status == 1
     assert len(lines) == 2
     path, never = tmp_path / "list", "can never match"
     no = f"{never}: no client of this listener has what"
-    assert notices == [
-        "7: tunnels.t.deny[1]: cidr:10.1.2.0/24 can never match: it is there already, deny[0]; leave it out",
-        f"5: tunnels.t.allow[0]: cidr:10.1.0.0/16 {never}: cidr:10.0.0.0/8, {path}, line 2, is wider; leave it out",
+    assert notices == [  # the file may be for several tunnels, so its rule is no mistake
         f"6: tunnels.t.allow[1]: {path}, line 3: login:ann {no} login: compares; it needs a proxy with a login",
+        f"5: tunnels.t.allow[0]: cidr:10.1.0.0/16 {never}: cidr:10.0.0.0/8, {path}, line 2, is wider; leave it out",
         f"6: tunnels.t.allow[2]: user:ann {no} user: compares; it needs a listener at a Unix socket",
+        "7: tunnels.t.deny[1]: cidr:10.1.2.0/24 can never match: it is there already, deny[0]; leave it out",
     ]
+
+
+def test_rules_of_a_file_that_can_never_match_are_noticed_with_status_0(checked, tmp_path):
+    (tmp_path / "list").write_text("10.0.0.0/8\n10.0.0.0/8\nuser:ann\n")
+    status, _, notices = checked('[tunnels.t]\nlisten = "0.0.0.0:0"\ntarget = "127.0.0.1:1"\nallow = ["file:list"]')
+    assert (status, len(notices)) == (0, 2)
 
 
 def test_what_no_client_of_the_listener_can_have_is_noticed(checked):
@@ -97,14 +103,16 @@ def test_what_no_client_of_the_listener_can_have_is_noticed(checked):
         listen = "127.0.0.1:0"
         target = "127.0.0.1:1"
         deny = ["fd00::/8"]
-        accept_proxy = ["127.0.0.1"]
+        accept_proxy = ["127.0.0.1", "10.0.0.0/8"]
     """)
-    assert status == 0
+    assert status == 1
+    loopback = "all clients of this listener have addresses of the loopback"
     assert [notice.rpartition(";")[0] for notice in notices] == [
-        "6: tunnels.t.limit[0]: login: counts wrong passwords, but the clients of this listener do not log in",
         "5: tunnels.t.allow[0]: cidr:fd00::/8 can never match: all clients of this listener have addresses of IPv4",
+        "6: tunnels.t.limit[0]: login: counts wrong passwords, but the clients of this listener do not log in",
         "11: tunnels.proxy.allow[0]: login:alice can never match: the only user who can log in is bob",
         "16: tunnels.six.deny[0]: cidr:10.0.0.0/8 can never match: all clients of this listener have addresses of IPv6",
+        f"21: tunnels.balanced.accept_proxy[1]: 10.0.0.0/8 can never match: {loopback}",
     ]
 
 
@@ -114,7 +122,7 @@ def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, t
         allow = ["10.0.0.0/8", "user:root", "10.1.0.0/16"]
         deny = ["user:nobody"]
         [tunnels.a]
-        listen = "127.0.0.1:0"
+        listen = "0.0.0.0:0"
         target = "127.0.0.1:1"
         [tunnels.b]
         listen = "unix://{tmp_path}/b"
@@ -123,11 +131,11 @@ def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, t
         listen = "i2p:"
         target = "127.0.0.1:1"
         [tunnels.d]
-        listen = "127.0.0.1:0"
+        listen = "0.0.0.0:0"
         target = "127.0.0.1:1"
         allow = ["user:ann"]
     """)
-    assert status == 0
+    assert status == 1
     no = "no client of this listener has what user: compares; it needs a listener at a Unix socket"
     none = "no rule of defaults.allow is for clients of this listener; give it its own allow"
     assert notices == [
@@ -174,13 +182,13 @@ def test_an_empty_list_of_the_allowed_is_noticed(checked):
         allow = []
         deny = []
         [tunnels.c]
-        listen = "127.0.0.1:0"
+        listen = "0.0.0.0:0"
         target = "127.0.0.1:1"
         allow = ["10.0.0.0/8"]
         deny = []
     """)
     text = "no client could connect: the list is empty; name the clients that may, or leave it out for all"
-    assert (status, notices) == (0, [f"3: defaults.allow: {text}", f"10: tunnels.b.allow: {text}"])
+    assert (status, notices) == (1, [f"3: defaults.allow: {text}", f"10: tunnels.b.allow: {text}"])
 
 
 def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
@@ -199,7 +207,7 @@ def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
     """)
     never = "can never match: this machine has no such user; correct it, or leave it out"
     assert (status, notices) == (
-        0,
+        1,
         [
             f"3: defaults.deny[1]: user:no-such-user {never}",
             f"7: tunnels.local.allow[2]: user:noroot {never}",

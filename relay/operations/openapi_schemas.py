@@ -255,6 +255,8 @@ SCHEMAS = {
         since=_TIME,
         hops=TEXT,
         problem=TEXT,
+        targets=_list(_object("One of several targets.", target=TEXT, state=TEXT, active=COUNT, problem=TEXT)),
+        more_targets={**COUNT, "description": "The targets that are left out."},
         active=COUNT,
         accepted=COUNT,
         failed=COUNT,

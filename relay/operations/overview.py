@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .health import problem_of
 from .instance import ConnectionStatus, Instance, NotFoundError, TunnelStatus
-from .tables import ROWS, Rates, Tables, View, ended_at, short
+from .tables import ROWS, Rates, Tables, View, ended_at, problem_shown, short
 
 __all__ = ["Overview"]
 
@@ -78,9 +78,11 @@ class Overview:
         carriers = self._instance.carriers()
         bans = self._instance.bans(most=BANS)
         self._read_ended(tunnels)
-        problems = {tunnel.name: problem for tunnel in tunnels if (problem := problem_of(tunnel, now))}
+        not_ready = {tunnel.name: why for tunnel in tunnels if (why := problem_of(tunnel, now))}
+        shown = ((tunnel.name, problem_shown(tunnel, not_ready.get(tunnel.name, ""))) for tunnel in tunnels)
+        problems = {name: problem for name, problem in shown if problem}
         self._compute_rates(now, tunnels, connections)
-        is_ready = not status.draining and not any(tunnel.required and tunnel.name in problems for tunnel in tunnels)
+        is_ready = not status.draining and not any(tunnel.required and tunnel.name in not_ready for tunnel in tunnels)
         facts = {
             "time": round(now, 3),
             "instance": {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.printable import printable
+from ..streams.target_group import TargetState
 from .instance import CarrierStatus, ConnectionStatus, TunnelStatus
 from .ledgers import BanStatus
 
@@ -18,10 +19,12 @@ __all__ = [
     "Tables",
     "View",
     "ended_at",
+    "problem_shown",
     "short",
 ]
 
 ROWS = 25  # of each table
+TARGETS = 10  # of one tunnel, those that are not up first
 LONGEST = 200  # characters of a text that may come from the network
 LONGEST_FILTER = 200  # characters
 LONGEST_OFFSET = 7  # digits of the number of rows to skip
@@ -108,7 +111,7 @@ class Tables(NamedTuple):
 
     tunnels: Sequence[TunnelStatus]
     problems: Mapping[str, str]
-    """By tunnel: why it is not ready."""
+    """By tunnel: why it is not ready, or what else is wrong with it; see :func:`problem_shown`."""
     connections: Sequence[ConnectionStatus]
     ended: Sequence[ConnectionStatus]
     """Newest first."""
@@ -159,6 +162,8 @@ def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float
         "since": tunnel.since,
         "hops": tunnel.hops,
         "problem": short(tunnel.problem or problem, 500),
+        "targets": [_target(one) for one in sorted(tunnel.targets, key=_is_up)[:TARGETS]],
+        "more_targets": max(0, len(tunnel.targets) - TARGETS),
         "active": figures.active if figures else 0,
         "accepted": figures.accepted if figures else 0,
         "received": figures.received if figures else 0,
@@ -169,6 +174,15 @@ def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float
         "warm": tunnel.warm._asdict() if tunnel.warm is not None else None,
         "probe": probe.seconds if probe is not None and probe.finished is not None and not probe.problem else None,
     }
+
+
+def _target(target: TargetState) -> dict[str, Any]:
+    problem = short(target.problem.removeprefix(f"{target.target}: "))
+    return {"target": short(target.target), "state": target.state, "active": target.active, "problem": problem}
+
+
+def _is_up(target: TargetState) -> bool:
+    return target.state == "up"
 
 
 def _connection(connection: ConnectionStatus, rates: tuple[float | None, float | None]) -> dict[str, Any]:
@@ -229,6 +243,16 @@ def _ban(ban: BanStatus) -> dict[str, Any]:
     return {"key": short(ban.key), "tunnel": short(ban.tunnel), "limit": ban.limit, "until": ban.until}
 
 
+def problem_shown(tunnel: TunnelStatus, why: str) -> str:
+    """Return what is wrong with a tunnel, for the page; empty if nothing is. A target that is disabled is as it should.
+
+    :param why: it is not ready; empty if it is.
+    """
+    hops = "" if tunnel.hops in ("up", "published") else tunnel.hops
+    down = [one.target for one in tunnel.targets if one.state not in ("up", "disabled")]
+    return tunnel.problem or why or hops or (f"not reached: {', '.join(down)}" if down else "")
+
+
 def short(text: str, longest: int = LONGEST) -> str:
     """Return a text that may come from the network, for the page.
 
@@ -243,7 +267,8 @@ def ended_at(connection: ConnectionStatus) -> float:
 
 
 def _words_of_tunnel(tunnel: TunnelStatus) -> tuple[str, ...]:
-    return (tunnel.name, tunnel.state, tunnel.listen, tunnel.target, *tunnel.via, tunnel.problem)
+    targets = (text for one in tunnel.targets for text in (one.target, one.state))
+    return (tunnel.name, tunnel.state, tunnel.listen, tunnel.target, *tunnel.via, tunnel.problem, *targets)
 
 
 def _words_of_connection(connection: ConnectionStatus) -> tuple[str, ...]:

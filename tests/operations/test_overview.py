@@ -14,6 +14,7 @@ from relay.operations.instance import NotFoundError
 from relay.operations.openapi import document
 from relay.operations.overview import ENDED, SPAN, TUNNELS_AT_ONCE, Overview
 from relay.operations.tables import ROWS, View
+from relay.streams.target_group import TargetState
 
 
 class Clock:
@@ -97,6 +98,14 @@ def test_the_graphs_are_bounded_and_last_until_the_next_page(look):
     assert again["tunnels"]["rows"][0]["received_rate"] is None, "an hour without a page would be no rate of now"
 
 
+def targets(*states):
+    problems = {"down": "refused", "probing": "refused"}
+    return tuple(
+        TargetState(f"t{number}:1", state, 1.0, number, None, 0, problems.get(state, ""))
+        for number, state in enumerate(states)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "is_ready", "problems"),
     [
@@ -104,6 +113,11 @@ def test_the_graphs_are_bounded_and_last_until_the_next_page(look):
         ({"b": {"state": "failed", "problem": "why"}}, True, 1),
         ({"a": {"state": "paused"}}, False, 1),
         ({"a": {"probe": dataclasses.replace(PROBED, finished=1e9, problem="refused")}}, False, 1),
+        ({"a": {"hops": "backing off", "problem": "ssh://a: refused"}, "b": {"hops": "connecting"}}, True, 2),
+        ({"a": {"hops": "published"}}, True, 0),
+        ({"a": {"targets": targets("up", "up", "disabled")}}, True, 0),
+        ({"a": {"targets": targets("up", "down")}, "b": {"targets": targets("probing", "up")}}, True, 2),
+        ({"a": {"targets": targets("down", "disabled")}}, False, 1),
     ],
 )
 def test_it_is_ready_as_readyz_is(look, double, change, is_ready, problems):
@@ -112,6 +126,18 @@ def test_it_is_ready_as_readyz_is(look, double, change, is_ready, problems):
     shown = look()
     assert (shown["instance"]["ready"], shown["totals"]["problems"]) == (is_ready, problems)
     assert sum(bool(row["problem"]) for row in shown["tunnels"]["rows"]) == problems
+
+
+def test_a_row_has_the_state_of_each_of_several_targets(look, double):
+    double.change("a", targets=targets("up", "down", "disabled"))
+    a, b = look()["tunnels"]["rows"]
+    assert [(one["target"], one["state"], one["active"], one["problem"]) for one in a["targets"]] == [
+        ("t1:1", "down", 1, "refused"), ("t2:1", "disabled", 2, ""), ("t0:1", "up", 0, ""),
+    ]  # fmt: skip
+    assert (a["problem"], a["more_targets"], b["targets"], b["problem"]) == ("not reached: t1:1", 0, [], "")
+    double.change("a", targets=targets(*["up"] * 40, "down"))
+    (row,) = look(view=View(filter="t40 down"))["tunnels"]["rows"]
+    assert (row["targets"][0]["target"], len(row["targets"]), row["more_targets"]) == ("t40:1", 10, 31)
 
 
 def test_while_it_ends_it_is_not_ready(look, double):

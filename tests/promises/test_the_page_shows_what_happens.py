@@ -23,6 +23,7 @@ from page_scene import Scene, history
 
 from relay.engine.records import WarmFigures
 from relay.operations import events, overview
+from relay.streams.target_group import TargetState
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 TOKEN = "a-token-of-some-length"
@@ -243,6 +244,30 @@ def test_it_shows_warm_streams(chromium, tmp_path):
         assert page.inner_text("#connections").count("warm") == 1
         double.change("b", warm=None)
         until(page, "!document.querySelector('#tunnels').innerText.includes('warm')")
+
+
+def test_it_shows_the_state_of_each_target_and_counts_the_problems_that_it_shows(chromium, tmp_path):
+    double = Double()
+    states = {"db1:1": "up", "db2:1": "down", HOSTILE: "disabled"}
+    known = [TargetState(name, word, 1.0, 3, None, 0, "refused" * (word == "down")) for name, word in states.items()]
+    double.change("b", targets=tuple(known))
+    with page_of(chromium, double, tmp_path) as page:
+        lines = page.eval_on_selector_all("#tunnels .route .target", "all => all.map(one => one.innerText)")
+        assert lines[0] == "db2:1 down, 3 open: refused" and lines[2] == "db1:1 up, 3 open"
+        assert lines[1].startswith("<img") and lines[1].endswith(" disabled, 3 open")
+        shown = "all => all.map(one => one.className)"
+        states = page.eval_on_selector_all("#tunnels .route .target .state", shown)
+        assert states == ["state bad", "state warn", "state good"]
+        assert page.inner_text("#health") == "Ready, 1 problem"
+        assert page.eval_on_selector_all("#tunnels td:nth-child(2) .state", shown) == ["state bad", "state good"]
+        assert "not reached: db2:1" in page.inner_text("#tunnels") and page.title() != "pwned"
+        double.change("b", targets=tuple(known[i]._replace(state="up") for i in (0, 1)))
+        until(page, "document.querySelector('#health').textContent === 'Ready'")
+        double.change("b", targets=(known[0], known[2]))
+        until(page, "document.querySelectorAll('#tunnels .route .target .warn').length === 1")
+        assert page.inner_text("#health") == "Ready", "a target is disabled because somebody wanted it"
+        double.change("b", targets=())
+        until(page, "!document.querySelector('#tunnels .target')")
 
 
 def test_two_thousand_connections_do_not_freeze_it(chromium, tmp_path, record_property):

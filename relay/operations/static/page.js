@@ -149,6 +149,24 @@ function beside(cell) {
   return element("span", "dim", cell);
 }
 
+// A line for each of several targets.
+function targets(box, row) {
+  while (box.children.length < row.targets.length) {
+    const line = element("span", "target", box);
+    element("bdi", "", line);
+    line.append(" ");
+    element("span", "", line);
+  }
+  while (box.children.length > row.targets.length) box.lastChild.remove();
+  row.targets.forEach((target, index) => {
+    const [name, word] = box.children[index].children;
+    put(name, target.target);
+    const problem = target.problem ? `: ${target.problem}` : "";
+    state(word, `${target.state}, ${number(target.active)} open${problem}`, TARGET_STATES[target.state] || "");
+  });
+  box.hidden = !row.targets.length;
+}
+
 // A name that filters all tables when it is chosen.
 function pick(cell) {
   const button = element("button", "pick", cell);
@@ -159,6 +177,7 @@ function pick(cell) {
 
 const TUNNEL_STATES = { listening: "good", paused: "warn", opening: "warn", waiting: "warn", draining: "warn" };
 const CARRIER_STATES = { up: "good", connecting: "warn", "backing off": "bad", failed: "bad" };
+const TARGET_STATES = { up: "good", down: "bad", probing: "warn", disabled: "warn" };
 const LEVELS = { debug: "", info: "", warning: "warn", error: "bad", critical: "bad" };
 const FINE = ["done", "closed"];
 
@@ -173,24 +192,31 @@ const tables = {
     nothing: "There is no tunnel.",
     make: (cells) => {
       const name = pick(cells[0]);
-      const [route_, flow_, warm_, problem] = under(cells[0], "under narrow", "under phone", "under", "problem narrow");
+      const classes = ["under narrow", "under phone", "under", "under narrow", "under narrow", "problem narrow"];
+      const [route_, flow_, warm_, targets_, more, problem] = under(cells[0], ...classes);
       const word = element("span", "", cells[1]);
       const since = beside(cells[1]);
       const wide = element("span", "", cells[2]);
-      const [reason] = under(cells[2], "problem");
-      return { name, route: route_, flow: flow_, warm: warm_, problem, word, since, wide, reason };
+      const [wideTargets, wideMore, reason] = under(cells[2], "under", "under", "problem");
+      const each = [[targets_, more], [wideTargets, wideMore]];
+      return { name, route: route_, flow: flow_, warm: warm_, targets: each, problem, word, since, wide, reason };
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
       foreign(parts.route, route(row));
       put(parts.flow, flow(row));
       show(parts.warm, row.warm ? warm(row.warm) : "");
-      const problem = row.problem === row.state ? "" : row.problem;
+      for (const [box, more] of parts.targets) {
+        targets(box, row);
+        show(more, row.more_targets ? `and ${counted(row.more_targets, "target")} more` : "");
+      }
+      const isUp = row.hops === "up" || row.hops === "published";
+      const word = row.state === "listening" && !isUp ? row.hops : row.state;
+      const problem = row.problem === word ? "" : row.problem;
       show(parts.problem, problem);
       show(parts.reason, problem);
       const ready = row.state === "listening" && row.problem ? "bad" : TUNNEL_STATES[row.state] || "bad";
-      const isUp = row.hops === "up" || row.hops === "published";
-      state(parts.word, row.state === "listening" && !isUp ? row.hops : row.state, ready);
+      state(parts.word, word, ready);
       put(parts.since, duration(event.time - row.since));
       parts.since.title = `since ${moment(row.since)}`;
       parts.since.hidden = !row.since;

@@ -30,7 +30,7 @@ class Network(NamedTuple):
 
     @property
     def has_loopback(self) -> bool:
-        """Whether it has an address of the loopback: one of 127.0.0.0/8, or ::1."""
+        """True if it has an address of the loopback: one of 127.0.0.0/8, or ::1."""
         bits, loopback = (8, 127) if self.version == 4 else (128, 1)
         shared = min(self.prefix, bits)
         return self.number >> (_BITS[self.version] - shared) == loopback >> (bits - shared)

@@ -107,7 +107,7 @@ class Limiter:
 
     __slots__ = (
         "limit", "table", "is_for_one", "is_by_address", "_timers", "_wall", "_calendar", "_changed", "_step", "_slack",
-        "_most", "_book", "_banned", "_has_quota", "_marks", "_on_quota", "__weakref__",
+        "_most", "_book", "_has_quota", "_marks", "_on_quota", "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -126,7 +126,6 @@ class Limiter:
         self._calendar = Calendar(limit.terms.period)
         self._changed: set[str] = set()
         self._book = book
-        self._banned: dict[str, Entry] = {}  # in the order of their bans; some may be over
         self._on_quota = on_quota
         self._set_terms()
 
@@ -239,7 +238,9 @@ class Limiter:
     def _reject(self, entry: Entry, now: float) -> Rejection | None:
         if now < entry.banned_until:
             return Rejection(self.limit, True, entry.banned_until - now)
-        entry.banned_until = 0.0
+        if entry.banned_until:
+            entry.banned_until = 0.0
+            self.table.unban(entry)
         if entry.arrival - now > self._slack or (self.limit.terms.quota is not None and not self.left(entry)):
             return self._exceeded(entry, now)
         return Rejection(self.limit, False, 0.0) if entry.connected >= self._most else None
@@ -295,32 +296,24 @@ class Limiter:
         ban = self.limit.terms.ban
         if ban and entry.banned_until <= now:
             entry.banned_until = now + ban
-            self._list_ban(entry)
+            if not self.is_for_one:
+                self.table.ban(entry)
             self._note(entry)
         return Rejection(self.limit, False, ban)
-
-    def _list_ban(self, entry: Entry) -> None:
-        banned = self._banned
-        banned.pop(entry.key, None)
-        banned[entry.key] = entry
-        if len(banned) > self.table.most:
-            # Several at once: to find the first one takes the longer the more have gone from there.
-            for key in list(itertools.islice(banned, max(1, self.table.most // 100))):
-                del banned[key]
 
     @property
     def has_bans(self) -> bool:
         """True if a client is banned, or was when :meth:`banned` was called last. Safe from any thread."""
-        return bool(self._banned)
+        return bool(self.table.banned)
 
     def banned(self, most: int, now: float) -> list[Entry]:
         """Return what is banned, at most the last ones; the cost does not grow with the number of all keys."""
-        banned, find = self._banned, self.table.find
-        oldest = itertools.islice(banned.items(), _ENDED)
-        for key in [key for key, entry in oldest if entry.banned_until <= now]:
-            del banned[key]
+        banned = self.table.banned
+        oldest = itertools.islice(banned.values(), _ENDED)
+        for entry in [entry for entry in oldest if entry.banned_until <= now]:
+            self.table.unban(entry)
         last = itertools.islice(reversed(banned.values()), most)
-        return [entry for entry in last if entry.banned_until > now and find(entry.key) is entry]
+        return [entry for entry in last if entry.banned_until > now]
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
@@ -364,7 +357,7 @@ class Limiter:
                 entry = self.table.get(stored.key)
                 if banned > 0:
                     entry.banned_until = now + banned
-                    self._list_ban(entry)
+                    self.table.ban(entry)
                 if is_current:
                     entry.used, entry.period = stored.used, stored.period
                     entry.marks = self._marks_of(entry)  # what was reached before was reported before
@@ -389,7 +382,7 @@ class Limiter:
         if entry is None or not (entry.banned_until or entry.used or entry.arrival or entry.failures):
             return False
         entry.banned_until, entry.used, entry.marks, entry.arrival, entry.failures = 0.0, 0, 0, 0.0, None
-        self._banned.pop(entry.key, None)
+        self.table.unban(entry)
         self._note(entry)
         return True
 

@@ -1,7 +1,12 @@
-"""A bounded table of the clients that a limit counts, each by its key; the one used longest ago is forgotten first."""
+"""A bounded table of the clients that a limit counts, each by its key.
+
+The key used longest ago is forgotten first. Banned keys have room of their own, so that a client with many addresses
+cannot end its ban by using them.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 
@@ -11,7 +16,7 @@ from .meter import Meter
 __all__ = ["MOST_KEYS", "Entry", "KeyTable"]
 
 MOST_KEYS = 100_000
-"""The most keys of a table."""
+"""The most keys of a table, and the most that are banned."""
 
 _TRIES = 8  # keys of connected clients that are passed over, before the table grows by one
 
@@ -57,15 +62,17 @@ class Entry:
 class KeyTable:
     """The entries of one limit. Belongs to one thread.
 
-    :param most: keys that it holds; those with a connected client are kept beyond that.
+    :param most: keys that it holds, and as many that are banned; those with a connected client are kept beyond that.
     """
 
-    __slots__ = ("most", "entries")
+    __slots__ = ("most", "entries", "banned")
 
     def __init__(self, most: int = MOST_KEYS) -> None:
         self.most = most
         self.entries: OrderedDict[str, Entry] = OrderedDict()
-        """The one used longest ago first."""
+        """The one used longest ago first, without those that are banned."""
+        self.banned: dict[str, Entry] = {}
+        """The oldest ban first; some may be over."""
 
     def get(self, key: str) -> Entry:
         """Return the entry of a key, which is made if there is none."""
@@ -77,19 +84,42 @@ class KeyTable:
         return self.add(key)
 
     def add(self, key: str) -> Entry:
-        """Make the entry of a key that has none."""
-        entries = self.entries
-        if len(entries) >= self.most:
-            self._forget_one()
-        entry = entries[key] = Entry(key)
+        """Return the entry of a key that is not in :attr:`entries`: of one that is banned, or a new one."""
+        entry = self.banned.get(key)
+        if entry is None:
+            entry = Entry(key)
+            self._insert(entry)
         return entry
+
+    def _insert(self, entry: Entry) -> None:
+        if len(self.entries) >= self.most:
+            self._forget_one()
+        self.entries[entry.key] = entry
+
+    def ban(self, entry: Entry) -> None:
+        """Keep a key among the banned ones. When there are too many, the oldest bans are forgotten."""
+        banned = self.banned
+        self.entries.pop(entry.key, None)
+        banned.pop(entry.key, None)
+        banned[entry.key] = entry
+        if len(banned) > self.most:
+            # Several at once: to find the first one takes the longer the more have gone from there.
+            for old in list(itertools.islice(banned.values(), max(1, self.most // 100))):
+                del banned[old.key]
+                if old.connected:
+                    self._insert(old)
+
+    def unban(self, entry: Entry) -> None:
+        """Keep a key among the others again. Idempotent."""
+        if self.banned.pop(entry.key, None) is not None:
+            self._insert(entry)
 
     def find(self, key: str) -> Entry | None:
         """Return the entry of a key if there is one; this is no use of it."""
-        return self.entries.get(key)
+        return self.entries.get(key) or self.banned.get(key)
 
     def forget(self, key: str) -> None:
-        """Forget a key, unless one of its clients is connected. Idempotent."""
+        """Forget a key, unless it is banned or one of its clients is connected. Idempotent."""
         entry = self.entries.get(key)
         if entry is not None and not entry.connected:
             del self.entries[key]
@@ -103,8 +133,8 @@ class KeyTable:
             entries[key] = entry  # a key in use, so it is not old
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) + len(self.banned)
 
     def all(self) -> list[Entry]:
         """Return all entries, in no order: 100,000 in 2 ms, while the order of their use would take 100."""
-        return list(dict.values(self.entries))
+        return [*dict.values(self.entries), *self.banned.values()]

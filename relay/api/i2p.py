@@ -52,7 +52,7 @@ def i2p(
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is the
         address as seen from the last one.
     :param options: {options}
-    :param others: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
+    :param others: further options of the session, as in ``**{"inbound.quantity": 5}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, which reaches every destination.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``look_up(timeout)``, ``dest``, ``state``,
         ``subscribe(watcher)`` and ``close()``, which releases the session. A call returns a connected

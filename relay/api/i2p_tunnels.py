@@ -64,7 +64,7 @@ class TunnelServer(Tunnel):
     :param connect_timeout: and ``idle_timeout``, ``linger``, ``first_byte_timeout``, ``limit``, ``name``, ``on_end``:
         as for :class:`relay.Tunnel`.
     :param options: {options}
-    :param others: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
+    :param others: further options of the session, as in ``**{"inbound.quantity": 5}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
     :raises ConnectError: if there is no bridge, or it does not answer.
     :raises SAMError: if the address is not that of a SAM bridge of version 3, if the bridge creates no session, or if

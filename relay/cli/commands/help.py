@@ -30,7 +30,7 @@ SSH. What no parameter says, your SSH configuration and agent do.
 I2P
 
 {i2p}
-  inbound.quantity=2         any option of the router
+  inbound.quantity=5         any option of the router
 """
 
 

@@ -33,7 +33,7 @@ __all__ = ["OtherRelay", "OwnStreams", "Probe", "ProbeKeys", "ProbeSession", "hi
 logger = logging.getLogger("relay")
 
 HEAD_START = 1.0  # seconds after which the probe session is created beside a session that is being created
-REACH = 75.0  # seconds for the router to find the destination: its lease set spreads for some time
+REACH = 75.0  # seconds for a router that has just started to find the destination
 ANSWER = 15.0  # seconds for a stream to bring the reply
 PEERS = 8  # probe destinations that are remembered, because a stream may come late
 _SERVING = 32  # destinations of the probes of relays that serve: two relays with one at a time get no replies
@@ -202,7 +202,7 @@ class Probe:
         dest: str,
         own: OwnStreams,
         on_result: Callable[[Probe, str | None, bool], object],
-        reach: float = REACH,
+        reach: float,
     ) -> None:
         self._io_thread = io_thread
         self._reach = reach
@@ -213,6 +213,8 @@ class Probe:
         self._stream: Stream | None = None
         self._got = b""
         self._problem = "no reply"
+        self.has_opened = False
+        """True if the router has found the destination and opened the stream."""
         self.other: OtherRelay | None = None
         """The relay that has answered, if it is another one with the same keys."""
         self.error: Exception | None = None
@@ -261,7 +263,7 @@ class Probe:
             if isinstance(outcome, Stream):
                 outcome.close()
         elif isinstance(outcome, Stream):
-            self._stream = outcome
+            self._stream, self.has_opened = outcome, True
             self._io_thread.loop.watch(outcome.fileno(), IN, self._on_event)
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)

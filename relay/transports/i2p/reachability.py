@@ -19,7 +19,7 @@ probing    inconclusive waiting    postpone: drop the probe session, check again
 rechecking inconclusive postponed  postpone
 postponed  due          rechecking probe
 postponed  traffic      waiting    accept
-probing    switched     probing    probe: streams come by STREAM ACCEPT now
+probing    switched     probing    probe: no open stream arrived, so streams come by STREAM ACCEPT now
 rechecking switched     rechecking probe
 probing    no reply     rechecking renew: probe from a new probe session, because the old one may be at fault
 rechecking no reply     idle       lose: end the session, so that its carrier re-creates it
@@ -60,6 +60,12 @@ RARELY = 300.0  # the maximum of that, after more of them
 AFTER = (10.0, 30.0, 90.0)  # seconds from a success to the next check, at first: a bad session may work for seconds
 SELDOM = (600.0, 1800.0)  # seconds from then on
 SHARED = (60.0, 120.0)  # the same, if another machine may have the keys
+
+# Seconds for the router to find the destination: its lease set spreads within 22 s as a rule, and i2pd before 2.51 may
+# never publish one (see docs/i2p.md). Then with a new probe session, which takes 20 to 40 s more. Such a session is
+# re-created after two minutes at most, and one that is only slow has 70 s at least.
+FIND = 50.0
+FIND_AGAIN = 30.0
 
 
 class State(enum.Enum):
@@ -274,7 +280,10 @@ class ReachabilityMonitor:
             self._handle(Event.TRAFFIC)
         else:
             logger.info("%s: self-check: %s", self._name, problem)
-            switched = self._target.switch_to_accept(f"{self._name}: streams do not arrive ({problem})")
+            # A stream that the router could not open says nothing about how streams come in.
+            switched = probe.has_opened and self._target.switch_to_accept(
+                f"{self._name}: streams do not arrive ({problem})"
+            )
             self._handle(Event.SWITCHED if switched else Event.NO_REPLY, problem)
 
     # -- actions ------------------------------------------------------------------------------------------------------
@@ -285,7 +294,8 @@ class ReachabilityMonitor:
         dest = self._session.destination
         try:
             carrier = self._probes.carrier()
-            self._probe = Probe(self._io_thread, dest, self._own, self._on_result)
+            reach = FIND_AGAIN if self.state is State.RECHECKING else FIND
+            self._probe = Probe(self._io_thread, dest, self._own, self._on_result, reach)
         except OSError as error:
             logger.warning("%s: cannot check whether it is reachable: %s; retrying later", self._name, error)
             self._handle(Event.INCONCLUSIVE)

@@ -31,7 +31,8 @@ from relay.transports.i2p.reachability import ReachabilityMonitor
 def prompt(monkeypatch):
     make_prompt(monkeypatch)
     monkeypatch.setattr(probe, "ANSWER", 5.0)
-    monkeypatch.setattr(probe, "REACH", 2.0)
+    monkeypatch.setattr(reachability, "FIND", 2.0)
+    monkeypatch.setattr(reachability, "FIND_AGAIN", 2.0)
 
 
 @pytest.fixture
@@ -235,7 +236,8 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
     """Trap 1: of the keys of a session that has just ended another one comes at once, and is dead soon."""
     monkeypatch.setattr(reachability, "AFTER", (0.1, 0.2, 0.2))
     monkeypatch.setattr(probe, "ANSWER", 0.2)
-    monkeypatch.setattr(probe, "REACH", 0.3)
+    monkeypatch.setattr(reachability, "FIND", 0.3)
+    monkeypatch.setattr(reachability, "FIND_AGAIN", 0.3)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 4.0))
     bridge.settings.remember = 0.15
     bridge.settings.zombie_life = 0.05
@@ -309,6 +311,39 @@ def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, m
                 exchange(near.socket, far.socket)
                 threading.Event().wait(0.01)
     assert creations(bridge)[0] == 1
+
+
+@pytest.mark.parametrize("personality", ["i2pd", "java"])
+def test_a_session_that_the_router_never_publishes_is_made_again_and_how_its_streams_come_is_not_doubted(
+    personality, monkeypatch, caplog
+):
+    """A stream that the router could not even open says nothing about STREAM FORWARD."""
+    monkeypatch.setattr(reachability, "FIND", 0.3)
+    monkeypatch.setattr(reachability, "FIND_AGAIN", 0.3)
+    with SAMBridge(personality=personality, publish_time=1e6) as bridge:
+        listen, states = Listening(bridge), States()
+        there = listen(start=False, states=states)
+        starting = Thread(there.start)
+        states.wait_for("up")
+        bridge.settings.publish_time = 0.0  # of the next session, as that of the proof has been made
+        states.wait_for("published")
+        starting.result()
+        listen.close()
+        assert creations(bridge)[0] == 2
+        ways = [command.words for command in bridge.commands if command.words[1:] in (("ACCEPT",), ("FORWARD",))]
+        assert ways in ([("STREAM", "FORWARD")] * 2, [("STREAM", "ACCEPT")] * 2)  # as the kernel allows
+    assert "session is not reachable from I2P" in caplog.text
+
+
+def test_a_session_that_is_found_late_is_not_given_up(monkeypatch):
+    monkeypatch.setattr(reachability, "FIND", 0.2)
+    monkeypatch.setattr(reachability, "FIND_AGAIN", WAIT)
+    with SAMBridge(publish_time=1.0) as bridge:
+        listen = Listening(bridge)
+        assert listen().wait_published(WAIT)
+        listen.close()
+        assert creations(bridge)[0] == 1
+        assert creations(bridge)[1] == 2, "the session of the proof was doubted"
 
 
 def test_without_them_it_is(bridge, listen, monkeypatch, soon):

@@ -18,6 +18,7 @@ from ..carriers.listing import CarrierStatus, carriers
 from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
+    CertificateLoads,
     ChangedKey,
     ConflictError,
     ConnectionStatus,
@@ -128,11 +129,12 @@ class GroupInstance:
 
     def _tunnel(self, member: Snapshot) -> TunnelStatus:
         plan, opened = member.plan, member.opened
-        hops, problem, stuck, metrics, end = "up", member.problem, "", None, None
+        hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
         if opened is not None:
             metrics = opened.tunnel.metrics()
             stuck = worker_problem(opened.tunnel)
             end = getattr(opened.receive, "certificate_end", None)
+            loads = getattr(opened.receive, "certificate_loads", None)
             if member.state.accepts:
                 hops, problem = hop_state(opened.receive, opened.make_send)
             problem = stuck or problem
@@ -156,6 +158,7 @@ class GroupInstance:
             warm=metrics.warm if metrics is not None else None,
             probe=self._probe_of(member),
             certificate_end=end,
+            certificate_loads=loads and CertificateLoads(*loads),
             targets=tuple(opened.make_send.states()) if opened is not None and _has_targets(opened) else (),
         )
 

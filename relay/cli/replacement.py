@@ -239,10 +239,10 @@ class Replacement:
             rules = rules_of(options.allow, options.deny)
             yield lambda: changes.set_rules(tunnel, rules)
         if isinstance(where, TLSListen):
-            from ..transports.tls.listener import server_context
+            from ..transports.tls.listener import server_credentials
 
-            context = server_context(where.cert, where.key, where.client_ca, where.alpn)
-            yield lambda: receive.set_context(context)
+            credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn)
+            yield lambda: receive.set_credentials(credentials)
         elif self.settings.entry.is_proxy:
             from ..transports.proxies.listener import login_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..carriers.listing import CarrierStatus
 from ..engine.records import Metrics, Stats, WarmFigures
@@ -15,6 +15,7 @@ from .ledgers import Ledgers
 from .recent_log import LogLine
 
 __all__ = [
+    "CertificateLoads",
     "LOG_LEVELS",
     "CarrierStatus",
     "ChangedKey",
@@ -88,6 +89,13 @@ class ProbeStatus:
     problem: str = ""
 
 
+class CertificateLoads(NamedTuple):
+    """How often the certificates of a listener were loaded again after a change, and how often they could not be."""
+
+    succeeded: int
+    failed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
     """One tunnel at one moment: plain data.
@@ -110,6 +118,7 @@ class TunnelStatus:
     :param probe: its probe; ``None`` if it has none.
     :param certificate_end: until when the certificate of its TLS listener is valid, in seconds since 1970; ``None`` if
         it has none.
+    :param certificate_loads: those of its TLS listener; ``None`` if it has none.
     :param targets: the state of each target, if it has several.
     """
 
@@ -128,6 +137,7 @@ class TunnelStatus:
     warm: WarmFigures | None = None
     probe: ProbeStatus | None = None
     certificate_end: float | None = None
+    certificate_loads: CertificateLoads | None = None
     targets: tuple[TargetState, ...] = ()
 
 

@@ -137,6 +137,13 @@ def _accept_errors(name: str, facts: Facts) -> Iterable[str]:
     return [f'{name}{{errno="{escaped(error)}"}} {count}' for error, count in counts.items()]
 
 
+def _certificate_loads(name: str, facts: Facts) -> Iterable[str]:
+    for tunnel, status in facts.tunnels:
+        if (loads := status.certificate_loads) is not None:
+            yield f'{name}{{tunnel="{tunnel}",result="success"}} {loads.succeeded}'
+            yield f'{name}{{tunnel="{tunnel}",result="failure"}} {loads.failed}'
+
+
 def _of_reloads(value: Callable[[ReloadStatus], float]) -> _Samples:
     """Return the sample of a figure of the reloads; none without a file, which cannot be reloaded."""
     return _single(lambda facts: None if facts.process.reloads is None else value(facts.process.reloads))
@@ -336,6 +343,13 @@ FAMILIES = (
         ("tunnel",),
         "Until when the certificate of the TLS listener is valid, seconds since 1970.",
         _of_tunnels(lambda tunnel: tunnel.certificate_end),
+    ),
+    Family(
+        "relay_certificate_loads_total",
+        "counter",
+        ("tunnel", "result"),
+        "Loads of the certificates of the TLS listener after their files have changed.",
+        _certificate_loads,
     ),
     Family("relay_pipes_used", "gauge", (), "Open pipes for splicing.", _single(lambda facts: facts.pipes[0])),
     Family(

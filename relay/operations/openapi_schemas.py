@@ -120,7 +120,11 @@ SCHEMAS = {
         warm=_or_null(ref("Warm")),
         probe=_or_null(ref("Probe")),
         certificate_end=_or_null(_TIME),
+        certificate_loads=_or_null(ref("CertificateLoads")),
         targets=_list(ref("Target")),
+    ),
+    "CertificateLoads": _object(
+        "How often the certificates of a listener were loaded again after a change.", succeeded=COUNT, failed=COUNT
     ),
     "Target": _object(
         "One of several targets of a tunnel.",

@@ -15,7 +15,7 @@ from relay.engine import changes, shared_acceptor
 from relay.engine.shared_acceptor import WorkerPlace
 from relay.engine.worker_table import AWAY, WorkerTable
 from relay.engine.worker_tunnel import WorkerTunnel
-from relay.transports.tls.listener import TLSListener, server_context
+from relay.transports.tls.listener import TLSListener, server_credentials
 
 
 class Workers:
@@ -129,8 +129,8 @@ def tls_client(workers, certificates):
 
 def test_clients_of_tls_are_passed_on_before_they_shake_hands(make, certificates):
     workers = make(2)
-    context = server_context(certificates.cert, certificates.key)
-    first, second = (workers.start(number, TLSListener(workers.listening.dup(), context)) for number in range(2))
+    credentials = server_credentials(certificates.cert, certificates.key)
+    first, second = (workers.start(number, TLSListener(workers.listening.dup(), credentials)) for number in range(2))
     for _ in range(10):
         client = tls_client(workers, certificates)
         client.sendall(b"ping")
@@ -141,12 +141,12 @@ def test_clients_of_tls_are_passed_on_before_they_shake_hands(make, certificates
 
 def test_a_paused_worker_shakes_hands_with_no_client(make, certificates):
     workers = make(2)
-    context = server_context(certificates.cert, certificates.key)
-    paused = TLSListener(workers.listening.dup(), context)
+    credentials = server_credentials(certificates.cert, certificates.key)
+    paused = TLSListener(workers.listening.dup(), credentials)
     workers.start(0, paused, paused=True)
     assert paused._home is workers.tunnels[0]._relay.workspace
     shaking = Thread(tls_client, workers, certificates)
-    workers.start(1, TLSListener(workers.listening.dup(), context))
+    workers.start(1, TLSListener(workers.listening.dup(), credentials))
     assert shaking.result()
     assert workers.table.accepted()[0] == 0
 

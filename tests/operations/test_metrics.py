@@ -23,7 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay.engine.records import REASONS, Metrics, WarmFigures
 from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES, Histogram
-from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus, WorkerStatus
+from relay.operations.instance import (
+    CarrierStatus,
+    CertificateLoads,
+    InstanceStatus,
+    ReloadStatus,
+    TunnelStatus,
+    WorkerStatus,
+)
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 from relay.streams.target_group import TargetState
@@ -247,9 +254,12 @@ def test_reloads_have_their_metrics_if_there_is_a_file() -> None:
 
 
 def test_a_certificate_has_its_end() -> None:
-    text = page(tunnel("site", certificate_end=1.5e9), tunnel("db"))
+    text = page(tunnel("site", certificate_end=1.5e9, certificate_loads=CertificateLoads(2, 1)), tunnel("db"))
     name = "relay_certificate_not_after_timestamp_seconds"
     assert (of(text, name, tunnel="site"), of(text, name, tunnel="db")) == (1.5e9, None)
+    name = "relay_certificate_loads_total"
+    assert [of(text, name, tunnel="site", result=result) for result in ("success", "failure")] == [2, 1]
+    assert of(text, name, tunnel="db", result="success") is None
 
 
 def test_a_scrape_measures_the_loops_that_have_connections_for_the_next_one() -> None:
@@ -312,7 +322,8 @@ def test_no_label_is_of_a_peer() -> None:
 def test_the_labels_are_those_of_the_table() -> None:
     probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
     text = page(
-        tunnel("db", WARM, probe=probe, certificate_end=1.0, targets=TARGETS), carriers=(carrier("ssh://a", rtt=1.0),)
+        tunnel("db", WARM, probe=probe, certificate_end=1.0, certificate_loads=CertificateLoads(1, 0), targets=TARGETS),
+        carriers=(carrier("ssh://a", rtt=1.0),),
     )
     for family in text_string_to_metric_families(text):
         if family.name.startswith("relay_"):
@@ -435,7 +446,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     assert named <= known
     shown = {name.removesuffix("_bucket") for name in named}
     assert {family.name for family in FAMILIES} - shown == {
-        "relay_tunnel_last_probe_timestamp_seconds", "relay_config_reloads_total",
+        "relay_tunnel_last_probe_timestamp_seconds", "relay_config_reloads_total", "relay_certificate_loads_total",
     }  # fmt: skip
     labels = {label for family in FAMILIES for label in family.labels} | {"job", "instance", "le"}
     for query in queries:

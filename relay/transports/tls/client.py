@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import ssl
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from ...streams.promise import OnResult
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace
 from ..tcp import tcp
-from .context import load_chain, trusting
+from .context import Credentials, Path, load_chain, trusting
 from .handshake import Handshake
 from .records import is_denial
 from .session import Session
@@ -24,8 +23,6 @@ from .session import Session
 __all__ = ["TLS", "Client", "tls"]
 
 _VAIN = 3  # tickets in a row that were of no use until none is offered any more
-
-Path = str | os.PathLike[str]
 
 
 def tls(
@@ -79,11 +76,11 @@ class Client:
     ) -> None:
         self._trace = trace
         self.name = f"tls://{TCPAddress(host, port)}"
-        self._context = client_context(ca, cert, key)
+        self._credentials = Credentials(_client_context, ca, cert, key)
         self._servername = _checked(host if servername is None else servername)
         self._encoded_name = self._servername.encode("idna")  # as ssl would do for each connection
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
-        self._ticket: ssl.SSLSession | None = None
+        self._ticket: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
         self._vain = 0  # tickets in a row that were of no use
 
     def upgrade(self, stream: Stream, deadline: float | None, done: OnResult) -> Callable[[], object]:
@@ -111,29 +108,32 @@ class Client:
 
     def session(self, stream: Stream) -> Session:
         """A session over a connected stream, whose handshake is to be made."""
+        context = self._credentials.current(self.name)
+        kept = self._ticket
+        ticket = kept[1] if kept is not None and kept[0] is context else None
         return Session(
             stream,
-            self._context,
+            context,
             peer="target",
             name=self.name,
             servername=self._encoded_name,
-            ticket=self._ticket,
-            heard_first=functools.partial(self._remember, self._ticket),
+            ticket=ticket,
+            heard_first=functools.partial(self._remember, kept),
         )
 
-    def _remember(self, offered: ssl.SSLSession | None, tls: ssl.SSLObject) -> None:
+    def _remember(self, kept: tuple[ssl.SSLContext, ssl.SSLSession] | None, tls: ssl.SSLObject) -> None:
         """Keep what a later session can take up. Servers send it before their first data.
 
         Reading it costs half a handshake, and so does offering it: a server that does not honour it is soon not asked.
         """
         if tls.session_reused:
             self._vain = 0
-        elif offered is self._ticket:  # else another connection has brought a newer one
+        elif kept is self._ticket:  # else another connection has brought a newer one
             self._ticket = None
             if self._vain < _VAIN:
                 self._vain += 1
                 made = tls.session
-                self._ticket = made if made is not None and made.has_ticket else None
+                self._ticket = (tls.context, made) if made is not None and made.has_ticket else None
 
 
 class TLS(Upgrade):
@@ -156,8 +156,7 @@ class TLS(Upgrade):
         super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
 
 
-def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Make the TLS context of a client; the parameters and errors are those of :func:`tls`."""
+def _client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     context = trusting(ssl.Purpose.SERVER_AUTH, "ca", ca)
     if cert is not None:
         load_chain(context, cert, key)

@@ -3,16 +3,95 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import ssl
+import threading
+import time
 import weakref
+from collections.abc import Callable
 
-__all__ = ["load_chain", "not_after", "trusting"]
+__all__ = ["Credentials", "load_chain", "not_after", "trusting"]
 
+logger = logging.getLogger("relay.tls")
+
+Path = str | os.PathLike[str]
+
+_INTERVAL = 1.0  # seconds between two looks at the files
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 _own: weakref.WeakKeyDictionary[ssl.SSLContext, bytes] = weakref.WeakKeyDictionary()  # which no context tells
+
+
+class Credentials:
+    """The context made of some files, and another one once they have changed.
+
+    Handshakes look, at most once a second, and nothing does in the background. A new context has no sessions and no
+    tickets, so that nothing which another authority has vouched for is resumed.
+
+    :param make: makes the context of the files; its errors are those of :func:`load_chain` and :func:`trusting`.
+    :param files: the arguments of ``make``; ``None`` for one that is not given.
+    """
+
+    def __init__(self, make: Callable[..., ssl.SSLContext], *files: Path | None) -> None:
+        self.loads, self.failures = 0, 0
+        """How often changed files were loaded, and how often they could not be."""
+        self._make = make
+        self._seen = [_identity(path) for path in files]  # before they are read: what changes meanwhile is seen later
+        self._context = make(*files)
+        # The working directory may be another one by then.
+        self._files = [None if path is None else os.path.abspath(path) for path in files]
+        self._due = time.monotonic() + _INTERVAL
+        self._is_failing = False
+        self._turn = threading.Lock()  # nobody waits for it
+
+    def current(self, owner: object) -> ssl.SSLContext:
+        """Return the context for a handshake that begins now. From any thread.
+
+        :param owner: what shakes hands, for the log.
+        """
+        now = time.monotonic()
+        if now >= self._due and self._turn.acquire(blocking=False):
+            try:
+                self._due = now + _INTERVAL
+                seen = [_identity(path) for path in self._files]
+                if seen != self._seen:
+                    self._seen = seen
+                    self._load(owner)
+            finally:
+                self._turn.release()
+        return self._context
+
+    def not_after(self, owner: object = None) -> float | None:
+        """Return until when the certificate in use is valid: seconds since 1970, ``None`` if unknown.
+
+        :param owner: what may load changed files before; ``None`` to leave that to handshakes.
+        """
+        return not_after(self._context if owner is None else self.current(owner))
+
+    def _load(self, owner: object) -> None:
+        try:
+            self._context = self._make(*self._files)
+        except (OSError, ValueError) as error:
+            self.failures += 1
+            if not self._is_failing:  # else it has been said; a renewal may write its files one after the other
+                text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                logger.warning("%s: %s; the certificates loaded before stay in use", owner, text)
+            self._is_failing = True
+        else:
+            self.loads += 1
+            self._is_failing = False
+            logger.info("%s: loaded the certificates again, because their files have changed", owner)
+
+
+def _identity(path: Path | None) -> tuple[int, ...] | None:
+    """Return what changes when a file does; ``None`` if there is none."""
+    try:
+        status = os.stat(path) if path is not None else None
+    except (OSError, TypeError, ValueError):
+        return None
+    return status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def trusting(purpose: ssl.Purpose, argument: str, ca: str | os.PathLike[str] | None) -> ssl.SSLContext:

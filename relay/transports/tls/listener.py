@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 import socket
 import ssl
 import threading
@@ -27,19 +26,17 @@ from ...streams.stream import Stream
 from ...streams.upgrade_listener import UpgradeListener
 from ..tcp import listen_tcp
 from .client_certificate import identity_of_client
-from .context import load_chain, not_after, trusting
+from .context import Credentials, Path, load_chain, trusting
 from .handshake import Handshake
 from .session import Session
 
-__all__ = ["TLSListener", "listen_tls", "server_context"]
+__all__ = ["TLSListener", "listen_tls", "server_credentials"]
 
 logger = logging.getLogger("relay.tls")
 
 _MOST = 1024  # clients under way: those that shake hands and those that wait for accept()
 _BATCH = 32  # clients taken in one turn
 _PAUSE = 0.25  # seconds without accepting when there are no descriptors left
-
-Path = str | os.PathLike[str]
 
 
 def listen_tls(
@@ -68,14 +65,18 @@ def listen_tls(
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
-    context = server_context(cert, key, client_ca, alpn)
-    return TLSListener(listen_tcp(host, port, mptcp=mptcp), context)
+    credentials = server_credentials(cert, key, client_ca, alpn)
+    return TLSListener(listen_tcp(host, port, mptcp=mptcp), credentials)
 
 
-def server_context(
+def server_credentials(
     cert: Path, key: Path | None = None, client_ca: Path | None = None, alpn: str | None = None
-) -> ssl.SSLContext:
-    """Return the context of a server; the parameters and errors are those of :func:`listen_tls`."""
+) -> Credentials:
+    """Return the credentials of a server; the parameters and errors are those of :func:`listen_tls`."""
+    return Credentials(functools.partial(_server_context, alpn), cert, key, client_ca)
+
+
+def _server_context(alpn: str | None, cert: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", client_ca)
     load_chain(context, cert, key)
     if alpn is not None:
@@ -90,11 +91,11 @@ class TLSListener(UpgradeListener):
     It accepts and shakes hands in the I/O thread, until a tunnel does both in its own.
 
     :param listening: a listening TCP socket. The listener owns it.
-    :param context: of a server, with its certificate.
+    :param credentials: of a server; each handshake takes the context of that moment.
     :raises OSError: if the system has no thread or descriptor left; the socket is closed then.
     """
 
-    def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, listening: socket.socket, credentials: Credentials) -> None:
         self.handshake_timeout: float | None = 30.0
         """Seconds that a handshake may take; ``None`` for ever. The client must begin it within 10 s.
 
@@ -103,7 +104,7 @@ class TLSListener(UpgradeListener):
         self.address = listening.getsockname()
         """The address of the listener, from :meth:`socket.socket.getsockname`."""
         self._socket = listening
-        self._context = context
+        self._credentials = credentials
         self._queue: AcceptQueue[Any] = AcceptQueue()
         self._handshakes = _Handshakes()
         self._closing = threading.Lock()  # for the next one
@@ -158,11 +159,18 @@ class TLSListener(UpgradeListener):
     @property
     def certificate_end(self) -> float | None:
         """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
-        return not_after(self._context)
+        return self._credentials.not_after()
 
-    def set_context(self, context: ssl.SSLContext) -> None:
-        """Use another certificate for the handshakes that begin from now on. From any thread."""
-        self._context = context
+    @property
+    def certificate_loads(self) -> tuple[int, int]:
+        """How often changed certificates were loaded, and how often they could not be."""
+        return self._credentials.loads, self._credentials.failures
+
+    def set_credentials(self, credentials: Credentials) -> None:
+        """Use other files for the handshakes that begin from now on. From any thread."""
+        loads, credentials.failures = self.certificate_loads
+        credentials.loads = loads + 1
+        self._credentials = credentials
 
     def close(self) -> None:
         """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""
@@ -227,7 +235,7 @@ class TLSListener(UpgradeListener):
         stream = Stream(client)
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(stream, self._context, peer="client", name=format_address(peer))
+            session = Session(stream, self._credentials.current(self), peer="client", name=format_address(peer))
             deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
             done = functools.partial(self._shaken, session, peer)
             handshake = Handshake(session, deadline, done, first=now + FIRST_BYTE, home=home)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
 from ...eventloop.sockets import Endpoint
 from ..tcp import listen_tcp
-from .context import not_after
-from .listener import server_context
+from .context import Path
+from .listener import server_credentials
 
 __all__ = ["SharedTLSListener"]
-
-Path = str | os.PathLike[str]
 
 
 class SharedTLSListener:
@@ -25,12 +22,21 @@ class SharedTLSListener:
     def __init__(
         self, host: str, port: int, *, cert: Path, key: Path | None, client_ca: Path | None, mptcp: bool = False
     ) -> None:
-        self.certificate_end = not_after(server_context(cert, key, client_ca))
-        """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
+        self._credentials = server_credentials(cert, key, client_ca)  # the workers have their own
         self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp)
         """The listening socket."""
         self.address: Any = self.listening.getsockname()
         """The address of the listener, from :meth:`socket.socket.getsockname`."""
+
+    @property
+    def certificate_end(self) -> float | None:
+        """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
+        return self._credentials.not_after(self)  # no handshake here looks
+
+    @property
+    def certificate_loads(self) -> tuple[int, int]:
+        """How often changed certificates were loaded, and how often they could not be."""
+        return self._credentials.loads, self._credentials.failures
 
     def getsockname(self) -> Any:
         """Return :attr:`address`."""

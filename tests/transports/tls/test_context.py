@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import os
 import ssl
+from types import SimpleNamespace
 
 import pytest
 import trustme
 
-from relay.transports.tls.context import load_chain, not_after, trusting
+from relay.transports.tls import context as module
+from relay.transports.tls.context import Credentials, load_chain, not_after, trusting
 
 
 def test_a_client_verifies_by_default():
@@ -95,3 +98,118 @@ def test_a_context_tells_until_when_its_certificate_is_valid(tmp_path):
     assert not_after(context) is None
     load_chain(context, both, None)
     assert not_after(context) == end.timestamp()
+
+
+# -- files that change ------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Credentials of a server of which the test moves the clock and counts the looks at files."""
+
+    def __init__(self, folder, monkeypatch):
+        self.now, self.looks = 100.0, 0
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        stat = os.stat
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | {"stat": lambda path: self._stat(stat, path)}))
+        self.renew()
+        self.credentials = Credentials(self.make, self.cert, self.key, None)
+        self.looks = 0
+
+    def _stat(self, stat, path):
+        self.looks += 1
+        return stat(path)
+
+    @staticmethod
+    def make(cert, key, ca):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        load_chain(context, cert, key)
+        return context
+
+    def renew(self, *, cert=True, key=True):
+        """Write another certificate, its key, or both."""
+        made = trustme.CA().issue_cert("localhost")
+        if cert:
+            made.cert_chain_pems[0].write_to_path(self.cert)
+        if key:
+            made.private_key_pem.write_to_path(self.key)
+
+    def later(self, seconds=1.0):
+        """Return the context for a handshake after some time."""
+        self.now += seconds
+        return self.credentials.current("it")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_files_that_stay_are_looked_at_once_a_second_and_read_once(bench):
+    context = bench.later(0.0)
+    assert [bench.later(0.25) for _ in range(7)] == [context] * 7
+    assert bench.looks == 2, "two files, in the fourth handshake"
+    assert (bench.credentials.loads, bench.credentials.failures) == (0, 0)
+
+
+def test_changed_files_make_another_context(bench, caplog):
+    caplog.set_level("INFO", "relay.tls")
+    context = bench.later()
+    end = bench.credentials.not_after()
+    bench.renew()
+    assert bench.later(0.5) is context, "it has looked already"
+    renewed = bench.later(0.5)
+    assert renewed is not context and bench.later() is renewed
+    assert (bench.credentials.loads, bench.credentials.failures) == (1, 0)
+    assert caplog.messages == ["it: loaded the certificates again, because their files have changed"]
+    assert bench.credentials.not_after() == not_after(renewed) and end is not None
+
+
+def test_a_certificate_without_its_key_keeps_the_old_pair_and_warns_once(bench, caplog):
+    context = bench.later()
+    bench.renew(key=False)
+    assert bench.later() is bench.later() is context
+    bench.renew(key=False)
+    assert bench.later() is context
+    (warning,) = caplog.messages
+    assert warning.startswith(f"it: key: the key in {bench.key} is not that of the certificate in {bench.cert}; ")
+    assert warning.endswith("; the certificates loaded before stay in use")
+    assert (bench.credentials.loads, bench.credentials.failures) == (0, 2)
+    bench.renew()
+    assert bench.later() is not context
+    bench.renew(cert=False)
+    bench.later()
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2, "it was right meanwhile"
+
+
+def test_a_file_that_is_gone_keeps_the_old_pair(bench, caplog):
+    context = bench.later()
+    bench.key.unlink()
+    assert bench.later() is context
+    assert caplog.messages == [
+        f"it: {bench.key}: key: No such file or directory; the certificates loaded before stay in use"
+    ]
+    bench.renew()
+    assert bench.later() is not context
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_has_changed(bench, tmp_path):
+    """Kubernetes and certbot move a link; some tools keep the time of a file that they copy."""
+    context, status = bench.later(), os.stat(bench.cert)
+    copy = tmp_path / "copy"
+    copy.write_bytes(bench.cert.read_bytes())
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.rename(bench.cert)
+    assert bench.later() is not context
+
+
+def test_relative_paths_are_those_of_the_start(bench, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    credentials = Credentials(bench.make, "cert.pem", "key.pem", None)
+    before = credentials.current("it")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    bench.renew()
+    bench.now += 1
+    assert credentials.current("it") is not before
+    assert credentials.failures == 0

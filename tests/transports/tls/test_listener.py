@@ -59,7 +59,7 @@ def test_it_tells_until_when_its_certificate_is_valid(listening, tmp_path):
     assert listening.certificate_end is not None
     made = trustme.CA().issue_cert("localhost", not_after=datetime.datetime(2031, 1, 1, tzinfo=datetime.UTC))
     made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "new.pem")
-    listening.set_context(module.server_context(tmp_path / "new.pem"))
+    listening.set_credentials(module.server_credentials(tmp_path / "new.pem"))
     assert listening.certificate_end == datetime.datetime(2031, 1, 1, tzinfo=datetime.UTC).timestamp()
 
 
@@ -820,7 +820,7 @@ def test_in_a_tunnel_half_open_clients_give_way_where_there_are_no_descriptors_l
     plain.bind(("127.0.0.1", 0))
     plain.listen()
     monkeypatch.setattr(module, "FIRST_BYTE", 3600.0)
-    listener = module.TLSListener(plain, module.server_context(certificates.cert, certificates.key))
+    listener = module.TLSListener(plain, module.server_credentials(certificates.cert, certificates.key))
     with relay.Tunnel(listener, serve(echoing).factory(), timeout=None) as tunnel:
         ready(tunnel)
         first = connect(listener)
@@ -838,7 +838,7 @@ def test_in_a_tunnel_a_new_certificate_is_shown_from_then_on(tunneled, listening
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "new.pem")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    listening.set_context(module.server_context(tmp_path / "new.pem"))
+    listening.set_credentials(module.server_credentials(tmp_path / "new.pem"))
     after = TLSEnd(connect(listening), ssl.create_default_context(cafile=tmp_path / "ca.pem"))
     for client in (before, after):
         client.sendall(b"ping")

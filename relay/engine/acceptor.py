@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -153,6 +154,9 @@ class SocketAcceptor:
         self._hands_on = sys.platform == "linux"
         if self._family_is_ip and self._hands_on:
             receive.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # The first of two urgent bytes in a row is lost unless it is to come in line; TLS has no use for either.
+            with contextlib.suppress(OSError):  # Multipath TCP has no urgent data
+                receive.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, self._upgrades is None)
 
     def listen(self, enabled: bool) -> None:
         """Accept clients from now on, or no longer."""

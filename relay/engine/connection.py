@@ -73,7 +73,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from ..access.ticket import Ticket
-from ..eventloop.poller import ERR, HUP, READ
+from ..eventloop.poller import ERR, HUP
 from ..eventloop.sockets import format_address, keep_alive, set_to_reset
 from ..streams.fairness import source_of
 from ..streams.proxy_handshake import FinalReply, FinalStay, HandshakeReader, ProxyHandshake, watch
@@ -264,15 +264,15 @@ class Connection:
         up, down = flows.upstream, flows.downstream
         if stream is not None and not stream.answered:
             stream.received = down.count
-        up.mask = down.mask = READ
+        up.mask, down.mask = up.reads, down.reads
         try:
-            loop.watch(down.descriptor, READ, down.handler)
+            loop.watch(down.descriptor, down.mask, down.handler)
             watched = loop.handlers.get(up.descriptor)
             if watched is None:
-                loop.watch(up.descriptor, READ, up.handler)
+                loop.watch(up.descriptor, up.mask, up.handler)
             else:
                 if watched == self.client_event:  # else it has sent its request, and is read from already
-                    loop.poller.modify(up.descriptor, READ)
+                    loop.poller.modify(up.descriptor, up.mask)
                 loop.handlers[up.descriptor] = up.handler
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):

@@ -111,9 +111,12 @@ class FdCopier:
                 return self._switch_to_copy()
             # A pipe fails in one way only.
             raise (SinkError if isinstance(error, BrokenPipeError) else SourceError) from error
+        if not size:  # the end, or the mark of urgent data when the end is known already: a copy tells which
+            self._switch_to_copy()
+            return self._copy_some()
         self.moved += size
         self._empty = 0
-        return Readiness.SOURCE if size else Readiness.NOTHING
+        return Readiness.SOURCE
 
     def _send_file(self) -> Readiness:
         try:

@@ -6,18 +6,21 @@ before is written, so that what it holds is bounded by one buffer or one pipe wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
 from ..eventloop.pipes import Pipe, PipePool
-from ..eventloop.poller import END, ERR, HUP, IN, OUT, READ
+from ..eventloop.poller import END, ERR, HUP, IN, OUT, PRI, READ
 from .workspace import Workspace
 
-__all__ = ["BUFFER", "Flow", "FlowOwner"]
+__all__ = ["BUFFER", "WATCHED", "Flow", "FlowOwner"]
 
+WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
@@ -26,6 +29,7 @@ _SMALL = 16384  # a splice below this many bytes costs more than copying them
 _REST = 16  # buffers that are still passed on after a reset
 _COPY_AFTER = 8  # small splices in a row that make a flow copy again
 _MORE = getattr(socket, "MSG_MORE", 0)
+_AT_MARK = 0x8905  # SIOCATMARK of ioctl(2), see tcp(7); a system where it has another number says ENOTTY
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
@@ -36,6 +40,9 @@ class FlowOwner(Protocol):
 
     def passes_end_of(self, flow: Flow, /) -> bool:
         """Return whether the EOF of this flow's source is passed on to its sink at once."""
+
+    def takes_urgent(self, flow: Flow, /) -> bool:
+        """Return whether the sink of this flow can be sent urgent data."""
 
     def flow_ended(self, flow: Flow, now: float, /) -> None:
         """The flow has passed on everything before its source's EOF."""
@@ -54,8 +61,8 @@ class Flow:
     """
 
     __slots__ = (
-        "owner", "reverse", "work", "source", "sink", "descriptor", "mask", "receive", "send", "handler", "pending",
-        "pipe", "piped", "streak", "spliceable", "spliced", "moved", "last", "first", "ended",
+        "owner", "reverse", "work", "source", "sink", "descriptor", "mask", "reads", "receive", "send", "handler",
+        "pending", "pipe", "piped", "streak", "spliceable", "spliced", "moved", "last", "first", "ended",
     )  # fmt: skip
 
     reverse: Flow
@@ -67,8 +74,9 @@ class Flow:
         self.sink = sink
         self.descriptor = source.fileno()
         self.mask = -1  # not registered
+        self.reads = WATCHED
         self.receive: Callable[[int], bytes] = source.recv
-        self.send = sink.send
+        self.send: Callable[[bytes | memoryview], int] = sink.send
         self.handler: Callable[[int, float], None] = self.copy
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
@@ -232,7 +240,7 @@ class Flow:
         if self.pending is None and self.pipe is None:
             self.reverse.set_interest(self.reverse.mask & ~OUT)
             if not self.ended:
-                self.set_interest(max(self.mask, 0) | READ)
+                self.set_interest(max(self.mask, 0) | self.reads)
 
     def on_other_event(self, event: int, now: float) -> None:
         """Handle every event but "the source has bytes"."""
@@ -240,6 +248,8 @@ class Flow:
             self.reverse.drain(now)
             if self.owner.is_closed:
                 return
+        if event & PRI and self.mask > 0 and self.mask & PRI:
+            return self.on_urgent(event & ~PRI, now)
         if self.mask & IN and self.mask > 0:
             if event & END and self.handler == self.copy:
                 self.copy_to_the_end(now)
@@ -250,6 +260,55 @@ class Flow:
         elif event & HUP:
             # Nothing can be waited for here any more, and a hang-up is reported without end.
             self.set_interest(-1)
+
+    # -- urgent data ----------------------------------------------------------------------------------------------
+    #
+    # The kernel ends a read before the mark, and announces the urgent byte until a read has passed it. A read that
+    # begins at the mark loses the byte unless it is to come in line, and a splice there moves nothing, or returns 0 as
+    # at the end of file if the source has ended. So until the mark is passed, each step copies, and it begins here.
+    #
+    # A flow that does not read waits for urgent data all the same, as the kernel drops the byte when another one comes.
+
+    def on_urgent(self, event: int, now: float) -> None:
+        """See to it that urgent data comes in line, and copy some of what is before it if this flow may read now."""
+        if self.source.family not in (socket.AF_INET, socket.AF_INET6):
+            self.reads = READ  # what a Unix peer sends out of band may be the mark of a reset, and is no data
+        else:
+            with contextlib.suppress(OSError):  # it is closed, which the next read finds
+                self.source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            if self.mask & IN:
+                return self.copy_to_mark(now)
+        self.set_interest(self.mask & ~PRI)
+        if event:
+            self.on_other_event(event, now)
+
+    def copy_to_mark(self, now: float) -> None:
+        """Copy up to the mark of urgent data, or the byte there."""
+        try:
+            is_at_mark = any(fcntl.ioctl(self.source.fileno(), _AT_MARK, bytes(4)))
+        except (OSError, ValueError):
+            is_at_mark = False
+        if self.handler == self.splice:
+            self.use(self.copy)
+        if is_at_mark and self.owner.takes_urgent(self):
+            self.copy_urgent(now)
+        else:
+            self.copy(IN, now)
+
+    def copy_urgent(self, now: float) -> None:
+        """Copy one byte, as urgent data."""
+        receive = self.receive
+        self.receive, self.send = lambda size: receive(1), self._send_urgent
+        self.copy(IN, now)
+        if self.pending is None:
+            self.send = self.sink.send
+        if not self.owner.is_closed:
+            self.receive = receive
+
+    def _send_urgent(self, data: bytes | memoryview) -> int:
+        sent = self.sink.send(data, socket.MSG_OOB)
+        self.send = self.sink.send
+        return sent
 
     def _take_error(self) -> int:
         """Return the error number of the source if its bytes before that are lost; else 0.
@@ -328,7 +387,7 @@ class Flow:
         self.ended = now
         self.owner.flow_ended(self, now)
         if not self.owner.is_closed and self.mask >= 0:
-            self.set_interest(self.mask & ~READ)
+            self.set_interest(self.mask & ~WATCHED)
 
     def source_failed(self, error: OSError, now: float) -> None:
         """Take an error of reading."""
@@ -373,6 +432,7 @@ class Flow:
             self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
         self.pending = self.pipe = None
         self.piped = 0
+        self.send = self.sink.send
 
     def release(self, own: bool) -> None:
         """Leave the loop, drop what is pending, and forget what refers back to this flow, so that it is freed at once.

@@ -160,6 +160,12 @@ class FlowPair:
             source, sink = sink, source
         return (sink is None or sink.half_close) and not (source is not None and source.settle)
 
+    def takes_urgent(self, flow: Flow) -> bool:
+        """Return whether the sink of this flow is TCP up to the peer: what has no half-close is another transport."""
+        sink = self.connection.client_stream if flow is self.downstream else self.connection.target_stream
+        is_tcp = flow.sink.family in (socket.AF_INET, socket.AF_INET6) and session_of(flow.sink) is None
+        return is_tcp and (sink is None or sink.half_close)
+
     def on_socket_error(self, sock: socket.SocketType, now: float) -> None:
         """End the connection, because a socket has failed; the reason is that of its stream, if this knows one."""
         connection = self.connection

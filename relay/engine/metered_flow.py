@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ..access.meter import Meter, Waiter
 from ..access.ticket import Quota
-from ..eventloop.poller import IN, READ
+from ..eventloop.poller import IN, PRI, READ
 from .flow import _NONBLOCK, _SMALL, Flow, FlowOwner
 from .session_flow import SessionFlow
 from .workspace import Workspace
@@ -132,11 +132,14 @@ class _Metered(Flow):
         if self.owner.is_closed or self.ended or not self.budget.is_waiting:
             return self.budget.leave(self)
         self.budget.is_waiting = False
-        self.handler(IN, now)
+        if self.reads & PRI & ~max(self.mask, 0):  # it is not waited for any more, so it has come
+            self.copy_to_mark(now)
+        else:
+            self.handler(IN, now)
         if self.owner.is_closed or self.budget.is_waiting or self.ended or self.handler == self.discard:
             return
         if self.pending is None and self.pipe is None:
-            self.set_interest(max(self.mask, 0) | READ)
+            self.set_interest(max(self.mask, 0) | self.reads)
 
     def copy(self, event: int, now: float) -> None:
         """Copy as many bytes as are granted."""

@@ -26,6 +26,7 @@ class SessionFlow(Flow):
         self.session: SessionSocket = source  # type: ignore[assignment]
         self.stalled = False  # reads nothing until the session has flushed
         self.awaits_input = False  # does not wait until the transport takes more, as the session needs input first
+        self.reads = READ  # urgent data of the transport is no part of a session
         self.handler = self.on_event
 
     def on_event(self, event: int, now: float) -> None:

@@ -125,6 +125,9 @@ class _Exchange:
         stream.socket.setblocking(False)
         if stream.socket.family == socket.AF_UNIX:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
+        else:
+            with contextlib.suppress(OSError):  # Multipath TCP has no urgent data
+                stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._stream = stream
         self._idle = idle
         self._linger = linger

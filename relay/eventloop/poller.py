@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import select
+import sys
 from typing import Protocol
 
-__all__ = ["END", "ERR", "HUP", "IN", "OUT", "READ", "Poller", "make_poller"]
+__all__ = ["END", "ERR", "HUP", "IN", "OUT", "PRI", "READ", "Poller", "make_poller"]
 
 # The four have the same values for epoll and poll, on every system that has either.
 IN, OUT, ERR, HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
 
 END = getattr(select, "POLLRDHUP", 0)  # the peer has ended its direction; it need not be reported
 READ = IN | END
+
+# TCP's urgent data. Other systems take it out of the stream when it arrives, where it is lost as it always was.
+PRI = select.POLLPRI if sys.platform == "linux" else 0
 
 
 class Poller(Protocol):

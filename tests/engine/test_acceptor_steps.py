@@ -158,6 +158,7 @@ def test_a_listener_is_set_up(owner, listener):
     one = SocketAcceptor(owner, listener)
     assert not listener.getblocking()
     assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
     assert one.listening is False
     assert owner.loop.handlers == {}
 

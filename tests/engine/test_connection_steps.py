@@ -31,7 +31,7 @@ class Stay(Notes):
 class Flow(Notes):
     """A flow whose figures the test sets."""
 
-    mask, moved, first, last, spliced, ended, bytes_spliced = 0, 0, None, None, False, 0, 0
+    mask, reads, moved, first, last, spliced, ended, bytes_spliced = 0, READ, 0, None, None, False, 0, 0
 
     def __init__(self, descriptor):
         super().__init__()

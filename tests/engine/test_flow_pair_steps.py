@@ -10,7 +10,7 @@ from flow_parts import GONE, LoopRecord, Pipes, Sock
 
 import relay
 from relay.engine import flow_pair as module
-from relay.engine.flow import Flow
+from relay.engine.flow import WATCHED, Flow
 from relay.engine.flow_pair import FlowPair
 from relay.engine.records import ConnectionState
 from relay.engine.session_flow import NOTHING, SessionFlow
@@ -26,8 +26,8 @@ class End(Sock):
 
     getpeername = getsockname = setsockopt = None
 
-    def __init__(self, descriptor):
-        super().__init__(descriptor)
+    def __init__(self, descriptor, family):
+        super().__init__(descriptor, family)
         self.shutdowns = []
         self.cannot_end = None
 
@@ -80,8 +80,16 @@ class Connected:
 
     tunnel_name = "web"
 
-    def __init__(self, client_stream=None, target_stream=None, *, client_session=False, target_session=False):
-        self.near, self.far = End(5), End(6)
+    def __init__(
+        self,
+        client_stream=None,
+        target_stream=None,
+        *,
+        client_session=False,
+        target_session=False,
+        family=socket.AF_INET,
+    ):
+        self.near, self.far = End(5, family), End(6, family)
         self.client = Session(self.near) if client_session else self.near
         self.target = Session(self.far) if target_session else self.far
         self.client_stream, self.target_stream = client_stream, target_stream
@@ -99,8 +107,8 @@ class Connected:
         work = SimpleNamespace(loop=self.loop, pipes=Pipes())
         self.flows = FlowPair(self, work, self.client, self.target)
         self.up, self.down = self.flows.upstream, self.flows.downstream
-        self.up.set_interest(READ)
-        self.down.set_interest(READ)
+        self.up.set_interest(WATCHED)
+        self.down.set_interest(WATCHED)
 
     def close(self, reason, now):
         if not self.flows.is_closed:
@@ -211,7 +219,7 @@ def test_an_end_is_passed_on_and_lingers(side, streams):
     flow.end(4.0)
     assert (sink.shutdowns, one.closes) == ([socket.SHUT_WR], [])
     assert (one.state, one.looks) == (ConnectionState.HALF_CLOSED, [("linger", 4.0)])
-    assert (flow.ended, flow.mask, flow.reverse.mask) == (4.0, 0, READ)
+    assert (flow.ended, flow.mask, flow.reverse.mask) == (4.0, 0, WATCHED)
 
 
 @pytest.mark.parametrize("streams", [(), (Stream(), Stream()), (Stream(half_close=False), Stream(half_close=False))])
@@ -499,6 +507,24 @@ def test_a_connection_that_has_ended_meanwhile_waits_for_no_cause(caplog):
 def test_an_end_is_passed_on_with_the_last_bytes_if_it_is_passed_on_at_once(client, target, up, down):
     one = Connected(client, target)
     assert (one.flows.passes_end_of(one.up), one.flows.passes_end_of(one.down)) == (up, down)
+
+
+@pytest.mark.parametrize(
+    ("streams", "sessions", "family", "up", "down"),
+    [
+        ((), {}, socket.AF_INET, True, True),
+        ((), {}, socket.AF_INET6, True, True),
+        ((), {}, socket.AF_UNIX, False, False),
+        ((Stream(), Stream()), {}, socket.AF_INET, True, True),
+        ((Stream(half_close=False), Stream()), {}, socket.AF_INET, True, False),
+        ((None, Stream(half_close=False)), {}, socket.AF_INET, False, True),
+        ((Stream(), None), {"client_session": True}, socket.AF_INET, True, False),
+        ((None, Stream()), {"target_session": True}, socket.AF_INET, False, True),
+    ],
+)
+def test_urgent_data_is_for_tcp_up_to_the_peer(streams, sessions, family, up, down):
+    one = Connected(*streams, family=family, **sessions)
+    assert (one.flows.takes_urgent(one.up), one.flows.takes_urgent(one.down)) == (up, down)
 
 
 def test_a_flow_asks_its_pair():

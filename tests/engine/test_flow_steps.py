@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
 from flow_parts import BLOCKED, GONE, REFUSED, FlowOwner, Kernel, LoopRecord, Pipes, Sock
 
-from relay.engine.flow import _MORE, _NONBLOCK, BUFFER, Flow
+from relay.engine.flow import _MORE, _NONBLOCK, BUFFER, WATCHED, Flow
 from relay.eventloop.pipes import Pipe
-from relay.eventloop.poller import END, ERR, HUP, IN, OUT, READ
+from relay.eventloop.poller import END, ERR, HUP, IN, OUT, PRI, READ
 
 LARGE = bytes(32768)
 SMALL = bytes(100)
@@ -41,8 +43,8 @@ class Pair(FlowOwner):
 
     def watch(self):
         """Begin to read, as an open connection does."""
-        self.up.set_interest(READ)
-        self.down.set_interest(READ)
+        self.up.set_interest(WATCHED)
+        self.down.set_interest(WATCHED)
         return self
 
     @property
@@ -85,7 +87,7 @@ def test_bytes_are_copied_and_counted_before_the_sink_has_them(pair):
     assert seen == [(3, 3.0), (8, 4.0)]
     assert pair.up.count() == 8
     assert (pair.up.first, pair.up.last) == (3.0, 4.0)
-    assert (pair.calls, pair.masks) == ([], (READ, READ))
+    assert (pair.calls, pair.masks) == ([], (WATCHED, WATCHED))
 
 
 @pytest.mark.parametrize(("takes", "left"), [(2, b"st of it"), (BLOCKED, b"rest of it")])
@@ -97,7 +99,7 @@ def test_what_the_sink_does_not_take_is_kept_and_the_reading_stops(pair, takes, 
     taken = len(b"rest of it") - len(left)
     assert bytes(pair.up.pending) == left
     assert pair.moved() == (3 + taken, 4.0)
-    assert pair.masks == (0, READ | OUT)
+    assert pair.masks == (PRI, WATCHED | OUT)
 
 
 @pytest.mark.parametrize("method", ["copy", "copy_to_the_end"])
@@ -125,15 +127,15 @@ def test_the_end_of_the_source_ends_this_direction(pair, method):
     pair.up.copy(IN, 4.0) if method == "copy" else pair.up.copy_to_the_end(4.0)
     assert pair.calls == [("ended", pair.up, 4.0)]
     assert (pair.up.ended, pair.target.sent) == (4.0, [])
-    assert pair.masks == (0, READ)
+    assert pair.masks == (0, WATCHED)
 
 
 @pytest.mark.parametrize("is_over", [True, False])
 def test_a_flow_that_has_ended_goes_on_to_watch_for_what_else_it_waited_for(pair, is_over):
-    pair.up.set_interest(READ | OUT)
+    pair.up.set_interest(WATCHED | OUT)
     pair.closes_itself = is_over
     pair.up.end(4.0)
-    assert pair.masks == ((READ | OUT) if is_over else OUT, READ)
+    assert pair.masks == ((WATCHED | OUT) if is_over else OUT, WATCHED)
 
 
 def test_a_flow_that_is_not_watched_is_not_watched_after_its_end():
@@ -167,7 +169,7 @@ def test_the_last_bytes_that_the_sink_does_not_take_are_kept_before_the_end(pair
     pair.up.copy_to_the_end(4.0)
     assert bytes(pair.up.pending) == left
     assert (pair.moved(), pair.calls) == ((7 - len(left), 4.0), [])
-    assert pair.masks == (0, READ | OUT)
+    assert pair.masks == (PRI, WATCHED | OUT)
 
 
 def test_what_comes_behind_the_bytes_that_wait_for_more_is_queued(pair):
@@ -257,7 +259,7 @@ def test_bytes_are_spliced_through_an_idle_pipe_and_counted_before_the_sink_has_
     assert (seen, splicing.moved()) == ([(30_050, 4.0)], (50_050, 5.0))
     assert (splicing.pipes.made, splicing.pipes.idle) == (1, [Pipe(100, 101, 1000)])
     assert (splicing.up.spliced_bytes(), splicing.up.streak, splicing.up.pipe) == (50_000, 0, None)
-    assert splicing.masks == (READ, READ)
+    assert splicing.masks == (WATCHED, WATCHED)
 
 
 def test_the_last_idle_pipe_is_the_next_one(splicing, kernel):
@@ -276,7 +278,7 @@ def test_what_the_sink_does_not_take_stays_in_the_pipe(splicing, kernel, sent, l
     assert (splicing.up.pipe, splicing.up.piped) == (Pipe(100, 101, 1000), left)
     assert splicing.moved() == (50 + 20_000 - left, 4.0)
     assert splicing.pipes.idle == []
-    assert splicing.masks == (0, READ | OUT)
+    assert splicing.masks == (PRI, WATCHED | OUT)
 
 
 def test_without_a_pipe_the_same_bytes_are_copied(splicing, kernel):
@@ -360,7 +362,7 @@ def test_another_handler_is_used_when_the_flow_is_watched_again():
     one = Pair()
     one.up.use(one.up.splice)
     assert one.loop.handlers == {}
-    one.up.set_interest(READ)
+    one.up.set_interest(WATCHED)
     assert one.loop.handlers == {5: one.up.splice}
 
 
@@ -381,10 +383,10 @@ def test_what_is_kept_is_written_when_the_sink_takes_more(pair):
         pair.up.drain(now)
         assert bytes(pair.up.pending) == left
         assert pair.moved() == (10 - len(left), last)
-        assert pair.masks == (0, READ | OUT)
+        assert pair.masks == (PRI, WATCHED | OUT)
     pair.up.drain(7.0)
     assert (pair.up.pending, pair.moved()) == (None, (10, 7.0))
-    assert pair.masks == (READ, READ)
+    assert pair.masks == (WATCHED, WATCHED)
     assert b"".join(pair.target.sent) == b"rest of it"
 
 
@@ -396,11 +398,11 @@ def test_what_is_in_the_pipe_is_written_when_the_sink_takes_more(splicing, kerne
         splicing.up.drain(now)
         assert (splicing.up.pipe, splicing.up.piped) == (pipe, left)
         assert splicing.moved() == (20_050 - left, last)
-        assert splicing.masks == (0, READ | OUT)
+        assert splicing.masks == (PRI, WATCHED | OUT)
     splicing.up.drain(7.0)
     assert kernel.calls[2:] == [(100, 6, 19_000, _NONBLOCK), (100, 6, 16_000, _NONBLOCK), (100, 6, 16_000, _NONBLOCK)]
     assert (splicing.up.pipe, splicing.up.piped, splicing.pipes.given) == (None, 0, [pipe])
-    assert (splicing.moved(), splicing.masks) == ((20_050, 7.0), (READ, READ))
+    assert (splicing.moved(), splicing.masks) == ((20_050, 7.0), (WATCHED, WATCHED))
 
 
 def test_a_sink_that_fails_when_it_takes_more_is_told(pair):
@@ -414,34 +416,34 @@ def test_a_sink_that_fails_when_it_takes_more_is_told(pair):
 
 def test_with_nothing_to_write_the_sink_is_waited_for_no_longer(pair):
     pair.up.block()
-    assert pair.masks == (0, READ | OUT)
+    assert pair.masks == (PRI, WATCHED | OUT)
     pair.up.drain(4.0)
-    assert (pair.masks, pair.moved()) == ((READ, READ), (0, 0.0))
+    assert (pair.masks, pair.moved()) == ((WATCHED, WATCHED), (0, 0.0))
 
 
 def test_a_flow_that_has_ended_does_not_read_again(pair):
     pair.up.queue(memoryview(b"last"))
     pair.up.ended = 3.0
     pair.up.drain(4.0)
-    assert pair.masks == (0, READ)
+    assert pair.masks == (PRI, WATCHED)
 
 
 def test_a_flow_that_could_not_be_watched_is_when_it_may_read_again(pair):
     pair.up.set_interest(-1)
     pair.up.queue(memoryview(b"last"))
-    assert pair.masks == (0, READ | OUT)
+    assert pair.masks == (0, WATCHED | OUT)
     pair.up.set_interest(-1)
     pair.up.drain(4.0)
-    assert pair.masks == (READ, READ)
+    assert pair.masks == (WATCHED, WATCHED)
 
 
 def test_a_flow_that_waits_for_its_sink_keeps_waiting_for_its_own_writes(pair):
-    pair.up.set_interest(READ | OUT)
+    pair.up.set_interest(WATCHED | OUT)
     pair.down.set_interest(-1)
     pair.up.block()
-    assert pair.masks == (OUT, OUT)
+    assert pair.masks == (PRI | OUT, OUT)
     pair.up.drain(4.0)
-    assert pair.masks == (READ | OUT, 0)
+    assert pair.masks == (WATCHED | OUT, 0)
 
 
 def test_what_a_session_will_use_again_is_copied_and_other_memory_is_not(pair):
@@ -456,7 +458,7 @@ def test_what_a_session_will_use_again_is_copied_and_other_memory_is_not(pair):
 
 def test_what_came_before_the_flow_is_written_first(pair):
     pair.up.queue_first(memoryview(b"early"))
-    assert (bytes(pair.up.pending), pair.up.first, pair.masks) == (b"early", 0.0, (0, READ | OUT))
+    assert (bytes(pair.up.pending), pair.up.first, pair.masks) == (b"early", 0.0, (PRI, WATCHED | OUT))
     pair.up.drain(4.0)
     pair.client.gives = [b"later"]
     pair.up.copy(IN, 5.0)
@@ -553,7 +555,7 @@ def test_an_event_of_the_source_does_not_wake_the_flow_to_it(pair):
     pair.down.set_interest(0)
     pair.client.gives = [b"request"]
     pair.up.copy(IN | HUP, 4.0)
-    assert (pair.target.sent, pair.masks) == ([b"request"], (READ, 0))
+    assert (pair.target.sent, pair.masks) == ([b"request"], (WATCHED, 0))
 
 
 def test_a_source_whose_end_is_no_event_of_its_own_is_read_as_well(pair):
@@ -574,13 +576,13 @@ def test_an_event_that_was_not_waited_for_reads_nothing(pair):
     pair.up.block()
     pair.client.gives = [b"later"]
     pair.up.copy(IN | END, 4.0)
-    assert (pair.client.asked, pair.masks[0]) == ([], 0)
+    assert (pair.client.asked, pair.masks[0]) == ([], PRI)
 
 
 def test_events_without_reading_or_writing_do_nothing(pair):
     pair.client.gives = [b"later"]
     pair.up.on_other_event(0, 4.0)
-    assert (pair.client.asked, pair.calls, pair.masks) == ([], [], (READ, READ))
+    assert (pair.client.asked, pair.calls, pair.masks) == ([], [], (WATCHED, WATCHED))
 
 
 @pytest.mark.parametrize("mask", [0, OUT, -1])
@@ -608,7 +610,7 @@ def test_a_hang_up_that_nothing_waits_for_is_watched_no_longer(pair):
 def test_an_error_without_a_hang_up_leaves_the_source_watched(pair):
     pair.up.block()
     pair.up.copy(ERR, 4.0)
-    assert (pair.calls, pair.up.mask) == ([], 0)
+    assert (pair.calls, pair.up.mask) == ([], PRI)
 
 
 def test_the_bytes_before_a_reset_of_a_unix_socket_are_not_lost():
@@ -616,7 +618,7 @@ def test_the_bytes_before_a_reset_of_a_unix_socket_are_not_lost():
     one.up.block()
     one.client.options[socket.SOL_SOCKET, socket.SO_ERROR] = errno.ECONNRESET
     one.up.copy(ERR, 4.0)
-    assert (one.calls, one.masks[0]) == ([], 0)
+    assert (one.calls, one.masks[0]) == ([], PRI)
     one.up.copy(ERR | HUP, 4.0)
     assert (one.calls, one.masks[0]) == ([], None)
 
@@ -626,15 +628,141 @@ def test_a_bug_ends_the_connection(pair):
     assert pair.calls == [("factory_error", 4.0)]
 
 
+# -- urgent data ------------------------------------------------------------------------------------------------------
+
+
+IN_LINE = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+@pytest.fixture
+def at_mark(monkeypatch):
+    """Decides whether the next byte of each socket is an urgent one; an error is what the system says instead."""
+    answers = []
+
+    def ioctl(descriptor, request, argument):
+        assert (request, argument) == (0x8905, bytes(4))
+        if isinstance(answers[0], OSError):
+            raise answers[0]
+        return answers.pop(0).to_bytes(4, sys.byteorder)
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    return answers
+
+
+@pytest.mark.parametrize("event", [PRI, IN | PRI, IN | PRI | END])
+def test_urgent_data_is_copied_up_to_its_mark_and_the_byte_there_alone(pair, at_mark, event):
+    at_mark += [False, True]
+    pair.client.gives = [b"before", b"!", b"after"]
+    pair.up.copy(event, 4.0)
+    pair.up.copy(event, 5.0)
+    pair.up.copy(IN, 6.0)
+    assert (pair.target.sent, pair.target.flags) == ([b"before", b"!", b"after"], [0, socket.MSG_OOB, 0])
+    assert pair.client.asked == [BUFFER, 1, BUFFER]
+    assert pair.client.set == [IN_LINE, IN_LINE]
+    assert pair.moved() == (12, 6.0)
+
+
+def test_urgent_data_is_plain_for_a_sink_that_has_none(pair, at_mark):
+    at_mark.append(True)
+    pair.has_urgent = False
+    pair.client.gives = [b"!after"]
+    pair.up.copy(IN | PRI, 4.0)
+    assert (pair.client.asked, pair.target.flags) == ([BUFFER], [0])
+
+
+def test_where_the_mark_is_not_known_urgent_data_is_plain(pair, at_mark):
+    at_mark.append(OSError(errno.ENOTTY, "Inappropriate ioctl for device"))
+    pair.client.gives = [b"!after"]
+    pair.up.copy(IN | PRI, 4.0)
+    assert (pair.client.asked, pair.target.flags) == ([BUFFER], [0])
+
+
+def test_urgent_data_of_a_socket_that_was_closed_is_left_to_the_read(pair, at_mark):
+    def closed(*_):
+        raise GONE
+
+    at_mark.append(False)
+    pair.client.setsockopt = closed
+    pair.client.gives = [GONE]
+    pair.up.copy(IN | PRI, 4.0)
+    assert pair.calls == [("failed", pair.client, 4.0)]
+
+
+def test_urgent_data_is_never_spliced(splicing, kernel, at_mark):
+    at_mark.append(True)
+    splicing.client.gives = [b"!"]
+    splicing.up.splice(IN | PRI, 4.0)
+    assert (splicing.target.flags, kernel.calls, splicing.up.handler) == ([socket.MSG_OOB], [], splicing.up.copy)
+
+
+def test_an_urgent_byte_that_the_sink_did_not_take_is_urgent_when_it_does(pair, at_mark):
+    at_mark.append(True)
+    pair.client.gives = [b"!", b"after"]
+    pair.target.takes = [BLOCKED, BLOCKED]
+    pair.up.copy(IN | PRI, 4.0)
+    assert (bytes(pair.up.pending), pair.masks) == (b"!", (PRI, WATCHED | OUT))
+    pair.up.drain(5.0)
+    pair.up.drain(6.0)
+    pair.up.copy(IN, 7.0)
+    assert (pair.target.sent, pair.target.flags) == ([b"!", b"after"], [socket.MSG_OOB, 0])
+
+
+def test_after_an_urgent_byte_that_is_dropped_nothing_is_urgent(pair, at_mark):
+    at_mark.append(True)
+    pair.client.gives = [b"!", b"after"]
+    pair.target.takes = [BLOCKED]
+    pair.up.copy(IN | PRI, 4.0)
+    pair.up.drop()
+    pair.up.copy(IN, 5.0)
+    assert (pair.target.sent, pair.target.flags) == ([b"after"], [0])
+
+
+def test_a_sink_that_fails_at_an_urgent_byte_leaves_nothing_behind(pair, at_mark):
+    at_mark.append(True)
+    pair.client.gives = [b"!"]
+    pair.target.takes = [GONE]
+    pair.up.copy(IN | PRI, 4.0)
+    assert pair.calls == [("failed", pair.target, 4.0)]
+    assert pair.up.send == pair.target.send
+
+
+@pytest.mark.parametrize("event", [PRI, PRI | ERR])
+def test_a_flow_that_does_not_read_only_keeps_urgent_data_in_line(pair, event):
+    pair.up.block()
+    pair.client.options[socket.SOL_SOCKET, socket.SO_ERROR] = errno.ECONNRESET
+    pair.up.copy(event, 4.0)
+    assert (pair.client.set, pair.client.asked, pair.masks[0]) == ([IN_LINE], [], 0)
+    assert pair.calls == ([("failed", pair.client, 4.0)] if event & ERR else [])
+
+
+@pytest.mark.parametrize("mask", [READ, READ | OUT, OUT, 0, -1])
+def test_urgent_data_that_was_not_waited_for_is_no_event(pair, mask):
+    pair.up.set_interest(mask)
+    pair.up.on_other_event(PRI, 4.0)
+    assert (pair.client.set, pair.client.asked, pair.up.mask) == ([], [], mask)
+
+
+@pytest.mark.parametrize("event", [PRI, PRI | IN])
+def test_what_a_unix_peer_sends_out_of_band_is_no_data(event):
+    one = Pair(socket.AF_UNIX).watch()
+    one.client.gives = [b"after"]
+    one.up.copy(event, 4.0)
+    assert one.target.sent == ([b"after"] if event & IN else [])
+    assert (one.client.set, one.masks[0]) == ([], READ)
+    one.up.block()
+    one.up.drain(5.0)
+    assert one.masks[0] == READ
+
+
 # -- what the loop watches --------------------------------------------------------------------------------------------
 
 
 def test_the_loop_is_told_of_changes_only(pair, monkeypatch):
     told = []
     monkeypatch.setattr(pair.loop, "modify", lambda descriptor, mask: told.append((descriptor, mask)))
-    for mask in (READ, OUT, OUT, 0, 0, READ):
+    for mask in (WATCHED, OUT, OUT, 0, 0, WATCHED):
         pair.up.set_interest(mask)
-    assert told == [(5, OUT), (5, 0), (5, READ)]
+    assert told == [(5, OUT), (5, 0), (5, WATCHED)]
     pair.up.set_interest(-1)
     pair.up.set_interest(-1)
     assert pair.loop.forgotten == [(5, False)]
@@ -645,7 +773,7 @@ def test_the_loop_is_told_of_changes_only(pair, monkeypatch):
 def test_a_source_that_was_closed_is_not_watched():
     one = Pair()
     one.client.descriptor = -1
-    one.up.set_interest(READ)
+    one.up.set_interest(WATCHED)
     assert one.loop.handlers == {}
 
 
@@ -653,7 +781,7 @@ def test_a_source_that_was_closed_is_not_watched():
 def test_another_socket_with_the_same_number_is_left_alone(pair, mask):
     pair.loop.handlers[5] = print
     pair.up.set_interest(mask)
-    assert (pair.loop.handlers[5], pair.masks[0], pair.loop.forgotten) == (print, READ, [])
+    assert (pair.loop.handlers[5], pair.masks[0], pair.loop.forgotten) == (print, WATCHED, [])
     assert (pair.up.mask, pair.up.is_watched()) == (-1, False)
 
 

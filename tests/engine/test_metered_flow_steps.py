@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 from types import SimpleNamespace
 
 import pytest
 from flow_parts import BLOCKED, GONE, REFUSED, FlowOwner, Kernel, LoopRecord, Pipes, Sock
 
-from relay.engine.flow import _NONBLOCK, BUFFER, Flow
+from relay.engine.flow import _NONBLOCK, BUFFER, WATCHED, Flow
 from relay.engine.metered_flow import Budget, MeteredFlow, MeteredSessionFlow
 from relay.eventloop.pipes import Pipe
-from relay.eventloop.poller import END, IN, OUT, READ
+from relay.eventloop.poller import END, IN, OUT, PRI
 
 
 class Meter:
@@ -63,8 +64,8 @@ class Metered(FlowOwner):
         self.up.begin_metering()
         self.down = Flow(self, work, self.target, self.client)
         self.up.reverse, self.down.reverse = self.down, self.up
-        self.up.set_interest(READ)
-        self.down.set_interest(READ)
+        self.up.set_interest(WATCHED)
+        self.down.set_interest(WATCHED)
 
     def passes_end_of(self, flow):
         return True
@@ -194,9 +195,9 @@ def test_what_was_granted_and_not_read_is_given_back(error):
 def test_a_flow_to_which_nothing_is_granted_is_parked(method):
     one = Metered([0])
     one.client.gives = [b"bytes"]
-    one.up.set_interest(READ | OUT)
+    one.up.set_interest(WATCHED | OUT)
     getattr(one.up, method)(IN, 3.0)
-    assert (one.client.asked, one.mask, one.budget.is_waiting) == ([], OUT, True)
+    assert (one.client.asked, one.mask, one.budget.is_waiting) == ([], OUT | PRI, True)
     assert (one.spent, one.calls) == ([], [])
 
 
@@ -279,7 +280,7 @@ def parked(*grants, **options):
     """A flow for which a meter has to call it."""
     one = Metered([0, *grants], **options)
     one.up.handler(IN, 3.0)
-    assert one.budget.is_waiting and one.mask == 0
+    assert one.budget.is_waiting and one.mask == PRI
     return one
 
 
@@ -287,7 +288,7 @@ def test_a_parked_flow_reads_what_is_granted_and_is_watched_again():
     one = parked(300)
     one.client.gives = [b"bytes"]
     one.up.granted(4.0)
-    assert (one.target.sent, one.up.last, one.mask) == ([b"bytes"], 4.0, READ)
+    assert (one.target.sent, one.up.last, one.mask) == ([b"bytes"], 4.0, WATCHED)
     assert one.meter.taken[1:] == [(one.up, 4.0)]
     assert one.budget.is_waiting is False
 
@@ -297,7 +298,7 @@ def test_a_parked_flow_that_was_taken_out_of_the_loop_is_watched_again():
     one.up.set_interest(-1)
     one.client.gives = [b"bytes"]
     one.up.granted(4.0)
-    assert one.mask == READ
+    assert one.mask == WATCHED
 
 
 def test_a_parked_flow_keeps_waiting_for_its_own_writes():
@@ -305,13 +306,28 @@ def test_a_parked_flow_keeps_waiting_for_its_own_writes():
     one.up.set_interest(OUT)
     one.client.gives = [b"bytes"]
     one.up.granted(4.0)
-    assert one.mask == READ | OUT
+    assert one.mask == WATCHED | OUT
+
+
+@pytest.mark.parametrize("mask", [PRI, PRI | OUT])
+def test_a_parked_flow_that_has_seen_urgent_data_copies_it_when_it_may(monkeypatch, mask):
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: b"\1\0\0\0")
+    one = parked(300, 300)
+    one.up.set_interest(mask)
+    one.up.copy(PRI, 4.0)
+    assert (one.client.asked, one.mask) == ([], mask & ~PRI)
+    one.client.gives = [b"!", b"after"]
+    one.up.granted(4.0)
+    assert (one.target.sent, one.target.flags) == ([b"!"], [socket.MSG_OOB])
+    assert (one.client.asked, one.spent, one.mask) == ([1], [1], WATCHED | mask)
+    one.up.copy(IN, 5.0)
+    assert (one.client.asked, one.target.flags) == ([1, 300], [socket.MSG_OOB, 0])
 
 
 def test_a_parked_flow_that_has_to_wait_again_is_not_watched():
     one = parked(0)
     one.up.granted(4.0)
-    assert (one.mask, one.budget.is_waiting) == (0, True)
+    assert (one.mask, one.budget.is_waiting) == (PRI, True)
 
 
 def test_a_parked_flow_whose_sink_is_full_is_not_watched():
@@ -319,7 +335,7 @@ def test_a_parked_flow_whose_sink_is_full_is_not_watched():
     one.client.gives = [b"bytes"]
     one.target.takes = [2]
     one.up.granted(4.0)
-    assert (bytes(one.up.pending), one.mask) == (b"tes", 0)
+    assert (bytes(one.up.pending), one.mask) == (b"tes", PRI)
 
 
 def test_a_parked_flow_whose_pipe_is_not_empty_is_not_watched(kernel):
@@ -328,7 +344,7 @@ def test_a_parked_flow_whose_pipe_is_not_empty_is_not_watched(kernel):
     one.up.splice(IN, 3.0)
     kernel.results = [20_000, 5_000]
     one.up.granted(4.0)
-    assert (one.up.piped, one.mask) == (15_000, 0)
+    assert (one.up.piped, one.mask) == (15_000, PRI)
 
 
 def test_a_parked_flow_whose_source_has_come_to_its_end_is_not_watched():
@@ -350,7 +366,7 @@ def test_a_parked_flow_whose_read_ends_the_connection_is_not_watched():
     one = parked(300)
     one.client.gives = [GONE]
     one.up.granted(4.0)
-    assert (one.calls, one.mask) == ([("failed", one.client, 4.0)], 0)
+    assert (one.calls, one.mask) == ([("failed", one.client, 4.0)], PRI)
 
 
 @pytest.mark.parametrize("cause", ["closed", "ended", "not waiting"])
@@ -361,7 +377,7 @@ def test_a_grant_that_comes_too_late_is_given_back(cause):
     one.budget.is_waiting = cause != "not waiting"
     one.up.granted(4.0)
     assert one.meter.left_by == [one.up]
-    assert (one.client.asked, one.mask, one.budget.is_waiting) == ([], 0, False)
+    assert (one.client.asked, one.mask, one.budget.is_waiting) == ([], PRI, False)
 
 
 def test_a_flow_whose_bytes_are_dropped_from_now_on_leaves_its_meters():
@@ -416,7 +432,7 @@ def test_a_splice_moves_what_is_granted_and_no_more_than_the_pipe_holds(kernel, 
     assert kernel.calls == [(5, 101, asked, _NONBLOCK), (100, 6, 600, _NONBLOCK)]
     assert (seen, one.up.moved, one.up.spliced_bytes()) == ([(650, 3.0)], 650, 600)
     assert (one.spent, one.quotas[0].spent, one.meter.taken) == ([600], [600], [(one.up, 3.0)])
-    assert (one.pipes.idle, one.up.pipe, one.mask) == ([Pipe(100, 101, 1000)], None, READ)
+    assert (one.pipes.idle, one.up.pipe, one.mask) == ([Pipe(100, 101, 1000)], None, WATCHED)
 
 
 def test_the_last_idle_pipe_is_the_next_one(kernel):
@@ -435,7 +451,7 @@ def test_what_the_sink_does_not_take_stays_in_the_pipe(kernel, sent, left):
     one.up.splice(IN, 3.0)
     assert (one.up.pipe, one.up.piped, one.pipes.idle) == (Pipe(100, 101, 1000), left, [])
     assert (one.up.moved, one.spent) == (650 - left, [600])
-    assert (one.mask, one.loop.masks[6]) == (0, READ | OUT)
+    assert (one.mask, one.loop.masks[6]) == (PRI, WATCHED | OUT)
 
 
 def test_a_sink_that_fails_has_taken_nothing_and_the_pipe_is_closed(kernel):
@@ -536,7 +552,7 @@ def out_of_session(*grants, quotas=()):
     flow.begin_metering()
     flow.reverse, one.down.reverse = one.down, flow
     one.client, one.up, one.loop = session, flow, work.loop
-    flow.set_interest(READ)
+    flow.set_interest(WATCHED)
     return one
 
 

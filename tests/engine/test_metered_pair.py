@@ -12,12 +12,12 @@ from flow_parts import FlowOwner, LoopRecord, Sock
 
 from relay.access.meter import Meter
 from relay.engine import metered_pair as module
-from relay.engine.flow import Flow
+from relay.engine.flow import WATCHED, Flow
 from relay.engine.metered_flow import MeteredFlow, MeteredSessionFlow
 from relay.engine.metered_pair import MeteredPair
 from relay.engine.session_flow import SessionFlow
 from relay.eventloop.loop import Timers
-from relay.eventloop.poller import IN, READ
+from relay.eventloop.poller import IN, PRI
 from relay.streams.session_socket import SessionSocket
 
 SLOW, FAST = 1000.0, 3_000_000.0  # bytes a second; the kernel limits the latter
@@ -95,8 +95,8 @@ class Connected(FlowOwner):
         work = SimpleNamespace(loop=self.loop, pipes=None)
         self.flows = MeteredPair(self, work, self.near, self.far)
         self.up, self.down = self.flows.upstream, self.flows.downstream
-        self.up.set_interest(READ)
-        self.down.set_interest(READ)
+        self.up.set_interest(WATCHED)
+        self.down.set_interest(WATCHED)
 
     @property
     def kinds(self):
@@ -185,9 +185,9 @@ def test_a_flow_that_has_used_up_its_bandwidth_is_called_when_there_is_more():
     one.near.gives = [bytes(500), b"later"]
     one.up.handler(IN, 1.0)
     one.up.handler(IN, 1.0)
-    assert (len(one.near.asked), one.loop.masks[5]) == (1, 0)
+    assert (len(one.near.asked), one.loop.masks[5]) == (1, PRI)
     one.timers.run(3.0)
-    assert (one.far.sent, one.loop.masks[5]) == ([bytes(500), b"later"], READ)
+    assert (one.far.sent, one.loop.masks[5]) == ([bytes(500), b"later"], WATCHED)
 
 
 @pytest.mark.parametrize("shared", [10, 10_000])

@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import socket
+import sys
 import threading
 import time
 import tty
@@ -238,6 +239,27 @@ def test_the_kernel_moves_what_goes_into_a_pipe(rig, monkeypatch):
     one.far.close()
     one.over()
     assert {(number, one.sink)} == set(calls)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this machine has no urgent data that comes in line")
+@pytest.mark.parametrize("before", [b"", b"before "])
+@pytest.mark.parametrize("after", [b"", b" after"])
+@pytest.mark.parametrize("output", ["pipe", "file"])
+def test_urgent_data_is_plain_and_does_not_end_the_answer(rig, tmp_path, before, after, output):
+    one = rig()
+    one.far.sendall(before)
+    one.far.send(b"!", socket.MSG_OOB)
+    one.far.sendall(after)
+    one.far.shutdown(socket.SHUT_WR)
+    if output == "pipe":
+        assert one.begin().answer() == before + b"!" + after
+        one.end_input()
+        one.over()
+    else:
+        one.end_input()
+        with open(tmp_path / "output", "wb") as sink:
+            carry(one.stream, one.source, sink.fileno())
+        assert (tmp_path / "output").read_bytes() == before + b"!" + after
 
 
 def test_whoever_uses_the_other_end_of_a_pipe_never_waits_for_the_stream(rig):

@@ -125,7 +125,7 @@ def one(make):
 
 
 def test_it_begins(one, stream):
-    assert stream.calls == [("setblocking", False)]
+    assert stream.calls == [("setblocking", False), (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)]
     assert (one._up.source, one._up.sink, one._down.source, one._down.sink) == (SOURCE, SOCKET, SOCKET, SINK)
     assert (one._idle, one._linger, one._last, one._queued) == (None, None, NOW, 0)
     assert (one._write_error, one._lost, one._state) == (None, False, _State.COPYING)
@@ -137,6 +137,14 @@ def test_a_unix_socket_takes_a_piece_at_once(make, stream):
     stream.socket.family = socket.AF_UNIX
     make()
     assert stream.calls[1:] == [(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)]
+
+
+def test_a_socket_that_has_no_urgent_data_will_do(make, stream):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    stream.socket.setsockopt = refuse
+    make()
 
 
 def test_a_stream_that_has_not_answered_can_count(make, stream):

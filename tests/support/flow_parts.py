@@ -26,6 +26,7 @@ class Sock:
         self.sent = []
         self.flags = []
         self.options = {}
+        self.set = []
         self.on_send = lambda: None
 
     def fileno(self):
@@ -56,6 +57,9 @@ class Sock:
     def getsockopt(self, level, option):
         return self.options.get((level, option), 0)
 
+    def setsockopt(self, level, option, value):
+        self.set.append((level, option, value))
+
 
 class FlowOwner:
     """The owner of two flows, which records what they tell it."""
@@ -63,6 +67,10 @@ class FlowOwner:
     def __init__(self):
         self.is_closed = False
         self.calls = []
+        self.has_urgent = True
+
+    def takes_urgent(self, flow):
+        return self.has_urgent
 
     def flow_ended(self, flow, now):
         self.calls.append(("ended", flow, now))

@@ -275,7 +275,7 @@ def test_it_is_a_plain_byte_of_a_stream_without_half_close(relayed, any_engine, 
 
 @pytest.mark.parametrize("way_in", ["tls", "unix"])
 def test_a_byte_beside_another_stream_is_lost(relayed, any_engine, way_in):
-    """What goes out of band between the records of TLS, or over a Unix socket, is no part of the stream."""
+    """Bytes out of band, beside the records of TLS or over a Unix socket, are no part of the stream."""
     client, far = relayed(way_in=way_in).connect()
     exchange(client, far)
     client.sendall(b"before ")

@@ -90,7 +90,7 @@ class ProbeStatus:
 
 
 class CertificateLoads(NamedTuple):
-    """How often the certificates of a listener were loaded again after a change, and how often they could not be."""
+    """The loads of a listener's certificates after their files have changed, and those that have failed."""
 
     succeeded: int
     failed: int

@@ -36,7 +36,7 @@ class Credentials:
 
     def __init__(self, make: Callable[..., ssl.SSLContext], *files: Path | None) -> None:
         self.loads, self.failures = 0, 0
-        """How often changed files were loaded, and how often they could not be."""
+        """The loads after the files have changed, and those that have failed."""
         self._make = make
         self._seen = [_identity(path) for path in files]  # before they are read: what changes meanwhile is seen later
         self._context = make(*files)
@@ -44,7 +44,7 @@ class Credentials:
         self._files = [None if path is None else os.path.abspath(path) for path in files]
         self._due = time.monotonic() + _INTERVAL
         self._is_failing = False
-        self._turn = threading.Lock()  # nobody waits for it
+        self._turn = threading.Lock()  # no thread waits for it
 
     def current(self, owner: object) -> ssl.SSLContext:
         """Return the context for a handshake that begins now. From any thread.

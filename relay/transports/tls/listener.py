@@ -163,7 +163,7 @@ class TLSListener(UpgradeListener):
 
     @property
     def certificate_loads(self) -> tuple[int, int]:
-        """How often changed certificates were loaded, and how often they could not be."""
+        """The loads of certificates after their files have changed, and those that have failed."""
         return self._credentials.loads, self._credentials.failures
 
     def set_credentials(self, credentials: Credentials) -> None:

@@ -35,7 +35,7 @@ class SharedTLSListener:
 
     @property
     def certificate_loads(self) -> tuple[int, int]:
-        """How often changed certificates were loaded, and how often they could not be."""
+        """The loads of certificates after their files have changed, and those that have failed."""
         return self._credentials.loads, self._credentials.failures
 
     def getsockname(self) -> Any:

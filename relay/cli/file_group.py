@@ -95,7 +95,7 @@ class FileGroup(TunnelGroup):
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
         opened = [one.opened for one in (*self.members, *self.leaving) if one.opened is not None]
-        return total([self._removed, *(one.tunnel.stats() for one in opened)])
+        return total([self._removed, *(one.stats() for one in opened if not one.is_continued)])
 
     def reload(self, dry_run: bool = False) -> ReloadResult:
         """Read the file again; see :meth:`TunnelGroup.reload`."""
@@ -292,6 +292,8 @@ class FileGroup(TunnelGroup):
         except (OSError, RuntimeError) as error:
             self._give_up(member, error)
         else:
+            if each.is_replaced and each.member is not None:
+                opened = each.member.continue_in(opened)
             member.on_opened(opened)
             self._on_opened(member, opened)
             self.on_change([member.now])
@@ -360,8 +362,10 @@ class FileGroup(TunnelGroup):
             del self._leaving[member]
 
     def _count_removed(self, member: Member) -> None:
-        if member.opened is not None:
-            self._removed = total([self._removed, member.opened.tunnel.stats()])
+        if member.continued is not None:
+            member.continued.end()
+        elif member.opened is not None:
+            self._removed = total([self._removed, member.opened.stats()])
 
 
 def _tell(member: Member) -> None:

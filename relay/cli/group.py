@@ -144,7 +144,7 @@ class TunnelGroup:
 
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
-        return total(one.opened.tunnel.stats() for one in self.members if one.opened is not None)
+        return total(one.opened.stats() for one in self.members if one.opened is not None)
 
     @property
     def is_ending(self) -> bool:

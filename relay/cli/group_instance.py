@@ -131,7 +131,7 @@ class GroupInstance:
         plan, opened = member.plan, member.opened
         hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
         if opened is not None:
-            metrics = opened.tunnel.metrics()
+            metrics = opened.metrics()
             stuck = worker_problem(opened.tunnel)
             end = getattr(opened.receive, "certificate_end", None)
             loads = getattr(opened.receive, "certificate_loads", None)
@@ -178,8 +178,8 @@ class GroupInstance:
         return [
             _connection(member.name, record)
             for member in members
-            if member.opened is not None
-            for record in member.opened.tunnel.recent()
+            if member.opened is not None and not member.opened.is_continued
+            for record in member.opened.recent()
         ]
 
     def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> list[BanStatus]:

@@ -44,6 +44,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .continued_figures import ContinuedFigures
 from .drains import Drains
 from .plan import Opened, Plan
 from .probes import BackgroundCall
@@ -129,6 +130,8 @@ class Member:
         self.settings = settings
         self.now = Snapshot(plan, is_required)
         """The current state; read it from any thread, and once for all that must fit together."""
+        self.continued: ContinuedFigures | None = None
+        """Its figures, once another tunnel continues them."""
         self._attempt: BackgroundCall | None = None
 
     @property
@@ -172,6 +175,7 @@ class Member:
         """Take other settings, by which the tunnel runs already."""
         assert self.opened is not None, "only an open tunnel changes in place"
         opened = settings.plan.opened(self.opened.tunnel, receive, make_send)
+        opened = dataclasses.replace(opened, before=self.opened.before)
         self.settings = settings
         self.now = dataclasses.replace(
             self.now, plan=settings.plan, is_required=bool(settings.entry.tunnel.required), opened=opened
@@ -181,6 +185,14 @@ class Member:
         """Take another listener, from which the tunnel accepts already."""
         assert self.opened is not None, "it runs"
         self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, receive=receive))
+
+    def continue_in(self, opened: Opened) -> Opened:
+        """Return a tunnel that takes its place, with its figures, if it is open or drains."""
+        if self.opened is None or self.state.is_over:
+            return opened
+        self.continued = ContinuedFigures(self.opened.tunnel, self.opened.before)
+        self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, is_continued=True))
+        return dataclasses.replace(opened, before=self.continued)
 
     # -- the events of the table ------------------------------------------------------------------------------------
 

@@ -15,9 +15,11 @@ from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer_of_ways, listener
+from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import format_address
+from .continued_figures import ContinuedFigures
 from .exposure import warn_if_open, warn_if_unsure
 from .i2p_options import with_bridge
 from .options import Options
@@ -47,12 +49,30 @@ class Opened:
     :param receive: its listener.
     :param make_send: its factory.
     :param title: its listening address and its target.
+    :param before: the figures that it continues, of tunnels in whose place it is; ``None`` if there are none.
+    :param is_continued: whether another tunnel continues its figures, and shows them.
     """
 
     tunnel: Tunnel | PoolTunnel
     receive: Any
     make_send: Any
     title: str
+    before: ContinuedFigures | None = None
+    is_continued: bool = False
+
+    def metrics(self) -> Metrics:
+        """Return all counters, also of the tunnels whose figures it continues."""
+        own = self.tunnel.metrics()
+        return own if self.before is None else self.before.metrics(own)
+
+    def stats(self) -> Stats:
+        """Return the same figures in brief."""
+        return self.metrics().stats()
+
+    def recent(self) -> Sequence[ConnectionRecord]:
+        """Return the last connections that ended, also of those tunnels."""
+        own = self.tunnel.recent()
+        return own if self.before is None else self.before.recent(own)
 
     @property
     def live(self) -> int:

@@ -13,6 +13,7 @@ from ..engine.tunnel import Tunnel
 from .fleet_table import Column, Content
 from .member import MemberState, Snapshot
 from .output import size, summary, total
+from .plan import Opened
 
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
@@ -210,7 +211,7 @@ class Watched:
     state: str
     title: str = ""
     problem: str = ""
-    tunnel: Tunnel | PoolTunnel | None = None
+    tunnel: Opened | None = None
     listens: bool = False
 
 
@@ -220,10 +221,10 @@ def watched(member: Snapshot) -> Watched:
     if opened is None:
         return Watched(member.name, state.value, member.plan.configured, member.problem)
     if not state.accepts:
-        return Watched(member.name, state.value, opened.title, member.problem, opened.tunnel)
+        return Watched(member.name, state.value, opened.title, member.problem, opened)
     hops, problem = hop_state(opened.receive, opened.make_send)
     word, problem = shown_state(state.value, hops), worker_problem(opened.tunnel) or problem
-    return Watched(member.name, word, opened.title, problem, opened.tunnel, listens=True)
+    return Watched(member.name, word, opened.title, problem, opened, listens=True)
 
 
 class FleetView:

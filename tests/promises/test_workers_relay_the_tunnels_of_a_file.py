@@ -149,6 +149,43 @@ def test_a_reload_changes_limits_in_place_and_replaces_a_tunnel_for_the_rest(sta
     assert command.end()[0] == 0
 
 
+def test_the_figures_go_on_through_reloads_that_put_another_tunnel_in_its_place(start, ctl, tmp_path, places):
+    path = tmp_path / "relay.toml"
+    top = 'workers = 2\nstatus = "127.0.0.1:0"\n'
+    path.write_text(top + tunnel("one", places[0]))
+    command = start(str(path))
+    url = command.hear("status server at").partition("at ")[2].strip()
+    where = addresses(command, 1)["one"]
+
+    def figures():
+        (shown,) = json.loads(ctl("list", "--json"))["tunnels"]
+        return [shown["figures"][name] for name in ("accepted", "active", "received", "sent")]
+
+    def reload(place, *more):
+        path.write_text(top + tunnel("one", place, *more, listen=f":{where[1]}"))
+        assert "one: " in ctl("reload")
+
+    with connect(where) as ended:
+        assert repeats(ended)
+    with connect(where) as old:
+        reload(places[1])
+        wait_until(lambda: figures() == [2, 1, 1, 3])
+        with connect(where, b"b") as new:
+            wait_until(lambda: figures() == [3, 2, 1, 4])
+            assert repeats(old) and repeats(new)
+            assert figures() == [3, 2, 3, 6]
+            reload(places[0], "workers = 1")
+            assert figures() == [3, 2, 3, 6]
+    wait_until(lambda: figures() == [3, 0, 3, 6])
+    assert len(httpx.get(f"{url}/connections/recent", timeout=WAIT).json()["connections"]) == 3
+    reload(places[1])
+    with connect(where, b"b"):
+        wait_until(lambda: figures() == [4, 1, 3, 7])
+    status, said = command.end()
+    assert status == 0
+    assert "4 connections" in said
+
+
 def test_a_signal_lets_connections_finish(start, tmp_path, places):
     path = tmp_path / "relay.toml"
     path.write_text("workers = 2\n" + tunnel("one", places[0]))

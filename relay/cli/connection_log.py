@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..addresses.printable import shown
 from ..engine.statistics import set_access_log
 from ..errors import can_retry
+from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from .endpoint_plan import LogPlan
 from .group import TunnelGroup
@@ -86,7 +87,8 @@ class ConnectionLog:
         :raises OSError: if it cannot be opened; the old one is kept.
         """
         if (log := self._log) is not None:
-            log.reopen()
+            with reserve.lent():
+                log.reopen()
 
     def on_signal(self) -> None:
         """Open the file again, or keep the old one."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..engine.changes import start_close
 from ..engine.tunnel import Tunnel
 
 if TYPE_CHECKING:  # for tunnels in workers only
@@ -49,8 +50,6 @@ class Drains:
         :param spread: seconds before that end over which the connections are reset one after the other.
         """
         if isinstance(tunnel, Tunnel):
-            from ..engine.changes import start_close
-
             start_close(tunnel, seconds, drained, spread)
             return
         with self._changed:

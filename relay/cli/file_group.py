@@ -26,12 +26,15 @@ from typing import TYPE_CHECKING
 
 from ..config.models import File
 from ..engine.records import Stats
+from ..eventloop import reserve
 from ..operations.upgrade_channel import UNDER_WAY
 from .figures import ReloadFigures
 from .group import TunnelGroup
 from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
 from .output import describe_error, print_error, print_line, total
+from .reload import ReloadError, ReloadResult, Reloads, prepared, prepared_parts, verdicts
+from .replacement import Replacement, undo_all
 from .signals import Signals
 from .top_keys import KeyEffect, Swap
 from .tunnel_file import Reread, TunnelFile
@@ -39,8 +42,6 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:  # at the first reload
     from ..operations.sandbox import Sandbox
-    from .reload import ReloadResult, Reloads
-    from .replacement import Replacement
 
 __all__ = ["FileGroup"]
 
@@ -99,10 +100,9 @@ class FileGroup(TunnelGroup):
 
     def reload(self, dry_run: bool = False) -> ReloadResult:
         """Read the file again; see :meth:`TunnelGroup.reload`."""
-        from .reload import ReloadResult, Reloads, verdicts
-
         if dry_run:
-            new = self._read_again()
+            with reserve.lent():
+                new = self._read_again()
             return ReloadResult(tuple(verdicts(self._members, new.settings)), new.keys)
         with self._reloads_lock:
             reloads = self._reloads = self._reloads or Reloads(self._reload)
@@ -119,14 +119,12 @@ class FileGroup(TunnelGroup):
     def _reload(self) -> ReloadResult:
         self.supervisor.on_reload()
         try:
-            return self._reload_now()
+            with reserve.lent():
+                return self._reload_now()
         finally:
             self.supervisor.on_reloaded(was_successful=self._figures.was_successful)
 
     def _reload_now(self) -> ReloadResult:
-        from .reload import ReloadError, ReloadResult, prepared, prepared_parts
-        from .replacement import undo_all
-
         self._is_signalled = False  # a signal that comes from now on may be about a later version of the file
         try:
             self.call(self._begin_reload)
@@ -164,7 +162,6 @@ class FileGroup(TunnelGroup):
         """
         if self.sandbox is None:
             return self._file.again()
-        from .reload import ReloadError, verdicts
         from .sandboxed import forbidden, unreadable
 
         if problem := unreadable(self.sandbox, self._file.path):
@@ -179,8 +176,6 @@ class FileGroup(TunnelGroup):
     def _on_reload_signal(self) -> None:
         """Reload on a thread of its own; what goes wrong has been printed."""
         try:
-            from .reload import ReloadError
-
             with contextlib.suppress(ReloadError, GroupOverError):
                 self.reload()
         except OSError as error:  # no descriptor is left for a module that is read now

@@ -92,6 +92,8 @@ class TunnelGroup:
         """Called in the main thread with a tunnel that has opened; after a reload, with all and those that are gone."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
+        self.preparations: list[Callable[[], object]] = []
+        """Called in the main thread once a tunnel listens: what operators need later is imported and opened then."""
         self.upgrades: Upgrades | None = None
         """Hands the listening sockets over to another process; ``None`` if the command has no file."""
         self.without_probes: frozenset[str] = frozenset()
@@ -343,6 +345,7 @@ class TunnelGroup:
                 member.on_opened(opened)
                 self._on_opened(member, opened)
                 self.on_change([member.now])
+                self._main_thread.later(self._prepare)  # after the tunnels that have opened meanwhile
         if is_news:
             self._on_first_result()
 
@@ -350,6 +353,11 @@ class TunnelGroup:
         print_line(f"{member.name}: listening on {opened.title}")
         tell_published(opened.receive, f"{member.name}: ")
         self._try_hops(member, opened)
+
+    def _prepare(self) -> None:
+        """Prepare for operators, once."""
+        while self.preparations and not self._done:
+            self.preparations.pop()()
 
     def _on_first_result(self) -> None:
         """A tunnel has opened, has failed or waits; after the last of these all have begun."""

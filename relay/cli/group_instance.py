@@ -1,4 +1,4 @@
-"""A group of tunnels as an instance that operators see and control. Imported at their first connection."""
+"""A group of tunnels as an instance that operators see and control. Imported once a tunnel listens."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..addresses.printable import shown
 from ..carriers.listing import CarrierStatus, carriers
 from ..engine.records import ConnectionRecord
+from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
     CertificateLoads,
@@ -42,6 +43,7 @@ from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
 from .output import log_from
 from .plan import Opened, Plan
+from .reload import ReloadError
 from .views import hop_state, worker_problem
 from .ways import route_of_all, targets_of
 
@@ -277,8 +279,6 @@ class GroupInstance:
 
     def reload(self, *, dry_run: bool = False) -> ReloadReport:
         """Read the file again."""
-        from .reload import ReloadError
-
         try:
             result = self._group.reload(dry_run)
         except ReloadError as error:
@@ -294,7 +294,8 @@ class GroupInstance:
         if self._group.upgrades is None:
             raise ConflictError("this command cannot be upgraded, relay up can; start it again")
         try:
-            return UpgradeReport(*self._group.upgrades.start())
+            with reserve.lent():
+                return UpgradeReport(*self._group.upgrades.start())
         except UpgradeError as error:
             raise RejectedError(error.lines, 500) from error
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
+from ..engine import ledgers
+from ..engine.ledgers import KeptEntry, clear, entries_of
 from ..engine.tunnel import Tunnel
-
-if TYPE_CHECKING:  # they are needed for a request only
-    from ..engine.ledgers import KeptEntry
-    from ..operations.ledgers import BanStatus, QuotaStatus
-    from .member import Snapshot
+from ..operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
+from .member import Snapshot
 
 __all__ = ["bans_of", "clear_all", "quotas_of"]
 
@@ -21,9 +19,6 @@ def bans_of(members: Iterable[Snapshot], most: int) -> list[BanStatus]:
 
     :param most: bans at most.
     """
-    from ..engine import ledgers
-    from ..operations.ledgers import BanStatus
-
     found = (
         BanStatus(tunnel=name, limit=entry.limit, key=entry.key, until=entry.banned_until)
         for name, tunnel in _tunnels(members)
@@ -34,8 +29,6 @@ def bans_of(members: Iterable[Snapshot], most: int) -> list[BanStatus]:
 
 def quotas_of(members: Iterable[Snapshot]) -> list[QuotaStatus]:
     """Return what was used of the quotas of tunnels, the largest part first."""
-    from ..operations.ledgers import MOST_ROWS, QuotaStatus
-
     found = (
         QuotaStatus(tunnel=name, limit=entry.limit, key=entry.key, used=entry.used, quota=quota, since=entry.period)
         for name, (entry, quota) in _entries(members)
@@ -50,14 +43,10 @@ def clear_all(members: Iterable[Snapshot], kind: str, key: str) -> int:
     :param kind: ``bans`` or ``quotas``.
     :returns: how many were forgotten.
     """
-    from ..engine.ledgers import clear
-
     return sum(clear(tunnel, kind, key) for _, tunnel in _tunnels(members))
 
 
 def _entries(members: Iterable[Snapshot]) -> Iterator[tuple[str, KeptEntry]]:
-    from ..engine.ledgers import entries_of
-
     for name, tunnel in _tunnels(members):
         for entry in entries_of(tunnel):
             yield name, entry

@@ -20,7 +20,7 @@ __all__ = ["operated"]
 def operated(
     group: TunnelGroup, signals: Signals, plan: EndpointPlan, predecessor: Predecessor | None = None
 ) -> Iterator[OperatorSockets]:
-    """Listen for operators while the group runs. Until the first client this costs neither a thread nor an import.
+    """Listen for operators while the group runs. A command starts without the server, which comes once it listens.
 
     A service manager (``NOTIFY_SOCKET``) is notified of the state of the group.
 
@@ -38,6 +38,7 @@ def operated(
         closing(OperatorSockets(group, signals, probes.status, plan)) as made,
         _supervised(group, predecessor),
     ):
+        group.preparations.append(made.start)
         yield made
 
 

@@ -45,7 +45,7 @@ class OperatorSockets:
     """The sockets of operators. Belongs to the main thread, except :meth:`prepare`.
 
     :param group: the tunnels.
-    :param signals: waits for the first client.
+    :param signals: waits for a client that comes before :meth:`start`.
     :param probe_of: returns the probe of a tunnel.
     :param plan: where to listen.
     :raises ValueError: if an address is wrong.
@@ -66,6 +66,7 @@ class OperatorSockets:
         self._instance: GroupInstance | None = None
         self._status: _Open | None = None
         self._log: RecentLog | None = None
+        self._is_started = False
         control = _control(plan)
         self._control = None if control is None else self._served(control)
         try:
@@ -75,6 +76,13 @@ class OperatorSockets:
             self.close()
             raise
         self._on_status()
+
+    def start(self) -> None:
+        """Serve from now on, also those that are opened later. A client that comes before that is served as well."""
+        self._is_started = True
+        for each in (self._control, self._status):
+            if each is not None:
+                each.server.start()
 
     @property
     def paths(self) -> list[str]:
@@ -190,10 +198,13 @@ class OperatorSockets:
     def _served(self, endpoint: Endpoint) -> _Open:
         from ..operations.waiting import Endpoints
 
-        return _Open(endpoint, Endpoints([endpoint], self._make_instance, self._signals))
+        served = _Open(endpoint, Endpoints([endpoint], self._make_instance, self._signals))
+        if self._is_started:
+            served.server.start()
+        return served
 
     def _make_instance(self) -> GroupInstance:
-        """Return the instance; called on the thread of each server with its first client."""
+        """Return the instance; called on the thread of each server."""
         from .group_instance import GroupInstance
 
         path = self._control.endpoint.path if self._control is not None else ""

@@ -148,7 +148,8 @@ def status_of(error: Exception) -> int:
 def describe_error(error: Exception) -> str:
     """Return an exception as one sentence, without its error number."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        is_of_module = str(error.filename).endswith((".py", ".pyc"))  # that there was no descriptor for
+        return f"{error.filename}: {error.strerror}" if error.filename and not is_of_module else error.strerror
     return str(error)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import resource
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -13,6 +12,7 @@ from ..addresses.hops import Command, Listen, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import RelayError
+from ..eventloop import reserve
 from .options import LOG_INTERVAL, Options
 from .output import describe_error, failures_reported, logged_to_stderr
 from .plan import Opening, Plan, make_plan
@@ -20,7 +20,7 @@ from .signals import Signals
 from .ways import Way
 from .worker_processes import WorkerProcesses
 
-__all__ = ["raise_descriptor_limit", "relay_one", "serve"]
+__all__ = ["relay_one", "serve"]
 
 
 def serve(
@@ -56,7 +56,7 @@ def serve(
         Signals() as signals,
         closing(WorkerProcesses(options.workers or 1)) as processes,
     ):
-        raise_descriptor_limit()
+        reserve.keep()
         options = dataclasses.replace(options, processes=processes)
         made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via, others=others, policy=policy)
         if hint:
@@ -100,12 +100,3 @@ def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening
         return listen(opening)
     except OSError as error:
         raise RelayError(f"{describe_error(error)}; {hint}") from error
-
-
-def raise_descriptor_limit() -> None:
-    """Take all the descriptors that the system allows: a connection needs two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        pass  # macOS says "unlimited" and means 10240

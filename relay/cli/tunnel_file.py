@@ -16,6 +16,7 @@ from .options import LOG_INTERVAL, Options
 from .output import configuration_read, describe_error, status_of
 from .plan import Plan
 from .plan_from_file import plans_of, print_problems
+from .reload import ReloadError
 from .rule_notices import rule_warnings
 from .top_keys import KeyChange, compare_keys
 from .verdicts import Settings
@@ -127,8 +128,6 @@ class TunnelFile:
 
         :raises ReloadError: if it has problems, or cannot be read.
         """
-        from .reload import ReloadError
-
         last = self._last
         assert last is not None, "it was read at the start"
         try:

@@ -36,13 +36,13 @@ class TunnelProbes:
 
     def status(self, member: Snapshot) -> ProbeStatus | None:
         """Return the probe of a tunnel; ``None`` if it has none. From any thread."""
-        from ..operations.instance import ProbeStatus
-        from ..operations.probing import DEFAULT_INTERVAL
-
         options, group = member.plan.options, _targets_of(member)
         found = self._prober.status(member.name) if self._prober is not None and group is None else None
         if found is not None or options.probe is None or not _has_probe(member):
             return found
+        from ..operations.instance import ProbeStatus
+        from ..operations.probing import DEFAULT_INTERVAL
+
         kind, interval = options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL
         outcome = group.probe_outcome() if group is not None else None
         return ProbeStatus(kind, interval, *outcome) if outcome is not None else ProbeStatus(kind, interval)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import select
 import socket
 import sys
@@ -198,7 +199,7 @@ class SocketAcceptor:
         accept, owner, has_spare_fd = self._accept, self._owner, self._owner.has_spare_fd
         for _ in range(self._batch):
             if not has_spare_fd():  # the first client opens it: a tunnel without clients needs none
-                self._exhausted(now)
+                self._failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), now)
                 return False
             try:
                 client, peer = accept()

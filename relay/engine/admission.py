@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..eventloop import reserve
 from .connection import Connection
 
 __all__ = ["Slots", "SpareDescriptor"]
@@ -74,12 +75,16 @@ class SpareDescriptor:
 
     def is_available(self) -> bool:
         """Return whether the descriptor is open; open it again if that is possible."""
-        if self._descriptor is None:
-            try:
-                self.open()
-            except OSError:
-                return False
+        if self._descriptor is None or reserve.is_lent:
+            return self._look()
         return True
+
+    def _look(self) -> bool:
+        try:
+            self.open()
+            return not reserve.is_lent or reserve.leaves(2)  # for a client and its stream
+        except OSError:
+            return False
 
     def release(self) -> bool:
         """Close the descriptor; return whether it was open."""

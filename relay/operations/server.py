@@ -1,4 +1,4 @@
-"""The server of the app: uvicorn, on a thread and a loop of its own. Imported at the first connection.
+"""The server of the app: uvicorn, on a thread and a loop of its own. Imported once the tunnels listen.
 
 What a client sends is bounded: the head by 16 KiB, the time until its request is complete by 10 s, and the number of
 clients of an endpoint by 128. When there are more, the one that has been without a request for the longest is closed.
@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import h11
+from anyio.to_thread import current_default_thread_limiter
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..eventloop import reserve
 from ..streams.rate_limited_log import RateLog
 from .app import LONGEST_HEAD, App, make_app
 from .instance import Instance
@@ -55,8 +57,12 @@ def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None
     """
     _take_log()
     app = make_app(instance)
-    _check_descriptors(endpoints[0].socket)
-    asyncio.run(_serve_all(app, instance.hand_over, endpoints, stop))
+    runner = asyncio.Runner()
+    with reserve.lent():
+        _check_descriptors(endpoints[0].socket)
+        runner.get_loop()  # which opens what it needs
+    with runner:
+        runner.run(_serve_all(app, instance.hand_over, endpoints, stop))
 
 
 def _check_descriptors(any_socket: socket.socket) -> None:
@@ -74,8 +80,14 @@ async def _serve_all(app: App, hand_over: HandOver, endpoints: Sequence[Endpoint
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_LoopErrors(stopped))
     stop.use(loop, stopped)
-    servers = [_EndpointServer(app, endpoint, stopped, hand_over).serve([endpoint.socket]) for endpoint in endpoints]
-    await asyncio.gather(_close(app, stopped), *servers)
+    with reserve.lent():
+        servers = [_EndpointServer(app, endpoint, stopped, hand_over) for endpoint in endpoints]
+        for server in servers:
+            server.config.load()  # uvicorn imports a part of itself here,
+        current_default_thread_limiter()  # and anyio here
+    logger.debug("operators are served from now on")
+    serving = [server.serve([endpoint.socket]) for server, endpoint in zip(servers, endpoints, strict=True)]
+    await asyncio.gather(_close(app, stopped), *serving)
 
 
 async def _close(app: App, stopped: asyncio.Event) -> None:

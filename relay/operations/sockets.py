@@ -10,14 +10,16 @@ import stat
 import struct
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..access.regular_file import open_regular
 from ..addresses.parse import parse_listen
 from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, UnixListen, unix_path
 from ..errors import AddressError, can_retry
+from ..eventloop import reserve
 from ..transports.tcp import inherited
-from ..transports.unix import group_number, listen_unix
+from ..transports.unix import UnixListener, group_number, listen_unix
 from .runtime import make_directory
 
 __all__ = [
@@ -68,6 +70,20 @@ class Endpoint:
         self.has_closed.set()
 
 
+class _ControlSocket(UnixListener):
+    """A control socket. If no other descriptor is left, its clients (this user or root) get one of the reserve."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a client."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        with reserve.lent():
+            return super().accept()
+
+
 def open_control(path: str) -> Endpoint:
     """Listen at a control socket, owner-only. The stale socket of a process that was killed is replaced.
 
@@ -81,7 +97,7 @@ def open_control(path: str) -> Endpoint:
     make_directory(path)
     path = os.path.abspath(path)
     try:
-        return Endpoint(listen_unix(path), is_control=True, path=path)
+        return Endpoint(listen_unix(path, kind=_ControlSocket), is_control=True, path=path)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise

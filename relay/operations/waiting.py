@@ -1,4 +1,4 @@
-"""The endpoints of a program: until the first client they only wait, and cost no thread and no import."""
+"""The endpoints of a program: until :meth:`Endpoints.start` or the first client they only wait."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import can_retry
+from ..eventloop import reserve
 from .stop import Stop
 
 if TYPE_CHECKING:  # a relay without clients of its control socket does not need them
@@ -49,11 +50,18 @@ class Endpoints:
         self._waiter = waiter
         self._stop = Stop()
         self._thread: threading.Thread | None = None
+        self._is_started = False
         for endpoint in self._endpoints:
-            waiter.watch(endpoint.socket.fileno(), self._on_client)
+            waiter.watch(endpoint.socket.fileno(), self.start)
 
-    def _on_client(self) -> None:
-        """Start the server; the client waits in the backlog for it."""
+    def start(self) -> None:
+        """Start the server, unless it is; a client waits in the backlog for it.
+
+        Before the clients of the tunnels come: later they may leave it no descriptor for its modules and its loop.
+        """
+        if self._is_started:
+            return
+        self._is_started = True
         for endpoint in self._endpoints:
             self._waiter.forget(endpoint.socket.fileno())
         self._thread = threading.Thread(target=self._serve, name="relay-operations", daemon=True)
@@ -77,9 +85,11 @@ class Endpoints:
         has_warned = False
         while not self._stop.is_set():
             try:
-                from .server import serve
+                with reserve.lent():
+                    from .server import serve
 
-                return serve(self._make_instance(), self._endpoints, self._stop)
+                    instance = self._make_instance()
+                return serve(instance, self._endpoints, self._stop)
             except (OSError, ImportError) as error:
                 if not _is_shortage(error):
                     raise

@@ -47,7 +47,12 @@ _NO_RIGHT = "a socket lies there that this user may not use or replace; remove i
 _LAST_GROUP = 2**32 - 2  # chown(2): the number after it leaves the group as it is
 
 
-def listen_unix(path: str | os.PathLike[str], mode: str | None = None, group: str | None = None) -> UnixListener:
+def listen_unix(
+    path: str | os.PathLike[str],
+    mode: str | None = None,
+    group: str | None = None,
+    kind: type[UnixListener] | None = None,
+) -> UnixListener:
     """Listen on a Unix stream socket that its owner alone may use, unless other rights are given.
 
     It has mode 0600 from its first moment, and other rights only once it has its group.
@@ -57,6 +62,7 @@ def listen_unix(path: str | os.PathLike[str], mode: str | None = None, group: st
     :param path: where to make it; a relative path is taken from the working directory of now.
     :param mode: the rights of the file, such as ``"0660"``; ``None`` for ``"0600"``. A client needs the right to write.
     :param group: of the file, by name or number; ``None`` for that of the process, or of its directory.
+    :param kind: the class of the socket.
     :returns: a bound, listening socket, whose ``close()`` removes the file; the caller owns it.
     :raises TypeError: if ``path`` is not a path.
     :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be.
@@ -64,13 +70,14 @@ def listen_unix(path: str | os.PathLike[str], mode: str | None = None, group: st
     :raises OSError: if it cannot be made there (``errno`` tells, such as EADDRINUSE), or may not have the group.
     """
     place = unix_path(path)
+    kind = kind or UnixListener
     rights = _rights(place, mode, group)
     if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
-        listening = UnixListener(fileno=known.detach())
+        listening = kind(fileno=known.detach())
         listening.setblocking(False)  # the other owner relies on it
         listening.borrow(place, rights)
         return listening
-    made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
+    made = kind(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _guard(place):
             _remove_stale(place)

@@ -636,8 +636,8 @@ def test_a_reload_that_comes_too_late_logs_what_it_cannot_open_again(up, places,
         group.call(lambda: setattr(group, "is_handing_over", True))
         return []
 
-    monkeypatch.setattr(reload, "prepared", prepare)
-    monkeypatch.setattr("relay.cli.replacement.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
+    monkeypatch.setattr("relay.cli.file_group.prepared", prepare)
+    monkeypatch.setattr("relay.cli.file_group.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
     with pytest.raises(GroupOverError):
         group.reload()
     group.is_handing_over = False
@@ -751,7 +751,7 @@ def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, pla
     with monkeypatch.context() as patched:
         patched.setattr(group, "reload", refuse)
         group.call(group._on_signal, signal.SIGHUP)
-        wait_until(lambda: "reload: relay/cli/reload.py: Too many open files; nothing has changed" in caplog.messages)
+        wait_until(lambda: "reload: Too many open files; nothing has changed" in caplog.messages)
         wait_until(lambda: all(thread.name != "relay-reload" for thread in threading.enumerate()))
     group.call(group._on_signal, signal.SIGHUP)
     wait_until(lambda: group.reload_figures.succeeded == 1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relay.cli import app
-from relay.cli import run as serving
-from relay.cli.commands import socks
 from relay.cli.single import SingleTunnel
+from relay.eventloop import reserve
 
 NO_USERS = "user:www-data can never match: no client of this listener has what user: compares; it needs a listener at"
 
@@ -16,8 +15,7 @@ NO_USERS = "user:www-data can never match: no client of this listener has what u
 def warnings(monkeypatch, capfd):
     """Return the warnings of a command, which ends before it listens."""
     monkeypatch.setattr(SingleTunnel, "relay", lambda tunnel: None)
-    for module in (serving, socks):
-        monkeypatch.setattr(module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(reserve, "keep", lambda: None)
 
     def make(command, *words):
         app.command(command).main(list(words), standalone_mode=False)

@@ -411,10 +411,12 @@ def test_the_pause_doubles_up_to_a_second_and_begins_anew(one, caplog):
     assert len(caplog.messages) == 2
 
 
-def test_without_a_spare_descriptor_no_client_is_accepted(owner, one):
+def test_without_a_spare_descriptor_no_client_is_accepted(owner, one, caplog):
     owner.spare = False
     assert ready(one, Client(), good=False) == 1
-    assert owner.calls == [("make_room", NOW)]
+    (name, error), room = owner.calls
+    assert (name, error.errno, room) == ("accept_failed", errno.EMFILE, ("make_room", NOW))
+    assert "cannot accept for now: Too many open files; raise the limit" in caplog.text
     assert due(one) == NOW + 0.05
 
 
@@ -484,7 +486,7 @@ def test_no_client_waits(owner, one, monkeypatch):
 def test_not_after_an_error(owner, waiting):
     owner.spare = False
     waiting.take_backlog(NOW)
-    assert owner.calls == [("make_room", NOW)]
+    assert [name for name, _ in owner.calls] == ["accept_failed", "make_room"]
 
 
 def test_not_at_a_socket_that_was_closed(owner, waiting, listener):

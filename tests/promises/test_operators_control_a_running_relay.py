@@ -144,20 +144,20 @@ def test_while_connections_finish_it_is_alive_but_not_ready(file, environment):
         assert command.wait()[0] == 0
 
 
-@pytest.mark.parametrize("is_used", [False, True], ids=["no client", "one client"])
-def test_nothing_of_the_server_is_imported_before_the_first_client(file, environment, tmp_path, is_used):
+@pytest.mark.parametrize("listens", [False, True], ids=["waiting", "listening"])
+def test_nothing_of_the_server_is_imported_before_a_tunnel_listens(file, environment, tmp_path, listens):
+    if not listens:
+        file.write_text('[tunnels.one]\nlisten = "i2p:?sam=127.0.0.1:1"\ntarget = "127.0.0.1:1"\n')
     code = "import atexit, sys\natexit.register(lambda: print('loaded:', *sys.modules, file=sys.stderr))\n"
     (tmp_path / "sitecustomize.py").write_text(code)
     with commands() as start:
-        command = start(str(file), command="up", env={**environment, "PYTHONPATH": str(tmp_path)})
-        command.hear("2 of 2 tunnels listen")
-        if is_used:
-            ctl(environment, "status")
+        command = start(str(file), "--debug", command="up", env={**environment, "PYTHONPATH": str(tmp_path)})
+        command.hear("operators are served" if listens else "; 1 do not")
         status, said = command.end()
     assert status == 0
     loaded = {*said.partition("loaded:")[2].split()}
     assert "relay.cli.commands.up" in loaded
-    assert ({*LAZY} & loaded != set()) is is_used
+    assert ({*LAZY} & loaded != set()) is listens
 
 
 def test_a_single_tunnel_has_the_same_by_its_options(echo_server, environment, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ...eventloop import reserve
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
 from ..header_options import accept_proxy
@@ -14,7 +15,7 @@ from ..i2p_options import read_bridges, sam
 from ..options import Options, of_clients, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import make_proxy_plan
-from ..run import raise_descriptor_limit, relay_one
+from ..run import relay_one
 from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
@@ -97,7 +98,7 @@ def socks(
         failures_reported(debug=options.debug),
         Signals() as signals,
     ):
-        raise_descriptor_limit()
+        reserve.keep()
         hops = read_hops(via, "")
         rules = [_rule(text) for text in rule]
         made = make_proxy_plan(

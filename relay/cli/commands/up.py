@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ...eventloop import reserve
 from ..options import (
     Options,
     control,
@@ -26,7 +27,6 @@ from ..options import (
     workers,
 )
 from ..output import configuration_read, failures_reported, logged_to_stderr
-from ..run import raise_descriptor_limit
 from ..signals import Signals
 
 if TYPE_CHECKING:  # the help is faster without them
@@ -168,7 +168,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     from ..tunnel_file import TunnelFile
     from ..upgraded_group import UpgradedGroup
 
-    raise_descriptor_limit()
+    reserve.keep()
     program = Program.of_this_process()
     with configuration_read():
         name = str(file or find())

@@ -18,6 +18,7 @@ from relay.cli import run as serving
 from relay.cli.commands import check, socks
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plan_of
+from relay.eventloop import reserve
 
 
 @pytest.fixture
@@ -487,7 +488,7 @@ def plan_of_line(monkeypatch):
     found = []
     for module in (serving, socks):
         monkeypatch.setattr(module, "relay_one", lambda plan, signals, title: found.append(plan))
-        monkeypatch.setattr(module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(reserve, "keep", lambda: None)
 
     def make(name, *words):
         app.command(name).main(list(words), standalone_mode=False)

@@ -209,6 +209,8 @@ class Connector:
             dialer = plan.dialer
             if (sender := self._owner.entrance.sender) is not None and isinstance(attempt.connection, Connection):
                 dialer = sender.over(dialer, attempt.connection)
+            if attempt.is_warm or attempt.connection.request is not None:  # a reply would be sent before a refusal
+                dialer = dialer.confirming()
             attempt.dial(dialer, now)
         elif plan.nonblocking:
             attempt.finished(self._outcome(self._bound(attempt)), now)

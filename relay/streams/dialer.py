@@ -111,6 +111,14 @@ class Dialer:
         :param header: the bytes; none for no header.
         """
 
+    def confirming(self) -> Dialer:
+        """Return a dialer of the same target that gives a stream only once the target, or its hop, has accepted it.
+
+        For callers that promise their clients an answer, or try another target. Others may get the stream earlier,
+        which saves a round trip: its ``failure`` then returns why there is none.
+        """
+        return self
+
     def on(self, home: Home) -> Dialer:
         """Return a dialer for an engine that reads and writes every stream in one thread only.
 
@@ -290,6 +298,14 @@ class Upgrade(Dialer):
             other._begin_upgrade = functools.partial(_upgrade_introduced, self.target, header, begin)
         else:
             other.inner = self.inner.introducing(header)
+        return other
+
+    def confirming(self) -> Dialer:
+        """Return one whose streams the target has accepted, as a handshake proves; see :meth:`Dialer.confirming`."""
+        if self._has_session or (inner := self.inner.confirming()) is self.inner:
+            return self
+        other = copy.copy(self)
+        other.inner = inner
         return other
 
     def on(self, home: Home) -> Dialer:

@@ -308,7 +308,7 @@ class _Attempts:
         if others:
             left = math.inf if deadline is None else deadline - now
             deadline = now + min(left / (others + 1), _ATTEMPT)
-        dialer = self._group.alternatives[number]
+        dialer = self._group.alternatives[number].confirming()
         dial = functools.partial(
             dialer.dial, deadline, self_contained=self._self_contained, wait_for_reconnect=self._wait and not others
         )

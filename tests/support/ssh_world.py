@@ -54,7 +54,7 @@ class Connection:
         self.errors = [error] * 99
         self.told_lost(error)
 
-    def open(self, place, deadline, done, *, self_contained=False):
+    def open(self, place, deadline, done, *, self_contained=False, confirmed=False):
         self.places.append((place, self_contained))
         if self.errors:
             done(self.errors.pop(0))

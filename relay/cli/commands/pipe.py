@@ -113,7 +113,7 @@ def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stre
     limit = check_time("--connect-timeout", timeout)  # which may be infinite
     deadline = None if limit is None else time.monotonic() + limit
     answer: Promise[Stream] = Promise()
-    give_up = factory.dial(deadline, answer.put, wait_for_reconnect=False)
+    give_up = factory.confirming().dial(deadline, answer.put, wait_for_reconnect=False)
     try:
         stream = answer.get(deadline, signals)
     finally:

@@ -135,6 +135,10 @@ class Proxied(Upgrade):
         steps.begin(self._read_login, known)
         return steps.give_up
 
+    def confirming(self) -> Dialer:
+        """Return itself: the proxy replies before there is a stream."""
+        return self
+
     def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: OnResult) -> Abort:
         proxy = self._proxy
         step = self.trace.begin(Stage.PROXY, str(proxy), protocol=proxy.protocol, place=self.target, user=proxy.user)

@@ -130,7 +130,13 @@ class Connection(Protocol):
     """An open SSH connection. Every method may be called from any thread."""
 
     def open(
-        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+        self,
+        place: Place,
+        deadline: float | None,
+        done: OnResult,
+        *,
+        self_contained: bool = False,
+        confirmed: bool = False,
     ) -> Callable[[], object]:
         """Begin to open a stream to a target that the server can reach, or to a command at the server. Never blocks.
 
@@ -149,6 +155,7 @@ class Connection(Protocol):
             returned by the stream's ``failure``.
         :param self_contained: the caller uses only the stream's socket, and neither its ``failure`` nor its
             ``on_close``. A target that refuses must be an error here, and closing the socket must release the stream.
+        :param confirmed: whether a target that refuses must be an error here, and not of the stream's ``failure``.
         :returns: cancels the attempt: ``done`` is not called any more, and nothing remains. Idempotent.
         """
 

@@ -59,6 +59,7 @@ def dial(
     done: OnResult,
     *,
     self_contained: bool = False,
+    confirmed: bool = False,
     wait_for_reconnect: bool = True,
     trace: Trace = SILENT,
     number: int = 1,
@@ -72,7 +73,7 @@ def dial(
     def begin(link: Connection, on_result: OnResult) -> Abort:
         if trace is not SILENT:
             on_result = report_to(trace.begin(Stage.CHANNEL, str(place), server=carrier.name), on_result)
-        return link.open(place, deadline, on_result, self_contained=self_contained)
+        return link.open(place, deadline, on_result, self_contained=self_contained, confirmed=confirmed)
 
     return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect, numbers=numbers)
 

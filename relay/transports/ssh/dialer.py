@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -46,6 +47,7 @@ class SSHFactory(Dialer):
         self._holder = Holder(server, below)
         self._number = len(below.route) + 1
         self._place = place
+        self._confirmed = False
 
     @property
     def state(self) -> str:
@@ -100,10 +102,19 @@ class SSHFactory(Dialer):
             deadline,
             done,
             self_contained=self_contained,
+            confirmed=self._confirmed,
             wait_for_reconnect=wait_for_reconnect,
             trace=self.trace,
             number=self._number,
         )
+
+    def confirming(self) -> Dialer:
+        """Return one whose streams the server has opened; see :meth:`Dialer.confirming`. Both share the connection."""
+        if self._confirmed:
+            return self
+        other = copy.copy(self)
+        other._confirmed = True
+        return other
 
     def close_when_idle(self) -> None:
         """Release the connection, which closes when its last stream has ended. Does not wait."""

@@ -140,11 +140,17 @@ class OpenSSH:
     # -- streams, in any thread -----------------------------------------------------------------------------------
 
     def open(
-        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+        self,
+        place: Place,
+        deadline: float | None,
+        done: OnResult,
+        *,
+        self_contained: bool = False,
+        confirmed: bool = False,
     ) -> Callable[[], object]:
         """Begin to open a stream; see :meth:`relay.transports.ssh.connection.Connection.open`.
 
-        ``done`` is called as soon as ssh has the stream, unless it is ``self_contained`` or of a command. After that
+        ``done`` is called as soon as ssh has the stream, unless it must be ``confirmed`` or is of a command. After that
         the stream's ``failure`` returns the reply of the server.
         """
         if isinstance(place, Command):
@@ -152,7 +158,7 @@ class OpenSSH:
             return self._sessions.open(place, opening)
         if self_contained:  # the other end of the socket is ssh's, so that nothing could reset it
             done = functools.partial(_self_contained, done)
-        opening = Opening(self, str(place), done, deadline, patient=self_contained)
+        opening = Opening(self, str(place), done, deadline, patient=self_contained or confirmed)
         made, report = None, None
         with self._master.lock:
             error: OSError | None = self._master.gone or objection(place, self._forwards, self._channels.expected)

@@ -218,7 +218,13 @@ class Connection:
     # -- any thread -----------------------------------------------------------------------------------------------
 
     def open(
-        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+        self,
+        place: Place,
+        deadline: float | None,
+        done: OnResult,
+        *,
+        self_contained: bool = False,
+        confirmed: bool = False,
     ) -> Callable[[], object]:
         """Begin to open a stream; see :class:`relay.transports.ssh.connection.Connection`."""
         opening = Opening(self._mux, place, deadline, done, alone=self_contained)

@@ -412,9 +412,10 @@ class Entrance:
         summary, tunnel = connection.summary, re.sub(r"[^\w.-]", "_", self._owner.name)
         header = summary.reported()
         is_senders = header is not None and header.source is None  # the address is that of a balancer
-        peer = "" if is_senders or isinstance(summary.peer, (str, bytes)) else format_address(summary.peer)
-        if not peer:  # nor if the client has chosen the name of its Unix socket, which may look like an address
-            identity = summary.who()
+        identity = summary.who()
+        is_claimed = isinstance(summary.peer, (str, bytes)) or (identity is not None and not identity.is_verified)
+        peer = "" if is_senders or is_claimed else format_address(summary.peer)
+        if not peer:  # others have chosen what looks like an address: the client of a Unix socket, or an SSH server
             if is_senders and identity is not None and identity.kind == "tcp":
                 identity = None
             peer = re.sub(r"\s", "_", str((identity and identity.destination) or identity or "-"))

@@ -315,11 +315,16 @@ def test_by_destination(i2p_double, target):
         ({"allow": ["ssh:another"]}, "allow"),
     ],
 )
-def test_by_server(sshd, target, relayed_to, lists, rule):
+def test_by_server(sshd, target, relayed_to, caplog, lists, rule):
     tunnel = relayed_to(relay.ssh_listen(sshd.url), **lists)
     assert is_served(tunnel.address) == (rule is None)
     assert denials(tunnel) == ([] if rule is None else [rule])
     assert target.clients == (rule is None)
+    lines = [line for line in caplog.messages if line.startswith("denied ")]
+    # Not the address that the server says: a program such as fail2ban would ban whomever a server names.
+    named = str(tunnel.recent()[0].identity)
+    assert named.startswith("ssh:") and "127.0.0.1" in named
+    assert lines == ([] if rule is None else [f"denied peer={named} tunnel=it rule={rule}"])
 
 
 # -- a program --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from ..addresses.hops import Route
+from ..addresses.hops import Command, Route
 from ..addresses.i2p import I2PListen
 from ..addresses.options import inline_secrets
 from ..addresses.redact import redact
@@ -27,7 +27,7 @@ def as_toml(
     values: Mapping[str, object],
     tunnels: Sequence[tuple[Entry, Mapping[str, Any]]],
 ) -> str:
-    """Return a file with the same meaning, in which secrets are hidden.
+    """Return a file with the same meaning, in which secrets are hidden, and so are the words of ``exec:`` commands.
 
     :param file: its keys and its hops, as they are written.
     :param values: the hops by their names, as values.
@@ -105,8 +105,10 @@ def _listen(text: str, value: object) -> str:
 
 
 def _rule(text: str, rule: Rule) -> str:
-    return f"{text.partition('=')[0]}={_HIDDEN}" if any(map(inline_secrets, rule.route or ())) else text
+    pattern, _, way = text.partition("=")
+    has_words = any(isinstance(hop, Command) and hop.text in way for hop in rule.route or ())  # not by its name
+    return f"{pattern}={_HIDDEN}" if has_words or any(map(inline_secrets, rule.route or ())) else text
 
 
 def _without_secrets(text: str, value: object) -> str:
-    return redact(text) if inline_secrets(value) else text
+    return redact(text) if inline_secrets(value) or text[:5].lower() == "exec:" else text

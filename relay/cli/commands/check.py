@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,10 @@ def _tell(config: Config, *, as_file: bool) -> None:
     if as_file:
         print_problems(config)
         settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
-        print_line(as_toml(config.file, config.hops, settled).rstrip())
+        text = as_toml(config.file, config.hops, settled).rstrip()
+        print_line(text)
+        if re.search(r'"exec:.* …"', text):
+            print_notice("relay: exec: its words are left out (…), as they may hold a secret; write them into the file")
         return
     preflight = Preflight()
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
@@ -240,8 +244,8 @@ def _of_line(command: str, words: Sequence[str]) -> tuple[Config, list[str]]:
         if isinstance(listen, I2PListen):  # it is expose that keeps destinations
             given["transient"] = not (listen.router.keys or listen.router.session)
     said = {name: value for name, value in given.items() if value is not None and value is not False}
-    tunnel = {name: said[name] for name in Tunnel.model_fields if name in said}
-    top = {name: said[name] for name in File.model_fields if name in said and name not in tunnel}
+    top = {name: said[name] for name in File.model_fields if name in said}
+    tunnel = {name: said[name] for name in Tunnel.model_fields if name in said and name not in top}
     known = {*Tunnel.model_fields, *File.model_fields, "others", "on"}
     left_out = [option for name, option in options.items() if name not in known]
     return of_command_line(command, tunnel, top, listen), left_out

@@ -69,8 +69,11 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
     if is_users and needs.groups:
         raise ValueError(f"group={needs.groups[0]}: the sandbox of a user's service has no other groups; use --system")
     for each in (path, *command, *needs.paths):
-        if CONTROL.search(each):
-            raise ValueError(f"{shown(each)}: a path with a control character cannot be in a unit; choose another path")
+        if CONTROL.search(each) or each.endswith("\\"):  # which would join two lines
+            raise ValueError(
+                f"{shown(each)}: a path with a control character, or a backslash at its end, cannot be in a unit; "
+                "choose another path"
+            )
     return Unit(command, path, user, home, version, _sandbox(path, command, needs, is_users=is_users))
 
 

@@ -465,7 +465,7 @@ LINES = [
     "forward i2p: 127.0.0.1:80",
     "forward 'i2p:?keys=a.dat' 127.0.0.1:80 --sam 127.0.0.1:7657",
     "forward ssh://me@server?listen=:80 127.0.0.1:80 --via ssh://me@other",
-    "forward 8080 'exec:cat -'",
+    "forward 8080 exec:cat",
     "forward 8080 db1:1 --target db2:2 --target unix:///run/db --policy fastest --via ssh://me@bastion",
     "forward 8080 db:5432 --limit rate=5/m,ban=10m --limit per=tunnel,bandwidth=20MB/s,name=all",
     "expose 127.0.0.1:8000 --on ssh://me@server --via ssh://me@bastion",
@@ -565,7 +565,7 @@ GIVEN = {
     "--carriers": "--carriers per-worker",
 }
 WITHOUT_KEY = {"--fail-fast", "--verbose", "--watch", "--log-format", "--debug"}  # options of relay up alone
-AT_THE_TOP = ("control", "status", "log_file", "log_interval", "shutdown_delay", "sandbox")
+AT_THE_TOP = ("control", "status", "log_file", "log_interval", "shutdown_delay", "sandbox", "workers")
 
 
 @pytest.fixture
@@ -641,7 +641,7 @@ def test_what_is_usual_over_i2p_is_printed():
 def test_the_defaults_are_printed_in_each_tunnel_and_secrets_never(checked):
     status, lines, problems = checked(
         '[defaults]\nlinger = 7\n[hops]\nb = "ssh://me:secret@b"\n'
-        '[hops.c]\naddress = "ssh://c"\npassphrase = "secret"\n[hops.d]\naddress = "exec:nc %h %p"\n'
+        '[hops.c]\naddress = "ssh://c"\npassphrase = "secret"\n[hops.d]\naddress = "exec:nc"\n'
         '[tunnels.a]\nlisten = ":0"\ntarget = "x:1"\nvia = ["b"]\n',
         "--print",
     )
@@ -652,8 +652,46 @@ def test_the_defaults_are_printed_in_each_tunnel_and_secrets_never(checked):
     assert printed["hops"] == {
         "b": "ssh://me:***@b",
         "c": {"address": "ssh://c", "passphrase": "***"},
-        "d": {"address": "exec:nc %h %p"},
+        "d": {"address": "exec:nc"},
     }
+
+
+def test_the_words_of_programs_are_not_printed(checked):
+    words = "exec:nc --password S3cr3t %h %p"
+    status, lines, notices = checked(
+        f'''
+        [hops]
+        a = "{words}"
+        [hops.b]
+        address = "{words}"
+        [tunnels.one]
+        listen = ":0"
+        target = "x:1"
+        via = [["{words}"], ["a"], ["b"]]
+        [tunnels.two]
+        listen = ":0"
+        target = ["exec:nc S3cr3t", "exec:nc"]
+        [tunnels.three]
+        listen = "socks5://:0"
+        rule = ["*.a={words}", "*.b=a", "*=direct"]
+        via = ["{words}"]
+        ''',
+        "--print",
+    )
+    (notice,) = notices
+    assert notice.startswith("relay: exec: its words are left out (…), as they may hold a secret; ")
+    printed = tomllib.loads("\n".join(lines))
+    assert (status, "S3cr3t" in str(printed)) == (0, False)
+    assert printed["hops"] == {"a": "exec:nc …", "b": {"address": "exec:nc …"}}
+    one, two, three = printed["tunnels"].values()
+    assert (one["via"], two["target"]) == ([["exec:nc …"], ["a"], ["b"]], ["exec:nc …", "exec:nc"])
+    assert (three["via"], three["rule"]) == (["exec:nc …"], ["*.a=***", "*.b=a", "*=direct"])
+
+
+def test_keys_of_the_top_are_printed_at_the_top():
+    printed = tomllib.loads(effective("forward", ":0", "db:5432", "--workers", "2", "--sandbox", "auto"))
+    assert (printed["workers"], printed["sandbox"]) == (2, "auto")
+    assert not {"workers", "sandbox"} & printed["tunnels"]["forward"].keys()
 
 
 def test_nothing_is_looked_at_to_print():

@@ -25,9 +25,9 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(making, "_TEMPORARY", ())
     monkeypatch.setattr(making, "_check_program", lambda command: None)
 
-    def make(*more, mode=0o644, owner=0, homes=("/nowhere",), **options):
+    def make(*more, mode=0o644, owner=0, homes=("/nowhere",), name="relay.toml", **options):
         monkeypatch.setattr(making, "_HOMES", homes)
-        path = tmp_path / "relay.toml"
+        path = tmp_path / name
         path.write_text("\n".join([*more, "[tunnels.t]", 'listen = "8080"', 'target = "h:1"', ""]))
         path.chmod(mode)
         os.chown(path, owner, -1)
@@ -91,8 +91,11 @@ def test_a_file_with_problems_gets_no_unit(made, capsys):
 
 
 def test_a_path_that_a_unit_cannot_hold_is_an_error(made):
-    with pytest.raises(ValueError, match="a path with a control character cannot be in a unit; choose another path"):
+    cannot = "a path with a control character, or a backslash at its end, cannot be in a unit; choose another path"
+    with pytest.raises(ValueError, match=cannot):
         made(r'log_file = "a\nb/c"')
+    with pytest.raises(ValueError, match=cannot):
+        made("", name="tunnels\\")
 
 
 def test_folders_that_systemd_makes_are_no_exceptions(made):

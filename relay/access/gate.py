@@ -244,6 +244,16 @@ class Gate:
         """True if a client may be banned. Safe from any thread."""
         return bool(self._named) or any(limiter.has_bans for limiter in self._own())
 
+    def count_bans(self) -> dict[str, int]:
+        """Return the number of clients that each limit bans now, by its name. Safe from any thread."""
+        now, counts = self._monotonic(), dict[str, int]()
+        named = [reference() for reference in self._named.valuerefs()]
+        for limiter in (*self._own(), *(one for one in named if one is not None)):
+            if limiter.limit.terms.ban or limiter.has_bans:
+                name = limiter.limit.name
+                counts[name] = counts.get(name, 0) + limiter.count_bans(now)
+        return counts
+
     def limiters(self) -> tuple[Limiter, ...]:
         """Return its limits at work."""
         return self._all()

@@ -306,6 +306,10 @@ class Limiter:
         """True if a client is banned, or was when :meth:`banned` was called last. Safe from any thread."""
         return bool(self.table.banned)
 
+    def count_bans(self, now: float) -> int:
+        """Return the number of bans that have not ended. Safe from any thread."""
+        return sum(one.banned_until > now for one in list(self.table.banned.values()))
+
     def banned(self, most: int, now: float) -> list[Entry]:
         """Return what is banned, at most the last ones; the cost does not grow with the number of all keys."""
         banned = self.table.banned

@@ -16,6 +16,7 @@ from .output import size
 from .views import age, shown_state
 
 __all__ = [
+    "listening",
     "print_bans",
     "print_carriers",
     "print_connections",
@@ -47,16 +48,20 @@ _FIGURES = (
 _GAP = "  "
 
 
+def listening(tunnels: Sequence[Row]) -> int:
+    """Return how many tunnels listen."""
+    return sum(tunnel["state"] == "listening" for tunnel in tunnels)
+
+
 def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
     """Yield the lines about a process."""
-    listening = sum(tunnel["state"] == "listening" for tunnel in tunnels)
     what = printable(instance["config"]) or "a command line"
     ending = ", draining" if instance["draining"] else ""
     yield f"relay {printable(instance['version'])}, process {instance['pid']}, {what}{ending}"
     level = printable(instance["log_level"])
     own = " (info for what relay itself does)" if level == "warning" else ""
     yield f"up {age(time.time() - instance['started'])}, log level {level}{own}"
-    yield f"{listening} of {len(tunnels)} tunnels listen"
+    yield f"{listening(tunnels)} of {len(tunnels)} tunnels listen"
     if workers := instance.get("workers"):  # that of an older relay has none
         running = sum(worker["state"] == "running" for worker in workers)
         pids = ", ".join(str(worker["pid"]) for worker in workers if worker["pid"] is not None)

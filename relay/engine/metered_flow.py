@@ -31,7 +31,7 @@ class Budget:
     :param used_up: called with a quota that has nothing left, and with the time.
     """
 
-    __slots__ = ("allowance", "is_waiting", "_meters", "_quotas", "_used_up")
+    __slots__ = ("allowance", "is_waiting", "since", "_meters", "_quotas", "_used_up")
 
     def __init__(
         self, meters: Sequence[Meter], quotas: Sequence[Quota], used_up: Callable[[Quota, float], object]
@@ -40,6 +40,8 @@ class Budget:
         """The bytes that the next read may take."""
         self.is_waiting = False
         """True while a meter has to call the flow."""
+        self.since = 0.0
+        """When it began to wait, in monotonic seconds."""
         self._meters = meters
         self._quotas = quotas
         self._used_up = used_up
@@ -60,7 +62,8 @@ class Budget:
         for meter in self._meters:
             granted = meter.take(flow, now)
             if not granted:
-                self.is_waiting = True
+                if not self.is_waiting:
+                    self.is_waiting, self.since = True, now
                 return False
             allowance = min(allowance, granted)
         self.is_waiting = False
@@ -132,6 +135,7 @@ class _Metered(Flow):
         if self.owner.is_closed or self.ended or not self.budget.is_waiting:
             return self.budget.leave(self)
         self.budget.is_waiting = False
+        self.work.throttled += now - self.budget.since
         if self.reads & PRI & ~max(self.mask, 0):  # it is not waited for any more, so it has come
             self.copy_to_mark(now)
         else:

@@ -188,6 +188,10 @@ class Metrics(NamedTuple):
     this took; see :attr:`ConnectionRecord.hop_times`."""
     warm: WarmFigures | None = None
     """The figures of its warm streams; ``None`` if it never had any."""
+    bans: Mapping[str, int] = {}
+    """Limit that bans → the bans that have not ended."""
+    throttled: float = 0.0
+    """Seconds for which connections waited for bandwidth, each direction for itself."""
 
     def stats(self) -> Stats:
         """Return the figures that users see."""

@@ -121,7 +121,11 @@ class RelayThread(LoopThread):
 
     def metrics(self) -> Metrics:
         """See :meth:`relay.Tunnel.metrics`."""
-        return self._statistics.metrics(self._slots.connections, self._connector.warm_figures())
+        metrics = self._statistics.metrics(self._slots.connections, self._connector.warm_figures())
+        gate, throttled = self.entrance.gate, self.workspace.throttled
+        if gate is None and not throttled:
+            return metrics
+        return metrics._replace(bans=gate.count_bans() if gate is not None else {}, throttled=throttled)
 
     def keep_warm(self, count: int, seconds: float) -> None:
         """See ``warm`` of :class:`relay.Tunnel`."""

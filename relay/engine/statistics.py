@@ -75,7 +75,7 @@ class Statistics:
         self._denied = collections.Counter(dict.fromkeys(_RULES, 0))
         self._ages = Durations(AGES)
         self._connect_times = Durations(CONNECT_TIMES)
-        self._hop_times = {DIRECT: Durations(CONNECT_TIMES)}
+        self._hop_times: dict[str, Durations] = {}  # of the steps that there were
         self._bytes = (0, 0, 0, 0)  # that were returned last
         self._idle: Metrics | None = None  # those that were returned last, if there was no connection then
 
@@ -187,7 +187,8 @@ class Statistics:
         by_hops = [summary for summary in summaries if summary.path is not None]
         through = [seconds for summary in by_hops if (seconds := summary.connect_time) is not None]
         self._connect_times.add(direct + through)
-        self._hop_times[DIRECT].add(direct)
+        if direct:
+            self._hop_times.setdefault(DIRECT, Durations(CONNECT_TIMES)).add(direct)
         parts = [part for summary in by_hops for part in summary.hop_times()]
         for label in {label for label, _ in parts}:
             times = self._hop_times.setdefault(label, Durations(CONNECT_TIMES))

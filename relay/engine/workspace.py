@@ -16,11 +16,13 @@ class Workspace:
     :param pipes: its pipes, or ``None`` where there is no ``splice``.
     """
 
-    __slots__ = ("loop", "pipes", "_buffer", "_clients")
+    __slots__ = ("loop", "pipes", "throttled", "_buffer", "_clients")
 
     def __init__(self, loop: Loop, pipes: PipePool | None) -> None:
         self.loop = loop
         self.pipes = pipes
+        self.throttled = 0.0
+        """Seconds for which flows waited for bandwidth."""
         self._buffer: memoryview | None = None  # most tunnels need none
         self._clients: set[Client] = set()
 

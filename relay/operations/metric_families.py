@@ -226,6 +226,20 @@ FAMILIES = (
         _counted("rule", lambda metrics: metrics.denied),
     ),
     Family(
+        "relay_bans_active",
+        "gauge",
+        ("tunnel", "limit"),
+        "Bans that have not ended, by the limit.",
+        _counted("limit", lambda metrics: metrics.bans),
+    ),
+    Family(
+        "relay_throttled_seconds_total",
+        "counter",
+        ("tunnel",),
+        "Time that connections have waited for bandwidth, each direction for itself.",
+        _of_tunnels(lambda tunnel: None if tunnel.metrics is None else tunnel.metrics.throttled),
+    ),
+    Family(
         "relay_warm_streams",
         "gauge",
         ("tunnel",),

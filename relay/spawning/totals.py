@@ -80,7 +80,7 @@ class Totals:
 
 def _without_gauges(metrics: Metrics) -> Metrics:
     warm = metrics.warm._replace(ready=0) if metrics.warm is not None else None
-    return metrics._replace(states=dict.fromkeys(metrics.states, 0), warm=warm)
+    return metrics._replace(states=dict.fromkeys(metrics.states, 0), warm=warm, bans={})
 
 
 def last_of(lists: Iterable[Sequence[ConnectionRecord]]) -> list[ConnectionRecord]:
@@ -112,6 +112,8 @@ def add_metrics(parts: Sequence[Metrics]) -> Metrics:
             for label in dict.fromkeys(label for part in parts for label in part.hop_times)
         },
         warm=_add_warm([part.warm for part in parts if part.warm is not None]),
+        bans=_sum(part.bans for part in parts),
+        throttled=sum(part.throttled for part in parts),
     )
 
 

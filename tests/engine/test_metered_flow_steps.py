@@ -57,7 +57,7 @@ class Metered(FlowOwner):
         super().__init__()
         self.loop, self.pipes = LoopRecord(), Pipes()
         self.client, self.target = Sock(5, family), Sock(6, family)
-        work = SimpleNamespace(loop=self.loop, pipes=self.pipes)
+        work = SimpleNamespace(loop=self.loop, pipes=self.pipes, throttled=0.0)
         self.meter, self.quotas = Meter(*grants), [Quota(size) for size in quotas]
         self.up = kind(self, work, self.client, self.target)
         self.up.budget = self.budget = Budget([self.meter], self.quotas, self.used_up)
@@ -546,7 +546,7 @@ class Session(Sock):
 def out_of_session(*grants, quotas=()):
     one = Metered(grants, quotas=quotas)
     session = Session(5)
-    work = SimpleNamespace(loop=LoopRecord(), pipes=None)
+    work = SimpleNamespace(loop=LoopRecord(), pipes=None, throttled=0.0)
     flow = MeteredSessionFlow(one, work, session, one.target)
     flow.budget = one.budget
     flow.begin_metering()

@@ -92,7 +92,7 @@ class Connected(FlowOwner):
         self.summary = SimpleNamespace(rule=None)
         self.loop = LoopRecord()
         self.loop.timers = self.timers = Timers()
-        work = SimpleNamespace(loop=self.loop, pipes=None)
+        work = SimpleNamespace(loop=self.loop, pipes=None, throttled=0.0)
         self.flows = MeteredPair(self, work, self.near, self.far)
         self.up, self.down = self.flows.upstream, self.flows.downstream
         self.up.set_interest(WATCHED)

@@ -36,7 +36,12 @@ from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 from relay.streams.target_group import TargetState
 
 EMPTY = Statistics("", None, None).metrics([])
-WARM = EMPTY._replace(warm=WarmFigures(ready=2, hits=5, misses=3, ended=4, expired=7))
+WARM = EMPTY._replace(
+    warm=WarmFigures(ready=2, hits=5, misses=3, ended=4, expired=7),
+    hop_times={"1:target": EMPTY.connect_times},
+    bans={"few": 3},
+    throttled=1.5,
+)
 TARGETS = (
     TargetState("db:5432", "up", 9.0, 2, 0.01, 0, ""),
     TargetState("db2:5432", "down", 3.0, 0, None, 4, "db2:5432: refused"),
@@ -162,6 +167,15 @@ def test_workers_are_counted_by_their_state() -> None:
     assert [of(text, "relay_workers", state=state) for state in ("running", "waiting", "ended")] == [1, 1, 0]
     assert of(text, "relay_worker_restarts_total") == 3
     assert not [name for name, _ in samples(page(workers=())) if "worker" in name]
+
+
+def test_limits_have_their_metrics() -> None:
+    text = page(tunnel("db", WARM), tunnel("web"))
+    assert of(text, "relay_bans_active", tunnel="db", limit="few") == 3
+    assert [of(text, "relay_throttled_seconds_total", tunnel=name) for name in ("db", "web")] == [1.5, 0]
+    assert {
+        labels for name, labels in samples(text) if name == "relay_bans_active" and ("tunnel", "web") in labels
+    } == set()
 
 
 def test_a_histogram_is_cumulative() -> None:
@@ -306,6 +320,7 @@ def test_no_label_is_of_a_peer() -> None:
         "direction",
         "engine",
         "rule",
+        "limit",
         "carrier",
         "kind",
         "number",
@@ -426,7 +441,7 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
             for entry in asked(port, "query", query='{__name__=~"relay_.+"}')["result"]
         }
         expected = {family.name for family in FAMILIES if family.kind != "histogram"}
-        absent = {name for name in expected if re.search("probe|ready|rtt|certificate|warm|target", name)}
+        absent = {name for name in expected if re.search("probe|ready|rtt|certificate|warm|target|bans", name)}
         assert expected - absent <= set(names)
         kinds = asked(port, "metadata")
         for family in FAMILIES:
@@ -438,7 +453,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:
-    text = page(tunnel("db", targets=TARGETS), carriers=(carrier("ssh://a"),))
+    text = page(tunnel("db", WARM, targets=TARGETS), carriers=(carrier("ssh://a"),))
     known = {family.name for family in FAMILIES} | {name for name, _ in samples(text)}
     variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
     queries = [target["expr"] for panel in PANELS for target in panel["targets"]] + variables

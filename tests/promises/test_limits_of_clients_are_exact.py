@@ -10,7 +10,7 @@ import pytest
 from helpers import WAIT, ended, ending, fate_of_client, receive_exactly, refusing, send_and_end, wait_until
 
 import relay
-from relay.engine import changes
+from relay.engine import changes, ledgers
 from relay.eventloop.sockets import reset
 
 LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
@@ -128,3 +128,44 @@ def test_each_client_counts_by_its_own_address(echo_server, connect):
                 assert is_served(client)
         assert is_served(connect(tunnel.address))
         assert fate_of_client(tunnel.address) == "reset"
+
+
+def test_bans_are_counted_until_they_end_or_are_cleared(echo_server, connect):
+    limit = [{"per": "ip", "rate": "1/1h", "name": "few", "ban": "1h"}, {"concurrent": 99, "name": "other"}]
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory(), limit=limit) as tunnel:
+        assert tunnel.metrics().bans == {"few": 0}
+        assert is_served(connect(tunnel.address))
+        for _ in range(2):
+            assert fate_of_client(tunnel.address) == "reset"
+            assert tunnel.metrics().bans == {"few": 1}
+        assert ledgers.clear(tunnel, "bans", "127.0.0.1") == 1
+        assert tunnel.metrics().bans == {"few": 0}
+        assert tunnel.metrics().throttled == 0
+
+
+@pytest.mark.parametrize("per", ["ip", "connection"])
+def test_the_time_that_connections_wait_for_bandwidth_is_counted(echo_server, connect, per):
+    size = 16 << 10
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory(), limit=[{"per": per, "bandwidth": "32kB/s"}]) as tunnel:
+        client = connect(tunnel.address)
+        client.settimeout(WAIT)
+        client.sendall(b"x" * size)
+        receive_exactly(client, size)
+        wait_until(lambda: tunnel.stats().received == size)
+        waited = tunnel.metrics().throttled
+        assert waited > 0
+        assert is_served(client)
+        client.close()
+        wait_until(lambda: tunnel.stats().active == 0)
+        assert tunnel.metrics().throttled >= waited
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}])
+def test_with_workers_and_in_a_child_process_it_is_counted_too(echo_server, connect, options):
+    limit, target = [{"per": "connection", "bandwidth": "32kB/s"}], "{}:{}".format(*echo_server.address)
+    with relay.spawn(":0", target, limit=limit, **options) as tunnel:
+        client = connect(tunnel.address)
+        client.settimeout(WAIT)
+        client.sendall(b"x" * (16 << 10))
+        receive_exactly(client, 16 << 10)
+        wait_until(lambda: tunnel.metrics().throttled > 0)

@@ -81,10 +81,11 @@ def subcommand(function: Callable[..., None]) -> click.Command:
 def status(client: Any, as_json: bool) -> None:
     """Show the process, its file, and how many tunnels listen."""
     instance = client.get("/instance")
-    if as_json:
-        return _print_json(instance)
     tunnels = client.get("/tunnels")["tunnels"]
-    from ..ctl_tables import status_lines
+    from ..ctl_tables import listening, status_lines
+
+    if as_json:
+        return _print_json({**instance, "tunnels": {"total": len(tunnels), "listening": listening(tunnels)}})
 
     for line in status_lines(instance, tunnels):
         print_line(line)
@@ -188,25 +189,35 @@ def _ledger(client: Any, kind: str, name: str | None, clear: str | None, as_json
     getattr(ctl_tables, f"print_{kind}")(answer[kind])
 
 
+def _act(client: Any, name: str, action: str, as_json: bool, **query: str) -> None:
+    """Do something with a tunnel; print the tunnel then if requested."""
+    client.request("POST", "/tunnels", name, action, **query)
+    if as_json:
+        _print_json(client.get("/tunnels", name))
+
+
 @tunnel
-def pause(client: Any, name: str) -> None:
+@as_json
+def pause(client: Any, name: str, as_json: bool) -> None:
     """Accept no client at TUNNEL until relay ctl resume.
 
     Clients wait. Open connections stay.
     """
-    client.request("POST", "/tunnels", name, "pause")
+    _act(client, name, "pause", as_json)
 
 
 @tunnel
-def resume(client: Any, name: str) -> None:
+@as_json
+def resume(client: Any, name: str, as_json: bool) -> None:
     """Accept clients at TUNNEL again."""
-    client.request("POST", "/tunnels", name, "resume")
+    _act(client, name, "resume", as_json)
 
 
 @tunnel
-def drain(client: Any, name: str) -> None:
+@as_json
+def drain(client: Any, name: str, as_json: bool) -> None:
     """Close the listener of TUNNEL; open connections may finish. A reload or an upgrade opens it again."""
-    client.request("POST", "/tunnels", name, "drain")
+    _act(client, name, "drain", as_json)
 
 
 target = click.argument("target", metavar="TARGET", help="One of its targets, as relay ctl list prints it")
@@ -214,22 +225,27 @@ target = click.argument("target", metavar="TARGET", help="One of its targets, as
 
 @tunnel
 @target
-def disable(client: Any, name: str, target: str) -> None:
+@as_json
+def disable(client: Any, name: str, target: str, as_json: bool) -> None:
     """Give one of several targets of TUNNEL no new connections; open ones stay."""
-    client.request("POST", "/tunnels", name, "disable", target=target)
+    _act(client, name, "disable", as_json, target=target)
 
 
 @tunnel
 @target
-def enable(client: Any, name: str, target: str) -> None:
+@as_json
+def enable(client: Any, name: str, target: str, as_json: bool) -> None:
     """Give a target of TUNNEL connections again, as soon as relay can connect to it."""
-    client.request("POST", "/tunnels", name, "enable", target=target)
+    _act(client, name, "enable", as_json, target=target)
 
 
 @click.argument("id", metavar="ID", help="The ID of a connection, from relay ctl connections")
-def kill(client: Any, id: str) -> None:  # noqa: A002  (the name of the argument)
+@as_json
+def kill(client: Any, id: str, as_json: bool) -> None:  # noqa: A002  (the name of the argument)
     """Reset one open connection."""
     client.request("DELETE", "/connections", id)
+    if as_json:
+        _print_json({"id": id})
 
 
 @click.option("--dry-run", is_flag=True, help="Change nothing; only print what would change.")
@@ -279,9 +295,13 @@ def log_level(client: Any, level: str) -> None:
     client.request("PUT", "/log-level", body={"level": level})
 
 
-def stop(client: Any) -> None:
+@as_json
+def stop(client: Any, as_json: bool) -> None:
     """End the relay as SIGTERM does: open connections may finish. A second time ends it at once."""
+    pid = client.get("/instance")["pid"] if as_json else None
     client.request("POST", "/stop")
+    if as_json:
+        _print_json({"pid": pid})
 
 
 def _print_json(answer: Any) -> None:

@@ -15,6 +15,7 @@ from relay.cli import app as cli
 from relay.engine.records import Stats, WarmFigures
 from relay.operations import runtime
 from relay.operations.instance import ConflictError, RejectedError
+from relay.streams.target_group import TargetState
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def test_status_says_what_runs(ctl, running, double):
     assert "relay 1, process 4711, /etc/relay.toml\n" in out
     assert "2 of 2 tunnels listen\n" in out
     assert "b: no route\\x1b[31m\n" in out
-    assert json.loads(ctl("status", "--json")[1])["pid"] == 4711
+    double.change("b", state="paused")
+    facts = json.loads(ctl("status", "--json")[1])
+    assert (facts["pid"], facts["tunnels"]) == (4711, {"total": 2, "listening": 1})
 
 
 def test_list_shows_each_tunnel(ctl, running, double):
@@ -132,6 +135,23 @@ def test_actions_print_nothing_and_act(ctl, running, double):
     assert double.facts.log_level == "debug"
     assert ctl("stop") == (0, "", "")
     assert double.facts.draining
+
+
+def test_actions_print_json_if_asked(ctl, running, double):
+    double.change("a", targets=(TargetState("t:2", "up", 1.0, 0, None, 0, ""),))
+    targets = (("disable", "a", "t:2"), ("enable", "a", "t:2"))
+    states = [("pause", "a"), ("resume", "a"), ("drain", "a")]
+    for words, state in zip([*targets, *states], ["listening"] * 2 + ["paused", "listening", "draining"], strict=True):
+        status, out, err = ctl(words[0], "--json", *words[1:])
+        assert (status, err) == (0, "")
+        answer = json.loads(out)
+        assert (answer["name"], answer["state"]) == ("a", state)
+    assert json.loads(ctl("kill", "c1", "--json")[1]) == {"id": "c1"}
+    assert "c1" not in double.open
+    assert json.loads(ctl("stop", "--json")[1]) == {"pid": 4711}
+    assert double.facts.draining
+    status, out, err = ctl("pause", "nothing", "--json")
+    assert (status, out, err.startswith("relay: ")) == (2, "", True)
 
 
 def test_probes_are_silent_and_say_what_is_wrong(ctl, running, double):

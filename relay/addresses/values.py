@@ -11,7 +11,9 @@ import sys
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from ..errors import AddressError
 from .options import CONTROL, FILE, FLAG, MODE, PRINTABLE, PROTOCOLS, changed_options, option, written
+from .printable import printable
 
 __all__ = [
     "LONGEST_UNIX_PATH",
@@ -28,7 +30,9 @@ __all__ = [
     "is_ip_address",
     "is_ipv6",
     "is_loopback",
+    "is_onion",
     "quoted",
+    "refuse_onion",
     "unix_path",
 ]
 
@@ -147,7 +151,34 @@ def check_host_port(host: str, port: int, *, least: int = 1) -> None:
 
 def is_i2p(host: str) -> bool:
     """Return whether a host is a name of I2P, which must not be looked up in the DNS."""
-    return host.lower().rstrip(".").rpartition(".")[2] == "i2p"
+    return _top_level(host) == "i2p"
+
+
+def is_onion(host: str) -> bool:
+    """Return whether a host is a name of Tor, which must not be looked up in the DNS (RFC 7686)."""
+    return _top_level(host) == "onion"
+
+
+def refuse_onion(host: str) -> None:
+    """Reject a name of Tor, before the system's resolver gets it: the DNS would learn which site the user visits.
+
+    :raises AddressError: if it is one.
+
+    Source: RFC 7686, section 2.
+    """
+    if is_onion(host):
+        remedy = "give the proxy of Tor as the hop before it, such as --via socks5://127.0.0.1:9050"
+        raise AddressError(f"{printable(host)}: a name of Tor, which relay does not look up in the DNS; {remedy}")
+
+
+def _top_level(host: str) -> str:
+    """Return the last label of a host; other scripts have further dots and letters that mean the same (RFC 3490)."""
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            pass  # there is no such name
+    return host.lower().rstrip(".").rpartition(".")[2]
 
 
 def unix_path(path: str | os.PathLike[str]) -> str:

@@ -14,7 +14,7 @@ from ..access.access_list import AccessList
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, is_i2p
+from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, is_i2p, refuse_onion
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
@@ -201,6 +201,7 @@ def _keyfile(server: SSHServer, file: str, *, needs_client: bool) -> None:
 def _resolve(host: str, what: str = "") -> None:
     if is_i2p(host):
         return
+    refuse_onion(host)
     try:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:

@@ -290,7 +290,10 @@ class Dynamic(Dialer):
         if route is None:
             raise ConnectError(f"{place}: the rules refuse it", reason="denied")
         if not route and not is_i2p(place.host):
-            direct = tcp(place.host, place.port)
+            try:
+                direct = tcp(place.host, place.port)
+            except AddressError as error:
+                raise ConnectError(str(error), reason="denied") from None
             return direct if direct.name is None else _guarded(direct.target, direct.name, place.port, earlier)
         route = route or self._over_i2p
         self._hold(route)

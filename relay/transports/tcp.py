@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ..addresses.values import TCPAddress, check_host_port
+from ..addresses.values import TCPAddress, check_host_port, refuse_onion
 from ..errors import ConnectError
 from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp, duplicate
 from ..streams.connect import SocketDialer
@@ -34,9 +34,10 @@ def tcp(host: str, port: int, *, mptcp: bool = False) -> SocketDialer:
         It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if ``host`` is neither an address nor a name, ``port`` is out of range, or the system has no
-        MPTCP although it is required.
+        MPTCP although it is required; :class:`relay.AddressError` for a name in ``.onion``, which a hop must resolve.
     """
     check_host_port(host, port)
+    refuse_onion(host)
     protocol = _protocol(mptcp=mptcp)
     target = str(TCPAddress(host, port))
     if (endpoint := _literal(host, port, protocol)) is not None:
@@ -115,6 +116,7 @@ def listen_tcp(host: str, port: int, *, mptcp: bool = False) -> socket.socket:
     :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
     """
     check_host_port(host, port, least=0)
+    refuse_onion(host)
     place, protocol = TCPAddress(host, port), _protocol(mptcp=mptcp)
     failure: OSError | None = None
     for family, address in _addresses(place):

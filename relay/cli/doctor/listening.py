@@ -13,7 +13,7 @@ from typing import Any
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import I2PListen
 from ...addresses.ssh import SSHListen
-from ...addresses.values import SystemdListen, TCPAddress, UnixAddress, is_loopback
+from ...addresses.values import SystemdListen, TCPAddress, UnixAddress, is_loopback, refuse_onion
 from ...transports.i2p.key_file import read
 from ...transports.tcp import tcp
 from ..running import process_at
@@ -59,6 +59,7 @@ def _tcp(place: TCPAddress) -> Check:
     """Bind the address, without listening on it."""
     subject = str(place)
     try:
+        refuse_onion(place.host)
         family, _, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from ...addresses.hops import Route, on_the_way, over_i2p
 from ...addresses.ssh import SSHServer
-from ...addresses.values import TCPAddress, is_i2p
+from ...addresses.values import TCPAddress, is_i2p, refuse_onion
 from ...carriers import dialer, pool
 from ...carriers.carrier import ATTEMPT_TIMEOUT, Carrier
 from ...carriers.carrier_set import SharedCarrier, make_carriers
@@ -134,6 +134,7 @@ class _SSHConnector:
         if chosen == "openssh" and not self._below.route and not _is_at_i2p(settings):
             self._close_dialer()
             _reject_loops(settings, ())
+            _refuse_onion(settings)
             # ssh follows ProxyJump and ProxyCommand itself.
             return connect(settings, None, deadline, cancel, lost, trace)
         stream = self._stream(settings, deadline, cancel)
@@ -220,6 +221,17 @@ def _reject_loops(settings: Settings, seen: tuple[str, ...]) -> None:
         raise AddressError(f"{settings.name}: ProxyJump loop ({way}); fix the SSH configuration")
     for server in settings.jumps:
         _reject_loops(resolve_settings(server), (*seen, place))
+
+
+def _refuse_onion(settings: Settings) -> None:
+    """Reject a name that ssh itself would look up: that of the server, or of the first one on the way.
+
+    :raises AddressError: if it is a name of Tor.
+    """
+    while settings.jumps:
+        settings = resolve_settings(settings.jumps[0])
+    if settings.command is None:
+        refuse_onion(settings.hostname)
 
 
 def backend_for(settings: Settings) -> str:

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from ....addresses.printable import one_line, printable
 from ....addresses.ssh import SSHServer
-from ....addresses.values import is_i2p
+from ....addresses.values import is_i2p, is_onion
 from ....errors import AddressError, ConnectError
 from ....process import DEVNULL, PIPE, start
 from ...files import has_entry, home
@@ -99,7 +99,7 @@ def read(server: SSHServer, *, behind: bool = False) -> Options:
     if program is None or not has_entry():
         return Options(_by_paramiko(server), {name: [",".join(supported(name))] for name in LISTS})
     place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
-    if behind or is_i2p(server.host):
+    if behind or is_i2p(server.host) or is_onion(server.host):
         place += ["-o", "CanonicalizeHostname=no"]
     config = [] if server.config is None else ["-F", server.config]
     defaults = _meanwhile(_defaults_of, server, program)

@@ -246,13 +246,14 @@ class Connector:
     def failed(self, connection: Recipient, error: BaseException, now: float) -> None:
         """End a connection that gets no stream: log the error, and reset the client or send it a reply."""
         name, peer, reason = self._owner.name, format_address(connection.summary.peer), reason_of(error)
+        log = functools.partial(self._owner.workspace.log_problem, reason)
         if reason == "factory_error":
             expected = isinstance(error, OSError)  # its text is enough; a bug needs the traceback
             text = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
             trace = None if expected and not logger.isEnabledFor(logging.DEBUG) else error
-            logger.error("%s: the factory failed for the client %s: %s", name, peer, text, exc_info=trace)
+            log("%s: the factory failed for the client %s: %s", name, peer, text, error=trace)
         else:
-            logger.warning("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
+            log("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
         connection.fail(reason, now)
 
     def close_stream(self, stream: Stream, clean: bool) -> None:
@@ -264,7 +265,8 @@ class Connector:
         problem = plan.dialer.last_error if plan.dialer is not None else None
         if problem is not None:
             name, peer = self._owner.name, format_address(connection.summary.peer)
-            logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)
+            text = "%s: %s: not connected in time: %s (client %s)"
+            self._owner.workspace.log_problem("connect_timeout", text, name, plan.target, problem, peer)
 
     # -- calls that may block -------------------------------------------------------------------------------------
 

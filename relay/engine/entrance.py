@@ -102,11 +102,12 @@ class Entrance:
         self._owner = owner
         self._slots = slots
         self._serving_queue = False
-        self._crowded = RateLog(logger, logging.WARNING)
-        self._guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
-        self._denials = RateLog(logger, logging.WARNING, _MOST_DENIALS)
-        self._bans = RateLog(logger, logging.WARNING, _MOST_BANS)
-        self._quotas = RateLog(logger, logging.WARNING, _MOST_QUOTAS)
+        limited = functools.partial(RateLog, logger, logging.WARNING, timers=owner.loop.timers)
+        self._crowded = limited()
+        self._guesses = limited()  # wrong users and passwords
+        self._denials = limited(_MOST_DENIALS)
+        self._bans = limited(_MOST_BANS)
+        self._quotas = limited(_MOST_QUOTAS)
         self.gate: Gate | None = None
         self._keeper = keeper_of(owner.name, owner.loop.timers)  # None if bans and quotas end with the process
         self._headers: HeaderClients | None = None  # None until there are senders of headers

@@ -181,7 +181,8 @@ class FlowPair:
             return self.close_unreachable(now, _CLOSED_EARLY)
         if isinstance(failure, ConnectError):  # the stream was there before its target could be reached
             problem, peer = printable(str(failure), _LONGEST), format_address(connection.summary.peer)
-            logger.warning("%s: %s (client %s)", connection.tunnel_name, problem, peer)
+            work = self.upstream.work
+            work.log_problem(failure.reason, "%s: %s (client %s)", connection.tunnel_name, problem, peer)
         return connection.close(getattr(failure, "reason", reason), now)
 
     def _wait_for_cause(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
@@ -204,7 +205,8 @@ class FlowPair:
     def close_unreachable(self, now: float, text: str = _SILENT) -> None:
         """End the connection, because the target has sent nothing: in time, unless ``text`` says otherwise."""
         connection, summary = self.connection, self.connection.summary
-        logger.warning(text, connection.tunnel_name, summary.target_name(), format_address(summary.peer))
+        values = connection.tunnel_name, summary.target_name(), format_address(summary.peer)
+        self.upstream.work.log_problem("unreachable", text, *values)
         connection.close("unreachable", now)
 
     def _discard_reverse(self, flow: Flow, now: float) -> None:

@@ -233,7 +233,7 @@ class RelayThread(LoopThread):
         if not self.is_open:
             self.close_stream(stream, clean=False)
         elif stream.denied is not None:
-            logger.warning("%s: %s", self.name, stream.denied)
+            self.workspace.log_problem("denied", "%s: %s", self.name, stream.denied)
             self._statistics.accepted += 1
             connection = Connection(self, stream.socket, stream, peer, now)
             connection.summary.rule = "access-list"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from typing import Any
+
 from ..eventloop.background import BUFFER, Client
 from ..eventloop.loop import Loop
 from ..eventloop.pipes import PipePool
+from ..streams.rate_limited_log import RateLog
 
 __all__ = ["Workspace"]
 
+logger = logging.getLogger("relay")
+
+_MOST_PROBLEMS = 60  # lines of a minute about connections that have failed for one reason
+
 
 class Workspace:
-    """The loop, the pipes and the buffer that all flows of one thread share.
+    """The loop, the pipes and the buffer that all flows of one thread share, and the log of what their clients cause.
 
     :param loop: the thread's loop.
     :param pipes: its pipes, or ``None`` where there is no ``splice``.
     """
 
-    __slots__ = ("loop", "pipes", "throttled", "_buffer", "_clients")
+    __slots__ = ("loop", "pipes", "throttled", "_buffer", "_clients", "_problems")
 
     def __init__(self, loop: Loop, pipes: PipePool | None) -> None:
         self.loop = loop
@@ -25,6 +34,7 @@ class Workspace:
         """Seconds for which flows waited for bandwidth."""
         self._buffer: memoryview | None = None  # most tunnels need none
         self._clients: set[Client] = set()
+        self._problems: dict[str, RateLog] = {}
 
     @property
     def buffer(self) -> memoryview:
@@ -32,6 +42,19 @@ class Workspace:
         if self._buffer is None:
             self._buffer = memoryview(bytearray(BUFFER))
         return self._buffer
+
+    def log_problem(self, reason: str, text: str, *values: Any, error: BaseException | None = None) -> None:
+        """Log why a connection has failed. A client can fail at will, so the lines of a minute are limited.
+
+        :param reason: of the record; each reason has lines of its own.
+        :param text: a format for ``values``, as loggers take it.
+        :param error: whose traceback follows; ``None`` for none.
+        """
+        problems = self._problems.get(reason)
+        if problems is None:
+            level = logging.ERROR if reason == "factory_error" else logging.WARNING
+            problems = self._problems[reason] = RateLog(logger, level, _MOST_PROBLEMS, self.loop.timers)
+        problems.log(time.monotonic(), text, *values, error=error)
 
     def hold(self, client: Client) -> None:
         """Take an upgrade that runs in this thread."""

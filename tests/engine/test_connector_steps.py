@@ -18,6 +18,7 @@ from relay.engine import connector as module
 from relay.engine.attempt import Plan
 from relay.engine.connector import _YOUNG, Connector, _deadline, _dispose, close_factory
 from relay.engine.records import ConnectionSummary
+from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Timers
 from relay.streams import peer_source
 from relay.streams.connect import SocketDialer
@@ -37,6 +38,7 @@ class Owner(Notes):
         self.is_running = True
         self.loop = SimpleNamespace(timers=Timers(), call=self._call)
         self.workspace = Notes()
+        self.workspace.log_problem = Workspace(self.loop, None).log_problem
         self.entrance = SimpleNamespace(sender=None)
 
     def _call(self, function):

@@ -14,6 +14,7 @@ from relay.engine.flow import WATCHED, Flow
 from relay.engine.flow_pair import FlowPair
 from relay.engine.records import ConnectionState
 from relay.engine.session_flow import NOTHING, SessionFlow
+from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Timers
 from relay.eventloop.poller import IN, OUT, READ
 from relay.streams.session_socket import SessionSocket
@@ -104,7 +105,7 @@ class Connected:
         )
         self.loop, self.timers = LoopRecord(), Timers()
         self.loop.timers = self.timers
-        work = SimpleNamespace(loop=self.loop, pipes=Pipes())
+        work = Workspace(self.loop, Pipes())
         self.flows = FlowPair(self, work, self.client, self.target)
         self.up, self.down = self.flows.upstream, self.flows.downstream
         self.up.set_interest(WATCHED)

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from relay.eventloop.loop import Timers
 from relay.streams.rate_limited_log import RateLog
 
 
@@ -35,3 +36,32 @@ def test_there_may_be_more_lines_in_a_minute(caplog: pytest.LogCaptureFixture) -
         log.log(second, "%s", second)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert lines == ["0.0", "1.0", "2.0", "60.0; 2 more like this since the last such line", "61.0"]
+
+
+def test_with_timers_the_last_one_of_a_minute_has_a_line_with_the_number(caplog: pytest.LogCaptureFixture) -> None:
+    timers = Timers()
+    log = RateLog(logging.getLogger("relay"), logging.WARNING, 2, timers)
+    for second in (100.0, 101.0, 102.0, 103.0, 104.0):
+        log.log(second, "%s", second)
+    for second in range(105, 300):
+        timers.run(float(second))
+    log.log(300.0, "%s", 300.0)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert lines == ["100.0", "101.0", "104.0; 2 more like this since the last such line", "300.0"]
+
+
+def test_one_that_was_left_out_is_logged_as_it_is_at_the_end_of_its_minute(caplog: pytest.LogCaptureFixture) -> None:
+    timers = Timers()
+    log = RateLog(logging.getLogger("relay"), logging.WARNING, 1, timers)
+    log.log(0.0, "first")
+    log.log(1.0, "second")
+    for second in range(2, 70):
+        timers.run(float(second))
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert lines == ["first", "second"]
+
+
+def test_a_traceback_follows_where_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    log = RateLog(logging.getLogger("relay"), logging.ERROR)
+    log.log(0.0, "it failed", error=ValueError("a bug"))
+    assert "ValueError: a bug" in caplog.text

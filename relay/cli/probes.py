@@ -257,6 +257,12 @@ class WarmUp:
                 self._settled.set()
 
 
-def report_slow() -> None:
-    """Explain a long wait for an I2P session."""
-    logger.info("the router makes a session and builds tunnels for it, which may take a minute")
+def report_slow(*, standby: bool = False) -> None:
+    """Explain a long wait for an I2P session.
+
+    :param standby: whether relay asks before whether another one serves the destination.
+    """
+    if standby:
+        logger.info("asking whether another relay serves the destination, which may take two minutes")
+    else:
+        logger.info("the router makes a session and builds tunnels for it, which may take a minute")

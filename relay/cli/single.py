@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 
+from ..addresses.i2p import I2PListen
 from .group import TunnelGroup
 from .i2p_options import tell_published
 from .member import Member
@@ -56,7 +57,8 @@ class SingleTunnel(TunnelGroup):
         heard = self._signals.wait(SLOW if due is None else min(SLOW, due))
         if heard is None and time.monotonic() >= self._slow_at:
             self._explains_wait = False
-            report_slow()
+            where = self._members[0].plan.routes.where
+            report_slow(standby=isinstance(where, I2PListen) and where.standby)
         return heard
 
     def _on_postponed(self, member: Member, error: Exception) -> None:

@@ -17,6 +17,7 @@ from command_rig import commands, run
 from helpers import WAIT, receive_all, refusing, wait_until
 
 import relay
+from relay.addresses.destinations import PrivateKey
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.ssh import SSHServer
@@ -178,6 +179,17 @@ def test_a_slow_router_is_waited_for_and_said_so(router, expose, start, target):
     router.release_answers()
     line_of(server, AT)
     assert "INFO" in client.hear("the session is up")
+
+
+def test_a_standby_says_that_it_asks_whether_another_relay_serves_the_destination(router, start, target, tmp_path):
+    keys = tmp_path / "site.dat"
+    keys.touch(0o600)
+    keys.write_bytes(PrivateKey.generate().data)
+    router.hold_answers("SESSION CREATE")
+    server = start(target, "--on", "i2p:?standby=yes", "--keys", str(keys), "--sam", router.sam, command="expose")
+    told = "asking whether another relay serves the destination, which may take two minutes"
+    assert "INFO" in server.hear(told)
+    assert server.end()[0] == 0
 
 
 def test_a_signal_ends_it_while_a_session_is_made(router, expose, target):

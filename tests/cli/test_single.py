@@ -100,7 +100,7 @@ def test_a_server_that_cannot_be_reached_yet_is_tried_again(signals):
 def test_only_a_destination_that_takes_its_time_is_explained_and_only_once(signals, monkeypatch, listen, count):
     said = []
     monkeypatch.setattr(single, "SLOW", 0.0)
-    monkeypatch.setattr(single, "report_slow", lambda: said.append(1))
+    monkeypatch.setattr(single, "report_slow", lambda **_: said.append(1))
     monkeypatch.setattr(signals, "wait", lambda timeout=None: None)
     tunnel = SingleTunnel(planned(listen, "127.0.0.1:1"), signals, "")
     for _ in range(3):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses.printable import printable
 from .ledger import LedgerEntry
+from .regular_file import open_own
 
 if TYPE_CHECKING:  # most tunnels have nothing to keep, and start faster without it
     import sqlite3
@@ -309,16 +310,24 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _create(path: str) -> None:
-    """Create the file for its user alone, if there is none. A named pipe or a device is no file to write to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o600)
+    """Create the file for its user alone, if there is none. A named pipe or a device is no file to write to.
+
+    One that is there gets its mode only if it is this user's, and empty or a database of relay: the path may be wrong.
+    """
+    descriptor = open_own(path, os.O_RDWR)
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise StoreError("it is not a regular file; name another one")
-        if facts.st_mode & 0o077 and facts.st_uid == os.geteuid():
+        if facts.st_mode & 0o077 and facts.st_uid == os.geteuid() and _is_of_relay(os.pread(descriptor, 100, 0)):
             os.fchmod(descriptor, 0o600)  # it has the names of clients
     finally:
         os.close(descriptor)
+
+
+def _is_of_relay(header: bytes) -> bool:
+    """Return whether a database, of which this is the beginning, is one of relay. An empty one may become one."""
+    return not header or (header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION.to_bytes(4, "big"))
 
 
 def _explained(error: Exception) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from ..access.regular_file import open_own
 from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 
@@ -46,7 +47,7 @@ class LoggedTunnel(NamedTuple):
 class AccessLog:
     """The file and its thread. Every method may be called from any thread.
 
-    :param path: of the file; it is created with mode 0600, and opened for appending.
+    :param path: of the file; it is created with mode 0600, and opened for appending. It may not be another user's.
     :param interval: seconds between two lines of an open connection; ``None`` for none.
     :param tunnels: returns the tunnels.
     :raises OSError: if the file cannot be opened, or the system has no thread left.
@@ -245,7 +246,6 @@ def _encoded(fields: dict[str, Any]) -> bytes:
 
 def _open(path: str) -> int:
     """Open the file. A named pipe without a reader is an error: to wait for one would block signals, too."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
     os.set_blocking(descriptor, True)
     return descriptor

@@ -203,6 +203,22 @@ def test_no_directory_is_made_but_the_users_own(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_is_followed_if_its_user_has_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many keep their files elsewhere; a link of another user may lead anywhere."""
+    file, link = tmp_path / "file", tmp_path / "known_hosts"
+    link.symlink_to("file")
+    append_entry(str(link), "host", key())
+    assert file.read_text() == line("host") + "\n"
+    if os.geteuid() == 0:
+        os.chown(link, 4242, -1, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(PermissionError, match="a link of another user"):
+        append_entry(str(link), "other", key())
+    append_entry(str(file), "other", key())
+    assert file.read_text() == line("host") + "\n" + line("other") + "\n"
+
+
 def test_nowhere_to_write(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Not a directory|File exists|No such file"):
         append_entry(str(tmp_path / "a" / "b" / "known_hosts"), "host", key())

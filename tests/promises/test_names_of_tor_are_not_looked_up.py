@@ -15,7 +15,7 @@ from sshd import FarEnd
 
 import relay
 
-NAMES = ["site.onion", "SITE.Onion.", "www.site.onion", "site。onion", "ｓｉｔｅ.ｏｎｉｏｎ"]  # noqa: RUF001
+NAMES = ["site.onion", "SITE.Onion.", "www.site.onion", "site。onion", "ｓｉｔｅ.ｏｎｉｏｎ"]
 REMEDY = r"a name of Tor, .*; give the proxy of Tor as the hop before it, such as --via socks5://127\.0\.0\.1:9050"
 
 

@@ -52,7 +52,7 @@ CALLS = {
 
 @pytest.fixture
 def ssh_alone(monkeypatch, tmp_path):
-    """An ssh that prints its configuration, and does nothing else."""
+    """An ssh that only prints its configuration."""
     program = shutil.which("ssh")
     if program is None:
         pytest.skip("there is no ssh (Debian: openssh-client)")

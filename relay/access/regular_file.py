@@ -1,4 +1,4 @@
-"""Opening a file that another user may have chosen, without blocking on it."""
+"""Files and directories that another user may have chosen: opening them without blocking, and whether to trust them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from typing import BinaryIO
 
-__all__ = ["distrust", "open_own", "open_regular"]
+__all__ = ["distrust", "distrust_directory", "open_own", "open_regular"]
 
 _MOST_LINKS = 40  # that lead to each other, as in the kernel
 
@@ -97,4 +97,23 @@ def distrust(status: os.stat_result, owner: int, power: str) -> str:
         return f"others can write to it (mode {mode:04o}), and it {power}; chmod go-w it"
     if status.st_uid not in (0, owner):
         return f"it is neither yours nor the administrator's, and it {power}; make a copy of your own"
+    return ""
+
+
+def distrust_directory(path: str) -> str:
+    """Return why another user can replace the files of a directory, and what to do; empty if no other user can.
+
+    In one with a sticky bit, as ``/tmp`` has, only the owner of a file can do that, and the owner of the directory.
+
+    :param path: of the directory; one that is not there is trusted.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to another user ({status.st_uid}); choose a directory of yours or root's"
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        return f"others can write to {path} (mode {mode:04o}); chmod go-w it, or choose another path"
     return ""

@@ -259,10 +259,11 @@ class Predecessor:
         self.on_released.insert(0, swap.commit)
         self.on_failed.insert(0, swap.undo)
         used.update(taken)
+        files = {offer.socket.getsockname(): offer.facts.get("file") for offer in offers}
         for bound in self._bound.values():
             one = getattr(bound.receive, "listening", bound.receive)
             if isinstance(one, UnixListener) and one.file_id is None:  # its file is the other process's
-                self.on_taken_over.append(one.adopt)
+                self.on_taken_over.append(functools.partial(one.adopt, files.get(one.getsockname())))
                 self.on_failed.append(one.disown)
         self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
 

@@ -8,13 +8,14 @@ import stat
 import zlib
 from collections.abc import Iterator
 
+from ..access.regular_file import distrust_directory
+
 __all__ = ["LONGEST_PATH", "control_sockets", "default_path", "make_directory", "runtime_directories"]
 
 SUFFIX = ".sock"
 LONGEST_PATH = 107  # bytes of the path of a Unix socket, on Linux
 
 _OTHER = re.compile(r"[^A-Za-z0-9_.-]")
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def runtime_directories() -> list[str]:
@@ -57,18 +58,16 @@ def make_directory(path: str) -> None:
 
     :param path: of the socket.
     :raises OSError: if it cannot be made.
-    :raises ValueError: if others may write in it, and it has no sticky bit (mode 1777, as ``/tmp`` has).
+    :raises ValueError: if it belongs to a user who is neither this one nor root, or if others may write in it, and it
+        has no sticky bit (mode 1777, as ``/tmp`` has).
     """
     directory = os.path.dirname(os.path.abspath(path))
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:
         pass
-    status = os.stat(directory)
-    is_sticky = bool(status.st_mode & stat.S_ISVTX)
-    if status.st_mode & _OTHERS_WRITE and not is_sticky:
-        mode = stat.S_IMODE(status.st_mode)
-        raise ValueError(f"others can write to {directory} (mode {mode:04o}); chmod go-w it, or choose another path")
+    if problem := distrust_directory(directory):
+        raise ValueError(problem)
 
 
 def control_sockets() -> Iterator[str]:

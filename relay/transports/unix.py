@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..access.regular_file import distrust_directory
 from ..addresses.printable import shown
 from ..addresses.values import UnixAddress, unix_path
 from ..errors import AddressError
@@ -44,6 +45,8 @@ def unix(path: str | os.PathLike[str]) -> SocketDialer:
 _LINUX: bool = sys.platform == "linux"
 _DENIED = (errno.EACCES, errno.EPERM)
 _NO_RIGHT = "a socket lies there that this user may not use or replace; remove it, or use another path"
+_TAKEN = "another program has removed or replaced it at once; stop that program, or use another path"
+_DESCRIPTORS = "/proc/self/fd/"
 _LAST_GROUP = 2**32 - 2  # chown(2): the number after it leaves the group as it is
 
 
@@ -55,7 +58,8 @@ def listen_unix(
 ) -> UnixListener:
     """Listen on a Unix stream socket that its owner alone may use, unless other rights are given.
 
-    It has mode 0600 from its first moment, and other rights only once it has its group.
+    It has mode 0600 from its first moment, and other rights only once it has its group. No other file gets them, also
+    if another user may replace the socket, as the owner of its directory may: one WARNING says so.
 
     A socket that is already there is replaced if no program listens on it; any other file is left alone.
 
@@ -72,6 +76,8 @@ def listen_unix(
     place = unix_path(path)
     kind = kind or UnixListener
     rights = _rights(place, mode, group)
+    if problem := distrust_directory(os.path.dirname(place) or os.curdir):
+        logger.warning("%s: another user can replace the socket: %s", UnixAddress(place), problem)
     if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
         listening = kind(fileno=known.detach())
         listening.setblocking(False)  # the other owner relies on it
@@ -82,8 +88,7 @@ def listen_unix(
         with _guard(place):
             _remove_stale(place)
             _bind_private(made, place)
-            made.own(place)
-            rights.apply(place)
+            made.own(place, rights)
             made.listen(BACKLOG)
     except OSError as error:
         made.close()
@@ -137,25 +142,51 @@ class _Rights(NamedTuple):
     group: int
     """Its number; -1 to leave the group as it is."""
 
-    def renew(self, path: str) -> None:
+    def renew(self, path: str, file: tuple[int, int]) -> None:
         """Give the rights to a file that has others: with no group, that of a new file.
 
+        :param path: where it lies.
+        :param file: its device and its inode; another file, which has taken its place, is left alone.
         :raises OSError: if it may not have them.
         """
-        folder = os.stat(os.path.dirname(path) or os.curdir)
-        usual = folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
-        wanted = usual if self.group == -1 else self.group
-        _Rights(self.mode, -1 if wanted == os.lstat(path).st_gid else wanted).apply(path)
+        with _held(path) as (name, found):
+            if (found.st_dev, found.st_ino) != file or not stat.S_ISSOCK(found.st_mode):
+                return
+            folder = os.stat(os.path.dirname(path) or os.curdir)
+            usual = folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
+            wanted = usual if self.group == -1 else self.group
+            _Rights(self.mode, -1 if wanted == found.st_gid else wanted).apply(name, found)
 
-    def apply(self, path: str) -> None:
+    def apply(self, name: str, found: os.stat_result) -> None:
         """Give a file the rights.
 
+        :param name: of the file, as :func:`_held` yields it.
+        :param found: the facts of the file.
         :raises OSError: if it may not have them.
         """
+        is_held = name.startswith(_DESCRIPTORS)
         if self.group != -1:
-            os.chown(path, -1, self.group, follow_symlinks=False)
-        if self.mode != stat.S_IMODE(os.lstat(path).st_mode):  # after the group, which would have them otherwise
-            os.chmod(path, self.mode)
+            os.chown(name, -1, self.group, follow_symlinks=is_held)
+        if self.mode != stat.S_IMODE(found.st_mode):  # after the group, which would have them otherwise
+            if not is_held and os.chmod not in os.supports_follow_symlinks:
+                raise OSError(errno.ENOSYS, "its mode cannot be set without /proc; mount it, or leave mode= out")
+            os.chmod(name, self.mode, follow_symlinks=is_held)
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield a name of the file at a path that stays its name, also if it is renamed, and its facts. Links stay links.
+
+    Elsewhere than on Linux that is the path itself; ``chmod`` and ``chown`` follow no link there.
+    """
+    if not _LINUX:
+        yield path, os.lstat(path)
+        return
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield f"{_DESCRIPTORS}{descriptor}" if os.path.exists(_DESCRIPTORS) else path, os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _rights(path: str, mode: str | None, group: str | None) -> _Rights:
@@ -163,9 +194,9 @@ def _rights(path: str, mode: str | None, group: str | None) -> _Rights:
     return _Rights(0o600 if mode is None else int(mode, 8), check_group(path, group))
 
 
-def _put_back(path: str, rights: _Rights) -> None:
+def _put_back(path: str, file: tuple[int, int], rights: _Rights) -> None:
     with contextlib.suppress(OSError):  # another program has removed it
-        rights.renew(path)
+        rights.renew(path, file)
 
 
 def _nothing() -> None:
@@ -185,10 +216,20 @@ class UnixListener(socket.socket):
         """The device and the inode of the file that it owns; ``None`` for none."""
         return self._file[1:] if self._file is not None else None
 
-    def own(self, path: str) -> None:
-        """Remember the file that ``bind`` made, to know it again."""
-        self._file = _file_at(path)
-        self._owner = os.getpid()
+    def own(self, path: str, rights: _Rights) -> None:
+        """Remember the file that ``bind`` made, to know it again, and give it its rights.
+
+        :raises OSError: if it may not have them, or if another file has taken its place (EADDRINUSE).
+        """
+        try:
+            with _held(path) as (name, found):
+                # No program listens at it yet. EACCES: a security module, or a server of files.
+                if not stat.S_ISSOCK(found.st_mode) or _answer(name) not in (errno.ECONNREFUSED, errno.EACCES):
+                    raise OSError(errno.EADDRINUSE, _TAKEN)
+                self._file, self._owner = (path, found.st_dev, found.st_ino), os.getpid()
+                rights.apply(name, found)
+        except FileNotFoundError:
+            raise OSError(errno.EADDRINUSE, _TAKEN) from None
 
     def borrow(self, path: str, rights: _Rights) -> None:
         """Remember the file of another owner of the socket, and the rights that it is to have, for :meth:`adopt`."""
@@ -196,15 +237,19 @@ class UnixListener(socket.socket):
         with contextlib.suppress(OSError):  # another program has removed it
             self._borrowed = _file_at(path)
 
-    def adopt(self) -> None:
-        """Own the file that it has borrowed, if there is one: the owner before has left it to this one."""
+    def adopt(self, file: object = None) -> None:
+        """Own the file that it has borrowed, if there is one: the owner before has left it to this one.
+
+        :param file: its device and its inode as the owner before knew them, a list; ``None`` if that is not known.
+            Another file is left alone.
+        """
         borrowed, self._borrowed = self._borrowed, None
-        if borrowed is None:
+        if borrowed is None or (file is not None and file != list(borrowed[1:])):
             return
         self._file, self._owner = borrowed, os.getpid()
         try:
-            if self._rights is not None and _file_at(borrowed[0]) == borrowed:
-                self._rights.renew(borrowed[0])
+            if self._rights is not None:
+                self._rights.renew(borrowed[0], borrowed[1:])
         except OSError as error:
             logger.warning("%s: its mode and group stay as they were: %s", UnixAddress(borrowed[0]), error.strerror)
 
@@ -219,17 +264,17 @@ class UnixListener(socket.socket):
         """
         if self._file is None:
             return _nothing
-        path = self._file[0]
+        path, file = self._file[0], self._file[1:]
         rights = _rights(path, mode, group)
         try:
-            if _file_at(path) != self._file:
-                return _nothing
+            found = os.lstat(path)
         except OSError:
             return _nothing
-        found = os.lstat(path)
-        back = functools.partial(_put_back, path, _Rights(stat.S_IMODE(found.st_mode), found.st_gid))
+        if (found.st_dev, found.st_ino) != file:
+            return _nothing
+        back = functools.partial(_put_back, path, file, _Rights(stat.S_IMODE(found.st_mode), found.st_gid))
         try:
-            rights.renew(path)
+            rights.renew(path, file)
         except OSError as error:
             back()
             raise _explained(error, path, group) from error
@@ -330,9 +375,7 @@ def _remove_stale(path: str) -> None:
         raise OSError(
             errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone: remove it, or use another path"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        result = probe.connect_ex(path)
+    result = _answer(path)
     if result in _DENIED:
         raise OSError(errno.EADDRINUSE, _NO_RIGHT)
     if result != errno.ECONNREFUSED:
@@ -341,6 +384,13 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
     except PermissionError:  # another user's, in a directory such as /tmp
         raise OSError(errno.EADDRINUSE, _NO_RIGHT) from None
+
+
+def _answer(path: str) -> int:
+    """Connect to a socket, and return the number of the error; 0 if it was accepted."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path)
 
 
 def _bind_private(made: socket.socket, path: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.access.regular_file import distrust, open_own, open_regular
+from relay.access.regular_file import distrust, distrust_directory, open_own, open_regular
 
 OTHER = 4242  # the ID of a user who is neither root nor the one who runs the tests
 
@@ -141,3 +141,28 @@ def test_devices_and_descriptors_are_written(tmp_path: Path, of_another: Callabl
             of_another(tmp_path / "file")
         opened_own(f"/proc/self/fd/{file.fileno()}")
     assert (tmp_path / "file").read_text() == "a line\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "problem"),
+    [
+        (0o755, 1000, ""),
+        (0o755, 0, ""),
+        (0o1777, 0, ""),
+        (0o775, 0, "others can write to DIR (mode 0775); chmod go-w it, or choose another path"),
+        (0o757, 1000, "others can write to DIR (mode 0757); chmod go-w it, or choose another path"),
+        (0o755, 1001, "DIR belongs to another user (1001); choose a directory of yours or root's"),
+        (0o1777, 1001, "DIR belongs to another user (1001); choose a directory of yours or root's"),
+    ],
+)
+def test_a_directory_is_trusted_in_which_no_other_user_can_replace_a_file(
+    monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, problem: str
+) -> None:
+    status = os.stat_result((0o040000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "stat", lambda path: status)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert distrust_directory("DIR") == problem
+
+
+def test_a_directory_that_is_not_there_is_trusted(tmp_path: Path) -> None:
+    assert distrust_directory(f"{tmp_path}/none") == ""

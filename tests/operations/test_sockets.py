@@ -55,6 +55,21 @@ def test_a_directory_in_which_others_may_write_is_rejected(tmp_path):
     open_control(str(shared / "x.sock")).close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_directory_of_another_user_is_rejected(tmp_path, mode):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    folder.chmod(mode)
+    os.chown(folder, 4711, -1)
+    problem = f"^{folder} belongs to another user \\(4711\\); choose a directory of yours or root's$"
+    with pytest.raises(ValueError, match=problem):
+        open_control(str(folder / "x.sock"))
+    with pytest.raises(ValueError, match=problem):
+        open_status(f"unix://{folder}/x.sock")
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("path", ["", "unix:///run/c.sock"])
 def test_a_path_that_cannot_be_that_of_a_socket_is_rejected_before_anything_is_made(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import grp
 import hashlib
+import itertools
 import os
 import socket
 import stat
+import sys
 
 import pytest
 from helpers import WAIT, echo, receive_all, send_and_end
@@ -133,14 +136,96 @@ def test_other_users_may_use_it_if_its_mode_says_so(path, given, expected):
         os.umask(before)
 
 
-def test_it_has_its_rights_before_it_listens_and_its_group_before_them(path, monkeypatch):
-    calls = []
-    chmod = os.chmod
-    monkeypatch.setattr(os, "chown", lambda path, user, group, **_: calls.append(("chown", user, group, mode(path))))
-    monkeypatch.setattr(os, "chmod", lambda path, value: calls.append(("chmod", value)) or chmod(path, value))
-    monkeypatch.setattr(unix.UnixListener, "listen", lambda self, backlog: calls.append(("listen", mode(path))))
-    listen_unix(path, "0660", "4711").close()
-    assert calls == [("chown", -1, 4711, 0o600), ("chmod", 0o660), ("listen", 0o660)]
+def test_it_has_its_rights_before_it_listens(path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(unix.UnixListener, "listen", lambda self, backlog: seen.append(mode(path)))
+    listen_unix(path, "0660").close()
+    assert seen == [0o660]
+
+
+OTHER_GROUP = "4711" if os.geteuid() == 0 else str(os.getgid())
+
+
+@contextlib.contextmanager
+def meanwhile(path, swap, number):
+    """Replace the socket before the number-th call of a function of C, as all system calls are.
+
+    Yields the modes and the groups that it had before each call.
+    """
+    seen = []
+
+    def watch(frame, event, argument):
+        if event == "c_call" and path.is_socket() and not path.is_symlink():
+            found = os.lstat(path)
+            seen.append((stat.S_IMODE(found.st_mode), found.st_gid))
+            if len(seen) == number:
+                swap()
+
+    sys.setprofile(watch)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("by", ["link", "name of another socket", "other directory"])
+@pytest.mark.parametrize("when", ["it listens", "it is taken over", "a reload changes it"])
+def test_no_other_file_gets_its_rights_whenever_it_is_replaced(tmp_path, when, by):
+    """The owner of its directory may replace it at any moment, which is tried at each one."""
+    victims = tmp_path / "victims"
+    victims.mkdir()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(victims / "socket"))
+        other.listen()
+        (victims / "file").touch()
+        for number in itertools.count(1):
+            for victim in victims.iterdir():
+                victim.chmod(0o600)
+            before = {victim: os.stat(victim).st_gid for victim in victims.iterdir()}
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            path = folder / "socket"
+
+            def swap(folder=folder, path=path):
+                if by == "other directory":
+                    folder.rename(folder.with_suffix(".old"))
+                    folder.symlink_to(victims)
+                elif by == "link":
+                    path.unlink()
+                    path.symlink_to(victims / "file")
+                else:
+                    os.link(victims / "socket", folder / "same")
+                    (folder / "same").rename(path)
+
+            with contextlib.ExitStack() as stack:
+                if when != "it listens":
+                    old = stack.enter_context(listen_unix(path))
+                seen = stack.enter_context(meanwhile(path, swap, number))
+                with contextlib.suppress(OSError):
+                    if when == "it listens":
+                        stack.enter_context(listen_unix(path, "0666", OTHER_GROUP))
+                    elif when == "it is taken over":
+                        new = stack.enter_context(inherit([old], listen_unix, path, "0666", OTHER_GROUP))
+                        new.adopt([*old.file_id])
+                    else:
+                        old.change_rights("0666", OTHER_GROUP)
+                sys.setprofile(None)
+                assert {victim: os.stat(victim).st_gid for victim in victims.iterdir()} == before, number
+                assert [mode(victim) for victim in victims.iterdir()] == [0o600, 0o600], number
+                assert {rights for rights in seen if rights[0] != 0o600} <= {(0o666, int(OTHER_GROUP))}
+                if len(seen) < number:  # nothing was replaced in this round
+                    assert mode(path) == 0o666
+                    break
+
+
+def test_a_directory_in_which_others_may_replace_it_is_a_warning(path, caplog):
+    path.parent.chmod(0o1777)
+    listen_unix(path).close()
+    assert caplog.messages == []
+    path.parent.chmod(0o770)
+    listen_unix(path).close()
+    problem = f"others can write to {path.parent} (mode 0770); chmod go-w it, or choose another path"
+    assert caplog.messages == [f"unix://{path}: another user can replace the socket: {problem}"]
 
 
 @pytest.mark.parametrize("group", [str(os.getgid()), f"{os.getgid():011}", grp.getgrgid(os.getgid()).gr_name])
@@ -205,7 +290,9 @@ def test_an_inherited_one_without_a_group_has_that_of_a_new_file(path, folder_mo
         new = inherit([old], listen_unix, path, "0660")
         usual = os.stat(path).st_gid
         monkeypatch.setattr(os, "getegid", lambda: usual if folder_mode & stat.S_ISGID == 0 else -2)
-        monkeypatch.setattr(os, "lstat", lambda name, lstat=os.lstat: of_group(lstat(name), 4711))
+        for facts in ("lstat", "fstat"):
+            function = getattr(os, facts)
+            monkeypatch.setattr(os, facts, lambda name, function=function: of_group(function(name), 4711))
         monkeypatch.setattr(os, "chown", lambda path, user, group, **_: groups.append((user, group)))
         old.disown()
         new.adopt()
@@ -215,7 +302,7 @@ def test_an_inherited_one_without_a_group_has_that_of_a_new_file(path, folder_mo
 
 
 def test_an_inherited_one_that_may_not_have_its_rights_says_so(path, monkeypatch, caplog):
-    def chmod(*_):
+    def chmod(*_, **__):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     with listen_unix(path) as old:

@@ -17,6 +17,7 @@ from ..config.lines import Path
 from ..config.models import File
 from ..errors import can_retry
 from .i2p_options import with_bridge, with_bridges, with_session
+from .loops import find_loops
 from .options import Options
 from .output import describe_error, print_error
 from .plan import Plan, make_plan, make_proxy_plan
@@ -50,7 +51,10 @@ def plans_of(
         else:
             with collect_problems(config, *path):
                 found.append((entry, plan_of(entry, shown)))
-    return found
+    loops = {loop.name: loop.text for loop in find_loops(plan for _, plan in found)}
+    for name, text in loops.items():
+        config.problems.add(("tunnels", name, "target"), text)
+    return [one for one in found if one[0].name not in loops]
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 from ..addresses.hops import Command, Listen, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
-from ..errors import RelayError
+from ..errors import AddressError, RelayError
 from ..eventloop import reserve
+from .loops import find_loops
 from .options import LOG_INTERVAL, Options
 from .output import describe_error, failures_reported, logged_to_stderr
 from .plan import Opening, Plan, make_plan
@@ -77,6 +78,8 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     from .operated import operated
     from .single import SingleTunnel
 
+    for loop in find_loops([plan]):
+        raise AddressError(loop.text)
     group, options = SingleTunnel(plan, signals, title), plan.options
     if options.allow or options.deny or options.accept_proxy:
         from .useless_rules import warn_of_rules

@@ -30,6 +30,7 @@ from .entrance import Entrance
 from .generation import Generations
 from .lifecycle import LoopThread
 from .limits import Limits
+from .loops import LoopWatch
 from .observer import Observer, OnEnd
 from .records import ConnectionRecord, Metrics, Stats
 from .statistics import Statistics
@@ -83,6 +84,7 @@ class RelayThread(LoopThread):
         super().__init__(name)
         self.entrance = Entrance(self, self._slots, policy)
         self._generations = Generations(self.loop.timers)
+        self._loops = LoopWatch(name, self.loop, self._slots.connections, self._others)
         self._spare = SpareDescriptor()
         self.has_spare_fd = self._spare.is_available
         self.release_spare_fd = self._spare.release
@@ -180,6 +182,7 @@ class RelayThread(LoopThread):
             return None
         slots = self._slots
         if slots.limit >= 0 and slots.used() == slots.limit:
+            self._loops.look_now_and_then(now)
             self.update_listening()
         return self.make_stream(connection, now)
 
@@ -192,6 +195,7 @@ class RelayThread(LoopThread):
         self.entrance.empty_tarpit(now)
         self._connector.make_room(now)
         self.entrance.make_room(now)
+        self._loops.look_now_and_then(now)
 
     def admit(
         self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1
@@ -206,6 +210,8 @@ class RelayThread(LoopThread):
             identity = identity_of_process(client)
             connection.summary.identity = named(identity) if identity is not None else None
         connections[connection] = None
+        if len(connections) == self._loops.next_count:
+            self._loops.look_at_growth(now)
         if self._keepalive_timer.due == math.inf:
             self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
         return connection
@@ -285,6 +291,10 @@ class RelayThread(LoopThread):
     def all_connections(self) -> list[Connection]:
         """The connections that have not ended, the oldest first."""
         return list(self._slots.connections)
+
+    def _others(self) -> list[Connection]:
+        """Return the connections of the other tunnels of this process."""
+        return [one for relay in list(_all) if relay is not self for one in relay.all_connections]
 
     @property
     def unlimited(self) -> bool:

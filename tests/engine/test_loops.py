@@ -1,0 +1,100 @@
+"""``relay.engine.loops``: a tunnel that leads back to itself is ended by relay, and other tunnels are not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import WAIT, ending, receive_exactly, wait_until
+
+import relay
+
+LOOP = "its target leads back to the tunnel"
+
+
+@pytest.fixture
+def tunnel():
+    with contextlib.ExitStack() as stack:
+
+        def make(receive, target, **options):
+            make_send = relay.tcp("localhost", target)  # a name: nothing shows beforehand where it leads
+            return stack.enter_context(relay.Tunnel(receive, make_send, timeout=None, linger=None, **options))
+
+        yield make
+
+
+def listening(backlog=512):
+    return socket.create_server(("127.0.0.1", 0), backlog=backlog)
+
+
+def ends(address):
+    """Connect to a loop; return how that ends."""
+    with socket.create_connection(address, WAIT) as client:
+        client.sendall(b"hello")
+        return ending(client)
+
+
+@pytest.mark.parametrize("nconnect", [-1, 50])
+def test_a_loop_ends_and_uses_no_more_than_a_few_descriptors(nconnect, tunnel, caplog):
+    receive = listening()
+    one = tunnel(receive, receive.getsockname()[1], nconnect=nconnect)
+    assert ends(one.address) == "reset"
+    wait_until(lambda: one.stats().active == 0)
+    assert one.metrics().accepted <= 300
+    (line,) = [message for message in caplog.messages if LOOP in message]
+    assert line.endswith("; name another target")
+    assert set(one.metrics().ended) >= {"overloaded"}
+
+
+def test_a_loop_through_two_tunnels_ends(tunnel, caplog):
+    receives = listening(), listening()
+    ports = [receive.getsockname()[1] for receive in receives]
+    one, other = tunnel(receives[0], ports[1]), tunnel(receives[1], ports[0])
+    assert ends(one.address) == "reset"
+    wait_until(lambda: one.stats().active == other.stats().active == 0)
+    assert one.metrics().accepted + other.metrics().accepted <= 1500
+    assert LOOP in caplog.text
+
+
+def test_tunnels_one_after_the_other_are_no_loop(tunnel, serve, caplog):
+    """Each client of the second one comes from this process."""
+    server = serve(lambda connection: connection.sendall(connection.recv(9)))
+    receives = listening(), listening()
+    tunnel(receives[1], server.address[1])
+    one = tunnel(receives[0], receives[1].getsockname()[1])
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(one.address, WAIT)) for _ in range(260)]
+        wait_until(lambda: one.stats().active == 260)
+        for client in clients:
+            client.sendall(b"hello")
+        assert {receive_exactly(client, 5) for client in clients} == {b"hello"}
+    assert LOOP not in caplog.text
+
+
+CHILD = """
+import resource, socket, sys, relay
+receive = socket.create_server(("127.0.0.1", 0), backlog=512)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+with relay.Tunnel(receive, relay.tcp("127.0.0.1", receive.getsockname()[1]), timeout=None) as tunnel:
+    print(tunnel.address[1], flush=True)
+    sys.stdin.read()
+    print(tunnel.stats().active)
+"""
+
+
+def test_a_loop_ends_where_there_are_fewer_descriptors():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CHILD], env=environment, **pipes) as process:
+        try:
+            address = ("127.0.0.1", int(process.stdout.readline()))
+            assert ends(address) == "reset"
+            output, errors = process.communicate(timeout=WAIT)
+        finally:
+            process.kill()
+    assert (output, LOOP in errors) == ("0\n", True), errors

@@ -76,12 +76,12 @@ def _reset(found: Iterable[Connection]) -> None:
 
 def _looped(own: list[Connection], others: Iterable[Connection]) -> list[Connection]:
     """Return the connections whose clients are streams of the same tunnel, or have come from these by other tunnels."""
-    makers: dict[Any, Connection] = {}  # by the address from which each has connected to its target
+    makers: dict[Any, Connection] = {}  # by the two addresses of its stream to the target: one alone may be used twice
     for connection in (*others, *own):
         target = connection.target
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if target is not None and isinstance(address := target.getsockname(), tuple):
-                makers[address[:2]] = connection
+            if target is not None and isinstance(near := target.getsockname(), tuple):
+                makers[near[:2], target.getpeername()[:2]] = connection
     ours = set(own)
     return [connection for connection in own if _comes_from(connection, ours, makers)]
 
@@ -91,16 +91,16 @@ def _comes_from(connection: Connection, ours: set[Connection], makers: dict[Any,
     maker: Connection | None = connection
     while maker is not None and maker not in passed:
         passed.add(maker)
-        maker = makers.get(_peer(maker))
+        maker = makers.get(_ends(maker))
         if maker in ours:
             return True
     return False
 
 
-def _peer(connection: Connection) -> Any:
-    """Return the address of the client's socket; the header of a balancer may name another one."""
+def _ends(connection: Connection) -> Any:
+    """Return the two addresses of the client's socket; the header of a balancer may name another one."""
     try:
-        address = connection.client.getpeername()
+        far, near = connection.client.getpeername(), connection.client.getsockname()
     except OSError:  # it has ended meanwhile
         return None
-    return address[:2] if isinstance(address, tuple) else None
+    return (far[:2], near[:2]) if isinstance(far, tuple) else None

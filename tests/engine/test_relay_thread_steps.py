@@ -149,6 +149,8 @@ class Pipes(Part):
 class Connection(Part):
     """A connection."""
 
+    target = None
+
     is_closed = False
 
     def __init__(self, owner, client, stream, peer, now):

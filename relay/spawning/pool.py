@@ -74,7 +74,7 @@ class WorkerPool:
         receive: socket.socket | None,
         options: Mapping[str, Any],
         *,
-        carrier: str | None = None,
+        pinned: str | None = None,
         workers: int | None = None,
         paused: bool = False,
     ) -> PoolTunnel:
@@ -84,16 +84,16 @@ class WorkerPool:
         :param receive: the listening socket that the workers share; it belongs to the tunnel then. ``None`` if one
             worker makes the listener.
         :param options: of the :class:`~relay.Tunnel`; each of them, and the name.
-        :param carrier: the name of the connection under the tunnel that its streams share. Tunnels with the same one
-            stay in the same worker; ``None`` for tunnels that all workers relay.
+        :param pinned: what keeps the tunnel in one worker, such as the name of a connection that its streams share.
+            Tunnels with the same text stay in the same worker; ``None`` for tunnels that all workers relay.
         :param workers: how many workers relay it, at most; ``None`` for all.
         :param paused: whether it accepts no client at first.
         :raises Exception: what a worker raised; ``receive`` stays with the caller then.
         """
         with self._lock:
             hosts = range(min(len(self._slots), workers or len(self._slots)))
-            if carrier is not None or receive is None:
-                owner = self._owners.setdefault(carrier or "", len(self._owners) % len(self._slots))
+            if pinned is not None or receive is None:
+                owner = self._owners.setdefault(pinned or "", len(self._owners) % len(self._slots))
                 hosts = range(owner, owner + 1)
             tunnel = PoolTunnel(next(self._keys), [self._slots[number] for number in hosts], recipe, receive, options)
             self._tunnels[tunnel.key] = tunnel
@@ -112,9 +112,7 @@ class WorkerPool:
     def carriers(self) -> list[CarrierStatus]:
         """Return the carriers of the workers; those of a worker that does not answer are missing."""
         asked = [
-            (slot, process, process.ask("carriers", 0))
-            for slot in self._slots
-            if (process := slot.answering) is not None
+            (slot, process, process.ask("carriers")) for slot in self._slots if (process := slot.answering) is not None
         ]
         concurrent.futures.wait([question for _, _, question in asked], ANSWER)
         found = []
@@ -144,7 +142,7 @@ class WorkerPool:
 
     def _set_log(self, slot: WorkerSlot) -> None:
         if (process := slot.process) is not None:
-            process.ask("log_connections", 0, self._on_ended is not None)
+            process.ask("log_connections", self._on_ended is not None)
 
     def start_close(self) -> None:
         """End all processes, and with them the tunnels. Does not wait."""

@@ -178,22 +178,22 @@ def _spawn_workers(
     count = check_workers(workers)
     check_carriers(carriers)
     address = listen if isinstance(listen, str) else None
-    carrier = carrier_of(address, target, via)
+    pinned = carrier_of(address, target, via)
     with contextlib.ExitStack() as undo:
         if receive is None and address is not None:
             receive = bind(parse_listen(address))
             if receive is not None:
                 undo.callback(receive.close)
         if carriers == "per-worker" and receive is not None:
-            carrier = None
+            pinned = None
         if must_stay_whole(check_limits(options["limit"])) or (address is not None and _has_login(address)):
-            carrier = f"the limits of the clients of {address or 'a socket'}"
-        if carrier is not None and count > 1:
-            logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, carrier)
+            pinned = f"the limits of the clients of {address or 'a socket'}"
+        if pinned is not None and count > 1:
+            logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, pinned)
         pool = WorkerPool(count)
         undo.callback(pool.close)
         recipe = Recipe(f"{Recipe.__module__}:by_address", {"listen": address, "target": target, "via": list(via)})
-        tunnel = pool.open(recipe, receive, options, carrier=carrier)
+        tunnel = pool.open(recipe, receive, options, pinned=pinned)
         tunnel.own(pool)
         undo.pop_all()
     return tunnel

@@ -211,18 +211,15 @@ def to_metrics(fields: list[Any]) -> Metrics:
     )
 
 
-def to_carrier(fields: list[Any], worker: int) -> CarrierStatus:
+def to_carrier(fields: Message, worker: int) -> CarrierStatus:
     """A carrier of a worker.
 
-    :param fields: of :class:`CarrierStatus`, without the last one.
+    :param fields: of :class:`CarrierStatus`, by name.
     :param worker: its number, from 1.
     """
-    import dataclasses
-
     from ..carriers.listing import CarrierStatus
 
-    status = CarrierStatus(*fields)
-    return dataclasses.replace(status, metrics=_to_histogram(status.metrics), worker=worker)
+    return CarrierStatus(**{**fields, "metrics": _to_histogram(fields["metrics"]), "worker": worker})
 
 
 def _to_histogram(fields: Sequence[Any]) -> Histogram:

@@ -1,6 +1,6 @@
 """The child's side of a worker: any number of tunnels, which the program opens, asks and closes.
 
-Each question names its tunnel by a key. Opening and closing may take long, so each has a thread of its own, and the
+A question about a tunnel names it by a key. Opening and closing may take long, so each has a thread of its own, and the
 outcome goes to the program unasked: ``opened``, ``failed`` or ``closed``, each with the key.
 """
 
@@ -30,6 +30,7 @@ __all__ = ["Worker", "add_secrets"]
 
 logger = logging.getLogger("relay")
 
+_CALLS = frozenset({"connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn"})
 _BACKOFF = (0.5, 30.0)  # seconds between attempts to open a tunnel again, at first and at most
 
 
@@ -48,6 +49,11 @@ class Worker:
         self._channel = DescriptorChannel(control)
         self._report = report
         self._tunnels: dict[int, HostedTunnel] = {}
+        self._own_calls: dict[str, Callable[..., Any]] = {
+            "carriers": _carriers,
+            "log_connections": self._log_connections,
+            "secrets": add_secrets,
+        }
 
     def serve(self) -> None:
         """Answer the program until it closes the channel.
@@ -73,16 +79,13 @@ class Worker:
         for tunnel in tunnels:
             tunnel.over.wait()
 
-    def _call(self, call: str, key: int, *arguments: Any, descriptors: list[int]) -> Any:
-        if call == "log_connections":
-            return statistics.set_access_log(self._offer_ended if arguments[0] else None)
-        if call == "carriers":
-            return _carriers()
-        if call == "secrets":
-            return add_secrets(arguments[0])
+    def _call(self, call: str, *arguments: Any, descriptors: list[int]) -> Any:
+        if call in self._own_calls:
+            return self._own_calls[call](*arguments)
+        key, *rest = arguments
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
-            self._tunnels[key] = HostedTunnel(key, descriptors, arguments[0], self._report, forget)
+            self._tunnels[key] = HostedTunnel(key, descriptors, rest[0], self._report, forget)
             try:
                 self._tunnels[key].start()
             except RuntimeError:  # the system has no thread left
@@ -94,7 +97,10 @@ class Worker:
         tunnel = self._tunnels.get(key)
         if tunnel is None:
             return None  # it has ended, or has never been opened here
-        return tunnel.call(call, *arguments)
+        return tunnel.call(call, *rest)
+
+    def _log_connections(self, is_wanted: bool) -> None:
+        statistics.set_access_log(self._offer_ended if is_wanted else None)
 
     def _offer_ended(self, name: str, record: ConnectionRecord) -> None:
         """Send the record of a connection for the access log of the program; on the relay thread."""
@@ -153,7 +159,8 @@ class HostedTunnel:
             limits = _of_one(arguments[0], self._workers)
             rules = rules_of(limits.pop("allow", None), limits.pop("deny", None))
             return changes.replace(tunnel, limits, functools.partial(changes.set_rules, tunnel, rules))
-        assert call in ("connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn")
+        if call not in _CALLS:
+            raise ValueError(f"{call}: the program must not call it")
         return getattr(tunnel, call)(*arguments)
 
     def close(self, drain: float | None, spread: float = 0.0) -> None:
@@ -257,13 +264,13 @@ def _of_one(options: Message, workers: int) -> Message:
     return options | ({"warm": -(-options["warm"] // workers)} if "warm" in options else {})
 
 
-def _carriers() -> list[Any]:
+def _carriers() -> list[Message]:
     """Return the carriers of this process, for :func:`.wire.to_carrier`."""
     import dataclasses
 
     from ..carriers.listing import carriers
 
-    return [dataclasses.astuple(each)[:-1] for each in carriers()]
+    return [dataclasses.asdict(each) for each in carriers()]
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -95,7 +95,7 @@ class WorkerProcess(ChildProcess):
         self._process.kill()
 
     def _share_secrets(self) -> Question:
-        return self.ask("secrets", 0, sorted(secret_variables()))
+        return self.ask("secrets", sorted(secret_variables()))
 
     def _on_message(self, message: Message) -> None:
         self._observer.on_message(message)

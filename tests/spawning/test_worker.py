@@ -74,6 +74,17 @@ def test_it_opens_and_closes_and_says_so(shared):
     assert tunnel.over.is_set()
 
 
+def test_the_program_calls_only_what_is_meant_for_it(shared):
+    said = queue.SimpleQueue()
+    tunnel = hosted(shared, said)
+    assert said.get(timeout=WAIT)["opened"] == 7
+    for call in ("join", "_relay", "__class__"):
+        with pytest.raises(ValueError, match=call):
+            tunnel.call(call)
+    tunnel.call("close", 0.0)
+    assert tunnel.over.wait(WAIT)
+
+
 def test_garbage_collections_look_only_at_what_came_after_the_first_tunnel(shared):
     garbage.keep_all.cache_clear()
     objects, said = [[], []], queue.SimpleQueue()

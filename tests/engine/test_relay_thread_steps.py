@@ -149,12 +149,12 @@ class Pipes(Part):
 class Connection(Part):
     """A connection."""
 
-    target = None
-
     is_closed = False
+    target = None
 
     def __init__(self, owner, client, stream, peer, now):
         super().__init__(owner, client, stream, peer, now)
+        self.client = client
         self.summary = ConnectionSummary(peer, now)
 
     def record(self, now):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
+
+from .upgrade_channel import peer_of
 
 __all__ = ["REJECTED", "Client", "ClientError"]
 
@@ -41,10 +44,23 @@ class _Connection(http.client.HTTPConnection):
         try:
             made.settimeout(self.timeout)
             made.connect(self._path)
+            self._check_user(made)
         except BaseException:
             made.close()
             raise
         self.sock = made
+
+    def _check_user(self, made: socket.socket) -> None:
+        """Check who answers: this user, root, or the owner of the directory, without whom no other user is there.
+
+        :raises ClientError: if it is another user, who may have put a socket in the place of relay's.
+        """
+        if not hasattr(socket, "SO_PEERCRED"):
+            return
+        _, user = peer_of(made)
+        if user not in (0, os.geteuid(), os.stat(os.path.dirname(self._path) or os.curdir).st_uid):
+            text = f"another user (ID {user}) answers, neither you, root nor the directory's owner; check who listens"
+            raise ClientError(f"control socket {self._path}: {text}")
 
 
 class Client:
@@ -67,7 +83,7 @@ class Client:
     def get(self, *parts: str, **query: str) -> Any:
         """Return the value at a path; the parts after the first one are quoted.
 
-        :raises ClientError: if the answer is an error, or no JSON.
+        :raises ClientError: if the answer is an error, no JSON, or another user's.
         :raises OSError: if there is no answer.
         """
         return self.request("GET", *parts, **query)
@@ -95,7 +111,7 @@ class Client:
             raise
         try:
             value = json.loads(text) if text else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ClientError(f"{self.path}: the answer is not JSON", answer.status) from None
         if answer.status >= 400:
             raise ClientError(_error_in(value) or f"status {answer.status}", answer.status, _problems_in(value))

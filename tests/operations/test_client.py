@@ -99,7 +99,11 @@ def test_an_answer_with_an_error(control, status, value, text, problems):
 
 @pytest.mark.parametrize(
     ("answer", "text", "status"),
-    [(http(200, b"<html>"), "the answer is not JSON", 200), (b"SSH-2.0-it\r\n", "the answer is not HTTP", 0)],
+    [
+        (http(200, b"<html>"), "the answer is not JSON", 200),
+        (http(200, b"[" * 200_000), "the answer is not JSON", 200),
+        (b"SSH-2.0-it\r\n", "the answer is not HTTP", 0),
+    ],
 )
 def test_an_answer_of_another_program(control, answer, text, status):
     client, _ = control(answer)

@@ -3,8 +3,7 @@
 The states are those of :class:`~relay.engine.records.ConnectionState`. Before it is open, a connection has something
 ``pending``: the client's request is read (*requesting*), another thread decides about it (*admitting*), the stream is
 being made (*connecting*), a last reply is sent (*replying*), or a denied client is kept waiting (*tarpit*). A *queued*
-one waits for a slot. An EOF is data that
-travels: it ends its own direction only.
+one waits for a slot. An EOF is data that travels: it ends its own direction only.
 
 A stream without half-close ends in both directions at once. What its peer still sends is read and dropped then
 (*discarding*): closing a socket with something unread would reset it, and cost the peer the last bytes sent to it.

@@ -6,16 +6,16 @@ import http.client
 import json
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
-
-from .upgrade_channel import peer_of
 
 __all__ = ["REJECTED", "Client", "ClientError"]
 
 REJECTED = 422  # the HTTP status of a reload that has changed nothing, because of its file
 _LONGEST = 64 << 20  # bytes of an answer
+_UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
 
 class ClientError(Exception):
@@ -57,7 +57,7 @@ class _Connection(http.client.HTTPConnection):
         """
         if not hasattr(socket, "SO_PEERCRED"):
             return
-        _, user = peer_of(made)
+        _, user, _ = _UCRED.unpack(made.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if user not in (0, os.geteuid(), os.stat(os.path.dirname(self._path) or os.curdir).st_uid):
             text = f"another user (ID {user}) answers, neither you, root nor the directory's owner; check who listens"
             raise ClientError(f"control socket {self._path}: {text}")

@@ -313,6 +313,14 @@ ENTRIES = {
 FAMILIES = set(re.findall(r"`(\w+Error)`", PAGES["troubleshooting"].split("\n## ")[0]))
 
 
+def test_the_page_about_security_has_the_lower_bounds():
+    rows = re.findall(r"^\| (\w+) \| ([0-9.]+) \| .*CVE-", PAGES["security"], re.MULTILINE)
+    assert len(rows) == 4
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    bounds = dict(one.partition(",")[0].split(">=") for one in required)
+    assert {name: bounds[name] for name, _ in rows} == dict(rows)
+
+
 def test_every_message_has_its_entry():
     missing = [
         message

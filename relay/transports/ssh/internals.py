@@ -17,7 +17,7 @@ from ...errors import RelayError
 
 __all__ = ["BACKEND", "COMPAT", "LISTS", "REQUIRED", "TESTING", "check", "supported"]
 
-REQUIRED = "paramiko>=3.5,<6"  # as in pyproject.toml
+REQUIRED = "paramiko>=5,<6"  # as in pyproject.toml
 
 Names = Mapping[str, str]
 """Names that are overridden or used, by the class or module of paramiko that must have them."""

@@ -32,6 +32,7 @@ __all__ = [
     "begin",
     "end",
     "end_spawner",
+    "interpreter",
     "own_stderr",
     "program_error",
     "python",
@@ -262,6 +263,13 @@ def python() -> list[str]:
     if not sys.executable or getattr(sys, "frozen", False):
         raise RelayError("sys.executable is no Python interpreter, so no child can be started; use a Tunnel instead")
     return [sys.executable, "-P", "-S", *(["-E"] if sys.flags.ignore_environment else [])]
+
+
+def interpreter() -> list[str]:
+    """Return the command that starts this interpreter again, with its flags and no module of the working directory."""
+    # As multiprocessing does; nothing public has them.
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *([] if "-P" in flags else ["-P"]), *flags]
 
 
 def own_stderr() -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ..addresses.i2p_parser import parse_sam
-from ..process import PIPE, Process, end, start
+from ..process import PIPE, Process, end, interpreter, start
 from .output import print_line
 
 __all__ = ["PATIENCE", "Program", "few", "program", "published", "reached", "router"]
@@ -77,7 +76,7 @@ class Program:
 def program(*arguments: str) -> Iterator[Program]:
     """Run this interpreter with these arguments until the end of the block."""
     with tempfile.TemporaryFile() as complaints:
-        with start([sys.executable, "-P", *arguments], stdin=PIPE, stdout=PIPE, stderr=complaints) as process:
+        with start([*interpreter(), *arguments], stdin=PIPE, stdout=PIPE, stderr=complaints) as process:
             try:
                 yield Program(process, complaints)
             finally:

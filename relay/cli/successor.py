@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from ..addresses.printable import shown
 from ..operations.upgrade_channel import UpgradeError
-from ..process import end, start_successor
+from ..process import end, interpreter, start_successor
 
 __all__ = ["Outcome", "Program", "Successor", "log_failure"]
 
 logger = logging.getLogger("relay.cli")
 
+# Not "-m relay": another package of this name may be in the working directory, or nearer in the path.
+_MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "__main__.py")
 _CONNECT_TIME = 60.0  # seconds for a successor to start as far as its connection
 _END_TIME = 10.0  # seconds for a successor that has failed to end by itself
 
@@ -43,9 +45,12 @@ class Program:
         argv = [word for word in rest if word != "--upgrade"]
         if "up" in argv:
             argv.insert(argv.index("up") + 1, "--upgrade")
-        # A script names its Python in its first line, which may be another one after an upgrade.
-        is_module = os.path.basename(script) == "__main__.py" or not os.access(script, os.X_OK)
-        start = [sys.executable, "-m", "relay"] if is_module else [os.path.abspath(script)]
+        if os.path.basename(script) == "__main__.py" or not os.access(script, os.X_OK):
+            start = [*interpreter(), _MAIN]
+        elif sys.orig_argv[1:2] == [script]:  # its first line names its Python, another one perhaps after an upgrade
+            start = [os.path.abspath(script)]
+        else:
+            start = [*interpreter(), os.path.abspath(script)]
         return cls((*start, *argv), os.getcwd())
 
 

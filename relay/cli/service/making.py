@@ -16,7 +16,7 @@ from ... import config as files
 from ...addresses.options import CONTROL
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
-from ...process import DEVNULL, PIPE, start
+from ...process import DEVNULL, PIPE, interpreter, start
 from ...transports.unix import group_number
 from ..options import Options
 from ..output import configuration_read
@@ -110,7 +110,7 @@ def _command() -> tuple[str, ...]:
     program = sys.argv[0]
     if os.path.basename(program) == "relay" and (found := shutil.which(program)):
         return (os.path.abspath(found),)
-    return (sys.executable, "-m", "relay")
+    return (*interpreter(), "-m", "relay")
 
 
 def _user(path: str, owner: int, *, is_in_home: bool) -> tuple[str, str]:

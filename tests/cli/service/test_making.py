@@ -132,7 +132,9 @@ def test_a_program_of_root_alone_is_an_error(tmp_path, monkeypatch):
 
 def test_the_command_is_the_one_that_runs(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/sh"])
-    assert making._command() == (sys.executable, "-m", "relay")
+    executable, *flags, option, module = making._command()
+    assert (executable, option, module) == (sys.executable, "-m", "relay")
+    assert "-P" in flags, "no package of the working directory"
     relay = os.path.join(os.path.dirname(sys.executable), "relay")
     monkeypatch.setattr(sys, "argv", [relay])
     assert making._command() == (relay,)

@@ -9,9 +9,12 @@ import functools
 import grp
 import logging
 import os
+import select
 import socket
 import stat
+import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -44,6 +47,8 @@ def unix(path: str | os.PathLike[str]) -> SocketDialer:
 
 _LINUX: bool = sys.platform == "linux"
 _DENIED = (errno.EACCES, errno.EPERM)
+_PATIENCE = 10.0  # seconds for the workers of a program that was killed to end
+_UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 _NO_RIGHT = "a socket lies there that this user may not use or replace; remove it, or use another path"
 _TAKEN = "another program has removed or replaced it at once; stop that program, or use another path"
 _DESCRIPTORS = "/proc/self/fd/"
@@ -375,7 +380,7 @@ def _remove_stale(path: str) -> None:
         raise OSError(
             errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone: remove it, or use another path"
         )
-    result = _answer(path)
+    result = _answer(path, _PATIENCE)
     if result in _DENIED:
         raise OSError(errno.EADDRINUSE, _NO_RIGHT)
     if result != errno.ECONNREFUSED:
@@ -386,11 +391,39 @@ def _remove_stale(path: str) -> None:
         raise OSError(errno.EADDRINUSE, _NO_RIGHT) from None
 
 
-def _answer(path: str) -> int:
-    """Connect to a socket, and return the number of the error; 0 if it was accepted."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(path)
+def _answer(path: str, patience: float = 0.0) -> int:
+    """Connect to a socket, and return the number of the error; 0 if it was accepted.
+
+    If the program that made the listener is dead, others still have it: its workers, which end a moment later.
+
+    :param path: of the socket.
+    :param patience: seconds to wait for their end. They may as well be the successors of the program, which stay.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            result = probe.connect_ex(path)
+            left = until - time.monotonic()
+            if result or left <= 0 or not _is_of_dead_program(probe):
+                return result
+            waiting = select.poll()
+            waiting.register(probe, 0)  # for a hang-up alone
+            waiting.poll(left * 1000)
+
+
+def _is_of_dead_program(connected: socket.socket) -> bool:
+    """Return whether the process that made the listener of a connected socket does not exist any more."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return False
+    process, _, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    try:
+        os.kill(process or os.getpid(), 0)  # 0 is a process that is not seen from here
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _bind_private(made: socket.socket, path: str) -> None:

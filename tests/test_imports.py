@@ -83,7 +83,7 @@ ALLOWED_IN = {
     "tomli_w": ("config/",),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "starlette": ("operations/app.py", "operations/ledger_answers.py"),
+    "starlette": ("operations/app.py", "operations/turns.py"),
     "uvicorn": ("operations/server.py",),
 }
 

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addresses.printable import shown
 from ..carriers.listing import CarrierStatus, carriers
 from ..engine.records import ConnectionRecord
+from ..engine.tunnel import Tunnel, part_of_connections
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
@@ -46,6 +47,9 @@ from .plan import Opened, Plan
 from .reload import ReloadError
 from .views import hop_state, worker_problem
 from .ways import route_of_all, targets_of
+
+if TYPE_CHECKING:  # for tunnels in workers only
+    from ..spawning.pool_tunnel import PoolTunnel
 
 __all__ = ["GroupInstance"]
 
@@ -122,18 +126,18 @@ class GroupInstance:
             workers=tuple(WorkerStatus(*one) for one in self._group.processes.workers()),
         )
 
-    def tunnels(self) -> list[TunnelStatus]:
+    def tunnels(self, *, figures: bool = True) -> list[TunnelStatus]:
         """Return the tunnels, in the order of the file."""
         members = self._group.members
         for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
             self._texts.pop(name, None)
-        return [self._tunnel(member) for member in members]
+        return [self._tunnel(member, figures) for member in members]
 
-    def _tunnel(self, member: Snapshot) -> TunnelStatus:
+    def _tunnel(self, member: Snapshot, figures: bool) -> TunnelStatus:
         plan, opened = member.plan, member.opened
         hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
         if opened is not None:
-            metrics = opened.metrics()
+            metrics = opened.metrics() if figures else None
             stuck = worker_problem(opened.tunnel)
             end = getattr(opened.receive, "certificate_end", None)
             loads = getattr(opened.receive, "certificate_loads", None)
@@ -164,15 +168,17 @@ class GroupInstance:
             targets=tuple(opened.make_send.states()) if opened is not None and _has_targets(opened) else (),
         )
 
-    def connections(self, tunnel: str | None = None) -> list[ConnectionStatus]:
+    def connections(self, tunnel: str | None = None, first: int = 0, most: int | None = None) -> list[ConnectionStatus]:
         """Return the open connections."""
-        members = self._members(tunnel)
-        return [
-            _connection(member.name, record)
-            for member in members
-            if member.opened is not None
-            for record in member.opened.tunnel.connections()
-        ]
+        found: list[ConnectionStatus] = []
+        for member in self._members(tunnel):
+            left = None if most is None else most - len(found)
+            if member.opened is None or left == 0:
+                continue
+            records, count = _open_records(member.opened.tunnel, first, left)
+            first = max(0, first - count)
+            found += [_connection(member.name, record) for record in records]
+        return found
 
     def recent(self, tunnel: str | None = None) -> list[ConnectionStatus]:
         """Return the last connections that ended."""
@@ -335,6 +341,14 @@ def _translated() -> Iterator[None]:
         raise NotFoundError(str(error)) from error
     except (WrongStateError, GroupOverError) as error:
         raise ConflictError(str(error)) from error
+
+
+def _open_records(tunnel: Tunnel | PoolTunnel, first: int, most: int | None) -> tuple[Sequence[ConnectionRecord], int]:
+    """Return a part of the records of open connections, and the number of all of them."""
+    if isinstance(tunnel, Tunnel):
+        return part_of_connections(tunnel, first, most)
+    records = tunnel.connections()
+    return records[first:][:most], len(records)
 
 
 def _has_targets(opened: Opened) -> bool:

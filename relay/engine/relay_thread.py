@@ -108,10 +108,10 @@ class RelayThread(LoopThread):
         """The number of open connections."""
         return len(self._slots.connections)
 
-    def connections(self) -> list[ConnectionRecord]:
-        """See :meth:`relay.Tunnel.connections`."""
+    def connections(self, first: int = 0, most: int | None = None) -> list[ConnectionRecord]:
+        """See :meth:`relay.Tunnel.connections`, and :func:`~relay.engine.tunnel.part_of_connections`."""
         now = time.monotonic()
-        return [connection.record(now) for connection in self.all_connections]
+        return [connection.record(now) for connection in self.all_connections[first:][:most]]
 
     def recent(self) -> list[ConnectionRecord]:
         """See :meth:`relay.Tunnel.recent`."""

@@ -24,7 +24,7 @@ from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
-__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams", "introduce_probes"]
+__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams", "introduce_probes", "part_of_connections"]
 
 _numbers = iter(range(1, 1 << 62))
 
@@ -297,3 +297,12 @@ def address_of(receive: Any) -> Any:
     if callable(getsockname):
         return getsockname()
     return getattr(receive, "address", None)
+
+
+def part_of_connections(tunnel: Tunnel, first: int, most: int | None) -> tuple[list[ConnectionRecord], int]:
+    """Return the records of some open connections, and the number of all: a record of each of thousands takes long.
+
+    :param first: the connections to pass over, the oldest ones.
+    :param most: connections at most; ``None`` for all.
+    """
+    return tunnel._relay.connections(first, most), tunnel._relay.count

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import functools
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -32,13 +30,13 @@ from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
 from .instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
-from .ledger_answers import ledger_answers
 from .metrics import CONTENT_TYPE, MetricsPage
 from .openapi import document
 from .overview import Overview
 from .page import FILES, HEADERS, content
 from .sockets import Endpoint
-from .tables import View
+from .tables import PAGE, View, offset
+from .turns import Shared, Threads
 
 __all__ = ["LONGEST_BODY", "LONGEST_HEAD", "App", "make_app"]
 
@@ -46,10 +44,14 @@ logger = logging.getLogger("relay.operations")
 
 LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 LONGEST_BODY = 64 << 10  # bytes of a request's body
-# Requests that may take long get a few threads, so that others find one free.
+# Threads of the requests. Those that may take long get a few, so that others find one free.
+ACTIONS = 40
 RELOADS = 4  # one runs, the others become the next one
 UPGRADES = 2  # one runs, the others are refused
-CHECKS = 4
+CHECKS = 4  # of each kind of health check
+SHOWN = 2  # at the status addresses
+SHARED = 0.1  # seconds at least for which clients of the status addresses get the same answer
+CHUNK = 64 << 10  # bytes of an answer that are given to the transport at once
 
 Answer = Callable[[Request], Any]
 
@@ -59,22 +61,29 @@ def make_app(instance: Instance) -> App:
 
     :param instance: what it shows and controls.
     """
-    operations = _Operations(instance)
-    events = Events(Overview(instance), run_in_threadpool)
+    threads = Threads(ACTIONS)
+    operations = _Operations(instance, threads)
+    events = Events(Overview(instance), Threads(1).run)
+    _act = functools.partial(_action, threads=threads)
+    _get = functools.partial(_shown, threads=threads, shared=Shared(Threads(SHOWN), SHARED))
+    live, ready = Shared(Threads(CHECKS), 0.0), Shared(Threads(CHECKS), 0.0)
     metrics = MetricsPage(instance)
     routes = [
         *(_file(path) for path in FILES),
         Route("/events", functools.partial(_events, events), methods=["GET"]),
         _get("/instance", lambda request: instance.status()),
-        _get("/tunnels", lambda request: {"tunnels": instance.tunnels()}),
+        _get("/tunnels", operations.tunnels),
         _get("/tunnels/{name}", operations.tunnel),
         _get("/connections", operations.connections),
         _get("/connections/recent", operations.recent),
-        *(_act(path, answer, method) for (method, path), answer in ledger_answers(instance).items()),
+        _get("/bans", operations.bans),
+        _get("/quotas", operations.quotas),
+        _act("/bans", functools.partial(operations.clear, "bans"), "DELETE"),
+        _act("/quotas", functools.partial(operations.clear, "quotas"), "DELETE"),
         _get("/carriers", lambda request: {"carriers": instance.carriers()}),
-        _get("/livez", lambda request: _health(liveness(instance)), asyncio.Semaphore(CHECKS)),
-        _get("/readyz", lambda request: _health(readiness(instance))),
-        _get("/readyz/{name}", operations.ready),
+        _check("/livez", lambda request: _health(liveness(instance)), live),
+        _check("/readyz", lambda request: _health(readiness(instance)), ready),
+        _check("/readyz/{name}", operations.ready, ready),
         _get("/metrics", lambda request: Response(metrics.render(), media_type=CONTENT_TYPE)),
         _get("/openapi.json", lambda request: document()),
         _act("/tunnels/{name}/pause", lambda request: instance.pause(request.path_params["name"])),
@@ -83,8 +92,8 @@ def make_app(instance: Instance) -> App:
         _act("/tunnels/{name}/enable", lambda request: instance.enable(*_target(request))),
         _act("/tunnels/{name}/disable", lambda request: instance.disable(*_target(request))),
         _act("/connections/{id}", lambda request: instance.kill(request.path_params["id"]), "DELETE"),
-        _act("/reload", operations.reload, threads=asyncio.Semaphore(RELOADS)),
-        _act("/upgrade", lambda request: instance.upgrade(), threads=asyncio.Semaphore(UPGRADES)),
+        _act("/reload", operations.reload, threads=Threads(RELOADS)),
+        _act("/upgrade", lambda request: instance.upgrade(), threads=Threads(UPGRADES)),
         _act("/reopen", lambda request: instance.reopen_logs()),
         _act("/stop", lambda request: instance.stop()),
         Route("/log-level", operations.set_log_level, methods=["PUT"]),
@@ -96,10 +105,15 @@ class _Operations:
     """The answers that need more than one line.
 
     :param instance: what they are about.
+    :param threads: for those that run on none yet.
     """
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, threads: Threads) -> None:
         self._instance = instance
+        self._threads = threads
+
+    def tunnels(self, request: Request) -> Any:
+        return _page(request, "tunnels", lambda first, most: self._instance.tunnels()[first:][:most])
 
     def tunnel(self, request: Request) -> Any:
         name = request.path_params["name"]
@@ -110,10 +124,25 @@ class _Operations:
         raise NotFoundError(f"{name}: there is no such tunnel; known are {_listed([one.name for one in tunnels])}")
 
     def connections(self, request: Request) -> Any:
-        return {"connections": self._instance.connections(request.query_params.get("tunnel"))}
+        name = request.query_params.get("tunnel")
+        return _page(request, "connections", lambda first, most: self._instance.connections(name, first, most))
 
     def recent(self, request: Request) -> Any:
-        return {"connections": self._instance.recent(request.query_params.get("tunnel"))}
+        name = request.query_params.get("tunnel")
+        return _page(request, "connections", lambda first, most: self._instance.recent(name)[first:][:most])
+
+    def bans(self, request: Request) -> Any:
+        name = request.query_params.get("tunnel")
+        return _page(request, "bans", lambda first, most: self._instance.bans(name)[first:][:most])
+
+    def quotas(self, request: Request) -> Any:
+        name = request.query_params.get("tunnel")
+        return _page(request, "quotas", lambda first, most: self._instance.quotas(name)[first:][:most])
+
+    def clear(self, kind: str, request: Request) -> Any:
+        if not (key := request.query_params.get("key")):
+            raise HTTPException(400, "key: expected the clients that count together, as the list has them")
+        return {"cleared": self._instance.clear(kind, key, request.query_params.get("tunnel"))}
 
     def ready(self, request: Request) -> Any:
         return _health(readiness(self._instance, request.path_params["name"]))
@@ -132,7 +161,7 @@ class _Operations:
         level = value.get("level") if isinstance(value, dict) else None
         if level not in LOG_LEVELS:
             raise HTTPException(400, f'expected {{"level": …}} with one of {", ".join(LOG_LEVELS)}')
-        await run_in_threadpool(self._instance.set_log_level, level)
+        await self._threads.run(functools.partial(self._instance.set_log_level, level))
         return Response(status_code=204)
 
 
@@ -144,12 +173,53 @@ def _target(request: Request) -> tuple[str, str]:
     return request.path_params["name"], target
 
 
-def _get(path: str, answer: Answer, threads: asyncio.Semaphore | None = None) -> Route:
-    return Route(path, _endpoint(answer, threads), methods=["GET"])
+def _page(request: Request, name: str, rows: Callable[[int, int | None], Sequence[Any]]) -> Any:
+    """Return the rows that a client gets: all of them at the control socket, else one page, and whether there are more.
+
+    :param rows: returns them, after so many, at most so many.
+    """
+    if request.state.endpoint.is_control:
+        return {name: rows(0, None)}
+    try:
+        first = offset(request.query_params.get("from", "0"), "from")
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    found = rows(first, PAGE + 1)
+    return {name: found[:PAGE], "more": len(found) > PAGE}
 
 
-def _act(path: str, act: Answer, method: str = "POST", threads: asyncio.Semaphore | None = None) -> Route:
-    return Route(path, _endpoint(act, threads), methods=[method])
+def _shown(path: str, answer: Answer, *, threads: Threads, shared: Shared) -> Route:
+    """Return the route of an answer that clients of the status addresses share, of which relay computes few at a time.
+
+    The clients of the control socket are the operator's: each gets one of its own.
+    """
+
+    async def respond(request: Request) -> Response:
+        if request.state.endpoint.is_control:
+            return await threads.run(functools.partial(_work, answer, request))
+        return await shared.get(_question(request), functools.partial(_work, answer, request))
+
+    return Route(path, respond, methods=["GET"])
+
+
+def _check(path: str, answer: Answer, shared: Shared) -> Route:
+    """Return the route of a health check, which never waits for other answers."""
+
+    async def respond(request: Request) -> Response:
+        return await shared.get(_question(request), functools.partial(_work, answer, request))
+
+    return Route(path, respond, methods=["GET"])
+
+
+def _question(request: Request) -> str:
+    return f"{request.url.path}?{request.url.query}"
+
+
+def _action(path: str, act: Answer, method: str = "POST", *, threads: Threads) -> Route:
+    async def respond(request: Request) -> Response:
+        return await threads.run(functools.partial(_work, act, request))
+
+    return Route(path, respond, methods=[method])
 
 
 def _file(path: str) -> Route:
@@ -192,29 +262,18 @@ class _Stream(Response):
         await self._serve(receive, send, self._transport)
 
 
-def _endpoint(answer: Answer, threads: asyncio.Semaphore | None) -> Callable[[Request], Awaitable[Response]]:
-    """Return what calls a function on a thread, because it may wait for another one, and turns its value into JSON.
-
-    :param threads: how many threads it may have; ``None`` for all those that endpoints share.
-    """
-
-    def work(request: Request) -> Response:
-        try:
-            value = answer(request)
-        except (HTTPException, NotFoundError, ConflictError, RejectedError, OSError):
-            raise
-        except Exception:
-            logger.exception("%s %s failed", request.method, request.url.path)
-            return _error(500, "relay has a bug here; its log has a traceback")
-        if isinstance(value, Response):
-            return value
-        return Response(status_code=204) if value is None else _json(200, as_json(value))
-
-    async def respond(request: Request) -> Response:
-        async with threads or contextlib.nullcontext():
-            return await run_in_threadpool(work, request)
-
-    return respond
+def _work(answer: Answer, request: Request) -> Response:
+    """Call a function on a thread, because it may wait for another one, and turn its value into JSON."""
+    try:
+        value = answer(request)
+    except (HTTPException, NotFoundError, ConflictError, RejectedError, OSError):
+        raise
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.url.path)
+        return _error(500, "relay has a bug here; its log has a traceback")
+    if isinstance(value, Response):
+        return value
+    return Response(status_code=204) if value is None else _json(200, as_json(value))
 
 
 def _health(health: Health) -> Response:
@@ -257,8 +316,17 @@ async def _rejected(request: Request, error: Exception) -> Response:
     return _json(error.status, {"error": str(error), "problems": error.lines})
 
 
+class _TooLongError(Exception):
+    """A body that is longer than allowed."""
+
+
+async def _too_long_body(request: Request, error: Exception) -> Response:
+    return _body_too_long()
+
+
 _HANDLERS: Any = {
     HTTPException: _http_error,
+    _TooLongError: _too_long_body,
     NotFoundError: _handler(404),
     ConflictError: _handler(409),
     RejectedError: _rejected,
@@ -293,9 +361,6 @@ class App:
         counted = _Counted(receive)
         try:
             return await self._app(scope, counted, send)
-        except _TooLongError:
-            response = _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
-            return await response(scope, receive, send)
         except ClientDisconnect:
             return None
         except asyncio.CancelledError:  # the program ends before the answer is there
@@ -326,8 +391,12 @@ def _rejection(endpoint: Endpoint, method: str, headers: dict[bytes, str]) -> Re
             return _unauthorized()
     length = headers.get(b"content-length", "0")
     if not length.isdecimal() or len(length) > 9 or int(length) > LONGEST_BODY:
-        return _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
+        return _body_too_long()
     return None
+
+
+def _body_too_long() -> Response:
+    return _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
 
 
 def _unauthorized() -> Response:
@@ -350,6 +419,15 @@ class _Answer:
 
     async def __call__(self, message: Message) -> None:
         self.has_begun = True
+        body = message.get("body", b"")
+        begin = 0
+        while len(body) - begin > CHUNK:  # a client that takes nothing holds no more than that
+            piece = body[begin : begin + CHUNK]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            begin += CHUNK
+            await asyncio.sleep(0)  # noqa: TID251 - no wait: other clients have their turns
+        if begin:
+            message = {**message, "body": body[begin:]}
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))
             headers.update(HEADERS)
@@ -375,10 +453,6 @@ def _has_token(header: str, token: str) -> bool:
     elif kind.lower() != "bearer":
         return False
     return hmac.compare_digest(sent, token.encode())
-
-
-class _TooLongError(Exception):
-    """A body that is longer than allowed."""
 
 
 class _Counted:

@@ -12,7 +12,6 @@ import asyncio
 import functools
 import json
 import logging
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
@@ -27,7 +26,6 @@ INTERVAL = 1.0  # seconds between two samples
 SHARE = 10  # a sample that takes long is followed by a pause of so many times its duration
 MOST_STREAMS = 16
 RETRY = 3000  # milliseconds after which a browser connects again
-SEND_BUFFER = 64 << 10  # bytes in the kernel for a page that does not read
 
 Result = TypeVar("Result")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -106,7 +104,6 @@ class Events:
         :param transport: of the connection.
         """
         stream = _Stream(view, transport)
-        _bound_buffer(transport)
         self._admit(stream)
         leaving = asyncio.create_task(_until_gone(receive, stream))
         try:
@@ -186,12 +183,6 @@ class Events:
 def _event(data: bytes, name: bytes = b"") -> bytes:
     """Return an event as it is sent; JSON has no line ends."""
     return (b"event: %s\n" % name if name else b"") + b"data: %s\n\n" % data
-
-
-def _bound_buffer(transport: asyncio.Transport) -> None:
-    connection = transport.get_extra_info("socket")
-    if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
 async def _until_gone(receive: Receive, stream: _Stream) -> None:

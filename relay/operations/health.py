@@ -51,7 +51,7 @@ def readiness(instance: Instance, name: str | None = None) -> Health:
     :param name: only of this tunnel, whether it is required or not.
     :raises NotFoundError: if there is no such tunnel.
     """
-    tunnels: Iterable[TunnelStatus] = instance.tunnels()
+    tunnels: Iterable[TunnelStatus] = instance.tunnels(figures=False)
     if name is None:
         asked = [tunnel for tunnel in tunnels if tunnel.required]
     else:

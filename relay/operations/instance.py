@@ -296,12 +296,19 @@ class Instance(Ledgers, Protocol):
     def status(self) -> InstanceStatus:
         """Return the facts about the process."""
 
-    def tunnels(self) -> Sequence[TunnelStatus]:
-        """Return the tunnels, in the order of the file."""
+    def tunnels(self, *, figures: bool = True) -> Sequence[TunnelStatus]:
+        """Return the tunnels, in the order of the file.
 
-    def connections(self, tunnel: str | None = None) -> Sequence[ConnectionStatus]:
+        :param figures: whether they have their figures, for which relay looks at each connection and asks the workers.
+        """
+
+    def connections(
+        self, tunnel: str | None = None, first: int = 0, most: int | None = None
+    ) -> Sequence[ConnectionStatus]:
         """Return the open connections of a tunnel, or of all, each tunnel's oldest first.
 
+        :param first: connections to pass over.
+        :param most: connections at most; ``None`` for all.
         :raises NotFoundError: if there is no such tunnel.
         """
 

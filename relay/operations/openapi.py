@@ -10,7 +10,7 @@ from typing import Any
 from .ledgers import MOST_ROWS
 from .openapi_schemas import COUNT, SCHEMAS, TEXT, YES, ref, words
 from .page import FILES
-from .tables import CONNECTION_ORDERS, LONGEST_FILTER, TUNNEL_ORDERS
+from .tables import CONNECTION_ORDERS, LONGEST_FILTER, PAGE, TUNNEL_ORDERS
 
 __all__ = ["document"]
 
@@ -74,22 +74,27 @@ def _health(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
     return _operation(summary, answers, *parameters)
 
 
+def _first() -> dict[str, Any]:
+    about = f"Rows to pass over: at a status address an answer has {PAGE} at most."
+    return {**_in_query("from", COUNT), "description": about}
+
+
 def _ledger(kind: str, schema: str) -> dict[str, Any]:
-    tunnel, key = _in_query("tunnel", TEXT), {**_in_query("key", TEXT), "required": True}
+    tunnel, first, key = _in_query("tunnel", TEXT), _first(), {**_in_query("key", TEXT), "required": True}
     return {
-        "get": _operation(f"The {kind} of clients, at most {MOST_ROWS}.", _answers(schema, 404), tunnel),
+        "get": _operation(f"The {kind} of clients, at most {MOST_ROWS}.", _answers(schema, 404), tunnel, first),
         "delete": _operation(f"Forget the {kind} of a key.", _answers("Cleared", 404, 409), key, tunnel),
     }
 
 
 def _of_tunnels() -> dict[str, Any]:
-    name, tunnel = _in_path("name"), _in_query("tunnel", TEXT)
+    name, tunnel, first = _in_path("name"), _in_query("tunnel", TEXT), _first()
     change = _answers(None, 404, 409)
     recent = "The last 100 connections of each tunnel that ended."
     target = _in_query("target", TEXT)
     return {
         "/instance": {"get": _operation("Facts about the process.", _answers("Instance"))},
-        "/tunnels": {"get": _operation("All tunnels, in the order of the file.", _answers("Tunnels"))},
+        "/tunnels": {"get": _operation("All tunnels, in the order of the file.", _answers("Tunnels"), first)},
         "/tunnels/{name}": {"get": _operation("One tunnel.", _answers("Tunnel", 404), name)},
         "/tunnels/{name}/pause": {"post": _operation("Accept no client; clients wait.", change, name)},
         "/tunnels/{name}/resume": {"post": _operation("Accept clients again.", change, name)},
@@ -101,8 +106,8 @@ def _of_tunnels() -> dict[str, Any]:
                 ("disable", "Give one of several targets no new connections."),
             )
         },
-        "/connections": {"get": _operation("Open connections.", _answers("Connections", 404), tunnel)},
-        "/connections/recent": {"get": _operation(recent, _answers("Connections", 404), tunnel)},
+        "/connections": {"get": _operation("Open connections.", _answers("Connections", 404), tunnel, first)},
+        "/connections/recent": {"get": _operation(recent, _answers("Connections", 404), tunnel, first)},
         "/connections/{id}": {"delete": _operation("Reset a connection.", _answers(None, 404, 409), _in_path("id"))},
         "/bans": _ledger("bans", "Bans"),
         "/quotas": _ledger("quotas", "Quotas"),

@@ -43,6 +43,12 @@ def _object(about: str, **fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _pages(about: str, **rows: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a list, which comes in pages at a status address."""
+    more = {**YES, "description": "Whether there are more; at a status address only."}
+    return {**_object(about, **rows, more=more), "required": [*rows]}
+
+
 _MOVED = {"received": COUNT, "sent": COUNT}
 _RATES = {"received_rate": _or_null(_SECONDS), "sent_rate": _or_null(_SECONDS)}
 
@@ -188,8 +194,8 @@ SCHEMAS = {
         quota=COUNT,
         since=_TIME,
     ),
-    "Bans": _object("Bans, those that last longest first.", bans=_list(ref("Ban"))),
-    "Quotas": _object("Quotas, those of which most was used first.", quotas=_list(ref("Quota"))),
+    "Bans": _pages("Bans, those that last longest first.", bans=_list(ref("Ban"))),
+    "Quotas": _pages("Quotas, those of which most was used first.", quotas=_list(ref("Quota"))),
     "Cleared": _object("What was forgotten.", cleared=COUNT),
     "Verdict": _object(
         "The effect of a reload on one tunnel.",
@@ -218,8 +224,8 @@ SCHEMAS = {
         "required": ["status", "problems"],
         "additionalProperties": False,
     },
-    "Tunnels": _object("All tunnels.", tunnels=_list(ref("Tunnel"))),
-    "Connections": _object("Connections.", connections=_list(ref("Connection"))),
+    "Tunnels": _pages("All tunnels.", tunnels=_list(ref("Tunnel"))),
+    "Connections": _pages("Connections.", connections=_list(ref("Connection"))),
     "Carriers": _object("All carriers.", carriers=_list(ref("Carrier"))),
     "Overview": _object(
         "The part of the state that a status page shows.",

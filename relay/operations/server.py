@@ -40,6 +40,7 @@ KEEP_ALIVE = 30  # seconds without another request
 DESCRIPTORS = 4  # of the loop, and one for a client
 MOST_CLIENTS = 128  # of one endpoint
 ACCEPT_TURNS = 3  # of asyncio's loop, until it has shown a client that it has accepted
+SEND_BUFFER = 64 << 10  # bytes in the kernel for a client of a status address that reads nothing
 LAST_ANSWERS = 1  # seconds at the end for those under way
 ROOT = 0
 _UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
@@ -196,7 +197,10 @@ class _Client(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app_state["transport"] = transport
-        if self._is_control and not _is_allowed(transport.get_extra_info("socket")):
+        connection = transport.get_extra_info("socket")
+        if not self._is_control:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        elif not _is_allowed(connection):
             transport.abort()
             return
         self._make_room()

@@ -13,17 +13,21 @@ from .ledgers import BanStatus
 __all__ = [
     "CONNECTION_ORDERS",
     "LONGEST_FILTER",
+    "PAGE",
     "ROWS",
     "TUNNEL_ORDERS",
     "Rates",
     "Tables",
     "View",
     "ended_at",
+    "offset",
     "problem_shown",
     "short",
 ]
 
 ROWS = 25  # of each table
+PAGE = 500
+"""The rows of an answer at a status address."""
 TARGETS = 10  # of one tunnel, those that are not up first
 LONGEST = 200  # characters of a text that may come from the network
 LONGEST_FILTER = 200  # characters
@@ -62,9 +66,9 @@ class View(NamedTuple):
         return cls(
             words,
             _order(query.get("tunnels", default.tunnels), "tunnels", TUNNEL_ORDERS),
-            _offset(query.get("tunnels_from", "0"), "tunnels_from"),
+            offset(query.get("tunnels_from", "0"), "tunnels_from"),
             _order(query.get("connections", default.connections), "connections", CONNECTION_ORDERS),
-            _offset(query.get("connections_from", "0"), "connections_from"),
+            offset(query.get("connections_from", "0"), "connections_from"),
         )
 
 
@@ -74,7 +78,13 @@ def _order(value: str, name: str, orders: Mapping[str, object]) -> str:
     return value
 
 
-def _offset(value: str, name: str) -> int:
+def offset(value: str, name: str) -> int:
+    """Return the number of rows to skip.
+
+    :param value: as the query has it.
+    :param name: of the value, for the error.
+    :raises ValueError: if it is no number, or too large.
+    """
     if not value.isdecimal() or not value.isascii() or len(value) > LONGEST_OFFSET:
         raise ValueError(f"{name}: expected a number of rows")
     return int(value)

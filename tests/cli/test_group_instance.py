@@ -47,6 +47,21 @@ def test_it_keeps_the_contract_of_the_double(instance, group):
         check_contract(instance)
 
 
+def test_a_part_of_the_connections_goes_over_all_tunnels(instance, group):
+    with contextlib.ExitStack() as stack:
+        for member in (group.members[0], group.members[0], group.members[1], group.members[1]):
+            client = stack.enter_context(socket.create_connection(member.opened.tunnel.address, WAIT))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        ids = [each.id for each in instance.connections()]
+        assert [each.tunnel for each in instance.connections()] == ["a", "a", "b", "b"]
+        for first in range(6):
+            for most in range(6):
+                part = [each.id for each in instance.connections(first=first, most=most)]
+                assert part == ids[first : first + most], (first, most)
+        assert [each.id for each in instance.connections("b", 1, 5)] == ids[3:]
+
+
 def test_it_shows_a_tunnel(instance, group, echo_server):
     tunnel = instance.tunnels()[0]
     host, port = group.members[0].opened.tunnel.address

@@ -73,7 +73,7 @@ class Running:
         reloads: ReloadStatus | None = RELOADS,
         workers: tuple[WorkerStatus, ...] = WORKERS,
     ) -> None:
-        self.tunnels = lambda: tunnels
+        self.tunnels = lambda **_: tunnels
         self.carriers = lambda: carriers
         self.status = lambda: InstanceStatus(
             version="1.2",

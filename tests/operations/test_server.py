@@ -111,6 +111,18 @@ def test_a_check_of_a_balancer_names_no_host(app, fields, status):
     assert answer.split()[1] == status, answer
 
 
+@pytest.mark.parametrize("sizes", [(64 << 10, 64 << 10), (100_000,)], ids=["two chunks", "one chunk"])
+def test_a_body_in_chunks_that_is_too_long_is_refused(app, caplog, sizes):
+    chunks = b"".join(b"%x\r\n%s\r\n" % (size, bytes(size)) for size in sizes)
+    head = b"PUT /log-level HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(app) as client:
+        answer = answer_to(client, head + chunks + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"\r\nconnection: close\r\n" in answer.lower(), answer[:100]
+    assert b"the body has more than 65536 bytes" in answer
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert app.get("/instance").status_code == 200
+
+
 def test_a_client_that_takes_nothing_of_its_answer_is_closed(app, double, monkeypatch):
     monkeypatch.setattr(server, "ANSWER_TIME", 0.05)
     tunnel = double.all["a"]

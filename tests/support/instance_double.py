@@ -68,12 +68,12 @@ class Double:
     def status(self):
         return self.facts
 
-    def tunnels(self):
+    def tunnels(self, *, figures=True):
         return [*self.all.values()]
 
-    def connections(self, tunnel=None):
+    def connections(self, tunnel=None, first=0, most=None):
         self._check(tunnel)
-        return [each for each in self.open.values() if tunnel in (None, each.tunnel)]
+        return [each for each in self.open.values() if tunnel in (None, each.tunnel)][first:][:most]
 
     def recent(self, tunnel=None):
         self._check(tunnel)
@@ -211,6 +211,11 @@ def check_contract(instance):
         assert [each.id for each in show() if each.tunnel == "a"] == [each.id for each in show("a")]
         with pytest.raises(NotFoundError, match="nope"):
             show("nope")
+    everything = [each.id for each in instance.connections()]
+    assert [each.id for each in instance.connections(most=1)] == everything[:1]
+    assert [each.id for each in instance.connections(first=1, most=9)] == everything[1:]
+    assert instance.connections(first=len(everything), most=9) == []
+    assert [tunnel.name for tunnel in instance.tunnels(figures=False)] == ["a", "b"]
     assert instance.stuck_loops(WAIT) == []
     before = instance.tunnels()[0].since
     instance.pause("a")

@@ -71,7 +71,7 @@ class Scene(Double):
     def carriers(self):
         return self._links
 
-    def tunnels(self):
+    def tunnels(self, *, figures=True):
         self._move()
         return super().tunnels()
 

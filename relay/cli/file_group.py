@@ -66,7 +66,7 @@ class FileGroup(TunnelGroup):
         self.is_handing_over = False
         """Whether another process is about to take the place of this one; what operators change waits for that."""
         self.is_reloading = False
-        """Whether a reload prepares or makes its changes. Set in the main thread."""
+        """Whether a reload prepares or makes its changes. Set in the main thread, reset by the thread that reloads."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None

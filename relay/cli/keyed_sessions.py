@@ -40,6 +40,8 @@ class KeyedSessions:
         Their streams have the time of their ``drain``, 30 s at most. Connections of the same tunnels that go another
         way stay open; if such a client asks for a stream over a session later, that fails.
         """
+        if not self.members:  # most relays need nothing of I2P
+            return
         from ..transports.i2p import key_file
         from ..transports.i2p.dialer import end_sessions
 
@@ -61,6 +63,8 @@ class KeyedSessions:
 
     def resume(self) -> None:
         """Accept clients again: the next one begins the session."""
+        if not self.members:
+            return
         from ..transports.i2p import key_file
 
         key_file.take_back(self._drains())

@@ -111,6 +111,8 @@ class Predecessor:
         self._states: dict[str, set[str]] = {"paused": set(), "failing": set(), "down": set()}
         self._disabled: dict[str, list[str]] = {}  # targets that got no connections, by tunnel
         self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
+        # To the thread that waits for the release: what it calls then, or that there is nothing to wait for.
+        self._waits: queue.SimpleQueue[Callable[[UpgradeError | None], object] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Predecessor:
         return self
@@ -341,8 +343,6 @@ class Predecessor:
         :raises UpgradeError: if the other one goes on, also because the system has no thread left.
         """
         assert self._channel is not None, "it is connected until it has released its sockets"
-        # To the thread that waits for the release: what it calls then, or that there is nothing to wait for.
-        self._waits: queue.SimpleQueue[Callable[[UpgradeError | None], object] | None] = queue.SimpleQueue()
         wait = threading.Thread(
             target=_wait_for_release, args=(self._channel, self._waits), name="relay-upgrade", daemon=True
         )

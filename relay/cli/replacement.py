@@ -75,6 +75,8 @@ class Replacement:
         """The factory of another route, if only that changes."""
         self.is_deferred = False
         """Whether it opens after the commit, because its predecessor has not opened yet."""
+        self.is_vacant = False
+        """Whether its listener has closed for another one, and is not open again."""
         self._opening: ListenerOpening | None = None
         self._warm_up: WarmUp | None = None
         self._tunings: list[Callable[[], object]] = []
@@ -211,8 +213,6 @@ class Replacement:
         if opened is None:
             return []
         return [getattr(opened.receive, "listening", opened.receive)]
-
-    is_vacant = False
 
     def vacate(self) -> None:
         """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent.

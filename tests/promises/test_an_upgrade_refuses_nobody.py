@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -100,6 +101,14 @@ def test_upgrades_under_load_refuse_and_reset_nobody(up, serve, tmp_path, record
     assert served > UPGRADES
     assert path.is_socket()
     assert "Traceback" not in running.said()
+
+
+def test_an_upgrade_of_plain_tunnels_imports_nothing_of_i2p(up, serve):
+    running = up(tunnel("one", "127.0.0.1:0", serve(letter(b"a")).address), PYTHONPROFILEIMPORTTIME="1")
+    running.upgrade()
+    imported = set(re.findall(r"\b(relay\.transports\.\w+)", running.said()))
+    assert "relay.transports.tcp" in imported
+    assert "relay.transports.i2p" not in imported
 
 
 def test_a_file_that_changes_is_upgraded_to(up, serve, tmp_path, reserved):

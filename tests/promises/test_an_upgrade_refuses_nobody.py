@@ -198,7 +198,7 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
     text = tunnel("one", "127.0.0.1:0", target)
     running = up(text, program=program)
     port = running.port("one")
-    taken, also_taken = ("{}:{}".format(*address) for address in (target, serve(letter(b"b")).address))
+    taken, also_taken = ("{}:{}".format(*serve(letter(which)).address) for which in (b"b", b"c"))
     in_use = "Address already in use; another program listens there, and port 0 picks a free one"
     wider = text.replace("127.0.0.1:0", f"0.0.0.0:{port}")
     cases = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses.printable import printable
 from .ledger import LedgerEntry
-from .regular_file import open_own
+from .regular_file import distrust_directory, open_own
 
 if TYPE_CHECKING:  # most tunnels have nothing to keep, and start faster without it
     import sqlite3
@@ -314,6 +314,8 @@ def _create(path: str) -> None:
 
     One that is there gets its mode only if it is this user's, and empty or a database of relay: the path may be wrong.
     """
+    if problem := distrust_directory(os.path.dirname(os.path.abspath(path))):  # SQLite opens the file by its name
+        raise StoreError(problem)
     descriptor = open_own(path, os.O_RDWR)
     try:
         facts = os.fstat(descriptor)

@@ -91,12 +91,22 @@ def test_a_log_file_that_becomes_a_link_is_not_opened_again(up, victim, folder):
 
 
 @only_root
-def test_a_state_file_that_is_a_link_is_not_touched(up, victim, folder):
-    plant(folder / "state", victim)
-    command = up(state=folder / "state")
-    command.hear(f"WARNING state file {folder}/state: ")
+def test_a_state_file_that_is_a_link_is_not_touched(up, victim, tmp_path):
+    """As in /tmp, where no other user can replace what lies there."""
+    plant(tmp_path / "state", victim)
+    command = up(state=tmp_path / "state")
+    command.hear(f"WARNING state file {tmp_path}/state: a link of another user (ID {OTHER}) lies there; ")
     talk(command)
     assert command.end()[0] == 0
+
+
+@only_root
+def test_no_state_is_kept_in_a_directory_of_another_user(up, folder):
+    command = up(state=folder / "state")
+    command.hear(f"WARNING state file {folder}/state: {folder} belongs to another user ({OTHER}); ")
+    talk(command)
+    assert command.end()[0] == 0
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["profile", "link"])

@@ -314,8 +314,9 @@ def _create(path: str) -> None:
 
     One that is there gets its mode only if it is this user's, and empty or a database of relay: the path may be wrong.
     """
-    if problem := distrust_directory(os.path.dirname(os.path.abspath(path))):  # SQLite opens the file by its name
-        raise StoreError(problem)
+    for place in (os.path.abspath(path), os.path.realpath(path)):
+        if problem := distrust_directory(os.path.dirname(place)):  # SQLite opens the file by its name
+            raise StoreError(problem)
     descriptor = open_own(path, os.O_RDWR)
     try:
         facts = os.fstat(descriptor)

@@ -101,9 +101,14 @@ def test_a_state_file_that_is_a_link_is_not_touched(up, victim, tmp_path):
 
 
 @only_root
-def test_no_state_is_kept_in_a_directory_of_another_user(up, folder):
-    command = up(state=folder / "state")
-    command.hear(f"WARNING state file {folder}/state: {folder} belongs to another user ({OTHER}); ")
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_no_state_is_kept_in_a_directory_of_another_user(up, tmp_path, folder, is_linked):
+    path = folder / "state"
+    if is_linked:
+        path = tmp_path / "state"
+        path.symlink_to(folder / "state")
+    command = up(state=path)
+    command.hear(f"WARNING state file {path}: {folder} belongs to another user ({OTHER}); ")
     talk(command)
     assert command.end()[0] == 0
     assert list(folder.iterdir()) == []

@@ -448,6 +448,17 @@ def test_what_a_server_refuses_is_one_line(sshd, kind):
 
 
 @pytest.mark.parametrize("kind", ["paramiko", "openssh"])
+def test_a_proxy_behind_a_server_that_never_answers_does_not_hold_up_the_end(sshd, place, accept, kind):
+    """It keeps its side of the stream open, so that ssh does not release the channel."""
+    server = server_url(sshd.server, backend=kind)
+    hops = ["--via", server, "--via", f"socks5://{place}"]
+    done = pipe("127.0.0.1:9", *hops, "--connect-timeout", "3", input=b"")
+    with accept():
+        assert done.returncode == 1
+        assert done.stderr.decode().count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["paramiko", "openssh"])
 def test_a_server_that_is_lost_is_one_line(make_sshd, place, accept, start, kind):
     server = make_sshd()
     command = start(place, "--via", server_url(server.server, backend=kind))

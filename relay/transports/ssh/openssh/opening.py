@@ -91,6 +91,7 @@ class Opening:
         "deadline",
         "done",
         "error",
+        "is_cut",
         "is_ended",
         "is_traced",
         "name",
@@ -116,6 +117,7 @@ class Opening:
         self.alone = alone
         self.error: Error | None = None
         self.is_ended = False  # the server has sent EOF or CLOSE
+        self.is_cut = False  # the stream was reset: what was sent may be lost
         self.is_traced = True  # ssh logs the events of its channel
         self._state = OpeningState.OPEN if done is None else OpeningState.ASKED
         self._socket: socket.socket | None = None  # kept until the server has replied
@@ -124,11 +126,11 @@ class Opening:
     def stream(self, made: socket.socket) -> Stream:
         """Make the stream over a socket to ssh."""
         self._made = weakref.ref(made)
-        return Stream(made, target=self.name, failure=self.failure)
+        return _OpenedStream(made, self)
 
     def leave(self) -> bool:
         """Return at exit whether its owner has closed the stream; one that only has the socket does so now."""
-        if self._made is None:
+        if self._made is None or self.is_cut:
             return False
         made = self._made()
         if made is None or made.fileno() < 0:
@@ -218,3 +220,18 @@ class Opening:
                 made.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # its owner has closed it
+
+
+class _OpenedStream(Stream):
+    """A stream whose socket is connected to ssh, which learns of no reset. The exit waits for none that was reset."""
+
+    __slots__ = ("_opening",)
+
+    def __init__(self, made: socket.socket, opening: Opening) -> None:
+        super().__init__(made, target=opening.name, failure=opening.failure)
+        self._opening = opening
+
+    def reset(self) -> None:
+        """Close. Idempotent; SSH has no reset, so the far end reads EOF."""
+        self._opening.is_cut = True
+        self.close()

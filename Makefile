@@ -16,7 +16,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture soak fuzz mutants demo test quick install check docs check-versions check-races bench image
+.PHONY: torture soak fuzz mutants demo test quick install check docs check-versions check-races check-foreign bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -57,6 +57,10 @@ check-races: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
 	@tests/check-races $(ARGS)
+
+# All of CPython's own network tests through relay socks; `make test` runs those that find most.
+check-foreign: install
+	@FOREIGN=all $(BIN)/python -m pytest --quiet tests/foreign $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt

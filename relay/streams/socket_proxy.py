@@ -53,7 +53,7 @@ def self_contained(stream: Stream, over: Callable[[], object], *, quiet: float =
 class _Direction:
     """One direction. It reads only when everything that it read before is written."""
 
-    __slots__ = ("source", "sink", "held", "moved", "ended", "cut")
+    __slots__ = ("source", "sink", "held", "moved", "ended", "cut", "end_passed")
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source = source
@@ -62,6 +62,7 @@ class _Direction:
         self.moved = 0
         self.ended = False  # nothing more is read
         self.cut = False  # because one of the sockets has failed
+        self.end_passed = False  # the sink knows of the end of file
 
     @property
     def over(self) -> bool:
@@ -96,8 +97,6 @@ class _SocketProxy:
         self.up = _Direction(outer, stream.socket)
         self.down = _Direction(stream.socket, outer)
         self._settling: Timer | None = None  # until the stream knows whether its end was a failure
-        self._ended = False  # the holder's end of file was passed on
-        self._has_ended = False  # that of the stream was
         self._on_sent: Callable[[], object] | None = None
         self._io_thread = IOThread.acquire(self)
         loop = self._io_thread.loop
@@ -154,14 +153,12 @@ class _SocketProxy:
         if self._settling is not None:
             return None
         down, up = self.down, self.up
-        if down.over and not self._has_ended:  # also if the holder takes no more
+        if down.over and not down.end_passed:  # also if the holder takes no more
             return self._end()
-        if up.over and (
-            self._outside.hung or self._has_ended
-        ):  # the holder has closed it, and everything that it sent is on its way
+        if up.over and (self._outside.hung or down.end_passed):  # the holder has closed it, or both have ended
             return self._finish(clean=True)
-        if up.over and not self._ended and self._stream.half_close:
-            self._ended = True
+        if up.over and not up.end_passed and self._stream.half_close:
+            up.end_passed = True
             try:
                 self._stream.socket.shutdown(socket.SHUT_WR)
             except OSError:
@@ -184,7 +181,7 @@ class _SocketProxy:
         is_cut = self.down.cut or self.up.cut or (failure is not None and failure() is not None)
         if is_cut or self.up.over or not self._stream.half_close:
             return self._finish(clean=not is_cut)
-        self._has_ended = True
+        self.down.end_passed = True
         try:
             self._outer.shutdown(socket.SHUT_WR)
         except OSError:

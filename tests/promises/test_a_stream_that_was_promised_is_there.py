@@ -128,3 +128,9 @@ def test_no_stream_is_warm(via, target, caplog):
     with relay.Tunnel(relay.listen(":0"), factory, warm=1, connect_timeout=seconds) as tunnel:
         wait_until(lambda: "no stream is ready" in caplog.text)
         assert tunnel.metrics().warm == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("host", ["no-such-name.i2p", f"{'a' * 52}.b32.i2p"])
+@pytest.mark.parametrize("client", [socks5, socks4a, http_connect, connect])
+def test_a_destination_that_is_not_there(client, host, i2p_double):
+    client([f"i2p:?sam={i2p_double.client}"], host, 80, 1.0)

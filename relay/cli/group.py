@@ -308,12 +308,12 @@ class TunnelGroup:
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
-    def _begin(self, member: Member, *, paused: bool = False) -> None:
-        """Begin to open a tunnel; if it is ``paused``, it accepts no client at first."""
+    def _begin(self, member: Member) -> None:
+        """Begin to open a tunnel. It accepts no client before the main thread knows it, and so can drain it."""
         opened = functools.partial(self._main_thread.later, self._on_outcome, member)
         postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
         try:
-            opening = functools.partial(member.plan.open, self._preflight, paused=paused)
+            opening = functools.partial(member.plan.open, self._preflight, paused=True)
             sockets = self.supervisor.sockets_of(member.name)
             member.begin(BackgroundCall(functools.partial(inherit, sockets, opening), opened, postponed))
         except RuntimeError as error:  # the system has no thread left
@@ -351,8 +351,13 @@ class TunnelGroup:
 
     def _on_opened(self, member: Member, opened: Opened) -> None:
         print_line(f"{member.name}: listening on {opened.title}")
+        self._let_in(member, opened)
         tell_published(opened.receive, f"{member.name}: ")
         self._try_hops(member, opened)
+
+    def _let_in(self, member: Member, opened: Opened) -> None:
+        """Accept clients from now on."""
+        opened.tunnel.resume()
 
     def _prepare(self) -> None:
         """Prepare for operators, once."""

@@ -70,6 +70,7 @@ class SingleTunnel(TunnelGroup):
         self._explains_wait = False
         line = f"{self._title}{opened.title}"
         print_line(line)
+        self._let_in(member, opened)
         tell_published(opened.receive)
         self._try_hops(member, opened)
         if member.plan.options.watch:

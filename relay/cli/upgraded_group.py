@@ -78,14 +78,14 @@ class UpgradedGroup(FileGroup):
         self._trial_time = _SHORT_TRIAL_TIME if any(map(_has_moved, members)) else _TRIAL_TIME
         self._trial_end = math.inf  # when it waits for the hops no more, in monotonic seconds
 
-    def _begin(self, member: Member, *, paused: bool = False) -> None:
+    def _begin(self, member: Member) -> None:
         old = self._old
         if old.has_taken_over:
-            return super()._begin(member, paused=paused)
+            return super()._begin(member)
         self._held.add(member)
         bound = old.take_bound(member.name)
         if bound is None:
-            return super()._begin(member, paused=True)
+            return super()._begin(member)
         start = functools.partial(member.plan.start, bound, paused=True)
         outcome = functools.partial(self._main_thread.later, self._on_outcome, member)
         try:
@@ -105,6 +105,10 @@ class UpgradedGroup(FileGroup):
         if member in self._held:
             member.pause()
             self._release(member)
+
+    def _let_in(self, member: Member, opened: Opened) -> None:
+        if member not in self._held:
+            super()._let_in(member, opened)
 
     def _on_outcome(self, member: Member) -> None:
         super()._on_outcome(member)

@@ -203,9 +203,9 @@ def test_an_upgrade_that_fails_changes_nothing(up, serve, tmp_path):
     wider = text.replace("127.0.0.1:0", f"0.0.0.0:{port}")
     cases = [
         (text + "target = 1\n", works, "relay.toml:4: this is not TOML"),
-        (text + tunnel("two", taken, target), works, f"two: {taken}: Address already in use"),
+        (text + tunnel("two", taken, ("127.0.0.1", 1)), works, f"two: {taken}: Address already in use"),
         (
-            text + tunnel("two", taken, target) + tunnel("three", also_taken, target),
+            text + tunnel("two", taken, ("127.0.0.1", 1)) + tunnel("three", also_taken, target),
             works,
             f"two: {taken}: {in_use}\nrelay: three: {also_taken}: {in_use}",
         ),

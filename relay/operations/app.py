@@ -52,6 +52,7 @@ CHECKS = 4  # of each kind of health check
 SHOWN = 2  # at the status addresses
 SHARED = 0.1  # seconds at least for which clients of the status addresses get the same answer
 CHUNK = 64 << 10  # bytes of an answer that are given to the transport at once
+CHUNKS = 8  # of long answers in one turn of the loop, so that a health check soon has its turn
 
 Answer = Callable[[Request], Any]
 
@@ -344,6 +345,7 @@ class App:
     def __init__(self, app: ASGIApp, events: Events) -> None:
         self._app = app
         self._events = events
+        self._turns = asyncio.Semaphore(CHUNKS)
 
     def close(self) -> None:
         """End the answers that would never end."""
@@ -354,7 +356,7 @@ class App:
         assert scope["type"] == "http", "no other protocol is on"
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         endpoint: Endpoint = scope["state"]["endpoint"]
-        send = _Answer(send)
+        send = _Answer(send, self._turns)
         response = _too_long(scope) or _rejection(endpoint, scope["method"], headers)
         if response is not None:
             return await response(scope, receive, send)
@@ -411,21 +413,24 @@ class _Answer:
     """An answer, with the headers that keep a browser from doing what the page does not need.
 
     :param send: sends its messages (ASGI).
+    :param turns: of the pieces of long answers.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, turns: asyncio.Semaphore) -> None:
         self.has_begun = False
         self._send = send
+        self._turns = turns
 
     async def __call__(self, message: Message) -> None:
         self.has_begun = True
         body = message.get("body", b"")
         begin = 0
         while len(body) - begin > CHUNK:  # a client that takes nothing holds no more than that
+            async with self._turns:
+                await asyncio.sleep(0)  # noqa: TID251 - no wait: the next turn of the loop
             piece = body[begin : begin + CHUNK]
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             begin += CHUNK
-            await asyncio.sleep(0)  # noqa: TID251 - no wait: other clients have their turns
         if begin:
             message = {**message, "body": body[begin:]}
         if message["type"] == "http.response.start":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
 from ..machine import MeasurementError
 
-__all__ = ["scrape", "scraped_each_second"]
+__all__ = ["health", "scrape", "scraped_each_second", "silent"]
 
 SECOND = 1.0
 PATIENCE = 15.0  # seconds for one answer
@@ -42,6 +43,35 @@ def scrape(path: Path) -> bytes:
     if answer.status != 200 or b"relay_connections_accepted_total" not in page:
         raise MeasurementError(f"/metrics: status {answer.status}, {len(page)} bytes")
     return page
+
+
+def health(path: Path) -> float:
+    """Return the seconds until ``/livez`` answers."""
+    connection, begin = _Connection(path), time.monotonic()
+    try:
+        connection.request("GET", "/livez")
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    if status != 200:
+        raise MeasurementError(f"/livez: status {status}")
+    return time.monotonic() - begin
+
+
+@contextmanager
+def silent(path: Path, count: int) -> Iterator[None]:
+    """Clients that ask for the list of the connections, and read nothing of it.
+
+    :param path: the Unix socket of the status server.
+    :param count: of them.
+    """
+    with ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            client.sendall(b"GET /connections HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        yield
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def _check(path: str, answer: Answer, shared: Shared) -> Route:
 
 
 def _question(request: Request) -> str:
-    return f"{request.url.path}?{request.url.query}"
+    return f"{request.scope['path']}?{request.scope['query_string'].decode('latin-1')}"
 
 
 def _action(path: str, act: Answer, method: str = "POST", *, threads: Threads) -> Route:

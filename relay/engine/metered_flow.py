@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from ..access.meter import Meter, Waiter
 from ..access.ticket import Quota
 from ..eventloop.poller import IN, PRI, READ
-from .flow import _NONBLOCK, _SMALL, Flow, FlowOwner
+from .flow import _NONBLOCK, _SMALL, BUFFER, Flow, FlowOwner
 from .session_flow import SessionFlow
 from .workspace import Workspace
 
@@ -31,7 +31,7 @@ class Budget:
     :param used_up: called with a quota that has nothing left, and with the time.
     """
 
-    __slots__ = ("allowance", "is_waiting", "since", "_meters", "_quotas", "_used_up")
+    __slots__ = ("allowance", "is_waiting", "is_exhausted", "since", "_meters", "_quotas", "_used_up")
 
     def __init__(
         self, meters: Sequence[Meter], quotas: Sequence[Quota], used_up: Callable[[Quota, float], object]
@@ -40,6 +40,8 @@ class Budget:
         """The bytes that the next read may take."""
         self.is_waiting = False
         """True while a meter has to call the flow."""
+        self.is_exhausted = False
+        """True if the last read took all that it might, or that a copying flow reads at once."""
         self.since = 0.0
         """When it began to wait, in monotonic seconds."""
         self._meters = meters
@@ -72,6 +74,7 @@ class Budget:
 
     def spend(self, flow: Waiter, size: int) -> None:
         """Count what was read."""
+        self.is_exhausted = size >= min(self.allowance, BUFFER)
         self.allowance = 0
         for meter in self._meters:
             meter.spend(flow, size)
@@ -143,7 +146,12 @@ class _Metered(Flow):
         if self.owner.is_closed or self.budget.is_waiting or self.ended or self.handler == self.discard:
             return
         if self.pending is None and self.pipe is None:
-            self.set_interest(max(self.mask, 0) | self.reads)
+            # After such a read there is more: it waits for its next turn without an event, which would only park it
+            # again. That saves a turn of the loop and two system calls.
+            mask = max(self.mask, 0) | self.reads
+            if self.budget.is_exhausted and not self.budget.ask(self, now):
+                mask &= ~READ
+            self.set_interest(mask)
 
     def copy(self, event: int, now: float) -> None:
         """Copy as many bytes as are granted."""

@@ -95,6 +95,25 @@ class OneTurn:
         self.meter.spend(self, self.turns[-1])
 
 
+def test_a_flow_that_reads_less_at_once_goes_on_with_its_turn_before_the_others() -> None:
+    clock = Clock()
+    meter = Meter(1e9, clock.timers)
+    order: list[str] = []
+
+    class Named(Reader):
+        def granted(self, now: float) -> None:
+            order.append("small" if self.most == 1 << 16 else "large")
+            size = min(meter.take(self, now), self.most)
+            meter.spend(self, size)
+            meter.take(self, now)
+
+    flows = [Named(meter, 1 << 16), Named(meter, 1 << 20)]
+    meter.spend(flows[0], int(1e9))
+    assert not any(meter.take(flow, clock.now) for flow in flows)
+    clock.run(0.9)
+    assert order[:34] == (["small"] * 16 + ["large"]) * 2
+
+
 def test_the_bucket_holds_two_turns() -> None:
     meter = Meter(1e6, Timers())
     flow = OneTurn(meter)
@@ -113,7 +132,9 @@ def test_the_bucket_holds_two_turns() -> None:
         (1e6, 9, 25_000),  # the tenth part of a quarter of a second
         (1e3, 99, 32),  # no less
         (1e9, 1, 1 << 20),  # no more
-        (1e9, 2, 1 << 16),
+        (1e9, 2, 1 << 20),
+        (5e6, 9, 1 << 16),
+        (1e8, 9, 1_000_000),  # the tenth part of a tenth of a second
     ],
 )
 def test_a_turn_is_short_if_many_wait(rate: float, count: int, size: int) -> None:

@@ -293,6 +293,27 @@ def test_a_parked_flow_reads_what_is_granted_and_is_watched_again():
     assert one.budget.is_waiting is False
 
 
+@pytest.mark.parametrize(("granted", "size"), [(300, 300), (1 << 20, BUFFER)])
+def test_a_parked_flow_that_has_read_all_it_might_waits_for_its_next_turn(granted, size):
+    one = parked(granted)
+    one.client.gives = [bytes(size)]
+    one.up.granted(4.0)
+    assert (one.target.sent, one.mask) == ([bytes(size)], PRI)
+    assert one.meter.taken[1:] == [(one.up, 4.0)] * 2
+    assert one.budget.is_waiting is True
+    one.meter.grants = [300]
+    one.client.gives = [b"the rest"]
+    one.up.granted(5.0)
+    assert (one.target.sent[1:], one.mask, one.budget.is_waiting) == ([b"the rest"], WATCHED, False)
+
+
+def test_a_parked_flow_that_has_read_all_it_might_goes_on_if_it_may():
+    one = parked(300, 300)
+    one.client.gives = [bytes(300)]
+    one.up.granted(4.0)
+    assert (one.mask, one.budget.is_waiting) == (WATCHED, False)
+
+
 def test_a_parked_flow_that_was_taken_out_of_the_loop_is_watched_again():
     one = parked(300)
     one.up.set_interest(-1)

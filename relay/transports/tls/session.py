@@ -70,6 +70,11 @@ class Session:
         self._over: threading.Event | None = None
         self._on_drained: Callable[[], object] | None = None
         self._on_finished: Callable[[], object] | None = None
+        # From open() on; the last three from the first turn of the loop on, before which nothing calls this:
+        self.io_thread: IOThread
+        self._receive_plain: Callable[[memoryview], int]
+        self._send_plain: Callable[[memoryview | bytes], int]
+        self._watch: Watch
 
     def open(self, watch: Watch | None = None) -> TLSStream:
         """Begin to relay in the background loop's thread, when the handshake is done.

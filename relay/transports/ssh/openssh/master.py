@@ -169,6 +169,13 @@ class Master:
         self._quick_ack = QuickAck(self.loop)
         self._quiet = Timer(self.loop.timers, self._end_quiet)
         self._patience = Timer(self.loop.timers, self._kill)
+        # From start() on, which makes all of them or ends all of this:
+        self.folder: str
+        self._remove: weakref.finalize[[str, int], Master]
+        self._askpass: AskpassServer
+        self._process: Process
+        self._pid: int  # a descriptor of the process
+        self._thread: threading.Thread
 
     def start(self, deadline: float) -> None:
         """Start ssh, once.

@@ -86,7 +86,8 @@ class _Offer(NamedTuple):
 class Predecessor:
     """The process whose sockets this one takes over. Belongs to the main thread.
 
-    As a context manager it reports the error that ends it, and closes what was not used.
+    As a context manager it reports the error that ends it, and closes what was not used. The states of an upgrade are
+    in :mod:`.upgraded_group`.
 
     :param signals: those that end this process.
     """

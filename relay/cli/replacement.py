@@ -52,6 +52,8 @@ Call = Callable[[Callable[[], object]], object]
 class Replacement:
     """The change of one tunnel. Used by the thread that reloads, then by the main thread.
 
+    The states of its listener are in :mod:`.listener_opening`.
+
     :param change: the verdict.
     :param settings: those of the new file; ``None`` for a tunnel that is gone.
     :param member: the tunnel that runs; ``None`` for a new one.

@@ -158,7 +158,7 @@ class SharedAcceptor(SocketAcceptor):
         super().__init__(owner, listener)
         self._worker = owner
         self._place = place
-        self._table, self._number = place.table, place.number
+        self._number = place.number
         self._take = self._accept
         self._accept = self._accept_own
         self._incoming = place.incoming.fileno()
@@ -217,7 +217,7 @@ class SharedAcceptor(SocketAcceptor):
         if self._is_even(self._number, self._slack):  # the common case, in as few steps as possible
             return accepted
         for _ in range(_BATCH):
-            found = self._table.better(self._number, self._worker.tunnel_limit, churning=self._churn.is_fast)
+            found = self._place.table.better(self._number, self._worker.tunnel_limit, churning=self._churn.is_fast)
             if found is None or not self._pass_on(accepted, found):
                 return accepted
             accepted = self._take()
@@ -232,7 +232,7 @@ class SharedAcceptor(SocketAcceptor):
     def _pass_on(self, accepted: tuple[socket.SocketType, Any], to: Passed) -> bool:
         """Pass a client to another worker; return whether that was possible."""
         client, peer = accepted
-        table, number = self._table, self._number
+        table, number = self._place.table, self._number
         text = json.dumps(peer).encode() if isinstance(peer, tuple) else b'""'
         # Stored first: were this process killed in between, the receiver would seem to have one more, never one less.
         table.store_sent(number, to.worker, to.serial)
@@ -274,7 +274,7 @@ class SharedAcceptor(SocketAcceptor):
         """
         data, rights, _, _ = self._place.incoming.recvmsg(_LONGEST, socket.CMSG_SPACE(4), _FLAGS)
         source, count = _HEAD.unpack_from(data)
-        self._table.store_taken(self._number, source, count)
+        self._place.table.store_taken(self._number, source, count)
         if not rights:  # the kernel has closed it
             self._owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
             return False

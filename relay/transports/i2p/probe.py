@@ -188,6 +188,8 @@ class OwnStreams:
 class Probe:
     """One stream to a session, and the reply that it must bring. Everything runs on the I/O thread.
 
+    The states are those of its session, in :mod:`.reachability`; a probe only goes forward.
+
     :param io_thread: the I/O thread.
     :param dest: the destination to check, in base64.
     :param own: learns the probe's destination, and has the reply.

@@ -114,6 +114,44 @@ def test_a_flow_that_reads_less_at_once_goes_on_with_its_turn_before_the_others(
     assert order[:34] == (["small"] * 16 + ["large"]) * 2
 
 
+@pytest.mark.parametrize(
+    ("size", "event", "is_first"),
+    [(1, "", True), (1 << 16, "", True), (0, "", False), (1, "leave", False), (1, "take", False)],
+)
+def test_what_is_left_of_a_turn_is_kept_while_others_wait(size: int, event: str, is_first: bool) -> None:
+    clock = Clock()
+    meter = Meter(1e7, clock.timers)
+    served: list[int] = []
+
+    class Numbered:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def granted(self, now: float) -> None:
+            served.append(self.number)
+
+    one, other, last = (Numbered(number) for number in range(3))
+    meter.spend(one, int(1e7))
+    meter.take(one, clock.now)
+    while not served:
+        clock.run(0.001)
+    meter.spend(other, int(1e7))
+    assert not meter.take(last, clock.now)
+    meter.spend(one, size)  # while the last one waits
+    for flow in (last, *([one] if event == "leave" else [])):
+        meter.leave(flow)
+    if event == "take":  # no other flow waits now, so it has a whole turn
+        clock.run(1.0)
+        assert meter.take(one, clock.now) == 625_000
+        meter.spend(one, 625_000)
+    meter.spend(last, int(2e7))
+    served.clear()
+    for flow in (last, one):
+        meter.take(flow, clock.now)
+    clock.run(4.0)
+    assert served[:2] == ([0, 2] if is_first else [2, 0])
+
+
 def test_the_bucket_holds_two_turns() -> None:
     meter = Meter(1e6, Timers())
     flow = OneTurn(meter)
@@ -133,6 +171,8 @@ def test_the_bucket_holds_two_turns() -> None:
         (1e3, 99, 32),  # no less
         (1e9, 1, 1 << 20),  # no more
         (1e9, 2, 1 << 20),
+        (2e6, 1, 125_000),
+        (2e6, 2, 66_666),  # the third part of a tenth of a second
         (5e6, 9, 1 << 16),
         (1e8, 9, 1_000_000),  # the tenth part of a tenth of a second
     ],

@@ -758,7 +758,9 @@ def test_whatever_the_text_it_is_an_address_or_an_address_error(text):
             assert str(error).isprintable()
         else:
             assert str(value).isprintable()
-            if not isinstance(value, Command):  # whose words are hidden; "exec: 5432" would be read as a host and a port
+            if not isinstance(
+                value, Command
+            ):  # whose words are hidden; "exec: 5432" would be read as a host and a port
                 assert parse(str(value)) == without_parameters(value)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import click
 
+from ..daemon.failures import describe_error
 from .commands import COMMANDS, command
-from .output import describe_error, drop_stdout, print_error, set_format, show_help
+from .output import drop_stdout, print_error, set_format, show_help
 
 __all__ = ["app", "run"]
 

@@ -9,8 +9,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,29 +17,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..addresses.printable import one_line, printable
-from ..errors import can_retry
+from ..daemon.failures import ProblemsError, describe_error, status_of
 
 if TYPE_CHECKING:
     from ..engine.records import ConnectionRecord, Stats
 
 __all__ = [
-    "carriers_quiet",
-    "closing",
     "print_error",
-    "configuration_read",
     "drop_stdout",
     "failures_reported",
     "log_from",
     "log_stopped",
     "logged_to_stderr",
-    "describe_error",
     "print_line",
     "set_format",
     "show_help",
     "size",
-    "status_of",
     "summary",
-    "total",
 ]
 
 LONGEST_LINE = 4000  # characters; peers choose a part of some lines
@@ -120,37 +113,13 @@ def failures_reported(*, debug: bool) -> Iterator[None]:
     """
     try:
         yield
+    except ProblemsError as error:
+        for line in error.lines:
+            print_error(line)
+        raise click.exceptions.Exit(error.status) from error
     except (ValueError, TypeError, OSError) as error:
         print_error(describe_error(error), error if debug else None)
         raise click.exceptions.Exit(status_of(error)) from error
-
-
-@contextmanager
-def configuration_read() -> Iterator[None]:
-    """Treat an unreadable file and the like as a mistake of the user, before anything is opened.
-
-    :raises ValueError: for an error that a retry cannot fix.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise error if can_retry(error) else ValueError(describe_error(error)) from error
-
-
-def status_of(error: Exception) -> int:
-    """Return the exit status for an error.
-
-    :returns: 2 if the user has to change the command line, a file or the environment; 1 for a failure at run time.
-    """
-    return 2 if isinstance(error, (ValueError, TypeError)) else 1
-
-
-def describe_error(error: Exception) -> str:
-    """Return an exception as one sentence, without its error number."""
-    if isinstance(error, OSError) and error.strerror:
-        is_of_module = str(error.filename).endswith((".py", ".pyc"))  # that there was no descriptor for
-        return f"{error.filename}: {error.strerror}" if error.filename and not is_of_module else error.strerror
-    return str(error)
 
 
 @contextmanager
@@ -197,32 +166,6 @@ def log_stopped() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.start()
-
-
-@contextmanager
-def carriers_quiet(level: int, names: Collection[str] | None = None) -> Iterator[list[logging.LogRecord]]:
-    """Hold back what carriers log of their failures, because the command reports these itself.
-
-    :param level: the lowest level that is held back.
-    :param names: of the carriers; ``None`` for all.
-    :returns: the records that were held back.
-    """
-    held_back: list[logging.LogRecord] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        if record.module != "carrier" or record.levelno < level:
-            return True
-        if names is not None and not (isinstance(record.args, tuple) and str(record.args[0]) in names):
-            return True
-        held_back.append(record)
-        return False
-
-    logger = logging.getLogger("relay")
-    logger.addFilter(keep)
-    try:
-        yield held_back
-    finally:
-        logger.removeFilter(keep)
 
 
 class _Lines(logging.Handler):
@@ -366,28 +309,3 @@ def summary(stats: Stats) -> str:
         f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {size(stats.received)} received, "
         f"{size(stats.sent)} sent, {sum(stats.failed.values())} failed{failed and f' ({failed})'}"
     )
-
-
-def closing(live: int, seconds: float) -> str:
-    """Return the message for the first signal.
-
-    :param live: the number of open connections.
-    :param seconds: the time that they have to finish.
-    """
-    if not live or not seconds:
-        return "closing"
-    return f"closing; {live} open, {seconds:g} s to finish; again to end at once"
-
-
-def total(all_stats: Iterable[Stats]) -> Stats:
-    """Add up the statistics of several tunnels."""
-    from ..engine.records import Stats
-
-    failed: Counter[str] = Counter()
-    accepted = active = received = sent = hits = misses = 0
-    for stats in all_stats:
-        accepted, active = accepted + stats.accepted, active + stats.active
-        received, sent = received + stats.received, sent + stats.sent
-        hits, misses = hits + stats.warm_hits, misses + stats.warm_misses
-        failed.update(stats.failed)
-    return Stats(accepted, active, received, sent, dict(failed), hits, misses)

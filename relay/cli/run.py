@@ -6,22 +6,28 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..addresses.hops import Command, Listen, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
+from ..daemon.failures import describe_error
+from ..daemon.loops import find_loops
+from ..daemon.options import LOG_INTERVAL, Options
+from ..daemon.plan import Opening, Plan, make_plan
+from ..daemon.signals import Signals
+from ..daemon.ways import Way
+from ..daemon.worker_processes import WorkerProcesses
 from ..errors import AddressError, RelayError
 from ..eventloop import reserve
-from .loops import find_loops
-from .options import LOG_INTERVAL, Options
-from .output import describe_error, failures_reported, logged_to_stderr
-from .plan import Opening, Plan, make_plan
-from .signals import Signals
-from .ways import Way
-from .worker_processes import WorkerProcesses
+from .output import failures_reported, log_stopped, logged_to_stderr
 
-__all__ = ["relay_one", "serve"]
+if TYPE_CHECKING:  # a command without operators does not need them
+    from ..daemon.instance import Instance
+    from ..daemon.sockets import Endpoint
+    from ..daemon.stop import Stop
+
+__all__ = ["load_server", "relay_one", "serve"]
 
 
 def serve(
@@ -73,29 +79,43 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     :param title: printed before where it listens and where that leads to.
     :raises Exception: why it cannot relay.
     """
-    from .connection_log import connections_logged
-    from .endpoint_plan import EndpointPlan, LogPlan
-    from .operated import operated
-    from .single import SingleTunnel
+    from ..daemon.connection_log import connections_logged
+    from ..daemon.endpoint_plan import EndpointPlan, LogPlan
+    from ..daemon.group import TunnelGroup
+    from ..daemon.member import Member
+    from ..daemon.operated import operated
+    from .reporters import OneTunnel
 
     for loop in find_loops([plan]):
         raise AddressError(loop.text)
-    group, options = SingleTunnel(plan, signals, title), plan.options
+    options = plan.options
+    reporter = OneTunnel(title, watch=options.watch, where=plan.routes.where)
+    group = TunnelGroup([Member(plan)], signals, reporter)
     if options.allow or options.deny or options.accept_proxy:
-        from .useless_rules import warn_of_rules
+        from ..daemon.useless_rules import warn_of_rules
 
         warn_of_rules(plan)
     if options.processes is not None:
         group.processes = options.processes
     endpoints = EndpointPlan(options.control, options.status)
     log = LogPlan(options.log_file, options.log_interval or LOG_INTERVAL)
-    with operated(group, signals, endpoints):
+    with operated(group, signals, endpoints, load_server):
         if options.sandbox not in (None, "off"):
-            from .sandboxed import sandboxed
+            from ..daemon.sandboxed import sandboxed
 
-            sandboxed(options.sandbox, [plan], endpoints, log)
+            with log_stopped():
+                sandboxed(options.sandbox, [plan], endpoints, log)
         with connections_logged(group, signals, log):
-            group.relay()
+            group.run()
+    if reporter.error is not None:
+        raise reporter.error
+
+
+def load_server() -> Callable[[Instance, Sequence[Endpoint], Stop], None]:
+    """Import the server of operators, which takes a while."""
+    from ..operations.server import serve
+
+    return serve
 
 
 def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening | None) -> Any:

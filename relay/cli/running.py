@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import click
 
 from ..addresses.printable import printable
-from ..operations.client import REJECTED, Client, ClientError
-from ..operations.runtime import control_sockets
-from .output import describe_error, print_error
+from ..daemon.client import REJECTED, Client, ClientError
+from ..daemon.failures import describe_error
+from ..daemon.runtime import control_sockets
+from .output import print_error
 
 __all__ = ["connected", "names_of_tunnels", "process_at", "tunnel_names"]
 

@@ -8,20 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..daemon.figures import total
+from ..daemon.member import MemberState, Snapshot
+from ..daemon.plan import Opened
+from ..daemon.status import UP, hop_state, worker_problem
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
 from .fleet_table import Column, Content
-from .member import MemberState, Snapshot
-from .output import size, summary, total
-from .plan import Opened
+from .output import size, summary
 
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "shown_state", "watched", "worker_problem"]
+__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "shown_state", "watched"]
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
-_UP = ("up", "published")  # the states of a carrier that works
 _ENDED = 8  # finished connections that are shown
 
 _LIVE = (
@@ -116,31 +117,13 @@ def age(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} d"
 
 
-def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
-    """Return the state of the carriers under a tunnel, and the last error of one that is not up.
-
-    :returns: ``up`` and an empty text if all are up; why no target is, if there are several.
-    """
-    for end in (make_send, receive):
-        state = getattr(end, "state", "up")
-        if state not in _UP:
-            return str(state), getattr(end, "last_error", None) or ""
-    return "up", (make_send.last_error or "") if hasattr(make_send, "states") else ""
-
-
-def worker_problem(tunnel: Tunnel | PoolTunnel) -> str:
-    """Return which workers of a tunnel do not answer; empty if it has none or all answer. Asks no worker."""
-    problem: str = getattr(tunnel, "problem", "")
-    return problem
-
-
 def shown_state(state: str, hops: str) -> str:
     """Return the state of a tunnel as all tables show it: one that listens has the state of a hop that is not up.
 
     :param state: that of the tunnel.
     :param hops: that of its carriers; see :func:`hop_state`.
     """
-    return hops if state == MemberState.LISTENING.value and hops not in _UP else state
+    return hops if state == MemberState.LISTENING.value and hops not in UP else state
 
 
 class TunnelView:

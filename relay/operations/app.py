@@ -26,15 +26,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..addresses.printable import printable
 from ..addresses.values import is_ip_address
+from ..daemon.instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
+from ..daemon.sockets import Endpoint
 from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
-from .instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
 from .metrics import CONTENT_TYPE, MetricsPage
 from .openapi import document
 from .overview import Overview
 from .page import FILES, HEADERS, content
-from .sockets import Endpoint
 from .tables import PAGE, View, offset
 from .turns import Shared, Threads
 

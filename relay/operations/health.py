@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .instance import Instance, NotFoundError, TunnelStatus
+from ..daemon.instance import TURN, Instance, NotFoundError, TunnelStatus
 
 __all__ = ["Health", "liveness", "problem_of", "readiness"]
 
-TURN = 5.0  # seconds for a loop to turn
 DRAINING = "the program is ending"
 
 

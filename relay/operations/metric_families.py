@@ -6,11 +6,11 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..daemon.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
 from ..engine.records import Metrics
 from ..engine.statistics import AGES
 from ..eventloop.histogram import CONNECT_TIMES, Histogram
 from ..streams.target_group import TargetState
-from .instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
 from .metric_text import byte_counts, counts, escaped, filled, histogram
 
 __all__ = ["FAMILIES", "LAGS", "Facts", "Family"]

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from ..daemon.instance import CarrierStatus, Instance, TunnelStatus
 from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool
-from .instance import CarrierStatus, Instance, TunnelStatus
 from .metric_families import FAMILIES, LAGS, Facts
 from .metric_text import escaped
 

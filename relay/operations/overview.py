@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..daemon.instance import ConnectionStatus, Instance, NotFoundError, TunnelStatus
 from .health import problem_of
-from .instance import ConnectionStatus, Instance, NotFoundError, TunnelStatus
 from .tables import ROWS, Rates, Tables, View, ended_at, problem_shown, short
 
 __all__ = ["Overview"]

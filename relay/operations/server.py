@@ -23,12 +23,12 @@ from anyio.to_thread import current_default_thread_limiter
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..daemon.instance import Instance
+from ..daemon.sockets import BACKLOG, Endpoint
+from ..daemon.stop import Stop
 from ..eventloop import reserve
 from ..streams.rate_limited_log import RateLog
 from .app import LONGEST_HEAD, App, make_app
-from .instance import Instance
-from .sockets import BACKLOG, Endpoint
-from .stop import Stop
 
 __all__ = ["serve"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.printable import printable
+from ..daemon.instance import CarrierStatus, ConnectionStatus, TunnelStatus
+from ..daemon.ledgers import BanStatus
 from ..streams.target_group import TargetState
-from .instance import CarrierStatus, ConnectionStatus, TunnelStatus
-from .ledgers import BanStatus
 
 __all__ = [
     "CONNECTION_ORDERS",

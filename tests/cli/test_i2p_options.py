@@ -22,11 +22,12 @@ from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
-from relay.cli.i2p_options import tell_published, with_bridge, with_bridges, with_session
-from relay.cli.options import Options
-from relay.cli.plan import make_plan
-from relay.cli.probes import SessionProbe
+from relay.cli.i2p_options import tell_published
 from relay.cli.run import serve
+from relay.daemon.bridges import with_bridge, with_bridges, with_session
+from relay.daemon.options import Options
+from relay.daemon.plan import make_plan
+from relay.daemon.probes import SessionProbe
 from relay.testing import SAMBridge
 
 AT = re.compile(r"(\S+\.b32\.i2p) → (\S+)\n")
@@ -226,7 +227,7 @@ def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
         seen.append((limits["connect_timeout"], limits["linger"]))
         raise OSError("that will do")
 
-    monkeypatch.setattr("relay.cli.plan._tunnel", tunnel)
+    monkeypatch.setattr("relay.daemon.plan._tunnel", tunnel)
     for listen, target in ((":0", "h:1"), (":0", "name.i2p"), (f"i2p:?sam={router.sam}", "h:1")):
         with pytest.raises(click.exceptions.Exit):
             serve(parse_listen(listen), parse_target(target), Options(), name="x", title="")

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from relay.cli import running
-from relay.operations.client import ClientError
+from relay.daemon.client import ClientError
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ import relay
 from relay.addresses.parse import parse_listen
 from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
-from relay.cli.exposure import warn_if_unsure
-from relay.cli.probes import BackgroundCall, HopProbe
+from relay.daemon.exposure import warn_if_unsure
+from relay.daemon.probes import BackgroundCall, HopProbe
 from relay.testing.ssh.login import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from relay.cli.fleet_table import lay_out
-from relay.cli.output import closing, size, summary, total
-from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, hop_state, shown_state
+from relay.cli.output import size, summary
+from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, shown_state
+from relay.daemon.figures import total
+from relay.daemon.status import hop_state
 from relay.engine.records import ConnectionRecord, Stats
 
 
@@ -68,11 +70,6 @@ def test_a_summary_and_a_sum():
     assert summary(one) == "1 connection, 5 B received, 7 B sent, 0 failed"
     assert total([one, two]) == Stats(3, 1, 1505, 7, {"refused": 1, "idle": 1})
     assert summary(two) == "2 connections, 1.5 kB received, 0 B sent, 2 failed (1 idle, 1 refused)"
-
-
-def test_the_end_says_how_to_end_at_once():
-    assert closing(3, 30) == "closing; 3 open, 30 s to finish; again to end at once"
-    assert closing(0, 30) == closing(3, 0) == "closing"
 
 
 def test_a_rate_is_of_the_time_between_two_looks():
@@ -167,7 +164,7 @@ def test_a_worker_that_does_not_answer_is_named():
 
 def test_while_it_closes_the_table_says_so():
     view = TunnelView(Fake(), "listening")
-    view.closing = closing(1, 30)
+    view.closing = "closing; 1 open, 30 s to finish; again to end at once"
     assert view().head == ["listening", "closing; 1 open, 30 s to finish; again to end at once"]
     fleet = FleetView(list)
     fleet.closing = "closing"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from relay.daemon.instance import CarrierStatus, TunnelStatus
 from relay.operations.forms import as_json
-from relay.operations.instance import CarrierStatus, TunnelStatus
 
 
 class Pair(NamedTuple):

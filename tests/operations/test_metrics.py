@@ -20,10 +20,7 @@ from documents import PAGES, ROOT
 from helpers import WAIT, exchange, reserved_port, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.engine.records import REASONS, Metrics, WarmFigures
-from relay.engine.statistics import AGES, Statistics
-from relay.eventloop.histogram import CONNECT_TIMES, Histogram
-from relay.operations.instance import (
+from relay.daemon.instance import (
     CarrierStatus,
     CertificateLoads,
     InstanceStatus,
@@ -31,6 +28,9 @@ from relay.operations.instance import (
     TunnelStatus,
     WorkerStatus,
 )
+from relay.engine.records import REASONS, Metrics, WarmFigures
+from relay.engine.statistics import AGES, Statistics
+from relay.eventloop.histogram import CONNECT_TIMES, Histogram
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 from relay.streams.target_group import TargetState

@@ -19,10 +19,10 @@ import pytest
 from helpers import WAIT, answer_to
 from instance_double import Double, served
 
+from relay.daemon.client import Client, ClientError
+from relay.daemon.sockets import open_control
+from relay.daemon.stop import Stop
 from relay.operations import server
-from relay.operations.client import Client, ClientError
-from relay.operations.sockets import open_control
-from relay.operations.stop import Stop
 from relay.testing import Leaks
 
 

@@ -8,8 +8,8 @@ import pytest
 from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
+from relay.daemon.ledgers import BanStatus
 from relay.engine.records import Stats
-from relay.operations.ledgers import BanStatus
 from relay.operations.tables import CONNECTION_ORDERS, ROWS, TUNNEL_ORDERS, Rates, Tables, View
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\n\x00" + "x" * 10_000

@@ -11,8 +11,8 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 from instance_double import Double, served
 
+from relay.daemon.instance import NotFoundError
 from relay.operations.app import SHOWN
-from relay.operations.instance import NotFoundError
 from relay.operations.tables import PAGE
 
 CLIENTS = 60  # more than there are threads for all that may block

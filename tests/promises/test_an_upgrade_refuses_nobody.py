@@ -27,7 +27,7 @@ from warm_relay import RELAY
 import relay
 from relay.access.store import Store
 from relay.addresses.destinations import PrivateKey
-from relay.operations.upgrade_channel import PeerEndedError, UpgradeChannel, UpgradeError
+from relay.daemon.change.upgrade_channel import PeerEndedError, UpgradeChannel, UpgradeError
 from relay.testing import SAMBridge
 from relay.transports.i2p.key_file import write
 

@@ -10,14 +10,15 @@ import threading
 from helpers import WAIT, receive_exactly, wait_until
 
 from relay.addresses.parse import parse_listen, parse_target
-from relay.cli.file_group import FileGroup
-from relay.cli.group import TunnelGroup
-from relay.cli.main_thread import GroupOverError
-from relay.cli.member import Member, MemberState
-from relay.cli.options import Options
-from relay.cli.plan import make_plan
-from relay.cli.signals import Signals
-from relay.cli.tunnel_file import TunnelFile
+from relay.cli.reporters import ManyTunnels
+from relay.daemon.file_group import FileGroup
+from relay.daemon.group import TunnelGroup
+from relay.daemon.main_thread import GroupOverError
+from relay.daemon.member import Member, MemberState
+from relay.daemon.options import Options
+from relay.daemon.plan import make_plan
+from relay.daemon.signals import Signals
+from relay.daemon.tunnel_file import TunnelFile
 
 __all__ = ["Group", "letter", "repeats", "running", "running_pair"]
 
@@ -62,7 +63,7 @@ class Group(FileGroup):
 @contextlib.contextmanager
 def started(group):
     """Run a group on a thread of its own, as if that were the main thread; all tunnels have opened, failed or wait."""
-    thread = threading.Thread(target=group.run, kwargs={"watch": False})
+    thread = threading.Thread(target=group.run)
     thread.start()
     try:
         wait_until(lambda: all(member.state is not MemberState.OPENING for member in group.members))
@@ -83,7 +84,7 @@ def running(path, text, shown=None):
     path.chmod(0o600)
     with contextlib.chdir(path.parent), _Signals() as signals:
         file = TunnelFile(str(path), shown or Options(), path.name)
-        with started(Group(file.first(), signals, file)) as group:
+        with started(Group(file.first(), signals, file, ManyTunnels(watch=False))) as group:
             yield group
 
 
@@ -92,7 +93,9 @@ def running_pair(target, *, required=False):
     """Run two tunnels without a file, ``a`` (required or not) and ``b``; both listen."""
     plans = [make_plan(parse_listen(":0"), parse_target(target), Options(drain=WAIT), name=name) for name in ("a", "b")]
     with _Signals() as signals:
-        with started(TunnelGroup([Member(plans[0], required), Member(plans[1])], signals)) as group:
+        with started(
+            TunnelGroup([Member(plans[0], required), Member(plans[1])], signals, ManyTunnels(watch=False))
+        ) as group:
             assert all(member.state is MemberState.LISTENING for member in group.members)
             yield group
 

@@ -11,8 +11,7 @@ import httpx
 import pytest
 from helpers import WAIT
 
-from relay.engine.records import Stats
-from relay.operations.instance import (
+from relay.daemon.instance import (
     CarrierStatus,
     ConflictError,
     ConnectionStatus,
@@ -26,10 +25,11 @@ from relay.operations.instance import (
     UpgradeReport,
     Verdict,
 )
-from relay.operations.ledgers import MOST_ROWS, BanStatus, QuotaStatus
+from relay.daemon.ledgers import MOST_ROWS, BanStatus, QuotaStatus
+from relay.daemon.sockets import open_control, open_status
+from relay.daemon.stop import Stop
+from relay.engine.records import Stats
 from relay.operations.server import serve
-from relay.operations.sockets import open_control, open_status
-from relay.operations.stop import Stop
 
 
 class Double:

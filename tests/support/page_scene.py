@@ -10,9 +10,9 @@ import time
 from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
+from relay.daemon.instance import ConnectionStatus, InstanceStatus, LogLine, ProbeStatus, TunnelStatus
+from relay.daemon.ledgers import BanStatus
 from relay.engine.records import Stats
-from relay.operations.instance import ConnectionStatus, InstanceStatus, LogLine, ProbeStatus, TunnelStatus
-from relay.operations.ledgers import BanStatus
 from relay.operations.overview import _Point
 
 HOSTS = ("192.0.2.14", "192.0.2.31", "198.51.100.7", "203.0.113.5", "2001:db8::1f")

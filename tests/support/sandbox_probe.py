@@ -15,7 +15,7 @@ import threading
 
 if __name__ == "__main__":
     import relay.cli
-    from relay.cli import sandboxed
+    from relay.daemon import sandboxed
 
     report, secret, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     sys.argv[1:4] = []

@@ -6,7 +6,7 @@ __all__ = ["ServiceManager"]
 
 
 class ServiceManager:
-    """Has the methods of :class:`relay.operations.service_manager.Notifier`; :attr:`heard` has each call.
+    """Has the methods of :class:`relay.daemon.service_manager.Notifier`; :attr:`heard` has each call.
 
     :param watchdog: seconds.
     :param stores: the most sockets that it keeps; :attr:`kept` has them by name.

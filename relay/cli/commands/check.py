@@ -16,15 +16,17 @@ from click.core import ParameterSource
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
 from ...addresses.printable import printable
-from ..options import Options, debug
-from ..output import configuration_read, failures_reported, print_line, print_notice
+from ...daemon.failures import configuration_read
+from ...daemon.options import Options
+from ..options import debug
+from ..output import failures_reported, print_line, print_notice
 from . import command as load_command
 
 if TYPE_CHECKING:
     from ...addresses.hops import Listen
     from ...config import Config, Entry
-    from ..plan import Plan
-    from ..preflight import Preflight
+    from ...daemon.plan import Plan
+    from ...daemon.preflight import Preflight
 
 __all__ = ["EXAMPLES", "check"]
 
@@ -100,7 +102,7 @@ def _print_verdicts(words: Sequence[str]) -> None:
     :raises ValueError: if there is no such relay, or the file has a problem.
     :raises OSError: if a tunnel cannot be opened, or there is no answer.
     """
-    from ...operations.runtime import default_path
+    from ...daemon.runtime import default_path
     from ..running import connected
 
     if len(words) > 1 or (words and words[0] in LINES):
@@ -132,13 +134,13 @@ def _control_of(file: str, default_path: Callable[[str], str | None]) -> str:
 
 def _tell(config: Config, *, as_file: bool) -> None:
     from ...config import LIMITS, as_toml
-    from ..plan_from_file import plans_of, print_problems
-    from ..preflight import Preflight
-    from ..rule_notices import RuleNotice, rule_notices
+    from ...daemon.plan_from_file import check_problems, plans_of
+    from ...daemon.preflight import Preflight
+    from ...daemon.rule_notices import RuleNotice, rule_notices
 
     plans = plans_of(config, Options())
     if as_file:
-        print_problems(config)
+        check_problems(config)
         settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
         text = as_toml(config.file, config.hops, settled).rstrip()
         print_line(text)
@@ -159,16 +161,16 @@ def _tell(config: Config, *, as_file: bool) -> None:
         else:
             print_notice(f"relay: {config.problems.notice(notice.path, notice.text)}")
     _check_top(config)
-    print_problems(config)
+    check_problems(config)
 
 
 def _check_top(config: Config) -> None:
     """Check the keys at the top of the file that relay up opens; note their problems."""
-    from ..plan_from_file import collect_problems
+    from ...daemon.plan_from_file import collect_problems
 
     file = config.file
     if file.control is not None and file.control != "none":
-        from ...operations.sockets import check_control
+        from ...daemon.sockets import check_control
 
         with collect_problems(config, "control"):
             check_control(file.control)
@@ -178,7 +180,7 @@ def _check_top(config: Config) -> None:
             if not os.path.isdir(parent):  # relay makes the last directory itself
                 raise ValueError(f"control socket {file.control}: no directory {parent}; make it")
     if file.status not in (None, "none"):
-        from ...operations.sockets import check_status
+        from ...daemon.sockets import check_status
 
         with collect_problems(config, "status"):
             check_status(str(file.status), is_public=bool(file.status_public), token_file=file.status_token_file)
@@ -205,8 +207,8 @@ def _check_file(what: str, path: str) -> None:
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
     """Describe a tunnel; return an empty text if it has a problem, which is noted."""
-    from ..plan_from_file import add_problem
-    from ..ways import targets_of
+    from ...daemon.plan_from_file import add_problem
+    from ...daemon.ways import targets_of
 
     address = preflight.check(
         plan.routes, plan.make_send, functools.partial(add_problem, config, ("tunnels", entry.name))

@@ -14,10 +14,13 @@ import click
 from ...addresses.hops import over_i2p
 from ...addresses.i2p import I2PTarget
 from ...addresses.printable import shown
+from ...daemon.bridges import with_bridge, with_bridges
+from ...daemon.failures import carriers_quiet, configuration_read
+from ...daemon.options import Options
 from ..addresses import read_hops, read_target
-from ..i2p_options import read_bridges, sam, with_bridge, with_bridges
-from ..options import SECONDS, Options, debug, finite_seconds, via
-from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr, print_line
+from ..i2p_options import read_bridges, sam
+from ..options import SECONDS, debug, finite_seconds, via
+from ..output import failures_reported, logged_to_stderr, print_line
 
 if TYPE_CHECKING:
     from ...config import Config
@@ -109,8 +112,8 @@ def doctor(
 
 def _of_line(words: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> list[Job]:
     """Return the route of the command line; nothing if only this machine is tested."""
+    from ...daemon.ways import over
     from ..doctor.jobs import Job, jobs_of_routers
-    from ..ways import over
 
     bridges = read_bridges(sam)
     if not words and not via:
@@ -128,10 +131,10 @@ def _of_line(words: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> li
 def _of_file(config: Config, names: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> list[Job]:
     """Return the routes of the tunnels of a file.
 
-    :raises click.exceptions.Exit: if the file has problems; they have been printed.
+    :raises ProblemsError: if the file has problems.
     """
+    from ...daemon.plan_from_file import check_problems, plans_of
     from ..doctor.jobs import jobs_of_plan
-    from ..plan_from_file import plans_of, print_problems
 
     for option, given in (("--via", via), ("--sam", sam)):
         if given:
@@ -141,7 +144,7 @@ def _of_file(config: Config, names: Sequence[str], via: Sequence[str], sam: Sequ
         if name not in known:
             raise ValueError(f"{shown(name)}: no such tunnel in the file; it has {', '.join(known) or 'none'}")
     plans = plans_of(config, Options())
-    print_problems(config)
+    check_problems(config)
     return [job for _, plan in plans if not names or plan.name in names for job in jobs_of_plan(plan)]
 
 
@@ -152,12 +155,12 @@ def _report(
 
     :raises click.exceptions.Exit: with status 1 if a step failed.
     """
+    from ...daemon.probes import report_slow
     from ..doctor.files import mode_checks
     from ..doctor.jobs import run_jobs
     from ..doctor.machine import machine
     from ..doctor.output import print_section, print_summary
     from ..doctor.report import Report, Section
-    from ..probes import report_slow
 
     def show(section: Section) -> None:
         if not as_json:

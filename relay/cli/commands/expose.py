@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from ...addresses.i2p import I2PListen
+from ...daemon.bridges import with_bridge, with_session
+from ...daemon.options import Options
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
 from ..header_options import send_proxy
-from ..i2p_options import read_bridges, sam, with_bridge, with_session
-from ..options import Options, of_clients, via, warm, with_options
+from ..i2p_options import read_bridges, sam
+from ..options import of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
 

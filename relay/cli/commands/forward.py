@@ -12,14 +12,16 @@ from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.mptcp import with_mptcp
 from ...addresses.ssh import SSHListen
 from ...addresses.values import TCPAddress
+from ...daemon.bridges import with_bridge, with_bridges
+from ...daemon.options import Options
+from ...daemon.ways import Way
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..header_options import accept_proxy, send_proxy
-from ..i2p_options import read_bridges, sam, with_bridge, with_bridges
-from ..options import Options, in_workers, of_clients, via, warm, with_options
+from ..i2p_options import read_bridges, sam
+from ..options import in_workers, of_clients, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
-from ..ways import Way
 
 __all__ = ["EXAMPLES", "forward"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..output import configuration_read, failures_reported, print_line, show_help
+from ...daemon.failures import configuration_read
+from ..output import failures_reported, print_line, show_help
 
 __all__ = ["keys"]
 

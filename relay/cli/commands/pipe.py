@@ -14,6 +14,8 @@ import click
 from ...addresses.hops import over_i2p
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ...api.urls import dialer
+from ...daemon.failures import carriers_quiet, configuration_read
+from ...daemon.signals import Signals, die_of
 from ...engine.stdio import carry
 from ...errors import ConnectError
 from ...streams.checks import check_time
@@ -23,8 +25,7 @@ from ...streams.stream import Stream
 from .. import startup
 from ..addresses import read_hops, read_target
 from ..options import SECONDS, connect_timeout, debug, seconds, seconds_or_zero, via
-from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
-from ..signals import Signals, die_of
+from ..output import failures_reported, logged_to_stderr
 
 __all__ = ["EXAMPLES", "pipe"]
 

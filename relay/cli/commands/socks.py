@@ -7,16 +7,17 @@ from pathlib import Path
 
 import click
 
+from ...daemon.options import Options
+from ...daemon.plan import make_proxy_plan
+from ...daemon.signals import Signals
 from ...eventloop import reserve
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
 from ..header_options import accept_proxy
 from ..i2p_options import read_bridges, sam
-from ..options import Options, of_clients, via, with_options
+from ..options import of_clients, via, with_options
 from ..output import failures_reported, logged_to_stderr
-from ..plan import make_proxy_plan
 from ..run import relay_one
-from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ...daemon.failures import configuration_read
+from ...daemon.options import Options
+from ...daemon.signals import Signals
 from ...eventloop import reserve
 from ..options import (
-    Options,
     control,
     debug,
     fail_fast,
@@ -26,13 +28,13 @@ from ..options import (
     verbose,
     workers,
 )
-from ..output import configuration_read, failures_reported, logged_to_stderr
-from ..signals import Signals
+from ..output import failures_reported, log_stopped, logged_to_stderr
+from ..run import load_server
 
 if TYPE_CHECKING:  # the help is faster without them
-    from ..member import Member
-    from ..predecessor import Predecessor
-    from ..tunnel_file import TunnelFile
+    from ...daemon.change.predecessor import Predecessor
+    from ...daemon.member import Member
+    from ...daemon.tunnel_file import TunnelFile
 
 __all__ = ["EXAMPLES", "up"]
 
@@ -151,22 +153,23 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     :param signals: those that end it, and those that reload.
     :param upgrade: whether to take the place of the relay that runs with the file.
     :returns: the exit status.
-    :raises click.exceptions.Exit: if the file has problems, which are printed.
+    :raises ProblemsError: if the file has problems.
     :raises ValueError: if a value is wrong.
     :raises OSError: if the file cannot be read, or a socket for operators cannot be opened.
     """
     from ...config import find
-    from ..connection_log import connections_logged
-    from ..endpoint_plan import EndpointPlan
-    from ..file_group import FileGroup
-    from ..hand_over import HandOver
-    from ..kept_state import state_kept
-    from ..operated import operated
-    from ..operator_sockets import control_path
-    from ..predecessor import Predecessor
-    from ..successor import Program
-    from ..tunnel_file import TunnelFile
-    from ..upgraded_group import UpgradedGroup
+    from ...daemon.change.predecessor import Predecessor
+    from ...daemon.change.successor import Program
+    from ...daemon.connection_log import connections_logged
+    from ...daemon.endpoint_plan import EndpointPlan
+    from ...daemon.file_group import FileGroup
+    from ...daemon.hand_over import HandOver
+    from ...daemon.kept_state import state_kept
+    from ...daemon.operated import operated
+    from ...daemon.operator_sockets import control_path
+    from ...daemon.tunnel_file import TunnelFile
+    from ...daemon.upgraded_group import UpgradedGroup
+    from ..reporters import ManyTunnels
 
     reserve.keep()
     program = Program.of_this_process()
@@ -178,19 +181,21 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         members = _first(config, predecessor)
         stack.enter_context(contextlib.chdir(os.path.dirname(config.path)))
         stack.enter_context(contextlib.closing(config.processes))
+        reporter = ManyTunnels(shown.watch)
         if predecessor is None:
-            group = FileGroup(members, signals, config)
+            group = FileGroup(members, signals, config, reporter)
         else:
-            group = UpgradedGroup(members, signals, config, predecessor)
+            group = UpgradedGroup(members, signals, config, predecessor, reporter)
         endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
         if predecessor is not None:
             predecessor.connect(control_path(endpoints))
         first = endpoints if predecessor is None else EndpointPlan("none", config=config.path)
-        sockets = stack.enter_context(operated(group, signals, first, predecessor))
+        sockets = stack.enter_context(operated(group, signals, first, load_server, predecessor))
         if config.sandbox not in (None, "off"):
-            from ..sandboxed import sandboxed
+            from ...daemon.sandboxed import sandboxed
 
-            group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+            with log_stopped():
+                group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
         log = stack.enter_context(connections_logged(group, signals, log_plan))
         if predecessor is not None:
             predecessor.on_released.append(sockets.adopt)
@@ -205,22 +210,17 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
             lambda top: log.prepare(config.log(top)),
         )
         group.upgrades = HandOver(group, sockets, state, program)
-        return group.run(watch=shown.watch)
+        return group.run()
 
 
 def _first(config: TunnelFile, predecessor: Predecessor | None) -> list[Member]:
     """Read the file, and report what is wrong with it to the process that has started this one."""
-    from ...operations.upgrade_channel import ENVIRONMENT
+    from ...daemon.change.upgrade_channel import ENVIRONMENT
 
     if predecessor is not None and (path := os.environ.pop(ENVIRONMENT, None)) is not None:
         predecessor.connect(path)
-    try:
-        with configuration_read():
-            return config.first()
-    except click.exceptions.Exit:
-        if predecessor is not None:
-            predecessor.fail("\n".join(config.problems))
-        raise
+    with configuration_read():
+        return config.first()
 
 
 def _absolute(path: str | None) -> str | None:

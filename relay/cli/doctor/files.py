@@ -12,8 +12,8 @@ from ...addresses.hops import Route
 from ...addresses.i2p import I2PRouter
 from ...addresses.ssh import SSHServer
 from ...api.urls import dialer
+from ...daemon.preflight import Preflight, Routes
 from ...errors import AddressError, RelayError
-from ..preflight import Preflight, Routes
 from .report import Check, Status
 from .wording import split
 

@@ -16,8 +16,8 @@ from ...addresses.hops import Listen, Route
 from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
-from ..plan import Plan
-from ..ways import over
+from ...daemon.plan import Plan
+from ...daemon.ways import over
 from .files import configuration, permissions
 from .listening import check_listen
 from .probe import Destination, RouteProbe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..output import describe_error
+from ...daemon.failures import describe_error
 
 __all__ = ["ADVICE", "split"]
 

@@ -16,11 +16,11 @@ from ... import config as files
 from ...addresses.options import CONTROL
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
+from ...daemon.failures import configuration_read
+from ...daemon.options import Options
+from ...daemon.plan_from_file import check_problems, plans_of
 from ...process import DEVNULL, PIPE, interpreter, start
 from ...transports.unix import group_number
-from ..options import Options
-from ..output import configuration_read
-from ..plan_from_file import plans_of, print_problems
 from .needs import Needs, needs_of
 from .unit import RELOADS, Sandbox, Unit
 
@@ -45,7 +45,7 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
     :param version: of systemd.
     :raises ValueError: if the file is missing, if no user can run it, or if a path cannot be written in a unit.
     :raises OSError: if the file cannot be read.
-    :raises click.exceptions.Exit: if the file has problems, which are printed.
+    :raises ProblemsError: if the file has problems.
     """
     path = os.path.abspath(path)
     if not os.path.lexists(path):
@@ -55,7 +55,7 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
         config = files.read(path, owner=os.geteuid() if is_users else owner)
     with contextlib.chdir(config.folder):
         plans_of(config, Options())
-    print_problems(config)
+    check_problems(config)
     is_in_home = not is_users and _is_in(os.path.realpath(path), _HOMES)
     command = _command()
     user, home = None, os.path.expanduser("~")

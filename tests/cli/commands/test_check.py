@@ -16,8 +16,8 @@ from relay import config
 from relay.cli import app
 from relay.cli import run as serving
 from relay.cli.commands import check, socks
-from relay.cli.options import Options
-from relay.cli.plan_from_file import plan_of
+from relay.daemon.options import Options
+from relay.daemon.plan_from_file import plan_of
 from relay.eventloop import reserve
 
 

@@ -12,9 +12,9 @@ from click.shell_completion import ShellComplete
 from instance_double import Double, served
 
 from relay.cli import app as cli
+from relay.daemon import runtime
+from relay.daemon.instance import ConflictError, RejectedError
 from relay.engine.records import Stats, WarmFigures
-from relay.operations import runtime
-from relay.operations.instance import ConflictError, RejectedError
 from relay.streams.target_group import TargetState
 
 

@@ -16,8 +16,8 @@ from relay.addresses.values import TCPAddress
 from relay.cli.doctor import jobs as module
 from relay.cli.doctor.jobs import Job, jobs_of_plan, jobs_of_routers, run_jobs
 from relay.cli.doctor.report import Check, Status
-from relay.cli.options import Options
-from relay.cli.plan import make_plan, make_proxy_plan
+from relay.daemon.options import Options
+from relay.daemon.plan import make_plan, make_proxy_plan
 from relay.transports.dynamic import parse_rule
 
 A, B = Proxy("socks5", "127.0.0.1", 1), Proxy("socks5", "127.0.0.1", 2)

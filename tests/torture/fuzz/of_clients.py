@@ -22,10 +22,10 @@ from relay.access.networks import NetworkSet, parse_network
 from relay.access.patterns import dns_segments, uri_segments
 from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1, build_v2
 from relay.access.rules import server_names
+from relay.daemon.change.upgrade_channel import UpgradeChannel, UpgradeError
+from relay.daemon.sockets import Endpoint
 from relay.eventloop.background import BUFFER
 from relay.operations.app import make_app
-from relay.operations.sockets import Endpoint
-from relay.operations.upgrade_channel import UpgradeChannel, UpgradeError
 from relay.streams.proxy_handshake import ProxyHandshake
 from relay.streams.request import RejectedRequest, Request
 from relay.transports.proxies.http_server import HTTPHandshake

@@ -7,8 +7,8 @@ import tomllib
 from unittest import mock
 
 from relay import config
-from relay.cli.options import Options
-from relay.cli.plan_from_file import plans_of
+from relay.daemon.options import Options
+from relay.daemon.plan_from_file import plans_of
 
 from .checks import FOLDER, FindingError, equal, file_of, one_line
 

@@ -1,0 +1,1 @@
+"""A running relay: its tunnels, their reload and upgrade, and what operators see of them. It prints nothing."""

@@ -1,0 +1,527 @@
+"""Tunnels in one process: opened side by side, watched, and drained together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ..engine.records import Stats
+from ..engine.tunnel import Tunnel
+from ..eventloop import garbage
+from ..streams import exit_drain
+from ..transports.tcp import inherit
+from .drains import Drains
+from .failures import describe_error, status_of
+from .figures import ReloadFigures, total
+from .main_thread import MainThread
+from .member import Member, MemberState, Snapshot
+from .plan import Opened
+from .preflight import Preflight
+from .probes import BackgroundCall, HopProbe
+from .reporter import Reporter
+from .signals import Signals
+from .supervisor import Supervisor
+from .worker_processes import WorkerProcesses
+
+if TYPE_CHECKING:  # a command starts in half the time without them
+    from .change.reload import ReloadResult
+
+__all__ = ["Probe", "TunnelGroup", "UnknownTunnelError"]
+
+logger = logging.getLogger("relay.cli")
+
+_DELIVERY = 5.0  # seconds at least for what ended connections have sent; fleet.md promises an end in drain + 10 s
+
+Result = TypeVar("Result")
+
+
+class UnknownTunnelError(LookupError):
+    """A name that no tunnel of the group has."""
+
+
+@dataclass(slots=True)
+class Probe:
+    """A probe of hops, and the tunnels that it is for: each with whether a failure ends it."""
+
+    members: list[tuple[Member, bool]]
+    trial: HopProbe | None = None
+    is_tried: bool = False  # whether the first attempt has ended
+
+
+class Upgrades(Protocol):
+    """The hand-over of a group to another process."""
+
+    def start(self) -> tuple[int, str]:
+        """Start the command again, and hand over to it; return its process ID and its version."""
+
+    def serve(self, connection: socket.socket, first: bytes) -> None:
+        """Hand over to a process that has connected."""
+
+    def give_up(self, why: str) -> None:
+        """End a hand-over that has not succeeded yet: the group is ending. In the main thread."""
+
+
+class TunnelGroup:
+    """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
+
+    The table of the states of a tunnel is in :mod:`.member`; a group has no others, but for its end.
+
+    The members of the first part may be called from any thread, the others from the main thread, which is the one that
+    runs the group.
+
+    :param members: the tunnels.
+    :param signals: those that end it.
+    :param reporter: what is said of it goes there.
+    """
+
+    def __init__(self, members: Sequence[Member], signals: Signals, reporter: Reporter | None = None) -> None:
+        self.reopen_logs: Callable[[], object] = lambda: None
+        """Opens the log file again; from any thread. Set by the one who opens the file."""
+        self.on_change: Callable[[Sequence[Snapshot]], object] = lambda _: None
+        """Called in the main thread with a tunnel that has opened; after a reload, with all and those that are gone."""
+        self.reporter = reporter or Reporter()
+        """What is said of the group goes there."""
+        self.supervisor = Supervisor()
+        """The events for a service manager."""
+        self.preparations: list[Callable[[], object]] = []
+        """Called in the main thread once a tunnel listens: what operators need later is imported and opened then."""
+        self.upgrades: Upgrades | None = None
+        """Hands the listening sockets over to another process; ``None`` if the command has no file."""
+        self.without_probes: frozenset[str] = frozenset()
+        """The tunnels whose targets are not probed now, because another process is about to have their session."""
+        self.processes = WorkerProcesses()
+        """The workers of its tunnels. Set by the one who ends them."""
+        self.started = time.time()
+        """When it was made, in seconds since 1970."""
+        self._set_members(members)
+        self._signals = signals
+        self._main_thread = MainThread(signals.wake)
+        self._ending = threading.Event()
+        self._preflight = Preflight(names=False)
+        self._without_result = len(members)  # those that have neither opened nor failed yet
+        self._probes: dict[Hashable, Probe] = {}
+        self._is_told_to_end = False  # since the first signal
+        self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
+        self._closing = "closing"
+        self._drains = Drains()
+        # Those that drain, and how many of their connections were reset before; None if these get no time to finish.
+        self._draining: dict[Member, int | None] = {}
+        self._reset = 0  # connections that were reset because the drain was over, since the first signal
+        self._drained_by = 0.0  # monotonic seconds
+        self._done = False
+        self._status = 0
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[Snapshot, ...]:
+        """The tunnels, in the order of the file."""
+        return tuple(member.now for member in self._members)
+
+    def member(self, name: str) -> Snapshot | None:
+        """Return a tunnel by its name; ``None`` if there is none."""
+        found = self._by_name.get(name)
+        return found.now if found is not None else None
+
+    @property
+    def leaving(self) -> tuple[Snapshot, ...]:
+        """The tunnels that a reload has removed, while their open connections finish."""
+        return ()
+
+    @property
+    def reload_figures(self) -> ReloadFigures:
+        """The figures of the reloads."""
+        return ReloadFigures()
+
+    def stats(self) -> Stats:
+        """Return the figures of all tunnels since the start, also of those that a reload has removed."""
+        return total(one.opened.stats() for one in self.members if one.opened is not None)
+
+    @property
+    def is_ending(self) -> bool:
+        """True from the first signal on."""
+        return self._ending.is_set()
+
+    @property
+    def shutdown_delay(self) -> float:
+        """Seconds from the first signal until the listeners close; it is not ready meanwhile."""
+        return max((member.plan.options.shutdown_delay or 0.0 for member in self._members), default=0.0)
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait for the first signal, for some seconds at most; return whether it has come."""
+        return self._ending.wait(seconds)
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a function in the main thread, and wait for it. In the main thread it is run at once.
+
+        :param function: called with the arguments. It must not wait for long: no signal is handled meanwhile.
+        :returns: its result.
+        :raises GroupOverError: if the group has ended before that.
+        :raises BaseException: what it raises.
+        """
+        return self._main_thread.call(function, *arguments)
+
+    def later(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Run a function in the main thread, and do not wait."""
+        self._main_thread.later(function, *arguments)
+
+    def pause(self, name: str) -> None:
+        """Accept no client at a tunnel until :meth:`resume`; clients wait in the listen backlog.
+
+        :param name: of the tunnel.
+        :raises UnknownTunnelError: if there is none of that name, as the following do.
+        :raises WrongStateError: if it does not listen.
+        :raises GroupOverError: if the group has ended, or another process is about to take its place.
+        """
+        self.call(lambda: self._operated(name).pause())
+
+    def resume(self, name: str) -> None:
+        """Accept clients again; the errors are those of :meth:`pause`."""
+        self.call(lambda: self._operated(name).resume())
+
+    def drain(self, name: str, seconds: float | None = None) -> None:
+        """Close the listener of a tunnel; its open connections may finish. Does not wait for them.
+
+        :param name: of the tunnel.
+        :param seconds: the most that they may take; those that are left are reset. ``None`` for the tunnel's own limit.
+
+        The errors are those of :meth:`pause`.
+        """
+        self.call(lambda: self._drain(self._operated(name), seconds))
+
+    def check_operable(self) -> None:
+        """Check that what an operator changes now would last.
+
+        :raises GroupOverError: if it would not.
+        """
+
+    def stop(self) -> None:
+        """End as after SIGTERM: each further call begins the next step. Does not wait."""
+        self._main_thread.later(self._on_signal, signal.SIGTERM)
+
+    def reload(self, dry_run: bool = False) -> ReloadResult:
+        """Read the file again, and change the tunnels that it changes. Not in the main thread, which does the work.
+
+        One reload runs at a time. At most one waits for it; further calls get the result of the one that waits.
+
+        :param dry_run: whether only to compare, and to change nothing.
+        :returns: a verdict for each tunnel.
+        :raises ReloadError: if the file has problems, or a tunnel cannot be opened. Nothing has changed then.
+        :raises GroupOverError: if the group has ended.
+        """
+        from .change.reload import ReloadError
+
+        raise ReloadError(["this command has no file to reload; relay up has one"])
+
+    # -- the main thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Open all, and relay until a signal.
+
+        :returns: the exit status: 0 after a signal; else 2 if the user has to change the configuration of what failed
+            (of every tunnel, if none is left), 1 for another failure.
+        """
+        self._main_thread.enter()
+        try:
+            try:
+                self.reporter.on_start(lambda: self.members)
+                for member in self._members:
+                    self._begin(member)
+                while not self._done:
+                    self._turn()
+            finally:
+                self.reporter.stop()
+            self._close()
+        finally:
+            self._main_thread.close()
+        self.reporter.on_ended(self.stats())
+        return self._status
+
+    def _turn(self) -> None:
+        """Handle a signal, or what other threads have put into the queue."""
+        heard = self._wait()
+        if heard:
+            self._on_signal(heard)
+        while not self._done and self._main_thread.run_next():
+            pass
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self._close_listeners("the shutdown delay is over")
+        self.reporter.on_turn()
+        self.supervisor.on_turn()
+
+    def _wait(self) -> int | None:
+        return self._signals.wait(min((one for one in self._timeouts() if one is not None), default=None))
+
+    def _timeouts(self) -> list[float | None]:
+        """Return the seconds until each of the next turns is due; ``None`` if one is not."""
+        return [self.supervisor.timeout(), self.reporter.timeout(), self.closes_in]
+
+    def _find(self, name: str) -> Member:
+        if (found := self._by_name.get(name)) is None:
+            raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
+        return found
+
+    @property
+    def closing(self) -> str:
+        """The step of the end, in words."""
+        return self._closing
+
+    @property
+    def closes_in(self) -> float | None:
+        """Seconds until the listeners close, while the end waits for that; else ``None``."""
+        return None if self._closes_at is None else max(0.0, self._closes_at - time.monotonic())
+
+    def _operated(self, name: str) -> Member:
+        """Return a tunnel that an operator is about to change."""
+        self.check_operable()
+        return self._find(name)
+
+    @property
+    def tunnels(self) -> tuple[Member, ...]:
+        """The tunnels, in the order of the file."""
+        return self._members
+
+    def _set_members(self, members: Sequence[Member]) -> None:
+        self._members = tuple(members)
+        self._by_name = {member.name: member for member in members}
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def _begin(self, member: Member) -> None:
+        """Begin to open a tunnel. It accepts no client before the main thread knows it, and so can drain it."""
+        opened = functools.partial(self._main_thread.later, self._on_outcome, member)
+        postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
+        try:
+            opening = functools.partial(member.plan.open, self._preflight, paused=True)
+            sockets = self.supervisor.sockets_of(member.name)
+            member.begin(BackgroundCall(functools.partial(inherit, sockets, opening), opened, postponed))
+        except RuntimeError as error:  # the system has no thread left
+            self._give_up(member, error)
+            self._on_first_result()
+
+    def _on_postponed(self, member: Member, error: Exception) -> None:
+        """A tunnel waits for the server at which it is to listen."""
+        if not member.state.is_before or self._ending.is_set():
+            return
+        is_news = member.state is MemberState.OPENING
+        member.on_postponed(f"{describe_error(error)}; trying again")
+        self.reporter.on_postponed(member.name, member.now.problem, is_first=is_news)
+        if is_news:
+            self._on_first_result()
+
+    def _on_outcome(self, member: Member) -> None:
+        """A tunnel has opened or has failed."""
+        is_news = member.state is MemberState.OPENING
+        try:
+            opened = member.outcome()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            if not self._ending.is_set() and not member.state.is_over:  # a reload may have removed it
+                self._give_up(member, error)
+        else:
+            if self._ending.is_set() or member.state.is_over:
+                opened.close()
+            else:
+                member.on_opened(opened)
+                self._on_opened(member, opened)
+                self.on_change([member.now])
+                self._main_thread.later(self._prepare)  # after the tunnels that have opened meanwhile
+        if is_news:
+            self._on_first_result()
+
+    def _on_opened(self, member: Member, opened: Opened) -> None:
+        self.reporter.on_opened(member.name, opened)
+        self._let_in(member, opened)
+        self._try_hops(member, opened)
+
+    def _let_in(self, member: Member, opened: Opened) -> None:
+        """Accept clients from now on."""
+        opened.tunnel.resume()
+
+    def _prepare(self) -> None:
+        """Prepare for operators, once."""
+        while self.preparations and not self._done:
+            self.preparations.pop()()
+
+    def _on_first_result(self) -> None:
+        """A tunnel has opened, has failed or waits; after the last of these all have begun."""
+        self._without_result -= 1
+        if not self._without_result and not self._ending.is_set():
+            listening = sum(member.opened is not None for member in self._members)
+            self.reporter.on_all_tried(listening, len(self._members))
+            garbage.keep_all()
+
+    def _give_up(self, member: Member, error: Exception) -> None:
+        """End a tunnel that a retry cannot help, and all of them if it is required."""
+        member.on_failed(describe_error(error), status_of(error))
+        self.reporter.on_failed(member.name, error)
+        if member.now.is_required or member.plan.options.fail_fast:
+            self._end(status_of(error))
+        elif all(other.state is MemberState.FAILED for other in self._members):
+            self.reporter.on_none_left()
+            self._end(min(other.now.status for other in self._members))
+
+    def _try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
+        """Try the hops on the way to the target, once for all tunnels that have the same.
+
+        :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
+        """
+        key = member.plan.way
+        if key in self._probes:
+            probe = self._probes[key]
+            probe.members.append((member, fatal))
+            # It holds the connection, too: the tunnel of the probe may go first.
+            with contextlib.suppress(OSError):  # no thread or descriptor is left: its first client connects
+                opened.make_send.subscribe(_hear_nothing)
+            if probe.trial is not None and probe.trial.error is not None:
+                self._main_thread.later(self._on_refused, probe)
+            return
+        options = member.plan.options
+        probe = self._probes[key] = Probe([(member, fatal)])
+        failed = functools.partial(self._main_thread.later, self._on_refused, probe)
+        tried = functools.partial(self._main_thread.later, self._on_tried, probe)
+        probe.trial = member.plan.trial(
+            opened.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
+        )
+
+    def _on_tried(self, probe: Probe) -> None:
+        """The first attempt of a probe has ended; it may be that the hops are up only later."""
+        probe.is_tried = True
+
+    def _on_refused(self, probe: Probe) -> None:
+        """A hop has failed, and a retry cannot help."""
+        error = probe.trial.error if probe.trial is not None else None
+        assert error is not None, "that is what it failed with"
+        probe.is_tried = True
+        members, probe.members = probe.members, []
+        for member, fatal in members:
+            if not member.state.accepts:
+                continue
+            if fatal:
+                self._give_up(member, error)
+            else:
+                self.reporter.on_failed(member.name, error)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        """The first signal begins the end; each further one begins the next step: the drain, then the end at once."""
+        why = signal.Signals(number).name
+        if self._is_told_to_end and self._closes_at is None:
+            self._done = True
+        elif not self._is_told_to_end and (delay := self.shutdown_delay) and self._listens:
+            self._begin_end(why)
+            self._closes_at = time.monotonic() + delay
+            self._report_end(why, f"not ready; closing in {delay:g} s; again to close now")
+        else:
+            self.end_for(why)
+
+    @property
+    def _listens(self) -> bool:
+        return any(member.state is MemberState.LISTENING for member in self._members)
+
+    def end_for(self, why: str) -> None:
+        """End as after a signal, without a delay, if none has come; in the main thread.
+
+        :param why: for the log.
+        """
+        if not self._is_told_to_end:
+            self._begin_end(why)
+            self._close_listeners(why)
+        elif self._closes_at is not None:
+            self._close_listeners(why)
+
+    def _begin_end(self, why: str) -> None:
+        """Be ready no more.
+
+        :param why: for the log.
+        """
+        self._is_told_to_end = True
+        self._ending.set()
+
+    def _close_listeners(self, why: str) -> None:
+        """Close all listeners; open connections may finish.
+
+        :param why: for the log.
+        """
+        self._closes_at = None
+        drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
+        live = sum(member.opened.live for member in drained if member.opened)
+        longest = max((member.plan.options.drain for member in drained), default=0)
+        self._report_end(why, _closing(live, longest))
+        self._drained_by = time.monotonic() + longest
+        for member in drained:
+            self._drain(member)
+        self._done = not drained
+
+    def _report_end(self, why: str, step: str) -> None:
+        self._closing = step
+        self.reporter.on_end(why, step)
+
+    def _drain(self, member: Member, seconds: float | None = None) -> None:
+        seconds = member.plan.options.drain if seconds is None else seconds
+        # Workers are not asked, which takes time: a reload replaces their tunnels, so they have reset none before.
+        opened = member.opened
+        before = opened.reset_count if opened is not None and isinstance(opened.tunnel, Tunnel) else 0
+        member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member), self._drains)
+        self._draining.setdefault(member, before if seconds else None)
+
+    def _on_drained(self, member: Member) -> None:
+        member.on_drained()
+        before = self._draining.pop(member, None)
+        count = member.opened.reset_count - before if member.opened is not None and before is not None else 0
+        if not self._is_told_to_end:
+            _log_reset(f"{member.name}: ", count)
+            return
+        self._reset += count  # one line for all tunnels, before the sums
+        if self._closes_at is None and not self._draining and not self._done:
+            _log_reset("", self._reset)
+            self._done = True
+
+    def _end(self, status: int) -> None:
+        """End all at once."""
+        self._status = status
+        self._ending.set()
+        self._done = True
+
+    def _close(self) -> None:
+        self._ending.set()
+        # Connections that have ended may have sent what a server has not taken yet. It gets what is left of the drain.
+        left = 0.0 if self._draining else self._drained_by - time.monotonic()
+        exit_drain.limit(max(left, _DELIVERY))
+        for member in self._everyone:
+            member.close()
+
+    @property
+    def _everyone(self) -> tuple[Member, ...]:
+        """All tunnels that have not ended."""
+        return self._members
+
+
+def _closing(live: int, seconds: float) -> str:
+    """Return the step of the end after the first signal, in words.
+
+    :param live: the number of open connections.
+    :param seconds: the time that they have to finish.
+    """
+    if not live or not seconds:
+        return "closing"
+    return f"closing; {live} open, {seconds:g} s to finish; again to end at once"
+
+
+def _log_reset(name: str, count: int) -> None:
+    """Log that connections were reset because the time of their drain was over, if there were some."""
+    if count:
+        connections = f"{count} connection{'' if count == 1 else 's'}"
+        logger.warning("%sdrain over: %s reset; raise drain to give them longer", name, connections)
+
+
+def _hear_nothing(state: object, error: Exception | None) -> None:
+    pass

@@ -1,0 +1,379 @@
+"""A group of tunnels as an instance that operators see and control. Imported once a tunnel listens."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..addresses.printable import shown
+from ..carriers.listing import CarrierStatus, carriers
+from ..engine.records import ConnectionRecord
+from ..engine.tunnel import Tunnel, part_of_connections
+from ..eventloop import reserve
+from ..eventloop.sockets import format_address
+from .change.reload import ReloadError
+from .change.upgrade_channel import UpgradeChannel, UpgradeError
+from .group import TunnelGroup, UnknownTunnelError
+from .instance import (
+    CertificateLoads,
+    ChangedKey,
+    ConflictError,
+    ConnectionStatus,
+    InstanceStatus,
+    LogLine,
+    NotFoundError,
+    ProbeStatus,
+    RejectedError,
+    ReloadReport,
+    ReloadStatus,
+    TunnelStatus,
+    UpgradeReport,
+    Verdict,
+    WorkerStatus,
+)
+from .kept_ledgers import bans_of, clear_all, quotas_of
+from .ledgers import MOST_ROWS, BanStatus, QuotaStatus
+from .main_thread import GroupOverError
+from .member import Snapshot, WrongStateError
+from .plan import Opened, Plan
+from .status import hop_state, worker_problem
+from .ways import route_of_all, targets_of
+
+if TYPE_CHECKING:  # for tunnels in workers only
+    from ..spawning.pool_tunnel import PoolTunnel
+
+__all__ = ["GroupInstance"]
+
+
+class _Texts(NamedTuple):
+    """The texts about a tunnel that hardly ever change."""
+
+    plan: Plan
+    address: Any
+    listen: str
+    target: str
+    via: tuple[str, ...]
+
+
+def _texts(plan: Plan, address: Any) -> _Texts:
+    """Return the texts about a tunnel.
+
+    :param plan: by which it is opened.
+    :param address: where it listens; ``None`` if it was never open.
+    """
+    listen = shown(str(plan.routes.where)) if address is None else format_address(address) + plan.on
+    ends = plan.routes.out
+    if plan.rules:  # no route is that of all clients
+        return _Texts(plan, address, listen, shown(f"anywhere{plan.over}"), ())
+    via = route_of_all(ends)
+    if not ends or any(end is None for _, end in ends):
+        target = "anywhere"
+    else:
+        target = targets_of(ends) + ("" if via else plan.over)
+    return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
+
+
+class GroupInstance:
+    """A group of tunnels, as :class:`relay.daemon.instance.Instance` describes it.
+
+    :param group: the tunnels.
+    :param config: the absolute path of their file; empty for a command line.
+    :param control: the path of the control socket; empty if there is none.
+    :param probe_of: returns the probe of a tunnel.
+    :param log: returns the last lines of the log.
+    """
+
+    def __init__(
+        self,
+        group: TunnelGroup,
+        config: str,
+        control: str,
+        probe_of: Callable[[Snapshot], ProbeStatus | None] = lambda _: None,
+        log: Callable[[], Sequence[LogLine]] = tuple,
+    ) -> None:
+        self._group = group
+        self._texts: dict[str, _Texts] = {}  # by the name of the tunnel; monitoring reads them often
+        self._log = log
+        self._probe_of = probe_of
+        self._config = config
+        self.control = control
+        """The path of the control socket, which a reload may change; empty if there is none."""
+        self._version = version("relay-toolkit")
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def status(self) -> InstanceStatus:
+        """Return the facts about the process."""
+        reloads = self._group.reload_figures
+        return InstanceStatus(
+            version=self._version,
+            pid=os.getpid(),
+            started=self._group.started,
+            config=self._config,
+            draining=self._group.is_ending,
+            log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
+            control=self.control,
+            reloads=ReloadStatus(*reloads) if reloads.last_success else None,
+            workers=tuple(WorkerStatus(*one) for one in self._group.processes.workers()),
+        )
+
+    def tunnels(self, *, figures: bool = True) -> list[TunnelStatus]:
+        """Return the tunnels, in the order of the file."""
+        members = self._group.members
+        for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
+            self._texts.pop(name, None)
+        return [self._tunnel(member, figures) for member in members]
+
+    def _tunnel(self, member: Snapshot, figures: bool) -> TunnelStatus:
+        plan, opened = member.plan, member.opened
+        hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
+        if opened is not None:
+            metrics = opened.metrics() if figures else None
+            stuck = worker_problem(opened.tunnel)
+            end = getattr(opened.receive, "certificate_end", None)
+            loads = getattr(opened.receive, "certificate_loads", None)
+            if member.state.accepts:
+                hops, problem = hop_state(opened.receive, opened.make_send)
+            problem = stuck or problem
+        address = opened.tunnel.address if opened is not None else None
+        texts = self._texts.get(plan.name)
+        if texts is None or texts.plan is not plan or texts.address != address:
+            texts = self._texts[plan.name] = _texts(plan, address)
+        return TunnelStatus(
+            name=plan.name,
+            state=member.state.value,
+            listen=texts.listen,
+            target=texts.target,
+            via=texts.via,
+            required=member.is_required,
+            since=member.since,
+            hops=hops,
+            problem=problem,
+            stuck=bool(stuck),
+            figures=metrics.stats() if metrics is not None else None,
+            metrics=metrics,
+            warm=metrics.warm if metrics is not None else None,
+            probe=self._probe_of(member),
+            certificate_end=end,
+            certificate_loads=loads and CertificateLoads(*loads),
+            targets=tuple(opened.make_send.states()) if opened is not None and _has_targets(opened) else (),
+        )
+
+    def connections(self, tunnel: str | None = None, first: int = 0, most: int | None = None) -> list[ConnectionStatus]:
+        """Return the open connections."""
+        found: list[ConnectionStatus] = []
+        for member in self._members(tunnel):
+            left = None if most is None else most - len(found)
+            if member.opened is None or left == 0:
+                continue
+            records, count = _open_records(member.opened.tunnel, first, left)
+            first = max(0, first - count)
+            found += [_connection(member.name, record) for record in records]
+        return found
+
+    def recent(self, tunnel: str | None = None) -> list[ConnectionStatus]:
+        """Return the last connections that ended."""
+        members = self._members(tunnel)
+        return [
+            _connection(member.name, record)
+            for member in members
+            if member.opened is not None and not member.opened.is_continued
+            for record in member.opened.recent()
+        ]
+
+    def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> list[BanStatus]:
+        """Return the bans."""
+        return bans_of(self._members(tunnel), most)
+
+    def quotas(self, tunnel: str | None = None) -> list[QuotaStatus]:
+        """Return what was used of quotas."""
+        return quotas_of(self._members(tunnel))
+
+    def carriers(self) -> list[CarrierStatus]:
+        """Return the carriers of the process and of its workers."""
+        return sorted([*carriers(), *self._group.processes.carriers()], key=lambda one: (one.name, one.worker or 0))
+
+    def log(self) -> Sequence[LogLine]:
+        """Return the last lines of the log."""
+        return self._log()
+
+    def stuck_loops(self, timeout: float) -> list[str]:
+        """Return the names of the tunnels whose loop does not turn."""
+        asked: list[tuple[str, threading.Event]] = []
+        for member in self._group.members:
+            if member.opened is not None and not member.state.is_over:
+                turned = threading.Event()
+                if member.opened.tunnel.ping(turned.set):
+                    asked.append((member.name, turned))
+        deadline = time.monotonic() + timeout
+        return [name for name, turned in asked if not turned.wait(max(0.0, deadline - time.monotonic()))]
+
+    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> set[str]:
+        """Measure how long loops take to turn."""
+        asked = set()
+        for member in self._group.members:
+            if member.name in names and member.opened is not None and not member.state.is_over:
+                timed = functools.partial(_time_turn, turned, member.name, time.monotonic())
+                if member.opened.tunnel.ping(timed):
+                    asked.add(member.name)
+        return asked
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    def pause(self, name: str) -> None:
+        """Accept no client at a tunnel until :meth:`resume`."""
+        with _translated():
+            self._group.pause(name)
+
+    def resume(self, name: str) -> None:
+        """Accept clients again."""
+        with _translated():
+            self._group.resume(name)
+
+    def drain(self, name: str) -> None:
+        """Close the listener of a tunnel; its connections may finish."""
+        with _translated():
+            self._group.drain(name)
+
+    def enable(self, name: str, target: str) -> None:
+        """Give one of several targets connections again."""
+        self._set_target(name, target, enabled=True)
+
+    def disable(self, name: str, target: str) -> None:
+        """Give one of several targets no new connections."""
+        self._set_target(name, target, enabled=False)
+
+    def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
+        if self._group.is_ending:
+            raise ConflictError("relay is ending")
+        with _translated():
+            self._group.check_operable()
+        ((member),) = self._members(name)
+        if member.opened is None or not member.state.accepts:
+            raise ConflictError(f"{name}: it is not open")
+        if not _has_targets(member.opened):
+            raise ConflictError(f"{name}: it has one target; relay ctl pause {name} makes its clients wait")
+        try:
+            member.opened.make_send.set_enabled(target, enabled)
+        except KeyError:
+            known = ", ".join(one.target for one in member.opened.make_send.states())
+            raise NotFoundError(f"{name}: there is no target {shown(target)}; known are {shown(known)}") from None
+
+    def kill(self, connection: str) -> None:
+        """Reset a connection."""
+        for member in self._members(None):
+            if member.opened is not None and member.opened.tunnel.kill(connection):
+                return
+        raise NotFoundError(
+            f"{shown(connection)}: there is no open connection with this id; relay ctl connections lists them"
+        )
+
+    def clear(self, kind: str, key: str, tunnel: str | None = None) -> int:
+        """Forget bans or quotas."""
+        if cleared := clear_all(self._members(tunnel), kind, key):
+            return cleared
+        raise NotFoundError(f"{shown(key)}: there are no {kind} with this key; relay ctl {kind} lists them")
+
+    def reload(self, *, dry_run: bool = False) -> ReloadReport:
+        """Read the file again."""
+        try:
+            result = self._group.reload(dry_run)
+        except ReloadError as error:
+            raise RejectedError(error.lines, 500 if error.status == 1 else 422) from error
+        except GroupOverError as error:
+            raise ConflictError(str(error)) from error
+        changes = (Verdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)
+        keys = (ChangedKey(each.key, each.effect.value, each.remedy) for each in result.keys)
+        return ReloadReport(tuple(changes), dry_run, tuple(keys))
+
+    def upgrade(self) -> UpgradeReport:
+        """Start the command again, and hand over to it."""
+        if self._group.upgrades is None:
+            raise ConflictError("this command cannot be upgraded, relay up can; start it again")
+        try:
+            with reserve.lent():
+                return UpgradeReport(*self._group.upgrades.start())
+        except UpgradeError as error:
+            raise RejectedError(error.lines, 500) from error
+
+    def hand_over(self, connection: socket.socket, first: bytes) -> None:
+        """Hand over to a process that has connected."""
+        if self._group.upgrades is not None:
+            self._group.upgrades.serve(connection, first)
+        else:
+            UpgradeChannel(connection).fail("this command cannot be upgraded, relay up can; start it again")
+
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on."""
+        self._group.reporter.log_from(logging.getLevelNamesMapping()[level.upper()])
+
+    def reopen_logs(self) -> None:
+        """Open the log files again."""
+        self._group.reopen_logs()
+
+    def stop(self) -> None:
+        """End as after SIGTERM."""
+        self._group.stop()
+
+    def _members(self, name: str | None) -> Iterable[Snapshot]:
+        if name is None:
+            return (*self._group.members, *self._group.leaving)
+        if (found := self._group.member(name)) is None:
+            raise NotFoundError(f"{shown(name)}: there is no such tunnel; relay ctl list prints all of them")
+        return (found,)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise the errors of a group as those of an instance."""
+    try:
+        yield
+    except UnknownTunnelError as error:
+        raise NotFoundError(str(error)) from error
+    except (WrongStateError, GroupOverError) as error:
+        raise ConflictError(str(error)) from error
+
+
+def _open_records(tunnel: Tunnel | PoolTunnel, first: int, most: int | None) -> tuple[Sequence[ConnectionRecord], int]:
+    """Return a part of the records of open connections, and the number of all of them."""
+    if isinstance(tunnel, Tunnel):
+        return part_of_connections(tunnel, first, most)
+    records = tunnel.connections()
+    return records[first:][:most], len(records)
+
+
+def _has_targets(opened: Opened) -> bool:
+    """Return whether a tunnel has several targets."""
+    return hasattr(opened.make_send, "states")
+
+
+def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:
+    turned(name, time.monotonic() - asked)
+
+
+def _connection(tunnel: str, record: ConnectionRecord) -> ConnectionStatus:
+    return ConnectionStatus(
+        id=record.id,
+        tunnel=tunnel,
+        peer=format_address(record.peer),
+        target=record.target,
+        age=record.age,
+        received=record.received,
+        sent=record.sent,
+        engine=record.engine,
+        state=record.state,
+        reason=record.reason,
+        started=record.started,
+        by=record.by,
+        warm=record.warm,
+        identity=record.identity and record.identity.as_fields(),
+        rule=record.rule,
+    )

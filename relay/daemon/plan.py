@@ -1,0 +1,432 @@
+"""Plans of tunnels, from command lines and files, and their opening."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..access.limit import must_stay_whole
+from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
+from ..addresses.printable import shown
+from ..addresses.ssh import SSHListen, SSHServer
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
+from ..api.urls import dialer_of_ways, listener
+from ..engine.records import ConnectionRecord, Metrics, Stats
+from ..engine.tunnel import Tunnel, check_streams
+from ..errors import AddressError, ConnectError
+from ..eventloop.sockets import format_address
+from .bridges import with_bridge
+from .continued_figures import ContinuedFigures
+from .exposure import warn_if_open, warn_if_unsure
+from .failures import carriers_quiet, configuration_read
+from .options import Options
+from .probes import HopProbe, SessionProbe
+from .ways import Way, over, over_ways, targets_of
+from .worker_processes import listen_for_workers
+
+if TYPE_CHECKING:  # a command starts faster without them
+    from ..spawning.pool_tunnel import PoolTunnel
+    from ..streams.dialer import Dialer
+    from ..transports.dynamic import Rule
+    from .preflight import Preflight, Routes
+
+__all__ = ["Bound", "Opened", "Opening", "Plan", "make_plan", "make_proxy_plan"]
+
+logger = logging.getLogger("relay.cli")
+
+Opening = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open tunnel.
+
+    :param tunnel: the tunnel.
+    :param receive: its listener.
+    :param make_send: its factory.
+    :param title: its listening address and its target.
+    :param before: the figures that it continues, of tunnels in whose place it is; ``None`` if there are none.
+    :param is_continued: whether another tunnel continues its figures, and shows them.
+    """
+
+    tunnel: Tunnel | PoolTunnel
+    receive: Any
+    make_send: Any
+    title: str
+    before: ContinuedFigures | None = None
+    is_continued: bool = False
+
+    def metrics(self) -> Metrics:
+        """Return all counters, also of the tunnels whose figures it continues."""
+        own = self.tunnel.metrics()
+        return own if self.before is None else self.before.metrics(own)
+
+    def stats(self) -> Stats:
+        """Return the same figures in brief."""
+        return self.metrics().stats()
+
+    def recent(self) -> Sequence[ConnectionRecord]:
+        """Return the last connections that ended, also of those tunnels."""
+        own = self.tunnel.recent()
+        return own if self.before is None else self.before.recent(own)
+
+    @property
+    def live(self) -> int:
+        """The number of open connections; asks no worker."""
+        return self.tunnel.stats().active if isinstance(self.tunnel, Tunnel) else sum(self.tunnel.loads())
+
+    @property
+    def reset_count(self) -> int:
+        """The number of connections that have ended because relay closed them: at the end of a drain."""
+        return self.tunnel.metrics().ended["closed"]
+
+    def close(self) -> None:
+        """Close the tunnel."""
+        self.tunnel.close()
+
+
+class Bound(NamedTuple):
+    """A tunnel that does not accept clients yet."""
+
+    receive: Any
+    """Its listener, which listens already."""
+    make_send: Any
+    """Its factory."""
+
+    def close(self) -> None:
+        """Close both."""
+        self.receive.close()
+        self.make_send.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A tunnel before it is opened: plain data. Making a plan opens nothing; opening it may take a while.
+
+    :param name: of the tunnel.
+    :param options: the limits, with their defaults, and what is printed.
+    :param listen: makes the listener; gets the ``opening`` of :func:`relay.api.urls.listener`.
+    :param make_send: makes the factory.
+    :param routes: its hops and its ends.
+    :param on: the text after the listening address in titles, such as the server.
+    :param over: the text after the target in titles: the hops.
+    :param at_i2p: whether it listens on I2P, which may take a minute.
+    :param trial: the probe of the hops at the start.
+    :param way: a key; tunnels with the same key share one probe.
+    :param elsewhere: the names of the carriers under the listener.
+    :param configured: the title before it is open: the addresses as they are written.
+    :param rules: the number of rules of a proxy.
+    :param in_workers: the values with which it runs in worker processes; ``None`` if it runs in this process.
+    :param user: the only one who can log in at a proxy; ``None`` if it has no login, or is none.
+    """
+
+    name: str
+    options: Options
+    listen: Callable[[Opening | None], Any]
+    make_send: Callable[[], Any]
+    routes: Routes
+    on: str = ""
+    over: str = ""
+    at_i2p: bool = False
+    trial: type[HopProbe] = HopProbe
+    way: Hashable = None
+    elsewhere: tuple[str, ...] = ()
+    configured: str = ""
+    rules: int = 0
+    in_workers: object = None
+    user: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """The number of worker processes in which it runs; 1 if it runs in this process."""
+        return 1 if self.in_workers is None else self.options.workers or 1
+
+    def open(self, preflight: Preflight, opening: Opening | None = None, *, paused: bool = False) -> Opened:
+        """Check what can be checked on this machine, then listen and relay.
+
+        A listener on a server that cannot be reached retries, unless the options have ``fail_fast``.
+
+        :param preflight: does the check; several plans may share it.
+        :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
+        :param paused: whether no client is accepted at first.
+        :raises ValueError: if the user has to change something first.
+        :raises OSError: if it cannot be opened.
+        """
+        return self.start(self.bind(preflight, opening), paused=paused)
+
+    def bind(self, preflight: Preflight, opening: Opening | None = None) -> Bound:
+        """Check what can be checked on this machine, and listen; no client is accepted yet.
+
+        The parameters and the errors are those of :meth:`open`.
+        """
+        self.check(preflight)
+        make_send = self.make_send()
+        receive = self._listen(opening)
+        warn_if_open(receive)
+        warn_if_unsure(self.routes.where)
+        return Bound(receive, make_send)
+
+    def start(self, bound: Bound, *, paused: bool = False) -> Opened:
+        """Relay between a listener and a factory.
+
+        :param paused: whether no client is accepted at first.
+        :raises OSError: if the system has no descriptor left; the listener is closed then.
+        :raises RuntimeError: if it has no thread left, or a worker does not start.
+        """
+        return self.opened(self._tunnel(bound, paused=paused), *bound)
+
+    def _tunnel(self, bound: Bound, *, paused: bool) -> Tunnel | PoolTunnel:
+        limits = self.options.of_tunnel(self.name)
+        if self.in_workers is None:
+            return _tunnel(bound, limits, paused=paused)
+        processes = self.options.processes
+        assert processes is not None, "a plan in workers has them"
+        tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits, paused=paused)
+        tunnel.on_over(bound.make_send.close)  # it serves the probes
+        return tunnel
+
+    def opened(self, tunnel: Tunnel | PoolTunnel, receive: Any, make_send: Any) -> Opened:
+        """Return a tunnel that runs by this plan, with its title."""
+        title = self.title(format_address(tunnel.address), make_send.target)
+        return Opened(tunnel, receive, make_send, title)
+
+    def check(self, preflight: Preflight) -> None:
+        """Check the files, keys and secrets before anything is opened or connected to.
+
+        :raises ValueError: if the user has to change something first.
+        """
+        if self.options.processes is not None:
+            self.options.processes.check(self.workers)
+        try:
+            with configuration_read():
+                preflight.check(self.routes, self.make_send)
+        except ConnectError as error:  # a retry can fix it
+            logger.debug("%s: %s", self.name, error)
+
+    def _listen(self, opening: Opening | None) -> Any:
+        """Listen. The error repeats what the carriers under the listener would log, so that is held back."""
+        if self.options.fail_fast:
+            with carriers_quiet(logging.WARNING, self.elsewhere):
+                return self.listen(None)
+        with carriers_quiet(logging.ERROR, self.elsewhere):
+            return self.listen(opening or _nothing)
+
+    def title(self, address: str, target: str) -> str:
+        """Return the title: the listening address and the target."""
+        return f"{address}{self.on} → {target}{self.over}"
+
+
+def make_plan(
+    where: Listen,
+    end: Target | I2PTarget | Command,
+    options: Options,
+    *,
+    name: str,
+    via: Route = (),
+    listen_via: Route = (),
+    others: Sequence[Way] = (),
+    policy: str = "first",
+) -> Plan:
+    """Return the plan of a tunnel from an address to another.
+
+    :param where: the address to listen on.
+    :param end: the address to connect to.
+    :param options: the limits, and what is printed.
+    :param name: of the tunnel.
+    :param via: the hops on the way to the target, the nearest first.
+    :param listen_via: those on the way to where it listens.
+    :param others: further targets and ways.
+    :param policy: the order in which they are tried; see :func:`relay.target`.
+    """
+    from .preflight import Routes
+
+    at_i2p = isinstance(where, I2PListen)
+    where, options = _with_lists(where, options)
+    ways: list[Way] = [(via, end), *others]
+    in_workers = _workers_values(where, ways, options, name)
+    is_i2p = any(isinstance(last, I2PTarget) or to_i2p(hops, last) for hops, last in ways)
+    is_over_i2p = any(over_i2p(hops, last) for hops, last in ways)
+    return Plan(
+        name,
+        options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
+        lambda opening: listener(where, listen_via, opening) if in_workers is None else listen_for_workers(where),
+        lambda: _checked(dialer_of_ways(ways, policy, name), options),
+        Routes(where, listen_via, ways, lists=(options.allow, options.deny)),
+        f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
+        over_ways(ways),
+        at_i2p,
+        SessionProbe if is_i2p else HopProbe,
+        (*((hops, getattr(last, "router", None), last if isinstance(last, Command) else None) for hops, last in ways),),
+        tuple(map(str, (*listen_via, getattr(where, "server", where))))
+        if isinstance(where, SSHListen | I2PListen)
+        else (),
+        f"{shown(str(where))}{over(listen_via)} → {targets_of(ways)}{over_ways(ways)}",
+        in_workers=in_workers,
+    )
+
+
+def _with_lists(where: Listen, options: Options) -> tuple[Listen, Options]:
+    """Return an address without its access lists, and the options with them."""
+    if not isinstance(where, I2PListen) or (where.allow is None and not where.deny):
+        return where, options
+    lists = [one for one in (where.allow, options.allow) if one is not None]
+    allow = tuple(entry for one in lists for entry in one) if lists else None
+    changed = dataclasses.replace(options, allow=allow, deny=(*where.deny, *options.deny))
+    return dataclasses.replace(where, allow=None, deny=()), changed
+
+
+def make_proxy_plan(
+    where: Listen,
+    options: Options,
+    *,
+    name: str,
+    via: Route = (),
+    rules: Sequence[Rule] = (),
+    user: str | None = None,
+    password: str | None = None,
+    password_file: str | None = None,
+    password_env: str | None = None,
+    bridges: Bridges | None = None,
+) -> Plan:
+    """Return the plan of a proxy, whose clients name their targets.
+
+    :param where: the address to listen on.
+    :param options: the limits, and what is printed.
+    :param name: of the tunnel.
+    :param via: the hops to all targets that no rule matches, the nearest first.
+    :param rules: as for :func:`relay.dynamic`.
+    :param user: the only user that is allowed; ``None`` for no login.
+    :param password: the user's, and so are the two that follow: a file, and an environment variable, that hold it.
+    :param bridges: the SAM bridges of the routers for names of I2P.
+    :raises AddressError: if a proxy cannot listen on the address.
+    :raises ValueError: if the user or the password is missing, or given twice.
+    """
+    from ..transports.dynamic import Dynamic
+    from .preflight import Routes
+
+    address, opener = _proxy(where, user, password, password_file, password_env)
+    routes = dict.fromkeys([via, *(rule.route for rule in rules)])
+    router = with_bridge(bridges, I2PRouter())
+    out = [(route, None) for route in routes if route]
+    is_direct = not (via or rules) or any(rule.route == () for rule in rules)
+    return Plan(
+        name,
+        options.settled(over_i2p=True, at_i2p=False),
+        lambda _: opener(),
+        lambda: Dynamic(via, tuple(rules), (router,)),
+        Routes(
+            address,
+            (),
+            out,
+            [(router,)],
+            is_direct,
+            [password_file] if password_file else [],
+            (options.allow, options.deny),
+        ),
+        over=over(via) + _by(len(rules)),
+        way=name,
+        configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
+        rules=len(rules),
+        user=user if user is not None else getattr(address, "user", None),
+    )
+
+
+def _checked(made: Dialer, options: Options) -> Dialer:
+    """Return a dialer, after a check that its connections can be as the options want them."""
+    try:
+        check_streams(made, options.source, options.send_proxy, options.warm)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _by(rules: int) -> str:
+    """Return the number of rules, for a title."""
+    return f" by {rules} rule{'s' if rules > 1 else ''}" if rules else ""
+
+
+def _proxy(
+    address: Listen, user: str | None, password: str | None, password_file: str | None, password_env: str | None
+) -> tuple[UnixAddress | SystemdListen | ProxyListen, Callable[[], Any]]:
+    """Return the address of a proxy, and a function that makes its listener."""
+    login: dict[str, Any] = {
+        "user": user,
+        "password": password,
+        "password_file": password_file,
+        "password_env": password_env,
+    }
+    if (user is None) != (password is None and password_file is None and password_env is None):
+        problem = "--user: user missing" if user is None else "--user: password missing"
+        raise ValueError(f"{problem}; set --user NAME and --password-file FILE or --password-env NAME")
+    if isinstance(address, UnixAddress | SystemdListen):
+        place = address
+
+        def listen() -> Any:
+            from ..transports.proxies.listener import login_of
+            from ..transports.proxies.socks_server import SOCKSListener
+
+            return SOCKSListener(listener(place), login_of(**login))
+
+        return address, listen
+    if isinstance(address, TCPAddress) and address.mptcp:
+        raise AddressError(f"listen address '{address}': a proxy for programs has no mptcp; leave it out")
+    if isinstance(address, TCPAddress):
+        address = ProxyListen("socks5", address.host, address.port)
+    if not isinstance(address, ProxyListen):
+        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port and systemd:NAME"
+        raise AddressError(f"listen address '{address}': a proxy for programs does not listen there; {allowed}")
+    if user is not None:
+        if address.user is not None:
+            raise ValueError("--user: it is in LISTEN already; once is enough")
+        address = dataclasses.replace(address, **login)
+    fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
+
+    def listen_at_port() -> Any:
+        from ..transports.proxies.protocols import listen_proxy
+
+        return listen_proxy(**fields)
+
+    return address, listen_at_port
+
+
+def _tunnel(bound: Bound, limits: dict[str, Any], *, paused: bool) -> Tunnel:
+    try:
+        if paused:
+            from ..engine.paused_tunnel import PausedTunnel
+
+            return PausedTunnel(*bound, **limits)
+        return Tunnel(*bound, **limits)
+    except BaseException:
+        bound.receive.close()
+        raise
+
+
+def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: str) -> object:
+    """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
+    if options.processes is None or (options.workers or 1) == 1:
+        return None
+    if isinstance(where, SSHListen | I2PListen):
+        logger.info("%s: one process relays it, because only one can listen at %s", name, shown(str(where)))
+        return None
+    if must_stay_whole(options.limit):
+        logger.info("%s: one process relays it, so that the limits of its clients are exact", name)
+        return None
+    if len(ways) > 1:
+        logger.info("%s: one process relays it, because it has several targets, whose state it knows", name)
+        return None
+    ((via, end),) = ways
+    carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
+    if carriers and options.carriers != "per-worker":
+        why = "%s: one process relays it, because its streams share a connection to %s; see carriers"
+        logger.info(why, name, shown(str(carriers[0])))
+        return None
+    return where, end, via
+
+
+def _nothing(_: Any) -> None:
+    pass

@@ -1,0 +1,217 @@
+"""Notifications to systemd about a group of tunnels.
+
+relay sends ``READY=1`` when each tunnel with ``required = true`` listens. If none is required, each must have opened,
+failed, or wait for a server, so that one server that is down does not keep the service from starting.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from .group import TunnelGroup
+from .instance import TURN
+from .member import MemberState
+from .service_manager import Notifier
+from .stored_sockets import StoredSockets
+from .supervisor import Supervisor
+
+__all__ = ["SystemdSupervisor"]
+
+logger = logging.getLogger("relay.operations")
+
+_MARGIN = 5.0  # seconds to close everything after the drain
+_EXTENSION = 30.0  # seconds that one request for more time gives
+_AGAIN = 10.0  # seconds from one to the next
+
+
+class SystemdSupervisor(Supervisor):
+    """The notifications. Belongs to the main thread, except the methods about a reload.
+
+    :param group: the tunnels.
+    :param manager: takes the notifications.
+    :raises AddressError: if the variables of systemd about sockets are malformed.
+    """
+
+    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
+        self._group = group
+        self._manager = manager
+        self._watchdog = None if manager.watchdog is None else _Watchdog(group, manager, manager.watchdog / 2)
+        self._extension: _Extension | None = None  # since the end has begun
+        self._lock = threading.Lock()  # for what follows, and for the order of the notifications
+        self._is_ready = False
+        self._reloads = False
+        self._status = ""
+        self._store = StoredSockets(group, manager)
+
+    is_managed = True
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the variables with which another process finds the service manager."""
+        return self._manager.environment()
+
+    def on_handed_over(self, process: int) -> None:
+        """Make another process the main one of the service; it has systemd keep its sockets itself."""
+        self._store.release_all()
+        self._manager.succeeded_by(process)
+
+    def timeout(self) -> float | None:
+        """Return the seconds until the watchdog, or the next request for more time, is due."""
+        due = min((one.due for one in (self._watchdog, self._extension) if one is not None), default=math.inf)
+        return None if due == math.inf else max(0.0, due - time.monotonic())
+
+    def sockets_of(self, name: str) -> Sequence[socket.socket]:
+        """Return the listening sockets that systemd has kept for a tunnel."""
+        return self._store.sockets_of(name)
+
+    def close(self) -> None:
+        """Close the kept sockets that no tunnel has taken over."""
+        self._store.close()
+
+    def on_turn(self) -> None:
+        """Report what has changed."""
+        with self._lock:
+            if self._group.is_ending:
+                self._report_end()
+            elif not self._reloads:
+                self._report_state()
+        self._store.on_turn()
+        if self._watchdog is not None:
+            self._watchdog.on_turn()
+
+    def on_vacated(self, name: str) -> None:
+        """Ask systemd to close its copy of a listener that a reload has closed, and wait for that."""
+        self._store.release(name)
+
+    def on_reload(self) -> None:
+        """Report that a reload begins."""
+        with self._lock:
+            self._reloads = True
+            if self._is_ready and self._extension is None:
+                self._manager.reloading()
+
+    def on_reloaded(self, *, was_successful: bool) -> None:
+        """Report that the reload has ended, well or not."""
+        with self._lock:
+            self._reloads = False
+            if self._is_ready and self._extension is None:
+                self._status = self._counts(was_successful=was_successful)
+                self._manager.ready(self._status)
+
+    def _report_state(self) -> None:
+        status = self._counts(was_successful=self._group.reload_figures.was_successful)
+        if not self._is_ready and self._has_started():
+            self._is_ready, self._status = True, status
+            self._manager.ready(status)
+        elif status != self._status:
+            self._status = status
+            self._manager.status(status)
+
+    def _report_end(self) -> None:
+        status = self._group.closing
+        if self._extension is None:
+            everyone = [*self._group.members, *self._group.leaving]
+            drains = [one for one in everyone if one.state.accepts or one.state is MemberState.DRAINING]
+            longest = max((member.plan.options.drain for member in drains), default=0.0)
+            self._manager.stopping(status)
+            self._extension = _Extension(self._manager, (self._group.closes_in or 0.0) + longest + _MARGIN)
+        elif status != self._status:
+            self._manager.status(status)
+        self._status = status
+        self._extension.on_turn()
+
+    def _counts(self, *, was_successful: bool) -> str:
+        members = self._group.members
+        text = f"{sum(member.state.accepts for member in members)} of {len(members)} tunnels listen"
+        return text if was_successful else f"{text}; the last reload failed"
+
+    def _has_started(self) -> bool:
+        members = self._group.members
+        required = [member for member in members if member.is_required]
+        if required:
+            return all(member.state.accepts for member in required)
+        return all(member.state is not MemberState.OPENING for member in members)
+
+
+class _Extension:
+    """Requests for more time while open connections finish, none beyond the most that they may take.
+
+    systemd kills a service that does not end within ``TimeoutStopSec`` and does not ask for more time.
+
+    :param seconds: the most that the end may take.
+    """
+
+    def __init__(self, manager: Notifier, seconds: float) -> None:
+        self.due = time.monotonic()
+        self._manager = manager
+        self._deadline = self.due + seconds
+
+    def on_turn(self) -> None:
+        """Ask when it is time."""
+        now = time.monotonic()
+        if now < self.due:
+            return
+        left = self._deadline - now
+        self._manager.extend(min(left, _EXTENSION))
+        self.due = now + _AGAIN if left > _EXTENSION else math.inf
+
+
+class _Watchdog:
+    """The feeding of the watchdog from the main thread, if the loop of each tunnel turns.
+
+    :param period: seconds between two notifications.
+    """
+
+    def __init__(self, group: TunnelGroup, manager: Notifier, period: float) -> None:
+        self.due = time.monotonic()
+        self._group = group
+        self._manager = manager
+        self._period = period
+        self._round: _Round | None = None
+
+    def on_turn(self) -> None:
+        """Ask each loop when it is time; the last one that answers feeds the watchdog."""
+        now = time.monotonic()
+        if now < self.due:
+            return
+        if self._round is not None and (names := self._round.pending):
+            logger.error("%s: its loop does not turn; the watchdog of systemd is not fed", min(names))
+        self.due = now + self._period
+        members = [one for one in self._group.members if one.opened is not None and not one.state.is_over]
+        asked = self._round = _Round(now, {member.name for member in members})
+        for member in members:
+            assert member.opened is not None
+            if not member.opened.tunnel.ping(functools.partial(self._on_answer, asked, member.name)):
+                asked.pending.discard(member.name)
+        self._feed(asked)
+
+    def _on_answer(self, asked: _Round, name: str) -> None:
+        """A loop has turned; on its thread, which must not wait for systemd."""
+        self._group.later(self._on_turned, asked, name)
+
+    def _on_turned(self, asked: _Round, name: str) -> None:
+        asked.pending.discard(name)
+        self._feed(asked)
+
+    def _feed(self, asked: _Round) -> None:
+        if not asked.pending and not asked.is_fed and time.monotonic() - asked.started <= TURN:
+            asked.is_fed = True
+            self._manager.alive()
+
+
+class _Round:
+    """A question to all loops whether they turn.
+
+    :param started: the time of the question, in monotonic seconds.
+    :param pending: the names of the tunnels that have not answered.
+    """
+
+    def __init__(self, started: float, pending: set[str]) -> None:
+        self.started = started
+        self.pending = pending
+        self.is_fed = False

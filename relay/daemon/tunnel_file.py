@@ -1,0 +1,145 @@
+"""The file of tunnels, which is read at the start and again at each reload."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..config import Config, Entry, Written, read
+from ..config.models import File
+from .change.reload import ReloadError
+from .endpoint_plan import EndpointPlan, LogPlan
+from .failures import ProblemsError, configuration_read, describe_error, status_of
+from .member import Member
+from .options import LOG_INTERVAL, Options
+from .plan import Plan
+from .plan_from_file import check_problems, plans_of
+from .rule_notices import rule_warnings
+from .top_keys import KeyChange, compare_keys
+from .verdicts import Settings
+from .worker_processes import WorkerProcesses
+
+__all__ = ["Reread", "TunnelFile"]
+
+
+logger = logging.getLogger("relay.cli")
+
+
+class _Read(NamedTuple):
+    """The file without problems, as it was read last: what is written as then need not be checked again."""
+
+    written: Written
+    settings: Sequence[Settings]
+
+
+class Reread(NamedTuple):
+    """The content of a file that was read again, without problems."""
+
+    config: Config
+    settings: list[Settings]
+    keys: tuple[KeyChange, ...] = ()
+    """The keys at its top that have changed."""
+
+    @property
+    def file(self) -> File:
+        """Its tables."""
+        return self.config.file
+
+    def warn_of_rules(self, settings: Iterable[Settings]) -> None:
+        """Warn of the rules that can never match, each once: tunnels may have the lists of the defaults.
+
+        :param settings: those of the tunnels.
+        """
+        warnings = (text for one in settings for text in rule_warnings(self.config, one.entry, one.plan))
+        for warning in dict.fromkeys(warnings):
+            logger.warning("%s", warning)
+
+
+class TunnelFile:
+    """A ``relay.toml``, which is read again at each reload. Its paths are relative to its folder.
+
+    :param path: of the file, absolute.
+    :param shown: the options of output.
+    :param name: of the file in messages, as the user gave it.
+    :param given: the keys at the top of the file that options of the command line override, with their values.
+    """
+
+    def __init__(self, path: str, shown: Options, name: str, given: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.name = name
+        self.processes = WorkerProcesses()
+        """The workers of its tunnels; their number is that of the first reading."""
+        self._shown = dataclasses.replace(shown, processes=self.processes)
+        self._last: _Read | None = None
+        self._given = given or {}
+        self._started = self.current = File()
+        """The tables of the file at the start, or after the last reload."""
+
+    def first(self) -> list[Member]:
+        """Read the file at the start, in its folder.
+
+        :returns: its tunnels.
+        :raises ProblemsError: if it has problems.
+        :raises OSError: if it cannot be read.
+        """
+        config = read(self.path, self.name)
+        self._started = self.current = config.file
+        self._shown = dataclasses.replace(self._shown, workers=self._key(self._started, "workers"))
+        with contextlib.chdir(config.folder):
+            settings = self._settings(config, {})
+        check_problems(config)
+        Reread(config, settings).warn_of_rules(settings)
+        self.processes.size = max((one.plan.workers for one in settings), default=1)
+        self._last = _Read(config.written, settings)
+        return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
+
+    def endpoints(self, file: File) -> EndpointPlan:
+        """Return where to listen for operators."""
+        control, status = self._key(file, "control"), self._key(file, "status")
+        return EndpointPlan(control, status, bool(file.status_public), file.status_token_file, self.path)
+
+    def log(self, file: File) -> LogPlan:
+        """Return where the access log is, and the state."""
+        interval = self._key(file, "log_interval") or LOG_INTERVAL
+        return LogPlan(self._key(file, "log_file"), interval, self._started.state)
+
+    @property
+    def shutdown_delay(self) -> float:
+        """Seconds from a signal until the listeners close."""
+        return self._key(self.current, "shutdown_delay") or 0.0
+
+    @property
+    def sandbox(self) -> str | None:
+        """The mode of the sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
+        return self._key(self._started, "sandbox")  # type: ignore[no-any-return]
+
+    def _key(self, file: File, name: str) -> Any:
+        """Return a key at the top of a file, or the option of the command line that overrides it."""
+        return self._given.get(name, getattr(file, name))
+
+    def again(self) -> Reread:
+        """Read the file again; the current directory is its folder.
+
+        :raises ReloadError: if it has problems, or cannot be read.
+        """
+        last = self._last
+        assert last is not None, "it was read at the start"
+        try:
+            with configuration_read():
+                config = read(self.path, self.name, last.written)
+        except (OSError, ValueError) as error:
+            raise ReloadError([describe_error(error)], status_of(error)) from error
+        settings = self._settings(config, {one.name: (one.entry, one.plan) for one in last.settings})
+        try:
+            check_problems(config)
+        except ProblemsError as error:
+            raise ReloadError(error.lines, error.status) from error
+        self._last = _Read(config.written, settings)
+        keys = compare_keys(self._started, self.current, config.file, self._given)
+        return Reread(config, settings, keys)
+
+    def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
+        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]

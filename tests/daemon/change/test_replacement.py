@@ -1,0 +1,409 @@
+"""The change of one tunnel, before anything is touched: what it opens, what is in its way, and how that is undone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+from helpers import WAIT
+
+from relay.carriers.link import CarrierState
+from relay.config import read
+from relay.daemon.change.replacement import Leaving, Replacement, end_sessions, side_by_side, undo_all
+from relay.daemon.member import MemberState
+from relay.daemon.options import Options
+from relay.daemon.plan_from_file import plans_of
+from relay.daemon.preflight import Preflight
+from relay.daemon.probes import WarmUp
+from relay.daemon.verdicts import Change, Settings, Verdict, compare
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Returns the settings of the only tunnel of a text."""
+
+    def work(listen, target="127.0.0.1:1", *more):
+        path = tmp_path / "relay.toml"
+        path.touch(0o600)
+        path.write_text("\n".join(["[tunnels.one]", f'listen = "{listen}"', f'target = "{target}"', *more, ""]))
+        config = read(str(path))
+        assert config.problems.in_order() == []
+        ((entry, plan),) = plans_of(config, Options())
+        return Settings.of(entry, plan)
+
+    return work
+
+
+class Member:
+    """A tunnel that runs; its listener is one of the test."""
+
+    def __init__(self, settings, receive=None, state=MemberState.LISTENING):
+        self.settings, self.plan, self.state = settings, settings.plan, state
+        self.opened = None
+        if receive is not None:
+            tunnel = SimpleNamespace(address=receive.getsockname())
+            self.opened = SimpleNamespace(receive=receive, make_send=None, tunnel=tunnel)
+
+
+@pytest.fixture
+def made():
+    """Makes changes; their listeners and factories are closed with the test."""
+    all_made = []
+
+    def make(old, new, receive=None, state=MemberState.LISTENING):
+        (change,) = compare([old] if old else [], [new] if new else [])
+        member = Member(old, receive, state) if old else None
+        all_made.append(Replacement(change, new, member))
+        return all_made[-1]
+
+    yield make
+    for each in all_made:
+        each.discard()
+
+
+def at_once(function):
+    return function()
+
+
+def ready(change, everyone=()):
+    change.prepare(Preflight(names=False), Leaving([*everyone, change]))
+    change.wait()
+    return change
+
+
+def test_what_stays_and_what_goes_needs_nothing(made, load):
+    for change in (made(load(":0"), load(":0")), made(load(":0"), None)):
+        ready(change)
+        assert (change.error, change.bound, change.make_send, change.is_postponed) == (None, None, None, False)
+    assert [change.leaves, change.listens_anew] == [True, False]
+
+
+def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load, reserved):
+    change = ready(made(None, load(f":{reserved}")))
+    assert change.verdict is Verdict.NEW and change.listens_anew
+    assert change.bound.receive.getsockname()[1] == reserved
+    assert undo_all([change], at_once) == []
+    assert change.bound.receive.fileno() < 0
+
+
+def test_another_route_needs_a_factory_alone(made, load, listener):
+    change = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
+    assert change.verdict is Verdict.REROUTED
+    assert (change.bound, change.make_send.target) == (None, "127.0.0.1:2")
+
+
+def test_nothing_stays_open_for_a_tunnel_that_has_ended_since_the_reload_began(made, load, listener, reserved):
+    closed = []
+    route = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
+    route.make_send.close = lambda: closed.append(route)
+    moved = ready(made(load(":0"), load(f":{reserved}"), listener))
+    for change in (route, moved):
+        change.member.state = MemberState.DRAINING
+        change.apply()
+        assert not change.is_postponed
+    assert closed == [route] and moved.bound.receive.fileno() < 0
+
+
+def test_other_limits_need_nothing(made, load, listener):
+    change = ready(made(load(":0"), load(":0", "127.0.0.1:1", "nconnect = 3"), listener))
+    assert change.verdict is Verdict.TUNED
+    assert (change.bound, change.make_send, change.listens_anew, change.leaves) == (None, None, False, False)
+
+
+@pytest.mark.parametrize("state", [MemberState.OPENING, MemberState.WAITING])
+def test_what_has_not_opened_yet_begins_anew_after_the_others(made, load, reserved, state):
+    change = ready(made(load(":0"), load(f":{reserved}"), None, state))
+    assert change.is_deferred and change.bound is None
+
+
+def test_what_cannot_be_opened_is_an_error(made, load, listener):
+    change = ready(made(None, load(f":{listener.getsockname()[1]}")))
+    assert "Address already in use" in str(change.error)
+    change = ready(made(None, load(":0", "exec:no-such-program-anywhere")))
+    assert "program not found" in str(change.error)
+
+
+def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listener):
+    port = listener.getsockname()[1]
+    old = made(load(":0"), None, listener)
+    assert old.old_address.port == port
+    new = made(None, load(f":{port}"))
+    assert not new.must_vacate(Leaving([old, new])), "it takes over the socket"
+    ready(new, [old])
+    assert new.error is None
+    assert new.bound.receive.getsockname() == listener.getsockname()
+    assert new.bound.receive.fileno() != listener.fileno()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "vacates"),
+    [
+        ("127.0.0.1:{}", "0.0.0.0:{}", True),
+        ("127.0.0.1:{}", "tls://127.0.0.1:{}?cert=a&key=b", False),
+        ("127.0.0.1:{}", "127.0.0.2:{}", False),
+        ("unix:///tmp/{}", "unix:///tmp/{}", True),
+        ("ssh://a?listen=:{}", "ssh://a?listen=:{}", True),
+        ("ssh://a?listen=:{}", "ssh://b?listen=:{}", False),
+    ],
+)
+def test_an_old_listener_that_excludes_the_new_one_closes_first(made, load, old, new, vacates):
+    gone, other = made(load(old.format(8080)), None), made(None, load(new.format(8080)))
+    assert other.must_vacate(Leaving([gone, other])) is vacates
+    stays = made(load(old.format(8080)), load(old.format(8080)))
+    assert not other.must_vacate(Leaving([stays, other])), "what stays is not closed"
+
+
+def test_tls_keys_change_at_the_same_address_in_place(made, load, listener):
+    change = made(load("tls://:0?cert=a&key=b"), load("tls://:0?cert=c&key=b"), listener)
+    assert change.verdict is Verdict.MOVED
+    assert not change.listens_anew and not change.leaves
+
+
+class Attempt:
+    """The call that opens a listener, of the test."""
+
+    def __init__(self, opening, outcome, postponed):
+        self.report_outcome, self.report_postponed = outcome, postponed
+        self.given_up = False
+
+    def outcome(self):
+        raise OSError("it is over")
+
+    def give_up(self):
+        self.given_up = True
+
+
+@pytest.fixture
+def waiting(made, load, monkeypatch):
+    """A change whose listener is under way."""
+    monkeypatch.setattr("relay.daemon.change.listener_opening.BackgroundCall", Attempt)
+    change = made(None, load("ssh://me@nowhere"))
+    change.prepare(Preflight(names=False), Leaving([change]))
+    return change
+
+
+def test_a_listener_that_waits_for_its_server_counts_as_open_and_its_events_are_passed_on(waiting):
+    problem, events = OSError("no route"), []
+    waiting._opening._call.report_postponed(problem)
+    waiting.wait()
+    assert waiting.is_postponed
+    waiting.hand_over(lambda: events.append("over"), events.append)
+    assert events == [problem], "that of before"
+    waiting._opening._call.report_postponed(later := OSError("still no route"))
+    waiting._opening._call.report_outcome()
+    assert events == [problem, later, "over"]
+    waiting.wait()
+    assert str(waiting.error) == "it is over" and not waiting.is_postponed
+
+
+def test_an_outcome_from_before_is_passed_on_too(waiting):
+    events = []
+    waiting._opening._call.report_outcome()
+    waiting.hand_over(lambda: events.append("over"), events.append)
+    assert events == ["over"]
+
+
+def test_undo_gives_up_what_waits(waiting):
+    call = waiting._opening._call
+    assert undo_all([waiting], at_once) == []
+    assert call.given_up
+
+
+def test_wait_ends_with_the_first_event(waiting):
+    settled = threading.Thread(target=waiting.wait)
+    settled.start()
+    waiting._opening._call.report_postponed(OSError("no route"))
+    settled.join(WAIT)
+    assert not settled.is_alive()
+
+
+def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        old = load(f":{other.getsockname()[1]}")
+        change = made(old, None, listener)
+        assert change.return_to_listener(at_once) == "", "it has not closed"
+        change.is_vacant = True
+        change.member.name = "one"
+        said = change.return_to_listener(at_once)
+    assert said.startswith("one: cannot listen again: 127.0.0.1:") and "Address already in use" in said
+
+
+def test_a_listener_is_closed_that_the_tunnel_cannot_take(made, load, listener, monkeypatch):
+    """It would be in the way of the next try."""
+    taken = []
+
+    def relisten(tunnel, receive, drain):
+        taken.append(receive)
+        raise RuntimeError("can't start new thread")
+
+    change = made(load("127.0.0.1:0"), None, listener)
+    change.is_vacant = True
+    change.member.name = "one"
+    monkeypatch.setattr("relay.daemon.change.replacement._in_this_process", lambda tunnel: tunnel)
+    monkeypatch.setattr("relay.daemon.change.replacement.changes.relisten", relisten)
+    assert change.return_to_listener(at_once) == "one: cannot listen again: can't start new thread"
+    assert [one.fileno() for one in taken] == [-1]
+
+
+def test_the_main_thread_takes_a_listener_back(made, load, listener, reserved, monkeypatch):
+    """Only that changes the state of a tunnel."""
+    calls = []
+    change = made(load(f":{reserved}"), None, listener)
+    change.is_vacant = True
+    monkeypatch.setattr("relay.daemon.change.replacement._in_this_process", lambda tunnel: tunnel)
+    assert undo_all([change], calls.append) == [] and not calls, "nothing was closed for it"
+    change._vacated = [change]
+    assert undo_all([change, change], calls.append) == [] and len(calls) == 1
+    tunnel, receive = calls[0].args
+    assert tunnel is change.member.opened.tunnel and receive.getsockname()[1] == reserved
+    receive.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"), [("/run/x.sock", "run relay ctl upgrade"), (("127.0.0.1", 80), "restart relay")]
+)
+def test_workers_in_the_way_are_named_with_what_helps(made, load, listener, address, remedy):
+    change = made(load(":0"), None, listener)
+    change.member.opened.tunnel = SimpleNamespace(name="one", address=address)
+    words = f"^the workers of one listen at an address that has to be free first; {remedy}$"
+    with pytest.raises(ValueError, match=words):
+        change.vacate()
+
+
+def test_what_takes_long_goes_on_side_by_side_also_without_threads(monkeypatch):
+    barrier = threading.Barrier(3)
+    calls = [lambda name=name: f"{name}{barrier.wait(WAIT) >= 0}" for name in "abc"]
+    assert side_by_side(calls) == ["aTrue", "bTrue", "cTrue"]
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert side_by_side([lambda: "a", lambda: "b"]) == ["a", "b"]
+
+
+class Ending:
+    """A tunnel whose session ends with its last connection."""
+
+    def __init__(self, clock, name, drain, ends_at=None):
+        self.plan = SimpleNamespace(options=SimpleNamespace(drain=drain))
+        self.opened = SimpleNamespace(receive=self, tunnel=self)
+        self.killed = None
+        self._clock, self._name, self._ends_at = clock, name, ends_at
+
+    def join(self, seconds):
+        end = self._ends_at if self.killed is None else self.killed
+        until = self._clock.now + seconds
+        self._clock.now = until if end is None else min(max(end, self._clock.now), until)
+
+    def connections(self):
+        is_open = self._ends_at is None or self._ends_at > self._clock.now
+        return [SimpleNamespace(id=self._name)] if is_open else []
+
+    def kill(self, number):
+        self.killed = self._clock.now
+
+
+def test_sessions_end_side_by_side(monkeypatch):
+    """Clients wait meanwhile, and so does the process that is to take over."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("relay.daemon.change.replacement.time.monotonic", lambda: clock.now)
+    busy = [Ending(clock, name, drain) for name, drain in (("a", 9.0), ("b", 3.0), ("c", 99.0), ("d", 9.0))]
+    done = Ending(clock, "e", 99.0, ends_at=1.0)
+    end_sessions([*busy, done])
+    assert [each.killed for each in (*busy, done)] == [9.0, 3.0, 30.0, 9.0, None]
+    assert clock.now == 30.0
+
+
+def test_a_change_is_told_in_one_line():
+    assert str(Change("db", Verdict.TUNED, ("nconnect", "linger"))) == "db: tuned (nconnect, linger)"
+
+
+# -- the hops of a new route -------------------------------------------------------------------------------------------
+
+
+class Hops:
+    """A factory whose hops are in the state that the test says."""
+
+    def __init__(self, state="connecting"):
+        self.state = state
+        self.watchers = []
+        self.subscribe = self.watchers.append
+
+
+@pytest.mark.parametrize("state", ["up", "backing off", "failed"])
+def test_hops_that_are_not_connecting_are_not_waited_for(state):
+    WarmUp("one", Hops(state), WAIT).wait()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "text"),
+    [
+        (CarrierState.UP, None, ""),
+        (CarrierState.BACKING_OFF, OSError("h: refused"), "one: its new route is not up yet: h: refused; new clients"),
+        (None, None, "one: its new route is not up yet: not connected in time; new clients wait for it"),
+    ],
+)
+def test_a_new_route_is_waited_for_until_its_first_outcome(state, error, text, caplog):
+    hops = Hops()
+    warm_up = WarmUp("one", hops, 0.0 if state is None else WAIT)
+    if state is not None:
+        hops.watchers[0](CarrierState.CONNECTING, None)
+        hops.watchers[0](state, error)
+        hops.watchers[0](CarrierState.CONNECTING, OSError("later"))
+    warm_up.wait()
+    assert caplog.text.count("not up yet") == bool(text)
+    assert text in caplog.text
+
+
+class Ways:
+    """A factory by several ways."""
+
+    def __init__(self, *states):
+        self.alternatives = [Hops(state) for state in states]
+        self.state = states[0]
+
+    def subscribe(self, watcher):
+        for way in self.alternatives:
+            way.subscribe(watcher)
+
+
+FAILURE = (CarrierState.FAILED, OSError("h: refused"))
+
+
+@pytest.mark.parametrize(
+    ("states", "outcomes", "problem"),
+    [
+        (["connecting", "connecting"], [(0, FAILURE), (1, (CarrierState.UP, None))], ""),
+        (["failed", "connecting"], [(1, (CarrierState.UP, None))], ""),
+        (["connecting", "up"], [], ""),
+        (["connecting", "connecting"], [(0, FAILURE), (0, FAILURE)], "h: refused"),
+        (["connecting", "connecting"], [(0, FAILURE), (1, (CarrierState.FAILED, OSError("b")))], "h: refused"),
+    ],
+)
+def test_one_of_several_ways_is_enough_and_all_are_waited_for(states, outcomes, problem, caplog):
+    ways = Ways(*states)
+    warm_up = WarmUp("one", ways, 0.0 if outcomes == [(0, FAILURE)] * 2 else WAIT)
+    for number, (state, error) in outcomes:
+        for watcher in ways.alternatives[number].watchers:
+            watcher(state, error)
+    warm_up.wait()
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"one: its new route is not up yet: {problem}; new clients wait for it"] if problem else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "begins"),
+    [("i2p://a.i2p", True), (f"i2p://a.i2p?keys={os.devnull}", False)],
+)
+def test_a_session_of_the_same_keys_cannot_begin_before_the_old_one_has_ended(made, load, listener, target, begins):
+    """So clients wait for it as they did for the first one."""
+    change = made(load(":0"), load(":0", f"{target}{'&' if '?' in target else '?'}sam=127.0.0.1:1"), listener)
+    change.member.opened.make_send = SimpleNamespace(state="up")
+    change.prepare(Preflight(names=False), Leaving([change]))
+    assert change.error is None or not begins
+    assert (change._warm_up is not None) is begins

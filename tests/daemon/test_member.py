@@ -1,0 +1,147 @@
+"""One tunnel of a group: every row of its table of states, and the pairs that are errors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import state_table
+
+from relay.daemon import member as module
+from relay.daemon.member import Member, MemberState, WrongStateError
+
+EVENTS = ("postponed", "opened", "failed", "close", "pause", "resume", "drain", "drained")
+OVER = (MemberState.FAILED, MemberState.CLOSED)
+ROWS = state_table.rows_of(module)
+KNOWN = {(state, event) for state, event, _ in ROWS}
+ERRORS = [
+    (state, event)
+    for state in MemberState
+    for event in EVENTS
+    if (state.value, event) not in KNOWN and event != "drained"  # it is the end of a drain, and follows from one
+]
+
+
+class Opened:
+    """An open tunnel that notes what is done to it, and its drains."""
+
+    def __init__(self):
+        self.calls = []
+        self.tunnel = self
+
+    def pause(self):
+        self.calls.append("pause")
+
+    def resume(self):
+        self.calls.append("resume")
+
+    def close(self):
+        self.calls.append("close")
+
+    def begin(self, tunnel, seconds, drained, spread):
+        assert tunnel is self
+        self.calls.append(f"drain {seconds:g} {spread:g}")
+
+
+class Rig:
+    """A member, and the events of the table as methods."""
+
+    def __init__(self, state):
+        self.member = Member(SimpleNamespace(name="t", options=SimpleNamespace(drain=7.0, drain_spread=3.0)))
+        self.open = Opened()
+        self.given_up = []
+        if state not in (MemberState.OPENING, MemberState.FAILED):
+            if state is MemberState.WAITING:
+                self.postponed()
+            else:
+                self.opened()
+        if state in (MemberState.OPENING, MemberState.WAITING):
+            self.member.begin(SimpleNamespace(give_up=lambda: self.given_up.append(True)))
+        reach = {
+            MemberState.PAUSED: self.pause,
+            MemberState.DRAINING: self.drain,
+            MemberState.FAILED: self.failed,
+            MemberState.CLOSED: self.close,
+        }
+        reach.get(state, lambda: None)()
+        assert self.member.state is state
+
+    def postponed(self):
+        self.member.on_postponed("no route; trying again")
+
+    def opened(self):
+        self.member.on_opened(self.open)
+
+    def failed(self):
+        self.member.on_failed("it is broken", 2)
+
+    def close(self):
+        self.member.close()
+
+    def pause(self):
+        self.member.pause()
+
+    def resume(self):
+        self.member.resume()
+
+    def drain(self):
+        self.member.drain(7, lambda: None, self.open)
+
+    def drained(self):
+        self.member.on_drained()
+
+
+@pytest.fixture
+def rig():
+    """Makes a member in a state."""
+    return lambda state: Rig(MemberState(state))
+
+
+@pytest.mark.parametrize(("state", "event", "following"), ROWS)
+def test_each_row_of_the_table(rig, state, event, following):
+    one = rig(state)
+    before = list(one.open.calls)
+    getattr(one, event)()
+    now = one.member.now
+    assert now.state.value == following
+    assert bool(now.problem) == (following in ("waiting", "failed"))
+    assert now.status == (2 if following == "failed" else 0)
+    assert (now.opened is not None) == (state not in ("opening", "waiting", "failed") or event == "opened")
+    done = one.open.calls[len(before) :]
+    if event in ("pause", "resume"):
+        assert done == [event]
+    elif event == "drain":
+        assert done == ["drain 7 3"]
+    elif event in ("close", "failed") and state in ("listening", "paused"):
+        assert done == ["close"]
+    assert one.given_up == ([True] if event == "close" and state in ("opening", "waiting") else [])
+
+
+@pytest.mark.parametrize(("state", "event"), ERRORS)
+def test_each_other_pair_is_an_error_and_changes_nothing(rig, state, event):
+    one = rig(state)
+    before, calls = one.member.now, list(one.open.calls)
+    with pytest.raises(WrongStateError, match=f"t: cannot .*: it is {state.value}"):
+        getattr(one, event)()
+    assert one.member.now is before
+    assert one.open.calls == calls
+
+
+def test_all_states_are_in_the_table():
+    assert {state for state, _, _ in ROWS} == {state.value for state in MemberState}
+    assert {event for _, event, _ in ROWS} == set(EVENTS)
+
+
+def test_a_snapshot_stays_as_it_was(rig):
+    one = rig("listening")
+    before = one.member.now
+    one.pause()
+    assert (before.state, one.member.now.state) == (MemberState.LISTENING, MemberState.PAUSED)
+
+
+def test_what_is_over_stays_over(rig):
+    for state in OVER:
+        one = rig(state)
+        one.close()
+        one.failed()
+        assert one.member.state is state

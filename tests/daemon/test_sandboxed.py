@@ -1,0 +1,254 @@
+"""The sandbox of a command: on, off with a reason, and what it says to a reload."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+
+import pytest
+from command_rig import commands, run
+from helpers import WAIT
+from sandbox_rig import in_child, needs_landlock
+
+from relay import process
+from relay.addresses.parse import parse_listen, parse_target
+from relay.cli import output
+from relay.daemon import sandboxed
+from relay.daemon.endpoint_plan import EndpointPlan, LogPlan
+from relay.daemon.options import Options
+from relay.daemon.plan import make_plan
+from relay.daemon.sandbox import Access, Rules, Sandbox, SandboxError
+from relay.errors import RelayError
+from relay.transports.i2p import peer_uid
+from relay.transports.ssh import confinement, connector
+from relay.transports.ssh.connection import IncompatibleError, Settings
+
+NOWHERE = (EndpointPlan(), LogPlan(None, None))
+
+
+def plan(target="127.0.0.1:5432", listen="127.0.0.1:0"):
+    return make_plan(parse_listen(listen), parse_target(target), Options(), name="one")
+
+
+@pytest.fixture
+def applied(monkeypatch):
+    """The rules that were applied, by a sandbox that restricts nothing."""
+    found = []
+
+    def apply(rules):
+        found.append(rules)
+        return Sandbox(rules, 7)
+
+    monkeypatch.setattr(sandboxed, "apply", apply)
+    monkeypatch.setattr(sandboxed, "end_spawner", lambda: None)
+    monkeypatch.setattr(sandboxed, "confine", lambda: None)
+    monkeypatch.setattr(sandboxed, "_join", lambda: None)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_the_rules_are_those_of_the_tunnels_and_of_the_command(applied, caplog, tmp_path, mode):
+    for name in ("log", "run", "secret", "config"):
+        (tmp_path / name).mkdir()
+    endpoints = EndpointPlan(
+        str(tmp_path / "run" / "control"), f"unix://{tmp_path}/run/status", False, str(tmp_path / "secret" / "token"),
+        str(tmp_path / "config" / "relay.toml"),
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, "relay.cli"):
+        made = sandboxed.sandboxed(mode, [plan()], endpoints, LogPlan(str(tmp_path / "log" / "access.log"), None))
+    assert made.rules == applied[0]
+    assert applied[0].ports == {53, 5432}
+    own = {path: access for path, access in applied[0].paths.items() if path.startswith(str(tmp_path))}
+    read, write = Access.READ, Access.READ | Access.WRITE
+    expected = {"config": read, "secret": read, "run": write, "log": write}
+    assert own == {str(tmp_path / name): access for name, access in expected.items()}
+    assert caplog.messages == [f"sandbox: on: {made}"]
+
+
+def test_auto_says_why_it_is_off(applied, caplog):
+    with caplog.at_level(logging.INFO, "relay.cli"):
+        assert sandboxed.sandboxed("auto", [plan("exec:cat")], *NOWHERE) is None
+    assert caplog.messages == ["sandbox: off: exec:cat is a program"]
+    assert applied == []
+
+
+def test_on_fails_with_the_reason(applied):
+    with pytest.raises(ValueError, match=r"^sandbox: cannot be applied: exec:cat is a program; change that, or set"):
+        sandboxed.sandboxed("on", [plan("exec:cat")], *NOWHERE)
+
+
+def test_a_kernel_without_it_is_a_reason_too(applied, caplog, monkeypatch):
+    def fail(rules):
+        raise SandboxError("this kernel has no Landlock")
+
+    monkeypatch.setattr(sandboxed, "apply", fail)
+    with caplog.at_level(logging.INFO, "relay.cli"):
+        assert sandboxed.sandboxed("auto", [plan()], *NOWHERE) is None
+    assert caplog.messages == ["sandbox: off: this kernel has no Landlock"]
+    with pytest.raises(ValueError, match="this kernel has no Landlock"):
+        sandboxed.sandboxed("on", [plan()], *NOWHERE)
+
+
+def test_the_kernel_is_asked_about_closed_ends_before(applied, monkeypatch, tmp_path):
+    """A lookup connects to a port of its own, which the sandbox prevents."""
+    asked = []
+    monkeypatch.setattr(peer_uid, "remember_kernel", lambda: asked.append(len(applied)))
+    sandboxed.sandboxed("on", [plan()], *NOWHERE)
+    assert asked == []
+    sandboxed.sandboxed("on", [plan(listen=f"i2p:?keys={tmp_path}/site.dat")], *NOWHERE)
+    assert asked == [1]
+
+
+def test_the_log_goes_on_after_its_thread_was_ended(capfd):
+    logger = logging.getLogger("relay.cli")
+    with output.logged_to_stderr("text", verbose=False, debug=False):
+        logger.info("before")
+        with output.log_stopped():
+            assert "relay-log" not in [thread.name for thread in threading.enumerate()]
+            logger.info("meanwhile")
+        logger.info("after")
+    assert [line.split()[-1] for line in capfd.readouterr().err.splitlines()] == ["before", "meanwhile", "after"]
+
+
+# What a reload asks.
+
+
+def sandbox_for(*plans):
+    return Sandbox(sandboxed.merged(rules for one in plans for rules in sandboxed.TunnelRules().of(one)), 7)
+
+
+def test_a_tunnel_that_needs_more_is_forbidden(tmp_path):
+    (tmp_path / "ca.pem").touch()
+    inside = sandbox_for(plan(), plan("127.0.0.1:5433"))
+    assert sandboxed.forbidden(inside, [plan("127.0.0.1:5433")], *NOWHERE) == []
+    more = [plan(f"tls://127.0.0.1:443?ca={tmp_path}/ca.pem"), plan("exec:cat")]
+    words = "the sandbox does not let relay"
+    assert sandboxed.forbidden(inside, more, EndpointPlan(status="nonsense:x:y"), LogPlan(f"{tmp_path}/log", None)) == [
+        f"control, status, log_file and state: {words} read {tmp_path}, write to {tmp_path}; restart relay",
+        f"one: the sandbox does not let relay read {tmp_path}, connect to port 443; restart relay",
+        "one: the sandbox does not let relay do that: exec:cat is a program; restart relay",
+    ]
+
+
+def test_a_file_that_was_replaced_in_a_shared_folder_needs_a_restart(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.touch()
+    inside = Sandbox(Rules({str(file): Access.READ}), 7)
+    assert sandboxed.unreadable(inside, str(file)) == ""
+    (tmp_path / "new").touch()
+    (tmp_path / "new").rename(file)
+    assert sandboxed.unreadable(inside, str(file)) == (
+        f"{file}: it was replaced, and the sandbox does not let relay read the new file; restart relay"
+    )
+
+
+# Programs.
+
+
+def test_the_next_child_gets_another_thread_inside():
+    """The thread that has made children before would be outside of the sandbox."""
+
+    def names():
+        return [thread.name for thread in threading.enumerate() if thread.name == "relay-spawner"]
+
+    def inside():
+        process.start(["true"]).wait(WAIT)
+        before = names()
+        process.end_spawner()
+        after = names()
+        return [before, after, process.start(["true"]).wait(WAIT), names()]
+
+    assert in_child(inside) == [["relay-spawner"], [], 0, ["relay-spawner"]]
+
+
+@pytest.mark.parametrize("program", ["the OpenSSH client", "ProxyCommand"])
+def test_a_configuration_that_has_changed_starts_no_program(monkeypatch, program):
+    """The sandbox is for the rules of the start."""
+    server = connector.SSHServer("host")
+    is_client = program == "the OpenSSH client"
+    settings = Settings(server, "host", 22, "me", command=None if is_client else "nc", requires_openssh="x" * is_client)
+    monkeypatch.setattr(connector, "resolve_settings", lambda server, behind: settings)
+    monkeypatch.setattr(confinement, "_is_confined", True)
+    one = connector._SSHConnector(server, connector_network(), connector._Addresses())
+    with pytest.raises(RelayError, match=f"the sandbox does not let relay start {program}; restart relay"):
+        one.connect(0.0, None, lambda error: None)
+    one._tried = "paramiko"
+    assert one.alternative(IncompatibleError("no algorithm")) == ""
+    one.close()
+
+
+def connector_network():
+    from relay.transports.chain import network
+
+    return network(())
+
+
+# The command.
+
+
+@pytest.fixture
+def file(tmp_path):
+    made = tmp_path / "relay.toml"
+    made.touch(0o600)
+
+    def write(text):
+        made.write_text(text)
+        return str(made)
+
+    (tmp_path / "config").write_text("ProxyCommand nc %h %p\n")
+    return write
+
+
+TUNNEL = '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{}"\nvia = [{}]\n'
+
+
+@pytest.mark.parametrize(
+    ("target", "via", "words"),
+    [
+        ("exec:cat", "", "exec:cat is a program"),
+        ("127.0.0.1:1", '"ssh://host?config=config"', "ssh://host has a ProxyCommand"),
+        ("127.0.0.1:1", '"ssh://host?backend=openssh&config=none"', "ssh://host uses the OpenSSH client"),
+    ],
+)
+def test_programs_turn_it_off_with_one_line(file, target, via, words):
+    with commands() as start:
+        command = start(file('sandbox = "auto"\n' + TUNNEL.format(target, via)), command="up", stdin=subprocess.DEVNULL)
+        assert command.hear("sandbox: ").endswith(f"sandbox: off: {words}\n")
+        command.hear("1 of 1 tunnels listen")
+        status, said = command.end()
+    assert status == 0
+    assert said.count("sandbox") == 1
+
+
+def test_on_opens_nothing_without_it(file):
+    done = run("up", file('sandbox = "on"\n' + TUNNEL.format("exec:cat", "")), stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "relay: sandbox: cannot be applied: exec:cat is a program; change that, or set sandbox to auto or off\n"
+    )
+
+
+def test_it_is_off_by_default_and_the_command_line_wins(file):
+    text = TUNNEL.format("127.0.0.1:1", "")
+    with commands() as start:
+        for more, options in (("", ()), ('sandbox = "on"\n', ("--sandbox", "off"))):
+            command = start(file(more + text), *options, command="up", stdin=subprocess.DEVNULL)
+            command.hear("1 of 1 tunnels listen")
+            status, said = command.end()
+            assert status == 0
+            assert "sandbox" not in said
+
+
+@needs_landlock
+@pytest.mark.parametrize("words", [("forward", "127.0.0.1:0"), ("socks", "127.0.0.1:0")])
+def test_the_commands_of_one_tunnel_have_it_too(words, echo_server):
+    target = [f"127.0.0.1:{echo_server.address[1]}"] if words[0] == "forward" else []
+    with commands() as start:
+        command = start(*words[1:], *target, "--sandbox", "on", command=words[0])
+        command.hear("sandbox: on: Landlock ABI")
+        command.address()
+        status, said = command.end()
+    assert status == 0
+    assert ("any port (socks leads to every port)" in said) == (words[0] == "socks")

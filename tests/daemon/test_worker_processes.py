@@ -1,0 +1,81 @@
+"""``relay.daemon.worker_processes``: the pool of a command starts with its first tunnel, and keeps its size."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from helpers import WAIT, receive_exactly, wait_until
+
+from relay.addresses.parse import parse_listen, parse_target
+from relay.api.urls import listener
+from relay.daemon.options import Options
+from relay.daemon.plan import make_plan
+from relay.daemon.worker_processes import WorkerProcesses
+
+LIMITS = Options().settled(over_i2p=False).of_tunnel("one")
+
+
+@pytest.fixture
+def processes():
+    with contextlib.closing(WorkerProcesses(2)) as made:
+        yield made
+
+
+def test_nothing_runs_before_the_first_tunnel(processes):
+    assert not processes.are_running
+    assert processes.workers() == ()
+    assert processes.carriers() == ()
+    processes.check(3)
+    assert processes.size == 3, "it grows until it starts"
+
+
+def test_a_tunnel_starts_them_and_its_connections_are_logged(processes, echo_server):
+    ended = []
+    processes.log_connections(lambda name, record: ended.append((name, record)))
+    listen = parse_listen(":0")
+    values = listen, parse_target("{}:{}".format(*echo_server.address)), ()
+    with processes.open(listener(listen), values, 2, LIMITS) as tunnel:
+        assert [one.state for one in processes.workers()] == ["running"] * 2
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            client.sendall(b"ping")
+            assert receive_exactly(client, 4) == b"ping"
+        wait_until(lambda: ended)
+        ((name, record),) = ended
+        assert (name, record.received, record.sent, record.reason) == ("one", 4, 4, "done")
+        with pytest.raises(ValueError, match="workers: 2 are running, got 3; relay ctl upgrade starts more"):
+            processes.check(3)
+
+
+def test_after_the_end_none_start(processes, echo_server):
+    processes.close()
+    listen = parse_listen(":0")
+    receive = listener(listen)
+    with pytest.raises(RuntimeError, match="relay is ending"):
+        processes.open(receive, (listen, parse_target("{}:{}".format(*echo_server.address)), ()), 2, LIMITS)
+    assert receive.fileno() < 0, "the listener is closed"
+
+
+@pytest.mark.parametrize(
+    ("listen", "target", "carriers", "is_in_workers"),
+    [
+        (":0", "db:5432", None, True),
+        ("unix:///run/relay/socket", "db:5432", None, True),
+        (":0", "i2p://example.i2p", None, False),
+        (":0", "i2p://example.i2p", "per-worker", True),
+        ("ssh://host?listen=:80", "db:5432", "per-worker", False),
+        ("i2p:", "db:5432", "per-worker", False),
+    ],
+)
+def test_what_shares_a_connection_stays_in_one_process(processes, listen, target, carriers, is_in_workers):
+    options = Options(workers=2, carriers=carriers, processes=processes)
+    plan = make_plan(parse_listen(listen), parse_target(target), options, name="one")
+    assert (plan.in_workers is not None) is is_in_workers
+    assert plan.workers == (2 if is_in_workers else 1)
+
+
+def test_without_workers_a_plan_needs_none(processes):
+    where, end = parse_listen(":0"), parse_target("db:5432")
+    assert make_plan(where, end, Options(workers=1, processes=processes), name="one").in_workers is None
+    assert make_plan(where, end, Options(workers=2), name="one").in_workers is None

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import select
 import shutil
 import signal
@@ -89,6 +90,14 @@ def log_level() -> Iterator[None]:
     yield
     for logger, level in levels:
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def descriptor_limit() -> Iterator[None]:
+    """A test that runs a command in this process, which keeps descriptors in reserve, does so for itself only."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.hookimpl(hookwrapper=True)

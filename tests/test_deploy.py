@@ -197,7 +197,7 @@ def test_relay_accepts_the_tunnels_and_the_token_that_the_init_container_copies(
     made = runtime / control.parent.relative_to("/run/relay")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700, "relay rejects a directory that others can write to"
     text = configuration(overlay).read_text()
-    (tmp_path / "relay.toml").write_text(text.replace("/run/keys", str(keys)).replace("db.internal", "localhost"))
+    (tmp_path / "relay.toml").write_text(text.replace("/run/keys", str(keys)).replace("db.internal", "192.0.2.7"))
     done = run("check", str(tmp_path / "relay.toml"))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -220,7 +220,7 @@ def test_the_sample_for_nomad_has_tunnels_that_relay_accepts(tmp_path: Path) -> 
     text = (ROOT / "deploy" / "nomad" / "relay.nomad.hcl").read_text()
     found = re.search(r"<<TOML\n(.*?)^TOML$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
-    (tmp_path / "relay.toml").write_text(found[1].replace("db.internal", "localhost"))
+    (tmp_path / "relay.toml").write_text(found[1].replace("db.internal", "192.0.2.7"))
     assert run("check", str(tmp_path / "relay.toml")).returncode == 0
     assert f'kill_timeout = "{tomllib.loads(found[1])["defaults"]["drain"] + 15}s"' in text
     assert "max_kill_timeout" in text, "without it a client of Nomad kills relay after 30 s"

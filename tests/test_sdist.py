@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SOME_TESTS = (
     "tests/addresses/test_values.py",
     "tests/test_init.py",
-    "tests/promises/test_urgent_data_is_kept.py",
+    "tests/promises/test_half_close_is_kept.py",
 )
 
 

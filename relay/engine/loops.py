@@ -1,7 +1,14 @@
-"""Tunnels that lead back to themselves, by a name or through another tunnel: what they have made is reset.
+"""Tunnels that lead back to themselves: what they have made is reset.
 
-A look at the addresses of all connections finds them. It is done when there are twice as many as before, and now and
-then while there is no room for another one, so that it costs a client nothing.
+A look at the addresses of all connections finds those that lead back by a name or through other tunnels of this
+process. It is done when there are twice as many as before, and now and then while there is no room for another one, so
+that it costs a client nothing.
+
+Nothing in the addresses or the bytes shows a loop through another program or a server. But each client of it comes
+after the dial for the one before, and no target ever answers. Where many connections are like that, or all that the
+descriptors allow, the last one is reset as a trial: in a loop that ends the target of the one before it, and then all
+of them are reset. Clients that look like a loop and are none lose this one silent connection. For a moment afterwards,
+clients for the same target are reset before a dial: what a loop has under way would begin it anew.
 """
 
 from __future__ import annotations
@@ -10,10 +17,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from ..eventloop.loop import Loop
+from ..eventloop.loop import Loop, Timer
 from ..streams.rate_limited_log import RateLog
 from .connection import Connection
 
@@ -22,6 +29,11 @@ __all__ = ["LoopWatch"]
 logger = logging.getLogger("relay")
 
 _FIRST_LOOK = 256  # open connections; a loop has them within a second
+_MANY = 1024  # open connections, at which a loop through another program ends
+_FEW = 16  # connections in a row say nothing, even if there are descriptors for no more
+_FEW_TIES = 8  # one of so many; clients that do not wait for each other make more
+_TRIAL = 1.0  # seconds until the end of a connection has gone round
+_BARRED = 2.0  # seconds; a client that is under way in a loop comes within them
 _PAUSE = 10.0  # seconds between two looks while there is no room
 
 
@@ -34,10 +46,22 @@ class LoopWatch:
     :param others: returns those of the other tunnels of this process, which belong to other threads.
     """
 
-    __slots__ = ("next_count", "_name", "_loop", "_own", "_others", "_last", "_log")
+    __slots__ = (
+        "next_count",
+        "_name",
+        "_loop",
+        "_own",
+        "_others",
+        "_last",
+        "_log",
+        "_warnings",
+        "_trial",
+        "_before",
+        "_barred",
+    )
 
     def __init__(
-        self, name: str, loop: Loop, own: Iterable[Connection], others: Callable[[], Iterable[Connection]]
+        self, name: str, loop: Loop, own: Collection[Connection], others: Callable[[], Iterable[Connection]]
     ) -> None:
         self.next_count = _FIRST_LOOK
         """The number of open connections at which to look."""
@@ -46,25 +70,63 @@ class LoopWatch:
         self._own = own
         self._others = others
         self._last = -math.inf
-        self._log = RateLog(logger, logging.ERROR)
+        self._log, self._warnings = RateLog(logger, logging.ERROR), RateLog(logger, logging.WARNING)
+        self._trial = Timer(loop.timers, self._end_of_trial)
+        self._before: Connection | None = None  # the connection before the one that was reset as a trial
+        self._barred: tuple[Any, float] | None = None  # a target, and until when it gets no client
 
-    def look_now_and_then(self, now: float) -> None:
-        """Look, unless that was done a moment ago: there is no room for another client."""
+    def look_now_and_then(self, now: float, is_used_up: bool = False) -> None:
+        """Look, unless that was done a moment ago: there is no room for another client.
+
+        :param now: monotonic seconds.
+        :param is_used_up: the descriptors are used up, and not the slots of the tunnel.
+        """
         if now - self._last >= _PAUSE:
-            self._look(now)
+            self._look(now, _FEW if is_used_up else _MANY)
 
-    def look_at_growth(self, now: float) -> None:
-        """Look: there are twice as many connections as at the last time."""
-        self.next_count *= 2
-        self._look(now)
+    def ends(self, connection: Connection, now: float) -> bool:
+        """Look: there are as many connections as :attr:`next_count`, with this one, which gets its stream next.
 
-    def _look(self, now: float) -> None:
+        :returns: whether the connection was reset.
+        """
+        if self._barred is None:
+            self.next_count *= 2
+            self._look(now, _MANY)
+            return False
+        target, until = self._barred
+        if now >= until:
+            self.next_count, self._barred = max(_FIRST_LOOK, 2 * len(self._own)), None
+        elif _leads_to(connection) == target:
+            connection.close("overloaded", now)
+            return True
+        return False
+
+    def _look(self, now: float, enough: int) -> None:
         self._last = now
-        if found := _looped(list(self._own), self._others()):
-            self.next_count, self._last = _FIRST_LOOK, -math.inf
-            text = "%s: its target leads back to the tunnel: %d connections reset; name another target"
-            self._log.log(now, text, self._name, len(found))
-            self._loop.call(lambda: _reset(found))  # once the handler of now has done its work
+        own = list(self._own)
+        if found := _looped(own, self._others()):
+            self._end(found, now)
+        elif len(own) >= enough and _looks_like_a_loop(own[-max(len(own) // 2, _FEW) :]):
+            self._before = own[-2]
+            text = "%s: %d connections came one after the other, and no target has answered: the last one is reset"
+            self._warnings.log(
+                now, text + "; see that the target does not lead back to the tunnel", self._name, len(own)
+            )
+            self._loop.call(lambda: _reset(own[-1:]))
+            self._trial.start(now + _TRIAL, now)
+
+    def _end_of_trial(self, now: float) -> None:
+        before, self._before = self._before, None
+        if before is not None and _has_lost_its_target(before):
+            target = _leads_to(before)
+            self._end([before, *(one for one in self._own if not _is_answered(one) and _leads_to(one) == target)], now)
+
+    def _end(self, found: list[Connection], now: float) -> None:
+        self.next_count, self._last = 0, -math.inf
+        self._barred = _leads_to(found[-1]), now + _BARRED
+        text = "%s: its target leads back to the tunnel: %d connections reset; name another target"
+        self._log.log(now, text, self._name, len(found))
+        self._loop.call(lambda: _reset(found))  # once the handler of now has done its work
 
 
 def _reset(found: Iterable[Connection]) -> None:
@@ -95,6 +157,35 @@ def _comes_from(connection: Connection, ours: set[Connection], makers: dict[Any,
         if maker in ours:
             return True
     return False
+
+
+def _looks_like_a_loop(newest: list[Connection]) -> bool:
+    """Return whether each client came after the dial for the one before, and no target has sent a byte."""
+    ties = 0  # both were seen in one turn of a busy loop
+    dialed = -math.inf
+    for connection in newest:
+        started, is_open = connection.summary.started, connection.flows is not None
+        ties += started == dialed
+        if started < dialed or _is_answered(connection) or not (is_open or connection is newest[-1]):
+            return False
+        dialed = connection.summary.opened
+    return ties <= len(newest) // _FEW_TIES
+
+
+def _is_answered(connection: Connection) -> bool:
+    return connection.flows is not None and connection.flows.downstream.moved > 0
+
+
+def _has_lost_its_target(connection: Connection) -> bool:
+    flows, summary = connection.flows, connection.summary
+    if flows is not None:
+        return bool(flows.downstream.ended) and not flows.upstream.ended
+    return summary.target_ended_first or summary.reason == "target_reset"
+
+
+def _leads_to(connection: Connection) -> Any:
+    request = connection.request
+    return (request.host, request.port) if request is not None else None
 
 
 def _ends(connection: Connection) -> Any:

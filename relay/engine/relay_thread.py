@@ -195,7 +195,7 @@ class RelayThread(LoopThread):
         self.entrance.empty_tarpit(now)
         self._connector.make_room(now)
         self.entrance.make_room(now)
-        self._loops.look_now_and_then(now)
+        self._loops.look_now_and_then(now, is_used_up=True)
 
     def admit(
         self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1
@@ -210,8 +210,6 @@ class RelayThread(LoopThread):
             identity = identity_of_process(client)
             connection.summary.identity = named(identity) if identity is not None else None
         connections[connection] = None
-        if len(connections) == self._loops.next_count:
-            self._loops.look_at_growth(now)
         if self._keepalive_timer.due == math.inf:
             self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
         return connection
@@ -226,6 +224,8 @@ class RelayThread(LoopThread):
 
     def make_stream(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
+        if len(self._slots.connections) >= self._loops.next_count and self._loops.ends(connection, now):
+            return
         try:
             self._connector.connect(connection, now)
         except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)

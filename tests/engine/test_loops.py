@@ -79,22 +79,56 @@ def test_tunnels_one_after_the_other_are_no_loop(tunnel, serve, caplog):
 CHILD = """
 import resource, socket, sys, relay
 receive = socket.create_server(("127.0.0.1", 0), backlog=512)
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-with relay.Tunnel(receive, relay.tcp("127.0.0.1", receive.getsockname()[1]), timeout=None) as tunnel:
-    print(tunnel.address[1], flush=True)
-    sys.stdin.read()
-    print(tunnel.stats().active)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+port = receive.getsockname()[1]
+make_send = relay.unix(sys.argv[1]) if sys.argv[1:] else relay.tcp("127.0.0.1", port)
+with relay.Tunnel(receive, make_send, timeout=None, linger=None) as tunnel:
+    print(port, flush=True)
+    for line in sys.stdin:
+        print(tunnel.metrics().accepted, tunnel.stats().active, flush=True)
 """
 
 
-def test_a_loop_ends_where_there_are_fewer_descriptors():
+@contextlib.contextmanager
+def few_descriptors(*arguments):
+    """A process whose tunnel leads to itself, or to a Unix socket; yield the process and the address."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", CHILD], env=environment, **pipes) as process:
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
-            address = ("127.0.0.1", int(process.stdout.readline()))
-            assert ends(address) == "reset"
-            output, errors = process.communicate(timeout=WAIT)
+            yield process, ("127.0.0.1", int(process.stdout.readline()))
         finally:
             process.kill()
-    assert (output, LOOP in errors) == ("0\n", True), errors
+
+
+def figures(process):
+    """Return the numbers of all connections and of the open ones."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return tuple(map(int, process.stdout.readline().split()))
+
+
+def test_a_loop_ends_where_there_are_fewer_descriptors():
+    with few_descriptors() as (process, address):
+        assert ends(address) == "reset"
+        wait_until(lambda: figures(process)[1] == 0)
+        assert LOOP in process.communicate(timeout=WAIT)[1]
+
+
+def test_a_loop_through_another_program_ends_and_does_not_begin_anew(tmp_path):
+    path = tmp_path / "other"
+    with few_descriptors(path) as (process, (host, port)):
+        command = ["socat", f"UNIX-LISTEN:{path},fork,backlog=512", f"TCP4:{host}:{port}"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as other:
+            try:
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(WAIT)
+                    wait_until(lambda: client.connect_ex(str(path)) == 0)
+                    client.sendall(b"hello")
+                    ending(client)  # the other program passes a reset on as an EOF
+                    assert any(LOOP in line for line in process.stderr)
+                    wait_until(lambda: figures(process)[1] == 0)
+                assert 16 < figures(process)[0] < 200
+            finally:
+                other.kill()

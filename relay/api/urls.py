@@ -109,7 +109,7 @@ def dialer_of_ways(
     """
     if len(ways) == 1 and policy == "first":
         return dialer(*ways[0])
-    from ..streams.target_group import Selection, TargetGroup
+    from ..targets.group import Selection, TargetGroup
 
     made: list[Dialer] = []
     try:

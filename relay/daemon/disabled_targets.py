@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
-from ..streams.target_health import HealthState
+from ..targets.health import HealthState
 
 __all__ = ["disable", "disabled"]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from ..carriers.listing import CarrierStatus
 from ..engine.records import Metrics, Stats, WarmFigures
 from ..streams.identity import client_text
-from ..streams.target_group import TargetState
+from ..targets.group import TargetState
 from .ledgers import Ledgers
 from .recent_log import LogLine
 

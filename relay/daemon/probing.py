@@ -6,7 +6,7 @@ tunnel has at most one at a time. Tunnels whose last probe failed use at most ``
 their probes take, those of the other tunnels go on. Without a probe there is no thread.
 
 What one that fails says of a target is the same as for one of several targets: see
-:mod:`~relay.streams.target_health`. A probe that is only missed changes nothing, and is repeated soon.
+:mod:`~relay.targets.health`. A probe that is only missed changes nothing, and is repeated soon.
 
 The cost of a change or a probe of one tunnel does not depend on the number of tunnels.
 """
@@ -28,8 +28,8 @@ from typing import Any
 from ..addresses.printable import shown
 from ..streams.cancellation import Cancellation
 from ..streams.dialer import introduced
-from ..streams.target_health import Action, Event, Health, HealthState, failure
-from ..streams.target_probe import answered
+from ..targets.health import Action, Event, Health, HealthState, failure
+from ..targets.probe import answered
 from .instance import ProbeStatus
 
 __all__ = ["DEFAULT_INTERVAL", "ProbeTarget", "Prober"]
@@ -49,7 +49,7 @@ class ProbeTarget:
     """A tunnel to probe.
 
     :param name: its name.
-    :param probe: ``connect``, ``banner`` or ``http://PATH``; see :func:`~relay.streams.target_probe.answered`.
+    :param probe: ``connect``, ``banner`` or ``http://PATH``; see :func:`~relay.targets.probe.answered`.
     :param interval: seconds between two probes.
     :param timeout: seconds for one probe at most.
     :param dial: its factory, called with the keywords ``deadline`` and ``cancel``; a

@@ -1,7 +1,7 @@
 """The probes of a group of tunnels, for those that have one.
 
 A tunnel with several targets probes each of them itself, so that one that is down gets no clients: see
-:class:`~relay.streams.target_group.TargetGroup`.
+:class:`~relay.targets.group.TargetGroup`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .group import TunnelGroup
 from .member import MemberState, Snapshot
 
 if TYPE_CHECKING:  # a group without probes does not need them
-    from ..streams.target_group import ProbeSchedule, TargetGroup
+    from ..targets.group import ProbeSchedule, TargetGroup
     from .instance import ProbeStatus
     from .probing import Prober, ProbeTarget
 
@@ -67,7 +67,7 @@ class TunnelProbes:
 
     def _schedule_of(self, member: Snapshot, group: TargetGroup) -> ProbeSchedule | None:
         """Return the probes of each target of a tunnel that has several."""
-        from ..streams.target_group import ProbeSchedule
+        from ..targets.group import ProbeSchedule
 
         if not _has_probe(member):
             return None

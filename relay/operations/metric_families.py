@@ -10,7 +10,7 @@ from ..daemon.instance import CarrierStatus, InstanceStatus, ReloadStatus, Tunne
 from ..engine.records import Metrics
 from ..engine.statistics import AGES
 from ..eventloop.histogram import CONNECT_TIMES, Histogram
-from ..streams.target_group import TargetState
+from ..targets.group import TargetState
 from .metric_text import byte_counts, counts, escaped, filled, histogram
 
 __all__ = ["FAMILIES", "LAGS", "Facts", "Family"]

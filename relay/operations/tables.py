@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..addresses.printable import printable
 from ..daemon.instance import CarrierStatus, ConnectionStatus, TunnelStatus
 from ..daemon.ledgers import BanStatus
-from ..streams.target_group import TargetState
+from ..targets.group import TargetState
 
 __all__ = [
     "CONNECTION_ORDERS",

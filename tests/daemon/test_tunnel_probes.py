@@ -13,7 +13,7 @@ from relay.daemon.member import MemberState
 from relay.daemon.options import Options
 from relay.daemon.preflight import Routes
 from relay.daemon.tunnel_probes import TunnelProbes
-from relay.streams.target_group import ProbeOutcome, ProbeSchedule
+from relay.targets.group import ProbeOutcome, ProbeSchedule
 
 TARGET = [((), "t:1")]
 ANYWHERE = [((), None)]

@@ -11,7 +11,7 @@ import pytest
 from instance_double import PROBED, Double, check_contract, served
 
 from relay.operations.openapi import document
-from relay.streams.target_group import TargetState
+from relay.targets.group import TargetState
 
 TOKEN = "a-token-of-some-length"
 

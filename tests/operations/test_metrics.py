@@ -33,7 +33,7 @@ from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES, Histogram
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
-from relay.streams.target_group import TargetState
+from relay.targets.group import TargetState
 
 EMPTY = Statistics("", None, None).metrics([])
 WARM = EMPTY._replace(

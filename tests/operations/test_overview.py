@@ -14,7 +14,7 @@ from relay.engine.records import Stats
 from relay.operations.openapi import document
 from relay.operations.overview import ENDED, SPAN, TUNNELS_AT_ONCE, Overview
 from relay.operations.tables import ROWS, View
-from relay.streams.target_group import TargetState
+from relay.targets.group import TargetState
 
 
 class Clock:

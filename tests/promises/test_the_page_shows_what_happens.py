@@ -23,7 +23,7 @@ from page_scene import Scene, history
 
 from relay.engine.records import WarmFigures
 from relay.operations import events, overview
-from relay.streams.target_group import TargetState
+from relay.targets.group import TargetState
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 TOKEN = "a-token-of-some-length"

@@ -15,7 +15,7 @@ from relay.cli import app as cli
 from relay.daemon import runtime
 from relay.daemon.instance import ConflictError, RejectedError
 from relay.engine.records import Stats, WarmFigures
-from relay.streams.target_group import TargetState
+from relay.targets.group import TargetState
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.eventloop.background import IOThread
 from relay.streams.dialer import Upgrade
-from relay.streams.target_group import TargetGroup
+from relay.targets.group import TargetGroup
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
@@ -480,7 +480,7 @@ def test_a_look_up_has_its_time(world):
 
 
 def test_a_target_whose_name_is_not_found_in_time_leaves_time_for_the_next_one(world, monkeypatch):
-    monkeypatch.setattr("relay.streams.target_group._FAIR", 0.0)  # its seconds pass at once here
+    monkeypatch.setattr("relay.targets.group._FAIR", 0.0)  # its seconds pass at once here
     factory, next_one = world.factory("echo.i2p"), world.factory(in_depth=1)
     carrier, _ = up(factory), up(next_one)
     world.bridge.answers += ["STREAM STATUS RESULT=INVALID_KEY", slow]

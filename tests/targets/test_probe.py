@@ -1,4 +1,4 @@
-"""``relay.streams.target_probe``: what a target has to answer; what a conversation leaves when it ends otherwise.
+"""``relay.targets.probe``: what a target has to answer; what a conversation leaves when it ends otherwise.
 
 The kinds of probes and their outcomes are in ``tests/operations/test_probing.py``.
 """
@@ -15,7 +15,7 @@ from relay.eventloop.background import IOThread
 from relay.streams.dialer import Dialer
 from relay.streams.promise import Promise
 from relay.streams.stream import Stream
-from relay.streams.target_probe import answered
+from relay.targets.probe import answered
 
 
 class Pair(Dialer):

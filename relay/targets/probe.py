@@ -12,9 +12,9 @@ from ..errors import ConnectError
 from ..eventloop.background import IOThread, Watch
 from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
-from .dialer import Dialer, Upgrade
-from .promise import Abort, OnResult
-from .stream import Stream
+from ..streams.dialer import Dialer, Upgrade
+from ..streams.promise import Abort, OnResult
+from ..streams.stream import Stream
 
 __all__ = ["ProbeSchedule", "answered"]
 

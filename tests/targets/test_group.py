@@ -1,4 +1,4 @@
-"""Several targets: the order, fail-over, probes, and what clients see."""
+"""``relay.targets.group``: the order, fail-over, probes, and what clients see."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from relay.api.urls import dialer_of_ways
 from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
 from relay.eventloop.background import IOThread
-from relay.streams import target_group, target_health, target_members
 from relay.streams.dialer import Dialer
 from relay.streams.promise import Promise
 from relay.streams.source import Source
 from relay.streams.stream import Stream
-from relay.streams.target_group import ProbeOutcome, ProbeSchedule, Selection, TargetGroup
+from relay.targets import group as target_group
+from relay.targets import health as target_health
+from relay.targets import members as target_members
+from relay.targets.group import ProbeOutcome, ProbeSchedule, Selection, TargetGroup
 
 
 class Target(Dialer):

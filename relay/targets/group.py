@@ -15,12 +15,12 @@ from typing import Any
 from ..addresses.hops import Route
 from ..errors import ConnectError, can_retry
 from ..eventloop.background import Home
-from .dialer import Dialer
-from .promise import Abort, CallbackChain, OnResult
-from .source import Source
-from .stream import Stream
-from .target_members import LOCAL, NO_PORT, Members, Probe, ProbeOutcome, Selection, TargetState
-from .target_probe import ProbeSchedule
+from ..streams.dialer import Dialer
+from ..streams.promise import Abort, CallbackChain, OnResult
+from ..streams.source import Source
+from ..streams.stream import Stream
+from .members import LOCAL, NO_PORT, Members, Probe, ProbeOutcome, Selection, TargetState
+from .probe import ProbeSchedule
 
 __all__ = ["ProbeOutcome", "ProbeSchedule", "Selection", "TargetGroup", "TargetState"]
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from state_table import rows_of
 
-from relay.streams import target_health as module
-from relay.streams.target_health import Action, Event, Health, HealthState
+from relay.targets import health as module
+from relay.targets.health import Action, Event, Health, HealthState
 
 UP, DOWN, PROBING, DISABLED = HealthState
 

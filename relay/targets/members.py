@@ -17,11 +17,11 @@ from typing import NamedTuple
 from ..addresses.printable import printable
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
-from .dialer import Dialer, introduced
-from .promise import Abort, OnResult
-from .stream import Stream
-from .target_health import Action, Event, Health, HealthState, failure
-from .target_probe import ProbeSchedule, answered
+from ..streams.dialer import Dialer, introduced
+from ..streams.promise import Abort, OnResult
+from ..streams.stream import Stream
+from .health import Action, Event, Health, HealthState, failure
+from .probe import ProbeSchedule, answered
 
 __all__ = ["LOCAL", "NO_PORT", "Members", "Probe", "ProbeOutcome", "Selection", "TargetState"]
 
@@ -117,7 +117,7 @@ def _is_away(dialer: Dialer) -> bool:
 class Members:
     """The targets of a group and its copies: their health, and the probes of those that are down.
 
-    The states of a target are in :mod:`~relay.streams.target_health`.
+    The states of a target are in :mod:`~relay.targets.health`.
 
     :param dialers: the names of the targets, and what makes their streams.
     :param selection: the order in which they are tried.

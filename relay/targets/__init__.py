@@ -1,0 +1,1 @@
+"""Several targets behind one tunnel: which of them gets a client, and which answer."""

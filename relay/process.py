@@ -84,12 +84,14 @@ class _Spawner:
             thread, self._thread = self._thread, None
             if thread is not None:
                 self._requests.put(None)
+                # Under the lock: a thread that was started meanwhile could take this request to end from the queue.
                 thread.join()
 
     def popen(self, argv: Sequence[str], **options: Any) -> Future[Process]:
         """``subprocess.Popen``, in the spawner's thread and in a session of its own. Does not wait."""
         with self._lock:
             if self._thread is None:
+                # A daemon: it waits for requests without end, and must not hold up the interpreter's exit.
                 thread = threading.Thread(target=self._run, args=(self._requests,), name="relay-spawner", daemon=True)
                 thread.start()
                 self._thread = thread
@@ -105,6 +107,7 @@ class _Spawner:
 
 
 def _fulfil(future: Future[Process], argv: Sequence[str], options: Mapping[str, Any]) -> None:
+    # Before the fork, since a loop of another thread may close a watched socket between the fork and the exec.
     expect_child()
     try:
         future.set_result(subprocess.Popen(argv, **options))
@@ -172,6 +175,8 @@ def begin(
     path = shutil.which(argv[0])
     if path is None:
         raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
+    # The guard gets the number of this process: if its parent is another one, this one has died before the signal was
+    # set, which then would never come.
     guard = [*python(), "-c", _GUARD, str(os.getpid()), path] if sys.platform == "linux" else []
     return _spawner.popen(
         [*guard, *argv],
@@ -306,7 +311,10 @@ class StandardError:
 
     def feed(self, data: bytes) -> None:
         """Take what has come; takes little time, whatever that is."""
+        # From the right, so that the cost has a bound however many lines there are: the last ones say why a program
+        # ends.
         *lines, rest = (self._rest + data).rsplit(b"\n", _AT_ONCE)
+        # A program may write without any line break; its line is cut here, and not kept until memory is full.
         self._rest = rest[:_LONGEST]
         for line in lines:
             more = line.count(b"\n")
@@ -353,12 +361,15 @@ class StandardErrorPipe:
 
     def __init__(self, feed: Callable[[bytes], object]) -> None:
         self.descriptor, self.theirs = os.pipe()
+        # relay's end only: the mode belongs to the open file description, which the two ends of a pipe do not share.
+        # The program must find a blocking standard error, as each program expects one.
         os.set_blocking(self.descriptor, False)
         self._loop: Loop | None = None
         self._feed = feed
 
     def start(self, loop: Loop) -> None:
         """Close the program's end, which the program has by now, and watch the other one."""
+        # Else the pipe would have a writer for ever, and its end would never be seen.
         self._close_theirs()
         self._loop = loop
         loop.watch(self.descriptor, IN, self._on_event)
@@ -389,6 +400,7 @@ class StandardErrorPipe:
             os.close(theirs)
 
     def _on_event(self, event: int, now: float) -> None:
+        # The end, or an error: without this the loop would report the hang-up in each turn.
         if not self._read() and self._loop is not None:
             self._loop.forget(self.descriptor)
 

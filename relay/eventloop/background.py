@@ -44,6 +44,8 @@ class IOThread:
     It starts with the first client and ends with the release of the last one.
     """
 
+    # One for the process, whatever made its clients: threads that move bytes compete for the interpreter, and a second
+    # one would make both slower.
     _current: IOThread | None = None
     _lock = threading.Lock()
 
@@ -54,6 +56,7 @@ class IOThread:
         try:
             self.thread = threading.Thread(target=self._run, name="relay-io", daemon=True)
             self.thread.start()
+        # Callers handle a lack of descriptors already; a lack of threads is the same to them.
         except RuntimeError as error:
             self.loop.close()
             raise OSError(errno.EAGAIN, str(error)) from error
@@ -67,12 +70,14 @@ class IOThread:
         with cls._lock:
             if cls._current is None:
                 cls._current = cls()
+            # Under the lock, so that the thread cannot end between this and the caller's first call of the loop.
             cls._current._clients.add(client)
             return cls._current
 
     @classmethod
     def clients(cls) -> tuple[Client, ...]:
         """Return the clients of the I/O thread, in no order. From any thread."""
+        # A copy: clients come and go on other threads while the caller walks through it.
         with cls._lock:
             return tuple(cls._current._clients) if cls._current is not None else ()
 
@@ -86,6 +91,8 @@ class IOThread:
         with IOThread._lock:
             self._clients.discard(client)
             if not self._clients and IOThread._current is self:
+                # The next client gets another thread. This one still makes the calls that it has accepted: `Loop.run`
+                # makes them after its last turn, so a client may release before its last call was made.
                 IOThread._current = None
                 self.loop.call(self.loop.stop)
 
@@ -96,6 +103,7 @@ class IOThread:
     @classmethod
     def forked(cls) -> None:
         """In a forked child: drop everything without touching the parent's."""
+        # The thread does not run in the child, and another thread of the parent may have held the lock at the fork.
         cls._lock = threading.Lock()
         current, cls._current = cls._current, None
         if current is not None:
@@ -123,6 +131,7 @@ class Watch:
 
     def set_interest(self, mask: int) -> None:
         """Wait for these events. A hang-up is reported without end, so after one nothing is waited for in vain."""
+        # Level-triggered: after a hang-up each turn would report it again, also with a mask of 0.
         watched = mask != 0 or not self.hung
         if mask == self.mask and watched == self._watched:
             return
@@ -139,6 +148,7 @@ class Watch:
         """Call another handler from now on."""
         self._handler = handler
         if self._watched:
+            # The poller stays as it is, since it knows the descriptor only: this costs no system call.
             self._loop.handlers[self._descriptor] = handler
 
     def end(self) -> None:

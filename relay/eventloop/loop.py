@@ -21,6 +21,8 @@ logger = logging.getLogger("relay")
 
 Handler = Callable[[int, float], object]
 
+# Deadlines and garbage wait for the whole batch, so it bounds how late they are on a busy relay. The events beyond it
+# are not lost: the pollers are level-triggered.
 _BATCH = 128  # events taken at once
 _FAR = 1e6  # seconds; more than epoll takes
 _TICKS = 1024.0  # ticks in a second: the precision of a near deadline
@@ -61,6 +63,8 @@ class Timer:
 
     def stop(self) -> None:
         """Do not call."""
+        # `run` may have taken its bucket already, where cancelling finds nothing: `expire` sees by this that it is not
+        # wanted.
         self.due = math.inf
         self._timers.cancel(self)
 
@@ -68,6 +72,7 @@ class Timer:
         """Call, unless it is too early or no longer wanted."""
         if self.due == math.inf:
             return
+        # Buckets of far deadlines fire early, and the owner may have set a later time meanwhile.
         if now < self.due:
             self._timers.set(self, self.due, now)
         else:
@@ -95,7 +100,10 @@ class Timers:
     def set(self, item: Timed, due: float, now: float) -> None:
         """Call ``item.expire`` at ``due`` (monotonic seconds); replaces an earlier time."""
         left = due - now
+        # Never 0, which means "not set"; and never before the time, so that a near deadline needs one look only.
         tick = int(due * _TICKS) + 1
+        # Idle limits are set at each connection and hardly ever reached. Wide buckets make most of their moves to a
+        # later time a comparison of two numbers.
         if left >= 1024.0:
             tick &= ~65535  # 64 s wide, and early
         elif left >= 16.0:
@@ -103,6 +111,7 @@ class Timers:
         elif left >= 0.5:
             tick = (tick | 15) + 1  # 1/64 s wide, and late
         if item.tick:
+            # The common case of a limit that is moved on with each look; it costs no change of a set.
             if item.tick == tick:
                 return
             self.cancel(item)
@@ -119,6 +128,7 @@ class Timers:
         if item.tick:
             bucket = self._buckets[item.tick]
             bucket.discard(item)
+            # An empty bucket farther back stays: to take it out of the middle of a heap would cost a search.
             if not bucket and item.tick == self._heap[0]:
                 self._trim()
             item.tick = 0
@@ -135,9 +145,12 @@ class Timers:
         while self.first <= now:
             items = self._buckets.pop(heapq.heappop(self._heap))
             self._trim()
+            # All of them first: their bucket is gone, so an `expire` that cancels a later one must find nothing to
+            # discard.
             for item in items:
                 item.tick = 0
             for item in items:
+                # Else an earlier one has set it anew, for a later time.
                 if not item.tick:
                     try:
                         item.expire(now)
@@ -155,6 +168,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.poller: Poller = make_poller()
+        # The set of poll(2) is a dict in this process, so a close does not take a descriptor out of it.
         self.closing_forgets = not isinstance(self.poller, PollPoller)
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
@@ -166,6 +180,7 @@ class Loop:
         self._thread = -1
         try:
             self._wake_in, self._wake_out = _wakeup()
+        # There was no descriptor for the wake-up; that of the epoll must not be left behind.
         except BaseException:
             self.poller.close()
             raise
@@ -174,6 +189,7 @@ class Loop:
     def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Call ``handler(event, now)`` on the events in ``mask``, and on errors and hang-ups."""
         self.poller.register(descriptor, mask)
+        # After the poller has taken it: if that raises, there is no handler for a descriptor that is not watched.
         self.handlers[descriptor] = handler
         self._new.add(descriptor)
 
@@ -205,6 +221,8 @@ class Loop:
             if self._stopped:
                 return False
             self._calls.append(function)
+            # One signal serves all calls until they are taken: a signal is a system call on the caller's thread. It is
+            # written under the lock, so that `run` cannot end and close the descriptor in between.
             if len(self._calls) == 1:
                 _signal(self._wake_out)
         return True
@@ -215,12 +233,15 @@ class Loop:
 
     def stop(self) -> None:
         """Let :meth:`run` return after this turn and the calls that were accepted before it ended."""
+        # No signal: the loop looks at this after each turn. A caller on another thread uses `call(stop)`, which wakes
+        # it.
         with self._lock:
             self._stopped = True
 
     def run(self) -> None:
         """Wait and call, until :meth:`stop`."""
         self._thread = threading.get_ident()
+        # Locals: an attribute costs more than the comparison that it is for, in each turn of a busy loop.
         poll, handlers, timers, garbage, new = self.poller.poll, self.handlers, self.timers, self._garbage, self._new
         now = time.monotonic()
         while not self._stopped:
@@ -233,14 +254,20 @@ class Loop:
             try:
                 for descriptor, event in events:
                     handler = handlers.get(descriptor)
+                    # An event may be of a descriptor that an earlier handler of this turn has forgotten, or closed: its
+                    # number may be that of a socket watched since, for which this event was not meant.
                     if handler is not None and (not new or descriptor not in new):
                         handler(event, now)
+            # One try around all events and not one for each: it costs nothing until there is a bug, and the events that
+            # are skipped then come again with the next turn.
             except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
                 self._crashed(descriptor, error, now)
             if timers.first <= now:
                 timers.run(now)
+            # After the events and the deadlines: only now can no event of this turn meet a new socket of the number.
             if garbage:
                 self._close_garbage()
+        # Those that `call` had accepted before the stop; their callers rely on it to release what they hold.
         self._run_calls()
         self._close_garbage()
         self._thread = -1  # another thread may get the number
@@ -271,6 +298,7 @@ class Loop:
         """Let the loop's own descriptors go; also in a forked child, where it touches nothing of the parent's."""
         self._stopped = True
         self.poller.close()
+        # A set: with an eventfd the two are one descriptor.
         for descriptor in {self._wake_in, self._wake_out}:
             os.close(descriptor)
 
@@ -289,6 +317,7 @@ class Loop:
 
     def _run_calls(self) -> None:
         with self._lock:
+            # Taken at once, and called without the lock: a call may call `call`, and others must not wait for it.
             calls, self._calls = self._calls, []
         for function in calls:
             try:
@@ -300,7 +329,9 @@ class Loop:
         # What was not looked at in this turn is reported again in the next.
         logger.error("a handler failed; this is a bug in relay, and it ends one connection", exc_info=error)
         handler = self.handlers.get(descriptor)
+        # Else the next turn would meet the same bug with the same event, without end.
         self.forget(descriptor)
+        # The handler is a bound method, or a partial of one; its owner has `crashed` if it has something to end.
         crashed = getattr(getattr(getattr(handler, "func", handler), "__self__", None), "crashed", None)
         if crashed is not None:
             crashed(now)

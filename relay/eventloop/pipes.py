@@ -67,14 +67,17 @@ class PipePool:
     @classmethod
     def usage(cls) -> tuple[int, int]:
         """Return how many pipes of this process are open, and how many more it may open; from any thread."""
+        # Without the lock: one number, read for metrics, which may be of a moment ago.
         total = cls._total
         return total // SIZE, (_BOUND - total) // SIZE
 
     def _make(self) -> Pipe | None:
+        # Accounted for before it is made: two threads that make their last pipe at once must not both find room.
         if _SET_SIZE is None or not self._account(SIZE):
             return None
         try:
             reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # No descriptor is left; copying needs none.
         except OSError:
             self._account(-SIZE)
             return None
@@ -90,6 +93,7 @@ class PipePool:
 
     @classmethod
     def _account(cls, size: int) -> bool:
+        # The relay threads of all tunnels share the bound.
         with cls._lock:
             if size > 0 and cls._total + size > _BOUND:
                 return False

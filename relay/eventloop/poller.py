@@ -51,6 +51,7 @@ class PollPoller:
         """Wait for events; all that are ready are returned, so that none starves behind the limit."""
         if timeout is None or timeout < 0:
             return self._poll.poll()
+        # Rounded up: a timeout rounded down to 0 would spin until the deadline has come.
         return self._poll.poll(math.ceil(timeout * 1000))
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ def lent() -> Iterator[None]:
     """Lend the reserve to this process for a while, for what operators ask; from any thread."""
     global _borrowers, _soft, is_lent  # noqa: PLW0603  (the limit is that of the process)
     with _lock:
+        # Only the first one reads the limit: to a later one it would be the raised one.
         if _borrowers == 0:
             _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             _set(hard)
@@ -57,6 +58,8 @@ def leaves(count: int) -> bool:
     :raises OSError: if they are not free at all.
     """
     with contextlib.ExitStack() as held:
+        # The system gives the lowest free number, so one that is above the usual limit is of the reserve. All stay open
+        # until the last is known, or each would get the same number.
         for _ in range(count):
             number = os.open(os.devnull, os.O_RDONLY)
             held.callback(os.close, number)
@@ -67,5 +70,6 @@ def leaves(count: int) -> bool:
 
 def _set(soft: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Without a higher limit relay works as before, with fewer clients; that is no reason to end.
     with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and means 10240
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

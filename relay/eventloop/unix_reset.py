@@ -57,6 +57,8 @@ def socketpair() -> tuple[NearEnd, socket.socket]:
     """
     ours, theirs = socket.socketpair(type=_PAIR)
     near = NearEnd(socket.AF_UNIX, _PAIR, 0, ours.detach())
+    # The inode stays the socket's as long as it lives. The number is a guess: its holder may detach or duplicate it,
+    # and close this one, and the number may then be a file's.
     near.far = os.fstat(theirs.fileno()).st_ino, theirs.fileno()
     near.number = next(_numbers)
     if _PAIR == socket.SOCK_STREAM:  # else they were made non-blocking, and each system call counts
@@ -112,10 +114,12 @@ def _far_end(near: socket.SocketType) -> socket.socket | None:
         inode, guess = near.far
         if (found := _duplicate(guess, inode)) is not None:
             return found
+    # A socket that another program has connected: its descriptor is not here, so a search would be in vain.
     elif _owner(near) != os.getpid():
         return None
     else:
         inode = _peer_of(os.fstat(near.fileno()).st_ino)
+    # One read of the list's entry: another thread may replace it by a newer search at any time.
     number, known = _latest[0]
     if (found := _duplicate(known.get(inode, -1), inode)) is not None:
         return found
@@ -182,5 +186,6 @@ def _peer_of(inode: int) -> int:
         length, kind, peer = struct.unpack_from("=HHI", answer, place)
         if kind == _PEER:
             return int(peer)
+        # Attributes are aligned to four bytes; a length of 0 must not loop for ever.
         place += max(4, (length + 3) & ~3)
     raise ValueError("it has no peer")

@@ -46,6 +46,8 @@ class Workers:
         now = time.monotonic()
         with self._lock:
             self._work.append(work)
+            # A thread that is in a call may come back at once or never. That it took something lately is the best
+            # evidence there is, and the timer below corrects it when it was wrong.
             on_its_way = len(self._threads) > len(self._idle) and now - self._taken < _PROMPT
         if not on_its_way:
             self._staff(1)
@@ -55,6 +57,7 @@ class Workers:
     def close(self) -> None:
         """Let every thread end when it has done what there is to do."""
         self._left_over.stop()
+        # What the timer would have staffed: the loop may not turn again.
         self._staff(len(self._work))
         with self._lock:
             self._closing = True
@@ -103,6 +106,8 @@ class Workers:
                     self._threads.discard(me)
                     return
                 else:
+                    # A lock for each thread and no condition: a release wakes exactly one, and always the one that was
+                    # idle last, so that those above what the work needs reach their limit and end.
                     self._idle.append(wake)
             if work is not None:
                 work()

@@ -54,6 +54,7 @@ class AcceptQueue(Generic[Peer]):
         :param peer: the address that it came from.
         """
         with self._changed:
+            # Decided under the lock, called without it: a taker may call this queue, and holds locks of its own.
             taker, closed = self._taker, self._closed
             if taker is None and not closed:
                 self._waiting.append((stream, peer))
@@ -82,6 +83,8 @@ class AcceptQueue(Generic[Peer]):
             if not self._waiting:
                 return None
             taken = self._waiting.popleft()
+            # At half and not at the first place: a listener that is stopped and started for each stream costs more than
+            # it moves.
             room = len(self._waiting) == MOST // 2
         if room:
             self._room()
@@ -95,6 +98,8 @@ class AcceptQueue(Generic[Peer]):
         """
         with self._changed:
             self._taker = None if self._closed else taker
+        # One at a time: while the lock is free another thread may deliver a newer stream first, but none is lost, also
+        # if `deliver(None)` or `close` comes in between.
         while taker is not None:
             with self._changed:
                 if self._taker is not taker or not self._waiting:
@@ -120,6 +125,7 @@ class AcceptQueue(Generic[Peer]):
         """Wake :meth:`take`, and reset the streams that wait and those that are put in later. Idempotent."""
         with self._changed:
             self._closed = True
+            # A taker belongs to a tunnel that may have ended; from now on what comes is reset here.
             self._taker = None
             self._changed.notify_all()
         self.reset_waiting()
@@ -128,6 +134,7 @@ class AcceptQueue(Generic[Peer]):
         """In a forked child: close the sockets; the lock may be held forever."""
         self._changed = threading.Condition()
         self._closed = True
+        # Only the copies of the descriptors: a reset would end the connections of the parent.
         for stream, _ in self._empty():
             stream.socket.close()
 

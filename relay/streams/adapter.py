@@ -43,6 +43,8 @@ def as_stream(made: Any) -> Stream:
         return Stream(_prepared(made))
     if _can(made, "recv") and _can(made, "close") and (_can(made, "sendall") or _can(made, "send")):
         return Bridge(made).stream
+    # A factory that was written with `async def` by mistake. Closed, since Python warns of a coroutine that was never
+    # awaited, and the error below says more.
     if inspect.iscoroutine(made):
         made.close()
     raise TypeError(
@@ -66,6 +68,8 @@ def _prepared(made: socket.socket) -> socket.socket:
         made.close()
         raise ValueError(f"expected a stream socket, got {kind}")
     made.setblocking(False)
+    # A relay passes on what it gets at once; Nagle's algorithm would wait for the acknowledgement of the message
+    # before.
     if numbers.family in _INTERNET:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
@@ -91,6 +95,7 @@ class Bridge:
         self._left = 2
         self._end_output = _end_output(made)
         try:
+            # Both threads wait as long as it takes. The limits are those of the connection, which closes the object.
             if _can(made, "settimeout"):
                 made.settimeout(None)
             ours, self._inner = small_pair()
@@ -107,6 +112,7 @@ class Bridge:
         try:
             while data := self._receive(receive):
                 send(data)
+            # Only this direction: the object may still take what the engine sends.
             self._inner.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the engine closed its end: the outward thread also sees that
@@ -129,8 +135,10 @@ class Bridge:
                     break
         except OSError:
             self.cut = True  # closed with bytes unread
+        # The engine's EOF, and no reset: only then may the object be half-closed.
         if self.error is None and not self.cut and self._end_output is not None:
             self._half_close()
+            # Not closed with the half-close: the reply may be under way, and the inward thread still needs the object.
             self._wait_for_close()
         self._sent.set()
         self._close()
@@ -139,6 +147,8 @@ class Bridge:
     def finish(self) -> None:
         """Close the object, whose other end is closed: at once after a reset, else when it has taken the rest."""
         passed = -1
+        # Progress counts and not time: a slow object may take long for what was sent, and keeps it as long as it takes
+        # some.
         while not (self.cut or self._sent.is_set() or passed == self._passed):
             passed = self._passed
             self._sent.wait(PATIENCE)
@@ -176,6 +186,7 @@ class Bridge:
         poller.poll()
 
     def _fail(self, error: BaseException) -> None:
+        # What it raises after its close is the consequence of the close, and no failure.
         if not self._closed and self.error is None:
             self.error = error
         try:
@@ -189,6 +200,7 @@ class Bridge:
                 return
             self._closed = True
             made = self._made
+            # Only a socket has a reset; all other objects have only their close.
             if isinstance(made, socket.socket) and self.cut:
                 reset(made)
                 return
@@ -202,6 +214,8 @@ class Bridge:
     def _thread_over(self) -> None:
         with self._lock:
             self._left -= 1
+            # The inner end belongs to both threads; closed by the first, its number could be another socket's for the
+            # second.
             last = not self._left
         if last:
             self._inner.close()

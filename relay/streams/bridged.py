@@ -36,6 +36,7 @@ class BridgedStream(Stream):
 
     def reset(self) -> None:
         """Close, and reset the far end."""
+        # Before the reset: the bridge's thread wakes by it, and must know by then what it was.
         self._bridge.cut = True
         reset(self.socket)
         self.close()
@@ -47,5 +48,6 @@ def small_pair() -> tuple[socket.socket, socket.socket]:
     theirs.settimeout(None)  # whatever the default
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    # The bridge's end stays blocking, as its threads wait in it; the modes of the two ends are independent.
     ours.setblocking(False)
     return ours, theirs

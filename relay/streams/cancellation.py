@@ -34,8 +34,10 @@ class Cancellation:
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the attempt is given up; valid until the factory returns."""
         with self._lock:
+            # Most attempts never ask for it, and a pipe costs two descriptors of each client.
             if self._pipe is None:
                 self._pipe = os.pipe()
+                # It was set before there was a pipe: the waiter must see it all the same.
                 if self._set:
                     os.write(self._pipe[1], b"\0")
             return self._pipe[0]
@@ -51,6 +53,7 @@ class Cancellation:
         """Close the descriptor; the factory has returned."""
         with self._lock:
             self._set = True
+            # Under the lock, so that `set` writes to no number that is another file's by then.
             self.abandon()
 
     def abandon(self) -> None:

@@ -26,6 +26,7 @@ def check_count(nconnect: Any) -> int:
     :raises TypeError: if it is not a whole number.
     :raises ValueError: if it is 0 or less than −1.
     """
+    # A bool is an int in Python; `nconnect=True` is a mistake and no limit of one.
     if isinstance(nconnect, bool) or not isinstance(nconnect, int):
         raise TypeError(f"nconnect: expected a whole number, got {type(nconnect).__name__}")
     if nconnect < -1 or nconnect == 0:
@@ -84,6 +85,7 @@ def check_workers(workers: Any) -> int:
     :raises ValueError: if it is out of range.
     """
     if workers == "auto":
+        # The processors that this process may use: a container or taskset grants fewer than the machine has.
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(usable, MOST_WORKERS)
     if isinstance(workers, bool) or not isinstance(workers, int):

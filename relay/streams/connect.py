@@ -85,6 +85,8 @@ class ConnectRace:
     def _next(self, now: float) -> None:
         order = self._order
         assert order is not None
+        # A connect may be over at once, by success or refusal: then `next` gives the address after it without a delay,
+        # and `_done` is None after a success.
         while self._done is not None and (endpoint := order.next(now)) is not None:
             try:
                 made, status = self._begin(endpoint)
@@ -107,6 +109,7 @@ class ConnectRace:
         elif status == errno.EINPROGRESS:
             self._running[made.fileno()] = made, endpoint
             self._loop.watch(made.fileno(), OUT, functools.partial(self._connected, made, endpoint))
+        # A Unix listener whose backlog is full. The connect has not begun, so that no event would ever announce it.
         elif status == errno.EAGAIN:
             try:
                 self._submit(functools.partial(self._connect_blocking, made, endpoint))
@@ -124,9 +127,12 @@ class ConnectRace:
             self._order.failed(error)
 
     def _connected(self, made: socket.SocketType, endpoint: Endpoint, event: int, now: float) -> None:
+        # Asked again and not read from SO_ERROR: EISCONN is the one answer that proves a peer. An event may come
+        # without one, for example OUT and HUP with SO_ERROR 0 of a Unix socket whose connect has not begun.
         status = made.connect_ex(endpoint.address)
         if status in (errno.EALREADY, errno.EINPROGRESS):
             return
+        # Out of the loop before it is passed on: the engine watches the same number with a handler of its own.
         self._loop.forget(made.fileno())
         del self._running[made.fileno()]
         self._ended(made, endpoint, 0 if status == errno.EISCONN else status, now)
@@ -134,10 +140,12 @@ class ConnectRace:
     def _connect_blocking(self, made: socket.SocketType, endpoint: Endpoint) -> None:
         """Wait for room in a Unix listener's backlog, on a thread that may block."""
         status = connect_blocking(made, endpoint, self._deadline)
+        # The loop has ended: this thread is the last one that knows the socket.
         if not self._loop.call(lambda: self._ended(made, endpoint, status, time.monotonic())):
             made.close()
 
     def _ended(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        # Given up while a thread of its own connected it: it was not in `_running`, so no other place closes it.
         if self._done is None:
             made.close()
             return
@@ -149,6 +157,7 @@ class ConnectRace:
         done, self._done = self._done, None
         if done is None:
             return
+        # Before `done`: the losers of the race are out of the loop when the caller makes its next socket.
         self._stop()
         done(outcome, now)
 
@@ -157,6 +166,7 @@ class ConnectRace:
             self._timer.stop()
         for descriptor, (made, _) in self._running.items():
             self._loop.forget(descriptor)
+            # Closed after the turn: this turn may still have events of their numbers.
             self._loop.discard(made)
         self._running.clear()
 
@@ -193,6 +203,7 @@ class SocketDialer(Dialer):
             other.name = BoundName(self.target, self.name, source)
         resolve = self.resolve
         other.resolve = lambda: source.of(self.target, resolve())
+        # Its results have the source in them, so it must not share the look-up of the original.
         other._lookup = _Lookup(other)
         return other
 
@@ -203,6 +214,7 @@ class SocketDialer(Dialer):
         """
         other = copy.copy(self)
         resolve = self.resolve
+        # `sorted` is stable: among the addresses of each half the families still alternate.
         other.resolve = lambda: sorted(interleave(resolve()), key=lambda endpoint: is_used(endpoint.address))
         other._lookup = _Lookup(other)
         return other
@@ -212,6 +224,8 @@ class SocketDialer(Dialer):
     ) -> Abort:
         """Begin to connect; see :meth:`Dialer.dial`. A connect that is over at once needs no other thread."""
         endpoints, trace = self.endpoints, self.trace
+        # No address means a look-up, several a race, and an observer gets each step. One known address is begun in this
+        # thread, which saves two switches of threads where the connect is over at once (loopback, Unix).
         if len(endpoints) != 1 or trace is not SILENT:
             return _BackgroundConnect(self.target, deadline, done, trace).begin(endpoints, self._lookup)
         try:
@@ -256,6 +270,7 @@ class _Lookup:
                 self._process, self._waiting = os.getpid(), []  # a hung thread keeps the list of its own dials
             waiting = self._waiting
             waiting.append(done)
+            # Another dial has started the thread, and the list is reported as a whole.
             if len(waiting) > 1:
                 return
             self._started = now
@@ -275,8 +290,10 @@ class _Lookup:
 
     def _report(self, waiting: list[Callable[[Found], object]], found: Found) -> None:
         with self._lock:
+            # Else a later look-up has begun, because this one took too long: the dials in its list are not this one's.
             if self._waiting is waiting:
                 self._waiting = []
+        # Without the lock: a `done` may dial again, which looks the same name up.
         for done in waiting:
             done(found)
 
@@ -298,6 +315,7 @@ class _BackgroundConnect:
 
     def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> Abort:
         """Begin; the result gives it up, from any thread."""
+        # First, so that the deadline also ends a look-up that hangs.
         self._io_thread.loop.call(self._start_clock)
         if endpoints:
             self._io_thread.loop.call(functools.partial(self._start, endpoints))
@@ -371,6 +389,7 @@ class _BackgroundConnect:
     def _finish(self, outcome: Stream | OSError | None) -> None:
         done, self._done = self._done, None
         if done is None:
+            # It was given up while the connect was passed to this thread.
             if isinstance(outcome, Stream):
                 outcome.close()
             return
@@ -383,6 +402,7 @@ class _BackgroundConnect:
         try:
             if outcome is not None:
                 done(outcome)
+        # Last: with the last client the thread ends, and `done` may make the next one.
         finally:
             self._io_thread.release(self)
 

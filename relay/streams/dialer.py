@@ -200,6 +200,8 @@ class Dialer:
         try:
             outcome = answer.get(deadline, cancel)
         finally:
+            # Also after a success, where it does nothing: without it an attempt whose caller was interrupted would go
+            # on.
             give_up()
         if outcome is not None:
             return outcome
@@ -258,9 +260,11 @@ class Upgrade(Dialer):
             if isinstance(outcome, OSError):
                 return steps.finish(outcome)
             now = time.monotonic()
+            # A plain connect notes no path, which saves two readings of the clock; here its time is known anyway.
             path = outcome.path or StreamPath(((len(self.route) + 1, now - begun),))
             upgraded = functools.partial(finish, path, now)
             if not steps.begin(functools.partial(begin, outcome, deadline), upgraded):
+                # It was given up in between: neither the chain nor the upgrade owns this stream.
                 outcome.close()
             return None
 
@@ -302,6 +306,8 @@ class Upgrade(Dialer):
 
     def confirming(self) -> Dialer:
         """Return one whose streams the target has accepted, as a handshake proves; see :meth:`Dialer.confirming`."""
+        # A handshake is an answer of the target itself. Without a session the inner dialer decides, and one that cannot
+        # confirm returns itself: a copy of this one would differ in nothing.
         if self._has_session or (inner := self.inner.confirming()) is self.inner:
             return self
         other = copy.copy(self)
@@ -335,6 +341,7 @@ class Upgrade(Dialer):
                 return
             failure = outcome.failure
             if failure is not None:
+                # A stream may fail later for the same reason as a dial, and its log line must then say the same.
                 outcome.failure = functools.partial(_explained_failure, failure, explain)
             done(outcome)
 
@@ -400,6 +407,7 @@ def introduced(dialer: Dialer, header: bytes) -> Dialer:
 def _send_header(target: str, header: bytes, stream: Stream) -> None:
     """Send a header, for which the buffer of a fresh stream has room."""
     try:
+        # It is the first thing in an empty buffer. A part of a header would be taken for data of the client.
         if stream.socket.send(header) != len(header):
             raise ConnectionResetError("it does not take a few bytes")
     except OSError as error:

@@ -72,9 +72,14 @@ def drain() -> None:
     The wait has a time limit after :func:`limit`.
     """
     try:
+        # The highest level first: a TLS session hands what it holds to the SSH channel below, which only then has it to
+        # send.
         for senders in reversed(_senders):
             with _lock:
+                # A WeakSet may change while it is walked through, as other threads still make streams.
                 found = tuple(senders)
+            # All of a level begin before the first one is waited for: they leave side by side, and the slowest sets the
+            # time.
             waits = [_Wait(sender) for sender in found]
             for one in waits:
                 one.wait()
@@ -88,6 +93,7 @@ class _Wait:
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
         self._sent = threading.Event()
+        # Before the question: what leaves between the two counts as progress.
         self._mark = sender.progress()
         self._began = time.monotonic()
         self._is_needed = sender.when_sent(self._sent.set)
@@ -99,6 +105,7 @@ class _Wait:
         quiet = math.inf if self._sender.quiet is None else self._sender.quiet
         until = self._began + quiet
         while not self._wait_until(min(until, _until)):
+            # The limit of the exit came first, and not the sender's own.
             if time.monotonic() < until:
                 text = "exit: %s has not taken everything in time, and the rest may be lost; check the target"
                 logger.warning(text, self._sender)
@@ -132,6 +139,7 @@ def _after_fork_in_child() -> None:
     _lock = threading.Lock()
     _until = math.inf
     for senders in _senders:
+        # They are of the parent, whose threads move their bytes; the child's exit must not wait for them.
         senders.clear()
 
 

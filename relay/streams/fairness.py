@@ -32,6 +32,8 @@ def source_of(client: socket.SocketType, peer: Any) -> Hashable:
             packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
         except (OSError, ValueError):
             return host  # a listener object can say anything
+        # A client has all addresses of its /64, so each of them alone would be a source that costs nothing. An IPv4
+        # client of a dual-stack listener has one address, and keeps it.
         return packed if packed.startswith(_MAPPED) else packed[:_NETWORK]
     if client.family == socket.AF_UNIX and hasattr(socket, "SO_PEERCRED"):
         try:
@@ -55,6 +57,7 @@ def crowding(items: Iterable[Item], source: Callable[[Item], Hashable], count: i
     groups: dict[Hashable, deque[Item]] = {}
     for item in items:
         groups.setdefault(source(item), deque()).append(item)
+    # The number decides between groups of one size, so that the heap never compares two deques.
     largest = [(-len(group), number, group) for number, group in enumerate(groups.values())]
     heapq.heapify(largest)
     chosen: list[Item] = []

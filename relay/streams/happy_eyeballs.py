@@ -17,6 +17,7 @@ ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last
 def interleave(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     """Order addresses so that families alternate, the first one's family first (RFC 8305, section 4)."""
     families: dict[int, list[Endpoint]] = {}
+    # A resolver may return an address twice; the second attempt there would be in vain.
     for endpoint in dict.fromkeys(endpoints):
         families.setdefault(endpoint.family, []).append(endpoint)
     queues = list(families.values())
@@ -36,6 +37,7 @@ class HappyEyeballs:
     __slots__ = ("_waiting", "_running", "again", "error")
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        # Reversed, as it is taken from the end.
         self._waiting = interleave(endpoints)[::-1]
         self._running = 0
         self.again: float | None = None

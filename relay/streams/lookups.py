@@ -79,6 +79,7 @@ class Lookups:
         """
         search = self._searches.get(name)
         if search is None or self._hangs(search):
+            # The hung one keeps its thread and its clients; it is only no longer the one that newcomers join.
             search = self._searches[name] = _Search(name, look_up, source)
             self._waiting.setdefault(source, {})[name] = search
             self._waiting_count += 1
@@ -91,10 +92,12 @@ class Lookups:
 
     def _hangs(self, search: _Search) -> bool:
         """Return whether a look-up has run for so long that the next client starts another one."""
+        # Bounded by `_ATTEMPTS`: a name server that never answers would get a thread for each new client otherwise.
         is_late = search.running and time.monotonic() - search.started >= _PATIENCE
         return is_late and self._attempts[search.name] < _ATTEMPTS
 
     def _give_up(self, search: _Search, token: object) -> None:
+        # One that runs goes on without askers: it cannot be ended, and the next client may still use what it finds.
         if search.askers.pop(token, None) is not None and not search.askers and not search.running:
             self._unqueue(search)
             del self._searches[search.name]
@@ -108,6 +111,8 @@ class Lookups:
 
     def _start(self) -> None:
         while self._running_count < _MOST:
+            # The first source whose turn it is and that has not its share of threads: a client that asks for a thousand
+            # slow names waits behind its own ones.
             names = next((self._waiting[one] for one in self._waiting if self._running[one] < _SHARE), None)
             if names is None:
                 return
@@ -156,6 +161,7 @@ class Lookups:
     def _end(self, search: _Search, found: Found, now: float) -> None:
         if self._searches.get(search.name) is search:  # else a later one has taken its place
             del self._searches[search.name]
+        # Emptied before the calls: an asker that gives up meanwhile finds nothing, and is not called twice.
         askers, search.askers = search.askers, {}
         for done in askers.values():
             done(found, now)

@@ -54,6 +54,8 @@ class BoundName:
 
     def __init__(self, target: str, name: Name, source: Source) -> None:
         self.host = name.host
+        # The look-up of the host alone, so that clients with other sources share it; the family is chosen from its
+        # result.
         self.look_up = name.look_up
         self._target = target
         self._name = name

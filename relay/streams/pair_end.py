@@ -34,6 +34,7 @@ class PairEnd:
     ) -> None:
         self.socket, holder = socketpair()
         self._holder: socket.socket | None = holder
+        # On relay's end: in a Unix pair the sender's buffer is the bound of what waits for the other end.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BETWEEN)
         self.gone = False
         """Whether the holder has closed the stream."""
@@ -53,6 +54,7 @@ class PairEnd:
 
     def expect_progress(self, now: float) -> None:
         """Begin to look whether bytes leave, because the holder has closed the stream. Idempotent."""
+        # Only after the close: a holder that is alive and does not read may take as long as it likes.
         if self._timer is None:
             self._timer = Timer(self._loop.timers, self._look)
             self._timer.start(now + LINGER, now)
@@ -81,6 +83,8 @@ class PairEnd:
         assert self._expired is not None
         assert self._timer is not None
         moved = self._moved()
+        # A look each LINGER seconds and no clock at each byte: a stream that makes progress costs one comparison a
+        # minute.
         if moved == self._mark:
             self._expired(now)
         else:

@@ -12,6 +12,7 @@ __all__ = ["HANDSHAKE", "StreamPath", "hop_times"]
 HANDSHAKE = 0
 """The number of a TLS handshake with the target."""
 
+# Labels become series of metrics, which must have a bound however long a route is.
 _MOST = 10  # labels by number; those beyond share the last one
 
 

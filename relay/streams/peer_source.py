@@ -44,6 +44,7 @@ def source_address_of(identity: Identity | None, family: int = socket.AF_INET) -
     digest = _digest_of(identity)
     if family == socket.AF_INET6:
         return str(ipaddress.IPv6Address(b"\xfd" + digest[:15]))
+    # Hashed again and not counted up: the address after a reserved one would have two clients more often than others.
     while digest[:3] in _RESERVED:
         digest = hashlib.sha256(digest).digest()
     return str(ipaddress.IPv4Address(b"\x7f" + digest[:3]))
@@ -86,6 +87,7 @@ class PeerSource:
         self._family = _family_of(dialer)
         _check_name(dialer)
         try:
+            # Bound once now and not with the first client: Linux has all of 127.0.0.0/8, other systems 127.0.0.1 alone.
             with socket.socket(self._family) as tried:
                 tried.bind((_TRIED[self._family], 0))
         except OSError:
@@ -105,11 +107,13 @@ def _family_of(dialer: Dialer) -> int:
         dialer.bound(Source(socket.AF_INET, _TRIED[socket.AF_INET]))
     except ValueError:
         try:
+            # The address that each system has; whether it has those of clients is tried by the caller.
             dialer.bound(Source(socket.AF_INET6, "::1"))
         except ValueError:
             pass
         else:
             return socket.AF_INET6
+        # The first error: it names what is wrong with an IPv4 source, which most targets have.
         raise
     return socket.AF_INET
 

@@ -47,6 +47,7 @@ class Promise(Generic[Value]):
             if not unwanted:
                 self._outcome = outcome
                 self._there.set()
+        # Without the lock: a close may block, or call back.
         if unwanted and isinstance(outcome, Stream):
             outcome.close()
         return not unwanted
@@ -62,6 +63,7 @@ class Promise(Generic[Value]):
         try:
             self._wait(deadline, cancel)
         except BaseException:
+            # An interrupt (Ctrl-C) ends the wait, and the stream that comes afterwards has no owner.
             self.refuse()
             raise
         return self.take()
@@ -97,6 +99,8 @@ class Promise(Generic[Value]):
         poller.register(self._there.fileno(), select.POLLIN)
         if cancel is not None:
             poller.register(cancel.fileno(), select.POLLIN)
+        # The dialer watches the same deadline and has the better error; this limit is only for one that never calls
+        # back.
         events = poller.poll(None if deadline is None else max(0.0, deadline + LATE - time.monotonic()) * 1000)
         self.cancelled = cancel is not None and any(descriptor == cancel.fileno() for descriptor, _ in events)
 
@@ -104,6 +108,7 @@ class Promise(Generic[Value]):
 def copy_error(error: Error) -> Error:
     """Return a copy of an error that several callers get, for one of them to raise or to change."""
     try:
+        # Each raise adds to the traceback of its error; one error raised in many threads would show the frames of all.
         made = copy.copy(error)
     except Exception:  # noqa: BLE001  (an exception that cannot be copied)
         return error
@@ -149,9 +154,12 @@ class CallbackChain(Generic[Value]):
                 return False
             self._number += 1
             number = self._number
+            # The undo of the step before is void: a `give_up` from now on waits for that of this one, below.
             self._undo = None
 
         def on_outcome(outcome: Any) -> None:
+            # Without the lock: it never becomes False again, and if it becomes True later, `finish` or `then` finds
+            # `_done` gone.
             if self._given_up:
                 if isinstance(outcome, owned):
                     outcome.close()
@@ -159,6 +167,7 @@ class CallbackChain(Generic[Value]):
             try:
                 then(outcome)
             except Exception:
+                # `done` was called and has raised: nothing is left to report to but the caller.
                 if self._done is None:
                     raise
                 logger.exception("a step of a connect failed; this is a bug in relay")
@@ -167,6 +176,7 @@ class CallbackChain(Generic[Value]):
                     outcome.close()
 
         try:
+            # Without the lock: it may call back at once, in this thread, and begin the step after.
             undo = begin(on_outcome)
         except OSError as error:
             self.finish(error)
@@ -177,6 +187,7 @@ class CallbackChain(Generic[Value]):
             self._undo = undo
             is_given_up = self._done is None  # else the number would be another one
         if is_given_up:
+            # It was given up between the two locks, when there was nothing to undo yet.
             undo()
         return True
 

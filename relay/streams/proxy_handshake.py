@@ -86,6 +86,8 @@ class HandshakeReader:
         """Read the bytes that have come; the rest when they come."""
         self._loop.watch(self._client.fileno(), READ, self.on_event)
         try:
+            # Most clients send their request with, or just after, the connect: it is there already, and a turn of the
+            # loop is saved.
             self.on_event(READ, now)
         except Exception:
             logger.exception("reading a handshake failed; this is a bug in relay")
@@ -98,6 +100,8 @@ class HandshakeReader:
             said = self._client.recv(_PIECE)
             self.begun = True
             answer = handshake.feed(said)
+            # Nothing was sent to this client but short answers, each after a message of its own. One whose buffer is
+            # full does not follow the protocol, so nothing is kept for it.
             if answer and self._client.send(answer) != len(answer):
                 raise ConnectionResetError("it does not take a few bytes")
         except BlockingIOError:
@@ -203,6 +207,7 @@ class FinalReply(FinalStay):
 def watch(loop: Loop, descriptor: int, mask: int, handler: Handler) -> None:
     """Watch a descriptor with ``handler``, also if the loop watches it already."""
     if descriptor in loop.handlers:
+        # The number stays in the poller: one system call instead of two.
         loop.poller.modify(descriptor, mask)
         loop.handlers[descriptor] = handler
     else:

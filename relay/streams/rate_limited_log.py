@@ -44,8 +44,10 @@ class RateLog:
             self._next, self._lines = now + _INTERVAL, 0
         if self._lines >= self._most:
             self._left_out += 1
+            # The values are kept and no text: what is left out costs no formatting.
             self._last = text, values
             self._logger.debug(text, *values)
+            # Only for the first that was left out, since a timer for each would cost more than the line.
             if self._timer is not None and self._left_out == 1:
                 self._timer.start(self._next, now)
             return

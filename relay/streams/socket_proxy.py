@@ -72,6 +72,8 @@ class _Direction:
     def move(self) -> None:
         """Move the bytes that have come, as far as that needs no waiting."""
         try:
+            # Nothing is read that the other side has not taken: at most one piece is held here, so that a slow reader
+            # slows its sender down.
             if not self.held and not self.ended:
                 data = self.source.recv(_PIECE)
                 self.ended = not data
@@ -82,6 +84,7 @@ class _Direction:
         except BlockingIOError:
             pass
         except OSError:
+            # What is held can never be passed on, and would keep the direction from being over.
             self.held = memoryview(b"")
             self.ended = self.cut = True
 
@@ -102,6 +105,7 @@ class _SocketProxy:
         loop = self._io_thread.loop
         self._inside = Watch(stream.socket, loop, self._on_inside)
         self._outside = Watch(outer, loop, self._on_outside)
+        # Watches belong to the loop's thread, and this is made in the caller's.
         loop.call(self._settle)
         exit_drain.track(self, level=exit_drain.OVER_CARRIERS)
 
@@ -142,6 +146,7 @@ class _SocketProxy:
     def _on_event(self, watch: Watch, event: int, reads: _Direction, writes: _Direction) -> None:
         if event & HUP:
             watch.hung = True
+        # Writing first: it makes room for what is then read.
         if event & OUT:
             writes.move()
         if event & (IN | HUP | ERR):
@@ -169,8 +174,10 @@ class _SocketProxy:
 
     def _end(self) -> None:
         """Pass on that the stream has ended or failed, once it is known which."""
+        # Once only: after the time this is called again, and must then decide.
         settle, self._stream.settle = self._stream.settle, 0.0
         if settle and not self._stream.half_close:
+            # Level-triggered: the end would be reported in each turn until that time.
             self._inside.end()
             self._outside.end()
             now = time.monotonic()
@@ -199,6 +206,7 @@ class _SocketProxy:
         # After this turn, for its events may still come.
         self._io_thread.loop.call(self._stream.close if clean else self._stream.reset)
         self._io_thread.loop.discard(self._outer)
+        # After the close, in the order of calls: the exit may go on only when the carrier below knows of this end.
         if self._on_sent is not None:
             self._io_thread.loop.call(self._on_sent)
         try:

@@ -70,6 +70,7 @@ def parse_source(text: str) -> Source | None:
         return None
     try:
         address = ipaddress.ip_address(text)
+        # 0.0.0.0 means any address, so that the option would do nothing.
         if address.is_unspecified or address.is_multicast or (address.version == 6 and address.scope_id):
             raise ValueError(text)
     except ValueError:

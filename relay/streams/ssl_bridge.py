@@ -60,6 +60,7 @@ class SSLBridge:
             return False
         self._made_waits_for = 0
         moved = True
+        # Until nothing moves: OpenSSL may hold decrypted bytes for which no event of the socket comes.
         while moved:
             moved = False
             try:
@@ -84,6 +85,7 @@ class SSLBridge:
             if self._to_peer:
                 try:
                     self._to_peer, moved = self._to_peer[self._made.send(self._to_peer) :], True
+                # A renegotiation: before it can write, it must read.
                 except ssl.SSLWantReadError:
                     self._made_waits_for |= select.POLLIN
                 except ssl.SSLWantWriteError:

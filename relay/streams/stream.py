@@ -90,6 +90,8 @@ class Stream:
     @property
     def is_withdrawn(self) -> bool:
         """True if its target gets no new clients now: it is one of several, and was disabled or is down."""
+        # Asked of what is called at its end, which only streams of several targets have: all others carry no field for
+        # it.
         is_withdrawn = getattr(self.on_close, "is_withdrawn", None)
         return is_withdrawn is not None and bool(is_withdrawn())
 
@@ -108,6 +110,7 @@ class Stream:
     def close(self) -> None:
         """Close the socket and call ``on_close``. Idempotent; may block if ``on_close`` does."""
         self.socket.close()
+        # Taken first: a close from another thread, or from the callback itself, must not call it twice.
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()

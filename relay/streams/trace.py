@@ -93,6 +93,7 @@ def observed(trace: Trace, stage: Stage, subject: str, **facts: object) -> Itera
     step = trace.begin(stage, subject, **facts)
     try:
         yield found
+    # An interrupt as well: each step that has begun must end for its observer.
     except BaseException as error:
         step.failed(error, **found)
         raise

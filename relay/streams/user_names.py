@@ -28,6 +28,7 @@ def look_up(number: int) -> None:
         name = name_of(pwd.getpwuid(number).pw_name)
     except (KeyError, OverflowError):
         name = str(number)
+    # Two relay threads may look up two users at once; readers need no lock, as a dict's get is one step.
     with _changing:
         _names[number] = str(number) if name.isdecimal() else name
         if len(_names) > _MOST:

@@ -76,6 +76,7 @@ class Bridge:
             on_conversation(ConnectError(f"{self.name}: the connection to the bridge was closed"))
             return _nothing
         while (conversation := self.idle.take()) is not None:
+            # A bridge that was restarted has closed its idle sockets; the I/O thread may not have seen that yet.
             if conversation.alive:
                 on_conversation(conversation)
                 return _nothing
@@ -101,6 +102,7 @@ class Bridge:
 
     def dial(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> Abort:
         """Open a stream to the bridge; see :meth:`relay.streams.dialer.Dialer.dial`."""
+        # The carrier of the session waits and backs off; a second wait below it would only hide a hop that is down.
         return self._dialer.dial(deadline, done, wait_for_reconnect=False)
 
     def rejected(self, answer: Message) -> OSError:
@@ -121,6 +123,7 @@ class Bridge:
 
     def explained(self, error: OSError) -> OSError:
         """Return the error for a failed connection, with its remedy."""
+        # A hop has failed, and not the bridge: the advice to look at the router would mislead.
         if hop_of(error, self._dialer.route) is not None:
             return error
         if not isinstance(error, ConnectError):
@@ -130,6 +133,7 @@ class Bridge:
         else:
             why = strip_prefix(self.name, error).removeprefix(f"{self._dialer.target}: ")
         explained = ConnectError(f"{self.name}: {why}; {WHERE}", reason=error.reason)
+        # Kept apart from the text, so that an error which lists several routers repeats it once only.
         explained.advice = f"; {WHERE}"
         return explained
 
@@ -169,9 +173,11 @@ class IdleSockets:
         now = time.monotonic()
         with self._lock:
             missing = 0 if self.is_closed else min(self.wanted - len(self.ready) - len(self.connecting), AT_ONCE)
+            # Counted as connecting under the lock, begun without it: a handshake may end at once and come back here.
             new = [_BridgeHandshake(self._bridge, now + HELLO) for _ in range(missing)]
             self.connecting.update(new)
         for handshake in new:
+            # Each that succeeds fills again, so that the next two follow as long as the bridge answers.
             handshake.begin(functools.partial(self._keep, handshake))
         if new and self._rest.due == math.inf:
             self._rest.start(now + REST, now)
@@ -193,6 +199,7 @@ class IdleSockets:
             self.connecting.discard(handshake)
             is_wanted = not self.is_closed and len(self.ready) < self.wanted
             if is_wanted and isinstance(outcome, Conversation):
+                # Listened to although nothing is expected: this is how the end of an idle socket is seen.
                 outcome.listen(_ignore_line, functools.partial(self._on_end, outcome))
                 self.ready.append(outcome)
         if not is_wanted and isinstance(outcome, Conversation):
@@ -205,6 +212,7 @@ class IdleSockets:
 
     def _close_unused(self, now: float) -> None:
         with self._lock:
+            # Halved and not dropped: a burst that has just ended may come again, and half of its sockets cost little.
             self.wanted = self.wanted // 2 if self._was_used else 0
             self._was_used = False
             unused = [self.ready.pop() for _ in range(len(self.ready) - self.wanted)]
@@ -243,6 +251,7 @@ class _BridgeHandshake:
             cancel = self._bridge.dial(self._deadline, self._on_stream)
         except OSError as error:
             return self._finish(self._bridge.explained(error))
+        # It was cancelled while `dial` was under way, when there was nothing to cancel yet.
         if not self._keep(cancel):
             cancel()
         return None
@@ -274,6 +283,7 @@ class _BridgeHandshake:
         assert conversation is not None
         if isinstance(answer, Message) and answer.words[:2] == ("HELLO", "REPLY") and answer.result == "OK":
             bridge.version = answer.options.get("VERSION", "")
+            # Before the idle sockets are filled: the caller waits for its request, and no client waits for them.
             self._finish(conversation)
             return bridge.fill()
         conversation.close()
@@ -289,6 +299,8 @@ class _BridgeHandshake:
         elif self._step is not None:
             self._step.done(version=self._bridge.version)
         with self._lock:
+            # The result and a cancel on another thread may meet: the one that takes the callback decides, the other
+            # finds None.
             on_conversation, self._on_conversation = self._on_conversation, None
         if on_conversation is not None:
             on_conversation(outcome)

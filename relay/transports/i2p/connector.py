@@ -128,6 +128,7 @@ def make_carrier(
     carrier = Carrier(
         name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
     )
+    # Set afterwards, since the carrier needs its connector first.
     connector.replacement.renew = carrier.replace
     renew(carrier, router.renew_after)
     return carrier
@@ -160,12 +161,14 @@ class _SessionConnector:
         self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+        # Here and not in the constructor: reading and locking a file may block, and this is a thread that may.
         self._keys.open()
         deadline = self._wait_for_turn(deadline, cancel)
         errors: dict[OneRouter, OSError] = {}
         router = self._routers.first
         while True:
             is_last = len(errors) == len(self._routers.all) - 1
+            # The last router gets all that is left: a router that builds tunnels slowly is better than none.
             until = deadline if is_last else min(deadline, time.monotonic() + _ATTEMPT_OF_SEVERAL)
             try:
                 session = self._connect_to(router, until, cancel, lost)
@@ -173,6 +176,8 @@ class _SessionConnector:
                 if len(self._routers.all) == 1 or _cancelled(cancel, 0.0):
                     raise
                 errors[router] = error
+                # A destination that another program has at this router must not be published at the next one as well:
+                # clients would reach one or the other.
                 if is_last or self._is_in_use(error):
                     raise self._routers.failure(errors, self._below.route) from None
                 router = self._routers.after(router)
@@ -187,6 +192,7 @@ class _SessionConnector:
         try:
             return self._turn.wait(deadline, cancel)
         except ServedElsewhereError:
+            # The other machine has had the key since, so that this one's mark in the key file would be wrong.
             self._had_last_session = False
             raise
 
@@ -199,6 +205,8 @@ class _SessionConnector:
             except SAMError as error:
                 again = error.result == "DUPLICATED_ID" and other_ids < _OTHER_IDS
                 other_ids += again
+                # It may be a session that this program had before a restart, which the router ends within seconds; the
+                # other case, a second program, is known only after that.
                 if self._is_in_use(error):
                     again = time.monotonic() + _AGAIN < until and not _cancelled(cancel, _AGAIN)
                 if not again:
@@ -229,12 +237,15 @@ class _SessionConnector:
         self._keys.close(had_session=self._had_last_session)
 
     def _attempt(self, router: OneRouter, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+        # Made with the first attempt, as most routers of a list are never used.
         if router.dialer is None:
             router.dialer = self._below.to(router.address)
         bridge = Bridge(self._name, router.dialer, _login(self._router))
         bridge.address = router.address
         try:
             control = self._open_conversation(router, bridge, deadline, cancel)
+            # Only after the bridge has answered: a router that was restarted meanwhile has refused the connection, by
+            # which `_on_dialed` knows that it remembers nothing.
             if self._keys.remembered_for(router) > 0:
                 control.close()
                 self._keys.wait_until_forgotten(router, cancel)
@@ -251,6 +262,7 @@ class _SessionConnector:
         until = deadline if self._below.route else min(deadline, time.monotonic() + _REACH)
 
         def on_conversation(outcome: Conversation | OSError) -> None:
+            # It came after the wait has ended, and a Promise closes streams only.
             if not answer.put(outcome) and isinstance(outcome, Conversation):
                 outcome.close()
 
@@ -282,6 +294,7 @@ class _SessionConnector:
         answer: Promise[Message] = Promise()
         progress = _ProgressLog(self._name, logging.DEBUG if self._quiet else logging.INFO)
         try:
+            # Without a deadline of its own: `get` below watches it, and also the cancel.
             control.ask(request, None, answer.put)
             status = answer.get(deadline, cancel)
             if status is None:
@@ -292,6 +305,7 @@ class _SessionConnector:
             raise
         finally:
             progress.end()
+        # Before the session exists: it may be lost as soon as it listens, and the loss must find its router.
         self._routers.on_session(router, session_id)
         session = Session(
             self._name,
@@ -324,6 +338,7 @@ class _SessionConnector:
             "DUPLICATED_ID": "the router reports each new session ID as in use; restart the router",
         }.get(result, f"the router refuses the session ({shown(result)}{f': {shown(details)}' if details else ''})")
         error = SAMError(f"{self._name}: {text}", result=result)
+        # A file that holds no key stays one; what else a router refuses may pass with its restart.
         error.passing = result != "INVALID_KEY"
         return error
 
@@ -334,6 +349,7 @@ class _SessionConnector:
         if self._turn is not None:
             self._turn.on_loss(error)
         if self._keys.base64:
+            # Without keys no router remembers anything that matters.
             self._cancel_dial = bridge.dial(time.monotonic() + _REACH, functools.partial(self._on_dialed, router))
         lost(error)
 
@@ -399,6 +415,7 @@ class _KeyUse:
         key, self._key = self._key, None
         if key is not None:
             if had_session:
+                # Before the unlock: who opens the file next must read the mark.
                 key.mark_session_ended()
             key.close()
 
@@ -406,6 +423,8 @@ class _KeyUse:
         router.forgotten = time.monotonic() + self._patience
 
     def on_verdict(self, is_sound: bool) -> None:
+        # The time that a router remembers differs between versions. A session of these keys that was not reachable
+        # shows that the last wait was too short.
         self._patience = _REMEMBERED[0] if is_sound else min(self._patience * 2, _REMEMBERED[1])
 
     def remembered_for(self, router: OneRouter) -> float:
@@ -443,6 +462,7 @@ class _ProgressLog:
         """Do nothing: in a forked child there is nothing to close."""
 
     def _start(self) -> None:
+        # `end` may have come before the loop was at this call.
         if not self._over:
             now = time.monotonic()
             self._timer.start(now + _PROGRESS, now)
@@ -464,6 +484,7 @@ def options_of(router: I2PRouter) -> Mapping[str, str]:
         "inbound.quantity": str(_QUANTITY),
         "outbound.quantity": str(_QUANTITY),
     }
+    # i2pd knows no quotes in SAM, so a space would end the value; the routers' consoles show it.
     nickname = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in router.session)
     if nickname:
         options["inbound.nickname"] = nickname

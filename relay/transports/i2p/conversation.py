@@ -74,12 +74,16 @@ class Conversation:
         except OSError:
             stream.close()
             raise
+        # The I/O thread may have ended and begun again since the bridge was made; deadlines of the old loop never
+        # expire.
         self._deadlines = (
             deadlines
             if deadlines is not None and deadlines.loop is self._io_thread.loop
             else Deadlines(self._io_thread.loop)
         )
         self._watch = Watch(stream.socket, self._io_thread.loop, self._on_event)
+        # At once, where that is possible: a call of the loop costs a turn, and most conversations are made on its
+        # thread.
         if threading.current_thread() is self._io_thread.thread:
             self._watch_it()
         else:
@@ -94,15 +98,18 @@ class Conversation:
         """
         data = request if isinstance(request, bytes) else request.encode()
         if deadline is not None:
+            # Before the request goes out: its answer drops the deadline, and may come before the next line here.
             self._deadlines.set(self, deadline)
         self._on_answer = on_answer
         try:
             if self.stream.socket.send(data) != len(data):
                 raise BlockingIOError
         except BlockingIOError:
+            # Requests are short and come one at a time: a full buffer is that of a bridge that does not read.
             return self._fail_soon(OSError(errno.ENOBUFS, _NOT_READ))
         except OSError as error:
             return self._fail_soon(error)
+        # It ended before the callback was set, so `_fail` found none to call.
         if self._is_over:
             self._fail_soon(ConnectionResetError(errno.ECONNRESET, _ENDED))
         return None
@@ -140,6 +147,7 @@ class Conversation:
 
     def close(self) -> None:
         """End the conversation without calling a callback. Idempotent."""
+        # First, so that no callback runs after `close` has returned, except one that the I/O thread is in already.
         self._on_answer = self._on_line = self._on_end = None
         if not self._is_over:
             self._io_thread.loop.call(self._close)
@@ -150,6 +158,7 @@ class Conversation:
         if self._is_over:
             return False
         try:
+            # Looked at and not taken: a line that has come is for the I/O thread.
             return bool(self.stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return True
@@ -191,6 +200,7 @@ class Conversation:
             return self._fail(ConnectionResetError(errno.ECONNRESET, _ENDED))
         self.read += len(got)
         self._line += got
+        # What comes without a newline is no SAM, and must not fill the memory.
         if len(self._line) > LONGEST:
             return self._fail(MessageError(f"{self.name}: a line of more than {LONGEST} bytes; not SAM"))
         if complete:
@@ -207,6 +217,8 @@ class Conversation:
 
     def _take_answer(self, line: bytes) -> None:
         try:
+            # "STREAM STATUS RESULT=OK" comes for each stream: its parsed form is kept. Longer ones may hold a private
+            # key, which no cache should keep.
             answer = _parsed(line) if len(line) <= _SHORT else parse(line)
         except MessageError as error:
             return self._fail(MessageError(f"{self.name}: {error}"))
@@ -229,6 +241,7 @@ class Conversation:
             self._error = error = self._as_loss(error)
             self._close()
         self._deadlines.drop(self)
+        # Taken and cleared before the call: a callback may ask the next question here, or close.
         on_answer, on_end = self._on_answer, self._on_end
         self._on_answer = self._on_line = self._on_end = None
         failure = self._error or self._as_loss(error)
@@ -268,6 +281,7 @@ def read_line(sock: socket.socket) -> tuple[bytes, bool]:
     :returns: the bytes, empty at EOF; and whether the line is complete.
     :raises OSError: if the socket fails; ``BlockingIOError`` if nothing has come.
     """
+    # Looked at first: after the newline come bytes of the stream, which must stay for the engine that splices them.
     seen = sock.recv(LONGEST, socket.MSG_PEEK)
     end = seen.find(b"\n") + 1
     return (sock.recv(end or len(seen)) if seen else b""), end > 0

@@ -65,6 +65,7 @@ class Deadlines:
         with self._lock:
             expired = [item for item, due in self._due.items() if due <= now]
             for item in expired:
+                # Removed under the lock, called without it: an item that sets its next deadline takes the lock again.
                 del self._due[item]
             first = min(self._due.values(), default=math.inf)
             self._next = max(first, now + _GRAIN) if self._due else math.inf

@@ -184,6 +184,7 @@ def end_sessions(paths: Collection[str]) -> None:
         router = key[1] if isinstance(key, tuple) else None
         return isinstance(router, I2PRouter) and router.keys in paths
 
+    # At once and with its streams: the process that takes over waits for the keys, and cannot begin before.
     close_at_once(has_keys)
 
 

@@ -114,6 +114,7 @@ class ForwardPort:
         self._retry: Timer | None = None
         control = session.control_socket
         # The router connects to the address from which the conversation comes.
+        # A random port: any program of the machine may connect to it, and a fixed one would be known before relay runs.
         self._socket = socket.create_server((control.getsockname()[0], 0), family=control.family, backlog=BACKLOG)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it on Linux
@@ -121,6 +122,7 @@ class ForwardPort:
             self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(LINE_TIMEOUT))
         self._check = _RouterCheck(session.name, lookup, self._socket)
         if self._check.holds_ends:
+            # Before the router knows the number: a connection inherits the filter when the kernel makes it.
             hold_end(self._socket)
         self.number: int = self._socket.getsockname()[1]
 
@@ -140,11 +142,13 @@ class ForwardPort:
         """Accept further connections on another loop's thread."""
         old, self._loop = self._loop, loop
 
+        # The old loop first, in its own thread: two loops that watch one socket would both accept.
         def moved() -> None:
             self._update(old)
             self._update_there()
 
         if old is not loop and not old.call(moved):
+            # The old loop has ended, and with it its watch.
             self._watching = None
             self._update_there()
 
@@ -174,6 +178,7 @@ class ForwardPort:
     def _update(self, loop: Loop) -> None:
         """Watch the port if and only if it may accept; on the thread of this loop."""
         wanted = self._state is PortState.OPEN and loop is self._loop
+        # At the bound further connections wait in the backlog, and the router with them: none is lost.
         wanted = wanted and len(self._pending) < MAX_PENDING and self._retry is None
         if wanted and self._watching is None:
             self._watching = loop
@@ -204,6 +209,7 @@ class ForwardPort:
             return
         except OSError as error:
             logger.warning("%s: cannot accept a connection: %s; retrying", self.name, error.strerror or error)
+            # Level-triggered: without a pause the same event would come back at once, as long as no descriptor is free.
             return self.crashed(now)
         try:
             self._take(accepted, address, now)
@@ -213,12 +219,14 @@ class ForwardPort:
         return None
 
     def _take(self, accepted: socket.socket, address: tuple[str, int], now: float) -> None:
+        # Before anything is read: the user of a closed end is known only while its FIN is held back.
         if not self._check.is_router(address):
             return reset(accepted)
         if self._check.holds_ends:
             release_end(accepted)
         accepted.setblocking(False)
         connection = _ForwardedConnection(self, accepted, self._loop)
+        # The line has come, as a rule, since TCP_DEFER_ACCEPT reports the connection with it.
         if not connection.read():
             self._pending.add(connection)
             connection.wait(now)
@@ -263,6 +271,7 @@ class _RouterCheck:
     def learn(self, conversation: socket.socket) -> None:
         """Learn the router's user from a connection to the bridge."""
         if self._lookup is not None:
+            # Learned with each session: after a restart the router may run as another user.
             self._user = self._lookup.of(conversation)
 
     def is_router(self, address: tuple[str, int]) -> bool:
@@ -273,6 +282,7 @@ class _RouterCheck:
         if user is not None and user == self._user:
             return True
         client = "a program of unknown user" if user is None else f"user {user}"
+        # Any program of the machine can repeat it at will; one warning is enough.
         level = logging.DEBUG if self._has_warned else logging.WARNING
         self._has_warned = True
         text = "%s: %s connected to the port for the router's streams; rejected, because the router's user is %s"
@@ -312,6 +322,7 @@ class _ForwardedConnection:
             peer = _peer_of(self._line)
         except MessageError as error:
             return self._refuse(str(error))
+        # Out of the loop before it is passed on, as the engine watches the same number.
         self._settle()
         self._port.on_stream(Stream(self.socket), peer)
         return True
@@ -324,6 +335,7 @@ class _ForwardedConnection:
 
     def drop_from(self, loop: Loop) -> None:
         """Reset the connection; on the thread of a loop, which may be another one since the port has moved."""
+        # A loop's watches belong to its thread; one that has ended watches nothing, so it can be dropped here.
         if loop is self._loop or not self._loop.call(self._drop_pending):
             self.drop()
 

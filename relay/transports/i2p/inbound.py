@@ -70,6 +70,7 @@ class IncomingStreams:
         """Request no more streams. Open streams continue. Idempotent."""
         self.is_over = True
         self._repetition.timer.stop()
+        # A copy: the end of a request changes the set.
         for request in list(self._requests):
             request.end()
         self._requests.clear()
@@ -93,8 +94,10 @@ class IncomingStreams:
     def on_failure(self, request: _Request, error: OSError) -> None:
         """Handle the refusal or the end of a request."""
         self._requests.discard(request)
+        # The router was restarted, or has dropped the session: no repetition of the request would ever be granted.
         if isinstance(error, SAMError) and error.result == "INVALID_ID":
             self.session.lose(CarrierError(f"{self.session.name}: the router no longer knows the session"))
+        # Only the last of several ACCEPTs repeats: others that still wait will bring streams.
         elif not self._requests and not self.is_over:
             self._repetition.begin(error)
 
@@ -118,8 +121,10 @@ class IncomingStreams:
         self.delivered = True
         self._repetition.on_stream()
         session = self.session
+        # Counted before it is passed on: a session that is being drained must not end under it.
         session.enter()
         on_close = session.leave if under.on_close is None else functools.partial(_close, under, session.leave)
+        # SAM has no half-close: `SHUT_WR` ends the whole stream at the router, and the reply is lost.
         stream = Stream(under.socket, half_close=False, failure=session.failure, on_close=on_close)
         stream.settle = SETTLE
         self._on_stream(stream, peer)
@@ -149,6 +154,7 @@ class _Repetition:
         """Repeat the request later."""
         now = time.monotonic()
         steady = self._granted is not None and now - self._granted > STEADY
+        # A request that was granted and ended much later is the normal life of a router, and no failure in a row.
         delay = AGAIN[0] if steady else self._delay
         self._granted = None
         self._delay = min(delay * 2, AGAIN[1])
@@ -194,12 +200,15 @@ class AcceptStreams(IncomingStreams):
             request.end()
             return self.on_failure(request, error)
         stream = request.take()
+        # The next ACCEPT before this stream is passed on: i2pd 2.45 serves one at a time, and a stream that comes while
+        # none is pending may be lost.
         self.begin()
         return self._pass_on(stream, peer)
 
     def on_failure(self, request: _Request, error: OSError) -> None:
         """Handle the refusal or the end of an ACCEPT without a stream."""
         super().on_failure(request, error)
+        # So many the router bears: those that it did not end are still pending.
         self._most = max(1, min(self._most, len(self._requests)))
 
 
@@ -326,6 +335,7 @@ class _Request:
         if self.conversation is None or not self._granted:
             return False
         try:
+            # No close: the router's own end is then the proof that it has noticed.
             self.conversation.stream.socket.shutdown(socket.SHUT_WR)
         except OSError:
             return False
@@ -348,6 +358,7 @@ class _Request:
             outcome.close()
         else:
             self.conversation = outcome
+            # `listen` and not `ask`: after its OK the router sends a further line, the peer's destination, at any time.
             outcome.listen(self._on_line, self._fail)
             outcome.say(self._incoming.request())
             now = time.monotonic()
@@ -376,6 +387,7 @@ class _Request:
         self._granted = True
         self._timer.stop()
         self._incoming.on_grant(self)
+        # After the grant, which opens the port or counts the request: the line is handled as if it had come in order.
         if self._early_line:
             self._incoming.on_line(self, self._early_line)
         return None

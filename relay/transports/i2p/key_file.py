@@ -62,8 +62,10 @@ class KeyFile:
             other users; or if it cannot be read, written or locked. The file stays unchanged then.
         """
         name, real = _places(path)  # two links to a file are one key; a dangling link is followed
+        # Before the file is looked at: two programs that find no file must not both make a key.
         lock = _Lock(real, name)
         try:
+            # The copies hold the private key, and only their writer, which is dead, would have removed them.
             if lock.was_left:
                 _remove_temporaries(real)
             # One that was killed could not record the end of its session, which may have been just now.
@@ -86,6 +88,7 @@ class KeyFile:
         """Record that a session of the key has just ended, for :attr:`seconds_since_session` of the next one."""
         real = os.path.realpath(os.path.expanduser(self.path))
         try:
+            # The modification time stays: backups go by it.
             os.utime(real, ns=(time.time_ns() + _AHEAD * 10**9, os.stat(real).st_mtime_ns))
         except OSError:
             pass  # of another user, or deleted
@@ -130,6 +133,7 @@ def _seconds_since_session(path: Path) -> float:
     except OSError:
         return math.inf
     now = time.time()
+    # A time of now, or in the past, was written by a reader of the file, and says nothing.
     return max(0.0, now - (accessed - _AHEAD)) if accessed > now + _AHEAD / 2 else math.inf
 
 
@@ -150,6 +154,7 @@ def path_of_session(name: str) -> Path:
         name = f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:64]}.{digest[:16]}"
     folder = _data_directory() / "relay" / "i2p"
     try:
+        # Each by itself: mkdir() gives the parents that it makes the default mode, and the keys are in there.
         for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -196,6 +201,7 @@ def leave(paths: Iterable[str]) -> None:
 
     :param paths: of their files.
     """
+    # Without symbolic links, as the locks have them: two names of one file are one key.
     places = {_places(path)[1] for path in paths}
     with _locks.changed:
         _locks.left |= places
@@ -279,6 +285,7 @@ def _write(path: Path, key: PrivateKey, name: Path) -> None:
             with open(descriptor, "wb") as file:
                 file.write(key.data)
                 file.flush()
+                # Before the file gets its name: after a power failure there must be the whole key or no file.
                 os.fsync(descriptor)
             os.link(temporary, path)  # unlike a rename, a link never replaces a file
         finally:
@@ -328,6 +335,8 @@ class _Lock:
         self._held: list[int] = []  # one descriptor or none; list.pop is atomic
         self.was_left = False
         try:
+            # Again if the file was removed between the open and the lock: a lock on a file without a name excludes no
+            # other program.
             while not self._held:
                 self._try(path)
         except BlockingIOError:
@@ -355,6 +364,7 @@ class _Lock:
             try:
                 return self._open_beside(os.O_RDWR | os.O_NOFOLLOW | flags)
             except OSError:
+                # A lack of descriptors, or a link in the way, is no read-only directory.
                 if os.access(path.parent, os.W_OK) or not path.exists():
                     raise
         self._beside = None
@@ -377,6 +387,8 @@ class _Lock:
             return
         if self._beside is not None:
             try:
+                # Before the unlock: a program that has opened it meanwhile finds, once it has the lock, that the name
+                # is gone, and begins again.
                 os.unlink(self._beside)
             except OSError:
                 pass  # it was removed meanwhile

@@ -72,6 +72,7 @@ class I2PListener:
         shared = standby.keys if standby is not None else None
         open_key = functools.partial(self._open_key, standby)
         make = functools.partial(make_carrier, name, place.router, below, open_key, turn=standby)
+        # A key of its own: a listener's session is never shared, as a router delivers its streams to one place.
         self._holder: CarrierRef[Session] = CarrierRef(name, ("i2p listener", object()), make)
         self._carrier: SharedCarrier[Session] | None = None
         self._machine = ListenerMachine(name, self._perform)
@@ -102,6 +103,7 @@ class I2PListener:
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         machine = self._machine
+        # Before the carrier begins: its first attempt may end before `start` waits for it.
         self._is_starting = True
         self._holder.subscribe(self._on_session)
         monitor = self._make_monitor()
@@ -114,6 +116,7 @@ class I2PListener:
         self._receiver.prepare(carrier.timers)
         self._retry = Timer(carrier.timers, lambda now: carrier.retry_failed())
         self._carrier = carrier  # from now on close() ends the above
+        # `close` came on another thread before there was a carrier to end.
         if machine.state is ListenerState.CLOSED:
             self._end_session(carrier)
         carrier.call(lambda: self._on_session(carrier.state, carrier.error))  # it may be up already
@@ -290,6 +293,7 @@ class I2PListener:
 
     def _on_stream(self, stream: Stream, peer: Peer) -> None:
         """Queue a new stream, unless the reachability check has sent it; in any thread."""
+        # First: the stream of a check is no client, and counts neither for the queue nor for the access lists.
         if self._monitor is not None and self._monitor.answers(stream, peer):
             return None
         if self._place.standby and self._queue.is_full:  # not paused: a probe without answer means that it is down
@@ -309,6 +313,8 @@ class I2PListener:
         carrier = self._carrier
         if carrier is None:
             return
+        # The change is reported a moment later than it happens: the link may be gone by now, or this may be news of one
+        # that is served already.
         if state is CarrierState.UP and (carrier.link is None or carrier.link is self._receiver.session):
             return
         event = Event.of(state)
@@ -339,6 +345,7 @@ class I2PListener:
         elif action is Action.FAIL and error is not None:
             self._queue.fail(as_oserror(error))
             now = time.monotonic()
+            # A client starts another attempt at a dialer; a listener has none, so that the clock does it.
             self._retry.start(now + FINAL, now)
 
     def _on_ready(self, error: OSError | None) -> None:

@@ -165,6 +165,8 @@ class ListenerMachine:
                 return
             self._set(state, error)
         if action is not Action.NONE:
+            # Without the lock: an action may wait for other locks, or handle an event of its own, which then finds the
+            # new state.
             self._perform(action, before, error)
         self.report()
 
@@ -181,6 +183,7 @@ class ListenerMachine:
 
     def report(self) -> None:
         """Call the watchers for each change that they do not know yet, in order; on the I/O thread."""
+        # A loop over a queue: a watcher may cause the next change, which is reported after this one to all watchers.
         while self._unreported:
             state, error = self._unreported.popleft()
             for watcher in tuple(self._watchers):

@@ -109,6 +109,7 @@ class Message:
         return f"<{' '.join([*self.words, *options, *filter(None, [shown(self.text)])])}>"
 
     def _shown_value(self, key: str, value: str) -> str:
+        # A session's DESTINATION is its private key; that of a stream is public.
         own = key == "DESTINATION" and "SESSION" in self.words and value != "TRANSIENT"
         return "***" if own or _SECRET.search(key) else repr(shown(value))
 
@@ -273,6 +274,7 @@ def session_create(
     if twice := sorted(head.keys() & given.keys()):
         raise ValueError(f"{twice[0]}: not a session option; relay sets it")
     if destination == "TRANSIENT":
+        # Without it SAM makes a key of DSA-SHA1.
         head["SIGNATURE_TYPE"] = given.pop("SIGNATURE_TYPE", "7")
     return Message(("SESSION", "CREATE"), head | given)
 

@@ -113,6 +113,7 @@ class _PendingStream:
         self._unconfirmed: UnconfirmedStream | None = None  # once the stream is open
         self._leave = _once(session.leave)
         self._place.request(session.id)  # raises ValueError for an impossible destination
+        # Now and not with the stream: a session that is drained waits for those that are being opened, too.
         session.enter()
         self._step = session.bridge.trace.begin(Stage.DESTINATION, str(self._place))
         self._steps = CallbackChain(functools.partial(self._on_outcome, done))
@@ -170,6 +171,7 @@ class _PendingStream:
         else:
             conversation.close()
             self._on_refusal(answer)
+        # Last: the caller gets its stream before sockets for later ones are connected.
         self._session.bridge.fill()
 
     def _failed(self, error: OSError) -> OSError:
@@ -194,6 +196,8 @@ class _PendingStream:
     def _try_again(self, error: OSError) -> None:
         """Try again later if there is time for that, else fail with this error."""
         left = (self._deadline or 0.0) - time.monotonic()
+        # Half of what is left at most, so that the last try comes shortly before the deadline: a destination that was
+        # just published is found up to 22 s later.
         delay, self._delay = min(self._delay, left / 2), min(self._delay * 2, _AGAIN[1])
         if not self._patient or left < _MIN_LEFT:
             return self._steps.finish(error)
@@ -249,8 +253,10 @@ class _PendingStream:
             return self._steps.finish(error)
         made.target = str(self._place)
         made.failure = session.failure
+        # i2pd answers OK as soon as it knows the lease set, whether or not anything is there.
         made.answered = False
         made.settle = SETTLE
+        # Before the caller gets it, who may close it at once: its end must find it counted.
         session.unconfirmed.add(unconfirmed, made, time.monotonic())
         return self._steps.finish(made)
 
@@ -261,6 +267,7 @@ def _once(call: Callable[[], object]) -> Callable[[], object]:
 
     @nonblocking
     def first() -> None:
+        # A lock as a flag, which two threads cannot both take; it is never released.
         if is_called.acquire(blocking=False):
             call()
 

@@ -71,6 +71,7 @@ class PeerUidLookup:
         self.knows_closed = False
         self._lock = threading.Lock()
         self._number = 0
+        # The kernel answers within the send, so that a receive that would block means that no answer comes.
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _SOCK_DIAG)
         with contextlib.suppress(OSError):
             self.knows_closed = _remembered or self._find_closed()
@@ -116,6 +117,7 @@ class PeerUidLookup:
             with socket.create_connection(listening.getsockname(), _PROBE) as near:
                 if user == 0:  # old kernels report root for every closed end
                     user = _OTHER_USER
+                    # So that the answer of an old kernel, which is root, differs from the right one.
                     os.fchown(near.fileno(), user, -1)
                 there = near.getsockname()
             found, inode, state = self._query(near.family, there, listening.getsockname())
@@ -144,6 +146,7 @@ class PeerUidLookup:
             self._netlink.send(_HEAD.pack(_HEAD.size + len(request), _BY_FAMILY, _REQUEST, number, 0) + request)
             while True:
                 answer = self._netlink.recv(_LONGEST)
+                # An answer to an earlier question may be left, if its asker was interrupted before it had read it.
                 if _HEAD.unpack_from(answer)[3] == number:
                     return answer
 
@@ -157,6 +160,7 @@ def hold_end(listening: socket.socket) -> None:
     :param listening: a listening TCP socket; its connections inherit this.
     :raises OSError: if the kernel rejects the filter.
     """
+    # Kept in a local until the call is over: the option takes its address, and the kernel copies it.
     code = ctypes.create_string_buffer(_FILTER, len(_FILTER))
     listening.setsockopt(
         socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", len(_FILTER) // 8, ctypes.addressof(code))

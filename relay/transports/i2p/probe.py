@@ -108,7 +108,12 @@ class ProbeSession:
         options = {**dict(router.options), **_TUNNELS}
         self.is_possible = not hiding(router)
         self._router = dataclasses.replace(
-            router, sam=router.sam[:1], session="", keys=None, options=tuple(sorted(options.items()))
+            # Neither name nor keys of the listener: a second session of its keys would disturb the one that is checked.
+            router,
+            sam=router.sam[:1],
+            session="",
+            keys=None,
+            options=tuple(sorted(options.items())),
         )
         self._name = f"{name} (self-check)"
         self._below = below
@@ -179,6 +184,7 @@ class OwnStreams:
         if peer not in self._peers and peer not in self._keys.peers:
             return False
         try:
+            # It fits, as nothing was sent on this stream before.
             stream.socket.send(f"relay {self.name} {int(time.time()):010d}\n".encode())
         except OSError as error:
             logger.debug("cannot reply to a reachability check: %s", error)
@@ -229,11 +235,13 @@ class Probe:
         :param carrier: the probe session.
         """
         cancel = carrier.when_up(functools.partial(self._pass_on, self._on_session), None, wait_for_reconnect=False)
+        # The session may have been up, so that `_on_session` has set the next step's cancel in this call.
         if self._cancel is _nothing:
             self._cancel = cancel
 
     def end(self) -> None:
         """Cancel the probe, without a result."""
+        # First: what the cancel calls back then finds nothing to report.
         self._on_result = None
         self._cancel()
         self._close()
@@ -245,6 +253,7 @@ class Probe:
 
     def _pass_on(self, then: Callable[[object], object], outcome: object) -> None:
         """Continue on the I/O thread; in any thread."""
+        # The I/O thread has ended, so that no other code owns this stream.
         if not self._io_thread.loop.call(functools.partial(then, outcome)) and isinstance(outcome, Stream):
             outcome.close()
 

@@ -240,6 +240,7 @@ class ReachabilityMonitor:
             self._accept()
             self._on_reachable()
         elif action is Action.POSTPONE:
+            # It may be the one at fault; the next check gets a new one.
             self._probes.close()
             self._wait(self._schedule.after_no_result())
         elif action is Action.RENEW:
@@ -264,6 +265,7 @@ class ReachabilityMonitor:
         :param problem: ``None`` if the reply has come.
         :param is_conclusive: whether the problem is about the session that is checked.
         """
+        # A result of an earlier probe, which was on its way when that was ended.
         if probe is not self._probe:
             return
         self._probe = None
@@ -308,6 +310,7 @@ class ReachabilityMonitor:
         if schedule.is_sound:
             self._session.record_result(True)
         delay = schedule.after_success()
+        # Checks are minutes apart from now on, and a session costs the router tunnels all the time.
         if schedule.is_seldom:
             self._probes.close()
         self._wait(delay)

@@ -56,6 +56,7 @@ class Traffic:
         if self._last_stream >= when:
             return True
         with self._lock:
+            # A copy: the kernel is asked without the lock, which each new stream needs.
             sockets = tuple(self._open)
         elapsed = time.monotonic() - when
         return any(seconds_idle(one) < elapsed for one in sockets)
@@ -94,6 +95,7 @@ class Receiver:
         """
         if self._try_forward:
             with contextlib.suppress(OSError):
+                # In `prepare`, as it may block for a connection within this process, and `open` is on the I/O thread.
                 self._peer_uids = PeerUidLookup()
         self._retry = Timer(timers, self._open_again)
 
@@ -148,8 +150,10 @@ class Receiver:
     def resume(self) -> None:
         """Receive further streams, on the thread of :attr:`loop`."""
         if self._incoming is not None:
+            # The tunnel may have come, or gone, since streams were last received.
             self._incoming.move(self.loop)
             if self._incoming.paused:
+                # A probe that came during the pause had no chance of a reply, and must not be held against the session.
                 self.traffic.paused_until = time.monotonic()
                 self._incoming.pause(False)
 
@@ -219,6 +223,7 @@ class Receiver:
 
     def _on_incoming_ready(self, incoming: IncomingStreams, error: OSError | None) -> None:
         """Handle the router's answer to the request for streams."""
+        # The answer to a request of an earlier session, or of STREAM FORWARD before the switch.
         if incoming is not self._incoming:
             return
         can_switch = isinstance(incoming, ForwardStreams) and self._place.accept is None

@@ -30,6 +30,7 @@ class ReplacementPolicy:
         due, wait = self._next.get(dest, (0.0, _REPLACE_AGAIN[0]))
         if now < due:
             return
+        # Clients of a proxy name the destinations; to forget all costs one early replacement at most.
         if len(self._next) > 1000:
             self._next.clear()
         self._next[dest] = now + wait, min(wait * 2, _REPLACE_AGAIN[1])

@@ -66,6 +66,7 @@ class Routers:
     def on_loss(self, router: OneRouter, session_id: str, error: OSError) -> None:
         """Choose the next router if the last session was lost."""
         if len(self.all) > 1 and session_id == self._last_id:
+            # The one after it: what has ended the session may still be wrong with this one.
             self.loss, self.first = error, self.after(router)
 
     def change(self, errors: Mapping[OneRouter, OSError]) -> str:
@@ -85,6 +86,7 @@ class Routers:
         :param errors: of the routers.
         :param route: the hops to them; an error that names one of these stays as it is.
         """
+        # One router that may come back keeps the carrier trying, whatever is finally wrong with the others.
         error = next((one for one in errors.values() if can_retry(one)), [*errors.values()][-1])
         if isinstance(error, RelayError) and hop_of(error, route) is None:
             whys = "; ".join(f"{router}: {self._why(one)}" for router, one in errors.items())

@@ -75,6 +75,7 @@ class Session:
         self._streams = _OpenStreams()
         self._names = _Names()
         self._keepalive = _Keepalive(self, control)
+        # Last: from now on the I/O thread may report a loss, which needs all of the above.
         control.listen(self._on_line, self._on_end)
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -106,6 +107,7 @@ class Session:
     def failure(self) -> CarrierError | None:
         """Return why the session has ended, which has ended its streams; ``None`` while it is up."""
         error = self._streams.error
+        # A stream may see its end before the I/O thread has read that of the control socket; both end together.
         if error is None and not self._control.alive:
             return CarrierError(f"{self.name}: the router has ended the session")
         return error
@@ -198,6 +200,7 @@ class Session:
         """Give the session up because of an error. Idempotent."""
         if not self._streams.end(error):
             return
+        # Called below, after `lost`: the carrier must know of the loss before it takes the session for drained.
         idle = self._streams.take_callback()
         self._control.close()
         self._lost(error)
@@ -271,11 +274,13 @@ class _OpenStreams:
             on_idle = None
             if not self.count:
                 on_idle, self._on_idle = self._on_idle, None
+        # Without the lock, as it closes the session, which counts streams again.
         if on_idle is not None:
             on_idle()
 
     def when_idle(self, call: Callable[[], object]) -> None:
         with self._lock:
+            # A session that has ended has no streams to wait for, whatever their owners still hold.
             if self.count and self.error is None:
                 self._on_idle = call
                 return
@@ -343,6 +348,7 @@ class _Keepalive:
 
     def check(self) -> None:
         if self.can_ping is None:
+            # No second trial beside this one: the next check comes while this one may still wait.
             self.can_ping = False
             deadline = time.monotonic() + _LOOKUP_TIMEOUT
             self._session.bridge.open_conversation(deadline, self._on_conversation)
@@ -369,6 +375,8 @@ class _Keepalive:
         def on_answer(answer: Message | OSError) -> None:
             is_pong = isinstance(answer, Message) and answer.words == ("PONG",)
             self._pongs += is_pong
+            # The first PONG may be the last line of a bridge that then ends the socket; a second one shows that it is
+            # not.
             if is_pong and self._pongs < 2:
                 return self._try(spare)
             self.can_ping = is_pong

@@ -122,6 +122,7 @@ class Standby:
             except ServedElsewhereError:
                 raise
             except BaseException as error:
+                # The sessions that asked are of the router that has failed; the next one needs its own.
                 self.close()
                 self._routers.rotate(-1)
                 if not (left and isinstance(error, ConnectError)) or cancel.is_set():
@@ -146,6 +147,7 @@ class Standby:
 
     def on_loss(self, error: CarrierError) -> None:
         """Note why the session has ended."""
+        # In both of these another relay may serve the destination by now, so that it has to be asked again.
         is_sure = not isinstance(error, (ServedElsewhereError, NotReachedError))
         self._lost = time.monotonic() if is_sure else -math.inf
 
@@ -180,6 +182,7 @@ class Standby:
         self._prepare(count)
         probers = self._probers[:count]
         try:
+            # All questions before the first wait, so that they run side by side.
             results = [prober.ask(is_first) for prober in probers]
             found = [result.get(deadline, cancel) for result in results]
         finally:
@@ -240,6 +243,7 @@ class _Prober:
         self._own = OwnStreams(keys)
         self._probe: Probe | None = None
         self._answered: Session | None = None  # the session in which a relay has answered
+        # Now, before a question: the router needs up to 40 s for a session.
         self._io_thread.loop.call(self._session.begin)
 
     def ask(self, is_first: bool) -> Promise[_Found]:

@@ -97,6 +97,8 @@ class UnconfirmedStreams:
         if stream.answered or (stream.received is not None and stream.received()):
             self._waited.pop(unconfirmed.dest, None)
             self._on_reply(unconfirmed.dest)
+        # Only where bytes are counted: the kernel has forgotten those of a socket that is closed, so that silence would
+        # look like traffic.
         elif stream.received is not None:
             if len(self._waited) > MOST:
                 self._waited.clear()
@@ -120,4 +122,5 @@ def _bytes_received(sock: socket.socket) -> int | None:
         info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _RECEIVED.size)
     except OSError:
         return None
+    # An older kernel has a shorter struct.
     return int(_RECEIVED.unpack(info)[0]) if len(info) == _RECEIVED.size else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 
 from ..errors import AuthenticationError, CarrierError, ConnectError
+from ..eventloop import backoff
 
 __all__ = ["RETRY_REJECTED_AFTER", "RetryPolicy", "pause_after"]
 
@@ -38,12 +38,12 @@ class RetryPolicy:
     :param repeated_logs: times in a row that the same failure is logged as a warning.
     """
 
-    __slots__ = ("_failures", "_max_backoff", "_repeated_logs", "_stage", "_stage_repeats", "_was_up")
+    __slots__ = ("_backoff", "_max_backoff", "_repeated_logs", "_stage", "_stage_repeats", "_was_up")
 
     def __init__(self, max_backoff: float = math.inf, repeated_logs: int = _MAX_REPEATED_LOGS) -> None:
         self._max_backoff = max_backoff
         self._repeated_logs = repeated_logs
-        self._failures = 0
+        self._backoff = backoff.Backoff(*_BACKOFF, jitter=True)
         self._stage = ""  # of the login at which the last attempt has ended
         self._stage_repeats = 0  # attempts in a row that have ended there
         self._was_up = False
@@ -53,7 +53,7 @@ class RetryPolicy:
 
         :returns: whether a failure or another link came before, so that this one is a recovery.
         """
-        is_recovery = self._was_up or self._failures > 0
+        is_recovery = self._was_up or self.has_failures
         self._was_up = True
         return is_recovery
 
@@ -63,7 +63,7 @@ class RetryPolicy:
         :param seconds: that it was up. A link that lasted ends the row of failures; one that did not is one of them.
         """
         if seconds > _STABLE_AFTER:
-            self._failures = 0
+            self._backoff.reset()
 
     def give_up_on(self, error: Exception) -> CarrierError | None:
         """Return the final error if a server has ended the login too often at the same point.
@@ -90,28 +90,21 @@ class RetryPolicy:
         :param has_waiters: whether a caller waits for the link.
         """
         if isinstance(error, CarrierError) and error.pause is not None:
-            return _jittered(error.pause)
-        longest = _MAX_BACKOFF_WITH_WAITERS if has_waiters else _BACKOFF[1]
+            return backoff.jittered(error.pause)
+        longest = _MAX_BACKOFF_WITH_WAITERS if has_waiters else math.inf
         if isinstance(error, ConnectError):
             longest = min(longest, self._max_backoff)
-        delay = _jittered(min(longest, _BACKOFF[0] * 2 ** min(self._failures, 10)))
-        self._failures += 1
-        return delay
+        return self._backoff.next(longest)
 
     def delay_with_waiter(self) -> float:
         """Return the seconds in which the next attempt starts at the latest while a caller waits for it."""
-        return _jittered(_MAX_BACKOFF_WITH_WAITERS)
+        return backoff.jittered(_MAX_BACKOFF_WITH_WAITERS)
 
     @property
     def has_failures(self) -> bool:
         """``True`` if there is a row of failures."""
-        return self._failures > 0
+        return self._backoff.failures > 0
 
     def has_logged_enough(self) -> bool:
         """Return whether the same failure need not be logged as a warning any more."""
-        return self._failures > self._repeated_logs
-
-
-def _jittered(seconds: float) -> float:
-    """Return between a half and all of ``seconds``, so that fifty programs do not reconnect at the same moment."""
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (this needs no secrecy)
+        return self._backoff.failures > self._repeated_logs

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..eventloop.backoff import Backoff
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import IN
 from ..eventloop.sockets import is_tls, quick_accept
@@ -142,7 +143,7 @@ class SocketAcceptor:
         self._descriptor = receive.fileno()
         self._mask = IN
         self.listening = False
-        self._backoff = _BACKOFF[0]
+        self._backoff = Backoff(*_BACKOFF)
         self._retry = Timer(owner.loop.timers, self._try_again)
         receive.setblocking(False)
         if self._upgrades is not None:
@@ -220,7 +221,8 @@ class SocketAcceptor:
                 self._hand(client, peer, now)
             if not self.listening:
                 return True
-        self._backoff = _BACKOFF[0]
+        if self._backoff.failures:
+            self._backoff.reset()
         self._whole_batches += 1
         if self._whole_batches == _FULL_BATCHES and self._batch < _BATCH:
             self._batch, self._whole_batches = self._batch * 2, 0
@@ -234,7 +236,7 @@ class SocketAcceptor:
     def _failed(self, error: OSError, now: float) -> None:
         self._owner.accept_failed(error)
         name = self._owner.name
-        if self._backoff == _BACKOFF[0]:
+        if not self._backoff.failures:
             hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
             logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
         if error.errno in _EXHAUSTED:
@@ -251,8 +253,7 @@ class SocketAcceptor:
 
     def _back_off(self, now: float) -> None:
         self._forget()
-        self._retry.start(now + self._backoff, now)
-        self._backoff = min(self._backoff * 2, _BACKOFF[1])
+        self._retry.start(now + self._backoff.next(), now)
 
     def _try_again(self, now: float) -> None:
         if self._receive.fileno() < 0:
@@ -308,7 +309,7 @@ class ObjectAcceptor:
         _join(self._receive, until - time.monotonic())
 
     def _work(self) -> None:
-        backoff = _BACKOFF[0]
+        backoff = Backoff(*_BACKOFF)
         while self._wait_until_listening():
             try:
                 stream = self._accept()
@@ -316,13 +317,12 @@ class ObjectAcceptor:
                 if self._closed:
                     return
                 self._owner.accept_failed(error)
-                if backoff == _BACKOFF[0]:
+                if not backoff.failures:
                     logger.warning("%s: the listener failed: %s", self._owner.name, error, exc_info=True)
-                if self._wait_to_be_closed(backoff):
+                if self._wait_to_be_closed(backoff.next()):
                     return
-                backoff = min(backoff * 2, _BACKOFF[1])
             else:
-                backoff = _BACKOFF[0]
+                backoff.reset()
                 self._hand_over(*stream)
 
     def _accept(self) -> tuple[Stream, Any]:

@@ -49,6 +49,7 @@ from typing import Any, Protocol
 
 from ..addresses.printable import printable
 from ..errors import CarrierError, ConnectError
+from ..eventloop.backoff import Backoff
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.sockets import Endpoint, open_socket
 from ..streams.rate_limited_log import RateLog
@@ -133,7 +134,7 @@ class WarmPool:
         self._wanted = (0, 0.0)  # streams, and the seconds for which each is kept
         self._ready: dict[WarmStream, None] = {}  # the oldest first
         self._connecting: dict[WarmStream, None] = {}
-        self._failures = 0  # in a row
+        self._backoff = Backoff(*_BACKOFF, jitter=True)
         self._watched: object = None  # the dialer whose hop is watched
         self._timer = Timer(connector.loop.timers, self._on_timer)  # to retry, to fill soon, or until one has lasted
         self._problems = RateLog(logger, logging.WARNING)
@@ -191,7 +192,7 @@ class WarmPool:
     def stop(self, now: float) -> None:
         """Close all streams, and open none."""
         self.state = PoolState.STOPPED
-        self._failures = 0
+        self._backoff.reset()
         self._timer.stop()
         for stream in (*self._ready, *self._connecting):
             stream.close("discarded", now)
@@ -207,7 +208,7 @@ class WarmPool:
                 continue
             del self._ready[stream]
             self._counts["hit"] += 1
-            self._failures = 0
+            self._backoff.reset()
             stream.give(connection, self.workspace, now)
             if self._timer.due == math.inf:
                 self._timer.start(now + _SOON, now)
@@ -286,7 +287,7 @@ class WarmPool:
         self._ready[stream] = None
         if len(self._ready) > self._wanted[0]:
             stream.close("discarded", now)
-        elif self.state is PoolState.TRYING and self._failures:
+        elif self.state is PoolState.TRYING and self._backoff.failures:
             self.state = PoolState.PROVING
             self._timer.start(now + _STABLE, now)
         elif self.state is PoolState.TRYING:
@@ -304,7 +305,7 @@ class WarmPool:
             name = stream.summary.target_name() or "the target"
             self._back_off(EOFError(f"{name}: it closed the stream at once; check it, or set warm to 0"), now)
         else:
-            self._failures = 0
+            self._backoff.reset()
             self.fill(now)
 
     # -- for the attempts: their connector -----------------------------------------------------------------------------
@@ -361,12 +362,12 @@ class WarmPool:
     def _retry_later(self, error: BaseException, now: float) -> None:
         """Start the retry timer."""
         self.state = PoolState.BACKING_OFF
-        if self._failures == 1 and not isinstance(error, CarrierError):  # a carrier that is lost may be noticed later
+        if self._backoff.failures == 1 and not isinstance(
+            error, CarrierError
+        ):  # a carrier that is lost may be noticed later
             text = "%s: no stream is ready for the next client: %s; relay retries, and clients connect without it"
             self._problems.log(now, text, self._owner.name, printable(_text_of(error), _LONGEST))
-        longest = min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 10))
-        self._failures += 1
-        self._timer.start(now + longest * random.uniform(0.5, 1.0), now)  # noqa: S311  (this needs no secrecy)
+        self._timer.start(now + self._backoff.next(), now)
 
     def _on_timer(self, now: float) -> None:
         if self.state is PoolState.BACKING_OFF:

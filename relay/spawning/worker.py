@@ -23,6 +23,7 @@ from ..engine.shared_acceptor import WorkerPlace
 from ..engine.worker_table import WorkerTable
 from ..engine.worker_tunnel import WorkerTunnel
 from ..eventloop import garbage
+from ..eventloop.backoff import Backoff
 from .recipes import Recipe
 from .wire import DescriptorChannel, Message, from_error
 
@@ -196,11 +197,10 @@ class HostedTunnel:
 
     def _opened(self, place: WorkerPlace, receive: socket.socket | None, request: Message) -> WorkerTunnel | None:
         """Return the open tunnel; ``None`` if it is closed before it has opened."""
-        backoff = _BACKOFF[0]
+        backoff = Backoff(*_BACKOFF)
         while (tunnel := self._attempt(place, receive, request)) is None:
-            if self._waited(backoff):
+            if self._waited(backoff.next()):
                 return None
-            backoff = min(backoff * 2, _BACKOFF[1])
         return tunnel
 
     def _attempt(self, place: WorkerPlace, receive: socket.socket | None, request: Message) -> WorkerTunnel | None:

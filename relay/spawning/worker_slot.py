@@ -35,6 +35,7 @@ import time
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
+from ..eventloop.backoff import Backoff
 from .wire import Message
 from .worker_process import ProcessObserver, WorkerProcess
 
@@ -46,7 +47,7 @@ ANSWER = 2.0
 """Seconds for a worker to answer a question."""
 
 _YOUNG = 10.0  # seconds
-_WAITS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, by the number of processes in a row that died young
+_BACKOFF = (0.05, 10.0)  # seconds after the first process in a row that died young, and at most
 _PATIENCE = 10  # seconds that a worker may be stuck
 _STEP = 1.0  # seconds
 _END = 5.0  # seconds for a process to end before it is killed
@@ -150,7 +151,7 @@ class WorkerSlot:
         self._was_stuck = False  # since the thread has looked
         self._was_killed = False  # because it was stuck
         self._restarts = 0
-        self._young = 0  # processes in a row that have died young, or have not started
+        self._backoff = Backoff(*_BACKOFF)  # after processes in a row that have died young, or have not started
         self._begun: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name=f"relay worker {number + 1}", daemon=True)
 
@@ -366,10 +367,9 @@ class WorkerSlot:
             self._enter(SlotEvent.CLOSE)
             self._begun.set_exception(error)
             return SlotState.ENDED
-        self._young += 1
         if self._enter(SlotEvent.FAILED) is not SlotState.ENDED:
             logger.error("worker %d: cannot start a process: %s; it is tried again", self.number + 1, error)
-        return self._wait()
+        return self._wait(self._backoff.next())
 
     def _died(self, process: WorkerProcess, is_young: bool) -> SlotState:
         with self._changed:
@@ -385,14 +385,12 @@ class WorkerSlot:
         text = "worker %d: the process %d %s; %d connections are lost, and another process takes its place"
         logger.error(text, self.number + 1, process.pid, fate, lost)
         if state is SlotState.STARTING:
-            self._young = 0
+            self._backoff.reset()
             return state
-        state = self._wait()
-        self._young += 1
-        return state
+        pause = self._backoff.next()
+        return self._wait(pause if self._backoff.failures > 1 else 0.0)
 
-    def _wait(self) -> SlotState:
-        seconds = _WAITS[min(self._young, len(_WAITS) - 1)]
+    def _wait(self, seconds: float) -> SlotState:
         with self._changed:
             self._changed.wait_for(lambda: self._state is SlotState.ENDED, seconds)
         return self._enter(SlotEvent.TIME)

@@ -37,7 +37,8 @@ for a client whose connect fails gets the next target.
 from __future__ import annotations
 
 import enum
-import random
+
+from ..eventloop.backoff import Backoff
 
 __all__ = ["Action", "Event", "Health", "HealthState", "failure"]
 
@@ -114,7 +115,7 @@ class Health:
     :param now: the time, monotonic seconds.
     """
 
-    __slots__ = ("state", "since", "delay", "problem", "latency", "failures", "_row")
+    __slots__ = ("state", "since", "delay", "problem", "latency", "failures", "_backoff")
 
     def __init__(self, now: float) -> None:
         self.state = HealthState.UP
@@ -128,7 +129,7 @@ class Health:
         """Seconds that a connect takes, or the probe, on average; ``None`` if none has succeeded yet."""
         self.failures = 0
         """Connects and probes that failed, since the start."""
-        self._row = 0  # failures without a success between them
+        self._backoff = Backoff(*_BACKOFF, jitter=True)  # after failures without a success between them
 
     def handle(self, event: Event, now: float, *, seconds: float | None = None, problem: str = "") -> Action:
         """Change the state.
@@ -139,7 +140,7 @@ class Health:
         :param problem: the error of one that failed.
         :returns: what the owner has to do.
         """
-        if event is Event.PROBE_MISSED and (self._row >= _FALL - 1 or self.latency is None):
+        if event is Event.PROBE_MISSED and (self._backoff.failures >= _FALL - 1 or self.latency is None):
             event = Event.PROBE_FAILED
         if event in _FAILURES:
             self.failures += 1
@@ -155,18 +156,12 @@ class Health:
         if self.state is HealthState.UP:
             self.problem = ""
             if event in _SUCCESSES:
-                self._row = 0
+                self._backoff.reset()
         if action & Action.WAIT:
-            self.delay = _jittered(min(_BACKOFF[0] * 2**self._row, _BACKOFF[1]))
-            self._row = min(self._row + 1, 16)
+            self.delay = self._backoff.next()
         return action
 
 
 def failure(error: Exception) -> Event:
     """Return the event of a probe that has failed."""
     return Event.PROBE_FAILED if getattr(error, "reason", "") == "refused" else Event.PROBE_MISSED
-
-
-def _jittered(seconds: float) -> float:
-    """Return at least half of the time: the relays of many machines must not probe a target at the same moment."""
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (no secret)

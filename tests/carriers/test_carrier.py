@@ -21,6 +21,7 @@ from relay.carriers.carrier import Carrier
 from relay.carriers.link import CarrierState, Waiter
 from relay.carriers.pool import acquire
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
+from relay.eventloop import backoff
 from relay.eventloop.loop import Timers
 
 
@@ -353,7 +354,7 @@ def delays(monkeypatch):
         asked.append(seconds)
         return 0.0
 
-    monkeypatch.setattr(retry, "_jittered", jittered)
+    monkeypatch.setattr(backoff, "jittered", jittered)
     monkeypatch.setattr(retry, "_BACKOFF", (0.5, 3.0))
     return asked
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from relay.carriers import retry
 from relay.carriers.retry import RetryPolicy
 from relay.errors import CarrierError, ConnectError
+from relay.eventloop import backoff
 
 REFUSED = ConnectError("c: connection refused", reason="refused")
 LOST = CarrierError("c: gone")
@@ -15,12 +15,19 @@ LOST = CarrierError("c: gone")
 @pytest.fixture
 def exact(monkeypatch):
     """No jitter."""
-    monkeypatch.setattr(retry, "_jittered", lambda seconds: seconds)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: seconds)
 
 
-def test_the_back_off_is_jittered():
-    drawn = {retry._jittered(4.0) for _ in range(64)}
-    assert len(drawn) > 32 and all(2.0 <= one <= 4.0 for one in drawn)
+def test_the_delays_are_jittered():
+    error = CarrierError("c: another relay serves it")
+    error.pause = 4.0
+    policy = RetryPolicy()
+    for draw in (
+        lambda: policy.next_delay(error, has_waiters=False),
+        lambda: RetryPolicy().next_delay(LOST, has_waiters=False),
+        policy.delay_with_waiter,
+    ):
+        assert len({draw() for _ in range(64)}) > 32
 
 
 def test_it_doubles_up_to_its_limits(exact):

@@ -404,13 +404,13 @@ def test_streams_that_end_at_once_are_failures_until_one_stays(rig, caplog):
         assert not made.attempts, "the others wait until this one has lasted"
         made.end_at_once()
     made.retry()
-    assert made.pool._failures == 3
+    assert made.pool._backoff.failures == 3
     assert "it closed the stream at once" in caplog.records[0].getMessage()
     assert len(caplog.records) == 1
     made.make()
     made.last()
     made.end(after=2.0)
-    assert (made.pool._failures, made.state) == (0, "filling")
+    assert (made.pool._backoff.failures, made.state) == (0, "filling")
 
 
 @pytest.mark.parametrize(("after", "state"), [(0.999, "backing off"), (1.0, "filling")])

@@ -100,7 +100,7 @@ def test_calls_that_never_return_are_no_more_than_the_streams(relayed, quick):
 
     rig = relayed(factory, warm=2, timeout=None, connect_timeout=0.01)
     pool = rig.tunnel._relay._connector
-    wait_until(lambda: pool.warm is not None and pool.warm._failures > 5)
+    wait_until(lambda: pool.warm is not None and pool.warm._backoff.failures > 5)
     assert len(calls) == 2
     given_up.set()
 

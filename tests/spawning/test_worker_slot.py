@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import threading
 
 import pytest
@@ -12,6 +11,7 @@ from helpers import WAIT, wait_until
 from state_table import rows_of
 
 import relay
+from relay.eventloop.backoff import Backoff
 from relay.spawning import worker_slot
 from relay.spawning.worker_slot import SlotEvent, SlotState, WorkerSlot, next_state
 
@@ -114,9 +114,28 @@ def slot(owner):
     assert (made.status().state, made.process) == ("ended", None)
 
 
-def test_a_process_that_dies_old_is_replaced_at_once(owner, slot, monkeypatch, caplog):
+@pytest.fixture
+def waits(monkeypatch):
+    """The waits for the time to start again, which take no time at all."""
+    waited = []
+
+    class Noting(Backoff):
+        def next(self, at_most=None):
+            waited.append(super().next(at_most))
+            return 0.0
+
+    monkeypatch.setattr(worker_slot, "Backoff", Noting)
+    return waited
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Waits that last longer than a test."""
+    monkeypatch.setattr(worker_slot, "_BACKOFF", (WAIT, WAIT))
+
+
+def test_a_process_that_dies_old_is_replaced_at_once(patient, owner, slot, monkeypatch, caplog):
     monkeypatch.setattr(worker_slot, "_YOUNG", 0.0)
-    monkeypatch.setattr(worker_slot, "_WAITS", (WAIT,))
     for number in range(1, 4):
         wait_until(lambda expected=number: slot.status().pid == expected)
         assert slot.status() == (4, number, "running", number - 1)
@@ -129,33 +148,35 @@ def test_a_process_that_dies_old_is_replaced_at_once(owner, slot, monkeypatch, c
     )
 
 
-def test_one_that_keeps_dying_young_waits_longer_and_longer(owner, slot, monkeypatch):
-    waited = []
-    monkeypatch.setattr(worker_slot, "_WAITS", Waits(waited))
+def test_one_that_keeps_dying_young_waits_longer_and_longer(waits, owner, slot):
     for number in range(1, 5):
         wait_until(lambda expected=number: slot.status().pid == expected)
         owner.started[-1].die()
     wait_until(lambda: slot.status().pid == 5)
-    assert waited == [0, 1, 2, 3]
+    assert waits == [0.05, 0.1, 0.2, 0.4]
 
 
-def test_one_that_cannot_be_started_again_is_tried_again(owner, slot, monkeypatch, caplog):
-    waited = []
-    monkeypatch.setattr(worker_slot, "_WAITS", Waits(waited))
+def test_the_first_one_that_dies_young_is_replaced_at_once(patient, owner, slot):
+    owner.started[-1].die()
+    wait_until(lambda: slot.status().pid == 2)
+
+
+def test_one_that_cannot_be_started_again_is_tried_again(waits, owner, slot, caplog):
     owner.errors = [relay.RelayError("no room"), OSError("no memory")]
     owner.started[-1].die()
     wait_until(lambda: slot.status().pid == 2)
-    assert waited == [0, 2, 3]
+    assert waits == [0.05, 0.1, 0.2]
     assert "worker 4: cannot start a process: no room; it is tried again" in caplog.messages
 
 
-def test_closing_ends_the_wait(owner, slot, monkeypatch):
-    monkeypatch.setattr(worker_slot, "_WAITS", (WAIT,))
-    owner.started[-1].die()
+def test_closing_ends_the_wait(patient, owner, slot):
+    for number in (1, 2):
+        wait_until(lambda expected=number: slot.status().pid == expected)
+        owner.started[-1].die()
     wait_until(lambda: slot.status().state == "waiting")
     assert slot.process is None
     slot.close()
-    assert len(owner.started) == 1
+    assert len(owner.started) == 2
 
 
 @pytest.mark.parametrize("error", [relay.RelayError("no interpreter"), OSError("no memory")])
@@ -167,20 +188,6 @@ def test_the_first_process_must_start(owner, error):
         made.wait_for_start()
     made.close()
     assert made.status() == (1, None, "ended", 0)
-
-
-class Waits:
-    """No time at all, and notes for the how-manieth failure in a row it was asked for."""
-
-    def __init__(self, asked):
-        self._asked = asked
-
-    def __len__(self):
-        return sys.maxsize
-
-    def __getitem__(self, index):
-        self._asked.append(index)
-        return 0.0
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from relay.addresses.parse import parse_hops, parse_target
 from relay.api.urls import dialer_of_ways
 from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
+from relay.eventloop import backoff
 from relay.eventloop.background import IOThread
 from relay.streams.dialer import Dialer
 from relay.streams.promise import Promise
 from relay.streams.source import Source
 from relay.streams.stream import Stream
 from relay.targets import group as target_group
-from relay.targets import health as target_health
 from relay.targets import members as target_members
 from relay.targets.group import ProbeOutcome, ProbeSchedule, Selection, TargetGroup
 
@@ -77,7 +77,7 @@ def refused(name):
 
 @pytest.fixture
 def targets(monkeypatch):
-    monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: 0.01)
     monkeypatch.setattr(target_members, "_FIRST", 0.0)
     made = [Target(name) for name in "abc"]
     yield made
@@ -434,7 +434,7 @@ def test_a_header_goes_below_the_sessions_of_those_targets_that_have_one(targets
 
 
 def test_a_deadline_that_another_thread_has_replaced_begins_no_second_probe(group, targets, monkeypatch):
-    monkeypatch.setattr(target_health, "_jittered", lambda seconds: LONG)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: LONG)
     made = group()
     targets[0].outcome = refused("a")
     close(names(made, 1)[1])
@@ -532,7 +532,7 @@ class Answering(Target):
 @pytest.fixture
 def answering(request, monkeypatch):
     """Two targets that answer, and their group."""
-    monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: 0.01)
     monkeypatch.setattr(target_members, "_FIRST", 0.0)
     targets = [Answering(name) for name in "ab"]
     with TargetGroup(targets, name="web") as made:
@@ -696,7 +696,7 @@ def test_a_group_knows_what_the_one_before_it_knew(group, targets, monkeypatch):
     old._members.members[0].health.since -= 2 * LONG
     elsewhere = Target("a")
     elsewhere.route = parse_hops(["socks5://h:1"])
-    monkeypatch.setattr(target_health, "_jittered", lambda seconds: LONG)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: LONG)
     with TargetGroup([Target("new"), b, elsewhere, c, a], name="web") as made:
         made.set_enabled("c", False)
         made.take_over(old)
@@ -706,7 +706,7 @@ def test_a_group_knows_what_the_one_before_it_knew(group, targets, monkeypatch):
         assert after[4].since > LONG
         assert after[1].latency == 0.25
         assert after[2].latency is None and after[2].failures == 0
-        monkeypatch.setattr(target_health, "_jittered", lambda seconds: 0.01)
+        monkeypatch.setattr(backoff, "jittered", lambda seconds: 0.01)
         with TargetGroup([a], name="web") as another:
             another.take_over(made)
             assert another.states()[0].problem == "a: connection refused"

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from state_table import rows_of
 
+from relay.eventloop import backoff
 from relay.targets import health as module
 from relay.targets.health import Action, Event, Health, HealthState
 
@@ -39,7 +40,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
     """No jitter."""
-    monkeypatch.setattr(module, "_jittered", lambda seconds: seconds)
+    monkeypatch.setattr(backoff, "jittered", lambda seconds: seconds)
 
 
 def in_state(state):

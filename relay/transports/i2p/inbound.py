@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ...addresses.destinations import Peer
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import IOThread
+from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Loop, Timer, Timers
 from ...streams.stream import Stream
 from .conversation import Conversation
@@ -139,7 +140,7 @@ class _Repetition:
 
     def __init__(self, timers: Timers, repeat: Callable[[OSError | None], object]) -> None:
         self._repeat = repeat
-        self._delay = AGAIN[0]
+        self._backoff = Backoff(*AGAIN)
         self._granted: float | None = None  # when the router agreed, monotonic seconds
         self._error: OSError | None = None
         self.timer = Timer(timers, self._expired)
@@ -148,18 +149,18 @@ class _Repetition:
         self._granted = time.monotonic()
 
     def on_stream(self) -> None:
-        self._delay = AGAIN[0]
+        self._backoff.reset()
 
     def begin(self, error: OSError) -> None:
         """Repeat the request later."""
         now = time.monotonic()
         steady = self._granted is not None and now - self._granted > STEADY
-        # A request that was granted and ended much later is the normal life of a router, and no failure in a row.
-        delay = AGAIN[0] if steady else self._delay
+        if steady:
+            # A request that was granted and ended much later is the normal life of a router, and no failure in a row.
+            self._backoff.reset()
         self._granted = None
-        self._delay = min(delay * 2, AGAIN[1])
         self._error = None if steady else error
-        self.timer.start(now + delay, now)
+        self.timer.start(now + self._backoff.next(), now)
 
     def _expired(self, now: float) -> None:
         error, self._error = self._error, None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ...addresses.destinations import b32_of, is_base64
 from ...errors import CarrierError, ConnectError
 from ...eventloop.background import IOThread
+from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.socket_proxy import self_contained
@@ -108,7 +109,7 @@ class _PendingStream:
         self._deadline = deadline
         self._self_contained = self_contained
         self._patient = patient and deadline is not None
-        self._delay = _AGAIN[0]
+        self._backoff = Backoff(*_AGAIN)
         self._refusal: OSError | None = None  # of the last try
         self._unconfirmed: UnconfirmedStream | None = None  # once the stream is open
         self._leave = _once(session.leave)
@@ -198,7 +199,7 @@ class _PendingStream:
         left = (self._deadline or 0.0) - time.monotonic()
         # Half of what is left at most, so that the last try comes shortly before the deadline: a destination that was
         # just published is found up to 22 s later.
-        delay, self._delay = min(self._delay, left / 2), min(self._delay * 2, _AGAIN[1])
+        delay = self._backoff.next(left / 2)
         if not self._patient or left < _MIN_LEFT:
             return self._steps.finish(error)
         self._refusal = error

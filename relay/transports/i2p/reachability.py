@@ -44,6 +44,7 @@ from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
 from ...carriers.link import mark_reported
 from ...eventloop.background import IOThread
+from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
 from ...streams.dialer import Network
 from ...streams.stream import Stream
@@ -355,7 +356,7 @@ class _Schedule:
 
     def __init__(self, seldom: tuple[float, float]) -> None:
         self._seldom = seldom
-        self._delay = AGAIN
+        self._backoff = Backoff(AGAIN, RARELY)
         self.last_success = 0.0  # monotonic seconds
         self.restart()
 
@@ -377,7 +378,7 @@ class _Schedule:
     def after_success(self) -> float:
         """Return the seconds to the next check after a success."""
         self.last_success = time.monotonic()
-        self._delay = AGAIN
+        self._backoff.reset()
         self.successes += 1
         if self.successes <= len(AFTER):
             return AFTER[self.successes - 1]
@@ -385,5 +386,4 @@ class _Schedule:
 
     def after_no_result(self) -> float:
         """Return the seconds to the next check after an inconclusive one: twice as many each time."""
-        delay, self._delay = self._delay, min(self._delay * 2, RARELY)
-        return delay
+        return self._backoff.next()

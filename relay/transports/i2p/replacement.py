@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ...eventloop.backoff import Backoff
 from .session import Session
 
 __all__ = ["ReplacementPolicy"]
@@ -22,18 +23,18 @@ class ReplacementPolicy:
     renew: Callable[[Session, str], None]
 
     def __init__(self) -> None:
-        self._next: dict[str, tuple[float, float]] = {}  # destination → not before, seconds until the one after
+        self._next: dict[str, tuple[float, Backoff]] = {}  # destination → not before, and the time until the one after
 
     def on_silence(self, session: Session, dest: str) -> None:
         """Replace the session because a stream to ``dest`` brings nothing; on the I/O thread."""
         now = time.monotonic()
-        due, wait = self._next.get(dest, (0.0, _REPLACE_AGAIN[0]))
+        due, backoff = self._next.get(dest) or (0.0, Backoff(*_REPLACE_AGAIN))
         if now < due:
             return
         # Clients of a proxy name the destinations; to forget all costs one early replacement at most.
         if len(self._next) > 1000:
             self._next.clear()
-        self._next[dest] = now + wait, min(wait * 2, _REPLACE_AGAIN[1])
+        self._next[dest] = now + backoff.next(), backoff
         self.renew(session, "a stream was opened but brings no data; the session may be unresponsive")
 
     def on_reply(self, dest: str) -> None:

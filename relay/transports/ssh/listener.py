@@ -17,6 +17,7 @@ from ...carriers.carrier_set import SharedCarrier
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, Watcher, mark_reported
 from ...errors import CarrierError, ForwardError, can_retry
+from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
 from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network
@@ -272,7 +273,7 @@ class SSHListener:
 
     def _ask_again(self, link: Connection) -> None:
         """Request the forward on a new connection, in its own thread, until that connection is lost."""
-        wait = _BACKOFF[0]
+        backoff = Backoff(*_BACKOFF)
         while True:
             is_first = not self._granted
             try:
@@ -280,6 +281,7 @@ class SSHListener:
             except OSError as error:
                 if is_first and not can_retry(error):
                     return self._fail(error)
+                wait = backoff.next()
                 # The carrier re-establishes a lost connection, and logs that.
                 level = logging.DEBUG if isinstance(error, CarrierError) else logging.WARNING
                 logger.log(level, "%s; retrying in %.1f s", error, wait)
@@ -290,7 +292,6 @@ class SSHListener:
             with self._changed:
                 if self._changed.wait_for(lambda: self._closed or self._newest is not link, wait):
                     return None
-            wait = min(wait * 2, _BACKOFF[1])
 
     def _fail(self, error: OSError) -> None:
         with self._changed:

@@ -424,7 +424,7 @@ def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
     monkeypatch.setattr(reachability, "RARELY", 100.0)
     monkeypatch.setattr(probe, "make_carrier", make_none)
     there = listen()
-    wait_until(lambda: there._monitor._schedule._delay > 0.3)
+    wait_until(lambda: there._monitor._schedule._backoff.failures > 2)
     assert there.state == "up"
 
 

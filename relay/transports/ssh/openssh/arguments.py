@@ -90,6 +90,8 @@ def sweep(parent: str) -> None:
         found += Path(parent).glob(f"{_PREFIX}*")
     for folder in found:
         listening = [_is_listening(folder / name) for name in (ASKPASS, CONTROL)]
+        # A socket at which a process listens is proof of life; a folder of another user has sockets that count as
+        # neither.
         if True not in listening and (False in listening or _was_being_made(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -108,6 +110,8 @@ def _is_listening(path: Path) -> bool | None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         status = path.lstat()
         if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            # A busy listener whose backlog is full must not hold this up: EAGAIN is an answer, too, as it is not
+            # ECONNREFUSED.
             probe.setblocking(False)
             return probe.connect_ex(str(path)) != errno.ECONNREFUSED
     return None
@@ -134,6 +138,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         f"ControlPath={_file(folder, 'control')}",
         f"BatchMode={'no' if has_secret(settings) else 'yes'}",
         f"StrictHostKeyChecking={'accept-new' if is_accepting(settings) else 'yes'}",
+        # With ServerAliveCountMax=2 ssh gives up after three intervals without a byte, as the backend paramiko does.
         f"ServerAliveInterval={0 if server.keepalive is None else max(1, int(server.keepalive))}",
         # A name may have several addresses; ssh tries one after another.
         f"ConnectTimeout={max(1, math.ceil(seconds / 2))}",
@@ -142,9 +147,12 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         *_identities(settings),
         *(() if settings.server.has_password else _NO_PASSWORD),
     ]
+    # Only where the user has set no list: theirs is a decision, ssh's default is none.
     if not settings.ciphers:
         options.append(f"Ciphers=^{_CIPHERS}")
     if given:
+        # Isolated and without site: the helper must not import a module of the working directory, and starts for each
+        # login.
         helper = shlex.join([sys.executable, "-I", "-S", HELPER, "connection", os.path.join(folder, ASKPASS)])
         options += [f"ProxyCommand={helper.replace('%', '%%')}", "ProxyUseFdpass=yes", *_NO_LOOKUPS]
     return [
@@ -154,6 +162,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         *(["-l", server.user] if server.user is not None else []),
         *(["-p", str(server.port)] if server.port is not None else []),
         *(word for option in options for word in ("-o", option)),
+        # A host of the user's configuration that begins with a dash is no option.
         "--",
         server.host,
     ]

@@ -82,6 +82,7 @@ class AskpassServer:
             caller, _ = self._socket.accept()
         except OSError:
             return
+        # Any program of this user can connect to the socket; it must not take relay's descriptors.
         if len(self._callers) >= _CALLERS:
             caller.close()
             return
@@ -100,6 +101,7 @@ class AskpassServer:
         received += data
         kind, zero, question = bytes(received).partition(b"\0")
         if zero and kind == b"connection":
+            # Out of the loop before it is answered: the answer closes it.
             self._drop(caller)
             self._hand_over(caller)
         elif zero and kind == b"secret" and not data:
@@ -114,6 +116,7 @@ class AskpassServer:
         self._loop.forget(caller.fileno())
 
     def _hand_over(self, caller: socket.socket) -> None:
+        # Handed over once: ssh starts its ProxyCommand once, and a second caller is not ssh.
         connection, self._connection = self._connection, None
         with caller:
             if connection is not None:
@@ -138,6 +141,7 @@ class AskpassServer:
                 if secret is not None:
                     caller.sendall(b"+" + os.fsencode(secret))
             except OSError as error:
+                # ssh itself would only report a login without a password; the error names the file or variable.
                 self._failed(error)
 
     def _check(self, secret: str | None) -> None:
@@ -152,6 +156,7 @@ class AskpassServer:
         settings = self._settings
         if match := _PASSPHRASE.match(question):
             known = (settings.server.keyfile or "", *settings.identities)
+            # ssh cuts the path in its question.
             mine = any(match[1] == path[:100] for path in known if path)
             return passphrase_of(settings.server, match[1]) if mine else None
         match = _PASSWORD.match(question)
@@ -164,4 +169,6 @@ class AskpassServer:
         """Return whether a question concerns the login at this server, and not at a server on the way."""
         user, _, host = login.rpartition("@")
         hosts = (self._settings.hostname, self._settings.server.host)
+        # ssh cuts both in its question. The password is for this server only: a ProxyJump of the configuration asks
+        # through the same helper.
         return user == self._settings.user[:30] and host.casefold() in {name[:128].casefold() for name in hosts}

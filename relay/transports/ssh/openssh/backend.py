@@ -70,6 +70,7 @@ def connect(
         except BaseException:
             connection.close()
             raise
+    # Only a connection that has logged in can have anything to send.
     exit_drain.track(connection)
     return connection
 
@@ -172,6 +173,7 @@ class OpenSSH:
                     self._help(forward)
         if error is not None:
             done(error)
+        # After the lock is released: the caller may open the next stream in its callback.
         elif report is not None and made is not None:
             report(opening.stream(made))
         return lambda: self._give_up(place, opening)
@@ -180,6 +182,7 @@ class OpenSSH:
         with self._master.lock:
             opening.give_up()
             forward = self._forwards.get(place)
+            # One that is connected already stays counted until ssh releases its channel.
             if forward is not None and opening in forward.waiting:
                 forward.waiting.remove(opening)
                 self.over(opening)
@@ -204,6 +207,7 @@ class OpenSSH:
             forward = self._forwards[place] = LocalForward(place, self._master.path(str(self._names)))
             self.soon(lambda: self._ask_for(forward))
         elif len(self._forwards) > 1:
+            # The order is that of their last use: the first one is cancelled when there are too many.
             self._forwards.move_to_end(place)
         return forward
 
@@ -212,6 +216,7 @@ class OpenSSH:
         for place, forward in list(self._forwards.items()):
             if len(self._forwards) < _FORWARDS:
                 return
+            # Else a stream on its way would be lost.
             if not forward.is_busy:
                 del self._forwards[place]
                 self._channels.expected.pop(forward.key, None)
@@ -222,6 +227,8 @@ class OpenSSH:
         self._open.add(opening)
         if opening.patient and opening.done is not None:
             self._patient.add(opening)
+            # A caller waits for the server's answer, which is in the log: without this it would be read up to 20 ms
+            # later.
             self.soon(self._master.read_at_once)
         if opening.deadline == math.inf or (opening.done is None and opening.error is not None):
             return
@@ -245,6 +252,8 @@ class OpenSSH:
         """Return why a stream has ended about which ssh has logged nothing; without the lock."""
         master = self._master
         with master.lock:
+            # ssh logs an event before it acts on it, so whatever explains the EOF that was just read is in the pipe by
+            # now.
             master.drain()
             if opening.error is not None or opening.is_ended:
                 return opening.error
@@ -329,6 +338,7 @@ class OpenSSH:
         self._remote_forwards.close()
         self._timer.stop()
         with self._master.lock:
+            # Without their callbacks here: `fail` leaves them to the loop, which calls them without the lock.
             for opening in self._all_unmade():
                 opening.fail(error)
             self._channels.clear()
@@ -348,6 +358,7 @@ class OpenSSH:
     def _control_broken(self, error: RelayError) -> None:
         if self._master.gone is None:
             logger.debug("%s: %s", self._master.settings.name, error)
+            # ssh closes its control socket when it ends; one that only closes this is of no use without it.
             self._master.expect_end()
 
     def _ask_for(self, forward: LocalForward) -> None:
@@ -389,6 +400,7 @@ class OpenSSH:
                 opening = forward.next_waiting()
             if opening is None:
                 return
+            # Without the lock: it may wait for a minute, while the lines that make room must be read.
             made = forward.connect_blocking()
             with self._master.lock:
                 if isinstance(made, OSError):

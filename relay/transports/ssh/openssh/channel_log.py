@@ -145,6 +145,7 @@ class ChannelLog:
             return True
         match = _REQUESTED(line)
         if match is not None:
+            # The line before the one with the number of the channel: ssh accepts a connection, then makes its channel.
             self._accepting = self.expected.get((match[1], int(match[2])))
             return True
         match = _ASKED(line)
@@ -189,6 +190,7 @@ class ChannelLog:
         match = _CONNECTING(line)
         if match is None:
             return False
+        # A connect that failed made no channel; ssh logs the next one only.
         self._not_connected()
         arrivals = self.arrivals.get(match[1]) if match[1] is not None else None
         if arrivals is not None and len(arrivals) < _ARRIVALS:
@@ -208,6 +210,8 @@ class ChannelLog:
     def _channel(self, number: int, event: bytes, rest: bytes) -> None:
         if event == b"new":
             return self._new(number, rest)
+        # Numbers are used again: a connection to the control socket whose channel is gone must not be found by its
+        # number.
         if event == b"free":
             self._controls.pop(number, None)
         channel = self._numbers.get(number)
@@ -232,6 +236,7 @@ class ChannelLog:
         if self._connecting is not None:
             self._numbers[number] = self._connecting[1].channel
             self._connecting = None
+        # Other channels may begin between the two lines; only this kind is of a local forward.
         elif self._accepting and b"direct-" in rest:
             self._numbers[number] = self._accepting.popleft()
         self._accepting = None

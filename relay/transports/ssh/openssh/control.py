@@ -115,6 +115,7 @@ class Control:
         if self._socket.fileno() >= 0:
             self._loop.forget(self._socket.fileno())
             self._socket.close()
+        # Taken first: a reply may send the next request, which must fail at once and not be lost.
         replies, self._replies = self._replies, {}
         for reply in replies.values():
             reply(_lost())
@@ -129,6 +130,7 @@ class Control:
             if event & (IN | HUP | ERR):
                 self._receive()
         except (OSError, struct.error) as error:
+            # Before `broken`, as the docstring promises: the callers of all requests know first.
             self.close()
             self._broken(CarrierError(f"the control connection to ssh broke: {error}"))
 
@@ -199,6 +201,7 @@ class SessionControl(Control):
         head = struct.pack(">6I", 0, 0, 0, 0, 0, _NO_ESCAPE)
         terminal = struct.pack(">I", len(name)) + name.encode()
         self.request((_NEW_SESSION, head + terminal + struct.pack(">I", len(text)) + text), reply)
+        # One message for each: ssh reads them so (`mm_receive_fd`), and would lose further ones of the same message.
         for descriptor in descriptors:
             socket.send_fds(self._socket, [b"\0"], [descriptor])
 

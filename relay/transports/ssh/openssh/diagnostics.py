@@ -118,6 +118,8 @@ def why(settings: Settings, lines: Sequence[str]) -> RelayError:
     :param lines: ssh's standard error.
     """
     return (
+        # The most certain causes first: a line about a rejected option or key is never followed by a connection that
+        # works, and what comes after it are consequences.
         _misconfigured(settings, lines)
         or _no_match(settings, lines)
         or host_key_error(settings, lines)

@@ -28,6 +28,7 @@ def main(kind: str, *arguments: str) -> int:
 
 
 def _host_key(wanted: str, reason: str, fingerprint: str, host: str, kind: str, key: str) -> int:
+    # ssh asks first for the order of algorithms (ORDER), without a key to compare.
     if reason != "ORDER" and fingerprint == wanted:
         sys.stdout.write(f"{host} {_plain(kind, key)}\n")
     return 0
@@ -56,6 +57,7 @@ def _connection(ours: socket.socket) -> int:
     _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:
         return 1
+    # Standard output is the socket on which ssh expects the descriptor (ProxyUseFdpass).
     with socket.socket(fileno=1) as theirs:
         socket.send_fds(theirs, [b"\0"], descriptors)
     return 0
@@ -65,6 +67,7 @@ def _secret(ours: socket.socket, hint: str, prompt: str = "") -> int:
     if hint:  # a confirmation or a notice, not a question
         return 1
     ours.sendall(b"secret\0" + os.fsencode(prompt))
+    # The end of the question: it may hold any byte, so that no byte can mark it.
     ours.shutdown(socket.SHUT_WR)
     with ours.makefile("rb") as file:
         answer = file.read()

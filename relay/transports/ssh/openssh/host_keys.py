@@ -63,6 +63,7 @@ def trust_options(settings: Settings) -> list[str]:
     if server.hostkey is not None:
         words = [sys.executable, "-I", "-S", HELPER, "hostkey", server.hostkey]
         command = " ".join(map(quoted, words)) + " %I %f %H %t %K"
+        # Only where it is on: most builds of ssh do not know the option, and would reject it.
         kerberos = ["GSSAPIKeyExchange=no"] if settings.gssapi_key_exchange else []
         return [f"KnownHostsCommand={command}", *_PIN_ONLY, *kerberos]
     if server.known_hosts is not None:
@@ -99,6 +100,7 @@ def check_writable(settings: Settings) -> None:
     if not is_accepting(settings) or not settings.known_hosts or find(settings.known_hosts, settings.host_key_name):
         return
     try:
+        # Tried and not only asked: access(2) says nothing of a read-only file system or a full quota.
         os.close(open_to_append(settings.known_hosts[0]))
     except OSError as error:
         raise unwritten_key(settings, error.strerror or str(error)) from None

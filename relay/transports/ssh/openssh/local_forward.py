@@ -69,6 +69,7 @@ class LocalForward:
 
     def connect(self, opening: Opening) -> socket.socket | None:
         """Connect a stream; ``None`` if that has failed, or if it waits for :meth:`connect_blocking`."""
+        # Behind those that wait: ssh's log names streams by the order of their connects only.
         if not self.is_ready or self.waiting or self.is_connecting:
             self.waiting.append(opening)
             return None
@@ -81,6 +82,7 @@ class LocalForward:
             made.setblocking(False)
         status = made.connect_ex(self.path)
         if status == 0:
+            # With the lock held since before the connect, so that no line about it can have been read yet.
             self.expected.append(opening)
             return made
         made.close()
@@ -113,6 +115,7 @@ class LocalForward:
 
     def not_connected(self, opening: Opening, error: OSError) -> None:
         """Report that the connect of a waiting stream has failed."""
+        # It never connected: the next line of the log is about the one behind it.
         self.expected.remove(opening)
         self._failed(opening, error)
 

@@ -185,6 +185,7 @@ class Master:
         :raises OSError: if the system has no descriptors, threads or directories left; nothing remains of the start.
         """
         with contextlib.ExitStack() as undo:
+            # Undone in reverse order: the process is killed before its sockets and its folder go.
             undo.callback(self.loop.close)
             if self._stream is not None:
                 undo.callback(self._stream.close)
@@ -192,9 +193,12 @@ class Master:
             self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at the latest at exit
             undo.callback(self._remove)
             connection = None if self._stream is None else self._stream.socket
+            # Before ssh is started: it may ask at once.
             self._askpass = AskpassServer(self.loop, self.path(ASKPASS), self.settings, connection, self._refused)
             undo.callback(self._askpass.close)
             self._process = self._start(deadline - time.monotonic(), undo)
+            # A descriptor that reports the end: waiting for the process would need a thread, and SIGCHLD belongs to the
+            # program.
             self._pid = os.pidfd_open(self._process.pid)
             undo.callback(os.close, self._pid)
             self.loop.watch(self._stderr.descriptor, IN, self._on_stderr)
@@ -209,6 +213,7 @@ class Master:
         undo.callback(os.close, self._stderr.descriptor)
         os.set_blocking(self._stderr.descriptor, False)
         try:
+            # Closed here once ssh has it, or the pipe would never report its end.
             with os.fdopen(theirs, "wb") as pipe:
                 process = start(
                     arguments(settings, self.folder, given=given, seconds=seconds),
@@ -269,11 +274,13 @@ class Master:
                 self.gone = CarrierError(f"{self.settings.name}: the connection was closed")
         self.loop.call(self._terminate)
         if threading.current_thread() is not self._thread:
+            # Without a limit: SIGKILL follows in 0.4 s at most, and the kernel then ends the process.
             self._over.wait()
             self._thread.join(_MOMENT)
 
     def abandon(self) -> None:
         """In a forked child: close this process's descriptors; every lock may be held for ever."""
+        # The folder is the parent's: a finalizer of the child must not remove it.
         self._remove.detach()
         self.loop.close()
         self._askpass.abandon()
@@ -289,6 +296,7 @@ class Master:
     def _run(self) -> None:
         self.loop.run()
         self.loop.close()
+        # Before the stream below is closed, which may block: `close` waits for the process only.
         self._over.set()
         if self._stream is not None:
             self._stream.close_soon()  # may block: it releases the carrier below
@@ -296,6 +304,7 @@ class Master:
     def _keep(self, line: bytes) -> None:
         is_login = self._state is MasterState.LOGIN
         if is_login and line.startswith(_READY):
+            # Not here: this is called with the lock held, and may be on the thread of a caller that reads the log.
             self.loop.call(self._ready)
         text = decoded(line[:_LINE])
         if is_login and text.startswith(UNWRITTEN):
@@ -313,6 +322,7 @@ class Master:
         except OSError as error:
             logger.debug("%s: not logged in yet: %s", self.settings.name, error)
             return
+        # Before the copy of the connection is closed, which it duplicates.
         self._quick_ack.begin(None if self._stream is None else self._stream.socket, self._pid)
         if self._stream is not None:
             self._stream.socket.close()  # ssh has it
@@ -321,7 +331,9 @@ class Master:
             if self._state is MasterState.LOGIN:  # else it was closed at this moment
                 self._state = MasterState.UP
             self._stderr.forget_login()
+        # No secret is needed after the login; a program that learns of the socket finds no one to ask.
         self._askpass.close()
+        # Last: the caller may open streams as soon as it wakes.
         self.settled.set()
 
     def expect_end(self) -> None:
@@ -333,6 +345,7 @@ class Master:
         self.refusal = error
 
     def _on_stderr(self, event: int, now: float) -> None:
+        # A hang-up without bytes: the end of the process is reported by the pidfd, so this would only repeat itself.
         if not event & IN:
             return self.loop.forget(self._stderr.descriptor)
         self._read()
@@ -353,6 +366,7 @@ class Master:
     def read_at_once(self) -> None:
         """Read the next line when it arrives; on the loop's thread."""
         self._quiet.stop()
+        # It may have hung up since, and been forgotten.
         if self._stderr.descriptor in self.loop.handlers:
             self.loop.poller.modify(self._stderr.descriptor, IN)
 
@@ -371,8 +385,10 @@ class Master:
             os.killpg(self._process.pid, number)
 
     def _on_end(self, event: int, now: float) -> None:
+        # Its group, before it is reaped: a ProxyCommand that goes on would keep the pipe of standard error open.
         self._signal(signal.SIGKILL)
         self._process.wait()
+        # The lock is released in between: callers that wait for it must not wait for all that ssh has written.
         for _ in range(_AT_ONCE):
             with self.lock:
                 self.drain()
@@ -396,6 +412,7 @@ class Master:
             self.loop.forget(descriptor)
         with self.lock:
             os.close(self._stderr.descriptor)
+            # Under the lock: another thread may be about to read it, and the number may soon be another file's.
             self._stderr.descriptor = -1
         os.close(self._pid)
         if self._stream is not None:

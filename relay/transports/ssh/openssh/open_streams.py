@@ -56,6 +56,7 @@ class OpenStreams:
     def _call_idle(self) -> None:
         call, self._on_idle = self._on_idle, None
         if call is not None:
+            # Not here: the lock is held, and the callback closes the connection, which takes it.
             self._soon(call)
 
     def _look_sent(self) -> None:

@@ -141,6 +141,7 @@ class Opening:
 
     def failure(self) -> Error | None:
         """Return why the stream has failed; called at its EOF. ``None`` if it has ended without a failure."""
+        # Only if the log has not explained the EOF yet: to ask takes the lock, and reads the log.
         if self.error is None and not self.is_ended:
             self.error = self.owner.unexplained_error(self)
         return self.error
@@ -213,10 +214,12 @@ class Opening:
 
     def expire(self) -> None:
         """Fail the stream: the server has not replied before the deadline."""
+        # Taken before `fail`, which forgets it.
         made = self._socket if self._state is OpeningState.REPORTED else None
         self.fail(open_timeout(self.name, self.owner.server))
         if made is not None:
             try:
+                # A shutdown and no close: the socket is the caller's, who reads the EOF and then the error.
                 made.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # its owner has closed it

@@ -79,7 +79,9 @@ class QuickAck:
             self.close()
         elif self._socket is not None:
             self._acknowledge(self._socket)
+            # Arming reports at once that the connection can be written; that is no news of data, and needs no rest.
             if not self._is_arming:
+                # No interest for now, but not unregistered: errors and hang-ups still come.
                 self._loop.poller.modify(self._socket.fileno(), _EDGE)
                 self._rest.start(now + _REST, now)
             self._is_arming = False
@@ -104,6 +106,7 @@ def _find(process: int) -> socket.socket | None:
     Source: pidfd_getfd(2), of Linux 5.6 or later.
     """
     library = ctypes.CDLL(None)
+    # ssh does not say which of its descriptors the connection is; it opens it among its first ones.
     for number in range(_FIRST, _LAST + 1):
         descriptor = library.syscall(_PIDFD_GETFD, process, number, 0)
         if descriptor < 0:

@@ -148,10 +148,13 @@ class RemoteForwards:
         if earlier is not None:
             self._close(earlier)  # no reply yet, and its caller does not wait any more
         try:
+            # Listening before the request is sent: the server's first client may come with its reply.
             forward = _RemoteForward(place, self._path(place), accepted, answer)
         except OSError as error:
             _fail(answer, error)
             return
+        # Known by its address before the reply, so that a second request for it is rejected; a chosen port is known
+        # after it.
         if not _is_any_port(place):
             self._forwards[place] = forward
         with self._master.lock:
@@ -175,6 +178,8 @@ class RemoteForwards:
         forward.place = place
         self._forwards[place] = forward
         self._loop.watch(forward.socket.fileno(), IN, lambda event, now: self._accept(forward))
+        # The reply and the caller's deadline may meet: one of them wins here, and a forward without a caller is
+        # cancelled.
         if forward.answer.set_running_or_notify_cancel():
             forward.answer.set_result(place)
         else:
@@ -237,6 +242,7 @@ class RemoteForwards:
                 return
             made.setblocking(False)
             with self._master.lock:
+                # Before the stream is matched: ssh has logged whom it is for before it connected.
                 self._master.drain()
                 arrival = forward.arrivals.popleft() if forward.arrivals else None
             opening = arrival.channel if arrival is not None else self._make()

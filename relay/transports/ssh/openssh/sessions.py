@@ -128,6 +128,7 @@ class Sessions:
         """Send the next request: ssh has replied to one."""
         if session in self._asking:
             self._asking.remove(session)
+            # Not here: `answered` comes from within a session that is ending, and the next request may end another one.
             self.master.loop.call(self._ask_next)
 
     def forget(self, session: _Session) -> None:
@@ -205,6 +206,7 @@ class _Session:
             raise
         self._state = SessionState.ASKED
         stderr.start(self._loop)
+        # With no interest: ssh reads it, and relay only wants the hang-up.
         self._loop.watch(theirs, 0, self._on_hang_up)
 
     def _answered(self, answer: int | RelayError) -> None:
@@ -267,6 +269,7 @@ class _Session:
 
     def _leave(self, now: float) -> None:
         assert self._reading is not None
+        # ssh takes what was sent out of the socket as fast as the server does; closing earlier would lose the rest.
         if self._reading.goes_on(now, rest=0.0):
             self._timer.start(now + _MOMENT, now)
         elif self._state is SessionState.ASKED:
@@ -296,6 +299,7 @@ class _Session:
 
     def _on_end(self, error: RelayError) -> None:
         """End the session: ssh has closed the control connection, and released the channel before."""
+        # Before the outcome: the last line of a command is a part of its error.
         if self._stderr is not None:
             self._stderr.finish()
         self._lines.end()
@@ -333,6 +337,7 @@ class _Session:
                 self._opening.fail(error)
             elif self._opening.error is None:
                 self._opening.error = error
+        # After the outcome is set: the EOF wakes the owner, who asks for it.
         self._release(clean=error is None)
         with self._lock:
             self._end()

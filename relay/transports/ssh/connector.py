@@ -102,6 +102,7 @@ class _Addresses:
         if not isinstance(dialer, SocketDialer) or dialer.name is None:
             return dialer
         return dialer.avoiding(
+            # Read in the thread of a look-up, while other connections change it: tuple() of a dict is one step.
             lambda address: any(user is not other and address == used for other, used in tuple(self._used.items()))
         )
 
@@ -125,6 +126,7 @@ class _SSHConnector:
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         trace = self._below.trace
+        # Read anew for each attempt, as ssh does: a user mends the configuration while relay tries again.
         settings = resolve_settings(self._server, behind=bool(self._below.route))
         settings = dataclasses.replace(settings, read_only=trace.changes_nothing)
         self._tried = chosen = self._chosen or backend_for(settings)
@@ -138,6 +140,7 @@ class _SSHConnector:
             # ssh follows ProxyJump and ProxyCommand itself.
             return connect(settings, None, deadline, cancel, lost, trace)
         stream = self._stream(settings, deadline, cancel)
+        # From here on only the server has to answer; what was left of a long deadline was for the hops.
         deadline = min(deadline, time.monotonic() + _ANSWER)
         try:
             return connect(settings, stream, deadline, cancel, lost, trace)
@@ -148,6 +151,7 @@ class _SSHConnector:
     def alternative(self, error: Exception) -> str:
         """Choose the OpenSSH client, if the caller leaves that to relay and the error may depend on the backend."""
         depends = isinstance(error, IncompatibleError) or getattr(error, "stage", "") in (KEY_EXCHANGE, LOGIN)
+        # A rejected login is no reason: the other client would offer the same keys again, and servers ban for that.
         if not depends or self._tried != "paramiko" or self._server.backend is not None or not shutil.which("ssh"):
             return ""
         if is_confined():
@@ -161,6 +165,8 @@ class _SSHConnector:
     def _stream(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
         """Open a stream to the server: over the given hops, else as the user's configuration requires."""
         network = self._below
+        # ProxyJump of the configuration only where the caller has given no hops: theirs replace it, as `-J` does for
+        # ssh.
         if not network.route:
             network = functools.reduce(lambda below, jump: below.beyond(jump), settings.jumps, network)
         route = network.route
@@ -230,6 +236,7 @@ def _refuse_onion(settings: Settings) -> None:
     """
     while settings.jumps:
         settings = resolve_settings(settings.jumps[0])
+    # With a ProxyCommand the program looks the name up, perhaps through Tor.
     if settings.command is None:
         refuse_onion(settings.hostname)
 

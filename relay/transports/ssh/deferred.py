@@ -25,6 +25,7 @@ def defer_invoke() -> None:
     def load(attribute: str) -> Any:
         if attribute == "__file__":  # inspect.getmodule(), which Pydantic calls, looks at that of each module
             raise AttributeError(attribute)
+        # Out of the table first, as import_module would return the stand-in again.
         if sys.modules.get("invoke") is stand_in:
             del sys.modules["invoke"]
         return getattr(import_module("invoke"), attribute)

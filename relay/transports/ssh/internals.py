@@ -134,4 +134,5 @@ def _set_by(cls: type) -> set[str]:
     constructor = vars(cls).get("__init__")
     if not isinstance(constructor, FunctionType):
         return set()
+    # From its bytecode, since an instance would need a socket.
     return {step.argval for step in dis.get_instructions(constructor) if step.opname == "STORE_ATTR"}

@@ -76,6 +76,7 @@ class SSHListener:
             link = self._ask_first(carrier, deadline)
         except OSError as error:
             raise self._explain(error, self._route) from error
+        # After the first request: until then this thread, and no watcher, asks on each new connection.
         carrier.subscribe(self._on_state)
         # The connection may have been lost and re-established before the subscription.
         if carrier.link is not link:
@@ -134,6 +135,7 @@ class SSHListener:
         while True:
             held = self._holder.current
             failed = held is not None and held.state is CarrierState.FAILED
+            # A listener has no client that could start the next attempt; the one that waits here does it.
             taken = self._queue.take(_FINAL if failed else None)
             if taken is not None:
                 return taken
@@ -157,6 +159,7 @@ class SSHListener:
             link is not None and held is not None and held.state is not CarrierState.CLOSED
         ):  # other users keep the connection
             name = f"relay {self._server} forward's end"
+            # A thread, because a server that does not answer must not hold up close() for longer than a moment.
             stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
             try:
                 stopping.start()
@@ -201,6 +204,7 @@ class SSHListener:
             self._leave(link, asked)
             raise
         if place != asked:
+            # The server has chosen the port: from now on the forward is known by it.
             self._leave(link, asked)
             self._take(link, place)
         with self._changed:
@@ -208,6 +212,7 @@ class SSHListener:
             if not closed and self._newest is link:
                 self._place, self._link, self._granted = place, link, True
                 self._changed.notify_all()
+        # `close` came while the server was asked, when there was no forward to cancel.
         if closed:
             self._stop(link, place)
 
@@ -215,6 +220,7 @@ class SSHListener:
         try:
             return link.listen(place, self._on_stream, deadline)
         except ForwardError:
+            # The server has chosen freely, so that no earlier forward can be in the way.
             if isinstance(place, TCPAddress) and not place.port:
                 raise
             link.stop_listening(place)
@@ -251,6 +257,7 @@ class SSHListener:
                     self._error = explained
             held = self._holder.current
             link = held.link if held is not None else None
+            # The same connection may be reported again; it is asked once.
             known = link is self._newest
             if not known:
                 self._link, self._newest = None, link
@@ -265,6 +272,7 @@ class SSHListener:
                 return
         name = f"relay {self._server} forward"
         try:
+            # Not here, in the thread of all carriers: the request waits for the server.
             threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
         except RuntimeError as error:  # the system has no thread left
             logger.warning("%s: cannot request the forward: %s; retrying in %.1f s", self._server, error, _BACKOFF[0])
@@ -290,6 +298,8 @@ class SSHListener:
                     logger.warning("%s: listening at %s again", self._server, self._place)
                 return None
             with self._changed:
+                # The wait is the back-off, and ends at once when another connection is there: that one has a thread of
+                # its own.
                 if self._changed.wait_for(lambda: self._closed or self._newest is not link, wait):
                     return None
 
@@ -301,6 +311,7 @@ class SSHListener:
     def _on_stream(self, stream: Stream, peer: object) -> None:
         """Queue a stream; in a thread of the connection."""
         if self._queue.is_full:
+            # SSH has no backlog: what relay does not take now cannot wait at the server.
             stream.reset()
         else:
             stream.identity = _identity(self._server, peer)

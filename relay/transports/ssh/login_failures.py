@@ -90,6 +90,7 @@ def login_rejected(
     asks = not has_password and not passwords.isdisjoint(offered)
     if asks:
         advice.append("set password, password_file or password_env")
+    # Servers count each key; with several in the agent the limit comes before the right one.
     if end and len(rejected) > 1:
         advice = ["set keyfile to the right key, so that only this key is tried"]
     parts += advice or others

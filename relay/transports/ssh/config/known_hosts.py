@@ -83,9 +83,11 @@ def append_entry(file: str, name: str, blob: bytes, *, hashed: bool = False) -> 
     line = f"{_hashed(name) if hashed else name} {key_type(blob)} {base64.b64encode(blob).decode('ascii')}\n"
     descriptor = open_to_append(file)
     with open(descriptor, "r+b", buffering=0) as writer, _locked(descriptor):
+        # Looked up again under the lock: several connections to a new host may come here at once.
         if any(entry.blob == blob and not entry.marker for entry in find([file], name)):
             return
         size = os.fstat(descriptor).st_size
+        # An editor may have left the last line without its end; a key behind it would be part of that line.
         unfinished = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         writer.write(("\n" * unfinished + line).encode("utf-8", "surrogateescape"))  # one write: complete or missing
 
@@ -163,6 +165,7 @@ def _is_about(patterns: str, wanted: str) -> bool:
     found = False
     for pattern in patterns.lower().split(","):
         if matches(wanted, pattern.removeprefix("!")):
+            # An exclusion decides at once, wherever it stands (sshd(8)).
             if pattern.startswith("!"):
                 return False
             found = True
@@ -185,6 +188,7 @@ def matches(text: str, pattern: str) -> bool:
     if "*" not in pattern and "?" not in pattern:
         return text == pattern
     place = at = 0
+    # No regular expression and no recursion: a pattern with many stars would take exponential time.
     star, resume = -1, 0
     while place < len(text):
         if at < len(pattern) and pattern[at] == "*":

@@ -102,10 +102,12 @@ def read(server: SSHServer, *, behind: bool = False) -> Options:
     if behind or is_i2p(server.host) or is_onion(server.host):
         place += ["-o", "CanonicalizeHostname=no"]
     config = [] if server.config is None else ["-F", server.config]
+    # Two runs of `ssh -G` side by side; without the defaults a list that the user has set looks like any other.
     defaults = _meanwhile(_defaults_of, server, program)
     try:
         values = _ask(server, [program, *config, *place, "-T", "-G", "--", server.host])
     finally:
+        # Also after an error: the thread must not go on behind a caller who has given up.
         wait([defaults])
     return Options(values, defaults.result())
 
@@ -163,6 +165,7 @@ def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
         with process.stdout as answer:
             output = answer.read()
         timer.cancel()
+        # Before the process is reaped: a timer that is just running would signal a process group that may be another's.
         timer.join()
         status = process.wait()
         complaints.seek(0)

@@ -182,6 +182,7 @@ class _Expansion:
         words = text.split(" ")
         found: list[str] = []
         while words:
+            # `ssh -G` prints the files of one option with spaces between them, and quotes none.
             end = next((end for end in range(len(words), 1, -1) if self._exists(words[:end])), 1)
             found.append(self.path(" ".join(words[:end])))
             del words[:end]
@@ -298,6 +299,7 @@ def _is_on(name: str) -> Callable[[Options, Settings], bool]:
 def _lacks(name: str) -> Callable[[Options, Settings], bool]:
     def applies(options: Options, settings: Settings) -> bool:
         wanted, added = set(options.algorithms(name)), set(options.added(name))
+        # paramiko is imported only for users who have set a list.
         own = set(supported(name)) if wanted or added else set()
         return not added <= own or (bool(wanted) and not wanted & own)
 

@@ -27,6 +27,8 @@ class Agent:
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
+            # An agent may hang (a forwarded one whose connection is dead); without it the login goes on with the other
+            # keys.
             self._socket.settimeout(ANSWER_TIME)
             self._socket.connect(path)
             self.keys = _parsed(self._ask(bytes([_LIST]), _KEYS))
@@ -81,6 +83,7 @@ def _parsed(answer: bytes) -> dict[bytes, str]:
     if len(answer) < 4:
         raise OSError("the agent's reply is malformed")
     (count,) = struct.unpack_from(">I", answer)
+    # A number that no answer of this length can hold, before a list of that size is made.
     if count > len(answer):
         raise OSError("the agent's reply is malformed")
     try:

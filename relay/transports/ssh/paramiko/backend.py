@@ -100,11 +100,14 @@ class Connection:
         settings, transport = self._settings, self._transport
         try:
             choose_algorithms(transport, settings, wanted_algorithms(settings))
+            # Set before the thread starts, which is the thread that owns the loop from then on.
             timer = self._limit(deadline, cancel)
             with observed(trace, Stage.KEY_EXCHANGE, settings.name, transport=transport):
                 self._exchange_keys(deadline)
             key = transport.get_remote_server_key()
             with observed(trace, Stage.HOST_KEY, settings.name, settings=settings, blob=key.asbytes()):
+                # Before any credential is sent: a server that is not the right one must learn neither password nor
+                # keys.
                 verify(settings, key)
             with observed(trace, Stage.LOGIN, settings.name) as facts:
                 facts.update(authenticate(transport, settings))
@@ -119,6 +122,8 @@ class Connection:
                 raise
             raise why from error
         with self._lock:
+            # Under the lock with `_report_loss`: a loss is either an error of this call or reported to the carrier,
+            # never both.
             self._up = not self._wire.ending
         if not self._up:
             raise self._why(EOFError())
@@ -128,6 +133,7 @@ class Connection:
         """Release a connection that was not established."""
         self._closed = True
         self._wire.end()
+        # The thread was never started, so that it will not release the wire.
         if self._transport.ident is None:
             self._wire.release()
         else:
@@ -155,6 +161,7 @@ class Connection:
             self._loop.forget(cancel.fileno())
             done.set()
 
+        # Waited for, since the descriptor of `cancel` is closed after this, and its number may be another file's.
         if self._loop.call(forget):
             done.wait(_LATE)
 
@@ -164,6 +171,7 @@ class Connection:
             transport.start_client(event=over)
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, str(error)) from error
+        # The timer on the loop ends the wire at the deadline; this limit is for a thread that hangs in paramiko.
         over.wait(max(0.0, deadline - time.monotonic()) + _LATE)
         if not transport.initial_kex_done or self._wire.ending:
             raise transport.get_exception() or EOFError()
@@ -179,6 +187,7 @@ class Connection:
     def _why(self, error: BaseException) -> BaseException:
         """Return the error for a failed connect, in one line."""
         name, ended = self._settings.name, self._wire.error or self._thread_error()
+        # The deadline, or a cancel: what paramiko then says of the end is a consequence.
         if isinstance(ended, ConnectError):
             return ended
         if (never_opened := self._never_opened()) is not None:
@@ -229,6 +238,7 @@ class Connection:
         """Begin to open a stream; see :class:`relay.transports.ssh.connection.Connection`."""
         opening = Opening(self._mux, place, deadline, done, alone=self_contained)
         if not self._loop.call(opening.begin):
+            # The loop accepts no more calls: its thread has ended, so the outcome is reported in this one.
             opening.resolve(self._ended())
         return opening.give_up
 
@@ -288,6 +298,7 @@ class Connection:
         with self._lock:
             self._closed = True
         self._loop.call(self._close)
+        # A callback of a stream may close the connection, and a thread cannot join itself.
         if threading.current_thread() is not self._transport:
             self._transport.join(_GRACE + _STOP_TIMEOUT)
 
@@ -304,6 +315,7 @@ class Connection:
     def _fail_unresponsive(self, seconds: float) -> None:
         """End the connection: the server is dead or unreachable; on any thread."""
         self._wire.end(CarrierError(f"no answer for {seconds:.0f} s; check the server and the network"))
+        # At once, and not when the transport's thread ends: it may be what hangs.
         self._report_loss()
 
     def _close(self) -> None:
@@ -330,6 +342,7 @@ class Connection:
             wanted = self._up and not self._is_reported and not self._closed and not is_exiting()
             self._is_reported = True
         if wanted:
+            # Without the lock: the carrier calls back, for example to close this connection.
             self._lost(self._ended())
 
     def _ended(self) -> CarrierError:

@@ -122,6 +122,7 @@ class Channel:
         if left < 0:
             return self.fail(RelayError(f"{self.target}: {self._mux.name} sent more than the window allows"))
         if not self._batch:
+            # Gathered until the loop waits: one system call passes on what several packets have brought.
             self._mux.touched.append(self)
         self._batch.append(data)
         if len(self._batch) >= _GATHERED:
@@ -142,7 +143,10 @@ class Channel:
         if not batch:
             return None
         if self._receiving is Receiving.DISCARDING or self._inner is None:
+            # Counted although it is dropped: the server must be able to send the rest, behind which its EOF and CLOSE
+            # come.
             return self._passed_on(sum(map(len, batch)))
+        # Order: what waits in the backlog came before.
         if self._backlog:
             return self._backlog.extend(batch)
         try:
@@ -196,6 +200,7 @@ class Channel:
 
     def end(self) -> None:
         """Handle the server's EOF."""
+        # EOF comes after the data that were gathered, in the socketpair as on the wire.
         self.deliver()
         self._end_receiving()
         self.settle()
@@ -209,6 +214,7 @@ class Channel:
         self.deliver()
         self._end_receiving()
         self._send_close()
+        # Both sides have sent CLOSE: only now may the number be used again (RFC 4254, section 5.3).
         self._sending = Sending.CLOSED
         self._mux.free(self._number)
         self._over() if self._inner is None else self.settle()
@@ -234,6 +240,7 @@ class Channel:
             return self._detach()
         if event & OUT and self._backlog:
             self._deliver_backlog()
+        # The usual case, in which only this piece has changed, needs no settling.
         if event & (IN | HUP | ERR) and self._watch.mask & IN and self._take() and event == IN:
             return None
         return self.settle()
@@ -244,10 +251,13 @@ class Channel:
         :returns: whether there is nothing more to check.
         """
         mux = self._mux
+        # Nothing is read that the connection does not accept: it stays in the socketpair, whose bound slows the owner
+        # down.
         if mux.holds_back():
             return False
         packetizer = mux.packetizer
         try:
+            # Eight packets with one system call, once the owner has shown that it sends as much.
             if self._scatter and self._credit >= _FULL:
                 size = self._inner.recvmsg_into(packetizer.places)[0]  # type: ignore[union-attr]
             else:
@@ -282,6 +292,7 @@ class Channel:
         if self.cut or (not is_sending and (self._receiving is Receiving.ENDED or self._watch.hung)):
             return self._detach()
         wanted = self._credit > 0 and is_sending
+        # Without IN, or the loop would report the same bytes in each turn until the connection accepts data again.
         if wanted and self._mux.is_held():
             self._mux.held[self] = None
             wanted = False
@@ -342,8 +353,11 @@ class Channel:
         if inner is not None:
             self._watch.end()
             if self.error is not None:
+                # Before the close, which then is a reset for the holder of the other end.
                 set_to_reset(inner)
             elif self._receive is not None:
+                # A Unix socket that is closed with something unread resets its other end, and this stream has ended
+                # well.
                 drop_unread(inner)
             self._mux.loop.discard(inner)
             self._backlog.clear()

@@ -66,6 +66,7 @@ class Window:
         grown = 0
         self._steady = 0 if has_backlog else self._steady + self._freed
         if has_backlog or self._steady >= self.size >> 1:
+            # Half of it within a round trip: the window, and not the reader, was what the server waited for.
             if not has_backlog and now - self._since <= round_trip:
                 grown = min(self.size, LARGEST - self.size, budget)
                 self.size += grown
@@ -110,6 +111,7 @@ class Backlog:
         :raises OSError: as ``sendmsg``.
         """
         chunks = self._chunks
+        # Views, so that nothing is copied; released at once, since a bytearray with a view cannot grow.
         with memoryview(chunks[0]) as whole, whole[self._sent :] as first:
             taken = sendmsg([first, *islice(chunks, 1, _AT_ONCE)])
         self.size -= taken

@@ -116,6 +116,7 @@ class Dispatcher:
         incoming = _parsed(message)
         if incoming is None:
             self._pass_on(message)
+        # A client may be faster than the server's reply, in which the port is: its channel waits for it.
         elif self._expected and self._find(incoming.place) is None and len(self._held) < _HELD:
             self._held.append((incoming, message))
         else:
@@ -131,6 +132,7 @@ class Dispatcher:
             self._pass_on(message)
 
     def _pass_on(self, message: Any) -> None:
+        # paramiko's handler reads it from its beginning.
         message.rewind()
         self._before(message)
 
@@ -175,6 +177,7 @@ class Forwards:
         self._mux = mux
         self._requests = requests
         self._loop = transport.wire.loop
+        # Before the dispatcher takes its place, which passes on to it whatever is no forward.
         transport._handler_table[OPEN] = self._on_other
         self._dispatcher = Dispatcher(transport, self._refuse_unknown)
         self._past: deque[Address] = deque(maxlen=_PAST)  # addresses that were cancelled
@@ -190,6 +193,7 @@ class Forwards:
         try:
             answer = request.outcome.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         except Empty:
+            # The server may grant it later, and would then listen for a caller that is gone.
             self._loop.call(request.give_up)
             problem = f"no reply from {self._mux.name} in time; check that the server is alive"
             raise ForwardError(f"{place}: {problem}") from None
@@ -304,8 +308,10 @@ class _Request:
             self._dispatcher.add(place, self._taken, self.place)
         if self._given_up:
             self.give_up()
+        # After the address is known to the dispatcher: channels that were held find it now.
         if self._chosen:
             self._dispatcher.settle()
+        # Last: the caller may cancel as soon as it has the address.
         self.outcome.put(place)
 
     def _listening(self, data: bytes | None) -> Address | None:

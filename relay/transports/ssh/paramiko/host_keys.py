@@ -68,12 +68,14 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
     own = _known(settings, names[:1])
     plain = _known(settings, names[1:])
     for entry in (*own, *plain):
+        # First of all, also before a pin: a revoked key is known to be in the wrong hands.
         if entry.marker == REVOKED and entry.blob == blob:
             raise revoked_key(settings, key_type(blob), fingerprint(blob), entry)
     if settings.server.hostkey is not None:
         return _verify_pinned(settings, blob)
     if any(entry.blob == blob and not entry.marker for entry in own):
         return None
+    # Before the name without the port: another key for exactly this port is a change, whatever the host has at port 22.
     _refuse_changed(settings, blob, own)
     if any(entry.blob == blob and not entry.marker for entry in plain):
         return None

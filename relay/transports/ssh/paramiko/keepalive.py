@@ -55,6 +55,8 @@ class Keepalive:
         self._unhandled += 1  # the time alone proves nothing: it also passes while this process is stopped
         silent = time.monotonic() - self._wire.heard
         if self._unhandled > _SILENCE and silent > _SILENCE * interval:
+            # On the carrier's thread: the transport's thread does not handle the checks any more, so it cannot do this
+            # itself.
             self._unresponsive(silent)
         else:
             self._mux.loop.call(partial(self._probe, interval))
@@ -68,6 +70,7 @@ class Keepalive:
             if self._mux.ended is None:
                 done()
 
+        # With a reply: paramiko's own keepalive asks for none, and so notices nothing.
         self._requests.ask("keepalive@openssh.com", b"", on_reply)
 
     def _probe(self, interval: float) -> None:
@@ -94,6 +97,8 @@ class Keepalive:
         interval = self._interval
         assert interval is not None
         end = self._wire.heard + _SILENCE * interval
+        # A probe is sent although the time is over, and has an interval for its reply: the process may have been
+        # stopped, and the silence was its own.
         if end <= now:
             self._send_probe(now, interval)
         due = max(end, self._probed + interval)

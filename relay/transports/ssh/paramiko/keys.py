@@ -107,9 +107,11 @@ class Keys:
 
         :raises AuthenticationError: if the passphrase cannot be read from its file or variable.
         """
+        # Once, and before the files: a key that the agent has needs no passphrase of its file.
         self._ask_agent()
         seen: set[bytes] = set()
         for offer in self._all():
+            # Servers count attempts (MaxAuthTries): no key is offered twice.
             if offer.blob not in seen:
                 seen.add(offer.blob)
                 yield offer
@@ -186,9 +188,11 @@ def load(path: str, passphrase: Callable[[], str | None]) -> Any:
             mode = os.fstat(file.fileno())
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
+    # The mode of the open file, and not of its path, which may be another file by then.
     if mode.st_uid == os.getuid() and mode.st_mode & 0o077:
         raise ValueError(f"is accessible to other users (mode {stat.S_IMODE(mode.st_mode):04o}); run chmod 600")
     try:
+        # First without: only an encrypted key is worth asking its owner for a passphrase.
         key = _decoded(data, None)
     except TypeError:  # encrypted
         word = passphrase()

@@ -74,6 +74,7 @@ class _Login:
         self.left_unanswered = False  # a question of the server
 
     def run(self) -> None:
+        # A server may let the user in without a credential; else its reply lists what it accepts, which saves attempts.
         if self._attempt("none", self._ask_for_methods):
             return
         self.tried.clear()  # every client begins with that request
@@ -126,6 +127,7 @@ class _Login:
         most = KEYS_BEFORE_PASSWORD if self.secrets.has_password else None
         for offer in itertools.islice(filter(self._can_sign, self.keys), most):
             yield offer.text, partial(self._offer, offer)
+            # Known after the attempt, for which the key was asked for a signature.
             if offer.problem:
                 self.notes.append(f"{offer.where} gave no signature: {_one_line(offer.problem)}")
 
@@ -161,6 +163,7 @@ class _Login:
         refused = len(self.tried) - 1
         if "authentication failures" in said or self.goodbye.code == _NO_MORE_METHODS:
             self._fail(f": {said}")
+        # sshd says it; other servers only close, and "too many keys" is then the likeliest reason.
         if not said and refused >= LIKELY_LIMIT:
             self._fail(" without a reason")
         reason = f"the server says: {said}" if said else _one_line(str(error) or type(error).__name__)
@@ -276,6 +279,7 @@ class _Handler(AuthHandler):  # type: ignore[misc]
         if count > MOST_QUESTIONS:
             raise paramiko.SSHException(f"it asks {count} questions at once")
         self.questions = [(m.get_binary(), m.get_boolean()) for _ in range(count)]
+        # The thread that logs in answers them: this one reads for all streams, and answers may block.
         self.auth_event.set()
 
     def reply(self, answers: Sequence[bytes]) -> None:

@@ -143,6 +143,7 @@ class Mux:
 
     def send(self, payload: bytes) -> None:
         """Send a message, as soon as no keys are being exchanged."""
+        # RFC 4253, section 7.1: between KEXINIT and NEWKEYS only the messages of the key exchange may be sent.
         if self._transport.sendable:
             self.packetizer.send(payload)
         elif len(self._later) < _LATER:
@@ -164,6 +165,7 @@ class Mux:
         later, self._later = self._later, []
         for payload in later:
             self.send(payload)
+        # Taken first: an entry that is not accepted yet puts itself back, and must not be called again in this round.
         held, self.held = self.held, {}
         for entry in held:
             entry.settle()
@@ -184,6 +186,7 @@ class Mux:
 
         :param pending: the channel that is being requested; ``None`` for one that the server opens.
         """
+        # The numbers in use are 0 to n-1 but for the free ones, so that the table of them stays dense.
         number = self._free.pop() if self._free else len(self)
         if pending is None:
             self._reserved.add(number)
@@ -204,6 +207,7 @@ class Mux:
         self._entries.pop(number, None)
         self._pending.pop(number, None)
         self._reserved.discard(number)
+        # Only once: CLOSE of both sides and a refusal may free one number twice.
         if len(self) < in_use:
             self._free.append(number)
 
@@ -248,6 +252,7 @@ class Mux:
     def _on_confirmed(self, body: memoryview) -> None:
         number, remote, credit, packet = struct.unpack_from(">IIII", body)
         pending = self._pending.get(number)
+        # A server that confirms what was not asked is wrong, but harms only itself.
         if pending is None:
             return
         if pending.is_wanted():
@@ -330,6 +335,8 @@ class Mux:
         """Fail the streams whose owner is there, send the rest of the others, and call ``done`` when that is done."""
         before, self._idle = self._idle, None
         self._fail_pending(error)
+        # `look` and not the last event: an owner that has closed its end in this moment has sent all, and must not be
+        # failed.
         for entry in [one for one in self.live if not one.look()]:
             entry.fail(error)
 
@@ -348,6 +355,7 @@ class Mux:
         self._fail_pending(error)
         for entry in dict.fromkeys((*self.live, *self._entries.values())):
             entry.fail(error)
+        # One that stands for all: the end of the last stream is what callers of `when_idle` and `when_sent` wait for.
         self.streams = 1
         self.one_less()
 

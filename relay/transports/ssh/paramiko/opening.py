@@ -63,6 +63,7 @@ class Opening:
             return self.resolve(mux.ended)
         if not self.is_wanted():
             return None
+        # Counted before the request is sent: a connection that is drained must not close under it.
         self._is_counted = True
         mux.one_more()
         self._asked = now = time.monotonic()
@@ -109,9 +110,11 @@ class Opening:
             done, self._done = self._done, None
         if done is None:
             if isinstance(outcome, Stream):
+                # It was given up while the server opened it.
                 outcome.reset()
             return
         self._end()
+        # Without the lock, which `give_up` takes on the caller's thread, perhaps within this very call.
         guarded(done, outcome)
 
     def give_up(self) -> None:
@@ -180,5 +183,6 @@ def accept(mux: Mux, remote: int, credit: int, packet: int, target: str) -> Stre
         mux.free(number)
         raise
     mux.put(number, channel)
+    # After the channel is registered, as the server may send data at once.
     mux.send(struct.pack(">BIIII", CONFIRMED, remote, number, window, PACKET))
     return channel.hand_over()

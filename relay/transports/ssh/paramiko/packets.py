@@ -117,10 +117,13 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                 if have < _SHORTEST:
                     return None
                 (length,) = _read_length(source, first)
+                # The length is not authenticated before the packet is complete; without a bound it would make relay
+                # wait, and buffer, for 4 GiB.
                 if length > LONGEST or length < _BLOCK or length % _BLOCK:
                     raise paramiko.SSHException("a packet of an impossible length")
                 if have < length + _AROUND:
                     return None
+                # Handlers keep views of the room until they deliver: it is used again only after that.
                 if used + length > _ROOM:
                     self.deliver()  # nothing refers to the room after that
                     used = 0
@@ -137,10 +140,12 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                 if self._inflate is not None:
                     payload = memoryview(self._inflate(payload))
                 handler = handlers.get(payload[0])
+                # During a key exchange paramiko must see each message, to reject those that may not come then.
                 if handler is None or transport._expected_packet:
                     return bytes(payload)
                 handler(payload[1:])
         finally:
+            # Locals in the loop, which runs for each packet; written back also after an error.
             self._counter_in, self._left_in = counter, left
             self._sequence_in = self._sequence_in + opened
             if left < 0:
@@ -202,6 +207,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             payload = self._deflate(payload)
         size = len(payload)
         padding = 4 + (-size - 5) % _BLOCK
+        # Zeros for the padding: it is encrypted with the packet, and random bytes would cost a system call for each.
         plain = b"%c%b%b" % (padding, payload, _ZEROS[:padding])
         self._send_sealed((size + padding + 1).to_bytes(4, "big"), plain)
 

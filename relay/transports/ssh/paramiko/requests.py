@@ -36,6 +36,7 @@ class Requests:
         if self._mux.ended is not None:
             answered(None)
             return
+        # Before it is sent: replies come in the order of requests and name none.
         self._waiting.append((time.monotonic(), answered))
         self._mux.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
 

@@ -68,6 +68,7 @@ class Secrets:
             done.set()
 
         try:
+            # A daemon: a question that stays unanswered must not hold up the exit.
             threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
         except RuntimeError as error:
             raise CarrierError(f"{self._settings.name}: {error}") from error

@@ -56,6 +56,7 @@ class CommandChannel(Channel):
         self._how = "ended without a status"
         self._is_known = self._output_ended = False
         self._settling: Timer | None = None
+        # So that a caller who gives up ends the command, and not only its own wait.
         opening.pending = self
 
     def execute(self, words: Sequence[str]) -> None:
@@ -118,6 +119,7 @@ class CommandChannel(Channel):
         if self._is_known:
             self._set_error()
             super().end()
+        # The EOF is held back: it must follow the exit status, by which it is clean or a reset.
         elif not again:
             self.deliver()
             now = time.monotonic()

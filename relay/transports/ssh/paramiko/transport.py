@@ -123,6 +123,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             super().run()
         finally:
             self.wire.ending = True
+            # Before the wire is released: the streams must know their error when their ends are closed.
             self._over()
             self.wire.release()
 
@@ -137,6 +138,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
     @saved_exception.setter
     def saved_exception(self, error: Exception | None) -> None:
+        # paramiko parses what a server sends without checks, so that a wrong message is a KeyError or an IndexError
+        # there.
         if not isinstance(error, (paramiko.SSHException, EOFError, OSError, type(None))):
             cause = error
             detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -172,6 +175,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             self.wire.loop.call(partial(self.packetizer.send_message, data))
 
     def _send_kex_init(self) -> None:
+        # Before KEXINIT: no message of a channel may follow it.
         self.sendable = False
         now = time.monotonic()
         if self.initial_kex_done:  # before that, the deadline of the connect counts
@@ -179,6 +183,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         super()._send_kex_init()
 
     def _parse_kex_init(self, m: Any) -> None:
+        # Parsed twice: paramiko keeps nothing of the offer when it finds no common algorithm, which is when an error
+        # needs it.
         self._offered = self._really_parse_kex_init(m)
         m.rewind()
         super()._parse_kex_init(m)
@@ -202,6 +208,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         m.get_int()
         said = printable(m.get_binary().decode("utf-8", "replace"))
         end = f"the server says: {said}" if said else CLOSED
+        # Its words are the reason that users see; the end of the connection that follows says nothing.
         self.wire.error = self.wire.error or CarrierError(end)
 
     def _log(self, level: int, msg: Any, *args: Any) -> None:

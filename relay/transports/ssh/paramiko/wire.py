@@ -34,6 +34,7 @@ class TurningLoop(Loop):
     def end(self) -> None:
         """Run the calls that were accepted, accept no more, and close the descriptors."""
         self.stop()
+        # Callers whose call was accepted wait for it.
         self._run_calls()
         self._close_garbage()
         self.close()
@@ -83,6 +84,7 @@ class Wire:
         :raises EOFError: if the connection has ended, or is about to.
         """
         if not self.ending:
+            # Once for each turn: what all handlers of a turn have queued leaves with one system call.
             if self.unsent:
                 self.flush()
             elif self._owes:
@@ -99,6 +101,7 @@ class Wire:
 
     def write_two(self, head: bytes, body: bytes) -> None:
         """Queue two pieces; the next turn sends them."""
+        # Two pieces, so that the encrypted body is not copied behind its head.
         self._output.append(head)
         self._output.append(body)
         self.unsent += len(head) + len(body)
@@ -154,6 +157,7 @@ class Wire:
         if first == last:
             self.first = last = 0
         elif _INPUT - last < _STEP:
+            # Moved only when a step does not fit: a packet must lie in one piece to be decrypted where it is.
             self.view[: last - first] = self.view[first:last]
             self.first, last = 0, last - first
         try:
@@ -202,8 +206,10 @@ class Wire:
     def end(self, error: OSError | None = None) -> None:
         """End this turn and all that follow. The first reason counts."""
         if not self.ending:
+            # Before `ending`: the transport's thread reads the reason as soon as it sees the flag.
             self.error = self.error or error
             self.ending = True
+            # Wakes the loop, if another thread ends it while it waits.
             self.loop.call(_nothing)
 
     def close(self) -> None:

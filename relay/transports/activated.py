@@ -87,11 +87,13 @@ def take_over(environment: MutableMapping[str, str], first: int = _FIRST) -> Soc
     found: Sockets = {}
     for descriptor, name in enumerate(names, first):
         try:
+            # systemd passes them inheritable; a child of this process would keep the port open after its end.
             os.set_inheritable(descriptor, False)
             made = socket.socket(fileno=descriptor)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise AddressError(f"LISTEN_FDS: descriptor {descriptor} is not open; {_REMEDY}") from error
+            # Such as a FIFO of the same unit: it is for another part of the program, and no error here.
             continue
         found.setdefault(name, []).append(made)
     return found

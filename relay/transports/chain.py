@@ -111,6 +111,7 @@ class _Network(Network):
 
     def beyond(self, hop: Hop) -> Network:
         module, name = KINDS[type(hop)].split(":")
+        # Imported with the first hop of its kind: a plain forward starts without paramiko, ssl and I2P.
         kind: Callable[[Hop, Network], _View] = getattr(import_module(f".{module}", __package__), name)
         return _Network((*self._route, hop), kind(hop, self), self._trace)
 
@@ -127,6 +128,7 @@ class _Network(Network):
 
 
 def _secured(inner: Dialer, target: TLSTarget, trace: Trace) -> Dialer:
+    # Here and not above: a start without TLS does not load ssl.
     from .tls.client import Client
 
     client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key, trace)
@@ -150,6 +152,7 @@ def numbered(error: OSError, hops: Route) -> OSError:
         if why == text or below is None:
             break
         number, hop, text = below, hops[below - 1], why
+    # A copy: one lost hop is the error of many streams, each of which has hops of its own.
     explained = copy_error(error)
     explained.args = (f"hop {number} of {len(hops)} ({hop}): {text}",)
     return explained

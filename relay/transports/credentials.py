@@ -99,6 +99,7 @@ def _from_file(owner: object, name: str, path: str) -> str:
         ) from None
     if mode & 0o077:
         raise AuthenticationError(f"{where}: file is accessible to other users (mode {mode:04o}); run chmod 600")
+    # Some editors begin each file with a byte order mark, which would be a part of the password.
     value = _without_line_end(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     if not value:
         raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty; write it there")

@@ -125,6 +125,7 @@ def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
     if text.lower() == "direct":
         return ()
     try:
+        # A comma may also be part of an option of a hop; only one before a scheme separates two.
         words = text.split(",") if named and ":" not in text else _BETWEEN_HOPS.split(text)
         route = parse_hops(words, named=named)
         chain(route, _somewhere(route))  # what cannot be is refused now
@@ -196,11 +197,13 @@ class Dynamic(Dialer):
             if made is not None:
                 self._made.move_to_end(key)
                 return made
+        # Without the lock: it may open carriers, and read files that an address names.
         made = self._make(*key)
         with self._lock:
             self._made[key] = made
             oldest = self._made.popitem(last=False)[1] if len(self._made) > _REMEMBERED else None
         if oldest is not None:
+            # Its streams go on; the carriers stay, as the routes hold them.
             oldest.close_when_idle()
         return made
 
@@ -242,6 +245,7 @@ class Dynamic(Dialer):
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         for route, way in self._routes.items():
+            # All are begun before the first is waited for, so that they connect side by side.
             if way in self.ways:
                 self._hold(route)
         first: OSError | None = None
@@ -279,6 +283,7 @@ class Dynamic(Dialer):
             made = list(self._made.values())
             self._made.clear()
             self._held.clear()
+        # Without the lock: closing may wait.
         for factory in made:
             factory.close_when_idle()
         for way in self._routes.values():
@@ -294,6 +299,7 @@ class Dynamic(Dialer):
                 direct = tcp(place.host, place.port)
             except AddressError as error:
                 raise ConnectError(str(error), reason="denied") from None
+            # An address that is written out was matched by the rules already; a name may resolve to any.
             return direct if direct.name is None else _guarded(direct.target, direct.name, place.port, earlier)
         route = route or self._over_i2p
         self._hold(route)
@@ -315,6 +321,7 @@ class Dynamic(Dialer):
         with self._lock:
             if route in self._held:
                 return
+            # Before the subscription, so that a second client of the same moment does not hold it twice.
             self._held.add(route)
         try:
             self._routes[route].subscribe(_hear_nothing)

@@ -154,6 +154,7 @@ class _Program:
         self._done: OnResult | None = done
         self._lock = threading.Lock()  # for whom to tell, and for the process: it is not signalled once it is reaped
         self._process: Process | None = None
+        # A forked child has this object, too, and must not signal a program that is not its own.
         self._owner = os.getpid()
         self._lines = StandardError(name)
         self._pid = -1
@@ -195,6 +196,7 @@ class _Program:
         else:
             if self._deadline is not None:
                 self._io_thread.loop.call(self._start_clock)
+            # The callback runs in the thread that starts all children, which must not block.
             future.add_done_callback(lambda future: self._io_thread.loop.call(functools.partial(self._started, future)))
 
     def give_up(self) -> None:
@@ -210,6 +212,7 @@ class _Program:
     def terminate(self) -> None:
         """End it now."""
         if os.getpid() == self._owner:
+            # At once, in the caller's thread: the loop may be busy, and a reset is to stop the program now.
             self._signal(signal.SIGTERM)
             self._io_thread.loop.call(self._wait_for_kill)
 
@@ -287,6 +290,7 @@ class _Program:
         try:
             self._pid = os.pidfd_open(process.pid)
         except OSError as error:
+            # No descriptor is left to see its end: a program that is not watched would run for ever.
             _signal_group(process, signal.SIGKILL)
             process.wait()
             return self._not_started(start_error(self.name, error))
@@ -296,6 +300,7 @@ class _Program:
         loop = self._io_thread.loop
         loop.watch(self._pid, IN, self._on_exit)
         self._stderr.start(loop)
+        # With no interest: what the stream sends is the program's to read.
         loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
         ours, self._ours = self._ours, None
         assert ours is not None
@@ -339,8 +344,11 @@ class _Program:
         with self._lock:
             process, self._process = self._process, None
             assert process is not None
+            # What it has started has its end of the socket, too, and would keep the stream open.
             _signal_group(process, signal.SIGKILL)
+            # Under the lock, after which its number may be another process's: no signal goes there any more.
             self.status = process.wait()
+        # Before the error is made, whose last part is the last line.
         self._stderr.finish()
         self._lines.end()
         self.error = end_error(self.name, self.status, self._lines.last)
@@ -356,6 +364,7 @@ class _Program:
         self._pid = -1
         self._stderr.close()
         if self.error is None:
+            # It ended well without reading everything, as `head` does; that is no reset.
             drop_unread(self._theirs)
         else:
             self._far = leave_unread(self._theirs)

@@ -123,6 +123,7 @@ def listen_tcp(host: str, port: int, *, mptcp: bool = False) -> socket.socket:
         try:
             return _bound(family, address, protocol)
         except OSError as error:
+            # The first one's: it is of the family that is preferred.
             failure = failure or error
     assert failure is not None  # getaddrinfo returns no empty list
     number = failure.errno or 0
@@ -245,8 +246,10 @@ def _bound(family: int, address: Any, protocol: int) -> socket.socket:
         return known
     made = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
+        # Connections of the process before this one may be in TIME_WAIT for a minute, and would keep the port.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
+            # Set in any case, as its default is a sysctl: the same address must mean the same on each machine.
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         made.bind(address)
         made.listen(BACKLOG)

@@ -93,6 +93,7 @@ def listen_unix(
         with _guard(place):
             _remove_stale(place)
             _bind_private(made, place)
+            # Before it listens: no client can connect while the file has the rights of the moment.
             made.own(place, rights)
             made.listen(BACKLOG)
     except OSError as error:
@@ -326,6 +327,7 @@ def _guard(path: str) -> Iterator[None]:
     finally:
         if descriptor is not None:
             with contextlib.suppress(OSError):
+                # Before the unlock, so that a program which waits for it finds another file, and tries again.
                 os.unlink(file)
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
@@ -353,6 +355,7 @@ def _lock(file: str) -> int | None:
         except OSError:
             return descriptor  # a file system without locks
         try:
+            # The lock may be on a file that its last holder has removed since: such a lock excludes no other program.
             if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
                 return descriptor
         except FileNotFoundError:
@@ -380,6 +383,7 @@ def _remove_stale(path: str) -> None:
         raise OSError(
             errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone: remove it, or use another path"
         )
+    # Asked by a connect: only the kernel knows whether a program listens at it.
     result = _answer(path, _PATIENCE)
     if result in _DENIED:
         raise OSError(errno.EADDRINUSE, _NO_RIGHT)

@@ -132,6 +132,7 @@ class Proxied(Upgrade):
                 outcome.path = path.extended(number + 1, time.monotonic() - connected)
             steps.finish(outcome)
 
+        # The password first: a stream to the proxy must not wait for a callable that asks a user.
         steps.begin(self._read_login, known)
         return steps.give_up
 
@@ -149,6 +150,7 @@ class Proxied(Upgrade):
         proxy = self._proxy
         if proxy.user is None:
             on_login(None)
+        # These two cannot block; a file may lie on a server, and a callable may ask.
         elif isinstance(proxy.password, str) or proxy.password_env is not None:
             on_login(_login(proxy))
         else:

@@ -74,6 +74,7 @@ class _Head:
 
         :param data: what has come; what had come before, and more.
         """
+        # A server that is no proxy may send a banner without any blank line: it is reported at its first byte.
         if data[: len(_START)] != _START[: len(data)]:
             return len(data)
         start, self._searched = max(0, self._searched - _OVERLAP), len(data)

@@ -90,6 +90,7 @@ class HTTPHandshake(ProxyHandshake):
 
     def feed(self, data: bytes) -> bytes:
         """Read on; see :meth:`ProxyHandshake.feed`."""
+        # Browsers open connections in advance, and close them unused; a line of the log for each would hide others.
         if not data and not self._begun:
             self.outcome = RejectedRequest(b"", "", "done")  # it had nothing to say
             return b""
@@ -136,6 +137,7 @@ class HTTPHandshake(ProxyHandshake):
 def _admits(login: Login, request: h11.Request) -> bool:
     """Return whether a request has the right credentials in the Basic scheme (RFC 7617)."""
     given = [value for name, value in request.headers if name == b"proxy-authorization"]
+    # Two headers are rejected: which of them counts would be a guess.
     scheme, _, encoded = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
     try:
         user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")

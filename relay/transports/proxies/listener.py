@@ -58,6 +58,7 @@ class Login:
         """Return whether this is the user, in a time that does not depend on how much is right."""
         same_user = hmac.compare_digest(_digest(user), self._user)
         same_password = hmac.compare_digest(_digest(password), self._password)
+        # No `and`: both are compared in any case, so that the time does not tell which one is wrong.
         return same_user & same_password
 
 
@@ -167,6 +168,8 @@ class ProxyListener(HandshakeListener):
         with self._turn:
             while not self._closed:
                 if self._alone is None:
+                    # With the first accept() and not with the listener: a tunnel reads handshakes itself, and needs no
+                    # second loop.
                     self._alone = _PendingClients(self)
                 elif self._alone.heard:
                     return self._alone.take()
@@ -178,6 +181,7 @@ class ProxyListener(HandshakeListener):
         """Stop listening, wake :meth:`accept`, reset the other clients. Idempotent, from any thread."""
         self._closed = True
         if (alone := self._alone) is not None:
+            # Wakes the thread in accept(), which holds the lock that is taken next.
             alone.loop.call(_nothing)
         with self._turn:
             alone, self._alone = self._alone, None
@@ -238,6 +242,7 @@ class _PendingClients:
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
             full = len(self._clients) + len(self.heard) >= _MOST
+            # All places are taken by clients that wait for accept(): none of them may give way.
             if full and not self._clients:
                 return self.loop.poller.modify(self._socket.fileno(), 0)
             try:
@@ -245,6 +250,7 @@ class _PendingClients:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self._listener, error)
+                    # Half-open clients have descriptors, and others wait for one.
                     self._make_room(now)
                     self.loop.poller.modify(self._socket.fileno(), 0)
                     self._pause.start(now + _PAUSE, now)
@@ -328,6 +334,7 @@ class _PendingClient:
         self._over(self)
 
     def _too_late(self, now: float) -> None:
+        # It has begun in time, so that it has the rest of the whole time.
         if isinstance(self._under_way, HandshakeReader) and self._under_way.begun:
             if self._last is None:
                 return

@@ -149,6 +149,8 @@ class Negotiation:
         assert self._question is not None
         sock = self._stream.socket
         try:
+            # Looked at first: what follows the answer is the target's, and must stay in the socket for the holder of
+            # the stream.
             seen = sock.recv(_PEEK, socket.MSG_PEEK)
             if not seen:
                 return self._ended(EOFError())
@@ -198,6 +200,7 @@ class Negotiation:
     def _finish(self, outcome: Stream | OSError | None) -> None:
         done, self._done = self._done, None
         self._timer.stop()
+        # It may wait in the middle, with a password in its frame.
         self._dialogue.close()
         self._io_thread.loop.forget(self._stream.fileno())  # it stays open, so it must be taken out of the poller here
         self._watch.end()

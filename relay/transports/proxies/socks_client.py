@@ -57,6 +57,7 @@ def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) 
 
 def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
     """Agree on how to log in, and do so."""
+    # Offered even with a password: a proxy that needs none never sees it.
     methods = [SOCKS5AuthMethod.NO_AUTH_REQUIRED]
     if login is not None:
         methods.append(SOCKS5AuthMethod.USERNAME_PASSWORD)

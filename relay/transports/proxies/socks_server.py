@@ -102,6 +102,7 @@ class SOCKSHandshake(ProxyHandshake):
             return self._refuse(b"", "it ended before it had said what it wants") if begun else self._leave()
         self._held += data
         answer = b""
+        # Several steps may come at once, from clients that do not wait for each answer.
         while self.outcome is None and self._held and (said := self._read()) is not None:
             answer += said
         return answer
@@ -121,6 +122,7 @@ class SOCKSHandshake(ProxyHandshake):
             return self._read_methods()
         if version != 4:
             return self._refuse(b"", "it speaks neither SOCKS5 nor SOCKS4")
+        # The user that SOCKS4 sends is only a claim.
         if self._login is not None:
             return self._refuse(_REFUSED_4, "SOCKS4 has no password, and one is required")
         self._read = self._read_request_4

@@ -110,6 +110,7 @@ class Client:
         """A session over a connected stream, whose handshake is to be made."""
         context = self._credentials.current(self.name)
         kept = self._ticket
+        # A ticket of another context was verified by other authorities, or shows another certificate.
         ticket = kept[1] if kept is not None and kept[0] is context else None
         return Session(
             stream,

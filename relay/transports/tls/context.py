@@ -54,6 +54,7 @@ class Credentials:
         now = time.monotonic()
         if now >= self._due and self._turn.acquire(blocking=False):
             try:
+                # First: while the files are read, other threads go on with the context that there is.
                 self._due = now + _INTERVAL
                 seen = [_identity(path) for path in self._files]
                 if seen != self._seen:
@@ -113,6 +114,7 @@ def trusting(purpose: ssl.Purpose, argument: str, ca: str | os.PathLike[str] | N
             f"{argument}: {os.fspath(ca or '')} holds no certificate in PEM form; name a file with one"
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A client could make the server compute without end, and TLS 1.3 has none anyway.
     context.options |= ssl.OP_NO_RENEGOTIATION
     if ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -136,6 +138,7 @@ def load_chain(context: ssl.SSLContext, cert: str | os.PathLike[str], key: str |
         raise ValueError(f"{argument}: the key in {path} is encrypted; 'openssl pkey -in {path}' writes it without")
 
     try:
+        # Without the callable OpenSSL would ask at the terminal, and block the process.
         context.load_cert_chain(cert, key, password=no_passphrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":

@@ -60,6 +60,7 @@ class Handshake:
         loop = home.loop
         self._timer = Timer(loop.timers, self._expired)
         self._watch = Watch(session.transport.socket, loop, self._on_event)
+        # At once in the thread of the engine, which saves a turn of the loop for each client.
         if self._is_inline and loop.is_here():
             self._begin()
         elif not loop.call(self._begin):
@@ -118,6 +119,7 @@ class Handshake:
             if mask:
                 return self._watch.set_interest(mask)
             if self._is_inline:
+                # The engine watches the same number with a handler of its own.
                 self._watch.end()
                 stream: Stream = InlineStream(self.session, self._home)
             else:

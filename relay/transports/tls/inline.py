@@ -131,6 +131,8 @@ class InlineSocket(SessionSocket):
         if owed < size:
             self._session.records.write(data)
             if not self._flush():
+                # It was encrypted, and cannot be taken back: reported as not sent, the same bytes come again and are
+                # skipped then.
                 self._owed = size - owed
                 if owed:
                     return owed

@@ -145,10 +145,12 @@ class TLSListener(UpgradeListener):
         with self._closing:
             if self._closed:
                 return
+            # Before the I/O thread is left: a fork in between must find the socket with one of the two.
             home.hold(self)
             self._home = home
         left = threading.Event()
         if self._io_thread.loop.call(functools.partial(self._leave, left)):
+            # Two threads that accept from one socket would both be woken for each client.
             left.wait()
 
     @property
@@ -181,6 +183,7 @@ class TLSListener(UpgradeListener):
             loop = self._home.loop
         self._queue.close()
         done = threading.Event()
+        # A callback of the listener may close it; a wait for this thread would never end.
         if loop.is_here():
             self._end(done)
         elif loop.call(functools.partial(self._end, done)):
@@ -215,6 +218,7 @@ class TLSListener(UpgradeListener):
 
     def upgrade(self, client: socket.SocketType, peer: Any, now: float) -> None:
         """Begin the handshake of a client; see :meth:`UpgradeListener.upgrade`."""
+        # The tunnel has accepted the client already, so that another one gives way.
         if self._is_full():
             self.make_room(now)
         if not isinstance(client, socket.socket):
@@ -255,6 +259,7 @@ class TLSListener(UpgradeListener):
                 tls, outcome.server_name = session.records.tls, session.records.server_name
                 outcome.identity, outcome.tls = identity_of_client(tls, peer), tls
             except ValueError as error:
+                # Not let in without an identity: a rule that denies its name would not hold.
                 outcome.reset()
                 return self._failed(session, error)
             loop = self._home.loop

@@ -133,6 +133,7 @@ class Records:
                 self.server_name, self._hello = server_name_of(self._hello), None
             return IN if self.flush() else OUT
         except ssl.SSLError:
+            # The peer's error then says why; without it the peer would only see a lost connection.
             self.send_alert()
             raise
         self.flush()
@@ -166,6 +167,7 @@ class Records:
         :raises OSError: if the connection is lost, too.
         """
         length, is_end = decrypt(self.tls, self._incoming, buffer)
+        # Data, and not messages of TLS itself: only then does a larger step pay.
         if length * 2 >= self._received:
             if self._step < self._most:
                 self._step = min(2 * self._step, self._most)

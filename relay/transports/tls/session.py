@@ -151,6 +151,7 @@ class Session:
         over = self._over = threading.Event()
 
         def wait() -> None:
+            # The carrier under it must stay until close_notify is sent; LINGER bounds that, twice in the worst case.
             over.wait(2 * LINGER)
             on_close()
 
@@ -269,6 +270,7 @@ class Session:
             self._plain = buffer[:length]
             self._deliver()
             if self._plain:
+                # A copy: the buffer belongs to the next handler of the thread.
                 self._plain = memoryview(bytes(self._plain))
 
     def decrypt(self, buffer: memoryview) -> int:
@@ -351,6 +353,8 @@ class Session:
 
     def _fail(self, error: OSError) -> None:
         """End both sides by a reset; the error is there before the holder can see the end."""
+        # A peer that rejects this one sends an alert and resets at once: the alert is still in the buffer, and says
+        # why.
         if not isinstance(error, (ssl.SSLError, TLSError)) and self._watch.mask & IN:
             error = self._last_words() or error
         self.explain(error)

@@ -120,7 +120,9 @@ class BlockingCalls(Generic[AnyLink]):
     def _close(self, link: AnyLink | None, then: Callable[[], object]) -> None:
         if link is not None:
             self._log_failure_of(link.close)
+        # After the link: the connector's dialers are under it.
         self._log_failure_of(self._connector.close)
+        # Last: an attempt that has not returned may still wait on its descriptor.
         self.cancel.close()
         then()
 
@@ -135,4 +137,5 @@ class BlockingCalls(Generic[AnyLink]):
         try:
             threading.Thread(target=function, name=f"relay {self._name} closing", daemon=True).start()
         except RuntimeError:
+            # Better late than never: a link that is not closed keeps its streams open.
             function()

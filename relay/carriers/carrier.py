@@ -159,6 +159,8 @@ class Carrier(Generic[AnyLink]):
         :param instead_of: a link that the caller saw fail, and its error: the callback gets another link.
         :returns: gives up: the callback is not called after that.
         """
+        # Read without the lock of the I/O thread: a link may be lost in the next moment anyway, and the stream then
+        # begins again.
         link = self.link
         if link is not None and (instead_of is None or link is not instead_of[0]):
             callback(link)
@@ -224,6 +226,7 @@ class Carrier(Generic[AnyLink]):
 
     def abandon(self) -> None:
         """Only close the descriptors, in a forked child."""
+        # First, so that no method calls the loop, whose thread the child does not have.
         self._state = CarrierState.ABANDONED
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
@@ -249,6 +252,7 @@ class Carrier(Generic[AnyLink]):
 
     def _add(self, waiter: Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
         if instead_of is not None:
+            # The caller may know of the loss before the link has reported it.
             self._lost(*instead_of)
         self._retry_failed()
         if self.link is not None:
@@ -265,6 +269,7 @@ class Carrier(Generic[AnyLink]):
                 now = time.monotonic()
                 # A client that waits for one attempt only has it started at once.
                 delay = self._retries.delay_with_waiter() if waiter.wait_for_reconnect else 0.0
+                # Never later than it was: each client that asks may only bring the attempt forward.
                 self._timer.start(min(self._timer.due, now + delay), now)
 
     def remove_waiter(self, waiter: Waiter[AnyLink]) -> None:
@@ -273,11 +278,13 @@ class Carrier(Generic[AnyLink]):
 
     def _attempt(self) -> None:
         if self._state not in _OVER:
+            # The error of the last attempt stays until there is a link: it is what operators see meanwhile.
             self._change(CarrierState.CONNECTING, self.error)
             self.blocking.connect(self._connected, self._not_connected, self._lost)
 
     def _replace(self, link: AnyLink, why: str, level: int) -> None:
         if self.link is link and self._state is CarrierState.UP:
+            # Not by `_change`: to all watchers the carrier is up.
             self._state = CarrierState.REPLACING
             self._log(level, "%s: %s; replacing it", why)
             connected = functools.partial(self._connected, level=level)
@@ -285,6 +292,7 @@ class Carrier(Generic[AnyLink]):
 
     def _connected(self, link: AnyLink, lost: Sequence[CarrierError], level: int | None = None) -> None:
         if self._state is CarrierState.CLOSING:
+            # `close` came while the attempt was on its thread; no other code knows this link.
             return self._finish(link)
         is_recovery = self._retries.connected()
         if level is None or self._state is not CarrierState.REPLACING:
@@ -294,6 +302,7 @@ class Carrier(Generic[AnyLink]):
         self._log(level, "%s: connected")
         if self._check_interval is not None:
             self._timer.start(self.since + self._check_interval, self.since)
+        # After the change of the state: a client that opens a stream at once finds the carrier up.
         self._resolve_waiters(link)
         if lost:  # before the link was known here
             self._lost(link, lost[0])
@@ -349,6 +358,7 @@ class Carrier(Generic[AnyLink]):
                 self._attempt()
             else:
                 self._back_off(error)
+        # Last, and on a thread: the next attempt does not wait for the close, which may block.
         self.blocking.close_link(link)
 
     def _on_timer(self, now: float) -> None:
@@ -389,6 +399,7 @@ class Carrier(Generic[AnyLink]):
 
     def _resolve_waiters(self, outcome: AnyLink | Exception, *, wait_for_reconnect: bool = True) -> None:
         """Pass an outcome to all waiters, or only to those that do not wait for another attempt."""
+        # A copy: each is removed, and its callback may add the next one.
         for waiter in [one for one in self._waiters if wait_for_reconnect or not one.wait_for_reconnect]:
             del self._waiters[waiter]
             waiter.resolve(outcome)
@@ -408,6 +419,7 @@ class Carrier(Generic[AnyLink]):
 
     def _closed(self) -> None:
         """Release the I/O thread; in the thread that has closed the rest."""
+        # Before the event: who waits for the close may end the process, or fork, and must find the thread released.
         self._io_thread.release(self)
         self._ended.set()
 

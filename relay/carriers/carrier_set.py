@@ -140,6 +140,7 @@ class CarrierSet(Generic[AnyLink]):
     @property
     def state(self) -> CarrierState:
         """The best state that one of the carriers has."""
+        # Those that have not begun are no reason to call the hop down.
         states = {carrier.state for carrier in self._begun or self.carriers}
         return next(state for state in _BEST_FIRST if state in states)
 
@@ -186,6 +187,7 @@ class CarrierSet(Generic[AnyLink]):
             return first.wait(deadline, wait_for_reconnect=wait_for_reconnect, instead_of=instead_of)
         if instead_of is not None:
             for carrier in self._begun:
+                # Only one of them has this link; to the others the call means nothing.
                 carrier.lose(*instead_of)
         callback(link)
         return _nothing
@@ -262,6 +264,7 @@ class CarrierSet(Generic[AnyLink]):
             now = time.monotonic()
             self._retry.start(now + _RETRY_FAILED_EVERY, now)
         seen = self.state, self.error
+        # Also if nothing has changed as a whole: a listener asks for its forward on the link that has come up.
         if seen != self._seen or state is CarrierState.UP:
             self._seen = seen
             self._watchers.notify(*seen)

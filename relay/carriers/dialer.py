@@ -102,6 +102,7 @@ class _PendingStream(Generic[AnyLink]):
             raise as_oserror(error) from error
 
     def _on_stream(self, outcome: Stream | OSError) -> None:
+        # Nothing was sent on a stream that was never open, so that it can begin again unseen.
         if isinstance(outcome, CarrierError) and self._link is not None and self._restarts < _MAX_RESTARTS:
             self._lost = self._link, outcome
             self._restarts += 1

@@ -237,11 +237,13 @@ class Links(Generic[AnyLink]):
             return
         if self.current is not None and self.current is not idle:
             return self._watch_idle(self.current)
+        # Taken first: the call may close the carrier, which looks here again.
         call, self._on_idle = self._on_idle, None
         call()
         return None
 
     def _watch_idle(self, link: AnyLink) -> None:
+        # A link reports it in any thread, with locks of its own held.
         link.when_idle(functools.partial(self._call, functools.partial(self._is_idle, link)))
 
     def _is_idle(self, link: AnyLink) -> None:
@@ -314,6 +316,7 @@ class Waiter(Generic[Outcome]):
         with self._lock:
             callback, self._callback = self._callback, None
         if callback is not None:
+            # Its timer and its place in the carrier belong to the carrier's thread.
             self._carrier.call(self._forget)
 
     def _forget(self) -> None:

@@ -54,11 +54,13 @@ def acquire(
     with _pool.lock:
         known = _pool.carriers.get(key)
         is_new = known is None or known.state is CarrierState.CLOSED
+        # Under the lock: two callers with one key must not make two connections.
         carrier = make() if known is None or is_new else known
         for watcher in watchers:
             carrier.subscribe(watcher)
         if is_new:
             _pool.carriers[key] = carrier
+            # After the watchers have subscribed, so that they see its first failure.
             carrier.begin()
         carrier.holders += 1
     once = threading.Lock()
@@ -78,6 +80,7 @@ def close_at_once(is_meant: Callable[[Hashable], bool]) -> None:
     with _pool.lock:
         found = [carrier for key, carrier in _pool.carriers.items() if is_meant(key)]
     for carrier in found:
+        # Without the lock: a close waits, and its callbacks may acquire the next carrier.
         carrier.close()
 
 
@@ -101,6 +104,7 @@ def _release(key: Hashable, carrier: SharedCarrier[Any], drain_timeout: float) -
 
 def _close_unused(key: Hashable, carrier: SharedCarrier[Any], *, wait: bool = False) -> None:
     with _pool.lock:
+        # Another caller has taken it between its last stream and this moment.
         if carrier.holders:
             return
         if _pool.carriers.get(key) is carrier:
@@ -139,6 +143,8 @@ class CarrierRef(Generic[AnyLink]):
                 carrier, release = acquire(self._key, self._make, self._watchers)
                 self._carrier = carrier
                 self._release = functools.partial(_release_and_unsubscribe, carrier, release, self._watchers)
+                # For a dialer that its owner has only dropped: the connection must not stay until the end of the
+                # process.
                 self._finalizer = weakref.finalize(self, _release_in_thread, self._release)
                 self._finalizer.atexit = False  # the carrier ends with the process
             return self._carrier
@@ -170,6 +176,7 @@ class CarrierRef(Generic[AnyLink]):
         carrier = self._carrier
         if carrier is not None:
             return carrier
+        # Without the lock: one look-up in a dict, for a state that may change in the next moment.
         others = _pool.carriers.get(self._key)
         return others if others is not None and others.holders else None  # else only its last streams keep it
 
@@ -181,6 +188,7 @@ class CarrierRef(Generic[AnyLink]):
         with _pool.ref_lock:
             self._carrier = None
             release = self._take_release()
+        # Without the lock: it may wait for the last streams.
         release(drain_timeout)
 
     def _take_release(self) -> Release:

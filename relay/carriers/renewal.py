@@ -52,6 +52,7 @@ class _Renewal:
             self._rejected = error
             return self._start(max(self._seconds, RETRY_REJECTED_AFTER))
         self._start(self._seconds * _RETRY)  # unless the renewal succeeds before
+        # Streams that never end would leave one more link with each renewal.
         if link is not None and self._carrier.links.replaced < _MAX_DRAINING:
             self._carrier.replace(link, f"it was up for {self._seconds:g} s (renew_after)", logging.INFO)
         return None

@@ -62,6 +62,7 @@ class RetryPolicy:
 
         :param seconds: that it was up. A link that lasted ends the row of failures; one that did not is one of them.
         """
+        # A server may accept each login and end it at once: to begin anew each time would be a loop without pauses.
         if seconds > _STABLE_AFTER:
             self._backoff.reset()
 

@@ -86,6 +86,7 @@ class TargetGroup(Dialer):
     def bound(self, source: Source) -> Dialer:
         """Return one whose connections come from an address of this machine; see :meth:`Dialer.bound`."""
         other = copy.copy(self)
+        # The copy shares the members: what is up is a fact about the targets, whatever the source of a stream is.
         other.alternatives = tuple(dialer.bound(source) for dialer in self.alternatives)
         return other
 
@@ -260,6 +261,7 @@ class _Opening:
                 if error is not None and self._left:
                     return
                 self._is_decided = True
+                # In the order of the targets, so that the same failures give the same error each time.
                 errors = [self._errors[each] for each in sorted(self._errors)]
                 if error is not None:
                     self._raised = next(filter(can_retry, errors), errors[0])
@@ -307,7 +309,11 @@ class _Attempts:
         deadline = self._deadline
         if others:
             left = math.inf if deadline is None else deadline - now
+            # Each of the targets that are left has its share, so that one which hangs cannot use up the client's whole
+            # time.
             deadline = now + min(left / (others + 1), _ATTEMPT)
+        # Else a target behind a hop would count as reached as soon as the hop has the stream, and the next one never be
+        # tried.
         dialer = self._group.alternatives[number].confirming()
         dial = functools.partial(
             dialer.dial, deadline, self_contained=self._self_contained, wait_for_reconnect=self._wait and not others
@@ -352,6 +358,7 @@ class _Attempts:
         """Count the end of an attempt, once."""
         with self._lock:
             current, self._current = self._current, None
+        # A give-up on another thread may have counted this attempt already.
         if current == number:
             self._group._members.ended(number)
 

@@ -146,6 +146,7 @@ class Health:
             self.failures += 1
             self.problem = problem
         elif seconds is not None:
+            # A moving average: one slow connect does not move all clients.
             self.latency = seconds if self.latency is None else self.latency * 0.75 + seconds * 0.25
         found = _TRANSITIONS.get((self.state, event))
         if found is None:

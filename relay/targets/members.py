@@ -154,11 +154,13 @@ class Members:
             if not found:
                 return None
             number = min(found, key=self._rank)
+            # Counted in the same step, or two clients of one moment would both take the target with the fewest streams.
             self.members[number].active += 1
             return number
 
     def _rank(self, number: int) -> tuple[bool, float, float]:
         member = self.members[number]
+        # First of all: a target behind a hop that is down counts as up, since no connect to it has failed.
         is_away = _is_away(member.dialer)
         if self.selection is Selection.SPREAD:
             return is_away, member.active, number
@@ -259,6 +261,7 @@ class Members:
                 for number in range(len(self.members)):
                     self._wait_for_next(number, is_first=True)
             self._let_go()
+        # Without the lock: giving up may call back.
         for abort in aborts:
             if abort is not None:
                 abort()
@@ -345,6 +348,7 @@ class Members:
     ) -> None:
         member, now = self.members[number], time.monotonic()
         with self._lock:
+            # The outcome of a probe that was given up, and was on its way here.
             if probe is not None and probe != member.probe:
                 return
             before = member.health.state
@@ -382,6 +386,7 @@ class Members:
             text = "%s: target %s: a probe failed: %s; another one follows"
             logger.info(text, self._name, member.name, printable(problem, _LONGEST))
         if action & Action.PROBE:
+            # Without the lock: a connect may be over at once, and then comes back here.
             self._begin_probe(number, probe or 0)
 
     def _log(self, member: _Member, before: HealthState, problem: str) -> None:
@@ -436,6 +441,7 @@ class Members:
         loop = self._io_thread.loop
         timer = Timer(loop.timers, lambda _: self._due(number, timer))
         self.members[number].timer = timer
+        # Timers belong to the I/O thread; this may be any.
         loop.call(functools.partial(timer.start, due, now))
 
     def _due(self, number: int, timer: Timer) -> None:
@@ -483,6 +489,7 @@ class Members:
         except OSError as error:
             return done(error)
         with self._lock:
+            # It may be over before it returned what gives it up.
             if member.probe == probe and member.is_probed:
                 member.give_up = abort
                 return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
+import select
 import socket
 import sys
 import threading
-from types import ModuleType
+import time
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from relay.engine import acceptor, changes
 from relay.engine.acceptor import check_listener
 from relay.engine.admission import SpareDescriptor
 from relay.eventloop.poller import IN
+from relay.testing import FakeListener
+from relay.transports.proxies.socks_server import SOCKSListener
 
 
 def test_the_argument_is_named_as_the_caller_knows_it() -> None:
@@ -47,24 +50,189 @@ class Flaky(socket.socket):
         return super().accept()
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EPERM])
-def test_accepting_goes_on_after_a_failure_with_one_warning(
-    echo_server: Server, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+def flaky(*failures: OSError) -> Flaky:
     listening = Flaky()
-    listening.failures = [OSError(number, "no") for _ in range(3)]
+    listening.failures = [*failures]
     listening.bind(("127.0.0.1", 0))
     listening.listen()
+    return listening
+
+
+def is_served(address: Any) -> bool:
+    with socket.create_connection(address, timeout=WAIT) as client:
+        client.sendall(b"x")
+        return receive_exactly(client, 1) == b"x"
+
+
+RAISE = "; raise the limit of open files (ulimit -n)"
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EMFILE, RAISE), (errno.ENFILE, RAISE), (errno.ENOBUFS, ""), (errno.ENOMEM, ""), (errno.EPERM, "")],
+)
+def test_accepting_goes_on_after_a_failure_with_one_warning(
+    echo_server: Server, number: int, hint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+    listening = flaky(*(OSError(number, "no") for _ in range(20)))  # without an end of its growth they take hours
+    with relay.Tunnel(listening, echo_server.factory(), name="it") as tunnel:
+        assert is_served(tunnel.address)
+        assert tunnel.metrics().accept_errors == {errno.errorcode[number]: 20}
+        listening.failures = [OSError("strange")]
+        assert is_served(tunnel.address)
+    assert caplog.messages == [f"it: cannot accept for now: no{hint}", "it: cannot accept for now: strange"]
+
+
+@pytest.mark.parametrize("kind", ["socket", "object"])
+def test_each_pause_after_a_failure_is_twice_the_one_before(
+    echo_server: Server, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.05))
+    failures = [OSError(errno.EPERM, "no") for _ in range(5)]
+    receive: Any = flaky(*failures) if kind == "socket" else FakeListener()
+    if kind == "object":
+        for failure in failures:
+            receive.fail(failure)
+    begun = time.monotonic()
+    with relay.Tunnel(receive, echo_server.factory(), name="it") as tunnel:
+        with receive.connect() if kind == "object" else socket.create_connection(tunnel.address) as client:
+            client.settimeout(WAIT)
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+        assert tunnel.metrics().accept_errors == {"EPERM": 5}
+    assert time.monotonic() - begun >= 0.01 + 0.02 + 0.04 + 0.05 + 0.05
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EPERM])
+def test_room_is_made_where_a_descriptor_is_what_it_lacks(
+    echo_server: Server, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that has made no request yet goes for one that may."""
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+    listening = flaky()
     with (
-        caplog.at_level(logging.WARNING, "relay"),
-        relay.Tunnel(listening, echo_server.factory()) as tunnel,
-        socket.create_connection(tunnel.address, timeout=WAIT) as client,
+        relay.Tunnel(SOCKSListener(listening), echo_server.factory()) as tunnel,
+        socket.create_connection(tunnel.address, timeout=WAIT) as silent,
     ):
+        wait_until(lambda: tunnel.stats().accepted == 1)
+        listening.failures = [OSError(number, "no")]
+        with socket.create_connection(tunnel.address, timeout=WAIT):
+            wait_until(lambda: tunnel.stats().accepted == 2)
+            if number == errno.EMFILE:
+                assert ending(silent) == "reset"
+            else:
+                assert len(tunnel.connections()) == 2
+
+
+def test_a_tunnel_that_is_paused_after_a_failure_accepts_nobody(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+    listening = flaky(OSError(errno.EPERM, "no"))
+    with relay.Tunnel(listening, echo_server.factory()) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            wait_until(lambda: not listening.failures)
+            tunnel.pause()
+            before = tunnel.stats().accepted
+            assert not select.select([client], [], [], 0.05)[0]  # the time is what is looked at
+            assert tunnel.stats().accepted == before
+            tunnel.resume()
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+
+
+class Stubborn(FakeListener):
+    """A listener whose end fails."""
+
+    def close(self) -> None:
+        super().close()
+        raise ZeroDivisionError
+
+
+class StubbornDeliverer(FakeListener):
+    """The same, which pushes its streams."""
+
+    pushes_streams = True
+
+    def deliver(self, taker: Any, loop: Any = None) -> None:
+        pass
+
+    def close(self) -> None:
+        super().close()
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", [Stubborn, StubbornDeliverer])
+def test_a_listener_that_cannot_be_closed_is_told(
+    echo_server: Server, kind: type[FakeListener], caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.Tunnel(kind(), echo_server.factory(), name="it").close()
+    assert caplog.messages == ["it: closing the listener failed"]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_object_is_asked_for_clients_on_a_thread_of_its_own(echo_server: Server) -> None:
+    receive = FakeListener()
+    with relay.Tunnel(receive, echo_server.factory(), name="it"), receive.connect() as client:
+        client.settimeout(WAIT)
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
-    assert [record.getMessage() for record in caplog.records if "cannot accept" in record.getMessage()] != []
-    assert len(caplog.records) == 1
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "it accept"]
+        assert thread.daemon
+    assert not thread.is_alive()
+
+
+def test_what_an_object_returns_that_is_no_stream_is_an_error_of_its_own(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+    receive = FakeListener()
+    receive.put("no stream")
+    with relay.Tunnel(receive, echo_server.factory()) as tunnel, receive.connect() as client:
+        client.settimeout(WAIT)
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+        assert tunnel.metrics().accept_errors == {"other": 1}
+
+
+def test_the_end_of_a_tunnel_ends_the_pause_of_its_listener(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (WAIT * 10, WAIT * 10))
+    receive = FakeListener()
+    receive.fail(OSError(errno.EPERM, "no"))
+    with relay.Tunnel(receive, echo_server.factory(), name="it") as tunnel:
+        wait_until(lambda: caplog.messages)
+    tunnel.join(WAIT)
+    assert "it accept" not in [thread.name for thread in threading.enumerate()]
+    assert caplog.messages == ["it: the listener failed: [Errno 1] no"]
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: socket.socket(type=socket.SOCK_DGRAM), ValueError, "expected a stream socket, got SOCK_DGRAM"),
+        (socket.socket, ValueError, r"the socket does not listen; call its listen\(\) first"),
+        (
+            lambda: SimpleNamespace(accept=int),
+            TypeError,
+            "expected a listening socket, or an object with .* got Simple",
+        ),
+        (lambda: SimpleNamespace(close=int), TypeError, ".* got SimpleNamespace"),
+        (lambda: SimpleNamespace(accept=1, close=int), TypeError, ".* got SimpleNamespace"),
+    ],
+)
+def test_what_is_no_listener(make: Any, error: type[Exception], text: str) -> None:
+    wrong = make()
+    with pytest.raises(error, match=f"^mine: {text}"):
+        check_listener(wrong, "mine")
+    if isinstance(wrong, socket.socket):
+        wrong.close()
+        with pytest.raises(ValueError, match="^receive: the socket is closed; pass a listening one"):
+            check_listener(wrong)
 
 
 @pytest.mark.parametrize("has_descriptor", [True, False])
@@ -113,7 +281,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_is_nothing(
     assert caplog.records == []
 
 
-def test_a_storm_is_accepted_in_growing_batches(echo_server: Server) -> None:
+def test_a_storm_is_accepted_in_growing_batches(echo_server: Server, caplog: pytest.LogCaptureFixture) -> None:
     with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
         tunnel.pause()
         clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(200)]
@@ -122,6 +290,8 @@ def test_a_storm_is_accepted_in_growing_batches(echo_server: Server) -> None:
         assert tunnel._relay._acceptor._batch > 1  # type: ignore[attr-defined]
         for client in clients:
             client.close()
+        assert is_served(tunnel.address)
+        assert caplog.messages == []
 
 
 def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
@@ -222,6 +392,7 @@ class Deliverer:
         raise OSError(errno.EBADF, "closed")
 
     def accept_any(self) -> tuple[relay.Stream, str]:
+        self.calls.append("any")
         return self.accept()
 
     def join(self, timeout: float) -> None:
@@ -287,8 +458,8 @@ def test_whoever_is_delivered_too_late_is_ended(echo_server: Server) -> None:
 def test_with_a_limit_of_connections_each_is_asked_for(echo_server: Server) -> None:
     receive = Deliverer()
     with relay.Tunnel(receive, echo_server.factory(), nconnect=5):
-        wait_until(lambda: receive.calls == ["accept"])
-    assert receive.calls == ["accept", "close", "join"]
+        wait_until(lambda: receive.calls == ["any", "accept"])
+    assert receive.calls == ["any", "accept", "close", "join"]
 
 
 def test_a_listener_of_somebody_elses_is_not_joined(echo_server: Server) -> None:
@@ -303,3 +474,14 @@ def test_a_listener_of_somebody_elses_is_not_joined(echo_server: Server) -> None
     with relay.Tunnel(Plain(), echo_server.factory()):
         pass
     assert "join" not in receive.calls
+
+
+def test_a_limit_that_a_reload_sets_makes_it_ask_for_each(echo_server: Server) -> None:
+    receive = Deliverer()
+    with relay.Tunnel(receive, echo_server.factory()) as tunnel:
+        wait_until(lambda: receive.taker is not None)
+        limits = {"timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
+        changes.update(tunnel, nconnect=-1, **limits)  # type: ignore[arg-type]
+        assert receive.calls == ["deliver"]
+        changes.update(tunnel, nconnect=5, **limits)  # type: ignore[arg-type]
+        wait_until(lambda: receive.calls == ["deliver", "keep", "any", "accept"])

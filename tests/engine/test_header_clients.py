@@ -14,6 +14,7 @@ from helpers import WAIT, TLSEnd, ending, fate_of_client, receive_exactly, wait_
 import relay
 from relay.access.options import check_policy
 from relay.access.proxy_header import (
+    AUTHORITY,
     CLIENT,
     CRC32C,
     DESTINATION,
@@ -94,8 +95,7 @@ def test_the_address_of_the_header_is_the_clients(balanced, build, source):
     assert client.recv(100) == b"back"
     (record,) = world.tunnel.connections()
     assert record.identity == relay.Identity("tcp", source.host, source.host, source.port)
-    assert record.peer[:2] == source
-    assert len(record.peer) == (4 if ":" in source.host else 2)
+    assert record.peer == ((*source, 0, 0) if ":" in source.host else source)
     assert world.tunnel.stats().accepted == 1
 
 
@@ -204,7 +204,9 @@ def test_a_check_is_answered_by_an_end_and_is_no_client(balanced, caplog, more):
     world = balanced(on_end=ended.append)
     checks = [world.connect(build_local("v2") + more) for _ in range(3)]
     assert [check.recv(1) for check in checks] == [b"", b"", b""]
-    assert caplog.text.count("a health check: its header of the PROXY protocol says LOCAL") == 1
+    (text,) = [text for text in caplog.messages if "a health check" in text]
+    name, _, rest = text.partition(": 127.0.0.1:")
+    assert name == "it" and rest.endswith(": a health check: its header of the PROXY protocol says LOCAL")
     for check in checks:
         check.close()
     wait_until(lambda: not world.tunnel.connections())
@@ -485,6 +487,25 @@ def test_a_header_before_a_handshake_tells_as_much_as_another(balanced_tls, cert
     assert str(world.identity()) == identity
     assert (reader.header.source, reader.header.destination) == ends
     assert reader.header.text(DESTINATION) == (entries[0][1] if entries else None)
+
+
+@pytest.mark.parametrize("name", [None, "localhost"])
+@pytest.mark.parametrize("shakes_hands", [True, False])
+def test_the_name_that_the_client_has_asked_for_is_known(balanced, balanced_tls, certificates, shakes_hands, name):
+    """The name of the handshake counts more than that of the header."""
+    header = build_v2(ONE, OTHER, [(AUTHORITY, "db.example")])
+    if not shakes_hands:
+        world = balanced()
+        client = world.connect(header)
+    else:
+        world, context = balanced_tls(), certificates.client()
+        context.check_hostname = False
+        client = context.wrap_socket(world.connect(header), server_hostname=name)
+    with client:
+        client.sendall(b"x")
+        assert world.accept().recv(1) == b"x"
+        (record,) = world.tunnel.connections()
+        assert record.server_name == (name if shakes_hands and name else "db.example")
 
 
 def test_clients_without_an_address_do_not_count_for_that_of_their_balancer(balanced_tls, certificates):

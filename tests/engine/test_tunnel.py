@@ -7,6 +7,7 @@ import pydoc
 import queue
 import re
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ import pytest
 from helpers import (
     BLOCK,
     WAIT,
+    Certificates,
     Relayed,
     Server,
     Thread,
@@ -31,7 +33,11 @@ from helpers import (
 )
 
 import relay
+from relay.access.proxy_header import build_local
+from relay.engine.paused_tunnel import PausedTunnel
 from relay.engine.records import REASONS, ConnectionRecord
+from relay.engine.tunnel import introduce_probes
+from relay.streams.dialer import Dialer
 from relay.testing import FakeListener
 
 MEMBERS = {"address", "close", "join", "kill", "pause", "ping", "resume"} | {
@@ -450,3 +456,140 @@ def test_a_bad_on_end_is_named_and_leaves_the_listener_with_the_caller(listener:
     with pytest.raises(TypeError, match="on_end: expected a callable, got str"):
         relay.Tunnel(listener, relay.tcp("127.0.0.1", 1), on_end="print")  # type: ignore[arg-type]
     assert listener.fileno() >= 0
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_tunnel_without_a_name_has_the_next_number(echo_server: Server, name: str | None) -> None:
+    made = [relay.Tunnel(relay.listen(":0"), echo_server.factory(), name=name) for _ in range(2)]
+    numbers = [int(tunnel.name.removeprefix("relay tunnel ")) for tunnel in made]
+    for tunnel in made:
+        tunnel.close()
+    assert numbers[1] == numbers[0] + 1
+
+
+def test_a_name_that_is_no_text(listener: socket.socket) -> None:
+    with pytest.raises(TypeError, match="^name: expected text, got int$"):
+        relay.Tunnel(listener, relay.tcp("127.0.0.1", 1), name=5)  # type: ignore[arg-type]
+
+
+async def coroutine() -> None:
+    """Make a stream, some time."""
+
+
+async def generator() -> Any:
+    yield
+
+
+class Later:
+    """A factory whose call is a coroutine function."""
+
+    async def __call__(self) -> None:
+        """Make a stream, some time."""
+
+
+@pytest.mark.parametrize("wrong", [coroutine, generator, Later()])
+def test_a_factory_must_not_be_a_coroutine_function(listener: socket.socket, wrong: Any) -> None:
+    text = "^make_send: a coroutine function cannot be called from a thread; give a plain callable$"
+    with pytest.raises(TypeError, match=text):
+        relay.Tunnel(listener, wrong)
+
+
+class Probed(Dialer):
+    """A dialer of several targets that are probed."""
+
+    def introduce_probes(self, header: bytes) -> None:
+        self.header = header
+
+
+def test_probes_of_several_targets_begin_with_a_header_too() -> None:
+    dialer = Probed("db:5432")
+    introduce_probes(dialer, "v1")
+    assert not hasattr(dialer, "header"), "it has one target, which is not probed"
+    dialer.alternatives = ("another",)  # type: ignore[assignment]
+    for version, header in ("v1", build_local("v1")), ("v2", build_local("v2")), (None, b""):
+        introduce_probes(dialer, version)
+        assert dialer.header == header
+
+
+@pytest.mark.parametrize("way_in", ["tcp", "tls"])
+def test_a_tunnel_may_be_paused_at_first(echo_server: Server, certificates: Certificates, way_in: str) -> None:
+    """As it is in the process that takes a paused tunnel over."""
+    query = f"?cert={certificates.cert}&key={certificates.key}" if way_in == "tls" else ""
+    with PausedTunnel(relay.listen(f"{way_in}://127.0.0.1:0{query}"), echo_server.factory()) as tunnel:
+        assert repr(tunnel).endswith("paused>")
+        with socket.create_connection(tunnel.address[:2], timeout=WAIT) as client:
+            assert not tunnel.stats().accepted
+            tunnel.resume()
+            if way_in == "tls":
+                client = ssl.create_default_context(cafile=str(certificates.ca)).wrap_socket(
+                    client, server_hostname="localhost"
+                )
+            with client:
+                exchange_with_echo(client)
+
+
+# -- options, each at the tunnel itself; what they promise is elsewhere ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "fate"),
+    [
+        ({}, "end of file"),
+        ({"deny": "cidr:127.0.0.0/8"}, "reset"),
+        ({"allow": "cidr:10.0.0.0/8"}, "reset"),
+        ({"admit": lambda who: False}, "reset"),
+    ],
+)
+def test_who_may_connect(serve: Callable[..., Server], options: dict[str, Any], fate: str) -> None:
+    server = serve(lambda connection: None)
+    with relay.Tunnel(relay.listen(":0"), server.factory(), **options) as tunnel:
+        assert fate_of_client(tunnel.address) == fate
+
+
+def test_how_many_may_connect(echo_server: Server) -> None:
+    limit = relay.Limit(name="one", concurrent=1)
+    with (
+        relay.Tunnel(relay.listen(":0"), echo_server.factory(), limit=[limit]) as tunnel,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
+    ):
+        exchange_with_echo(client)
+        assert fate_of_client(tunnel.address) == "reset"
+        exchange_with_echo(client)
+
+
+def test_a_stream_that_was_kept_too_long_is_replaced(serve: Callable[..., Server]) -> None:
+    made: list[bytes] = []
+    server = serve(lambda connection: made.append(receive_all(connection)))
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*server.address), warm=1, warm_for=0.05):
+        wait_until(lambda: len(made) > 1)
+
+
+def test_a_header_is_sent_to_the_target(serve: Callable[..., Server]) -> None:
+    came: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    server = serve(lambda connection: came.put(receive_all(connection)))
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*server.address), send_proxy="v1") as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"x")
+        assert re.fullmatch(rb"PROXY TCP4 127.0.0.1 127.0.0.1 \d+ \d+\r\nx", came.get(timeout=WAIT))
+
+
+def test_a_target_that_sends_nothing_is_given_up(relayed: Callable[..., Relayed]) -> None:
+    made = relayed(first_byte_timeout=0.05)
+    client, far = made.connect()
+    client.sendall(b"x")
+    assert receive_exactly(far, 1) == b"x"
+    assert ending(client) == ending(far) == "reset"
+    assert ended(made.tunnel) == ["unreachable"]
+
+
+def test_a_source_that_cannot_be_is_named(listener: socket.socket) -> None:
+    with pytest.raises(ValueError, match="^source: "):
+        relay.Tunnel(listener, relay.unix("/nowhere"), source="peer")
+    assert listener.fileno() >= 0
+
+
+def test_the_probes_of_a_tunnels_targets_begin_with_its_header(listener: socket.socket) -> None:
+    dialer = Probed("db:5432")
+    dialer.alternatives = ("another",)  # type: ignore[assignment]
+    relay.Tunnel(listener, dialer, send_proxy="v2").close()
+    assert dialer.header == build_local("v2")

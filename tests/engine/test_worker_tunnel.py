@@ -8,7 +8,7 @@ import queue
 import socket
 
 import pytest
-from helpers import WAIT, Thread, TLSEnd, receive_all, wait_until
+from helpers import WAIT, Thread, TLSEnd, ending, receive_all, wait_until
 
 import relay
 from relay.engine import changes, shared_acceptor
@@ -317,6 +317,17 @@ def test_it_closes_without_waiting(make):
     workers.clients[0].close()
     tunnel.join(WAIT)
     assert tunnel._relay.is_closed
+
+
+def test_its_connections_may_end_one_after_the_other(make):
+    """The oldest one at once, and the next one after a third of a thousand seconds."""
+    workers = make(1)
+    tunnel = workers.start(0)
+    workers.connect_all(3)
+    tunnel.start_close(1000, 1000)
+    assert ending(workers.clients[0]) == "reset"
+    exchange_with_echo(workers.clients[1])
+    tunnel.close()
 
 
 def sum_of(workers):

@@ -1,9 +1,10 @@
 """Change the code in small ways, and see whether the tests notice: ``python -m tests.mutants access/proxy_header``.
 
 Mutmut makes the mutants of one module after another, in a copy of ``relay/`` and ``tests/``, and runs the tests that
-reach the changed function. Each mutant must make a test of the module's own test files fail, or be listed in
-``equivalent.toml`` with the reason why no test can notice it. The exit status is 1 for a survivor that is not listed.
-The results stay in ``build/mutants/``; with ``--again`` only those that survived the last time are run.
+reach the changed function. Each mutant must make a test fail, of the module's own test files or of the promises that
+``promises.toml`` names for it, or be listed in ``equivalent.toml`` with the reason why no test can notice it. The exit
+status is 1 for a survivor that is not listed. The results stay in ``build/mutants/``; with ``--again`` only those that
+survived the last time are run, and ``--sample 37`` runs those whose number ends in 3 or 7.
 """
 
 from __future__ import annotations
@@ -40,43 +41,43 @@ MODULES = {
     "addresses/hop_parser": ["addresses/test_hops.py", "addresses/test_parse.py"],
     "addresses/i2p_parser": ["addresses/test_i2p.py", "addresses/test_parse.py"],
     "addresses/parse": ["addresses/test_parse.py"],
-    "engine/acceptor": ["engine/test_acceptor_steps.py"],
+    "engine/acceptor": ["engine/test_acceptor.py"],
     "engine/admission": ["engine/test_admission.py"],
-    "engine/attempt": ["engine/test_attempt_steps.py"],
-    "engine/changes": ["engine/test_changes.py", "engine/test_changes_steps.py"],
-    "engine/connection": ["engine/test_connection.py", "engine/test_connection_steps.py"],
+    "engine/attempt": ["engine/test_attempt.py", "engine/test_connector.py"],
+    "engine/changes": ["engine/test_changes.py"],
+    "engine/connection": ["engine/test_connection.py"],
     "engine/connection_id": ["engine/test_connection_id.py"],
-    "engine/connector": ["engine/test_connector.py", "engine/test_connector_steps.py"],
+    "engine/connector": ["engine/test_connector.py"],
     "engine/descriptors": ["engine/test_descriptors.py"],
-    "engine/entrance": ["engine/test_entrance_steps.py"],
-    "engine/flow": ["engine/test_flow.py", "engine/test_flow_steps.py"],
-    "engine/flow_pair": ["engine/test_flow_pair.py", "engine/test_flow_pair_steps.py"],
+    "engine/entrance": ["engine/test_entrance.py"],
+    "engine/flow": ["engine/test_flow.py"],
+    "engine/flow_pair": ["engine/test_flow_pair.py"],
     "engine/generation": ["engine/test_generation.py"],
-    "engine/header_clients": ["engine/test_header_clients_steps.py"],
+    "engine/header_clients": ["engine/test_header_clients.py"],
     "engine/header_input": ["engine/test_header_input.py"],
     "engine/header_sender": ["engine/test_header_sender.py"],
     "engine/ledger_keeper": ["engine/test_ledger_keeper.py"],
     "engine/ledgers": ["engine/test_ledgers.py"],
     "engine/lifecycle": ["engine/test_lifecycle.py"],
     "engine/limits": ["engine/test_limits.py"],
-    "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
+    "engine/metered_flow": ["engine/test_metered_flow.py"],
     "engine/metered_pair": ["engine/test_metered_pair.py"],
     "engine/observer": ["engine/test_observer.py"],
-    "engine/paused_tunnel": ["engine/test_tunnel_steps.py"],
+    "engine/paused_tunnel": ["engine/test_tunnel.py"],
     "engine/questions": ["engine/test_questions.py", "engine/test_readings.py"],
     "engine/records": ["engine/test_records.py"],
-    "engine/relay_thread": ["engine/test_relay_thread_steps.py"],
-    "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
+    "engine/relay_thread": ["engine/test_relay_thread.py", "engine/test_tunnel.py", "engine/test_changes.py"],
+    "engine/session_flow": ["engine/test_session_flow.py"],
     "engine/shared_acceptor": ["engine/test_shared_acceptor.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],
-    "engine/stdio": ["engine/test_stdio_steps.py"],
+    "engine/stdio": ["engine/test_stdio.py"],
     "engine/tarpit": ["engine/test_tarpit.py"],
-    "engine/tunnel": ["engine/test_tunnel_steps.py"],
+    "engine/tunnel": ["engine/test_tunnel.py", "engine/test_header_clients.py", "engine/test_header_sender.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],
     "engine/warm_stream": ["engine/test_warm_stream.py"],
     "engine/worker_table": ["engine/test_worker_table.py"],
-    "engine/worker_tunnel": ["engine/test_worker_tunnel_steps.py"],
+    "engine/worker_tunnel": ["engine/test_worker_tunnel.py"],
     "engine/workspace": ["engine/test_workspace.py"],
     "transports/i2p/messages": ["transports/i2p/test_messages.py"],
     "transports/proxies/http_client": ["transports/proxies/test_http_client.py"],
@@ -85,8 +86,10 @@ MODULES = {
     "transports/proxies/socks_server": ["transports/proxies/test_socks_server.py"],
 }
 
-# Tests that take seconds, which is too long for each of a thousand mutants.
+# Tests that take seconds, which is too long for each of a thousand mutants, and one that sees the mutants themselves.
 _LEFT_OUT = [
+    "engine/test_tunnel.py::test_it_has_no_members_but_those_for_users",  # a mutant is another one
+    "engine/test_tunnel.py::test_nor_has_an_instance",
     "addresses/test_parse.py::test_whatever_the_text_it_is_an_address_or_an_address_error",
     *(
         f"access/test_meter.py::test_within_five_per_cent_over_ten_seconds_and_fair[{count}-{rate}]"
@@ -126,10 +129,11 @@ pytest_add_cli_args =
     {left_out}
 pytest_add_cli_args_test_selection =
     {tests}
-timeout_multiplier = 5.0
-timeout_constant = 3.0
+timeout_multiplier = 3.0
+timeout_constant = 5.0
 use_git_change_detection = false
 """
+_WAIT = "10"  # seconds that a test waits for what a mutant may never do
 _KILLED = {1, 3}  # exit statuses of pytest: a test has failed, or pytest itself
 _TIMED_OUT = {24, 36, 152, 255, -24, -9}  # what mutmut records of a mutant that it has ended
 
@@ -154,12 +158,13 @@ class Outcome:
     survived: list[Mutant] = field(default_factory=list)
 
 
-def run(module: str, children: int, again: bool) -> Outcome:
+def run(module: str, children: int, again: bool, sample: str = "") -> Outcome:
     """Run the tests of a module against its mutants.
 
     :param module: a key of ``MODULES``.
     :param children: how many mutants are tested at once.
     :param again: run those that survived the last time, unless the module has changed since.
+    :param sample: run those whose number ends in one of these digits; all of them if it is empty.
     :raises RuntimeError: if mutmut fails, which it does if the tests fail without any mutant.
     """
     source = Path("relay", f"{module}.py")
@@ -168,18 +173,23 @@ def run(module: str, children: int, again: bool) -> Outcome:
     before = json.loads(kept.read_text()) if again and kept.exists() else {}
     results: dict[str, int] = before["results"] if before.get("code") == code else {}
     names = [name for name, status in results.items() if status not in _KILLED | _TIMED_OUT]
+    if sample and not names:
+        names = [f"*__mutmut_*[{sample}]"]
     with tempfile.TemporaryDirectory(prefix="relay-mutants-") as folder:
         copy = Path(folder)
         for name in ("relay", "tests"):
             shutil.copytree(ROOT / name, copy / name)
         shutil.copy2(ROOT / "pyproject.toml", copy)
-        tests = "\n    ".join(f"tests/{test}" for test in MODULES[module])
+        tests = "\n    ".join(f"tests/{test}" for test in MODULES[module] + _promises(module))
         left_out = "\n    ".join(f"--deselect=tests/{test}" for test in _LEFT_OUT)
         settings = _SETTINGS.format(source=source, texts="\n    ".join(_TEXTS), tests=tests, left_out=left_out)
         (copy / "setup.cfg").write_text((ROOT / "setup.cfg").read_text() + settings)
         if names or not results:
             argv = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(children), *names]
-            ended = subprocess.run(argv, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            environ = os.environ | {"RELAY_TESTS_WAIT": _WAIT}
+            ended = subprocess.run(
+                argv, cwd=copy, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            )
             if ended.returncode:
                 raise RuntimeError(f"{module}: mutmut failed:\n{ended.stdout.decode(errors='replace')[-8000:]}")
             found = json.loads((copy / "mutants" / f"{source}.meta").read_text())["exit_code_by_key"]
@@ -188,6 +198,12 @@ def run(module: str, children: int, again: bool) -> Outcome:
             kept.write_text(json.dumps({"code": code, "results": results}))
         with contextlib.chdir(copy):
             return _outcome(module, source, results)
+
+
+def _promises(module: str) -> list[str]:
+    """Return the tests of promises that protect a module beside its own."""
+    named = tomllib.loads((HERE / "promises.toml").read_text())["promise"]
+    return [promise["file"] for promise in named if module in promise["modules"]]
 
 
 def _outcome(module: str, source: Path, results: dict[str, int]) -> Outcome:
@@ -232,6 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="mutants that are tested at once")
     parser.add_argument("--again", action="store_true", help="run only those that survived the last time")
+    parser.add_argument("--sample", default="", metavar="DIGITS", help="run those whose number ends in one of these")
     parser.add_argument("modules", nargs="*", metavar="module", help=f"some of {', '.join(MODULES)}")
     given = parser.parse_args()
     if unknown := set(given.modules) - set(MODULES):
@@ -239,7 +256,7 @@ def main() -> int:
     survived = 0
     for module in given.modules or MODULES:
         begun = time.monotonic()
-        outcome = run(module, given.children, given.again)
+        outcome = run(module, given.children, given.again, given.sample)
         noticed = outcome.killed + outcome.timed_out
         counted = outcome.made - outcome.equivalent
         for mutant in outcome.survived:

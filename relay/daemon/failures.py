@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..errors import can_retry
 
-__all__ = ["ProblemsError", "carriers_quiet", "configuration_read", "describe_error", "status_of"]
+__all__ = ["ProblemsError", "ReloadError", "carriers_quiet", "configuration_read", "describe_error", "status_of"]
 
 
 class ProblemsError(ValueError):
@@ -22,6 +22,10 @@ class ProblemsError(ValueError):
         super().__init__("; ".join(lines))
         self.lines = tuple(lines)
         self.status = status
+
+
+class ReloadError(ProblemsError):
+    """A reload that has changed nothing, and why."""
 
 
 @contextmanager

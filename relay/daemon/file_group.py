@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from ..config.models import File
 from ..engine.records import Stats
 from ..eventloop import reserve
-from .change.reload import ReloadError, ReloadResult, Reloads, prepared, prepared_parts, verdicts
+from .change.reload import ReloadResult, Reloads, prepared, prepared_parts, verdicts
 from .change.replacement import Replacement, undo_all
 from .change.upgrade_channel import UNDER_WAY
-from .failures import describe_error
+from .failures import ReloadError, describe_error
 from .figures import ReloadFigures, total
 from .group import TunnelGroup
 from .main_thread import GroupOverError

@@ -217,7 +217,7 @@ class TunnelGroup:
         :raises ReloadError: if the file has problems, or a tunnel cannot be opened. Nothing has changed then.
         :raises GroupOverError: if the group has ended.
         """
-        from .change.reload import ReloadError
+        from .failures import ReloadError
 
         raise ReloadError(["this command has no file to reload; relay up has one"])
 

@@ -19,8 +19,8 @@ from ..engine.records import ConnectionRecord
 from ..engine.tunnel import Tunnel, part_of_connections
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
-from .change.reload import ReloadError
 from .change.upgrade_channel import UpgradeChannel, UpgradeError
+from .failures import ReloadError
 from .group import TunnelGroup, UnknownTunnelError
 from .instance import (
     CertificateLoads,

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from .change.predecessor import Predecessor
 from .endpoint_plan import EndpointPlan
 from .group import TunnelGroup
 from .operator_sockets import OperatorSockets
 from .signals import Signals
 from .tunnel_probes import TunnelProbes
 
-if TYPE_CHECKING:  # a command without operators does not need it
+if TYPE_CHECKING:  # only an upgrade needs the first, which needs the models of a file
+    from .change.predecessor import Predecessor
     from .waiting import LoadServer
 
 __all__ = ["operated"]

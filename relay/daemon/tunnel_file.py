@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from ..config import Config, Entry, Written, read
 from ..config.models import File
-from .change.reload import ReloadError
 from .endpoint_plan import EndpointPlan, LogPlan
-from .failures import ProblemsError, configuration_read, describe_error, status_of
+from .failures import ProblemsError, ReloadError, configuration_read, describe_error, status_of
 from .member import Member
 from .options import LOG_INTERVAL, Options
 from .plan import Plan

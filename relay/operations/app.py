@@ -28,11 +28,11 @@ from ..addresses.printable import printable
 from ..addresses.values import is_ip_address
 from ..daemon.instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
 from ..daemon.sockets import Endpoint
+from ..eventloop import reserve
 from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
 from .metrics import CONTENT_TYPE, MetricsPage
-from .openapi import document
 from .overview import Overview
 from .page import FILES, HEADERS, content
 from .tables import PAGE, View, offset
@@ -86,7 +86,7 @@ def make_app(instance: Instance) -> App:
         _check("/readyz", lambda request: _health(readiness(instance)), ready),
         _check("/readyz/{name}", operations.ready, ready),
         _get("/metrics", lambda request: Response(metrics.render(), media_type=CONTENT_TYPE)),
-        _get("/openapi.json", lambda request: document()),
+        _get("/openapi.json", lambda request: _document()),
         _act("/tunnels/{name}/pause", lambda request: instance.pause(request.path_params["name"])),
         _act("/tunnels/{name}/resume", lambda request: instance.resume(request.path_params["name"])),
         _act("/tunnels/{name}/drain", lambda request: instance.drain(request.path_params["name"])),
@@ -291,6 +291,13 @@ def _json(status: int, value: Any, **headers: str) -> Response:
 
 def _error(status: int, text: str, **headers: str) -> Response:
     return _json(status, {"error": printable(text)}, **headers)  # it may repeat a part of the request
+
+
+def _document() -> Any:
+    with reserve.lent():  # few ask for it, so it is imported then
+        from .openapi import document
+
+        return document()
 
 
 def _listed(names: list[str]) -> str:

@@ -11,9 +11,8 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-
 from ..daemon.instance import CarrierStatus, Instance, TunnelStatus
+from ..eventloop import reserve
 from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool
 from .metric_families import FAMILIES, LAGS, Facts
@@ -32,8 +31,6 @@ class MetricsPage:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._process = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._process)
         self._lags = _LoopLags(instance)
 
     def render(self) -> bytes:
@@ -44,7 +41,7 @@ class MetricsPage:
             lines += (f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}")
             lines += family.samples(family.name, facts)
         lines.append("")
-        page = "\n".join(lines).encode(errors="replace") + generate_latest(self._process)
+        page = "\n".join(lines).encode(errors="replace") + _of_process()
         self._lags.measure(tunnel.name for _, tunnel in facts.tunnels if _is_busy(tunnel))
         return page
 
@@ -54,6 +51,16 @@ class MetricsPage:
         counters = [(name, tunnel.metrics) for name, tunnel in named if tunnel.metrics is not None]
         carriers = list(_merged(self._instance.carriers()))
         return Facts(self._instance.status(), named, counters, carriers, PipePool.usage(), self._lags.counted())
+
+
+def _of_process() -> bytes:
+    """Return the metrics of the process. What reads them is imported with the first scrape."""
+    with reserve.lent():  # it opens files of /proc, too
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+        registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        return generate_latest(registry)
 
 
 class _LoopLags:

@@ -19,8 +19,8 @@ from helpers import WAIT, ending, fate_of_client, is_gone, receive_exactly, wait
 import relay
 from relay.addresses.destinations import PrivateKey
 from relay.daemon.change import reload
-from relay.daemon.change.reload import ReloadError
 from relay.daemon.drains import Drains
+from relay.daemon.failures import ReloadError
 from relay.daemon.main_thread import GroupOverError
 from relay.engine.relay_thread import RelayThread
 from relay.testing import SAMBridge

@@ -15,8 +15,8 @@ from service_manager_double import ServiceManager
 
 from relay.cli.run import load_server
 from relay.daemon import systemd_supervisor
-from relay.daemon.change.reload import ReloadError
 from relay.daemon.endpoint_plan import EndpointPlan
+from relay.daemon.failures import ReloadError
 from relay.daemon.operated import operated
 from relay.daemon.systemd_supervisor import SystemdSupervisor, _Extension
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.daemon.change.reload import ReloadError
-from relay.daemon.failures import ProblemsError
+from relay.daemon.failures import ProblemsError, ReloadError
 from relay.daemon.options import LOG_INTERVAL, Options
 from relay.daemon.tunnel_file import TunnelFile
 

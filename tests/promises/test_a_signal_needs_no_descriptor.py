@@ -20,6 +20,7 @@ import pytest
 from command_rig import commands, run
 from helpers import WAIT, ending, family, receive_exactly, wait_until
 
+import relay.daemon.client
 import relay.testing
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the limits of another process")
@@ -219,5 +220,10 @@ def test_clients_that_use_up_all_descriptors_leave_some_for_operators(
         file.write_text(f"{text}nconnect = 2\n")  # the remedy
         assert "one: tuned" in run("ctl", "reload", "--control", path).stdout
         assert before > 10
+        operator = relay.daemon.client.Client(path, WAIT)
+        assert "/metrics" in operator.get("/openapi.json")["paths"]
+        with pytest.raises(relay.daemon.client.ClientError, match="is not JSON"):  # what few ask for is imported now
+            operator.get("/metrics")
+        operator.close()
     wait_until(lambda: len(run("ctl", "connections", "--control", path).stdout.splitlines()) <= 3)
     assert process.end()[0] == 0

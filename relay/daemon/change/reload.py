@@ -9,18 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ...config.models import File
-from ..failures import ProblemsError, describe_error, status_of
+from ..failures import ReloadError, describe_error, status_of
 from ..member import Member, MemberState
 from ..preflight import Preflight
 from ..top_keys import KeyChange, Swap, prepare_all
 from ..verdicts import Change, Settings, Verdict, compare
 from .replacement import Call, Leaving, Replacement, undo_all
 
-__all__ = ["ReloadError", "ReloadResult", "Reloads", "prepared", "prepared_parts", "verdicts"]
-
-
-class ReloadError(ProblemsError):
-    """A reload that has changed nothing, and why."""
+__all__ = ["ReloadResult", "Reloads", "prepared", "prepared_parts", "verdicts"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay.daemon.change import reload as module
-from relay.daemon.change.reload import ReloadError, Reloads, prepared, verdicts
+from relay.daemon.change.reload import Reloads, prepared, verdicts
+from relay.daemon.failures import ReloadError
 from relay.daemon.member import MemberState
 from relay.daemon.verdicts import Change, Verdict
 

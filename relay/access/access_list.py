@@ -85,16 +85,21 @@ class AccessList:
         """
         if identity is None:
             return Decision(not self, "unknown" if self else "")
+        # Only a decision that nothing but the address decides may be remembered by the address: a client of the same
+        # address may have a certificate, a login, or an address that is only claimed.
         if self._files or identity.kind != "tcp" or identity[4:] != _ONLY_ADDRESS:
             return self._find(identity)
         decision = self._known.get(identity.host)
         if decision is None:
+            # All at once: an order of use would cost each client more than a new decision now and then.
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             decision = self._known[identity.host] = self._find(identity)
         return decision
 
     def _find(self, identity: Identity) -> Decision:
+        # An address that another party only reports counts for `deny` and not for `allow`: who lies about it may lock
+        # itself out, and must not let itself in.
         for source in self._deny:
             text = source.rules.find(identity, also_unverified=True)
             if text is not None:
@@ -115,6 +120,7 @@ class AccessList:
         """
         if (decision := self.decide(identity)).rule != "allow":
             return decision
+        # A rule about certificates may still let it in after its handshake.
         return Decision(not all(source.rules.has_only_networks for source in self._allow), "allow")
 
 

@@ -68,6 +68,7 @@ class Gate:
         self._named: weakref.WeakValueDictionary[Limit, Limiter] = weakref.WeakValueDictionary()
         self._used_last: OrderedDict[Limit, Limiter] = OrderedDict()
         self.change(policy)
+        # Bans of guessed passwords that outlived a restart must hold before the first new guess makes the limit.
         if self._guesses is None and book is not None and book.entries(LOGIN):
             self._guesses = self._limiter(_GUESSES, None)
 
@@ -83,6 +84,7 @@ class Gate:
         for limit in policy.limits:
             if limit.name not in before:
                 like = [limiter for limiter in left if limit.is_like(limiter.limit)]
+                # Only a pair that is clear on both sides: else a limit would go on with the counts of another one.
                 if len(like) == 1 and sum(limit.is_like(other) for other in policy.limits) == 1:
                     before[limit.name] = like[0]
         found = {limit.name: self._limiter(limit, before.get(limit.name)) for limit in policy.limits}
@@ -90,6 +92,7 @@ class Gate:
         if self._guesses is None and LOGIN in before:
             self._guesses = self._limiter(_GUESSES, before[LOGIN])
         self._counting = tuple(found.values())
+        # They are of the limits before.
         self._keys = {}
         self._is_shaping = _is_shaping(policy.limits)
 
@@ -124,6 +127,8 @@ class Gate:
                 found = limiter.admit(limiter.key(identity), now)
                 if isinstance(found, Rejection):
                     for other, entry in counted:
+                        # A client that one limit rejects counts in none: the next one must not be rejected because of
+                        # it.
                         other.withdraw(entry)
                     return _denial(found)
                 counted.append((limiter, found))
@@ -141,6 +146,7 @@ class Gate:
         """
         rules = self._policy.rules
         if rules is not None:
+            # The rules first: a client that they deny is in no count, and its address in no table.
             decision = rules.decide(identity)
             if not decision.is_allowed:
                 return Denial(decision.rule)
@@ -183,6 +189,8 @@ class Gate:
         limiter = self._named.get(limit)
         if limiter is None:
             limiter = self._named[limit] = self._limiter(limit, None)
+        # Held beyond the last client with it, or a client that connects again and again would begin with a full rate
+        # each time.
         self._used_last[limit] = limiter
         self._used_last.move_to_end(limit)
         if len(self._used_last) > MOST_LIMITS:
@@ -247,6 +255,7 @@ class Gate:
     def count_bans(self) -> dict[str, int]:
         """Return the number of clients that each limit bans now, by its name. Safe from any thread."""
         now, counts = self._monotonic(), dict[str, int]()
+        # References first: another thread may drop a limiter while this one walks through the dict.
         named = [reference() for reference in self._named.valuerefs()]
         for limiter in (*self._own(), *(one for one in named if one is not None)):
             if limiter.limit.terms.ban or limiter.has_bans:

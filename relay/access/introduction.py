@@ -74,6 +74,7 @@ def header_of(
         return build_v1(source, local)
     entries: dict[int, bytes | str] = {UNIQUE_ID: unique_id}
     if reported is not None:
+        # Before those of relay, which replace them: what relay has seen itself is more certain than a report.
         entries.update(reported.entries)
     if protocol is not None:
         entries[ALPN] = protocol

@@ -120,6 +120,7 @@ class Limit:
 
     def __post_init__(self) -> None:
         terms = _terms_of(self)
+        # The class is frozen for its users, whose limits are keys of dicts.
         object.__setattr__(self, "terms", terms)
         if not isinstance(self.name, str):
             raise TypeError(f"limit: name: expected text, got {type(self.name).__name__}")

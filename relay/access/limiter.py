@@ -200,6 +200,7 @@ class Limiter:
         if entry is None:
             entry = Entry(key) if self.is_for_one else self.table.add(key)
         else:
+            # Also for a client that is then rejected: a key under attack must not be the first that the table forgets.
             entries.move_to_end(key)
         if (
             entry.banned_until
@@ -208,12 +209,14 @@ class Limiter:
             or (self._has_quota and not self.left(entry))
         ):
             rejection = self._reject(entry, now)
+            # A ban that was over is lifted by this look, and the client counts.
             if rejection is not None:
                 return rejection
         entry.connected += 1
         step = self._step
         if step:
             if entry.arrival < now:
+                # A quiet time is not saved up beyond the slack: the bucket is full at most.
                 entry.arrival = now
             entry.arrival += step
         return entry
@@ -294,6 +297,7 @@ class Limiter:
 
     def _exceeded(self, entry: Entry, now: float) -> Rejection:
         ban = self.limit.terms.ban
+        # A ban that lasts is not renewed by further clients, which it rejects anyway.
         if ban and entry.banned_until <= now:
             entry.banned_until = now + ban
             if not self.is_for_one:
@@ -308,12 +312,14 @@ class Limiter:
 
     def count_bans(self, now: float) -> int:
         """Return the number of bans that have not ended. Safe from any thread."""
+        # list() of a dict's values is one step for the interpreter; the relay thread may ban another one meanwhile.
         return sum(one.banned_until > now for one in list(self.table.banned.values()))
 
     def banned(self, most: int, now: float) -> list[Entry]:
         """Return what is banned, at most the last ones; the cost does not grow with the number of all keys."""
         banned = self.table.banned
         oldest = itertools.islice(banned.values(), _ENDED)
+        # A list first, as each one changes the dict.
         for entry in [entry for entry in oldest if entry.banned_until <= now]:
             self.table.unban(entry)
         last = itertools.islice(reversed(banned.values()), most)
@@ -325,6 +331,7 @@ class Limiter:
         """Remember that an entry has changed."""
         if self._book is None:
             return
+        # Once for each snapshot, which takes all that changes until then.
         if not self._changed:
             self._book.changed()
         self._changed.add(entry.key)

@@ -65,11 +65,13 @@ class Meter:
             return 0
         self._fill(now)
         turn = self._turn()
+        # Behind those that wait, also where there are tokens: they came first.
         if self._tokens >= turn and not self._waiting:
             self._owed.pop(waiter, None)
             return self._grant(waiter, turn)
         self._waiting[waiter] = None
         if waiter in self._owed:
+            # It has not had its whole turn, because it copies and reads less at once: it goes on with it.
             self._waiting.move_to_end(waiter, last=False)
         if len(self._waiting) == 1:
             self._start(now)
@@ -81,6 +83,7 @@ class Meter:
         :param size: may be more than was granted: those that come later wait the longer.
         """
         granted = self._granted.pop(waiter, 0)
+        # What was read beyond the grant makes the bucket negative, so that the sum is right over any longer time.
         self._tokens += granted - size
         if 0 < size < granted and self._waiting:
             self._owed[waiter] = granted - size
@@ -134,10 +137,12 @@ class Meter:
         """Give those that wait their turns, as far as the tokens go, but not for so long that other handlers wait."""
         self._fill(now)
         waiting, turn = self._waiting, self._turn()
+        # After a delay the bucket may be full: its bytes are served over several turns of the loop.
         least = max(turn, self._tokens - _SERVED)
         for _ in range(_TURNS):
             if self._tokens < least or not waiting:
                 break
+            # Taken out before it is called: it asks again within the call, and then has its place at the end.
             waiter, _ = waiting.popitem(last=False)
             self._grant(waiter, min(turn, self._owed.pop(waiter, turn)))
             waiter.granted(now)

@@ -63,6 +63,7 @@ def parse_network(text: str) -> Network:
     if prefix > bits:
         raise ValueError(f"/{prefix} is out of range; a prefix of IPv{version} has 0 to {bits} bits")
     lowest = number >> (bits - prefix) << (bits - prefix)
+    # An error and no silent correction: `10.1.2.3/8` may be meant as the host or as the network.
     if lowest != number:
         raise ValueError(f"it has host bits set; write {Network(version, prefix, lowest)}, or {host} for the address")
     if version == 6 and prefix >= 96 and number >> 32 == _MAPPED:

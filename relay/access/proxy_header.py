@@ -264,6 +264,7 @@ def _end(data: bytearray) -> int | None:
         if end < 0 and len(data) >= LONGEST_V1:
             raise ProxyHeaderError(f"the line of version 1 has more than {LONGEST_V1} bytes")
         return end + 1 if end >= 0 else None
+    # Decided by the first byte that cannot be right: a client that is no balancer need not send a whole head first.
     if not _SIGNATURE.startswith(start):
         raise ProxyHeaderError("the connection does not begin with a header")
     if len(data) < _HEAD.size:
@@ -314,6 +315,7 @@ def _parse_v2(header: bytes) -> ProxyHeader:
         source = Address(_host(header[at : at + size]), ports[0])
         destination = Address(_host(header[at + size : at + 2 * size]), ports[1])
     made = ProxyHeader(False, source, destination, entries)
+    # Now, where it rejects the client; later it would look like a bug of relay.
     made.ssl()  # raises for one that is cut
     return made
 

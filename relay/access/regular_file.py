@@ -20,6 +20,7 @@ def open_regular(path: str) -> BinaryIO:
     :raises OSError: if it cannot be opened or is not regular; its ``strerror`` says which.
     """
     try:
+        # Opened first and looked at then: a look at the path may be of another file than the one that is opened.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError:  # a NUL, or what the file system's encoding does not have
         raise OSError(errno.EINVAL, "not a path", path) from None
@@ -52,7 +53,9 @@ def open_own(path: str, flags: int, *, of_any_user: bool = False) -> int:
             raise OSError(errno.EPERM, f"a link of another user (ID {status.st_uid}) lies there", path)
         if _is_of_descriptor(status):
             return os.open(path, flags, 0o600)
+        # One link after the other, each with its owner; the kernel would follow all of them without a question.
         path = os.path.join(os.path.dirname(path), target)
+    # O_NOFOLLOW, as a link may have been put there since the last one was looked at.
     descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
     status = os.fstat(descriptor)
     if status.st_uid not in own and not of_any_user and not stat.S_ISCHR(status.st_mode):  # such as a terminal

@@ -56,6 +56,7 @@ class RuleFile:
 
     def _read(self) -> None:
         with open_regular(self.path) as file:
+            # Of the open file, and before it is read: a change during the reading is seen at the next look.
             status = os.fstat(file.fileno())
             lines = file.readlines()
         try:

@@ -32,6 +32,7 @@ class RuleSet:
         self.uri = PatternSet(2, ((rule.text, rule.value) for rule in by_kind.pop("uri", ())))
         self._texts = {(kind, rule.value): rule.text for kind, found in by_kind.items() for rule in found}
         for rule in by_kind.get("user", ()):
+            # Looked up now, where it may block, and not for each client in the relay thread.
             for name in _names_of(rule.value):
                 self._texts.setdefault(("user", name), rule.text)
         self._kinds = frozenset(by_kind)

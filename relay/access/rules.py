@@ -89,6 +89,8 @@ def parse_entry(text: str) -> Rule | str:
             return rule
         problem = _entry_problem(text)
     except ValueError as error:
+        # With a kind it can only be a rule, so that its own error is the right one; without, a file of that name may be
+        # meant.
         if has_kind(text):
             raise
         problem = str(error)

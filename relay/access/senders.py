@@ -69,6 +69,7 @@ class Senders:
         found = self._known.get(host)
         if found is None:
             found = self._networks.find(plain_host(host)) is not None
+            # Not beyond, and none is forgotten for another one: the rest costs a look-up each time.
             if len(self._known) < _MOST_KNOWN:
                 self._known[host] = found
         return found

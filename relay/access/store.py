@@ -116,10 +116,12 @@ class Store:
             was_idle = not waiting
             for entry in entries:
                 key = tunnel, entry.limit, entry.key
+                # Out and in again, for the order: those changed longest ago come first.
                 waiting.pop(key, None)
                 waiting[key] = entry
                 stored.put(entry)
             _trim(waiting)
+            # Only the first one wakes the thread, which then collects for a while.
             if was_idle and waiting:
                 self._changed.notify_all()
 
@@ -150,6 +152,7 @@ class Store:
 
     def _write(self) -> None:
         with self._changed:
+            # Swapped and not copied: relay threads wait for this lock.
             taken, self._waiting = self._waiting, {}
         entries = self._unwritten  # merged without the lock, which relay threads need
         for key, entry in taken.items():
@@ -184,6 +187,7 @@ class Store:
                 kept.append((tunnel, name, key, entry.banned_until, entry.used, entry.period, now))
             else:
                 over.append((tunnel, name, key))
+        # One transaction: a process that is killed in between leaves the entries of before, and no half.
         self._database.execute("BEGIN IMMEDIATE")
         try:
             self._database.executemany("DELETE FROM entry WHERE tunnel = ? AND name = ? AND key = ?", over)
@@ -293,7 +297,9 @@ def _open(path: str) -> sqlite3.Connection:
             raise StoreError("it is a database of another program; name another file")
         if not is_empty and version != _VERSION:
             raise StoreError(f"it is of another version of relay (format {version}); name another file")
+        # Two relays that share the file would each overwrite what the other one has counted.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        # A power failure may cost the last seconds; waiting for the disk each time is not worth those.
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("BEGIN IMMEDIATE")
         database.execute(_TABLE)

@@ -55,6 +55,7 @@ class Entry:
         if len(kept) < rate.most:
             self.failures = kept
             return False
+        # The ban follows; after it the client has all its attempts again.
         self.failures = None
         return True
 
@@ -106,6 +107,8 @@ class KeyTable:
             # Several at once: to find the first one takes the longer the more have gone from there.
             for old in list(itertools.islice(banned.values(), max(1, self.most // 100))):
                 del banned[old.key]
+                # Its connections hold the entry, and count it down at their end: another one for the key would be wrong
+                # by them.
                 if old.connected:
                     self._insert(old)
 

@@ -38,6 +38,7 @@ class Ticket:
         """Count the end of the client's connection. Must be called once."""
         for entry in self._entries:
             entry.connected -= 1
+        # Only then can there be meters, so that most connections end without this look.
         if self.is_shaped:
             for entry in self._entries:
                 if not entry.connected:

@@ -137,6 +137,7 @@ def find_useless(
     """
     denied, allowed = list(rules_in(deny, "deny", files=files)), list(rules_in(allow, "allow", files=files))
     yield from _useless(denied, kinds, known, None)
+    # The addresses that an SSH server reports are only claims: they can deny a client, and never allow it.
     possible = kinds - {"cidr"} if listener == "ssh" else kinds
     yield from _useless(allowed, possible, known, _Denials(denied))
 

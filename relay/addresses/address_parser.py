@@ -56,6 +56,7 @@ class AddressParser:
             raise TypeError(f"{what}: expected a str such as '{self.example}', got {type(text).__name__}")
         self.text = text
         self.shown = "***" if hidden else redact(text)
+        # Where a password may be, no part is shown, not even in the error that says what is wrong.
         self.hidden = hidden or is_ambiguous(text)
         self.given = given or {}
 
@@ -180,6 +181,8 @@ class AddressParser:
         if host == "*":
             self.fail("* is not a host", "0.0.0.0 is every IPv4 interface and [::] every one")
         labels = self.ascii(host).lower().removesuffix(".").split(".")
+        # A last label of digits is an address to every resolver: `127.1` would else be a name here, and 127.0.0.1
+        # there.
         if _NUMERIC_LABEL.fullmatch(labels[-1]):
             return self.ipv4(host)
         if len(".".join(labels)) > LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):

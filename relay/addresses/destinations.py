@@ -125,6 +125,7 @@ class PrivateKey:
 
         :param purpose: distinguishes several of them.
         """
+        # Here and not above: most uses of destinations make no keys, and start without the library.
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -164,6 +165,7 @@ class PrivateKey:
         signing, encryption = _types(self.data)
         start = _destination_length(self.data) + _ENCRYPTION[encryption]
         private = self.data[start : start + _SIGNING[signing][1]]
+        # All zeros stand for an offline signature: there the router has another key on purpose.
         if signing != ED25519 or not any(private):
             return True
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

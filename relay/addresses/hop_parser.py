@@ -53,6 +53,7 @@ class SSHParser(AddressParser):
         place, _, query = rest.partition("?")
         given = self.options("ssh://", query, {**options_of(SSHServer), **(more or {})})
         others = {name: given.pop(name) for name in more or () if name in given}
+        # The last `@`: a password may hold one, a host cannot.
         user, sign, place = place.rpartition("@")
         user, colon, password = user.partition(":")
         if sign and not user:

@@ -164,7 +164,10 @@ class Command:
 
         :raises ValueError: if the host could be taken for an option.
         """
+        # The host comes from a proxy's client, perhaps, and must not begin with a dash, where the program would read an
+        # option.
         check_host_port("host" if is_i2p(place.host) else place.host, place.port)
+        # Quoted again: the result is a Command as well, whose words are filled once more.
         argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
         return Command(shlex.join(argv))
 

@@ -286,6 +286,7 @@ def check_variable(name: str, value: str) -> None:
     if not _VARIABLE.fullmatch(value):  # not repeated: it may be a secret, by mistake
         raise ValueError(f"{name}: that is not the name of a variable; letters, digits and _ are allowed")
     if value not in _secret_variables:
+        # Before the calls, which pass all names on.
         _secret_variables.add(value)
         for call in on_secret_variable:
             call()

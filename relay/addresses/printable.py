@@ -29,6 +29,7 @@ def one_line(text: str | bytes, longest: int) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    # Cut before the split: a peer's megabyte of spaces must cost no more than what is shown.
     return printable(" ".join(text[: 4 * longest].split()), longest)
 
 

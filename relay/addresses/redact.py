@@ -49,6 +49,7 @@ def redact_parameters(query: str) -> list[str]:
     for parameter in query.split("&"):
         name, sign, _ = parameter.partition("=")
         known = _OPTIONS.get(name)
+        # Only names that are known: a secret with an unencoded `&` in it would look like another parameter.
         if (known and not known.is_secret) or _SHOWN_OPTION.fullmatch(name):
             found.append(parameter)
         elif known or not (after_a_secret or "@" in name):

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 from urllib.parse import quote
 
 from ..errors import AddressError, ConnectError
@@ -30,6 +30,7 @@ __all__ = [
     "Route",
     "check_way",
     "hop_of",
+    "listens_at_server",
     "on_the_way",
     "over_i2p",
     "to_i2p",
@@ -185,6 +186,11 @@ Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
 Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
 Place = TCPAddress | UnixAddress | Command
+
+
+def listens_at_server(address: object) -> TypeGuard[SSHListen | I2PListen]:
+    """Return whether a server listens for relay: only one listener can be there, and no socket can be handed over."""
+    return isinstance(address, SSHListen | I2PListen)
 
 
 def over_i2p(route: Sequence[Hop], *places: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..access.rules import is_written_as_rule
 from ..access.rules import parse_rule as parse_rule_of_clients
 from ..access.senders import NO_HEADERS, Senders
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way, listens_at_server
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
@@ -331,7 +331,7 @@ class _One:
             if name in given:
                 what = "a proxy has none" if name == "mptcp" else "the clients of a proxy name their targets"
                 self._refuse(name, f"{what}; leave it out")
-        if self._tunnel.accept_proxy and isinstance(self._listen, SSHListen | I2PListen):
+        if self._tunnel.accept_proxy and listens_at_server(self._listen):
             self._refuse("accept_proxy", NO_HEADERS)
         elif self._tunnel.accept_proxy and self._listen is not None and not isinstance(self._listen, SystemdListen):
             is_unix = isinstance(self._listen, UnixAddress)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..addresses.ssh import SSHListen
 from ..addresses.values import TCPAddress, is_loopback
+from ..streams.listener import TunnelListener
 
 __all__ = ["warn_if_open", "warn_if_unsure"]
 
@@ -19,9 +20,9 @@ def warn_if_unsure(where: Any) -> None:
         logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
 
 
-def warn_if_open(listener: Any) -> None:
+def warn_if_open(listener: TunnelListener) -> None:
     """Warn if other machines can use a proxy without a password, or send one unencrypted."""
-    address = listener.address if hasattr(listener, "protected") else None
+    address = listener.listening.getsockname() if listener.listening and listener.protected is not None else None
     if not isinstance(address, tuple) or is_loopback(address[0]):
         return
     if listener.protected:

@@ -20,6 +20,7 @@ from ..engine.tunnel import Tunnel, part_of_connections
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from .change.upgrade_channel import UpgradeChannel, UpgradeError
+from .disabled_targets import target_group
 from .failures import ReloadError
 from .group import TunnelGroup, UnknownTunnelError
 from .instance import (
@@ -43,7 +44,7 @@ from .kept_ledgers import bans_of, clear_all, quotas_of
 from .ledgers import MOST_ROWS, BanStatus, QuotaStatus
 from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
-from .plan import Opened, Plan
+from .plan import Plan
 from .status import hop_state, worker_problem
 from .ways import route_of_all, targets_of
 
@@ -138,11 +139,12 @@ class GroupInstance:
         if opened is not None:
             metrics = opened.metrics() if figures else None
             stuck = worker_problem(opened.tunnel)
-            end = getattr(opened.receive, "certificate_end", None)
-            loads = getattr(opened.receive, "certificate_loads", None)
+            end = opened.receive.certificate_end
+            loads = opened.receive.certificate_loads
             if member.state.accepts:
                 hops, problem = hop_state(opened.receive, opened.make_send)
             problem = stuck or problem
+        targets = target_group(opened.make_send) if opened is not None else None
         address = opened.tunnel.address if opened is not None else None
         texts = self._texts.get(plan.name)
         if texts is None or texts.plan is not plan or texts.address != address:
@@ -164,7 +166,7 @@ class GroupInstance:
             probe=self._probe_of(member),
             certificate_end=end,
             certificate_loads=loads and CertificateLoads(*loads),
-            targets=tuple(opened.make_send.states()) if opened is not None and _has_targets(opened) else (),
+            targets=tuple(targets.states()) if targets is not None else (),
         )
 
     def connections(self, tunnel: str | None = None, first: int = 0, most: int | None = None) -> list[ConnectionStatus]:
@@ -259,12 +261,12 @@ class GroupInstance:
         ((member),) = self._members(name)
         if member.opened is None or not member.state.accepts:
             raise ConflictError(f"{name}: it is not open")
-        if not _has_targets(member.opened):
+        if (targets := target_group(member.opened.make_send)) is None:
             raise ConflictError(f"{name}: it has one target; relay ctl pause {name} makes its clients wait")
         try:
-            member.opened.make_send.set_enabled(target, enabled)
+            targets.set_enabled(target, enabled)
         except KeyError:
-            known = ", ".join(one.target for one in member.opened.make_send.states())
+            known = ", ".join(one.target for one in targets.states())
             raise NotFoundError(f"{name}: there is no target {shown(target)}; known are {shown(known)}") from None
 
     def kill(self, connection: str) -> None:
@@ -348,11 +350,6 @@ def _open_records(tunnel: Tunnel | PoolTunnel, first: int, most: int | None) -> 
         return part_of_connections(tunnel, first, most)
     records = tunnel.connections()
     return records[first:][:most], len(records)
-
-
-def _has_targets(opened: Opened) -> bool:
-    """Return whether a tunnel has several targets."""
-    return hasattr(opened.make_send, "states")
 
 
 def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:

@@ -20,9 +20,8 @@ from importlib.metadata import version
 from typing import Any
 
 from ..access.ledger import LedgerEntry
-from ..addresses.i2p import I2PListen
+from ..addresses.hops import listens_at_server
 from ..addresses.printable import printable
-from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen
 from ..carriers.link import CarrierState
 from ..engine.tunnel import Tunnel
@@ -342,7 +341,7 @@ _BUSY = "another upgrade is under way; wait for its end"
 
 
 def _is_at_server(member: Member) -> bool:
-    return isinstance(member.plan.routes.where, SSHListen | I2PListen)
+    return listens_at_server(member.plan.routes.where)
 
 
 def _wait_for_end(process: int) -> None:
@@ -364,14 +363,14 @@ def _wait_for_end(process: int) -> None:
 def _is_failing(member: Member) -> bool:
     """Return whether a tunnel has a problem that a retry cannot fix."""
     opened = member.opened
-    is_refused = opened is not None and getattr(opened.make_send, "state", "") == CarrierState.FAILED.value
+    is_refused = opened is not None and opened.make_send.state == CarrierState.FAILED.value
     return is_refused or member.state is MemberState.FAILED
 
 
 def _is_down(member: Member) -> bool:
     """Return whether the hops of a tunnel are not up."""
     opened = member.opened
-    return opened is not None and getattr(opened.make_send, "state", _UP) != _UP
+    return opened is not None and opened.make_send.state != _UP
 
 
 def _offer(member: Member) -> _Offer | None:
@@ -379,8 +378,8 @@ def _offer(member: Member) -> _Offer | None:
     where = member.plan.routes.where
     if member.opened is None or not member.state.accepts or _is_at_server(member) or isinstance(where, SystemdListen):
         return None
-    one = getattr(member.opened.receive, "listening", member.opened.receive)
-    if not isinstance(one, socket.socket) or one.fileno() < 0:
+    one = member.opened.receive.listening
+    if one is None or one.fileno() < 0:
         return None
     return _Offer({"tunnel": member.name, "any_port": getattr(where, "port", None) == 0}, one)
 

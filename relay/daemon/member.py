@@ -42,14 +42,16 @@ import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .continued_figures import ContinuedFigures
 from .drains import Drains
 from .plan import Opened, Plan
 from .probes import BackgroundCall
 
-if TYPE_CHECKING:  # only a reload compares
+if TYPE_CHECKING:  # only a reload compares and changes
+    from ..streams.dialer import Dialer
+    from ..streams.listener import TunnelListener
     from .verdicts import Settings
 
 __all__ = ["Member", "MemberState", "Snapshot", "WrongStateError"]
@@ -171,7 +173,7 @@ class Member:
         made: Opened = attempt.outcome()
         return made
 
-    def change(self, settings: Settings, receive: Any, make_send: Any) -> None:
+    def change(self, settings: Settings, receive: TunnelListener, make_send: Dialer) -> None:
         """Take other settings, by which the tunnel runs already."""
         assert self.opened is not None, "only an open tunnel changes in place"
         opened = settings.plan.opened(self.opened.tunnel, receive, make_send)
@@ -181,7 +183,7 @@ class Member:
             self.now, plan=settings.plan, is_required=bool(settings.entry.tunnel.required), opened=opened
         )
 
-    def relisten(self, receive: Any) -> None:
+    def relisten(self, receive: TunnelListener) -> None:
         """Take another listener, from which the tunnel accepts already."""
         assert self.opened is not None, "it runs"
         self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, receive=receive))

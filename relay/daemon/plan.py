@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..access.limit import must_stay_whole
-from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
+from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_server, over_i2p, to_i2p
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer_of_ways, listener
+from ..engine.acceptor import own_listener
 from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import format_address
+from ..streams.listener import TunnelListener
 from .bridges import with_bridge
 from .continued_figures import ContinuedFigures
 from .exposure import warn_if_open, warn_if_unsure
@@ -54,8 +56,8 @@ class Opened:
     """
 
     tunnel: Tunnel | PoolTunnel
-    receive: Any
-    make_send: Any
+    receive: TunnelListener
+    make_send: Dialer
     title: str
     before: ContinuedFigures | None = None
     is_continued: bool = False
@@ -92,9 +94,9 @@ class Opened:
 class Bound(NamedTuple):
     """A tunnel that does not accept clients yet."""
 
-    receive: Any
+    receive: TunnelListener
     """Its listener, which listens already."""
-    make_send: Any
+    make_send: Dialer
     """Its factory."""
 
     def close(self) -> None:
@@ -126,8 +128,8 @@ class Plan:
 
     name: str
     options: Options
-    listen: Callable[[Opening | None], Any]
-    make_send: Callable[[], Any]
+    listen: Callable[[Opening | None], TunnelListener]
+    make_send: Callable[[], Dialer]
     routes: Routes
     on: str = ""
     over: str = ""
@@ -189,7 +191,7 @@ class Plan:
         tunnel.on_over(bound.make_send.close)  # it serves the probes
         return tunnel
 
-    def opened(self, tunnel: Tunnel | PoolTunnel, receive: Any, make_send: Any) -> Opened:
+    def opened(self, tunnel: Tunnel | PoolTunnel, receive: TunnelListener, make_send: Dialer) -> Opened:
         """Return a tunnel that runs by this plan, with its title."""
         title = self.title(format_address(tunnel.address), make_send.target)
         return Opened(tunnel, receive, make_send, title)
@@ -207,7 +209,7 @@ class Plan:
         except ConnectError as error:  # a retry can fix it
             logger.debug("%s: %s", self.name, error)
 
-    def _listen(self, opening: Opening | None) -> Any:
+    def _listen(self, opening: Opening | None) -> TunnelListener:
         """Listen. The error repeats what the carriers under the listener would log, so that is held back."""
         if self.options.fail_fast:
             with carriers_quiet(logging.WARNING, self.elsewhere):
@@ -253,7 +255,9 @@ def make_plan(
     return Plan(
         name,
         options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
-        lambda opening: listener(where, listen_via, opening) if in_workers is None else listen_for_workers(where),
+        lambda opening: own_listener(
+            listener(where, listen_via, opening) if in_workers is None else listen_for_workers(where)
+        ),
         lambda: _checked(dialer_of_ways(ways, policy, name), options),
         Routes(where, listen_via, ways, lists=(options.allow, options.deny)),
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
@@ -261,9 +265,7 @@ def make_plan(
         at_i2p,
         SessionProbe if is_i2p else HopProbe,
         (*((hops, getattr(last, "router", None), last if isinstance(last, Command) else None) for hops, last in ways),),
-        tuple(map(str, (*listen_via, getattr(where, "server", where))))
-        if isinstance(where, SSHListen | I2PListen)
-        else (),
+        tuple(map(str, (*listen_via, getattr(where, "server", where)))) if listens_at_server(where) else (),
         f"{shown(str(where))}{over(listen_via)} → {targets_of(ways)}{over_ways(ways)}",
         in_workers=in_workers,
     )
@@ -316,7 +318,7 @@ def make_proxy_plan(
     return Plan(
         name,
         options.settled(over_i2p=True, at_i2p=False),
-        lambda _: opener(),
+        lambda _: own_listener(opener()),
         lambda: Dynamic(via, tuple(rules), (router,)),
         Routes(
             address,
@@ -410,7 +412,7 @@ def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: 
     """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
     if options.processes is None or (options.workers or 1) == 1:
         return None
-    if isinstance(where, SSHListen | I2PListen):
+    if listens_at_server(where):
         logger.info("%s: one process relays it, because only one can listen at %s", name, shown(str(where)))
         return None
     if must_stay_whole(options.limit):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..carriers.link import CarrierState
 from ..errors import ConnectError, can_retry
+from ..streams.dialer import Dialer
 from .failures import carriers_quiet, describe_error
 
 __all__ = ["BackgroundCall", "SLOW", "SessionProbe", "HopProbe", "WarmUp", "report_slow"]
@@ -90,7 +91,7 @@ class HopProbe:
     It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error of a way counts
     as one of the start until that way was up for the first time, whatever the other ways of the factory do.
 
-    :param make_send: the factory, a :class:`~relay.streams.dialer.Dialer`; its ``ready`` does nothing without hops.
+    :param make_send: the factory; its ``ready`` does nothing without hops.
     :param timeout: seconds; ``None`` for no limit.
     :param failed: called on another thread after an error that a retry cannot fix; :attr:`error` has it.
     :param tried: called on another thread after an attempt that has ended in another way.
@@ -99,7 +100,7 @@ class HopProbe:
 
     def __init__(
         self,
-        make_send: Any,
+        make_send: Dialer,
         timeout: float | None,
         failed: Callable[[], object],
         tried: Callable[[], object] = lambda: None,
@@ -111,10 +112,10 @@ class HopProbe:
         self._failed = failed
         self._tried = tried
         self._fail_fast = fail_fast
-        self._ways: Sequence[Any] = getattr(make_send, "ways", ()) or (make_send,)
-        self._watched: set[Any] = set()
-        self._were_up: set[Any] = set()
-        self._waiting: set[Any] = set()  # ways that are tried again once they have failed permanently
+        self._ways: Sequence[Dialer] = make_send.ways or (make_send,)
+        self._watched: set[Dialer] = set()
+        self._were_up: set[Dialer] = set()
+        self._waiting: set[Dialer] = set()  # ways that are tried again once they have failed permanently
         self._begin(self._try_first)
 
     def _begin(self, attempt: Callable[[], object]) -> None:
@@ -129,10 +130,10 @@ class HopProbe:
         for way in self._try(self._ways):
             self._wait(way)
 
-    def _try(self, ways: Sequence[Any]) -> Sequence[Any]:
+    def _try(self, ways: Sequence[Dialer]) -> Sequence[Dialer]:
         """Try some ways; return those with an error, unless the probe has failed."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        errors: dict[Any, Exception] = {}
+        errors: dict[Dialer, Exception] = {}
         with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
             for way in ways:  # they connect side by side, and none is up for the first time unseen
                 self._watch(way)
@@ -152,53 +153,49 @@ class HopProbe:
             return ()
         for way, error in errors.items():
             # A carrier logs it when it retries; without a carrier, each stream has its own connection.
-            is_logged = _state(way) != CarrierState.UP.value and can_retry(error)
+            is_logged = way.state != CarrierState.UP.value and can_retry(error)
             logger.log(logging.DEBUG if is_logged else logging.WARNING, "%s", error)
         for record in held_back:  # the carrier retries, or has succeeded
             logging.getLogger(record.name).handle(record)
         self._tried()
         return tuple(errors)
 
-    def _ready(self, make_send: Any, timeout: float | None) -> None:
+    def _ready(self, make_send: Dialer, timeout: float | None) -> None:
         make_send.ready(timeout)
 
-    def _watch(self, way: Any) -> None:
+    def _watch(self, way: Dialer) -> None:
         # Before the attempt only: after it, to subscribe would open a connection again that its tunnel has closed.
         if way not in self._watched:
             with contextlib.suppress(OSError):  # no thread or descriptor is left, which the attempt tells
                 way.subscribe(functools.partial(self._on_state, way))
                 self._watched.add(way)
 
-    def _wait(self, way: Any) -> None:
+    def _wait(self, way: Dialer) -> None:
         """Try a way again once it has failed permanently, unless it was up before, or has been closed."""
         self._waiting.add(way)
-        if way in self._were_up or _state(way) == CarrierState.UP.value:  # before it was waited for
+        if way in self._were_up or way.state == CarrierState.UP.value:  # before it was waited for
             self._waiting.discard(way)
         else:
             self._try_if_failed(way)
 
-    def _on_state(self, way: Any, state: CarrierState, _: Exception | None) -> None:
+    def _on_state(self, way: Dialer, state: CarrierState, _: Exception | None) -> None:
         if state is CarrierState.UP:
             self._were_up.add(way)
             self._waiting.discard(way)
         elif way in self._waiting:
             self._try_if_failed(way)
 
-    def _try_if_failed(self, way: Any) -> None:
-        if _state(way) == CarrierState.FAILED.value:  # a way with alternatives when all of them have
+    def _try_if_failed(self, way: Dialer) -> None:
+        if way.state == CarrierState.FAILED.value:  # a way with alternatives when all of them have
             with contextlib.suppress(KeyError):  # the other thread tries it
                 self._waiting.remove(way)
                 self._begin(functools.partial(self._try, (way,)))
 
 
-def _state(way: Any) -> str:
-    return str(getattr(way, "state", ""))
-
-
 class SessionProbe(HopProbe):
     """A probe of a SAM session, without a time limit; it explains a long wait."""
 
-    def _ready(self, make_send: Any, timeout: float | None) -> None:
+    def _ready(self, make_send: Dialer, timeout: float | None) -> None:
         try:
             make_send.ready(SLOW)
         except ConnectError as error:
@@ -218,12 +215,12 @@ class WarmUp:
     :raises OSError: if no thread or descriptor is available.
     """
 
-    def __init__(self, name: str, make_send: Any, timeout: float) -> None:
+    def __init__(self, name: str, make_send: Dialer, timeout: float) -> None:
         self._name = name
         self._deadline = time.monotonic() + timeout
         self._error: Exception | None = None
         self._settled = threading.Event()
-        ways = getattr(make_send, "alternatives", ()) or (make_send,)
+        ways = make_send.alternatives or (make_send,)
         self._connecting = set(range(len(ways)))  # the ways whose first attempt has not ended
         self._lock = threading.Lock()
         for number, way in enumerate(ways):

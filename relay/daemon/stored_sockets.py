@@ -148,8 +148,8 @@ def _listening(member: Snapshot) -> tuple[socket.socket, Any] | None:
     """Return the listening TCP socket of a tunnel that relay has opened itself, and its address; ``None`` if none."""
     if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
         return None
-    found = getattr(member.opened.receive, "listening", member.opened.receive)
-    if not isinstance(found, socket.socket) or found.family not in (socket.AF_INET, socket.AF_INET6):
+    found = member.opened.receive.listening
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:
         return found, found.getsockname()

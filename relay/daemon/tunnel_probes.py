@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .disabled_targets import target_group
 from .group import TunnelGroup
 from .member import MemberState, Snapshot
 
@@ -106,9 +107,7 @@ def _settings_of(member: Snapshot) -> tuple[str, float, float]:
 
 def _targets_of(member: Snapshot) -> TargetGroup | None:
     """Return the targets of a tunnel; ``None`` unless it is open and has several."""
-    made = member.opened.make_send if member.opened is not None else None
-    found: TargetGroup | None = made if hasattr(made, "probe_every") else None
-    return found
+    return target_group(member.opened.make_send) if member.opened is not None else None
 
 
 def _has_probe(member: Snapshot) -> bool:

@@ -36,8 +36,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from ..addresses.i2p import I2PListen
-from ..addresses.ssh import SSHListen
+from ..addresses.hops import listens_at_server
 from .change.keyed_sessions import keys_to_targets
 from .change.predecessor import Predecessor
 from .change.upgrade_channel import UNDER_WAY, UpgradeError
@@ -232,4 +231,4 @@ class UpgradedGroup(FileGroup):
 def _has_moved(member: Member) -> bool:
     """Return whether the other process has closed its listener or its session, so that this one can open it."""
     routes = member.plan.routes
-    return isinstance(routes.where, SSHListen | I2PListen) or bool(keys_to_targets(routes))
+    return listens_at_server(routes.where) or bool(keys_to_targets(routes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ if TYPE_CHECKING:  # a command without workers starts none
     from ..spawning.pool import WorkerPool
     from ..spawning.pool_tunnel import PoolTunnel
     from ..spawning.worker_slot import WorkerStatus
+    from ..streams.listener import TunnelListener
 
 __all__ = ["WorkerProcesses", "listen_for_workers"]
 
@@ -73,7 +73,7 @@ class WorkerProcesses:
                 raise ValueError(f"workers: {self.size} are running, got {workers}; relay ctl upgrade starts more")
 
     def open(
-        self, receive: Any, values: object, workers: int, options: dict[str, Any], *, paused: bool = False
+        self, receive: TunnelListener, values: object, workers: int, options: dict[str, Any], *, paused: bool = False
     ) -> PoolTunnel:
         """Relay between a listener and what the values say.
 
@@ -90,7 +90,8 @@ class WorkerProcesses:
 
         from ..spawning.recipes import Recipe
 
-        listening: socket.socket = getattr(receive, "listening", receive)
+        listening = receive.listening
+        assert listening is not None, "only a listener of this machine has workers"
         try:
             pool = self._running()
             recipe = Recipe(

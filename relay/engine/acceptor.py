@@ -20,13 +20,14 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import IN
 from ..eventloop.sockets import is_tls, quick_accept
 from ..streams.adapter import as_stream
-from ..streams.proxy_handshake import HandshakeListener
+from ..streams.listener import PushingListener, SocketListener, TunnelListener
 from ..streams.stream import Stream
 from ..streams.upgrade_listener import UpgradeListener
+from ..types import Listener
 from .workspace import Workspace
 
 __all__ = ["Acceptor", "ObjectAcceptor", "PushAcceptor", "SocketAcceptor"]
-__all__ += ["adapt_acceptor", "check_listener", "make_acceptor"]
+__all__ += ["adapt_acceptor", "check_listener", "make_acceptor", "own_listener"]
 
 logger = logging.getLogger("relay")
 
@@ -51,7 +52,7 @@ class AcceptorOwner(Protocol):
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
         """Take a client."""
 
-    def hand_of(self, listener: Any, /) -> Callable[[socket.SocketType, Any, float], object] | None:
+    def hand_of(self, listener: TunnelListener, /) -> Callable[[socket.SocketType, Any, float], object] | None:
         """Return what takes a client that first sends a request or shakes hands; ``None`` for :meth:`accepted`."""
 
     def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
@@ -85,7 +86,7 @@ class Acceptor(Protocol):
         """Wait at most so many seconds for a thread that still accepts."""
 
 
-def check_listener(receive: Any, name: str = "receive") -> None:
+def check_listener(receive: object, name: str = "receive") -> None:
     """Check that an argument can be a listener.
 
     :param name: of the argument, for the error.
@@ -106,23 +107,49 @@ def check_listener(receive: Any, name: str = "receive") -> None:
         raise TypeError(f"{name}: expected a listening socket, or an object with accept() and close(), got {kind}")
 
 
-def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
+class _ForeignListener(TunnelListener):
+    """An object of the program that has ``accept`` and ``close``; what else it has is its own.
+
+    :param given: the object.
+    """
+
+    def __init__(self, given: Listener) -> None:
+        self.given = given
+        # Bound here, so that no client costs a call more.
+        self.accept = self.accept_any = given.accept  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Close the object."""
+        self.given.close()
+
+
+def own_listener(given: Listener | TunnelListener) -> TunnelListener:
+    """Return a listener with all that a tunnel asks for; those of relay have it, except plain sockets.
+
+    :param given: a listening socket, or an object with ``accept`` and ``close``; see :func:`check_listener`.
+    """
+    if isinstance(given, TunnelListener):
+        return given
+    return SocketListener(given) if isinstance(given, socket.socket) else _ForeignListener(given)
+
+
+def make_acceptor(owner: AcceptorOwner, receive: TunnelListener) -> Acceptor:
     """Return the acceptor for this kind of listener."""
-    if isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+    if receive.listening is not None:
         return SocketAcceptor(owner, receive)
-    if getattr(receive, "pushes_streams", False) and owner.unlimited:
+    if isinstance(receive, PushingListener) and receive.pushes_streams and owner.unlimited:
         return PushAcceptor(owner, receive)
     return ObjectAcceptor(owner, receive)
 
 
-def adapt_acceptor(owner: AcceptorOwner, acceptor: Acceptor, receive: Any) -> Acceptor:
+def adapt_acceptor(owner: AcceptorOwner, acceptor: Acceptor) -> Acceptor:
     """Return the acceptor that fits the limits of the tunnel and of the listener, which may have changed.
 
     A listener with an acceptor of objects keeps it: its thread may wait for a client.
     """
-    if isinstance(acceptor, PushAcceptor) and not (receive.pushes_streams and owner.unlimited):
+    if isinstance(acceptor, PushAcceptor) and not (acceptor.receive.pushes_streams and owner.unlimited):
         acceptor.listen(False)
-        return ObjectAcceptor(owner, receive)
+        return ObjectAcceptor(owner, acceptor.receive)
     return acceptor
 
 
@@ -130,11 +157,12 @@ class SocketAcceptor:
     """Accepts in the relay thread.
 
     :param owner: the relay thread.
-    :param listener: a listening socket, or a listener whose clients first send a request or shake hands.
+    :param listener: a listener with a socket; its clients may first send a request or shake hands.
     """
 
-    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HandshakeListener | UpgradeListener) -> None:
-        receive = listener if isinstance(listener, socket.socket) else listener.listening
+    def __init__(self, owner: AcceptorOwner, listener: TunnelListener) -> None:
+        receive = listener.listening
+        assert receive is not None, "it has a socket"
         self._owner = owner
         self._listener = listener
         self._receive = receive
@@ -272,17 +300,17 @@ class ObjectAcceptor:
     """Accepts on a daemon thread, because ``accept`` of a listener object may block and has no descriptor to wait for.
 
     :param owner: the relay thread.
-    :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
+    :param receive: the listener.
     """
 
-    def __init__(self, owner: AcceptorOwner, receive: Any) -> None:
+    def __init__(self, owner: AcceptorOwner, receive: TunnelListener) -> None:
         self._owner = owner
         self._receive = receive
         self._changed = threading.Condition()
         self.listening = False
         self._closed = False
         # relay's own listeners also return the clients that they reject, each with its reason, for the records.
-        self._accept_any = getattr(receive, "accept_any", receive.accept)
+        self._accept_any = receive.accept_any
         self.thread = threading.Thread(target=self._work, name=f"{owner.name} accept", daemon=True)
         self.thread.start()
 
@@ -306,7 +334,7 @@ class ObjectAcceptor:
         """Wait at most so many seconds for the thread, and for what the listener ends after its streams."""
         until = time.monotonic() + seconds
         self.thread.join(seconds)
-        _join(self._receive, until - time.monotonic())
+        self._receive.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         backoff = Backoff(*_BACKOFF)
@@ -359,12 +387,12 @@ class PushAcceptor:
     It is for tunnels without a limit of connections: with a limit, each accept has to wait for room.
 
     :param owner: the relay thread.
-    :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
+    :param receive: the listener.
     """
 
-    def __init__(self, owner: AcceptorOwner, receive: Any) -> None:
+    def __init__(self, owner: AcceptorOwner, receive: PushingListener) -> None:
+        self.receive = receive
         self._owner = owner
-        self._receive = receive
         self.listening = False
 
     def listen(self, enabled: bool) -> None:
@@ -372,18 +400,18 @@ class PushAcceptor:
         if enabled != self.listening:
             self.listening = enabled
             loop = self._owner.loop
-            self._receive.deliver(self._take, loop) if enabled else self._receive.deliver(None)
+            self.receive.deliver(self._take, loop) if enabled else self.receive.deliver(None)
 
     def close(self) -> None:
         """Accept no client any more."""
         try:
-            self._receive.close()
+            self.receive.close()
         except Exception:
             logger.exception("%s: closing the listener failed", self._owner.name)
 
     def join(self, seconds: float) -> None:
         """Wait at most so many seconds for what the listener ends after its streams."""
-        _join(self._receive, seconds)
+        self.receive.join(max(0.0, seconds))
 
     def _take(self, stream: Stream, peer: Any) -> None:
         """Take a stream, in the relay thread or in one of the listener's."""
@@ -394,10 +422,3 @@ class PushAcceptor:
 
     def _offer(self, stream: Stream, peer: Any) -> None:
         self._owner.offered(stream, peer, time.monotonic())
-
-
-def _join(receive: Any, seconds: float) -> None:
-    """Wait until a listener has ended that ends with its last stream, as some of relay's own do."""
-    join = getattr(receive, "join", None) if hasattr(receive, "accept_any") else None
-    if join is not None:
-        join(max(0.0, seconds))

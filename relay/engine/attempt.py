@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import ConnectError
 from ..eventloop.background import Home
@@ -23,6 +23,7 @@ from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups, key_of
 from ..streams.request import Request
 from ..streams.stream import Stream
+from ..types import MakeSend
 from .limits import Pending
 from .records import ConnectionSummary
 from .workspace import Workspace
@@ -32,7 +33,7 @@ __all__ = ["Attempt", "Plan", "Recipient", "keywords_of"]
 _KEYWORDS = {"peer", "identity", "destination", "deadline", "cancel"}
 
 
-def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
+def keywords_of(factory: MakeSend) -> frozenset[str]:
     """Return which of these keywords a factory names; none for ``**kwargs``."""
     try:
         parameters = inspect.signature(factory).parameters.values()
@@ -54,7 +55,7 @@ class Plan:
         "factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target", "warm_calls", "_per_client",
     )  # fmt: skip
 
-    def __init__(self, factory: Callable[..., Any], home: Home | None = None, *, per_client: bool = False) -> None:
+    def __init__(self, factory: MakeSend, home: Home | None = None, *, per_client: bool = False) -> None:
         self.factory = factory
         self.dialer = factory if isinstance(factory, Dialer) else None
         if self.dialer is not None and home is not None:

@@ -17,7 +17,9 @@ from ..access.limit import LimitsLike
 from ..access.options import check_policy
 from ..access.policy import AccessRules
 from ..streams.checks import WARM_FOR, check_time
-from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener
+from ..streams.listener import TunnelListener
+from ..types import Listener, MakeSend
+from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, own_listener
 from .connector import close_factory
 from .limits import Limits
 from .records import ConnectionState, ConnectionSummary
@@ -87,7 +89,7 @@ def update(
         _limit_handshakes(relay)
         for connection in relay.all_connections if limits.idle != before.idle else ():
             connection.deadline.change_idle(limits.idle, now)
-        relay._acceptor = adapt_acceptor(relay, relay._acceptor, relay._receive)
+        relay._acceptor = adapt_acceptor(relay, relay._acceptor)
         kept = relay.entrance.policy
         relay.entrance.set_policy(dataclasses.replace(policy, rules=kept.rules, admit=kept.admit))
         if source != relay._connector.source:
@@ -102,7 +104,7 @@ def update(
 
 def reroute(
     tunnel: Tunnel,
-    make_send: Callable[..., Any],
+    make_send: MakeSend,
     drain: float | None,
     source: str | None = None,
     spread: float = 0.0,
@@ -128,7 +130,7 @@ def reroute(
         close_factory(make_send, tunnel.name)
 
 
-def relisten(tunnel: Tunnel, receive: Any, drain: float | None, spread: float = 0.0) -> None:
+def relisten(tunnel: Tunnel, receive: Listener | TunnelListener, drain: float | None, spread: float = 0.0) -> None:
     """Accept from another listener, then close the old one, after the clients that have connected to it.
 
     :param receive: the new listener, which listens already; the tunnel owns it from now on.
@@ -137,9 +139,10 @@ def relisten(tunnel: Tunnel, receive: Any, drain: float | None, spread: float = 
     :raises RuntimeError: if the system has no thread left; ``receive`` stays with the caller then.
     """
     check_listener(receive)
+    listener = own_listener(receive)
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        return _accept_from(relay, receive, relay._make_acceptor(receive), drain, spread)
+        return _accept_from(relay, listener, relay._make_acceptor(listener), drain, spread)
 
     old = in_thread(tunnel, change)
     if old is None:
@@ -154,7 +157,7 @@ def listen_nowhere(tunnel: Tunnel) -> None:
 
     Open connections go on. For a listener that excludes its successor.
     """
-    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None))
+    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, TunnelListener(), _NoAcceptor(), None))
     if old is not None:
         old.close()
 
@@ -181,8 +184,8 @@ def replace(
     limits: Mapping[str, Any],
     tune: Callable[[], object],
     *,
-    make_send: Callable[..., Any] | None = None,
-    receive: Any = None,
+    make_send: MakeSend | None = None,
+    receive: Listener | TunnelListener | None = None,
     drain: float | None = None,
     spread: float = 0.0,
 ) -> None:
@@ -201,18 +204,19 @@ def replace(
     """
     if receive is not None:
         check_listener(receive)
+    listener = own_listener(receive) if receive is not None else None
 
     def change(relay: RelayThread, now: float) -> Acceptor:
         acceptor, old = relay._acceptor, relay._acceptor
-        if receive is not None:
-            acceptor = relay._make_acceptor(receive)
-            old = _accept_from(relay, None, _NoAcceptor(), drain, spread)
+        if listener is not None:
+            acceptor = relay._make_acceptor(listener)
+            old = _accept_from(relay, TunnelListener(), _NoAcceptor(), drain, spread)
         tune()
         if make_send is not None:
             reroute(tunnel, make_send, drain, limits.get("source"), spread)
         update(tunnel, **limits)
-        if receive is not None:
-            relay._acceptor, relay._receive = adapt_acceptor(relay, acceptor, receive), receive
+        if listener is not None:
+            relay._acceptor, relay._receive = adapt_acceptor(relay, acceptor), listener
             _limit_handshakes(relay)
             relay.update_listening()
         return old
@@ -253,7 +257,7 @@ def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object], spre
 
 
 def _accept_from(
-    relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, spread: float = 0.0
+    relay: RelayThread, receive: TunnelListener, acceptor: Acceptor, drain: float | None, spread: float = 0.0
 ) -> Acceptor:
     """Accept from another listener; return the acceptor of the old one, which is still to be closed."""
     old = relay._acceptor
@@ -268,8 +272,7 @@ def _accept_from(
 
 
 def _limit_handshakes(relay: RelayThread) -> None:
-    if hasattr(relay._receive, "handshake_timeout"):
-        relay._receive.handshake_timeout = relay.limits.handshake
+    relay._receive.handshake_timeout = relay.limits.handshake
 
 
 def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float | None, spread: float) -> None:

@@ -23,6 +23,7 @@ from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
 from ..streams.stream import Stream
+from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
 from .limits import Limits
@@ -107,7 +108,7 @@ class Connector:
     :param source: from which its streams come; see :class:`relay.Tunnel`.
     """
 
-    def __init__(self, owner: ConnectorOwner, factory: Callable[..., Any], source: str | None = None) -> None:
+    def __init__(self, owner: ConnectorOwner, factory: MakeSend, source: str | None = None) -> None:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
@@ -122,7 +123,7 @@ class Connector:
         self.workers = Workers(owner.loop, f"{owner.name} connector")
         self._lookups = Lookups(owner.loop, self.workers.submit)
 
-    def set_factory(self, factory: Callable[..., Any], source: str | None) -> None:
+    def set_factory(self, factory: MakeSend, source: str | None) -> None:
         """Make streams by this factory from now on; attempts that have begun go on with the old one.
 
         :param factory: makes the streams.
@@ -139,7 +140,7 @@ class Connector:
         self._plan_for = None
         if peers is not None:
             self._plan_for = functools.partial(self._plan_for_peer, peers)
-        elif plan.selects:
+        elif plan.selects and isinstance(factory, Dialer):
             self._plan_for = functools.partial(self._plan_for_request, factory, plan)
         if self.warm is not None:
             self.warm.change_plan(plan, time.monotonic())
@@ -147,7 +148,7 @@ class Connector:
     def _plan_for_peer(self, peers: PeerSource, connection: Connection) -> Plan:
         return Plan(peers.dialer_for(connection.summary.who()), self.workspace)
 
-    def _plan_for_request(self, factory: Any, plan: Plan, connection: Connection) -> Plan:
+    def _plan_for_request(self, factory: Dialer, plan: Plan, connection: Connection) -> Plan:
         chosen = factory.select(connection.request)
         return plan if chosen is factory else Plan(chosen, self.workspace)
 
@@ -358,7 +359,7 @@ def _dispose(outcome: Any) -> None:
         outcome.close()
 
 
-def close_factory(factory: Any, name: str) -> None:
+def close_factory(factory: MakeSend, name: str) -> None:
     """Close a factory if it has a ``close``; what that raises is logged.
 
     :param name: of the tunnel, for the log.

@@ -24,6 +24,7 @@ from ..eventloop.loop import Loop
 from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
 from ..streams.identity import identity_of_peer
+from ..streams.listener import TunnelListener
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest
@@ -179,7 +180,7 @@ class Entrance:
         """The half-open connections, oldest first: they have no slot, and ``nconnect`` does not count them."""
         return self._slots.half_open
 
-    def hand_of(self, listener: Any) -> Callable[[socket.SocketType, Any, float], object] | None:
+    def hand_of(self, listener: TunnelListener) -> Callable[[socket.SocketType, Any, float], object] | None:
         """Return what takes the clients of a listener, if they first send a request or shake hands."""
         if isinstance(listener, UpgradeListener):
             return functools.partial(self._upgrade, listener)

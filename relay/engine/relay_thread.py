@@ -18,9 +18,11 @@ from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
 from ..eventloop.sockets import is_exposed
 from ..streams.identity import identity_of_process
+from ..streams.listener import TunnelListener
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
 from ..streams.user_names import named
+from ..types import MakeSend
 from .acceptor import make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
@@ -63,8 +65,8 @@ class RelayThread(LoopThread):
 
     def __init__(
         self,
-        receive: Any,
-        make_send: Callable[..., Any],
+        receive: TunnelListener,
+        make_send: MakeSend,
         nconnect: int,
         limits: Limits,
         name: str,
@@ -75,8 +77,7 @@ class RelayThread(LoopThread):
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open
         self._receive = receive
         self._make_send = make_send
-        if hasattr(receive, "handshake_timeout"):
-            receive.handshake_timeout = limits.handshake
+        receive.handshake_timeout = limits.handshake
         self._slots = Slots(-1)
         self._set_limit(nconnect)
         self._observer = Observer(on_end, name) if on_end is not None else None
@@ -186,7 +187,7 @@ class RelayThread(LoopThread):
             self.update_listening()
         return self.make_stream(connection, now)
 
-    def hand_of(self, listener: Any) -> Callable[[socket.SocketType, Any, float], object] | None:
+    def hand_of(self, listener: TunnelListener) -> Callable[[socket.SocketType, Any, float], object] | None:
         """Return what takes a client that first sends a request or shakes hands; ``None`` for :meth:`accepted`."""
         return self.entrance.hand_of(listener)
 
@@ -376,10 +377,8 @@ class RelayThread(LoopThread):
         if self._pipes is not None:
             self._pipes.close()
         self.loop.close()
-        if isinstance(self._receive, HandshakeListener):
+        if self._receive.listening is not None:
             self._receive.listening.close()
-        elif isinstance(self._receive, socket.socket):
-            self._receive.close()
 
 
 def _after_fork_in_child() -> None:

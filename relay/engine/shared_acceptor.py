@@ -27,8 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
-from ..streams.proxy_handshake import HandshakeListener
-from ..streams.upgrade_listener import UpgradeListener
+from ..streams.listener import TunnelListener
 from .acceptor import AcceptorOwner, SocketAcceptor
 from .worker_table import CHANCE, Passed, WorkerTable
 
@@ -149,12 +148,7 @@ class SharedAcceptor(SocketAcceptor):
     :param place: of this process.
     """
 
-    def __init__(
-        self,
-        owner: SharedAcceptorOwner,
-        listener: socket.socket | HandshakeListener | UpgradeListener,
-        place: WorkerPlace,
-    ) -> None:
+    def __init__(self, owner: SharedAcceptorOwner, listener: TunnelListener, place: WorkerPlace) -> None:
         super().__init__(owner, listener)
         self._worker = owner
         self._place = place

@@ -15,10 +15,9 @@ from ..access.senders import NO_HEADERS
 from ..eventloop.sockets import format_address
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 from ..streams.dialer import Dialer
-from ..streams.proxy_handshake import HandshakeListener
-from ..streams.upgrade_listener import UpgradeListener
+from ..streams.listener import TunnelListener
 from ..types import Listener, MakeSend
-from .acceptor import check_listener
+from .acceptor import check_listener, own_listener
 from .limits import Limits
 from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
@@ -137,7 +136,8 @@ class Tunnel:
             accept_proxy=accept_proxy,
             send_proxy=send_proxy,
         )
-        check_reads_headers(receive, policy)
+        listener = own_listener(receive)
+        check_reads_headers(listener, policy)
         if warm:
             from .warm_pool import check_factory
 
@@ -157,7 +157,7 @@ class Tunnel:
             raise TypeError(f"name: expected text, got {type(name).__name__}")
         self.name = name or f"relay tunnel {next(_numbers)}"
         self._address = address_of(receive)
-        self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end, policy)
+        self._relay = self._start(listener, make_send, nconnect, limits, self.name, on_end, policy)
         if warm:
             self._relay.keep_warm(warm, warm_for)
 
@@ -245,7 +245,7 @@ class Tunnel:
         return f"<{kind} {self.name!r} at {format_address(self._address)}, {relay.count} connections, {relay.state}>"
 
 
-def _check_factory(make_send: Any) -> None:
+def _check_factory(make_send: object) -> None:
     if not callable(make_send):
         raise TypeError(f"make_send: expected a callable, got {type(make_send).__name__}")
     for function in (make_send, type(make_send).__call__):
@@ -253,7 +253,7 @@ def _check_factory(make_send: Any) -> None:
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
 
 
-def check_streams(make_send: Any, source: str | None, send_proxy: str | None, warm: int) -> None:
+def check_streams(make_send: MakeSend, source: str | None, send_proxy: str | None, warm: int) -> None:
     """Check that the streams of a factory can come from a source, and be warm although they begin with a header.
 
     :raises ValueError: if they cannot.
@@ -269,7 +269,7 @@ def check_streams(make_send: Any, source: str | None, send_proxy: str | None, wa
         )
 
 
-def introduce_probes(make_send: Any, send_proxy: str | None) -> None:
+def introduce_probes(make_send: MakeSend, send_proxy: str | None) -> None:
     """Let the probes of several targets begin with a header that says that they are relay's own, if clients' do."""
     if isinstance(make_send, Dialer) and make_send.alternatives:
         from ..access.proxy_header import build_local
@@ -277,21 +277,21 @@ def introduce_probes(make_send: Any, send_proxy: str | None) -> None:
         make_send.introduce_probes(b"" if send_proxy is None else build_local(send_proxy))
 
 
-def check_reads_headers(receive: Any, policy: ClientPolicy) -> None:
+def check_reads_headers(receive: TunnelListener, policy: ClientPolicy) -> None:
     """Check that the clients of a listener can begin with a header of the PROXY protocol, if there is to be one.
 
     :raises ValueError: if relay does not read what these clients send first, or none of them is a sender.
     """
     if policy.accept_proxy is None:
         return
-    if not isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+    listening = receive.listening
+    if listening is None:
         raise ValueError(f"accept_proxy: {NO_HEADERS}")
-    listening = receive if isinstance(receive, socket.socket) else receive.listening
     is_unix = listening.family == socket.AF_UNIX
     policy.accept_proxy.check(is_unix=is_unix, host="" if is_unix else str(listening.getsockname()[0]))
 
 
-def address_of(receive: Any) -> Any:
+def address_of(receive: object) -> Any:
     """Return the address of a listener; ``None`` if it has none."""
     getsockname = getattr(receive, "getsockname", None)
     if callable(getsockname):

@@ -54,6 +54,7 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.sockets import Endpoint, open_socket
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
+from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
 from .limits import Limits
@@ -395,7 +396,7 @@ def _pass_on(up: weakref.WeakMethod[Callable[[], None]], loop: Loop, state: Any,
         loop.call(call)
 
 
-def check_factory(make_send: Callable[..., Any]) -> None:
+def check_factory(make_send: MakeSend) -> None:
     """Check that streams can be made without a client.
 
     :param make_send: the factory of a tunnel.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..streams.proxy_handshake import HandshakeListener
+from ..streams.listener import TunnelListener
 from ..streams.stream import Stream
 from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener, MakeSend
@@ -97,8 +97,8 @@ class WorkerRelayThread(RelayThread):
             acceptor.listen(False)  # it waits for the socket in another way if there is a limit
         super()._set_limit(quota(nconnect, self._table.workers, self._number))
 
-    def _make_acceptor(self, receive: Any) -> Acceptor:
-        if self._table.workers > 1 and isinstance(receive, (socket.socket, HandshakeListener, UpgradeListener)):
+    def _make_acceptor(self, receive: TunnelListener) -> Acceptor:
+        if self._table.workers > 1 and receive.listening is not None:
             return SharedAcceptor(self, receive, self._place)
         return make_acceptor(self, receive)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from ..addresses.hops import Hop, Listen, ProxyListen
+from ..addresses.hops import Hop, Listen, ProxyListen, listens_at_server
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.ssh import SSHListen, SSHServer
@@ -70,7 +70,7 @@ def bind(address: Listen) -> socket.socket | None:
 
     :raises OSError: as for :func:`relay.listen`.
     """
-    if isinstance(address, SSHListen | I2PListen):
+    if listens_at_server(address):
         return None
     if isinstance(address, _AT_PORT):
         return listen_tcp(address.host, address.port, mptcp=getattr(address, "mptcp", False))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ..eventloop.loop import Handler, Loop, Timer
 from ..eventloop.poller import READ
+from .listener import TunnelListener
 from .request import RejectedRequest, Request
 
 __all__ = ["FinalReply", "FinalStay", "ProxyHandshake", "HandshakeListener", "HandshakeReader", "watch"]
@@ -39,7 +40,7 @@ class ProxyHandshake:
         raise NotImplementedError
 
 
-class HandshakeListener:
+class HandshakeListener(TunnelListener):
     """A listener of proxy clients.
 
     A tunnel accepts from its socket and reads the handshakes itself.

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..eventloop.background import Home
 from .accept_queue import Taker
+from .listener import TunnelListener
 
 __all__ = ["ScreenedAddress", "UpgradeListener"]
 
@@ -18,19 +19,17 @@ class ScreenedAddress(tuple[Any, ...]):
     __slots__ = ()
 
 
-class UpgradeListener:
+class UpgradeListener(TunnelListener):
     """A listener that makes another stream of each client's socket, such as one of TLS.
 
     A tunnel accepts from its socket. The handshakes run in the thread of the tunnel.
     """
 
+    listening: socket.socket
+    """The listening stream socket."""
+
     on_handshakes: Callable[[int], object] | None = None
     """Called in that thread with the number of handshakes under way, whenever it changes; ``None`` for nothing."""
-
-    @property
-    def listening(self) -> socket.socket:
-        """The listening stream socket."""
-        raise NotImplementedError
 
     def deliver(self, taker: Taker | None, home: Home | None = None) -> None:
         """Pass streams on at once.

@@ -28,6 +28,7 @@ from relay.daemon.bridges import with_bridge, with_bridges, with_session
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
 from relay.daemon.probes import SessionProbe
+from relay.streams.dialer import Dialer
 from relay.testing import SAMBridge
 
 AT = re.compile(r"(\S+\.b32\.i2p) → (\S+)\n")
@@ -411,7 +412,7 @@ def test_lists_of_the_address_and_of_the_options_add_up():
     assert make_plan(parse_listen("i2p"), target, Options(), name="t").options.allow is None
 
 
-class Slow:
+class Slow(Dialer):
     """A stand-in for a factory whose session is not ready at once."""
 
     state = "backing off"

@@ -33,6 +33,7 @@ from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
 from relay.daemon.exposure import warn_if_unsure
 from relay.daemon.probes import BackgroundCall, HopProbe
+from relay.streams.dialer import Dialer
 from relay.testing.ssh.login import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
@@ -397,7 +398,7 @@ def test_what_is_opened_and_not_wanted_is_closed(when):
     assert opened.closed == 1
 
 
-class Factory:
+class Factory(Dialer):
     state = "backing off"
 
     def __init__(self, *errors):

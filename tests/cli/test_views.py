@@ -10,6 +10,9 @@ from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, shown_st
 from relay.daemon.figures import total
 from relay.daemon.status import hop_state
 from relay.engine.records import ConnectionRecord, Stats
+from relay.streams.dialer import Dialer
+from relay.streams.listener import TunnelListener
+from relay.targets.group import TargetGroup
 
 
 def record(port, *, age=3.0, received=0, sent=0, state="open", reason=None, target="db:5432", peer=None):
@@ -132,26 +135,26 @@ def test_targets_are_shown_where_they_differ():
 
 
 def test_hops_that_are_not_up_are_told():
-    class Dialer:
+    class Down(Dialer):
         state, last_error = "backing off", "ssh://bastion: connection refused"
 
-    class Listener:
+    class Listener(TunnelListener):
         state = "connecting"
 
-    assert hop_state(object(), object()) == ("up", "")
-    assert hop_state(Listener(), object()) == ("connecting", "")
-    view = TunnelView(Fake(), "", lambda: hop_state(object(), Dialer()))
+    assert hop_state(TunnelListener(), Dialer("db")) == ("up", "")
+    assert hop_state(Listener(), Dialer("db")) == ("connecting", "")
+    view = TunnelView(Fake(), "", lambda: hop_state(TunnelListener(), Down("db")))
     assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
 
 
 def test_targets_of_which_none_is_up_are_a_problem():
-    class Group:
+    class Group(TargetGroup):
         state, last_error = "up", "a: refused; b is disabled"
-        states = list
 
-    assert hop_state(object(), Group()) == ("up", "a: refused; b is disabled")
+    group = Group([Dialer("a"), Dialer("b")])
+    assert hop_state(TunnelListener(), group) == ("up", "a: refused; b is disabled")
     Group.last_error = None
-    assert hop_state(object(), Group()) == ("up", "")
+    assert hop_state(TunnelListener(), group) == ("up", "")
 
 
 def test_a_worker_that_does_not_answer_is_named():

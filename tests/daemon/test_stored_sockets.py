@@ -15,6 +15,7 @@ from relay.addresses.values import TCPAddress
 from relay.daemon.member import MemberState
 from relay.daemon.stored_sockets import StoredSockets
 from relay.daemon.systemd_supervisor import SystemdSupervisor
+from relay.streams.listener import SocketListener
 from relay.transports import activated
 
 
@@ -133,7 +134,7 @@ def test_a_listener_that_closes_meanwhile_is_not_kept(looks):
         name="a",
         state=MemberState.LISTENING,
         plan=SimpleNamespace(routes=routes),
-        opened=SimpleNamespace(receive=receive),
+        opened=SimpleNamespace(receive=SocketListener(receive)),
     )
     manager = ServiceManager(stores=8)
     stored = StoredSockets(SimpleNamespace(members=[member], is_ending=False), manager)

@@ -13,7 +13,8 @@ from relay.daemon.member import MemberState
 from relay.daemon.options import Options
 from relay.daemon.preflight import Routes
 from relay.daemon.tunnel_probes import TunnelProbes
-from relay.targets.group import ProbeOutcome, ProbeSchedule
+from relay.streams.dialer import Dialer
+from relay.targets.group import ProbeOutcome, ProbeSchedule, TargetGroup
 
 TARGET = [((), "t:1")]
 ANYWHERE = [((), None)]
@@ -21,7 +22,7 @@ ANYWHERE = [((), None)]
 
 def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, **options):
     plan = SimpleNamespace(options=Options(**options), routes=Routes(":1", out=out))
-    dial = SimpleNamespace(target="t:1")
+    dial = Dialer("t:1")
     opened = SimpleNamespace(make_send=dial) if is_open else None
     return SimpleNamespace(name=name, plan=plan, opened=opened, state=state)
 
@@ -123,7 +124,7 @@ def test_a_probe_ends_before_the_next_one_and_with_the_connect_timeout(probers, 
     )
 
 
-class Targets:
+class Targets(TargetGroup):
     """Several targets that probe themselves."""
 
     target = "t:1, t:2"
@@ -131,6 +132,7 @@ class Targets:
     def __init__(self):
         self.schedules = []
         self.outcome = None
+        self.alternatives = ("t:1", "t:2")
 
     def probe_every(self, schedule):
         self.schedules.append(schedule)

@@ -13,6 +13,7 @@ from relay.api.urls import listener
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
 from relay.daemon.worker_processes import WorkerProcesses
+from relay.engine.acceptor import own_listener
 
 LIMITS = Options().settled(over_i2p=False).of_tunnel("one")
 
@@ -36,7 +37,7 @@ def test_a_tunnel_starts_them_and_its_connections_are_logged(processes, echo_ser
     processes.log_connections(lambda name, record: ended.append((name, record)))
     listen = parse_listen(":0")
     values = listen, parse_target("{}:{}".format(*echo_server.address)), ()
-    with processes.open(listener(listen), values, 2, LIMITS) as tunnel:
+    with processes.open(own_listener(listener(listen)), values, 2, LIMITS) as tunnel:
         assert [one.state for one in processes.workers()] == ["running"] * 2
         with socket.create_connection(tunnel.address, WAIT) as client:
             client.sendall(b"ping")
@@ -53,7 +54,9 @@ def test_after_the_end_none_start(processes, echo_server):
     listen = parse_listen(":0")
     receive = listener(listen)
     with pytest.raises(RuntimeError, match="relay is ending"):
-        processes.open(receive, (listen, parse_target("{}:{}".format(*echo_server.address)), ()), 2, LIMITS)
+        processes.open(
+            own_listener(receive), (listen, parse_target("{}:{}".format(*echo_server.address)), ()), 2, LIMITS
+        )
     assert receive.fileno() < 0, "the listener is closed"
 
 

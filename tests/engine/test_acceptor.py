@@ -20,6 +20,7 @@ from relay.engine import acceptor, changes
 from relay.engine.acceptor import check_listener
 from relay.engine.admission import SpareDescriptor
 from relay.eventloop.poller import IN
+from relay.streams.listener import PushingListener
 from relay.testing import FakeListener
 from relay.transports.proxies.socks_server import SOCKSListener
 
@@ -356,7 +357,7 @@ def test_a_client_is_not_accepted_before_there_is_a_spare_descriptor(
     assert asked[:4] == [0, 0, 0, 0]
 
 
-class Deliverer:
+class Deliverer(PushingListener):
     """A listener that pushes its streams, in a thread of its own or in the loop's."""
 
     pushes_streams = True

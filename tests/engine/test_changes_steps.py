@@ -9,6 +9,7 @@ import pytest
 
 from relay.engine import changes
 from relay.engine.records import ConnectionState, ConnectionSummary
+from relay.streams.listener import TunnelListener
 from relay.testing import FakeListener
 
 NOW = 1234.5
@@ -48,10 +49,10 @@ class Relay:
 
     def __init__(self):
         self.calls, self.all_connections = [], [Connection(), Connection()]
-        self.limits = SimpleNamespace(idle=9.0)
+        self.limits = SimpleNamespace(idle=9.0, handshake=1.0)
         self._statistics = SimpleNamespace(lifetime=None)
         self._acceptor = self.first = Acceptor()
-        self._receive, self._make_send, self.run_in_thread = OLD, OLD, lambda call: call()
+        self._receive, self._make_send, self.run_in_thread = TunnelListener(), OLD, lambda call: call()
         self._connector = SimpleNamespace(
             source=None,
             set_factory=self.note("set_factory"),
@@ -88,8 +89,8 @@ def relay(monkeypatch):
     monkeypatch.setattr(changes, "introduce_probes", thread.note("introduce_probes"))
     monkeypatch.setattr(changes, "close_factory", thread.note("close_factory"))
 
-    def adapt(of, acceptor, receive):
-        thread.note("adapt_acceptor")(of, acceptor, receive)
+    def adapt(of, acceptor):
+        thread.note("adapt_acceptor")(of, acceptor)
         return acceptor
 
     monkeypatch.setattr(changes, "adapt_acceptor", adapt)
@@ -111,7 +112,7 @@ def test_an_update_reaches_each_part(tunnel, relay):
     assert relay._statistics.lifetime == 1.0
     assert relay.named("set_limit") == (7,)
     assert [connection.calls for connection in relay.all_connections] == [[("idle", 3.0, NOW)]] * 2
-    assert relay.named("adapt_acceptor") == (relay, relay.first, OLD)
+    assert relay.named("adapt_acceptor") == (relay, relay.first)
     (policy,) = relay.named("set_policy")
     expected = changes.check_policy(**options)
     for name in ("limits", "source", "accept_proxy", "send_proxy"):
@@ -132,7 +133,6 @@ def test_an_update_changes_only_what_is_different(tunnel, relay):
 
 
 def test_the_time_for_a_handshake_is_the_listeners(tunnel, relay):
-    relay._receive = SimpleNamespace(handshake_timeout=None)
     changes.update(tunnel, nconnect=-1, **TIMES)
     assert relay._receive.handshake_timeout == relay.limits.handshake == 1.0
 
@@ -172,15 +172,15 @@ def test_a_tunnel_that_is_closing_closes_the_new_route(tunnel, relay):
 def test_another_listener(tunnel, relay, more, spread):
     routed, listener = states(relay), FakeListener()
     changes.relisten(tunnel, listener, 5.0, *more)
-    assert relay._receive is listener
-    assert relay.named("make_acceptor") == (listener,)
+    assert relay._receive.given is listener
+    assert relay.named("make_acceptor") == (relay._receive,)
     assert relay.named("begin") == (routed, None, 5.0, spread)
     assert relay.first.calls == [False, "close"]
 
 
 def test_no_listener(tunnel, relay):
     changes.listen_nowhere(tunnel)
-    assert relay._receive is None
+    assert relay._receive.listening is None
     assert relay.named("begin") == (relay.all_connections, None, None, 0.0)
     assert relay.first.calls == [False, "close"]
 
@@ -194,7 +194,6 @@ def test_another_number_of_warm_streams(tunnel, relay, more, seconds):
 @pytest.mark.parametrize(("options", "spread"), [({}, 0.0), ({"spread": 2.0}, 2.0)])
 def test_all_at_once(tunnel, relay, options, spread):
     listener = FakeListener()
-    listener.handshake_timeout = None
     limits = {"nconnect": 7, **TIMES, "source": "127.0.0.2"}
     tune = relay.note("tune")
     changes.replace(tunnel, limits, tune, make_send=NEW, receive=listener, drain=5.0, **options)
@@ -203,9 +202,9 @@ def test_all_at_once(tunnel, relay, options, spread):
     factories = [call[1:] for call in relay.calls if call[0] == "set_factory"]
     assert factories == [(NEW, "127.0.0.2")] * 2
     adapted = [call[1:] for call in relay.calls if call[0] == "adapt_acceptor"]
-    assert adapted[-1] == (relay, relay._acceptor, listener)
-    assert relay._receive is listener
-    assert listener.handshake_timeout == 1.0
+    assert adapted[-1] == (relay, relay._acceptor)
+    assert relay._receive.given is listener
+    assert relay._receive.handshake_timeout == 1.0
     assert relay.first.calls == [False, "close"]
 
 

@@ -23,6 +23,7 @@ from relay.engine.tarpit import take_place
 from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
+from relay.streams.listener import TunnelListener
 from relay.streams.proxy_handshake import ProxyHandshake
 from relay.streams.request import RejectedRequest, Request
 from relay.testing import FakeListener, pair
@@ -477,7 +478,7 @@ def test_denied_clients_hold_no_slot(world):
 
 
 def test_a_listener_that_hands_out_denied_clients_is_asked_for_them(world):
-    class Strict(FakeListener):
+    class Strict(FakeListener, TunnelListener):
         def accept_any(self):
             return super().accept()
 

@@ -19,6 +19,7 @@ from relay.access.gate import Denial
 from relay.access.options import check_policy
 from relay.access.policy import ClientPolicy, Decision
 from relay.engine import questions
+from relay.engine.acceptor import own_listener
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
 from relay.engine.relay_thread import RelayThread
@@ -62,7 +63,9 @@ def make(request):
             raise ConnectionRefusedError
 
         policy = ClientPolicy(rules=rules, admit=admit)
-        thread = RelayThread(receive, factory, nconnect, Limits(None, 10.0, None, None), "it", None, policy)
+        thread = RelayThread(
+            own_listener(receive), factory, nconnect, Limits(None, 10.0, None, None), "it", None, policy
+        )
         request.addfinalizer(lambda: (thread.close(0.0), thread.join(WAIT)))
         thread.rules, thread.dialed = rules, dialed
         return thread

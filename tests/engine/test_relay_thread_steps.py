@@ -20,11 +20,13 @@ from relay.engine.connection_id import id_of
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionSummary
 from relay.engine.relay_thread import RelayThread
+from relay.streams.listener import SocketListener, TunnelListener
 from relay.streams.proxy_handshake import HandshakeListener
 
 NOW = 1234.5
 PEER = ("192.0.2.7", 5)
 LIMITS = Limits(30.0, 20.0, 10.0, 5.0)
+LISTENER = TunnelListener()
 
 
 class Part(Notes):
@@ -211,7 +213,7 @@ def parts(monkeypatch):
 def make(parts):
     made = []
 
-    def build(receive="listener", factory="factory", nconnect=-1, limits=LIMITS, on_end=None, policy=None):
+    def build(receive=LISTENER, factory="factory", nconnect=-1, limits=LIMITS, on_end=None, policy=None):
         one = One(receive, factory, nconnect, limits, "it", on_end, policy)
         made.append((one, one.loop.close))
         return one
@@ -249,7 +251,7 @@ def test_it_begins(make):
     assert one._connector.given == (one, "factory", "127.0.0.2")
     assert one.workspace.loop is one.loop
     assert one.workspace.pipes is one._pipes
-    assert (one._receive, one._make_send, one.acceptor_of) == ("listener", "factory", "listener")
+    assert (one._receive, one._make_send, one.acceptor_of) == (LISTENER, "factory", LISTENER)
     assert one._keepalive_timer.due == math.inf
     assert one in module._all
     assert one.has_spare_fd() is True
@@ -646,7 +648,7 @@ class Shaking(HandshakeListener):
         (Shaking("0.0.0.0"), False, True),
         (Shaking("127.0.0.1"), False, False),
         (Shaking("127.0.0.1"), True, True),
-        (object(), True, False),
+        (TunnelListener(), True, False),
     ],
 )
 def test_who_can_reach_it(make, monkeypatch, listener, headers, exposed):
@@ -732,7 +734,7 @@ def test_all_is_closed_in_order(make, monkeypatch, log, observed, splice):
 @pytest.mark.parametrize("splice", [True, False])
 def test_a_forked_child_closes_its_copies(make, monkeypatch, log, kind, splice):
     with socket.socket() as plain:
-        listener = {"object": object(), "socket": plain, "proxy": Shaking("")}[kind]
+        listener = {"object": TunnelListener(), "socket": SocketListener(plain), "proxy": Shaking("")}[kind]
         one = make(listener)
         if not splice:
             one._pipes = None

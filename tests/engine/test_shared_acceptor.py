@@ -14,6 +14,7 @@ import pytest
 from helpers import WAIT
 
 from relay.engine import shared_acceptor as module
+from relay.engine.acceptor import own_listener
 from relay.engine.shared_acceptor import SharedAcceptor, WorkerPlace
 from relay.engine.worker_table import CHANCE, Passed
 from relay.eventloop.loop import Timers
@@ -152,7 +153,7 @@ def place(table, pairs):
 @pytest.fixture
 def one(owner, listener, place):
     """An acceptor that listens, and to which clients come that the test makes."""
-    made = SharedAcceptor(owner, listener, place)
+    made = SharedAcceptor(owner, own_listener(listener), place)
     made.waiting = []
 
     def take():
@@ -233,12 +234,12 @@ def test_it_waits_for_clients_at_both_places(owner, listener, pairs, one):
 def test_one_worker_is_woken_where_that_is_possible(owner, listener, place, limit, forgets, alone):
     owner.tunnel_limit = limit
     owner.loop.closing_forgets = forgets
-    SharedAcceptor(owner, listener, place).listen(True)
+    SharedAcceptor(owner, own_listener(listener), place).listen(True)
     assert owner.loop.masks[listener.fileno()] == (IN | module.select.EPOLLEXCLUSIVE if alone else IN)
 
 
 def test_it_takes_no_client_of_others_where_its_socket_was_closed(owner, listener, place):
-    one = SharedAcceptor(owner, listener, place)
+    one = SharedAcceptor(owner, own_listener(listener), place)
     listener.close()
     one.listen(True)
     assert (owner.loop.handlers, owner.calls, one.is_taking) == ({}, [], False)
@@ -255,7 +256,7 @@ def test_it_begins_to_take_only_once(owner, one):
 
 
 def test_it_accepts_at_its_listener(owner, listener, place):
-    one = SharedAcceptor(owner, listener, place)
+    one = SharedAcceptor(owner, own_listener(listener), place)
     with socket.create_connection(listener.getsockname(), WAIT) as near:
         client, peer = one._accept()
         assert peer == near.getsockname()
@@ -375,7 +376,7 @@ def test_the_share_that_ends(table, one, steps, share):
 
 def test_the_share_begins_with_the_counts_of_before(owner, listener, table, place):
     table.counts = (1000, 1000)
-    one = SharedAcceptor(owner, listener, place)
+    one = SharedAcceptor(owner, own_listener(listener), place)
     assert (one._churn.is_fast, one._churn._gone_share, one._slack, one._until_look) == (False, 0.0, 0, 64)
     table.counts = (1100, 1000)
     one._churn.look()
@@ -399,7 +400,7 @@ def test_a_client_of_another_worker_is_as_any_other(owner, listener, table, pair
 def test_it_may_first_send_a_request(owner, listener, place, pairs, clients):
     taken = []
     owner.hand = lambda *arguments: taken.append(arguments)
-    one = SharedAcceptor(owner, listener, place)
+    one = SharedAcceptor(owner, own_listener(listener), place)
     one.listen(True)
     pass_to(pairs, *clients())
     one._received(IN, NOW)
@@ -574,7 +575,7 @@ def test_a_listener_whose_clients_shake_hands(owner, listener, table, place):
             """Bring no stream."""
 
     receive = Upgrading()
-    one = SharedAcceptor(owner, receive, place)
+    one = SharedAcceptor(owner, own_listener(receive), place)
     assert one._made == (int(listener.family), int(listener.type), listener.proto)
     receive.on_handshakes(3)
     assert table.calls == [("handshakes", NUMBER, 3)]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import click
 
 from ...access.senders import NO_HEADERS
-from ...addresses.hops import Listen, ProxyListen
+from ...addresses.hops import Listen, ProxyListen, listens_at_server
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.mptcp import with_mptcp
-from ...addresses.ssh import SSHListen
 from ...addresses.values import TCPAddress
 from ...daemon.bridges import with_bridge, with_bridges
 from ...daemon.options import Options
@@ -125,7 +124,7 @@ def forward(
         (hops, end), *further = ways
         if policy is not None and not further:
             raise click.UsageError("--policy: there is one target; give further ones with --target")
-        if options.accept_proxy and isinstance(where, SSHListen | I2PListen):
+        if options.accept_proxy and listens_at_server(where):
             raise ValueError(f"--accept-proxy: {NO_HEADERS}")
     is_swapped = target.isdigit() and isinstance(where, TCPAddress) and is_name(where.host)
     hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""

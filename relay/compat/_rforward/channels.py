@@ -13,6 +13,7 @@ import paramiko
 from ...eventloop.loop import Loop
 from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.adapter import as_stream
+from ...streams.listener import PushingListener
 from ...streams.stream import Stream
 from ...transports.ssh.paramiko.messages import CLOSE
 from .log import DEBUG, INFO, WARN
@@ -116,13 +117,11 @@ class _OrderedSender:
             self._transport._send_user_message(message)
 
 
-class ChannelQueue:
+class ChannelQueue(PushingListener):
     """A listener object for :class:`relay.Tunnel`: accepts the channels that its callers pass in; safe from any thread.
 
     :param say: called with each message for the log, and with X2Go's bit for its level.
     """
-
-    pushes_streams = True
 
     def __init__(self, say: Callable[[str, int], object]) -> None:
         self._say = say

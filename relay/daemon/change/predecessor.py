@@ -22,8 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ...access.ledger import LedgerEntry
-from ...addresses.i2p import I2PListen
-from ...addresses.ssh import SSHListen
+from ...addresses.hops import listens_at_server
 from ...addresses.values import TCPAddress, is_ip_address
 from ...config.listen_conflicts import overlap
 from ...eventloop.sockets import MPTCP, format_address
@@ -236,7 +235,7 @@ class Predecessor:
         for member in members:
             where = member.plan.routes.where
             try:
-                if isinstance(where, SSHListen | I2PListen):
+                if listens_at_server(where):
                     member.plan.check(preflight)
                     continue
                 with inheriting(reachable, self._at_any_port(member.name)) as taken:
@@ -257,7 +256,7 @@ class Predecessor:
         used.update(taken)
         files = {offer.socket.getsockname(): offer.facts.get("file") for offer in offers}
         for bound in self._bound.values():
-            one = getattr(bound.receive, "listening", bound.receive)
+            one = bound.receive.listening
             if isinstance(one, UnixListener) and one.file_id is None:  # its file is the other process's
                 self.on_taken_over.append(functools.partial(one.adopt, files.get(one.getsockname())))
                 self.on_failed.append(one.disown)

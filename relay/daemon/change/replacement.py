@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +19,10 @@ from ...config import LIMITS, OF_CLIENTS
 from ...config.listen_conflicts import exclude_each_other, group_of
 from ...engine import changes
 from ...engine.tunnel import Tunnel
+from ...streams.dialer import Dialer
+from ...streams.listener import TunnelListener
 from ...transports.tcp import inherit
-from ..disabled_targets import disable, disabled
+from ..disabled_targets import disable, disabled, target_group
 from ..failures import describe_error
 from ..member import Member, MemberState
 from ..plan import Bound
@@ -73,7 +76,7 @@ class Replacement:
         self.error: Exception | None = None
         self.bound: Bound | None = None
         """The listener and the factory, once they are open."""
-        self.make_send: Any = None
+        self.make_send: Dialer | None = None
         """The factory of another route, if only that changes."""
         self.is_deferred = False
         """Whether it opens after the commit, because its predecessor has not opened yet."""
@@ -159,8 +162,9 @@ class Replacement:
         assert self.settings is not None
         plan, opened = self.settings.plan, self.member.opened if self.member is not None else None
         # A session of the same keys can begin only when the old one has ended.
-        if opened is not None and getattr(opened.make_send, "state", "") == "up" and not keys_to_targets(plan.routes):
+        if opened is not None and opened.make_send.state == "up" and not keys_to_targets(plan.routes):
             seconds = min(plan.options.connect_timeout or _WARM_UP, _WARM_UP)
+            assert self.make_send is not None, "its route changes"
             self._warm_up = WarmUp(plan.name, self.make_send, seconds)
 
     def must_vacate(self, leaving: Leaving) -> bool:
@@ -195,7 +199,7 @@ class Replacement:
         """Begin to open the listener; those in its way hand their sockets over, or close first."""
         assert self.settings is not None
         plan = self.settings.plan
-        heirlooms: list[Any] = []
+        heirlooms: list[socket.socket] = []
         ending: list[Member] = []
         for other in self._in_its_way(leaving):
             if _same_port(self._listen_address, other.old_address):
@@ -209,12 +213,10 @@ class Replacement:
         opening = functools.partial(inherit, heirlooms, functools.partial(plan.bind, preflight))
         self._opening = ListenerOpening(functools.partial(_open_after, ending, opening))
 
-    def sockets(self) -> list[Any]:
+    def sockets(self) -> list[socket.socket]:
         """Return the TCP socket of the tunnel that runs, if it has one."""
         opened = self.member.opened if self.member is not None else None
-        if opened is None:
-            return []
-        return [getattr(opened.receive, "listening", opened.receive)]
+        return [opened.receive.listening] if opened is not None and opened.receive.listening is not None else []
 
     def vacate(self) -> None:
         """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent.
@@ -241,13 +243,15 @@ class Replacement:
             rules = rules_of(options.allow, options.deny)
             yield lambda: changes.set_rules(tunnel, rules)
         if isinstance(where, TLSListen):
-            from ...transports.tls.listener import server_credentials
+            from ...transports.tls.listener import TLSListener, server_credentials
 
+            assert isinstance(receive, TLSListener), "it is not in workers"
             credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn)
             yield lambda: receive.set_credentials(credentials)
         elif self.settings.entry.is_proxy:
-            from ...transports.proxies.listener import login_of
+            from ...transports.proxies.listener import ProxyListener, login_of
 
+            assert isinstance(receive, ProxyListener), "its clients name their targets"
             owner: Any = where if isinstance(where, ProxyListen) else keys
             login = login_of(owner.user, owner.password, owner.password_file, owner.password_env)
             yield lambda: receive.set_login(login)
@@ -301,7 +305,7 @@ class Replacement:
         self.is_vacant = False
         return ""
 
-    def _take_back(self, tunnel: Tunnel, receive: Any) -> None:
+    def _take_back(self, tunnel: Tunnel, receive: TunnelListener) -> None:
         assert self.member is not None
         changes.relisten(tunnel, receive, None)
         self.member.relisten(receive)
@@ -334,8 +338,8 @@ class Replacement:
                 self.bound.make_send.close()
         if make_send is not None:
             disable(make_send, disabled(opened.make_send))  # by name: also those to which another way leads now
-            if hasattr(make_send, "take_over") and hasattr(opened.make_send, "take_over"):
-                make_send.take_over(opened.make_send)
+            if (group := target_group(make_send)) is not None and (old := target_group(opened.make_send)) is not None:
+                group.take_over(old)
         limits = {name: value for name, value in limits.items() if name not in _LISTS}
         try:
             changes.replace(
@@ -432,8 +436,8 @@ def end_sessions(members: Iterable[Member]) -> None:
     joins = []
     for member in sorted(members, key=lambda one: one.plan.options.drain):
         assert member.opened is not None, "it has listened"
-        join = getattr(member.opened.receive, "join", None)
-        if join is not None:
+        if member.opened.receive.has_session:
+            join = member.opened.receive.join
             joins.append(join)
             join(max(0.0, begun + min(member.plan.options.drain, _VACATE_TIME) - time.monotonic()))
             for record in member.opened.tunnel.connections():

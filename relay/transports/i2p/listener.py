@@ -28,6 +28,7 @@ from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import check_time
 from ...streams.dialer import Network
 from ...streams.identity import Identity
+from ...streams.listener import PushingListener
 from ...streams.stream import Stream
 from .access import refusal
 from .connector import SessionKey, make_carrier
@@ -48,7 +49,7 @@ FINAL = 301.0  # seconds before a session that failed for good is tried again; t
 BRIEF = 0.001  # seconds that close() waits for a session without streams to end
 
 
-class I2PListener:
+class I2PListener(PushingListener):
     """Listener at an I2P destination. Made by :func:`relay.i2p_listen`.
 
     :param place: the router, the session, and the access lists.
@@ -57,6 +58,8 @@ class I2PListener:
     :raises ValueError: if an entry of the access lists is neither a rule nor a file of rules, or if a new destination,
         or one that strangers do not reach, is to have a standby.
     """
+
+    has_session = True
 
     def __init__(self, place: I2PListen, below: Network, name: str) -> None:
         if place.standby and place.router.keys is None and not place.router.session:

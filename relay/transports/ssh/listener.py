@@ -22,6 +22,7 @@ from ...eventloop.loop import Timer
 from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network
 from ...streams.identity import Identity, identity_of_peer
+from ...streams.listener import TunnelListener
 from ...streams.stream import Stream
 from .connection import Address, Connection
 from .connector import Holder
@@ -40,7 +41,7 @@ _lock = threading.Lock()  # guards the next variable
 _places: weakref.WeakKeyDictionary[Connection, set[Address]] = weakref.WeakKeyDictionary()  # of all listeners
 
 
-class SSHListener:
+class SSHListener(TunnelListener):
     """Accepts the connections of an address at which an SSH server listens; made by :func:`relay.ssh_listen`.
 
     :param server: the server.

@@ -103,7 +103,8 @@ class TLSListener(UpgradeListener):
         """
         self.address = listening.getsockname()
         """The address of the listener, from :meth:`socket.socket.getsockname`."""
-        self._socket = listening
+        self.listening = listening
+        """The listening socket."""
         self._credentials = credentials
         self._queue: AcceptQueue[Any] = AcceptQueue()
         self._handshakes = _Handshakes()
@@ -154,11 +155,6 @@ class TLSListener(UpgradeListener):
             left.wait()
 
     @property
-    def listening(self) -> socket.socket:
-        """The listening socket."""
-        return self._socket
-
-    @property
     def certificate_end(self) -> float | None:
         """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
         return self._credentials.not_after()
@@ -189,7 +185,7 @@ class TLSListener(UpgradeListener):
         elif loop.call(functools.partial(self._end, done)):
             done.wait()
         else:
-            self._socket.close()
+            self.listening.close()
 
     def getsockname(self) -> Any:
         """Return :attr:`address`."""
@@ -205,14 +201,14 @@ class TLSListener(UpgradeListener):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._handshakes)} handshakes under way"
-        return f"<relay.TLSListener at {Endpoint(self._socket.family, self.address)}, {state}>"
+        return f"<relay.TLSListener at {Endpoint(self.listening.family, self.address)}, {state}>"
 
     def abandon(self) -> None:
         """In a forked child: only close the socket."""
         self._closing = threading.Lock()
         self._closed = True
         self._queue.after_fork()
-        self._socket.close()
+        self.listening.close()
 
     # -- in the thread of a tunnel ------------------------------------------------------------------------------
 
@@ -281,9 +277,9 @@ class TLSListener(UpgradeListener):
 
     def _end(self, done: threading.Event) -> None:
         if self._home is self._io_thread:
-            self._io_thread.loop.forget(self._socket.fileno())
+            self._io_thread.loop.forget(self.listening.fileno())
             self._pause.stop()
-        self._socket.close()
+        self.listening.close()
         self._handshakes.cancel("the listener was closed")
         self._home.release(self)
         done.set()
@@ -292,10 +288,10 @@ class TLSListener(UpgradeListener):
 
     def _begin(self) -> None:
         if not self._closed and self._home is self._io_thread:
-            self._io_thread.loop.watch(self._socket.fileno(), IN, self._on_clients)
+            self._io_thread.loop.watch(self.listening.fileno(), IN, self._on_clients)
 
     def _leave(self, left: threading.Event) -> None:
-        self._io_thread.loop.forget(self._socket.fileno())
+        self._io_thread.loop.forget(self.listening.fileno())
         self._pause.stop()
         self._io_thread.release(self)
         left.set()
@@ -307,7 +303,7 @@ class TLSListener(UpgradeListener):
             if self._full and self._is_full():  # again, for accept() may not have seen the mark
                 return self._want(0)
             try:
-                client, peer = self._socket.accept()
+                client, peer = self.listening.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self, error)
@@ -326,7 +322,7 @@ class TLSListener(UpgradeListener):
 
     def _want(self, mask: int) -> None:
         if self._home is self._io_thread:
-            self._io_thread.loop.poller.modify(self._socket.fileno(), mask)
+            self._io_thread.loop.poller.modify(self.listening.fileno(), mask)
 
 
 class _Handshakes:

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from ...eventloop.sockets import Endpoint
+from ...streams.listener import TunnelListener
 from ..tcp import listen_tcp
 from .context import Path
 from .listener import server_credentials
@@ -13,7 +14,7 @@ from .listener import server_credentials
 __all__ = ["SharedTLSListener"]
 
 
-class SharedTLSListener:
+class SharedTLSListener(TunnelListener):
     """Listens, so that clients wait for the workers, and knows the certificate that these show.
 
     The parameters and the errors are those of :func:`relay.transports.tls.listener.listen_tls`.

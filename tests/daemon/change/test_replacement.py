@@ -19,6 +19,9 @@ from relay.daemon.plan_from_file import plans_of
 from relay.daemon.preflight import Preflight
 from relay.daemon.probes import WarmUp
 from relay.daemon.verdicts import Change, Settings, Verdict, compare
+from relay.engine.acceptor import own_listener
+from relay.streams.dialer import Dialer
+from relay.streams.listener import TunnelListener
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ class Member:
         self.opened = None
         if receive is not None:
             tunnel = SimpleNamespace(address=receive.getsockname())
-            self.opened = SimpleNamespace(receive=receive, make_send=None, tunnel=tunnel)
+            self.opened = SimpleNamespace(receive=own_listener(receive), make_send=Dialer("one"), tunnel=tunnel)
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load,
     assert change.verdict is Verdict.NEW and change.listens_anew
     assert change.bound.receive.getsockname()[1] == reserved
     assert undo_all([change], at_once) == []
-    assert change.bound.receive.fileno() < 0
+    assert change.bound.receive.listening.fileno() < 0
 
 
 def test_another_route_needs_a_factory_alone(made, load, listener):
@@ -104,7 +107,7 @@ def test_nothing_stays_open_for_a_tunnel_that_has_ended_since_the_reload_began(m
         change.member.state = MemberState.DRAINING
         change.apply()
         assert not change.is_postponed
-    assert closed == [route] and moved.bound.receive.fileno() < 0
+    assert closed == [route] and moved.bound.receive.listening.fileno() < 0
 
 
 def test_other_limits_need_nothing(made, load, listener):
@@ -135,7 +138,7 @@ def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listen
     ready(new, [old])
     assert new.error is None
     assert new.bound.receive.getsockname() == listener.getsockname()
-    assert new.bound.receive.fileno() != listener.fileno()
+    assert new.bound.receive.listening.fileno() != listener.fileno()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_a_listener_is_closed_that_the_tunnel_cannot_take(made, load, listener, 
     monkeypatch.setattr("relay.daemon.change.replacement._in_this_process", lambda tunnel: tunnel)
     monkeypatch.setattr("relay.daemon.change.replacement.changes.relisten", relisten)
     assert change.return_to_listener(at_once) == "one: cannot listen again: can't start new thread"
-    assert [one.fileno() for one in taken] == [-1]
+    assert [one.listening.fileno() for one in taken] == [-1]
 
 
 def test_the_main_thread_takes_a_listener_back(made, load, listener, reserved, monkeypatch):
@@ -285,8 +288,10 @@ def test_what_takes_long_goes_on_side_by_side_also_without_threads(monkeypatch):
     assert side_by_side([lambda: "a", lambda: "b"]) == ["a", "b"]
 
 
-class Ending:
+class Ending(TunnelListener):
     """A tunnel whose session ends with its last connection."""
+
+    has_session = True
 
     def __init__(self, clock, name, drain, ends_at=None):
         self.plan = SimpleNamespace(options=SimpleNamespace(drain=drain))
@@ -325,8 +330,10 @@ def test_a_change_is_told_in_one_line():
 # -- the hops of a new route -------------------------------------------------------------------------------------------
 
 
-class Hops:
+class Hops(Dialer):
     """A factory whose hops are in the state that the test says."""
+
+    state = "connecting"
 
     def __init__(self, state="connecting"):
         self.state = state
@@ -359,8 +366,10 @@ def test_a_new_route_is_waited_for_until_its_first_outcome(state, error, text, c
     assert text in caplog.text
 
 
-class Ways:
+class Ways(Dialer):
     """A factory by several ways."""
+
+    state = "connecting"
 
     def __init__(self, *states):
         self.alternatives = [Hops(state) for state in states]

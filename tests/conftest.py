@@ -441,6 +441,13 @@ def pytest_collection() -> Iterator[None]:
     gc.enable()
 
 
+def _is_met_elsewhere(item: pytest.Item) -> bool:
+    """Return whether a test has ssh at the embedded server, which tests/testing/test_sshserver.py does for all."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    ends = (given.get("far_end"), given.get("mortal_far_end"), given.get("far"))
+    return given.get("backend") == "openssh" and "embedded" in ends
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests: if they run side by side, those with real I2P routers come first, for they take the longest.
 
@@ -448,6 +455,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     import i2p_world
 
+    items[:] = [item for item in items if not _is_met_elsewhere(item)]
     real = [item for item in items if i2p_world.wanted_by(item)]
     for item in real:
         assert i2p_world.is_real(item.nodeid), f"{item.nodeid}: its name must tell of real_router(s) or of i2pd"

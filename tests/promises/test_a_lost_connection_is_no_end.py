@@ -14,6 +14,7 @@ import socket
 import sys
 
 import pytest
+from covering import each_value
 from helpers import WAIT, Server, TLSEnd, receive_all, receive_until_reset, wait_until
 from program_rig import BRIDGE
 from sshd import FarEnd
@@ -119,7 +120,9 @@ def half_way(rig, call):
         yield made
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("rig", "call"), each_value(TRANSPORTS, CALLS) + each_value(TRANSPORTS, CALLS, shift=2), indirect=["rig"]
+)
 def test_the_connection_is_lost(rig, call):
     with half_way(rig, call) as made:
         rig.lose()

@@ -11,6 +11,7 @@ import struct
 
 import pytest
 from command_rig import run
+from covering import each_pair, each_value
 from helpers import WAIT, black_hole, ended, receive_all, receive_exactly, refusing, wait_until
 from sshd import FarEnd
 
@@ -105,11 +106,20 @@ def pipe(via, host, port, seconds):
     assert "reset" not in done.stderr
 
 
-@pytest.mark.parametrize("client", [socks5, socks4a, http_connect, connect, pipe])
+CLIENTS = {of.__name__: of for of in (socks5, socks4a, http_connect, connect, pipe)}
+
+
+@pytest.fixture
+def client(request):
+    return CLIENTS[request.param]
+
+
+@pytest.mark.parametrize(("client", "via", "target"), each_pair(CLIENTS, WAYS, TARGETS), indirect=True)
 def test_a_target_that_accepts_no_client(client, via, target):
     client(via, *target)
 
 
+@pytest.mark.parametrize(("via", "target"), each_value(WAYS, TARGETS), indirect=True)
 def test_another_target_is_tried(via, target, echo_server):
     host, port, seconds = target
     factory = relay.target([f"{host}:{port}", "{}:{}".format(*echo_server.address)], via)
@@ -121,6 +131,7 @@ def test_another_target_is_tried(via, target, echo_server):
         assert ended(tunnel) == ["done"]
 
 
+@pytest.mark.parametrize(("via", "target"), each_value(WAYS, TARGETS, shift=1), indirect=True)
 def test_no_stream_is_warm(via, target, caplog):
     host, port, seconds = target
     factory = relay.target(f"{host}:{port}", via)
@@ -131,6 +142,6 @@ def test_no_stream_is_warm(via, target, caplog):
 
 
 @pytest.mark.parametrize("host", ["no-such-name.i2p", f"{'a' * 52}.b32.i2p"])
-@pytest.mark.parametrize("client", [socks5, socks4a, http_connect, connect])
+@pytest.mark.parametrize("client", ["socks5", "socks4a", "http_connect", "connect"], indirect=True)
 def test_a_destination_that_is_not_there(client, host, i2p_double):
     client([f"i2p:?sam={i2p_double.client}"], host, 80, 1.0)

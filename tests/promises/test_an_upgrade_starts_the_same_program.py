@@ -45,11 +45,9 @@ def plant(folder, mark):
     [
         ([], ["-m", "relay"], "cwd"),
         (["-P"], ["-m", "relay"], "cwd"),
-        (["-I"], ["-m", "relay"], "cwd"),
         (["-I"], ["-m", "relay"], "path"),
         (["-E", "-Werror"], ["-m", "relay"], "path"),
         (["-I"], [RELAY], "path"),
-        (["-E"], [RELAY], "path"),
         ([], [RELAY], "cwd"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)) or "none",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from covering import each_value
 from helpers import PROMPT, WAIT, Server, Thread, fate_of_client, wait_until
 
 import relay
@@ -278,6 +279,7 @@ def test_a_deadline(before):
             all_left(before, *stages)
 
 
+@pytest.mark.parametrize(("stage", "before"), each_value(STAGES, HOPS), indirect=True)
 def test_a_cancellation(stage, before):
     with check_leaks(PROMPT):
         factory, cancel = relay.target(*way(stage, before)), Cancellation()
@@ -294,6 +296,7 @@ def test_a_cancellation(stage, before):
         assert time.monotonic() - begin < PROMPT
 
 
+@pytest.mark.parametrize(("stage", "before"), each_value(STAGES, HOPS, shift=1), indirect=True)
 def test_a_tunnel_that_is_closed(stage, before):
     with check_leaks(PROMPT):
         tunnel = relay.Tunnel(relay.listen(":0"), relay.target(*way(stage, before)), connect_timeout=60.0)

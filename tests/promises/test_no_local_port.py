@@ -31,12 +31,7 @@ from relay.testing import check_leaks
 ROWS = "SELECT n, md5(n::text), CASE WHEN n % 3 > 0 THEN repeat('ä', n % 100) END FROM generate_series(1, 5000) AS n"
 
 
-WAYS = {
-    "embedded-paramiko": ["ssh_server"],
-    "sshd-openssh": ["sshd"],
-    "two hops-paramiko": ["sshd", "make_sshd"],
-    "two hops-openssh": ["sshd", "make_sshd"],
-}
+WAYS = {"embedded-paramiko": ["ssh_server"], "two hops-openssh": ["sshd", "make_sshd"]}
 
 
 @pytest.fixture(params=WAYS)

@@ -4,11 +4,11 @@ A look at the addresses of all connections finds those that lead back by a name 
 process. It is done when there are twice as many as before, and now and then while there is no room for another one, so
 that it costs a client nothing.
 
-Nothing in the addresses or the bytes shows a loop through another program or a server. But each client of it comes
-after the dial for the one before, and no target ever answers. Where many connections are like that, or all that the
-descriptors allow, the last one is reset as a trial: in a loop that ends the target of the one before it, and then all
-of them are reset. Clients that look like a loop and are none lose this one silent connection. For a moment afterwards,
-clients for the same target are reset before a dial: what a loop has under way would begin it anew.
+Nothing in the addresses or the bytes shows a loop through another program or a server. But the clients of it come one
+by one, and no target ever answers. Where many connections are like that, or all that the descriptors allow, the last
+one is reset as a trial: in a loop that ends the target of the one before it, and then all of them are reset. Clients
+that look like a loop and are none lose this one silent connection. For a moment afterwards, clients for the same target
+are reset before a dial: what a loop has under way would begin it anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ logger = logging.getLogger("relay")
 _FIRST_LOOK = 256  # open connections; a loop has them within a second
 _MANY = 1024  # open connections, at which a loop through another program ends
 _FEW = 16  # connections in a row say nothing, even if there are descriptors for no more
-_FEW_TIES = 8  # one of so many; clients that do not wait for each other make more
+_MOST_TIES = 7 / 8  # of them are accepted in one turn; clients that do not wait for each other come in large batches
+_UNDER_WAY = 4  # connections: a server may connect to the tunnel before it confirms the stream
 _TRIAL = 1.0  # seconds until the end of a connection has gone round
 _BARRED = 2.0  # seconds; a client that is under way in a loop comes within them
 _PAUSE = 10.0  # seconds between two looks while there is no room
@@ -107,7 +108,7 @@ class LoopWatch:
         if found := _looped(own, self._others()):
             self._end(found, now)
         elif len(own) >= enough and _looks_like_a_loop(own[-max(len(own) // 2, _FEW) :]):
-            self._before = own[-2]
+            self._before = next((one for one in reversed(own[:-1]) if one.flows is not None), None)
             text = "%s: %d connections came one after the other, and no target has answered: the last one is reset"
             self._warnings.log(
                 now, text + "; see that the target does not lead back to the tunnel", self._name, len(own)
@@ -160,16 +161,16 @@ def _comes_from(connection: Connection, ours: set[Connection], makers: dict[Any,
 
 
 def _looks_like_a_loop(newest: list[Connection]) -> bool:
-    """Return whether each client came after the dial for the one before, and no target has sent a byte."""
+    """Return whether the clients came one by one, and no target has sent a byte."""
     ties = 0  # both were seen in one turn of a busy loop
-    dialed = -math.inf
+    came = -math.inf
     for connection in newest:
-        started, is_open = connection.summary.started, connection.flows is not None
-        ties += started == dialed
-        if started < dialed or _is_answered(connection) or not (is_open or connection is newest[-1]):
+        is_open, started = connection.flows is not None, connection.summary.started
+        if _is_answered(connection) or not (is_open or connection in newest[-_UNDER_WAY:]):
             return False
-        dialed = connection.summary.opened
-    return ties <= len(newest) // _FEW_TIES
+        ties += started == came
+        came = started
+    return ties <= len(newest) * _MOST_TIES
 
 
 def _is_answered(connection: Connection) -> bool:

@@ -47,8 +47,23 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(pages, warm_command):
-    """The output of a whole demo of these files, run once for all tests."""
-    return run(str(pages[0]))
+    """The output of a whole demo of these files, run once for all tests in the directory of the project."""
+    before = listing()
+    ended = run(str(pages[0]), cwd=ROOT)
+    assert listing() == before, "it has left a trace"
+    return ended
+
+
+def listing():
+    shown = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return sorted(line for line in shown.stdout.splitlines() if line.startswith("??"))
+
+
+@pytest.fixture(scope="module")
+def alone(pages, warm_command, tmp_path_factory):
+    """The same, where there is no other program, in a directory of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    return run(str(pages[0]), cwd=folder, env={"PATH": str(folder), "HOME": str(folder)}), folder
 
 
 def test_it_compares_every_byte_and_says_so(pages, done):
@@ -73,8 +88,8 @@ def test_it_shows_an_ssh_hop_over_each_backend(done):
     assert backends(done.stdout) == (["paramiko", "openssh"] if shutil.which("ssh") else ["paramiko"])
 
 
-def test_it_needs_no_other_program(pages, tmp_path):
-    done = run(str(pages[0]), env={"PATH": str(tmp_path), "HOME": str(tmp_path)})
+def test_it_needs_no_other_program(alone):
+    done, _ = alone
     assert (done.returncode, done.stderr) == (0, "")
     assert backends(done.stdout) == ["paramiko"]
 
@@ -163,17 +178,12 @@ def test_a_program_that_says_nothing_is_not_waited_for_for_ever(spawner_thread, 
             program.hear(".*x")
 
 
-def test_it_serves_relays_own_files_and_leaves_no_trace():
-    before = listing()
-    done = run()
-    assert done.returncode == 0
-    assert f"files of {ROOT}" in done.stdout
-    assert listing() == before
-
-
-def listing():
-    shown = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return sorted(line for line in shown.stdout.splitlines() if line.startswith("??"))
+def test_it_serves_relays_own_files():
+    with command_rig.Command(command="demo").process as process:
+        first = process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=WAIT)
+    assert re.fullmatch(rf"web server   \S+, on the \d{{3,}} files of {re.escape(str(ROOT))}\n", first)
 
 
 def test_it_serves_nothing_hidden_linked_or_built(pages):
@@ -205,10 +215,9 @@ def test_a_directory_without_files_gets_one_line_and_status_1(tmp_path):
 
 
 @pytest.mark.parametrize("here", ["root", "elsewhere"])
-def test_the_command_at_its_end_works(pages, tmp_path, serve, here):
-    folder = ROOT if here == "root" else tmp_path
-    last = run(str(pages[0]), cwd=folder).stdout.splitlines()[-1]
-    command = shlex.split(last)
+def test_the_command_at_its_end_works(pages, done, alone, here):
+    said, folder = (done, ROOT) if here == "root" else alone
+    command = shlex.split(said.stdout.splitlines()[-1])
     assert command[1:] == ["forward", ":0", "127.0.0.1:8000"]
     with demo.web_server(demo.find_pages(pages[0])) as address:
         # Verbatim, but for the port of the service, which is not ours to take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,25 +24,30 @@ class Message(NamedTuple):
     text: str
 
 
-def messages() -> Iterator[Message]:
+def messages() -> list[Message]:
     """Every message, without those of the doubles in :mod:`relay.testing`."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = str(path.relative_to(PACKAGE.parent))
-        if name.startswith("relay/testing/"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            for kind, value in _values(node):
-                text = _template(value)
-                if len(re.findall(r"[A-Za-z]{2,}", text)) > 1:
-                    yield Message(f"{name}:{value.lineno}", kind, text)
+    return _found(PACKAGE)[0]
 
 
-def strings() -> Iterator[str]:
+def strings() -> list[str]:
     """Every string of the package with a space in it: messages are also put together from parts and tables."""
-    for path in sorted(PACKAGE.rglob("*.py")):
+    return _found(PACKAGE)[1]
+
+
+@functools.cache
+def _found(package: Path) -> tuple[list[Message], list[str]]:
+    said: list[Message] = []
+    texts: list[str] = []
+    for path in sorted(package.rglob("*.py")):
+        name = str(path.relative_to(package.parent))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant | ast.JoinedStr) and " " in (text := _template(node)):
-                yield text
+                texts.append(text)
+            for kind, value in _values(node) if not name.startswith("relay/testing/") else ():
+                text = _template(value)
+                if len(re.findall(r"[A-Za-z]{2,}", text)) > 1:
+                    said.append(Message(f"{name}:{value.lineno}", kind, text))
+    return said, texts
 
 
 def _values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:

@@ -132,13 +132,18 @@ def runtime_nodes(node):
 
 
 def graph():
-    """Which modules each module imports, annotations included; without the packages themselves."""
+    """Which modules each module imports; without the packages themselves.
+
+    An annotation is an import, except in one folder: the parts of one machine may name each other's types.
+    """
     modules = module_names()
     found = {}
     for path, tree in sources():
         if path.name != "__init__.py":
             name = ".".join(["relay", *path.with_suffix("").parts])
-            found[name] = set(imports(path, tree, annotations=True)) & modules - {name}
+            named = set(imports(path, tree, annotations=True))
+            elsewhere = {one for one in named if one.split(".")[1:2] != [path.parts[0]]}
+            found[name] = ({*imports(path, tree)} | elsewhere) & modules - {name}
     return found
 
 
@@ -151,7 +156,7 @@ def circles(found):
     return set(left)
 
 
-def test_no_import_leads_back_annotations_included():
+def test_no_import_leads_back_nor_an_annotation_to_another_folder():
     found = graph()
     assert len(found) > 100
     assert circles(found) == set()

@@ -81,7 +81,7 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     """
     from ..daemon.connection_log import connections_logged
     from ..daemon.endpoint_plan import EndpointPlan, LogPlan
-    from ..daemon.group import TunnelGroup
+    from ..daemon.group import Group
     from ..daemon.member import Member
     from ..daemon.operated import operated
     from .reporters import OneTunnel
@@ -90,7 +90,7 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
         raise AddressError(loop.text)
     options = plan.options
     reporter = OneTunnel(title, watch=options.watch, where=plan.routes.where)
-    group = TunnelGroup([Member(plan)], signals, reporter)
+    group = Group([Member(plan)], signals, reporter)
     if options.allow or options.deny or options.accept_proxy:
         from ..daemon.useless_rules import warn_of_rules
 

@@ -17,7 +17,7 @@ from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from .endpoint_plan import LogPlan
 from .failures import describe_error
-from .group import TunnelGroup
+from .group import Group
 from .signals import Signals
 from .top_keys import Swap
 from .ways import route_of_all
@@ -31,7 +31,7 @@ logger = logging.getLogger("relay.cli")
 
 
 @contextmanager
-def connections_logged(group: TunnelGroup, signals: Signals, plan: LogPlan) -> Iterator[ConnectionLog]:
+def connections_logged(group: Group, signals: Signals, plan: LogPlan) -> Iterator[ConnectionLog]:
     """Write the access log while the group runs.
 
     :param group: the tunnels.
@@ -56,7 +56,7 @@ class ConnectionLog:
     :raises OSError: if the system has no thread or descriptor left.
     """
 
-    def __init__(self, group: TunnelGroup, plan: LogPlan) -> None:
+    def __init__(self, group: Group, plan: LogPlan) -> None:
         self._group = group
         self._plan = plan
         self._log: AccessLog | None = None
@@ -137,7 +137,7 @@ def _nothing() -> None:
     pass
 
 
-def _tunnels(group: TunnelGroup) -> Iterator[LoggedTunnel]:
+def _tunnels(group: Group) -> Iterator[LoggedTunnel]:
     from .access_log import LoggedTunnel
 
     for member in group.members:

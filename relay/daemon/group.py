@@ -1,10 +1,30 @@
-"""Tunnels in one process: opened side by side, watched, and drained together."""
+"""The tunnels of one process: opened side by side, watched, and drained together.
+
+============ =============================== ============ ============================================================
+state        event                           next state   action
+============ =============================== ============ ============================================================
+running      a successor asks for sockets    handing over offer them
+running      a signal, or the end            ending       close the listeners; open connections may finish
+handing over a change by operators           handing over refuse it
+handing over a reload, or another successor  handing over refuse it
+handing over the upgrade fails               running      open again what was closed for it
+handing over the successor is ready          ending       accept no client from now on; the same as a signal
+handing over a signal                        ending       the successor ends as well
+ending       a reload, or a successor        ending       refuse it
+ending       another signal                  ending       the next step: close now, then end at once
+============ =============================== ============ ============================================================
+
+The table of the states of one tunnel is in :mod:`.member`. Two parts have tables of their own: the reloads of a group
+that has a file (:mod:`.change.reload`), and the upgrade of one that takes the place of another process
+(:mod:`.change.take_over`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
+import math
 import signal
 import socket
 import threading
@@ -19,9 +39,9 @@ from ..eventloop import garbage
 from ..streams import exit_drain
 from ..transports.tcp import inherit
 from .drains import Drains
-from .failures import describe_error, status_of
+from .failures import ReloadError, describe_error, status_of
 from .figures import ReloadFigures, total
-from .main_thread import MainThread
+from .main_thread import UNDER_WAY, GroupOverError, MainThread
 from .member import Member, MemberState, Snapshot
 from .plan import Opened
 from .preflight import Preflight
@@ -32,9 +52,10 @@ from .supervisor import Supervisor
 from .worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:  # a command starts in half the time without them
-    from .change.reload import ReloadResult
+    from .change.reload import ReloadResult, Reloads
+    from .change.take_over import TakeOver
 
-__all__ = ["Probe", "TunnelGroup", "UnknownTunnelError"]
+__all__ = ["Group", "Probe", "UnknownTunnelError"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -69,10 +90,11 @@ class Upgrades(Protocol):
         """End a hand-over that has not succeeded yet: the group is ending. In the main thread."""
 
 
-class TunnelGroup:
+class Group:
     """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
 
-    The table of the states of a tunnel is in :mod:`.member`; a group has no others, but for its end.
+    So no state of a tunnel or of the group has a lock: the main thread alone changes them, between two signals. What
+    other threads read of them is replaced as a whole (:attr:`members`).
 
     The members of the first part may be called from any thread, the others from the main thread, which is the one that
     runs the group.
@@ -93,8 +115,14 @@ class TunnelGroup:
         """The events for a service manager."""
         self.preparations: list[Callable[[], object]] = []
         """Called in the main thread once a tunnel listens: what operators need later is imported and opened then."""
+        self.reloads: Reloads | None = None
+        """Reads the file of the tunnels again; ``None`` if the command has none."""
+        self.take_over: TakeOver | None = None
+        """Takes the place of another process; ``None`` if there is none. Set before :meth:`run`."""
         self.upgrades: Upgrades | None = None
         """Hands the listening sockets over to another process; ``None`` if the command has no file."""
+        self.is_handing_over = False
+        """Whether another process is about to take the place of this one; what operators change waits for that."""
         self.without_probes: frozenset[str] = frozenset()
         """The tunnels whose targets are not probed now, because another process is about to have their session."""
         self.processes = WorkerProcesses()
@@ -106,6 +134,8 @@ class TunnelGroup:
         self._main_thread = MainThread(signals.wake)
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
+        self._leaving: dict[Member, None] = {}  # those that a reload has removed, in their order
+        self._removed = Stats(0, 0, 0, 0, {})  # the figures of those that have gone
         self._without_result = len(members)  # those that have neither opened nor failed yet
         self._probes: dict[Hashable, Probe] = {}
         self._is_told_to_end = False  # since the first signal
@@ -134,16 +164,17 @@ class TunnelGroup:
     @property
     def leaving(self) -> tuple[Snapshot, ...]:
         """The tunnels that a reload has removed, while their open connections finish."""
-        return ()
+        return tuple(member.now for member in tuple(self._leaving))  # the main thread may change them meanwhile
 
     @property
     def reload_figures(self) -> ReloadFigures:
         """The figures of the reloads."""
-        return ReloadFigures()
+        return ReloadFigures() if self.reloads is None else self.reloads.figures
 
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
-        return total(one.opened.stats() for one in self.members if one.opened is not None)
+        opened = [one.opened for one in (*self.members, *self.leaving) if one.opened is not None]
+        return total([self._removed, *(one.stats() for one in opened if not one.is_continued)])
 
     @property
     def is_ending(self) -> bool:
@@ -153,6 +184,8 @@ class TunnelGroup:
     @property
     def shutdown_delay(self) -> float:
         """Seconds from the first signal until the listeners close; it is not ready meanwhile."""
+        if self.reloads is not None:
+            return self.reloads.file.shutdown_delay
         return max((member.plan.options.shutdown_delay or 0.0 for member in self._members), default=0.0)
 
     def wait_for_end(self, seconds: float) -> bool:
@@ -198,10 +231,23 @@ class TunnelGroup:
         self.call(lambda: self._drain(self._operated(name), seconds))
 
     def check_operable(self) -> None:
-        """Check that what an operator changes now would last.
+        """Check that no other process is about to take the place of this one: it knows the state of the tunnels.
 
-        :raises GroupOverError: if it would not.
+        :raises GroupOverError: if one is.
         """
+        if self.is_handing_over:
+            raise GroupOverError(UNDER_WAY)
+
+    def check_reloadable(self) -> None:
+        """Check that nothing is in the way of a reload; in the main thread.
+
+        :raises GroupOverError: if something is.
+        """
+        if self.is_ending:
+            raise GroupOverError("relay is ending; start it again")
+        self.check_operable()
+        if self.take_over is not None and self.take_over.is_waiting:
+            raise GroupOverError(UNDER_WAY)
 
     def stop(self) -> None:
         """End as after SIGTERM: each further call begins the next step. Does not wait."""
@@ -217,9 +263,9 @@ class TunnelGroup:
         :raises ReloadError: if the file has problems, or a tunnel cannot be opened. Nothing has changed then.
         :raises GroupOverError: if the group has ended.
         """
-        from .failures import ReloadError
-
-        raise ReloadError(["this command has no file to reload; relay up has one"])
+        if self.reloads is None:
+            raise ReloadError(["this command has no file to reload; relay up has one"])
+        return self.reloads.dry_run() if dry_run else self.reloads.run()
 
     # -- the main thread --------------------------------------------------------------------------------------------
 
@@ -234,7 +280,7 @@ class TunnelGroup:
             try:
                 self.reporter.on_start(lambda: self.members)
                 for member in self._members:
-                    self._begin(member)
+                    self.begin(member)
                 while not self._done:
                     self._turn()
             finally:
@@ -252,6 +298,8 @@ class TunnelGroup:
             self._on_signal(heard)
         while not self._done and self._main_thread.run_next():
             pass
+        if self.take_over is not None:
+            self.take_over.on_turn()  # after what other threads have found, which may be the last thing it waits for
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
             self._close_listeners("the shutdown delay is over")
         self.reporter.on_turn()
@@ -262,7 +310,8 @@ class TunnelGroup:
 
     def _timeouts(self) -> list[float | None]:
         """Return the seconds until each of the next turns is due; ``None`` if one is not."""
-        return [self.supervisor.timeout(), self.reporter.timeout(), self.closes_in]
+        taking_over = self.take_over.timeout() if self.take_over is not None else None
+        return [self.supervisor.timeout(), self.reporter.timeout(), self.closes_in, taking_over]
 
     def _find(self, name: str) -> Member:
         if (found := self._by_name.get(name)) is None:
@@ -293,21 +342,62 @@ class TunnelGroup:
         self._members = tuple(members)
         self._by_name = {member.name: member for member in members}
 
+    # -- a reload -----------------------------------------------------------------------------------------------------
+
+    def replace(self, members: Sequence[Member]) -> Sequence[Member]:
+        """Take these tunnels from now on, in this order; those that are not among them end.
+
+        :returns: the tunnels that end.
+        """
+        remaining = {*members}
+        removed = [member for member in self._members if member not in remaining]
+        for member in removed:
+            self._remove(member)
+        self._set_members(members)
+        return removed
+
+    def _remove(self, member: Member) -> None:
+        """End a tunnel that is not in the file any more, or has another one in its place."""
+        if not member.state.accepts and member.state is not MemberState.DRAINING:
+            member.close()
+            self._count_removed(member)
+            return
+        self._leaving[member] = None
+        if member.state.accepts:
+            assert member.settings is not None, "it is of a file"
+            assert member.opened is not None, "it is open"
+            # The tunnel closes the listener a little later. One that has inherited its socket serves the next client.
+            member.opened.tunnel.pause()
+            seconds = member.settings.drain_on_reload
+            self._drain(member, math.inf if seconds is None else seconds)
+
+    def _count_removed(self, member: Member) -> None:
+        if member.continued is not None:
+            member.continued.end()
+        elif member.opened is not None:
+            self._removed = total([self._removed, member.opened.stats()])
+
+    def forget_probes(self) -> None:
+        """Try hops anew that have failed: that may have been fixed."""
+        self._probes.clear()
+
     # -- the beginning ------------------------------------------------------------------------------------------------
 
-    def _begin(self, member: Member) -> None:
+    def begin(self, member: Member) -> None:
         """Begin to open a tunnel. It accepts no client before the main thread knows it, and so can drain it."""
         opened = functools.partial(self._main_thread.later, self._on_outcome, member)
-        postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
-        try:
+        postponed = functools.partial(self._main_thread.later, self.on_postponed, member)
+        opening = self.take_over.opening_of(member) if self.take_over is not None else None
+        if opening is None:
             opening = functools.partial(member.plan.open, self._preflight, paused=True)
-            sockets = self.supervisor.sockets_of(member.name)
-            member.begin(BackgroundCall(functools.partial(inherit, sockets, opening), opened, postponed))
+            opening = functools.partial(inherit, self.supervisor.sockets_of(member.name), opening)
+        try:
+            member.begin(BackgroundCall(opening, opened, postponed))
         except RuntimeError as error:  # the system has no thread left
-            self._give_up(member, error)
+            self.give_up(member, error)
             self._on_first_result()
 
-    def _on_postponed(self, member: Member, error: Exception) -> None:
+    def on_postponed(self, member: Member, error: Exception) -> None:
         """A tunnel waits for the server at which it is to listen."""
         if not member.state.is_before or self._ending.is_set():
             return
@@ -324,26 +414,27 @@ class TunnelGroup:
             opened = member.outcome()
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             if not self._ending.is_set() and not member.state.is_over:  # a reload may have removed it
-                self._give_up(member, error)
+                self.give_up(member, error)
         else:
             if self._ending.is_set() or member.state.is_over:
                 opened.close()
             else:
-                member.on_opened(opened)
-                self._on_opened(member, opened)
-                self.on_change([member.now])
+                self.start(member, opened)
                 self._main_thread.later(self._prepare)  # after the tunnels that have opened meanwhile
         if is_news:
             self._on_first_result()
 
-    def _on_opened(self, member: Member, opened: Opened) -> None:
+    def start(self, member: Member, opened: Opened) -> None:
+        """Take a tunnel that has opened, and let its clients in, unless they are those of another process still."""
+        member.on_opened(opened)
+        is_held = self.take_over is not None and self.take_over.on_opened(member, opened)
         self.reporter.on_opened(member.name, opened)
-        self._let_in(member, opened)
-        self._try_hops(member, opened)
-
-    def _let_in(self, member: Member, opened: Opened) -> None:
-        """Accept clients from now on."""
-        opened.tunnel.resume()
+        if is_held:
+            member.pause()
+        else:
+            opened.tunnel.resume()
+        self.try_hops(member, opened)
+        self.on_change([member.now])
 
     def _prepare(self) -> None:
         """Prepare for operators, once."""
@@ -358,17 +449,19 @@ class TunnelGroup:
             self.reporter.on_all_tried(listening, len(self._members))
             garbage.keep_all()
 
-    def _give_up(self, member: Member, error: Exception) -> None:
+    def give_up(self, member: Member, error: Exception) -> None:
         """End a tunnel that a retry cannot help, and all of them if it is required."""
         member.on_failed(describe_error(error), status_of(error))
         self.reporter.on_failed(member.name, error)
         if member.now.is_required or member.plan.options.fail_fast:
-            self._end(status_of(error))
+            self.end(status_of(error))
         elif all(other.state is MemberState.FAILED for other in self._members):
             self.reporter.on_none_left()
-            self._end(min(other.now.status for other in self._members))
+            self.end(min(other.now.status for other in self._members))
+        if self.take_over is not None:
+            self.take_over.on_failed(member, error)
 
-    def _try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
+    def try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
         """Try the hops on the way to the target, once for all tunnels that have the same.
 
         :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
@@ -391,6 +484,11 @@ class TunnelGroup:
             opened.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
         )
 
+    def has_tried_hops(self, member: Member) -> bool:
+        """Return whether the first attempt to connect the hops of a tunnel is over, whatever its outcome."""
+        probe = self._probes.get(member.plan.way)
+        return probe is None or probe.is_tried
+
     def _on_tried(self, probe: Probe) -> None:
         """The first attempt of a probe has ended; it may be that the hops are up only later."""
         probe.is_tried = True
@@ -404,8 +502,8 @@ class TunnelGroup:
         for member, fatal in members:
             if not member.state.accepts:
                 continue
-            if fatal:
-                self._give_up(member, error)
+            if fatal and not (self.take_over is not None and self.take_over.spares(member)):
+                self.give_up(member, error)
             else:
                 self.reporter.on_failed(member.name, error)
 
@@ -413,6 +511,8 @@ class TunnelGroup:
 
     def _on_signal(self, number: int) -> None:
         """The first signal begins the end; each further one begins the next step: the drain, then the end at once."""
+        if number in self._signals.reloading and self.reloads is not None:
+            return self.reloads.on_signal()
         why = signal.Signals(number).name
         if self._is_told_to_end and self._closes_at is None:
             self._done = True
@@ -422,16 +522,19 @@ class TunnelGroup:
             self._report_end(why, f"not ready; closing in {delay:g} s; again to close now")
         else:
             self.end_for(why)
+        return None
 
     @property
     def _listens(self) -> bool:
         return any(member.state is MemberState.LISTENING for member in self._members)
 
-    def end_for(self, why: str) -> None:
+    def end_for(self, why: str, status: int = 0) -> None:
         """End as after a signal, without a delay, if none has come; in the main thread.
 
         :param why: for the log.
+        :param status: the exit status.
         """
+        self._status = status or self._status
         if not self._is_told_to_end:
             self._begin_end(why)
             self._close_listeners(why)
@@ -443,6 +546,12 @@ class TunnelGroup:
 
         :param why: for the log.
         """
+        # Open connections may take long to finish. The process before this one must not leave its clients to it, and
+        # the one after it must not wait for this one.
+        if self.take_over is not None:
+            self.take_over.on_end(why)
+        if self.upgrades is not None:
+            self.upgrades.give_up(f"relay is ending: {why}")
         self._is_told_to_end = True
         self._ending.set()
 
@@ -477,6 +586,9 @@ class TunnelGroup:
         member.on_drained()
         before = self._draining.pop(member, None)
         count = member.opened.reset_count - before if member.opened is not None and before is not None else 0
+        if member in self._leaving:
+            self._count_removed(member)
+            del self._leaving[member]
         if not self._is_told_to_end:
             _log_reset(f"{member.name}: ", count)
             return
@@ -485,8 +597,11 @@ class TunnelGroup:
             _log_reset("", self._reset)
             self._done = True
 
-    def _end(self, status: int) -> None:
-        """End all at once."""
+    def end(self, status: int) -> None:
+        """End all at once.
+
+        :param status: the exit status.
+        """
         self._status = status
         self._ending.set()
         self._done = True
@@ -502,7 +617,7 @@ class TunnelGroup:
     @property
     def _everyone(self) -> tuple[Member, ...]:
         """All tunnels that have not ended."""
-        return self._members
+        return (*self._members, *self._leaving)
 
 
 def _closing(live: int, seconds: float) -> str:

@@ -22,7 +22,7 @@ from ..eventloop.sockets import format_address
 from .change.upgrade_channel import UpgradeChannel, UpgradeError
 from .disabled_targets import target_group
 from .failures import ReloadError
-from .group import TunnelGroup, UnknownTunnelError
+from .group import Group, UnknownTunnelError
 from .instance import (
     CertificateLoads,
     ChangedKey,
@@ -94,7 +94,7 @@ class GroupInstance:
 
     def __init__(
         self,
-        group: TunnelGroup,
+        group: Group,
         config: str,
         control: str,
         probe_of: Callable[[Snapshot], ProbeStatus | None] = lambda _: None,

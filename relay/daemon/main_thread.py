@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:  # a command starts in half the time without it
     from concurrent.futures import Future
 
-__all__ = ["GroupOverError", "MainThread"]
+__all__ = ["UNDER_WAY", "GroupOverError", "MainThread"]
+
+UNDER_WAY = "an upgrade is under way; try again after it"
 
 Result = TypeVar("Result")
 

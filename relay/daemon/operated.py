@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from .endpoint_plan import EndpointPlan
-from .group import TunnelGroup
+from .group import Group
 from .operator_sockets import OperatorSockets
 from .signals import Signals
 from .tunnel_probes import TunnelProbes
@@ -22,7 +22,7 @@ __all__ = ["operated"]
 
 @contextmanager
 def operated(
-    group: TunnelGroup,
+    group: Group,
     signals: Signals,
     plan: EndpointPlan,
     load_server: LoadServer,
@@ -52,7 +52,7 @@ def operated(
 
 
 @contextmanager
-def _supervised(group: TunnelGroup, predecessor: Predecessor | None) -> Iterator[None]:
+def _supervised(group: Group, predecessor: Predecessor | None) -> Iterator[None]:
     """Notify the service manager of the state of the group, if there is one."""
     if "NOTIFY_SOCKET" not in os.environ:
         yield

@@ -15,7 +15,7 @@ from ..eventloop.sockets import format_address
 from ..transports.unix import UnixListener
 from .endpoint_plan import EndpointPlan
 from .failures import describe_error
-from .group import TunnelGroup
+from .group import Group
 from .signals import Signals
 from .top_keys import Swap, prepare_all
 
@@ -55,7 +55,7 @@ class OperatorSockets:
 
     def __init__(
         self,
-        group: TunnelGroup,
+        group: Group,
         signals: Signals,
         probe_of: Callable[[Snapshot], ProbeStatus | None],
         plan: EndpointPlan,

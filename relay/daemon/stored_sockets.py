@@ -18,7 +18,7 @@ from ..addresses.hops import ProxyListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, is_ip_address
 from ..eventloop.sockets import MPTCP
 from ..transports.activated import received
-from .group import TunnelGroup
+from .group import Group
 from .member import MemberState, Snapshot
 from .service_manager import Notifier, is_stored_name, stored_name
 
@@ -37,7 +37,7 @@ class StoredSockets:
     :raises AddressError: if the variables of systemd about sockets are malformed.
     """
 
-    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
+    def __init__(self, group: Group, manager: Notifier) -> None:
         self._group = group
         self._manager = manager
         passed = received()

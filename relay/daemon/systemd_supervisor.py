@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from .group import TunnelGroup
+from .group import Group
 from .instance import TURN
 from .member import MemberState
 from .service_manager import Notifier
@@ -38,7 +38,7 @@ class SystemdSupervisor(Supervisor):
     :raises AddressError: if the variables of systemd about sockets are malformed.
     """
 
-    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
+    def __init__(self, group: Group, manager: Notifier) -> None:
         self._group = group
         self._manager = manager
         self._watchdog = None if manager.watchdog is None else _Watchdog(group, manager, manager.watchdog / 2)
@@ -167,7 +167,7 @@ class _Watchdog:
     :param period: seconds between two notifications.
     """
 
-    def __init__(self, group: TunnelGroup, manager: Notifier, period: float) -> None:
+    def __init__(self, group: Group, manager: Notifier, period: float) -> None:
         self.due = time.monotonic()
         self._group = group
         self._manager = manager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .disabled_targets import target_group
-from .group import TunnelGroup
+from .group import Group
 from .member import MemberState, Snapshot
 
 if TYPE_CHECKING:  # a group without probes does not need them
@@ -30,7 +30,7 @@ class TunnelProbes:
     :param group: the tunnels.
     """
 
-    def __init__(self, group: TunnelGroup) -> None:
+    def __init__(self, group: Group) -> None:
         self._group = group
         self._prober: Prober | None = None
         group.on_change = self._on_change

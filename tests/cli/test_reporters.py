@@ -14,7 +14,7 @@ from helpers import WAIT, receive_all, wait_until
 from relay.addresses.parse import parse_listen, parse_target
 from relay.cli import reporters
 from relay.cli.reporters import OneTunnel
-from relay.daemon.group import TunnelGroup
+from relay.daemon.group import Group
 from relay.daemon.member import Member
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
@@ -26,7 +26,7 @@ def relaying(listen, target, title=""):
     plan = make_plan(parse_listen(listen), parse_target(target), Options(), name="tunnel")
     reporter = OneTunnel(title, watch=False, where=plan.routes.where)
     with _Signals() as signals:
-        group = TunnelGroup([Member(plan)], signals, reporter)
+        group = Group([Member(plan)], signals, reporter)
         thread = threading.Thread(target=group.run)
         thread.start()
         try:

@@ -72,7 +72,7 @@ def test_calls_after_the_end_are_refused_and_so_are_those_that_wait(group):
     def slow():
         begun.set()
         assert goes_on.wait(WAIT)
-        group._end(0)
+        group.end(0)
 
     def wait():
         with pytest.raises(GroupOverError, match="relay is ending"):

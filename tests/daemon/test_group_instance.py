@@ -15,7 +15,7 @@ from instance_double import check_contract
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.carriers.listing import CarrierStatus
-from relay.daemon.group import TunnelGroup
+from relay.daemon.group import Group
 from relay.daemon.group_instance import GroupInstance
 from relay.daemon.instance import ConflictError, NotFoundError
 from relay.daemon.member import Member
@@ -146,7 +146,7 @@ def test_a_tunnel_that_is_not_open_shows_its_configuration():
         stack.callback(signals._writer.close)
         member = Member(plan)
         member.on_postponed("no route; trying again")
-        (tunnel,) = GroupInstance(TunnelGroup([member], signals), "", "").tunnels()
+        (tunnel,) = GroupInstance(Group([member], signals), "", "").tunnels()
     assert (tunnel.state, tunnel.problem, tunnel.figures) == ("waiting", "no route; trying again", None)
     assert (tunnel.listen, tunnel.target, tunnel.via) == ("127.0.0.1:8080", "db:5432", ("ssh://me@bastion",))
 
@@ -165,7 +165,7 @@ def test_a_tunnel_shows_all_its_targets(others, target, via):
         signals = Signals()
         stack.callback(signals._reader.close)
         stack.callback(signals._writer.close)
-        (tunnel,) = GroupInstance(TunnelGroup([Member(plan)], signals), "", "").tunnels()
+        (tunnel,) = GroupInstance(Group([Member(plan)], signals), "", "").tunnels()
     assert (tunnel.target, tunnel.via) == (target, via)
 
 
@@ -181,12 +181,12 @@ def test_a_proxy_with_rules_does_not_show_one_route_as_that_of_all_clients(rules
         signals = Signals()
         stack.callback(signals._reader.close)
         stack.callback(signals._writer.close)
-        (tunnel,) = GroupInstance(TunnelGroup([Member(plan)], signals), "", "").tunnels()
+        (tunnel,) = GroupInstance(Group([Member(plan)], signals), "", "").tunnels()
     assert (tunnel.target, tunnel.via) == (target, via)
 
 
 def test_after_the_end_an_action_is_a_conflict(instance, group):
-    group.call(group._end, 0)
+    group.call(group.end, 0)
     wait_until(lambda: group._main_thread.is_over)
     with pytest.raises(ConflictError, match="relay is ending"):
         instance.pause("a")

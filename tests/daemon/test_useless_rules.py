@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.cli import app
-from relay.daemon.group import TunnelGroup
+from relay.daemon.group import Group
 from relay.eventloop import reserve
 
 NO_USERS = "user:www-data can never match: no client of this listener has what user: compares; it needs a listener at"
@@ -14,7 +14,7 @@ NO_USERS = "user:www-data can never match: no client of this listener has what u
 @pytest.fixture
 def warnings(monkeypatch, capfd):
     """Return the warnings of a command, which ends before it listens."""
-    monkeypatch.setattr(TunnelGroup, "run", lambda group: 0)
+    monkeypatch.setattr(Group, "run", lambda group: 0)
     monkeypatch.setattr(reserve, "keep", lambda: None)
 
     def make(command, *words):

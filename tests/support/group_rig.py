@@ -11,8 +11,8 @@ from helpers import WAIT, receive_exactly, wait_until
 
 from relay.addresses.parse import parse_listen, parse_target
 from relay.cli.reporters import ManyTunnels
-from relay.daemon.file_group import FileGroup
-from relay.daemon.group import TunnelGroup
+from relay.daemon.change.reload import Reloads
+from relay.daemon.group import Group as _Group
 from relay.daemon.main_thread import GroupOverError
 from relay.daemon.member import Member, MemberState
 from relay.daemon.options import Options
@@ -34,12 +34,12 @@ class _Signals(Signals):
         self._writer.close()
 
 
-class Group(FileGroup):
+class Group(_Group):
     """A group and its file."""
 
     def write(self, text):
         """Write the file."""
-        with open(self._file.path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(self.reloads.file.path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(text)
 
     def rewrite(self, text):
@@ -72,7 +72,7 @@ def started(group):
         yield group
     finally:
         with contextlib.suppress(GroupOverError):
-            group.call(group._end, 0)
+            group.call(group.end, 0)
         thread.join(WAIT)
         assert not thread.is_alive()
 
@@ -84,7 +84,10 @@ def running(path, text, shown=None):
     path.chmod(0o600)
     with contextlib.chdir(path.parent), _Signals() as signals:
         file = TunnelFile(str(path), shown or Options(), path.name)
-        with started(Group(file.first(), signals, file, ManyTunnels(watch=False))) as group:
+        group = Group(file.first(), signals, ManyTunnels(watch=False))
+        group.processes = file.processes
+        group.reloads = Reloads(group, file)
+        with started(group):
             yield group
 
 
@@ -94,7 +97,7 @@ def running_pair(target, *, required=False):
     plans = [make_plan(parse_listen(":0"), parse_target(target), Options(drain=WAIT), name=name) for name in ("a", "b")]
     with _Signals() as signals:
         with started(
-            TunnelGroup([Member(plans[0], required), Member(plans[1])], signals, ManyTunnels(watch=False))
+            _Group([Member(plans[0], required), Member(plans[1])], signals, ManyTunnels(watch=False))
         ) as group:
             assert all(member.state is MemberState.LISTENING for member in group.members)
             yield group

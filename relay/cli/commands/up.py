@@ -158,17 +158,18 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     :raises OSError: if the file cannot be read, or a socket for operators cannot be opened.
     """
     from ...config import find
+    from ...daemon.change.hand_over import HandOver
     from ...daemon.change.predecessor import Predecessor
+    from ...daemon.change.reload import Reloads
     from ...daemon.change.successor import Program
+    from ...daemon.change.take_over import TakeOver
     from ...daemon.connection_log import connections_logged
     from ...daemon.endpoint_plan import EndpointPlan
-    from ...daemon.file_group import FileGroup
-    from ...daemon.hand_over import HandOver
+    from ...daemon.group import Group
     from ...daemon.kept_state import state_kept
     from ...daemon.operated import operated
     from ...daemon.operator_sockets import control_path
     from ...daemon.tunnel_file import TunnelFile
-    from ...daemon.upgraded_group import UpgradedGroup
     from ..reporters import ManyTunnels
 
     reserve.keep()
@@ -182,10 +183,11 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         stack.enter_context(contextlib.chdir(os.path.dirname(config.path)))
         stack.enter_context(contextlib.closing(config.processes))
         reporter = ManyTunnels(shown.watch)
-        if predecessor is None:
-            group = FileGroup(members, signals, config, reporter)
-        else:
-            group = UpgradedGroup(members, signals, config, predecessor, reporter)
+        group = Group(members, signals, reporter)
+        group.processes = config.processes
+        group.reloads = Reloads(group, config)
+        if predecessor is not None:
+            group.take_over = TakeOver(group, predecessor)
         endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
         if predecessor is not None:
             predecessor.connect(control_path(endpoints))
@@ -195,7 +197,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
             from ...daemon.sandboxed import sandboxed
 
             with log_stopped():
-                group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+                group.reloads.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
         log = stack.enter_context(connections_logged(group, signals, log_plan))
         if predecessor is not None:
             predecessor.on_released.append(sockets.adopt)
@@ -205,11 +207,11 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
             state.lend()
             predecessor.on_taken_over.append(functools.partial(state.take, predecessor.ledgers))
             predecessor.on_failed.append(functools.partial(state.release, {}))
-        group.parts = (
+        group.reloads.parts = (
             lambda top: sockets.prepare(config.endpoints(top)),
             lambda top: log.prepare(config.log(top)),
         )
-        group.upgrades = HandOver(group, sockets, state, program)
+        group.upgrades = HandOver(group, group.reloads, sockets, state, program)
         return group.run()
 
 

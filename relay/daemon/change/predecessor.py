@@ -1,4 +1,4 @@
-"""An upgrade, in the process that takes the place of another one; :mod:`relay.daemon.hand_over` is the other half.
+"""An upgrade, in the process that takes the place of another one; :mod:`.hand_over` is the other half.
 
 Its tunnels start paused. It accepts the first client only when all of them have started and the other process can not
 take the decision back any more, so that an upgrade that fails has no client to reset.
@@ -30,6 +30,7 @@ from ...transports.activated import add_received
 from ...transports.tcp import inheriting
 from ...transports.unix import UnixListener
 from ..failures import ProblemsError, describe_error, status_of
+from ..main_thread import UNDER_WAY
 from ..member import Member
 from ..plan import Bound
 from ..preflight import Preflight
@@ -37,7 +38,6 @@ from ..signals import Signals
 from ..top_keys import Swap
 from .upgrade_channel import (
     PROTOCOL,
-    UNDER_WAY,
     PeerEndedError,
     PeerLateError,
     UpgradeChannel,
@@ -84,7 +84,7 @@ class Predecessor:
     """The process whose sockets this one takes over. Belongs to the main thread.
 
     As a context manager it reports the error that ends it, and closes what was not used. The states of an upgrade are
-    in :mod:`relay.daemon.upgraded_group`.
+    in :mod:`relay.daemon.change.take_over`.
 
     :param signals: those that end this process.
     """
@@ -305,9 +305,13 @@ class Predecessor:
 
     # -- from the first client on -------------------------------------------------------------------------------------
 
-    def take_bound(self, name: str) -> Bound | None:
-        """Return the listener of a tunnel, which the caller owns from now on; ``None`` if it has none yet."""
-        return self._bound.pop(name, None)
+    def has_bound(self, name: str) -> bool:
+        """Return whether a tunnel has a listener already."""
+        return name in self._bound
+
+    def take_bound(self, name: str) -> Bound:
+        """Return that listener, which the caller owns from now on; on any thread."""
+        return self._bound.pop(name)
 
     def was_paused(self, name: str) -> bool:
         """Return whether the other process accepted no client for a tunnel."""

@@ -1,22 +1,54 @@
-"""The reload of a group of tunnels: one at a time, and all of it or nothing."""
+"""The reload of a group of tunnels: one at a time, and all of it or nothing.
+
+========= ====================================== ========= ===========================================================
+state     event                                  next      action
+                                                 state
+========= ====================================== ========= ===========================================================
+idle      SIGHUP                                 asked     start a thread that reloads
+idle      a caller asks                          preparing on its thread: read the file, and open what it needs
+asked     SIGHUP                                 asked     nothing: the thread has not read the file yet
+asked     it is the turn of the thread           preparing as above
+preparing SIGHUP, or a caller asks               preparing it waits for its turn; those after it share its result
+preparing all is open                            idle      in the main thread: change the tunnels
+preparing a problem, the end, or an upgrade      idle      close what was opened, open again what was closed
+========= ====================================== ========= ===========================================================
+
+A thread of its own prepares, because to read files and to open listeners takes time, and the main thread must hear
+signals meanwhile. The main thread makes the changes, because it owns the tunnels. It waits for nothing then, and no
+other thread sees a half of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...config.models import File
+from ...eventloop import reserve
 from ..failures import ReloadError, describe_error, status_of
+from ..figures import ReloadFigures
+from ..group import Group
+from ..main_thread import GroupOverError
 from ..member import Member, MemberState
 from ..preflight import Preflight
-from ..top_keys import KeyChange, Swap, prepare_all
+from ..top_keys import KeyChange, KeyEffect, Swap, prepare_all
+from ..tunnel_file import Reread, TunnelFile
 from ..verdicts import Change, Settings, Verdict, compare
 from .replacement import Call, Leaving, Replacement, undo_all
 
-__all__ = ["ReloadResult", "Reloads", "prepared", "prepared_parts", "verdicts"]
+if TYPE_CHECKING:  # most have none
+    from ..sandbox import Sandbox
+
+__all__ = ["ReloadResult", "Reloads", "Turns", "prepared", "prepared_parts", "verdicts"]
+
+logger = logging.getLogger("relay.cli")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +63,7 @@ class ReloadResult:
     keys: tuple[KeyChange, ...] = ()
 
 
-class Reloads:
+class Turns:
     """Runs reloads one after the other. At most one waits; those that come meanwhile get its result.
 
     :param work: does one.
@@ -61,6 +93,249 @@ class Reloads:
             except BaseException as error:  # noqa: BLE001  (it is raised below, and where others wait)
                 future.set_exception(error)
         return future.result()
+
+
+class Reloads:
+    """The reloads of a group: it has the tunnels of a file.
+
+    :param group: the tunnels.
+    :param file: where they come from.
+    """
+
+    def __init__(self, group: Group, file: TunnelFile) -> None:
+        self.file = file
+        """Where the tunnels come from."""
+        self.parts: Sequence[Callable[[File], Swap | None]] = ()
+        """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
+        self.sandbox: Sandbox | None = None
+        """The sandbox of the process, which a reload cannot change."""
+        self.is_under_way = False
+        """Whether a reload prepares or makes its changes. The main thread alone sets it: it keeps upgrades out then."""
+        self.figures = ReloadFigures(last_success=time.time())
+        """Replaced as a whole by the thread that reloads, of which there is one at a time."""
+        self._group = group
+        self._turns = Turns(self._reload)
+        self._is_asked = False  # a thread is about to reload for a signal; as above
+        self._late: dict[Member, Replacement] = {}  # those whose next listener waits for its server
+
+    # -- from any thread but the main thread --------------------------------------------------------------------------
+
+    def run(self) -> ReloadResult:
+        """Read the file again, and change the tunnels that it changes; see :meth:`relay.daemon.group.Group.reload`."""
+        return self._turns.run()
+
+    def dry_run(self) -> ReloadResult:
+        """Read the file again, and compare it with the tunnels."""
+        with reserve.lent():
+            new = self._read_again()
+        return ReloadResult(tuple(verdicts(self._group.tunnels, new.settings)), new.keys)
+
+    def _reload(self) -> ReloadResult:
+        supervisor = self._group.supervisor
+        supervisor.on_reload()
+        try:
+            with reserve.lent():
+                return self._reload_now()
+        finally:
+            supervisor.on_reloaded(was_successful=self.figures.was_successful)
+
+    def _reload_now(self) -> ReloadResult:
+        group = self._group
+        try:
+            group.call(self._begin)
+            new = self._read_again()
+            parts = prepared_parts(self.parts, new.file)
+            try:
+                replacements = prepared(group.tunnels, new.settings, group.supervisor.on_vacated, group.call)
+                group.processes.share_secrets()
+                try:
+                    group.call(self._commit, new, parts, replacements)
+                except GroupOverError:
+                    for problem in undo_all(replacements, group.call):
+                        logger.error("reload: %s", problem)
+                    raise
+            except (ReloadError, GroupOverError):
+                parts.undo()
+                raise
+        except BaseException as error:
+            with contextlib.suppress(GroupOverError):
+                group.call(self._end)
+            if isinstance(error, ReloadError | GroupOverError):
+                for line in getattr(error, "lines", (str(error),)):
+                    logger.error("reload: %s", line)
+                logger.error("reload: nothing has changed")
+                self.figures = self.figures._replace(failed=self.figures.failed + 1, was_successful=False)
+            raise
+        self.figures = ReloadFigures(self.figures.succeeded + 1, self.figures.failed, last_success=time.time())
+        changed = [each.settings for each in replacements if each.verdict is not Verdict.SAME]
+        new.warn_of_rules(one for one in changed if one is not None)
+        return ReloadResult(tuple(each.change for each in replacements), new.keys)
+
+    def _read_again(self) -> Reread:
+        """Read the file again, and check that the sandbox allows what has changed.
+
+        :raises ReloadError: if it has problems, or needs a restart.
+        """
+        if self.sandbox is None:
+            return self.file.again()
+        from ..sandboxed import forbidden, unreadable
+
+        if problem := unreadable(self.sandbox, self.file.path):
+            raise ReloadError([problem], 1)
+        new = self.file.again()
+        found = verdicts(self._group.tunnels, new.settings)
+        changed = {each.name for each in found if each.verdict is not Verdict.SAME}
+        plans = [one.plan for one in new.settings if one.name in changed]
+        if lines := forbidden(self.sandbox, plans, self.file.endpoints(new.file), self.file.log(new.file)):
+            raise ReloadError(lines, 1)
+        return new
+
+    def _run_for_signal(self) -> None:
+        """Reload on a thread of its own; what goes wrong has been printed."""
+        try:
+            with contextlib.suppress(ReloadError, GroupOverError):
+                self.run()
+        except OSError as error:  # no descriptor is left for a module that is read now
+            logger.error("reload: %s; nothing has changed", describe_error(error))
+            self._group.later(self._forget_signal)  # it has not begun, and the next signal reloads
+
+    # -- the main thread ----------------------------------------------------------------------------------------------
+
+    def on_signal(self) -> None:
+        """Reload on a thread of its own, unless one has been started that has not read the file yet."""
+        if self._group.is_ending:  # it is no second request to end
+            logger.error("reload: relay is ending; start it again")
+        elif not self._is_asked:
+            try:
+                threading.Thread(target=self._run_for_signal, name="relay-reload", daemon=True).start()
+            except RuntimeError as error:  # the system has no thread left
+                logger.error("reload: %s; nothing has changed", error)
+            else:
+                self._is_asked = True  # the thread cannot have begun: that takes a turn of this one
+
+    def _begin(self) -> None:
+        """Keep upgrades out: some of what they hand over may be closed or new."""
+        self._forget_signal()  # one that comes from now on may be about a later version of the file
+        self._group.check_reloadable()
+        self.is_under_way = True
+
+    def _forget_signal(self) -> None:
+        self._is_asked = False
+
+    def _end(self) -> None:
+        self.is_under_way = False
+
+    def _commit(self, new: Reread, parts: Swap, replacements: Sequence[Replacement]) -> None:
+        """Change the tunnels and the other parts; everything that they need is open."""
+        group = self._group
+        group.check_reloadable()
+        parts.commit()
+        self.file.current = new.file
+        for key in new.keys:
+            logger.log(logging.INFO if key.effect is KeyEffect.TUNED else logging.WARNING, "reload: %s", key)
+        group.forget_probes()  # what has failed may have been fixed
+        before = {member.name: member for member in group.tunnels}
+        kept = [each for each in replacements if each.verdict is not Verdict.GONE]
+        after = [before[each.change.name] if each.error is not None else self._changed(each) for each in kept]
+        remaining = {*after}
+        for member in before.values():
+            if member not in remaining:
+                self._give_up_late(member)
+        removed = group.replace(after)
+        for each in replacements:
+            logger.log(logging.DEBUG if each.verdict is Verdict.SAME else logging.INFO, "reload: %s", each.change)
+        changed = sum(each.verdict is not Verdict.SAME for each in replacements)
+        logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
+        group.on_change((*group.members, *(member.now for member in removed)))
+        self._end()
+
+    def _changed(self, each: Replacement) -> Member:
+        """Return the tunnel for a change: the one that runs, or a new one."""
+        member, settings = each.member, each.settings
+        assert settings is not None, "it is in the file"
+        if member is None or each.is_deferred or each.is_replaced:
+            made = Member(settings.plan, bool(settings.entry.tunnel.required), settings)
+            if member is not None and each.is_deferred:
+                member.close()
+            self._open(made, each)
+            return made
+        if each.verdict is not Verdict.SAME:
+            self._give_up_late(member)
+            if not self._apply(each):
+                return member
+            if each.is_postponed:
+                self._late[member] = each
+                later = self._group.later
+                postponed = functools.partial(later, self._on_late_problem, member)
+                each.hand_over(functools.partial(later, self._on_late_listener, member, each), postponed)
+            elif each.verdict >= Verdict.REROUTED and member.opened is not None:
+                self._group.reporter.on_changed(member.name, member.opened)
+                self._group.try_hops(member, member.opened, fatal=False)
+        return member
+
+    def _open(self, member: Member, each: Replacement) -> None:
+        """Open a new tunnel, whose listener is open already or waits for its server."""
+        if each.bound is not None:
+            self._start(member, each)
+        elif each.is_postponed:
+            later = self._group.later
+            opened = functools.partial(later, self._on_bound, member, each)
+            member.begin(each.hand_over(opened, functools.partial(later, self._group.on_postponed, member)))
+        else:
+            self._group.begin(member)
+
+    def _start(self, member: Member, each: Replacement) -> None:
+        assert each.bound is not None, "it listens"
+        try:
+            opened = member.plan.start(each.bound)
+        except (OSError, RuntimeError) as error:
+            self._group.give_up(member, error)
+        else:
+            if each.is_replaced and each.member is not None:
+                opened = each.member.continue_in(opened)
+            self._group.start(member, opened)
+
+    def _on_bound(self, member: Member, each: Replacement) -> None:
+        """The listener of a new tunnel has opened after a while, or cannot be opened."""
+        each.wait()
+        if member.state.is_over or self._group.is_ending:
+            each.discard()
+        elif each.error is not None:
+            self._group.give_up(member, each.error)
+        else:
+            self._start(member, each)
+
+    def _on_late_problem(self, member: Member, error: Exception) -> None:
+        if member in self._late:
+            logger.warning("%s: still listens at its old address: %s; trying again", member.name, describe_error(error))
+
+    def _on_late_listener(self, member: Member, each: Replacement) -> None:
+        """The next listener of a tunnel has opened after a while, or cannot be opened."""
+        if self._late.get(member) is not each:
+            return
+        del self._late[member]
+        each.wait()
+        if each.error is not None:
+            self._group.reporter.on_failed(member.name, each.error)
+        elif self._apply(each):
+            assert member.opened is not None, "it is open"
+            self._group.reporter.on_changed(member.name, member.opened)
+
+    def _apply(self, each: Replacement) -> bool:
+        """Change a tunnel that runs; return whether it has changed, or has ended meanwhile."""
+        try:
+            each.apply()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            # The system has no thread left, or a worker cannot read a file that could be read a moment before. Some
+            # tunnels have changed already, so the others do, too.
+            why = describe_error(error)
+            logger.error("%s: %s; it goes on as it was until the next reload", each.change.name, why)
+            return False
+        return True
+
+    def _give_up_late(self, member: Member) -> None:
+        if (late := self._late.pop(member, None)) is not None:
+            late.discard()  # what it has closed has another listener since the commit, or is gone
 
 
 def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Change]:

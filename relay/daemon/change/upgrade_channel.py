@@ -52,7 +52,6 @@ from ...addresses.printable import printable
 __all__ = [
     "ENVIRONMENT",
     "PROTOCOL",
-    "UNDER_WAY",
     "PeerEndedError",
     "PeerLateError",
     "UpgradeChannel",
@@ -64,8 +63,6 @@ __all__ = [
 PROTOCOL = 1
 ENVIRONMENT = "RELAY_UPGRADE_FROM"
 """The variable with the path of the control socket, for a successor that its predecessor starts."""
-
-UNDER_WAY = "an upgrade is under way; try again after it"
 
 _LONGEST = 256 << 10  # bytes of a line
 _LONGEST_REASON = 2000  # characters of what one process says of its failure

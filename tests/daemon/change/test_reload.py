@@ -1,4 +1,4 @@
-"""Reloads one after the other, their result, and the preparation of all changes before the first one."""
+"""Turns one after the other, their result, and the preparation of all changes before the first one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay.daemon.change import reload as module
-from relay.daemon.change.reload import Reloads, prepared, verdicts
+from relay.daemon.change.reload import Turns, prepared, verdicts
 from relay.daemon.failures import ReloadError
 from relay.daemon.member import MemberState
 from relay.daemon.verdicts import Change, Verdict
@@ -39,14 +39,14 @@ def held():
 
 
 def test_each_caller_after_the_end_of_one_gets_another(held):
-    reloads = Reloads(held)
+    reloads = Turns(held)
     for count in (1, 2):
         held.goes_on.release()
         assert reloads.run() == count
 
 
 def test_those_that_come_while_one_waits_get_its_result_or_its_error(held):
-    reloads = Reloads(held)
+    reloads = Turns(held)
     first = Thread(reloads.run)
     assert held.begun.acquire(timeout=WAIT)
     others = [Thread(reloads.run)]
@@ -63,7 +63,7 @@ def test_those_that_come_while_one_waits_get_its_result_or_its_error(held):
 
 
 def test_an_error_does_not_prevent_the_next_one(held):
-    reloads = Reloads(held)
+    reloads = Turns(held)
     held.error = OSError("no")
     held.goes_on.release(2)
     with pytest.raises(OSError, match="no"):

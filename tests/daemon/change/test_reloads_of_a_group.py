@@ -580,7 +580,7 @@ def test_one_reload_runs_one_waits_and_the_others_join_it(monkeypatch):
         return len(work)
 
     monkeypatch.setattr(reload, "Future", Joined)
-    reloads, results = reload.Reloads(slow), []
+    reloads, results = reload.Turns(slow), []
     threads = [threading.Thread(target=lambda: results.append(reloads.run())) for _ in range(5)]
     threads[0].start()
     assert begun.wait(WAIT)
@@ -596,14 +596,14 @@ def test_one_reload_runs_one_waits_and_the_others_join_it(monkeypatch):
 def test_a_signal_starts_no_thread_while_another_one_has_not_begun(up, places, monkeypatch):
     group = up(toml("one", places[0]))
     group._signals.reloading = frozenset({signal.SIGHUP})
-    begun, goes_on, read = threading.Event(), threading.Event(), group._file.again
+    begun, goes_on, read = threading.Event(), threading.Event(), group.reloads.file.again
 
     def again():
         begun.set()
         assert goes_on.wait(WAIT)
         return read()
 
-    monkeypatch.setattr(group._file, "again", again)
+    monkeypatch.setattr(group.reloads.file, "again", again)
     try:
         group.call(group._on_signal, signal.SIGHUP)
         assert begun.wait(WAIT)
@@ -632,17 +632,17 @@ def test_a_reload_that_comes_too_late_logs_what_it_cannot_open_again(up, places,
     group = up(toml("one", places[0]))
 
     def prepare(*_):
-        assert group.is_reloading
+        assert group.reloads.is_under_way
         group.call(lambda: setattr(group, "is_handing_over", True))
         return []
 
-    monkeypatch.setattr("relay.daemon.file_group.prepared", prepare)
-    monkeypatch.setattr("relay.daemon.file_group.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
+    monkeypatch.setattr("relay.daemon.change.reload.prepared", prepare)
+    monkeypatch.setattr("relay.daemon.change.reload.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
     with pytest.raises(GroupOverError):
         group.reload()
     group.is_handing_over = False
     assert "reload: one: cannot listen again: it is in use" in caplog.messages
-    assert not group.is_reloading
+    assert not group.reloads.is_under_way
 
 
 def test_a_tunnel_that_drains_is_opened_again_beside_it(up, places, port):
@@ -665,7 +665,7 @@ def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places,
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr("relay.daemon.file_group.threading.Thread.start", start)
+        patched.setattr("relay.daemon.change.reload.threading.Thread.start", start)
         group._on_signal(signal.SIGHUP)
     assert "reload: can't start new thread; nothing has changed" in caplog.messages
     group.call(group._on_signal, signal.SIGHUP)
@@ -701,7 +701,7 @@ def test_a_worker_that_cannot_read_a_file_any_more_does_not_end_the_changes_half
         return listed + toml("two", place)
 
     group = up(text(places[0], 5))
-    commit = group._commit
+    commit = group.reloads._commit
 
     def later(*arguments):
         """The file goes between the check and the changes."""
@@ -710,7 +710,7 @@ def test_a_worker_that_cannot_read_a_file_any_more_does_not_end_the_changes_half
 
     with contextlib.closing(group.processes):
         with monkeypatch.context() as patched:
-            patched.setattr(group, "_commit", later)
+            patched.setattr(group.reloads, "_commit", later)
             assert group.rewrite(text(places[1], 6)) == {"one": "tuned", "two": "rerouted"}
         assert f"there is no file {friends}; " in caplog.text
         assert "; it goes on as it was until the next reload" in caplog.text and "one: allow: " in caplog.text
@@ -734,11 +734,10 @@ def test_a_listener_opens_again_if_only_the_wait_for_systemd_has_failed(up, plac
 
 
 def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
-    from relay.daemon.group import TunnelGroup
-
     group = up(toml("one", places[0]))
+    group.reloads = None
     with pytest.raises(ReloadError, match="no file to reload"):
-        TunnelGroup.reload(group)
+        group.reload()
 
 
 def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, caplog):
@@ -749,7 +748,7 @@ def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, pla
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "relay/daemon/change/reload.py")
 
     with monkeypatch.context() as patched:
-        patched.setattr(group, "reload", refuse)
+        patched.setattr(group.reloads, "run", refuse)
         group.call(group._on_signal, signal.SIGHUP)
         wait_until(lambda: "reload: Too many open files; nothing has changed" in caplog.messages)
         wait_until(lambda: all(thread.name != "relay-reload" for thread in threading.enumerate()))

@@ -17,20 +17,30 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..access.ledger import LedgerEntry
-from ..addresses.hops import listens_at_server
-from ..addresses.printable import printable
-from ..addresses.values import SystemdListen
-from ..carriers.link import CarrierState
-from ..engine.tunnel import Tunnel
-from ..transports.activated import received
-from ..transports.unix import UnixListener
-from .change.keyed_sessions import KeyedSessions
-from .change.replacement import Replacement, end_sessions, side_by_side
-from .change.successor import Outcome, Program, Successor, log_failure
-from .change.upgrade_channel import (
+from ...access.ledger import LedgerEntry
+from ...addresses.hops import listens_at_server
+from ...addresses.printable import printable
+from ...addresses.values import SystemdListen
+from ...carriers.link import CarrierState
+from ...engine.tunnel import Tunnel
+from ...transports.activated import received
+from ...transports.unix import UnixListener
+from ..disabled_targets import disabled
+from ..failures import describe_error
+from ..group import Group
+from ..kept_state import KeptState
+from ..main_thread import GroupOverError
+from ..member import Member, MemberState
+from ..service_manager import is_stored_name
+from ..supervisor import Supervisor
+from ..verdicts import Change, Verdict
+from .keyed_sessions import KeyedSessions
+from .reload import Reloads
+from .replacement import Replacement, end_sessions, side_by_side
+from .successor import Outcome, Program, Successor, log_failure
+from .upgrade_channel import (
     ENVIRONMENT,
     PROTOCOL,
     UpgradeChannel,
@@ -38,16 +48,9 @@ from .change.upgrade_channel import (
     UpgradeProtocolError,
     peer_of,
 )
-from .disabled_targets import disabled
-from .failures import describe_error
-from .file_group import FileGroup
-from .kept_state import KeptState
-from .main_thread import GroupOverError
-from .member import Member, MemberState
-from .operator_sockets import OperatorSockets
-from .service_manager import is_stored_name
-from .supervisor import Supervisor
-from .verdicts import Change, Verdict
+
+if TYPE_CHECKING:  # it is the other way round at run time: operators ask for an upgrade
+    from ..operator_sockets import OperatorSockets
 
 __all__ = ["HandOver"]
 
@@ -82,13 +85,17 @@ class HandOver:
     """The hand-over of a group. From any thread; each runs on a thread of its own.
 
     :param group: the tunnels.
+    :param reloads: keep an upgrade out.
     :param sockets: those of operators.
     :param state: the bans and quotas.
     :param program: the command line.
     """
 
-    def __init__(self, group: FileGroup, sockets: OperatorSockets, state: KeptState, program: Program) -> None:
+    def __init__(
+        self, group: Group, reloads: Reloads, sockets: OperatorSockets, state: KeptState, program: Program
+    ) -> None:
         self._group = group
+        self._reloads = reloads
         self._sockets = sockets
         self._state = state
         self._program = program
@@ -120,7 +127,7 @@ class HandOver:
     def _check_start(self) -> None:
         if self._turn.locked() or self._group.is_handing_over:  # also after a success, until this process ends
             raise UpgradeError(_BUSY)
-        if self._group.sandbox is not None:
+        if self._reloads.sandbox is not None:
             raise UpgradeError("its sandbox would hold for the new process, too; run relay up --upgrade, or restart it")
         if os.getpid() == _FIRST_PROCESS:
             raise UpgradeError("it is process 1, with which its container ends; replace the container")
@@ -247,7 +254,7 @@ class HandOver:
             raise UpgradeError("relay is starting; try again when it has started")
         if self._group.is_handing_over:
             raise UpgradeError(_BUSY)
-        if self._group.is_reloading:
+        if self._reloads.is_under_way:
             raise UpgradeError("a reload is under way; try again when it has ended")
         found = [offer for member in self._group.tunnels if (offer := _offer(member)) is not None]
         found += [_Offer({"operators": True}, one) for one in self._sockets.listening]
@@ -309,7 +316,7 @@ class HandOver:
 
     def _entries(self) -> dict[str, list[LedgerEntry]]:
         """Return the bans and quotas of all tunnels."""
-        from ..engine.ledgers import entries_of
+        from ...engine.ledgers import entries_of
 
         found = {}
         for member in self._group.tunnels:

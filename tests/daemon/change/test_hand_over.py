@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from relay.daemon import hand_over
+from relay.daemon.change import hand_over
+from relay.daemon.change.hand_over import HandOver
 from relay.daemon.change.successor import Program, Successor
 from relay.daemon.change.upgrade_channel import UpgradeError
-from relay.daemon.hand_over import HandOver
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,17 @@ def test_a_listener_that_cannot_return_delays_no_other(ends_after: int, expected
     group: Any = SimpleNamespace(is_ending=ends_after == 0, wait_for_end=wait_for_end, call=None)
     nothing: Any = None
     vacated: Any = [Vacated("taken"), Vacated("free")]
-    HandOver(group, nothing, nothing, nothing)._return(vacated)
+    HandOver(group, nothing, nothing, nothing, nothing)._return(vacated)
     assert tried == expected
     assert pauses == [hand_over._FIRST_PAUSE, 2 * hand_over._FIRST_PAUSE][:ends_after]
 
 
 def test_no_upgrade_begins_while_a_reload_changes_what_it_would_hand_over() -> None:
-    group: Any = SimpleNamespace(is_ending=False, tunnels=(), is_handing_over=False, is_reloading=True)
+    group: Any = SimpleNamespace(is_ending=False, tunnels=(), is_handing_over=False)
+    reloads: Any = SimpleNamespace(is_under_way=True)
     nothing: Any = None
     with pytest.raises(UpgradeError, match="^a reload is under way; try again when it has ended$"):
-        HandOver(group, nothing, nothing, nothing)._begin(nothing)
+        HandOver(group, reloads, nothing, nothing, nothing)._begin(nothing)
     assert not group.is_handing_over
 
 

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.i2p import I2PListen, I2PTarget
@@ -18,6 +18,9 @@ from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLS
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
+
+if TYPE_CHECKING:  # a factory alone needs no listener
+    from ..transports.tcp import Inherited
 
 __all__ = ["as_text", "connect", "dialer", "listen", "listener", "target"]
 
@@ -209,13 +212,19 @@ def listen(address: str | int, via: Sequence[str] = ()) -> Any:
     return listener(parse_listen(address), hops)
 
 
-def listener(address: Listen, route: Route = (), opening: Callable[[Any], object] | None = None) -> Any:
+def listener(
+    address: Listen,
+    route: Route = (),
+    opening: Callable[[Any], object] | None = None,
+    inherited: Inherited | None = None,
+) -> Any:
     """Return a listener, as :func:`listen` does.
 
     :param address: the address to listen on.
     :param route: the hops on the way to it, the nearest first.
     :param opening: called with a listener on an SSH server or on I2P before it starts. The listener then retries while
         the server or the router cannot be reached; closing it ends that. ``None`` for one attempt.
+    :param inherited: sockets of this machine, of which it may take one over; ``None`` for none.
     :raises AddressError: if a hop cannot lead to what follows it.
     :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
     """
@@ -225,7 +234,9 @@ def listener(address: Listen, route: Route = (), opening: Callable[[Any], object
     if route:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
         raise AddressError(f"listen address '{address}': {problem}")
-    return _make(LISTENERS, address)
+    if isinstance(address, SystemdListen):
+        return _make(LISTENERS, address)
+    return _make(LISTENERS, address, inherited=inherited)
 
 
 def _make(table: dict[type, str], address: Any, **more: Any) -> Any:

@@ -14,12 +14,13 @@ from ..addresses.values import Target
 from ..daemon.failures import describe_error
 from ..daemon.loops import find_loops
 from ..daemon.options import LOG_INTERVAL, Options
-from ..daemon.plan import Opening, Plan, make_plan
+from ..daemon.plan import Plan, make_plan
 from ..daemon.signals import Signals
 from ..daemon.ways import Way
 from ..daemon.worker_processes import WorkerProcesses
 from ..errors import AddressError, RelayError
 from ..eventloop import reserve
+from ..streams.listener import TunnelListener
 from .output import failures_reported, log_stopped, logged_to_stderr
 
 if TYPE_CHECKING:  # a command without operators does not need them
@@ -118,8 +119,8 @@ def load_server() -> Callable[[Instance, Sequence[Endpoint], Stop], None]:
     return serve
 
 
-def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening | None) -> Any:
+def _hinted(listen: Callable[..., TunnelListener], hint: str, *given: Any) -> TunnelListener:
     try:
-        return listen(opening)
+        return listen(*given)
     except OSError as error:
         raise RelayError(f"{describe_error(error)}; {hint}") from error

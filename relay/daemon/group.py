@@ -37,7 +37,7 @@ from ..engine.records import Stats
 from ..engine.tunnel import Tunnel
 from ..eventloop import garbage
 from ..streams import exit_drain
-from ..transports.tcp import inherit
+from ..transports.tcp import Inherited
 from .drains import Drains
 from .failures import ReloadError, describe_error, status_of
 from .figures import ReloadFigures, total
@@ -389,8 +389,8 @@ class Group:
         postponed = functools.partial(self._main_thread.later, self.on_postponed, member)
         opening = self.take_over.opening_of(member) if self.take_over is not None else None
         if opening is None:
-            opening = functools.partial(member.plan.open, self._preflight, paused=True)
-            opening = functools.partial(inherit, self.supervisor.sockets_of(member.name), opening)
+            inherited = Inherited(self.supervisor.sockets_of(member.name))
+            opening = functools.partial(member.plan.open, self._preflight, inherited=inherited, paused=True)
         try:
             member.begin(BackgroundCall(opening, opened, postponed))
         except RuntimeError as error:  # the system has no thread left

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..addresses.values import UnixAddress, UnixListen
 from ..eventloop.sockets import format_address
+from ..transports.tcp import Inherited
 from ..transports.unix import UnixListener
 from .endpoint_plan import EndpointPlan
 from .failures import describe_error
@@ -133,13 +134,15 @@ class OperatorSockets:
 
     # -- a reload -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, plan: EndpointPlan) -> Swap:
+    def prepare(self, plan: EndpointPlan, inherited: Inherited | None = None) -> Swap:
         """Open the sockets of another plan that differ; on the thread that reloads.
 
+        :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
         :raises ValueError: if an address or a token is wrong.
         :raises OSError: if a socket cannot be opened.
         """
-        prepared = prepare_all(functools.partial(each, plan) for each in (self._prepare_control, self._prepare_status))
+        parts = (self._prepare_control, self._prepare_status)
+        prepared = prepare_all(functools.partial(each, plan, inherited) for each in parts)
 
         def commit() -> None:
             prepared.commit()
@@ -147,12 +150,12 @@ class OperatorSockets:
 
         return Swap(commit, prepared.undo)
 
-    def _prepare_control(self, plan: EndpointPlan) -> Swap | None:
+    def _prepare_control(self, plan: EndpointPlan, inherited: Inherited | None) -> Swap | None:
         if plan.control == self._plan.control:
             return None
         if self._control is not None and control_path(plan) == self._control.endpoint.path:
             return None
-        made = _control(plan)
+        made = _control(plan, inherited)
 
         def commit() -> None:
             old, self._control = self._control, None if made is None else self._served(made)
@@ -163,7 +166,7 @@ class OperatorSockets:
 
         return Swap(commit, _closing(made))
 
-    def _prepare_status(self, plan: EndpointPlan) -> Swap | None:
+    def _prepare_status(self, plan: EndpointPlan, inherited: Inherited | None) -> Swap | None:
         before, current = self._plan, self._status
         is_moved = plan.status != before.status
         if current is not None and (not is_moved or _is_at(plan, current.endpoint)):
@@ -171,7 +174,8 @@ class OperatorSockets:
             if is_moved:
                 changes.append(functools.partial(_prepare_rights, plan, current.endpoint))
             return prepare_all(changes)
-        made = _status(plan) if is_moved else _status_or_none(plan)  # it may have been in use at the start
+        # Without a move, it may have been in use at the start.
+        made = _status(plan, inherited) if is_moved else _status_or_none(plan, inherited)
         if made is None and current is None:
             return None
 
@@ -238,7 +242,7 @@ class OperatorSockets:
         logging.getLogger("relay.cli").info("status server at %s", where)
 
 
-def _control(plan: EndpointPlan) -> Endpoint | None:
+def _control(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint | None:
     """Open the control socket, if there is to be one.
 
     :raises OSError: if it cannot be opened, and was requested or is in use.
@@ -249,13 +253,13 @@ def _control(plan: EndpointPlan) -> Endpoint | None:
     from .sockets import InUseError, open_control
 
     if plan.control is not None:
-        return open_control(plan.control)
+        return open_control(plan.control, inherited)
     chosen = default_path(plan.config)
     if chosen is None:
         logger.info("there is no control socket: this user has no runtime directory; set XDG_RUNTIME_DIR or --control")
         return None
     try:
-        return open_control(chosen)
+        return open_control(chosen, inherited)
     except InUseError:
         raise
     except (OSError, ValueError) as error:  # it was not requested
@@ -271,13 +275,13 @@ def control_path(plan: EndpointPlan) -> str | None:
     return None if path is None or path == NONE else os.path.abspath(path)
 
 
-def _status(plan: EndpointPlan) -> Endpoint | None:
+def _status(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint | None:
     """Open the socket of the status server, if there is to be one."""
     if plan.status is None or plan.status == NONE:
         return None
     from .sockets import open_status
 
-    return open_status(plan.status, is_public=plan.is_public, token_file=plan.token_file)
+    return open_status(plan.status, is_public=plan.is_public, token_file=plan.token_file, inherited=inherited)
 
 
 def _is_at(plan: EndpointPlan, endpoint: Endpoint) -> bool:
@@ -306,10 +310,10 @@ def _nothing() -> None:
     pass
 
 
-def _status_or_none(plan: EndpointPlan) -> Endpoint | None:
+def _status_or_none(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint | None:
     """Do the same; if its address is in use, log that."""
     try:
-        return _status(plan)
+        return _status(plan, inherited)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
             raise

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # a command starts faster without them
     from ..spawning.pool_tunnel import PoolTunnel
     from ..streams.dialer import Dialer
     from ..transports.dynamic import Rule
+    from ..transports.tcp import Inherited
     from .preflight import Preflight, Routes
 
 __all__ = ["Bound", "Opened", "Opening", "Plan", "make_plan", "make_proxy_plan"]
@@ -111,7 +112,7 @@ class Plan:
 
     :param name: of the tunnel.
     :param options: the limits, with their defaults, and what is printed.
-    :param listen: makes the listener; gets the ``opening`` of :func:`relay.api.urls.listener`.
+    :param listen: makes the listener; gets ``opening`` and ``inherited`` of :func:`relay.api.urls.listener`.
     :param make_send: makes the factory.
     :param routes: its hops and its ends.
     :param on: the text after the listening address in titles, such as the server.
@@ -128,7 +129,7 @@ class Plan:
 
     name: str
     options: Options
-    listen: Callable[[Opening | None], TunnelListener]
+    listen: Callable[[Opening | None, Inherited | None], TunnelListener]
     make_send: Callable[[], Dialer]
     routes: Routes
     on: str = ""
@@ -147,27 +148,35 @@ class Plan:
         """The number of worker processes in which it runs; 1 if it runs in this process."""
         return 1 if self.in_workers is None else self.options.workers or 1
 
-    def open(self, preflight: Preflight, opening: Opening | None = None, *, paused: bool = False) -> Opened:
+    def open(
+        self,
+        preflight: Preflight,
+        opening: Opening | None = None,
+        *,
+        inherited: Inherited | None = None,
+        paused: bool = False,
+    ) -> Opened:
         """Check what can be checked on this machine, then listen and relay.
 
         A listener on a server that cannot be reached retries, unless the options have ``fail_fast``.
 
         :param preflight: does the check; several plans may share it.
         :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
+        :param inherited: sockets of which the listener may take one over; ``None`` for none.
         :param paused: whether no client is accepted at first.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be opened.
         """
-        return self.start(self.bind(preflight, opening), paused=paused)
+        return self.start(self.bind(preflight, opening, inherited), paused=paused)
 
-    def bind(self, preflight: Preflight, opening: Opening | None = None) -> Bound:
+    def bind(self, preflight: Preflight, opening: Opening | None = None, inherited: Inherited | None = None) -> Bound:
         """Check what can be checked on this machine, and listen; no client is accepted yet.
 
         The parameters and the errors are those of :meth:`open`.
         """
         self.check(preflight)
         make_send = self.make_send()
-        receive = self._listen(opening)
+        receive = self._listen(opening, inherited)
         warn_if_open(receive)
         warn_if_unsure(self.routes.where)
         return Bound(receive, make_send)
@@ -209,13 +218,13 @@ class Plan:
         except ConnectError as error:  # a retry can fix it
             logger.debug("%s: %s", self.name, error)
 
-    def _listen(self, opening: Opening | None) -> TunnelListener:
+    def _listen(self, opening: Opening | None, inherited: Inherited | None) -> TunnelListener:
         """Listen. The error repeats what the carriers under the listener would log, so that is held back."""
         if self.options.fail_fast:
             with carriers_quiet(logging.WARNING, self.elsewhere):
-                return self.listen(None)
+                return self.listen(None, inherited)
         with carriers_quiet(logging.ERROR, self.elsewhere):
-            return self.listen(opening or _nothing)
+            return self.listen(opening or _nothing, inherited)
 
     def title(self, address: str, target: str) -> str:
         """Return the title: the listening address and the target."""
@@ -255,8 +264,10 @@ def make_plan(
     return Plan(
         name,
         options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
-        lambda opening: own_listener(
-            listener(where, listen_via, opening) if in_workers is None else listen_for_workers(where)
+        lambda opening, inherited: own_listener(
+            listener(where, listen_via, opening, inherited)
+            if in_workers is None
+            else listen_for_workers(where, inherited)
         ),
         lambda: _checked(dialer_of_ways(ways, policy, name), options),
         Routes(where, listen_via, ways, lists=(options.allow, options.deny)),
@@ -318,7 +329,7 @@ def make_proxy_plan(
     return Plan(
         name,
         options.settled(over_i2p=True, at_i2p=False),
-        lambda _: own_listener(opener()),
+        lambda _, inherited: own_listener(opener(inherited)),
         lambda: Dynamic(via, tuple(rules), (router,)),
         Routes(
             address,
@@ -354,7 +365,7 @@ def _by(rules: int) -> str:
 
 def _proxy(
     address: Listen, user: str | None, password: str | None, password_file: str | None, password_env: str | None
-) -> tuple[UnixAddress | SystemdListen | ProxyListen, Callable[[], Any]]:
+) -> tuple[UnixAddress | SystemdListen | ProxyListen, Callable[[Inherited | None], Any]]:
     """Return the address of a proxy, and a function that makes its listener."""
     login: dict[str, Any] = {
         "user": user,
@@ -368,11 +379,11 @@ def _proxy(
     if isinstance(address, UnixAddress | SystemdListen):
         place = address
 
-        def listen() -> Any:
+        def listen(inherited: Inherited | None) -> Any:
             from ..transports.proxies.listener import login_of
             from ..transports.proxies.socks_server import SOCKSListener
 
-            return SOCKSListener(listener(place), login_of(**login))
+            return SOCKSListener(listener(place, inherited=inherited), login_of(**login))
 
         return address, listen
     if isinstance(address, TCPAddress) and address.mptcp:
@@ -388,10 +399,10 @@ def _proxy(
         address = dataclasses.replace(address, **login)
     fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
 
-    def listen_at_port() -> Any:
+    def listen_at_port(inherited: Inherited | None) -> Any:
         from ..transports.proxies.protocols import listen_proxy
 
-        return listen_proxy(**fields)
+        return listen_proxy(**fields, inherited=inherited)
 
     return address, listen_at_port
 

@@ -18,7 +18,7 @@ from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, UnixListen, unix_path
 from ..errors import AddressError, can_retry
 from ..eventloop import reserve
-from ..transports.tcp import inherited
+from ..transports.tcp import Inherited
 from ..transports.unix import UnixListener, group_number, listen_unix
 from .runtime import make_directory
 
@@ -84,10 +84,11 @@ class _ControlSocket(UnixListener):
             return super().accept()
 
 
-def open_control(path: str) -> Endpoint:
+def open_control(path: str, inherited: Inherited | None = None) -> Endpoint:
     """Listen at a control socket, owner-only. The stale socket of a process that was killed is replaced.
 
     :param path: of the socket.
+    :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :raises InUseError: if a program listens there; it names a running relay by its process ID and its file, and another
         program, or a relay that does not answer, by its process ID.
     :raises OSError: if it cannot be opened.
@@ -97,7 +98,7 @@ def open_control(path: str) -> Endpoint:
     make_directory(path)
     path = os.path.abspath(path)
     try:
-        return Endpoint(listen_unix(path, kind=_ControlSocket), is_control=True, path=path)
+        return Endpoint(listen_unix(path, kind=_ControlSocket, inherited=inherited), is_control=True, path=path)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -149,12 +150,15 @@ def _process_at(path: str) -> str:
     return f"another program (process {number}) listens there; stop it, or use another path"
 
 
-def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:
+def open_status(
+    address: str, *, is_public: bool = False, token_file: str | None = None, inherited: Inherited | None = None
+) -> Endpoint:
     """Listen at a status address: ``HOST:PORT``, ``PORT`` or ``unix:///PATH?mode=…&group=…``.
 
     :param address: the address.
     :param is_public: whether it may be one that other machines can reach.
     :param token_file: an owner-only file with the token that a client must send; a public address needs one.
+    :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :raises ValueError: if the address is wrong, or is public without permission or without a token.
     :raises OSError: if it cannot be opened; its ``strerror`` begins with the address.
     """
@@ -162,10 +166,11 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
     if isinstance(where, UnixListen):
         path = os.path.abspath(where.path)
         make_directory(path)
-        return Endpoint(listen_unix(path, where.mode, where.group), token=token, path=path)
+        return Endpoint(listen_unix(path, where.mode, where.group, inherited=inherited), token=token, path=path)
     number = ipaddress.ip_address(where.host)
     family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
-    if (known := inherited(family, (str(number), where.port))) is not None:
+    known = inherited.take(family, (str(number), where.port)) if inherited is not None else None
+    if known is not None:
         return Endpoint(known, is_public=not number.is_loopback, token=token)
     made = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a command without workers starts none
     from ..spawning.pool_tunnel import PoolTunnel
     from ..spawning.worker_slot import WorkerStatus
     from ..streams.listener import TunnelListener
+    from ..transports.tcp import Inherited
 
 __all__ = ["WorkerProcesses", "listen_for_workers"]
 
@@ -26,19 +27,26 @@ logger = logging.getLogger("relay.cli")
 OnEnded = Callable[[str, ConnectionRecord], object]
 
 
-def listen_for_workers(address: Listen) -> Any:
+def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> Any:
     """Listen where workers accept: nothing in this process takes a client.
 
     :param address: to listen on; one of this machine.
+    :param inherited: as for :func:`relay.api.urls.listener`.
     :raises OSError: as for :func:`relay.listen`.
     """
     if not isinstance(address, TLSListen):
-        return listener(address)
+        return listener(address, inherited=inherited)
     from ..transports.tls.shared_listener import SharedTLSListener
 
     host, port = address.host, address.port
     return SharedTLSListener(
-        host, port, cert=address.cert, key=address.key, client_ca=address.client_ca, mptcp=address.mptcp
+        host,
+        port,
+        cert=address.cert,
+        key=address.key,
+        client_ca=address.client_ca,
+        mptcp=address.mptcp,
+        inherited=inherited,
     )
 
 

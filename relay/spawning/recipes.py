@@ -14,7 +14,7 @@ from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import TCPAddress, TLSListen
 from ..api import urls
-from ..transports.tcp import inherit, listen_tcp
+from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
 
 __all__ = ["Recipe", "bind", "carrier_of", "listen_at"]
@@ -87,7 +87,7 @@ def listen_at(address: Listen, receive: socket.socket) -> Any:
     if not isinstance(address, TLSListen | ProxyListen):
         return receive
     host, port, *_ = receive.getsockname()
-    made = inherit([receive], urls.listener, dataclasses.replace(address, host=host, port=port))
+    made = urls.listener(dataclasses.replace(address, host=host, port=port), inherited=Inherited([receive]))
     receive.close()
     return made
 

@@ -8,9 +8,8 @@ import functools
 import ipaddress
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from ..addresses.values import TCPAddress, check_host_port, refuse_onion
 from ..errors import ConnectError
@@ -18,9 +17,7 @@ from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp, duplicate
 from ..streams.connect import SocketDialer
 from ..streams.names import resolved
 
-__all__ = ["BACKLOG", "inherit", "inherited", "inheriting", "listen_tcp", "tcp"]
-
-Result = TypeVar("Result")
+__all__ = ["BACKLOG", "Inherited", "listen_tcp", "tcp"]
 
 
 def tcp(host: str, port: int, *, mptcp: bool = False) -> SocketDialer:
@@ -99,119 +96,42 @@ class _Name:
         ]
 
 
-BACKLOG = 4096  # Linux takes the lower of this and net.core.somaxconn, whose default it is
+class Inherited:
+    """Sockets that listen already: a listener takes over the one at its address, instead of binding beside it.
 
+    It gets a duplicate, so both share the backlog, and no client is refused when the other owner closes its own.
 
-def listen_tcp(host: str, port: int, *, mptcp: bool = False) -> socket.socket:
-    """Listen on TCP.
-
-    :param host: an IPv4 or IPv6 address (no brackets; ``::`` is every interface, for IPv4 too) or a name. One socket
-        listens at one address: of those of a name the first IPv4 one that this machine has, else the first IPv6 one.
-    :param port: from 0 to 65535; 0 picks a free one, which ``getsockname()`` tells.
-    :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
-    :returns: a bound, listening socket; the caller owns it.
-    :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if ``host`` is neither an address nor a name, ``port`` is out of range, or the system has no
-        MPTCP although it is required.
-    :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
-    """
-    check_host_port(host, port, least=0)
-    refuse_onion(host)
-    place, protocol = TCPAddress(host, port), _protocol(mptcp=mptcp)
-    failure: OSError | None = None
-    for family, address in _addresses(place):
-        try:
-            return _bound(family, address, protocol)
-        except OSError as error:
-            # The first one's: it is of the family that is preferred.
-            failure = failure or error
-    assert failure is not None  # getaddrinfo returns no empty list
-    number = failure.errno or 0
-    raise OSError(number, f"{place}: {os.strerror(number)}{_ADVICE.get(number, '')}") from failure
-
-
-_ADVICE = {
-    errno.EADDRINUSE: "; another program listens there, and port 0 picks a free one",
-    errno.EADDRNOTAVAIL: "; this machine has no such address",
-    errno.EACCES: "; ports below 1024 are the administrator's",
-}
-
-
-def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
-    try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        number = error.errno if isinstance(error, socket.gaierror) else socket.EAI_NONAME
-        text = f"{place}: cannot resolve the host name ({error.args[-1]}); check the spelling"
-        raise socket.gaierror(number, text) from error
-    # Clients that know one family alone know IPv4.
-    return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)
-
-
-class _Inheritance(NamedTuple):
-    """The sockets that a thread may take over; see :func:`inheriting`."""
-
-    sockets: Sequence[socket.socket]
-    at_any_port: Sequence[socket.socket]
-    taken: list[socket.socket]
-
-
-class _Current(threading.local):
-    inheritance = _Inheritance((), (), [])
-
-
-_current = _Current()
-
-
-@contextlib.contextmanager
-def inheriting(
-    sockets: Sequence[socket.socket], at_any_port: Sequence[socket.socket] = ()
-) -> Iterator[list[socket.socket]]:
-    """Let :func:`listen_tcp` take over sockets that listen already, instead of binding beside them, in this thread.
-
-    The listener gets a duplicate of one at its address: both share the backlog, so that no client is refused when the
-    other owner closes its own.
-
-    :param sockets: that listen; they stay with their owners. Unix sockets are for :func:`relay.transports.unix`.
+    :param sockets: that listen; they stay with their owners, which may close them at any time, on other threads.
     :param at_any_port: those of which a listener that asks for any free port keeps the port, too.
-    :returns: those that were taken over so far.
     """
-    before = _current.inheritance
-    made = _current.inheritance = _Inheritance(sockets, at_any_port, [])
-    try:
-        yield made.taken
-    finally:
-        _current.inheritance = before
 
+    def __init__(self, sockets: Sequence[socket.socket] = (), at_any_port: Sequence[socket.socket] = ()) -> None:
+        self.taken: list[socket.socket] = []
+        """Those that were taken over so far."""
+        self._sockets = sockets
+        self._at_any_port = at_any_port
 
-def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function, and let :func:`listen_tcp` in it take over sockets; see :func:`inheriting`."""
-    with inheriting(sockets):
-        return function(*arguments)
+    def take(self, family: int, address: Any, protocol: int = 0) -> socket.socket | None:
+        """Return a duplicate of the socket at an address; ``None`` if there is none, or its owner has closed it.
 
-
-def inherited(family: int, address: Any, protocol: int = 0) -> socket.socket | None:
-    """Return a duplicate of a socket at an address that the current thread inherits; ``None`` if there is none.
-
-    The owner of a socket may close it at any time, on another thread: it is not inherited then.
-
-    :param family: such as ``AF_INET``.
-    :param address: in the form of that family.
-    :param protocol: ``IPPROTO_MPTCP``, or 0 for the one of the family.
-    """
-    is_port = family != socket.AF_UNIX
-    is_any = is_port and not address[1]
-    inheritance = _current.inheritance
-    for one in inheritance.at_any_port if is_any else inheritance.sockets:
-        if one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
-            continue
-        with contextlib.suppress(_ClosedError):
-            found = _name_of(one)
-            if found[0] == address[0] if is_any else found[:2] == tuple(address[:2]) if is_port else found == address:
-                heir = _duplicate(one, found)
-                inheritance.taken.append(one)
-                return heir
-    return None
+        :param family: such as ``AF_INET``.
+        :param address: in the form of that family.
+        :param protocol: ``IPPROTO_MPTCP``, or 0 for the one of the family.
+        """
+        is_port = family != socket.AF_UNIX
+        is_any = is_port and not address[1]
+        wanted = tuple(address[:2]) if is_port else address
+        for one in self._at_any_port if is_any else self._sockets:
+            if one.family != family or (one.proto == MPTCP) != (protocol == MPTCP):
+                continue
+            with contextlib.suppress(_ClosedError):
+                found = _name_of(one)
+                place = found[:2] if is_port else found
+                if place[0] == wanted[0] if is_any else place == wanted:
+                    heir = _duplicate(one, found)
+                    self.taken.append(one)
+                    return heir
+        return None
 
 
 class _ClosedError(Exception):
@@ -241,9 +161,58 @@ def _duplicate(one: socket.socket, name: Any) -> socket.socket:
     return made
 
 
+BACKLOG = 4096  # Linux takes the lower of this and net.core.somaxconn, whose default it is
+
+
+def listen_tcp(host: str, port: int, *, mptcp: bool = False, inherited: Inherited | None = None) -> socket.socket:
+    """Listen on TCP.
+
+    :param host: an IPv4 or IPv6 address (no brackets; ``::`` is every interface, for IPv4 too) or a name. One socket
+        listens at one address: of those of a name the first IPv4 one that this machine has, else the first IPv6 one.
+    :param port: from 0 to 65535; 0 picks a free one, which ``getsockname()`` tells.
+    :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
+    :param inherited: of which it may take one over; ``None`` for none.
+    :returns: a bound, listening socket; the caller owns it.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if ``host`` is neither an address nor a name, ``port`` is out of range, or the system has no
+        MPTCP although it is required.
+    :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
+    """
+    check_host_port(host, port, least=0)
+    refuse_onion(host)
+    place, protocol = TCPAddress(host, port), _protocol(mptcp=mptcp)
+    failure: OSError | None = None
+    for family, address in _addresses(place):
+        try:
+            known = inherited.take(family, address, protocol) if inherited is not None else None
+            return known if known is not None else _bound(family, address, protocol)
+        except OSError as error:
+            # The first one's: it is of the family that is preferred.
+            failure = failure or error
+    assert failure is not None  # getaddrinfo returns no empty list
+    number = failure.errno or 0
+    raise OSError(number, f"{place}: {os.strerror(number)}{_ADVICE.get(number, '')}") from failure
+
+
+_ADVICE = {
+    errno.EADDRINUSE: "; another program listens there, and port 0 picks a free one",
+    errno.EADDRNOTAVAIL: "; this machine has no such address",
+    errno.EACCES: "; ports below 1024 are the administrator's",
+}
+
+
+def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        number = error.errno if isinstance(error, socket.gaierror) else socket.EAI_NONAME
+        text = f"{place}: cannot resolve the host name ({error.args[-1]}); check the spelling"
+        raise socket.gaierror(number, text) from error
+    # Clients that know one family alone know IPv4.
+    return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)
+
+
 def _bound(family: int, address: Any, protocol: int) -> socket.socket:
-    if (known := inherited(family, address, protocol)) is not None:
-        return known
     made = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         # Connections of the process before this one may be in TIME_WAIT for a minute, and would keep the port.

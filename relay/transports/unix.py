@@ -24,7 +24,7 @@ from ..addresses.values import UnixAddress, unix_path
 from ..errors import AddressError
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer
-from .tcp import BACKLOG, inherited
+from .tcp import BACKLOG, Inherited
 
 __all__ = ["UnixListener", "check_group", "group_number", "listen_unix", "unix"]
 
@@ -60,6 +60,7 @@ def listen_unix(
     mode: str | None = None,
     group: str | None = None,
     kind: type[UnixListener] | None = None,
+    inherited: Inherited | None = None,
 ) -> UnixListener:
     """Listen on a Unix stream socket that its owner alone may use, unless other rights are given.
 
@@ -72,6 +73,7 @@ def listen_unix(
     :param mode: the rights of the file, such as ``"0660"``; ``None`` for ``"0600"``. A client needs the right to write.
     :param group: of the file, by name or number; ``None`` for that of the process, or of its directory.
     :param kind: the class of the socket.
+    :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :returns: a bound, listening socket, whose ``close()`` removes the file; the caller owns it.
     :raises TypeError: if ``path`` is not a path.
     :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be.
@@ -83,8 +85,9 @@ def listen_unix(
     rights = _rights(place, mode, group)
     if problem := distrust_directory(os.path.dirname(place) or os.curdir):
         logger.warning("%s: another user can replace the socket: %s", UnixAddress(place), problem)
-    if (known := inherited(socket.AF_UNIX, place)) is not None:  # its file stays that of the other owner
-        listening = kind(fileno=known.detach())
+    known = inherited.take(socket.AF_UNIX, place) if inherited is not None else None
+    if known is not None:
+        listening = kind(fileno=known.detach())  # its file stays that of the other owner
         listening.setblocking(False)  # the other owner relies on it
         listening.borrow(place, rights)
         return listening

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import threading
 import time
 from typing import Any
 
@@ -15,7 +14,7 @@ from helpers import WAIT, receive_all, send_and_end
 import relay
 from relay.eventloop.sockets import Endpoint
 from relay.streams.connect import SocketDialer
-from relay.transports.tcp import inheriting, listen_tcp
+from relay.transports.tcp import Inherited, listen_tcp
 
 
 def test_it_connects_to_an_address(echo_server):
@@ -116,13 +115,16 @@ def test_its_target_is_its_address(host, target):
 def test_a_socket_is_inherited_at_its_own_address_alone() -> None:
     with relay.listen(":0") as old:
         port = old.getsockname()[1]
-        with inheriting([old]), relay.listen(f":{port}") as heir, relay.listen(":0") as other:
+        of_old = Inherited([old])
+        with (
+            listen_tcp("127.0.0.1", port, inherited=of_old) as heir,
+            listen_tcp("127.0.0.1", 0, inherited=of_old) as other,
+        ):
             assert heir.fileno() != old.fileno()
             assert heir.getsockname() == old.getsockname() != other.getsockname()
         with pytest.raises(OSError, match="in use"):
             relay.listen(f":{port}")
-        with inheriting([old]):
-            heir = relay.listen(f":{port}")
+        heir = listen_tcp("127.0.0.1", port, inherited=Inherited([old]))
         with heir:
             client = socket.create_connection(old.getsockname())  # it is in the backlog of both
             old.close()
@@ -135,7 +137,7 @@ def test_the_mode_of_an_inherited_socket_stays() -> None:
     """Another process accepts there, without blocking; Python does not know the mode of a socket that it received."""
     with relay.listen(":0") as other, socket.socket(fileno=os.dup(other.fileno())) as old:
         other.setblocking(False)
-        with inheriting([old]), relay.listen(f":{other.getsockname()[1]}") as heir:
+        with listen_tcp(*other.getsockname(), inherited=Inherited([old])) as heir:
             assert not os.get_blocking(other.fileno())
             assert heir.gettimeout() == 0.0
 
@@ -179,28 +181,13 @@ def test_a_socket_that_its_owner_closes_meanwhile_is_not_inherited(kind: str, lo
     with relay.listen(":0") as other, open(os.devnull) as file:
         old.looks, old.other = looks, {"a socket": other.fileno(), "a file": file.fileno()}.get(kind)
         given = old.other
-        with old, inheriting([old]) as taken, relay.listen(f":{place[1]}") as heir:
+        inherited = Inherited([old])
+        with old, listen_tcp(*place, inherited=inherited) as heir:
             assert heir.getsockname() == place
             assert heir.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            assert taken == ([old] if looks > 1 else [])
+            assert inherited.taken == ([old] if looks > 1 else [])
         if old.other != given:
             os.close(old.other)
-
-
-def test_a_thread_inherits_nothing_of_another() -> None:
-    with relay.listen(":0") as old, inheriting([old]):
-        failures: list[OSError] = []
-
-        def bind() -> None:
-            try:
-                relay.listen(f":{old.getsockname()[1]}").close()
-            except OSError as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=bind)
-        thread.start()
-        thread.join()
-        assert len(failures) == 1
 
 
 # Listening.

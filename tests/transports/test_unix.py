@@ -19,7 +19,7 @@ from helpers import WAIT, echo, receive_all, send_and_end
 import relay
 from relay.errors import AddressError
 from relay.transports import unix
-from relay.transports.tcp import inherit
+from relay.transports.tcp import Inherited
 from relay.transports.unix import listen_unix
 
 
@@ -205,7 +205,7 @@ def test_no_other_file_gets_its_rights_whenever_it_is_replaced(tmp_path, when, b
                     if when == "it listens":
                         stack.enter_context(listen_unix(path, "0666", OTHER_GROUP))
                     elif when == "it is taken over":
-                        new = stack.enter_context(inherit([old], listen_unix, path, "0666", OTHER_GROUP))
+                        new = stack.enter_context(listen_unix(path, "0666", OTHER_GROUP, inherited=Inherited([old])))
                         new.adopt([*old.file_id])
                     else:
                         old.change_rights("0666", OTHER_GROUP)
@@ -266,7 +266,7 @@ def test_a_group_that_it_may_not_have_leaves_no_file(path, monkeypatch):
 @pytest.mark.parametrize(("given", "expected"), [(None, 0o600), ("0660", 0o660)])
 def test_an_inherited_one_has_its_rights_once_the_file_is_its_own(path, given, expected, caplog):
     with listen_unix(path, "0606") as old:
-        new = inherit([old], listen_unix, path, given)
+        new = listen_unix(path, given, inherited=Inherited([old]))
         assert mode(path) == 0o606, "the other process may go on"
         old.disown()
         new.adopt()
@@ -287,7 +287,7 @@ def test_an_inherited_one_without_a_group_has_that_of_a_new_file(path, folder_mo
     groups = []
     path.parent.chmod(folder_mode)
     with listen_unix(path, "0660") as old:
-        new = inherit([old], listen_unix, path, "0660")
+        new = listen_unix(path, "0660", inherited=Inherited([old]))
         usual = os.stat(path).st_gid
         monkeypatch.setattr(os, "getegid", lambda: usual if folder_mode & stat.S_ISGID == 0 else -2)
         for facts in ("lstat", "fstat"):
@@ -306,7 +306,7 @@ def test_an_inherited_one_that_may_not_have_its_rights_says_so(path, monkeypatch
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     with listen_unix(path) as old:
-        new = inherit([old], listen_unix, path, "0660")
+        new = listen_unix(path, "0660", inherited=Inherited([old]))
         monkeypatch.setattr(os, "chmod", chmod)
         old.disown()
         new.adopt()

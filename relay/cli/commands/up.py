@@ -201,7 +201,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         log = stack.enter_context(connections_logged(group, signals, log_plan))
         if predecessor is not None:
             predecessor.on_released.append(sockets.adopt)
-            predecessor.prepare(members, lambda: sockets.prepare(endpoints))
+            predecessor.prepare(members, lambda inherited: sockets.prepare(endpoints, inherited))
         state = stack.enter_context(state_kept(log_plan.state, None if predecessor is None else predecessor.ledgers))
         if predecessor is not None:
             state.lend()

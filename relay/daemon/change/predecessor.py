@@ -27,7 +27,7 @@ from ...addresses.values import TCPAddress, is_ip_address
 from ...config.listen_conflicts import overlap
 from ...eventloop.sockets import MPTCP, format_address
 from ...transports.activated import add_received
-from ...transports.tcp import inheriting
+from ...transports.tcp import Inherited
 from ...transports.unix import UnixListener
 from ..failures import ProblemsError, describe_error, status_of
 from ..main_thread import UNDER_WAY
@@ -219,11 +219,11 @@ class Predecessor:
 
     # -- before the first client --------------------------------------------------------------------------------------
 
-    def prepare(self, members: Sequence[Member], open_endpoints: Callable[[], Swap]) -> None:
+    def prepare(self, members: Sequence[Member], open_endpoints: Callable[[Inherited], Swap]) -> None:
         """Open and check all that two processes can have at once, then wait for the rest.
 
         :param members: the tunnels.
-        :param open_endpoints: opens the sockets for operators.
+        :param open_endpoints: opens the sockets for operators; gets those that it may take over.
         :raises UpgradeError: if the other process has failed.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if something cannot be opened.
@@ -238,9 +238,9 @@ class Predecessor:
                 if listens_at_server(where):
                     member.plan.check(preflight)
                     continue
-                with inheriting(reachable, self._at_any_port(member.name)) as taken:
-                    self._bound[member.name] = member.plan.bind(preflight)
-                used.update(taken)
+                inherited = Inherited(reachable, self._at_any_port(member.name))
+                self._bound[member.name] = member.plan.bind(preflight, inherited=inherited)
+                used.update(inherited.taken)
             except _ERRORS as error:
                 text = self._problem_of_its_own(where, error) or describe_error(error)
                 problems.append((f"{member.name}: {text}", error))
@@ -249,11 +249,11 @@ class Predecessor:
             self.fail(_why(found))
             raise found
         operators = [offer.socket for offer in offers if offer.facts.get("operators") is True]
-        with inheriting(operators, operators) as taken:
-            swap = open_endpoints()
+        inherited = Inherited(operators, operators)
+        swap = open_endpoints(inherited)
         self.on_released.insert(0, swap.commit)
         self.on_failed.insert(0, swap.undo)
-        used.update(taken)
+        used.update(inherited.taken)
         files = {offer.socket.getsockname(): offer.facts.get("file") for offer in offers}
         for bound in self._bound.values():
             one = bound.receive.listening

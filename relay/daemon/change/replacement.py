@@ -21,7 +21,7 @@ from ...engine import changes
 from ...engine.tunnel import Tunnel
 from ...streams.dialer import Dialer
 from ...streams.listener import TunnelListener
-from ...transports.tcp import inherit
+from ...transports.tcp import Inherited
 from ..disabled_targets import disable, disabled, target_group
 from ..failures import describe_error
 from ..member import Member, MemberState
@@ -210,7 +210,7 @@ class Replacement:
                 other.vacate()
                 if other.member is not None and isinstance(other.member.plan.routes.where, I2PListen):
                     ending.append(other.member)  # this one needs the keys of its session
-        opening = functools.partial(inherit, heirlooms, functools.partial(plan.bind, preflight))
+        opening = functools.partial(plan.bind, preflight, inherited=Inherited(heirlooms))
         self._opening = ListenerOpening(functools.partial(_open_after, ending, opening))
 
     def sockets(self) -> list[socket.socket]:
@@ -294,7 +294,7 @@ class Replacement:
         if not self.is_vacant or member is None or member.opened is None:
             return ""
         try:
-            receive = member.plan.listen(None)
+            receive = member.plan.listen(None, None)
             try:
                 call(functools.partial(self._take_back, _in_this_process(member.opened.tunnel), receive))
             except BaseException:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from ...addresses.options import Secret
-from .http_server import http_listen
-from .listener import ProxyListener
-from .socks_server import socks_listen
+from ..tcp import Inherited, listen_tcp
+from .http_server import HTTPListener
+from .listener import ProxyListener, login_of
+from .socks_server import SOCKSListener
 
 __all__ = ["listen_proxy"]
 
@@ -20,13 +21,16 @@ def listen_proxy(
     password: Secret | None = None,
     password_file: str | None = None,
     password_env: str | None = None,
+    inherited: Inherited | None = None,
 ) -> ProxyListener:
     """Listen for proxy clients.
 
     :param protocol: ``socks5`` or ``http``.
     :param host: and the others: as for :func:`relay.socks_listen`.
+    :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
     :raises OSError: as :func:`relay.socks_listen` does.
     """
-    listen = socks_listen if protocol == "socks5" else http_listen
-    return listen(host, port, user=user, password=password, password_file=password_file, password_env=password_env)
+    kind = SOCKSListener if protocol == "socks5" else HTTPListener
+    login = login_of(user, password, password_file, password_env)
+    return kind(listen_tcp(host, port, inherited=inherited), login)

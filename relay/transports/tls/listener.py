@@ -24,7 +24,7 @@ from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
 from ...streams.upgrade_listener import UpgradeListener
-from ..tcp import listen_tcp
+from ..tcp import Inherited, listen_tcp
 from .client_certificate import identity_of_client
 from .context import Credentials, Path, load_chain, trusting
 from .handshake import Handshake
@@ -48,6 +48,7 @@ def listen_tls(
     client_ca: Path | None = None,
     alpn: str | None = None,
     mptcp: bool = False,
+    inherited: Inherited | None = None,
 ) -> TLSListener:
     """Listen for TLS 1.2 and later.
 
@@ -60,13 +61,14 @@ def listen_tls(
     :param alpn: the protocols to offer (ALPN), such as ``h2,http/1.1``, the preferred one first. A client that has none
         of them is accepted, without a protocol. ``None`` to offer none.
     :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
+    :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
     credentials = server_credentials(cert, key, client_ca, alpn)
-    return TLSListener(listen_tcp(host, port, mptcp=mptcp), credentials)
+    return TLSListener(listen_tcp(host, port, mptcp=mptcp, inherited=inherited), credentials)
 
 
 def server_credentials(

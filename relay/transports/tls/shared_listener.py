@@ -7,7 +7,7 @@ from typing import Any
 
 from ...eventloop.sockets import Endpoint
 from ...streams.listener import TunnelListener
-from ..tcp import listen_tcp
+from ..tcp import Inherited, listen_tcp
 from .context import Path
 from .listener import server_credentials
 
@@ -21,10 +21,18 @@ class SharedTLSListener(TunnelListener):
     """
 
     def __init__(
-        self, host: str, port: int, *, cert: Path, key: Path | None, client_ca: Path | None, mptcp: bool = False
+        self,
+        host: str,
+        port: int,
+        *,
+        cert: Path,
+        key: Path | None,
+        client_ca: Path | None,
+        mptcp: bool = False,
+        inherited: Inherited | None = None,
     ) -> None:
         self._credentials = server_credentials(cert, key, client_ca)  # the workers have their own
-        self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp)
+        self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp, inherited=inherited)
         """The listening socket."""
         self.address: Any = self.listening.getsockname()
         """The address of the listener, from :meth:`socket.socket.getsockname`."""

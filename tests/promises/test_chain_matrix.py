@@ -54,6 +54,9 @@ def check(world, way, target):
 @pytest.mark.parametrize("way", TWO, ids=shown)
 def test_to_each_target(world, way):
     targets = [target for target in TARGETS if leads_to(way, target)]
+    if len(way) == 2:  # each target still comes after each last hop
+        place = HOPS.index(way[0]) % len(targets)
+        targets = (targets * 2)[place : place + 2]
     with held(world, way, targets[0]) as factory:
         factory(deadline=time.monotonic() + WAIT).close()
         for target in targets:

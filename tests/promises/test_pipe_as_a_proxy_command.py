@@ -113,6 +113,10 @@ def test_ssh_moves_a_lot_both_ways(client):
     assert client.ssh("cat", input=data) == data
 
 
+# The programs move their bytes by the same `ssh`, each over another way.
+
+
+@pytest.mark.parametrize("client", ["paramiko"], indirect=True)
 def test_scp_both_ways(client, large, tmp_path):
     scp = [program("scp"), "-F", str(client.config), "-q"]
     client.run(*scp, str(large), f"far:{tmp_path}/there")
@@ -121,6 +125,7 @@ def test_scp_both_ways(client, large, tmp_path):
     assert hash_of(tmp_path / "back") == hash_of(large)
 
 
+@pytest.mark.parametrize("client", ["openssh"], indirect=True)
 def test_rsync_both_ways(client, large, tmp_path):
     rsync = [program("rsync"), "-q", "--whole-file", "-e", shlex.join(client.argv)]
     client.run(*rsync, str(large), f"far:{tmp_path}/there")
@@ -129,6 +134,7 @@ def test_rsync_both_ways(client, large, tmp_path):
     assert hash_of(tmp_path / "back") == hash_of(large)
 
 
+@pytest.mark.parametrize("client", ["directly"], indirect=True)
 def test_git_clones_and_pushes(client, tmp_path):
     git = program("git")
     who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}

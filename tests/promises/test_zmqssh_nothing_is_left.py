@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from covering import FAR_ENDS
 from helpers import PROMPT, WAIT, wait_until
 from zmq_world import User, bound, named, program, sockets
 
@@ -94,7 +95,14 @@ class Running:
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+@pytest.mark.parametrize(
+    ("number", "backend", "far_end"),
+    [
+        *((signal.SIGKILL, *far_end) for far_end in FAR_ENDS),
+        *((number, "openssh", "sshd") for number in (signal.SIGTERM, signal.SIGINT, None)),
+    ],
+    indirect=["backend", "far_end"],
+)
 def test_with_the_program(far_end, user, tmp_path, number):
     with sockets() as make:
         server = make(zmq.REP)

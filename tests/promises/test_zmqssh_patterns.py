@@ -1,4 +1,4 @@
-"""Every kind of ØMQ socket talks over SSH, with both backends, to a real and to an embedded server; as the original."""
+"""Every kind of ØMQ socket talks over SSH as over the original, each kind over some of the backends and servers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import pexpect
 import pytest
 import zmq.ssh.tunnel
+from covering import FAR_ENDS, each_value
 from helpers import WAIT
 from zmq_world import PATIENCE, PATTERNS, User, named, sockets
 
@@ -20,7 +21,13 @@ def user(far_end, tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+def kinds(shift):
+    """A mark for each kind of socket, over one of the far ends."""
+    rows = [(pattern, *far_end) for pattern, far_end in each_value(PATTERNS, FAR_ENDS, shift=shift)]
+    return pytest.mark.parametrize(("pattern", "backend", "far_end"), rows, indirect=["backend", "far_end"])
+
+
+@kinds(0)
 def test_over_ipc(far_end, user, pattern):
     opened = []
 
@@ -36,7 +43,7 @@ def test_over_ipc(far_end, user, pattern):
         tunnel.terminate()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@kinds(1)
 def test_over_a_port(far_end, user, pattern):
     opened = []
 
@@ -52,7 +59,7 @@ def test_over_a_port(far_end, user, pattern):
         opened.pop().terminate()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("pattern", "backend"), each_value(PATTERNS, ["paramiko", "openssh"]), indirect=["backend"])
 def test_over_the_original(sshd, backend, tmp_path, monkeypatch, pattern):
     """The same conversations on the original, where it works: with a real server, which runs its ``sleep``."""
     user = User(tmp_path / "home", monkeypatch)

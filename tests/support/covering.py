@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+FAR_ENDS = [("paramiko", "embedded"), ("paramiko", "sshd"), ("openssh", "sshd")]
+"""Values of the fixtures ``backend`` and ``far_end`` that meet."""
+
 
 def each_value(*choices: Iterable[Any], shift: int = 0) -> list[tuple[Any, ...]]:
     """Return as many rows as the longest choice has values; each value occurs.

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..daemon.figures import total
 from ..daemon.member import MemberState, Snapshot
 from ..daemon.plan import Opened
-from ..daemon.status import UP, hop_state, worker_problem
+from ..daemon.status import UP, hop_state, total, worker_problem
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
 from .fleet_table import Column, Content

@@ -8,7 +8,24 @@ from contextlib import contextmanager
 
 from ..errors import can_retry
 
-__all__ = ["ProblemsError", "ReloadError", "carriers_quiet", "configuration_read", "describe_error", "status_of"]
+__all__ = [
+    "ConflictError",
+    "NotFoundError",
+    "ProblemsError",
+    "ReloadError",
+    "carriers_quiet",
+    "configuration_read",
+    "describe_error",
+    "status_of",
+]
+
+
+class NotFoundError(LookupError):
+    """A tunnel or a connection that does not exist."""
+
+
+class ConflictError(RuntimeError):
+    """An action that the state does not allow: a tunnel is not open, or the program ends or is being replaced."""
 
 
 class ProblemsError(ValueError):

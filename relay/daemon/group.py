@@ -39,15 +39,15 @@ from ..eventloop import garbage
 from ..streams import exit_drain
 from ..transports.tcp import Inherited
 from .drains import Drains
-from .failures import ReloadError, describe_error, status_of
-from .figures import ReloadFigures, total
-from .main_thread import UNDER_WAY, GroupOverError, MainThread
+from .failures import ConflictError, NotFoundError, ReloadError, describe_error, status_of
+from .main_thread import UNDER_WAY, MainThread
 from .member import Member, MemberState, Snapshot
 from .plan import Opened
 from .preflight import Preflight
 from .probes import BackgroundCall, HopProbe
 from .reporter import Reporter
 from .signals import Signals
+from .status import ReloadStatus, UpgradeReport, total
 from .supervisor import Supervisor
 from .worker_processes import WorkerProcesses
 
@@ -55,17 +55,13 @@ if TYPE_CHECKING:  # a command starts in half the time without them
     from .change.reload import ReloadResult, Reloads
     from .change.take_over import TakeOver
 
-__all__ = ["Group", "Probe", "UnknownTunnelError"]
+__all__ = ["Group", "Probe"]
 
 logger = logging.getLogger("relay.cli")
 
 _DELIVERY = 5.0  # seconds at least for what ended connections have sent; fleet.md promises an end in drain + 10 s
 
 Result = TypeVar("Result")
-
-
-class UnknownTunnelError(LookupError):
-    """A name that no tunnel of the group has."""
 
 
 @dataclass(slots=True)
@@ -80,7 +76,7 @@ class Probe:
 class Upgrades(Protocol):
     """The hand-over of a group to another process."""
 
-    def start(self) -> tuple[int, str]:
+    def start(self) -> UpgradeReport:
         """Start the command again, and hand over to it; return its process ID and its version."""
 
     def serve(self, connection: socket.socket, first: bytes) -> None:
@@ -167,9 +163,9 @@ class Group:
         return tuple(member.now for member in tuple(self._leaving))  # the main thread may change them meanwhile
 
     @property
-    def reload_figures(self) -> ReloadFigures:
+    def reload_figures(self) -> ReloadStatus:
         """The figures of the reloads."""
-        return ReloadFigures() if self.reloads is None else self.reloads.figures
+        return ReloadStatus() if self.reloads is None else self.reloads.figures
 
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
@@ -197,7 +193,7 @@ class Group:
 
         :param function: called with the arguments. It must not wait for long: no signal is handled meanwhile.
         :returns: its result.
-        :raises GroupOverError: if the group has ended before that.
+        :raises ConflictError: if the group has ended before that.
         :raises BaseException: what it raises.
         """
         return self._main_thread.call(function, *arguments)
@@ -210,9 +206,8 @@ class Group:
         """Accept no client at a tunnel until :meth:`resume`; clients wait in the listen backlog.
 
         :param name: of the tunnel.
-        :raises UnknownTunnelError: if there is none of that name, as the following do.
-        :raises WrongStateError: if it does not listen.
-        :raises GroupOverError: if the group has ended, or another process is about to take its place.
+        :raises NotFoundError: if there is none of that name, as the following do.
+        :raises ConflictError: if it does not listen, the group has ended, or another process takes its place.
         """
         self.call(lambda: self._operated(name).pause())
 
@@ -233,21 +228,21 @@ class Group:
     def check_operable(self) -> None:
         """Check that no other process is about to take the place of this one: it knows the state of the tunnels.
 
-        :raises GroupOverError: if one is.
+        :raises ConflictError: if one is.
         """
         if self.is_handing_over:
-            raise GroupOverError(UNDER_WAY)
+            raise ConflictError(UNDER_WAY)
 
     def check_reloadable(self) -> None:
         """Check that nothing is in the way of a reload; in the main thread.
 
-        :raises GroupOverError: if something is.
+        :raises ConflictError: if something is.
         """
         if self.is_ending:
-            raise GroupOverError("relay is ending; start it again")
+            raise ConflictError("relay is ending; start it again")
         self.check_operable()
         if self.take_over is not None and self.take_over.is_waiting:
-            raise GroupOverError(UNDER_WAY)
+            raise ConflictError(UNDER_WAY)
 
     def stop(self) -> None:
         """End as after SIGTERM: each further call begins the next step. Does not wait."""
@@ -261,7 +256,7 @@ class Group:
         :param dry_run: whether only to compare, and to change nothing.
         :returns: a verdict for each tunnel.
         :raises ReloadError: if the file has problems, or a tunnel cannot be opened. Nothing has changed then.
-        :raises GroupOverError: if the group has ended.
+        :raises ConflictError: if the group has ended.
         """
         if self.reloads is None:
             raise ReloadError(["this command has no file to reload; relay up has one"])
@@ -315,7 +310,7 @@ class Group:
 
     def _find(self, name: str) -> Member:
         if (found := self._by_name.get(name)) is None:
-            raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
+            raise NotFoundError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
         return found
 
     @property

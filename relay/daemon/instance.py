@@ -1,339 +1,244 @@
-"""A running relay, as operators see it: the contract between the command and what shows or controls it."""
+"""A running relay, as operators see and control it. Imported once a tunnel listens."""
 
 from __future__ import annotations
 
+import functools
+import heapq
+import logging
+import os
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..carriers.listing import CarrierStatus
-from ..engine.records import Metrics, Stats, WarmFigures
-from ..streams.identity import client_text
-from ..targets.group import TargetState
-from .ledgers import Ledgers
+from ..addresses.printable import shown
+from ..carriers.listing import CarrierStatus, carriers
+from ..engine import ledgers
+from ..engine.records import ConnectionRecord
+from ..engine.tunnel import Tunnel, part_of_connections
+from ..eventloop import reserve
+from ..eventloop.sockets import format_address
+from .change.upgrade_channel import UpgradeChannel
+from .disabled_targets import target_group
+from .failures import ConflictError, NotFoundError
+from .group import Group
+from .member import Snapshot
+from .plan import Plan
 from .recent_log import LogLine
+from .status import (
+    MOST_ROWS,
+    BanStatus,
+    CertificateLoads,
+    ConnectionStatus,
+    InstanceStatus,
+    ProbeStatus,
+    QuotaStatus,
+    ReloadReport,
+    TunnelStatus,
+    TunnelVerdict,
+    UpgradeReport,
+    hop_state,
+    worker_problem,
+)
+from .ways import route_of_all, targets_of
 
-__all__ = [
-    "CertificateLoads",
-    "LOG_LEVELS",
-    "TURN",
-    "CarrierStatus",
-    "ChangedKey",
-    "ConflictError",
-    "ConnectionStatus",
-    "Instance",
-    "InstanceStatus",
-    "LogLine",
-    "NotFoundError",
-    "ProbeStatus",
-    "RejectedError",
-    "ReloadReport",
-    "ReloadStatus",
-    "TunnelStatus",
-    "UpgradeReport",
-    "Verdict",
-    "WorkerStatus",
-]
+if TYPE_CHECKING:  # for tunnels in workers only
+    from ..spawning.pool_tunnel import PoolTunnel
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-TURN = 5.0  # seconds for a loop to turn; one that takes longer is stuck
+__all__ = ["Instance"]
 
 
-class NotFoundError(LookupError):
-    """A tunnel or a connection that does not exist."""
+class _Texts(NamedTuple):
+    """The texts about a tunnel that hardly ever change."""
 
-
-class ConflictError(RuntimeError):
-    """An action that the state does not allow, such as the pause of a tunnel that is not open."""
-
-
-class RejectedError(ValueError):
-    """A reload that was refused: the file has a problem, or a tunnel cannot be opened. Nothing has changed.
-
-    :param lines: the problems, one line each.
-    :param status: the HTTP status that stands for them: 422 if the user has to change the file, else 500.
-    """
-
-    def __init__(self, lines: Sequence[str], status: int = 422) -> None:
-        super().__init__("; ".join(lines))
-        self.lines = tuple(lines)
-        self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class UpgradeReport:
-    """A process that has taken the place of this one.
-
-    :param pid: its ID.
-    :param version: of its relay.
-    """
-
-    pid: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeStatus:
-    """The probe of a tunnel: a stream through every hop to its target, opened now and then.
-
-    :param kind: ``connect``, ``banner`` or ``http``.
-    :param interval: seconds from one to the next.
-    :param finished: when the last one ended, in seconds since 1970; ``None`` if none has.
-    :param seconds: how long that took.
-    :param problem: why it failed; empty if it did not.
-    """
-
-    kind: str
-    interval: float
-    finished: float | None = None
-    seconds: float = 0.0
-    problem: str = ""
-
-
-class CertificateLoads(NamedTuple):
-    """The loads of a listener's certificates after their files have changed, and those that have failed."""
-
-    succeeded: int
-    failed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelStatus:
-    """One tunnel at one moment: plain data.
-
-    :param name: its name.
-    :param state: ``opening``, ``waiting`` (for the server at which it is to listen), ``listening``, ``paused``,
-        ``draining``, ``closed`` or ``failed``.
-    :param listen: where it listens; the address of the configuration while it does not.
-    :param target: where it leads to; ``anywhere`` for a proxy, followed by the number of its rules if it has any.
-    :param via: the hops on the way to the target, the nearest first.
-    :param required: whether the program ends if it cannot start, and is not ready without it.
-    :param since: when the state last changed, in seconds since 1970.
-    :param hops: the state of the carriers under it: ``up`` if all are.
-    :param problem: why it does not listen, the workers that do not answer, or the last error of a carrier; empty if
-        there is none.
-    :param stuck: whether a worker of it does not answer. relay replaces the worker.
-    :param figures: since it was opened; ``None`` before that.
-    :param metrics: all counters since it was opened; ``None`` before that.
-    :param warm: its warm streams; ``None`` if it has never had any.
-    :param probe: its probe; ``None`` if it has none.
-    :param certificate_end: until when the certificate of its TLS listener is valid, in seconds since 1970; ``None`` if
-        it has none.
-    :param certificate_loads: those of its TLS listener; ``None`` if it has none.
-    :param targets: the state of each target, if it has several.
-    """
-
-    name: str
-    state: str
+    plan: Plan
+    address: Any
     listen: str
     target: str
-    via: tuple[str, ...] = ()
-    required: bool = False
-    since: float = 0.0
-    hops: str = "up"
-    problem: str = ""
-    stuck: bool = False
-    figures: Stats | None = None
-    metrics: Metrics | None = field(default=None, metadata={"json": False})
-    warm: WarmFigures | None = None
-    probe: ProbeStatus | None = None
-    certificate_end: float | None = None
-    certificate_loads: CertificateLoads | None = None
-    targets: tuple[TargetState, ...] = ()
+    via: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionStatus:
-    """Plain data of a connection, as :class:`relay.engine.records.ConnectionRecord` has it.
+def _texts(plan: Plan, address: Any) -> _Texts:
+    """Return the texts about a tunnel.
 
-    :param id: unique in this process and in others; for ``kill``.
-    :param tunnel: the tunnel's name.
-    :param peer: the client's address as text; empty if it has none.
-    :param target: the name of the outgoing stream; ``None`` while it is unknown.
-    :param age: seconds since its acceptance, or until it ended.
-    :param received: bytes from the client.
-    :param sent: bytes to the client.
-    :param engine: ``splice`` or ``copy``.
-    :param state: ``connecting``, ``open``, ``half-closed`` or ``closed``.
-    :param reason: the word for why it ended; ``None`` while it is open.
-    :param started: when it was accepted, in seconds since 1970.
-    :param by: the party that ended it: ``client``, ``target``, ``relay`` or ``admin``; ``None`` while it is open.
-    :param warm: whether its stream was open before its client came.
-    :param identity: who the client is: ``kind``, ``name``, and ``verified`` if it is not; ``None`` if it is unknown.
-    :param rule: the rule that denied the client.
+    :param plan: by which it is opened.
+    :param address: where it listens; ``None`` if it was never open.
     """
-
-    id: str
-    tunnel: str
-    peer: str
-    target: str | None
-    age: float
-    received: int
-    sent: int
-    engine: str
-    state: str
-    reason: str | None = None
-    started: float = 0.0
-    by: str | None = None
-    warm: bool = False
-    identity: Mapping[str, Any] | None = None
-    rule: str | None = None
-
-    @property
-    def client(self) -> str:
-        """The client as text: its address, and its identity where that says more; empty if neither is known."""
-        identity = self.identity or {"kind": "", "name": ""}
-        return client_text(self.peer, identity["kind"], identity["name"]) if self.peer or self.identity else ""
+    listen = shown(str(plan.routes.where)) if address is None else format_address(address) + plan.on
+    ends = plan.routes.out
+    if plan.rules:  # no route is that of all clients
+        return _Texts(plan, address, listen, shown(f"anywhere{plan.over}"), ())
+    via = route_of_all(ends)
+    if not ends or any(end is None for _, end in ends):
+        target = "anywhere"
+    else:
+        target = targets_of(ends) + ("" if via else plan.over)
+    return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadStatus:
-    """The reloads of a process.
-
-    :param succeeded: those that were done.
-    :param failed: those that have changed nothing.
-    :param was_successful: whether the last one was done; true before the first one.
-    :param last_success: when the last one was done, or the start, in seconds since 1970.
-    """
-
-    succeeded: int
-    failed: int
-    was_successful: bool
-    last_success: float
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker process.
-
-    :param number: its number, from 1.
-    :param pid: its process ID; ``None`` while there is no process.
-    :param state: ``starting``, ``running``, ``stuck`` (it does not answer), ``waiting`` (for the time to start again)
-        or ``ended``.
-    :param restarts: the processes that have died in its place.
-    """
-
-    number: int
-    pid: int | None
-    state: str
-    restarts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceStatus:
-    """The process.
-
-    :param version: of relay.
-    :param pid: its process ID.
-    :param started: when it started, in seconds since 1970.
-    :param config: the absolute path of its file; empty for a command line.
-    :param draining: whether it is about to end.
-    :param log_level: one of :data:`LOG_LEVELS`; with ``warning``, the log has also what the command itself does.
-    :param control: the path of the control socket; empty if there is none.
-    :param reloads: its reloads; ``None`` for a command line.
-    :param workers: its worker processes.
-    """
-
-    version: str
-    pid: int
-    started: float
-    config: str
-    draining: bool
-    log_level: str
-    control: str = ""
-    reloads: ReloadStatus | None = None
-    workers: tuple[WorkerStatus, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The effect of a reload on one tunnel.
-
-    :param name: of the tunnel.
-    :param verdict: ``same``, ``tuned``, ``rerouted``, ``moved``, ``gone`` or ``new``.
-    :param detail: what has changed; empty for ``same``.
-    """
-
-    name: str
-    verdict: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedKey:
-    """The effect of a reload on a key at the top of the file that has changed.
-
-    :param key: the key.
-    :param effect: ``tuned``, ``overridden`` (by the command line), ``upgrade`` (an upgrade or a restart changes it) or
-        ``restart`` (only a restart does).
-    :param remedy: what the user has to do so that it is in force; empty if the reload does it.
-    """
-
-    key: str
-    effect: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadReport:
-    """The effect of a reload.
-
-    :param verdicts: one for each tunnel, before or after.
-    :param dry_run: whether nothing was changed.
-    :param keys: the keys at the top of the file that have changed.
-    """
-
-    verdicts: tuple[Verdict, ...]
-    dry_run: bool = False
-    keys: tuple[ChangedKey, ...] = ()
-
-
-class Instance(Ledgers, Protocol):
+class Instance:
     """A running relay. Every method may be called from any thread; those that act wait until it is done.
 
-    Each action raises :class:`ConflictError` once the program ends.
+    Each action raises :class:`~relay.daemon.failures.ConflictError` once the program ends.
+
+    :param group: the tunnels.
+    :param config: the absolute path of their file; empty for a command line.
+    :param control: the path of the control socket; empty if there is none.
+    :param probe_of: returns the probe of a tunnel.
+    :param log: returns the last lines of the log.
     """
+
+    def __init__(
+        self,
+        group: Group,
+        config: str,
+        control: str,
+        probe_of: Callable[[Snapshot], ProbeStatus | None] = lambda _: None,
+        log: Callable[[], Sequence[LogLine]] = tuple,
+    ) -> None:
+        self._group = group
+        self._texts: dict[str, _Texts] = {}  # by the name of the tunnel; monitoring reads them often
+        self._log = log
+        self._probe_of = probe_of
+        self._config = config
+        self.control = control
+        """The path of the control socket, which a reload may change; empty if there is none."""
+        self._version = version("relay-toolkit")
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
 
     def status(self) -> InstanceStatus:
         """Return the facts about the process."""
+        reloads = self._group.reload_figures
+        return InstanceStatus(
+            version=self._version,
+            pid=os.getpid(),
+            started=self._group.started,
+            config=self._config,
+            draining=self._group.is_ending,
+            log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
+            control=self.control,
+            reloads=reloads if reloads.last_success else None,
+            workers=tuple(self._group.processes.workers()),
+        )
 
-    def tunnels(self, *, figures: bool = True) -> Sequence[TunnelStatus]:
+    def tunnels(self, *, figures: bool = True) -> list[TunnelStatus]:
         """Return the tunnels, in the order of the file.
 
         :param figures: whether they have their figures, for which relay looks at each connection and asks the workers.
         """
+        members = self._group.members
+        for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
+            self._texts.pop(name, None)
+        return [self._tunnel(member, figures) for member in members]
 
-    def connections(
-        self, tunnel: str | None = None, first: int = 0, most: int | None = None
-    ) -> Sequence[ConnectionStatus]:
+    def _tunnel(self, member: Snapshot, figures: bool) -> TunnelStatus:
+        plan, opened = member.plan, member.opened
+        hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
+        if opened is not None:
+            metrics = opened.metrics() if figures else None
+            stuck = worker_problem(opened.tunnel)
+            end = opened.receive.certificate_end
+            loads = opened.receive.certificate_loads
+            if member.state.accepts:
+                hops, problem = hop_state(opened.receive, opened.make_send)
+            problem = stuck or problem
+        targets = target_group(opened.make_send) if opened is not None else None
+        address = opened.tunnel.address if opened is not None else None
+        texts = self._texts.get(plan.name)
+        if texts is None or texts.plan is not plan or texts.address != address:
+            texts = self._texts[plan.name] = _texts(plan, address)
+        return TunnelStatus(
+            name=plan.name,
+            state=member.state.value,
+            listen=texts.listen,
+            target=texts.target,
+            via=texts.via,
+            required=member.is_required,
+            since=member.since,
+            hops=hops,
+            problem=problem,
+            stuck=bool(stuck),
+            figures=metrics.stats() if metrics is not None else None,
+            metrics=metrics,
+            warm=metrics.warm if metrics is not None else None,
+            probe=self._probe_of(member),
+            certificate_end=end,
+            certificate_loads=loads and CertificateLoads(*loads),
+            targets=tuple(targets.states()) if targets is not None else (),
+        )
+
+    def connections(self, tunnel: str | None = None, first: int = 0, most: int | None = None) -> list[ConnectionStatus]:
         """Return the open connections of a tunnel, or of all, each tunnel's oldest first.
 
         :param first: connections to pass over.
         :param most: connections at most; ``None`` for all.
-        :raises NotFoundError: if there is no such tunnel.
+        :raises NotFoundError: if there is no such tunnel, as the next three do.
         """
+        found: list[ConnectionStatus] = []
+        for member in self._members(tunnel):
+            left = None if most is None else most - len(found)
+            if member.opened is None or left == 0:
+                continue
+            records, count = _open_records(member.opened.tunnel, first, left)
+            first = max(0, first - count)
+            found += [ConnectionStatus.of(member.name, record) for record in records]
+        return found
 
-    def recent(self, tunnel: str | None = None) -> Sequence[ConnectionStatus]:
-        """Return the last connections that ended, 100 for each tunnel, oldest first.
+    def recent(self, tunnel: str | None = None) -> list[ConnectionStatus]:
+        """Return the last connections that ended, 100 for each tunnel, oldest first."""
+        members = self._members(tunnel)
+        return [
+            ConnectionStatus.of(member.name, record)
+            for member in members
+            if member.opened is not None and not member.opened.is_continued
+            for record in member.opened.recent()
+        ]
 
-        :raises NotFoundError: if there is no such tunnel.
-        """
+    def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> list[BanStatus]:
+        """Return the bans of a tunnel, or of all; at most so many, those that last longest."""
+        found = (
+            BanStatus(tunnel=name, limit=entry.limit, key=entry.key, until=entry.banned_until)
+            for name, relaying in self._relaying(tunnel)
+            for entry in ledgers.bans_of(relaying, most)
+        )
+        return heapq.nlargest(most, found, key=lambda one: one.until)
 
-    def carriers(self) -> Sequence[CarrierStatus]:
+    def quotas(self, tunnel: str | None = None) -> list[QuotaStatus]:
+        """Return what was used of the quotas of a tunnel, or of all, the largest part first."""
+        found = (
+            QuotaStatus(tunnel=name, limit=entry.limit, key=entry.key, used=entry.used, quota=quota, since=entry.period)
+            for name, relaying in self._relaying(tunnel)
+            for entry, quota in ledgers.entries_of(relaying)
+            if entry.used and quota
+        )
+        return heapq.nlargest(MOST_ROWS, found, key=lambda one: one.used / one.quota)
+
+    def carriers(self) -> list[CarrierStatus]:
         """Return the carriers of the process and of its workers, in the order of their names."""
+        return sorted([*carriers(), *self._group.processes.carriers()], key=lambda one: (one.name, one.worker or 0))
 
     def log(self) -> Sequence[LogLine]:
         """Return the last lines of the log, oldest first; none if there is no status server."""
+        return self._log()
 
-    def stuck_loops(self, timeout: float) -> Sequence[str]:
-        """Ask the loop of each open tunnel to turn once.
+    def stuck_loops(self, timeout: float) -> list[str]:
+        """Return the names of the open tunnels whose loop does not turn.
 
         :param timeout: seconds to wait for all of them.
-        :returns: the names of the tunnels whose loop did not turn.
         """
+        asked: list[tuple[str, threading.Event]] = []
+        for member in self._group.members:
+            if member.opened is not None and not member.state.is_over:
+                turned = threading.Event()
+                if member.opened.tunnel.ping(turned.set):
+                    asked.append((member.name, turned))
+        deadline = time.monotonic() + timeout
+        return [name for name, turned in asked if not turned.wait(max(0.0, deadline - time.monotonic()))]
 
-    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> Collection[str]:
+    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> set[str]:
         """Measure how long the loops of open tunnels take to turn. Never waits.
 
         :param names: of the tunnels.
@@ -341,6 +246,15 @@ class Instance(Ledgers, Protocol):
             must not block.
         :returns: the names of the tunnels for which it will be called, unless they end before.
         """
+        asked = set()
+        for member in self._group.members:
+            if member.name in names and member.opened is not None and not member.state.is_over:
+                timed = functools.partial(_time_turn, turned, member.name, time.monotonic())
+                if member.opened.tunnel.ping(timed):
+                    asked.add(member.name)
+        return asked
+
+    # -- what is done -------------------------------------------------------------------------------------------------
 
     def pause(self, name: str) -> None:
         """Accept no client at a tunnel until :meth:`resume`.
@@ -348,12 +262,15 @@ class Instance(Ledgers, Protocol):
         :raises NotFoundError: if there is no such tunnel, as the next two do.
         :raises ConflictError: if it is not open, as the next two do.
         """
+        self._group.pause(name)
 
     def resume(self, name: str) -> None:
         """Accept clients again."""
+        self._group.resume(name)
 
     def drain(self, name: str) -> None:
         """Close the listener of a tunnel; its connections may finish. Does not wait for them."""
+        self._group.drain(name)
 
     def enable(self, name: str, target: str) -> None:
         """Give one of several targets of a tunnel connections again, after a probe has passed.
@@ -362,9 +279,26 @@ class Instance(Ledgers, Protocol):
         :raises NotFoundError: if there is no such tunnel or target, as the next one does.
         :raises ConflictError: if the tunnel is not open or has one target, as the next one does.
         """
+        self._set_target(name, target, enabled=True)
 
     def disable(self, name: str, target: str) -> None:
         """Give one of several targets of a tunnel no new connections; open ones stay."""
+        self._set_target(name, target, enabled=False)
+
+    def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
+        if self._group.is_ending:
+            raise ConflictError("relay is ending")
+        self._group.check_operable()
+        ((member),) = self._members(name)
+        if member.opened is None or not member.state.accepts:
+            raise ConflictError(f"{name}: it is not open")
+        if (targets := target_group(member.opened.make_send)) is None:
+            raise ConflictError(f"{name}: it has one target; relay ctl pause {name} makes its clients wait")
+        try:
+            targets.set_enabled(target, enabled)
+        except KeyError:
+            known = ", ".join(one.target for one in targets.states())
+            raise NotFoundError(f"{name}: there is no target {shown(target)}; known are {shown(known)}") from None
 
     def kill(self, connection: str) -> None:
         """Reset a connection.
@@ -372,21 +306,46 @@ class Instance(Ledgers, Protocol):
         :param connection: its id.
         :raises NotFoundError: if no open connection has this id.
         """
+        for member in self._members(None):
+            if member.opened is not None and member.opened.tunnel.kill(connection):
+                return
+        raise NotFoundError(
+            f"{shown(connection)}: there is no open connection with this id; relay ctl connections lists them"
+        )
+
+    def clear(self, kind: str, key: str, tunnel: str | None = None) -> int:
+        """Forget bans or quotas. A limit that has both forgets both.
+
+        :param kind: ``bans``, also for a client that a rate rejects, or ``quotas``.
+        :param key: the clients that count together, or the address of one of them.
+        :param tunnel: its name; ``None`` for all.
+        :returns: how many were forgotten.
+        :raises NotFoundError: if there is none.
+        """
+        if cleared := sum(ledgers.clear(one, kind, key) for _, one in self._relaying(tunnel)):
+            return cleared
+        raise NotFoundError(f"{shown(key)}: there are no {kind} with this key; relay ctl {kind} lists them")
 
     def reload(self, *, dry_run: bool = False) -> ReloadReport:
         """Read the file again, and change the tunnels whose configuration has changed.
 
         :param dry_run: only return the verdicts.
-        :raises RejectedError: if the file is invalid, or a tunnel cannot be opened; nothing has changed then.
-        :raises ConflictError: if the program has no file.
+        :raises ReloadError: if the file is invalid, or a tunnel cannot be opened; nothing has changed then.
         """
+        result = self._group.reload(dry_run)
+        changes = (TunnelVerdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)
+        return ReloadReport(tuple(changes), dry_run, result.keys)
 
     def upgrade(self) -> UpgradeReport:
         """Start the same command line again; the new process takes over the listening sockets. Waits for it.
 
-        :raises RejectedError: if it does not become ready; nothing has changed then.
-        :raises ConflictError: if the program has no file, ends, or is handing over already.
+        :raises UpgradeError: if it does not become ready; nothing has changed then.
+        :raises ConflictError: if the program has no file.
         """
+        if self._group.upgrades is None:
+            raise ConflictError("this command cannot be upgraded, relay up can; start it again")
+        with reserve.lent():
+            return self._group.upgrades.start()
 
     def hand_over(self, connection: socket.socket, first: bytes) -> None:
         """Hand the listening sockets over to a process that has connected for that. Does not wait.
@@ -394,18 +353,50 @@ class Instance(Ledgers, Protocol):
         :param connection: to that process; see :mod:`relay.daemon.change.upgrade_channel`. It is closed in the end.
         :param first: what was read from it.
         """
+        if self._group.upgrades is not None:
+            self._group.upgrades.serve(connection, first)
+        else:
+            UpgradeChannel(connection).fail("this command cannot be upgraded, relay up can; start it again")
 
     def set_log_level(self, level: str) -> None:
         """Log from this level on.
 
-        :param level: one of :data:`LOG_LEVELS`.
+        :param level: one of :data:`~relay.daemon.status.LOG_LEVELS`.
         """
+        self._group.reporter.log_from(logging.getLevelNamesMapping()[level.upper()])
 
     def reopen_logs(self) -> None:
         """Open the log files again, after they were renamed.
 
         :raises OSError: if one cannot be opened; the old one is kept.
         """
+        self._group.reopen_logs()
 
     def stop(self) -> None:
         """End as after SIGTERM: open connections may finish; each further call begins the next step. Does not wait."""
+        self._group.stop()
+
+    def _members(self, name: str | None) -> Iterable[Snapshot]:
+        if name is None:
+            return (*self._group.members, *self._group.leaving)
+        if (found := self._group.member(name)) is None:
+            raise NotFoundError(f"{shown(name)}: there is no such tunnel; relay ctl list prints all of them")
+        return (found,)
+
+    def _relaying(self, name: str | None) -> Iterator[tuple[str, Tunnel]]:
+        """Yield the tunnels that this process relays, with their names: those with bans and quotas are among them."""
+        for member in self._members(name):
+            if member.opened is not None and isinstance(tunnel := member.opened.tunnel, Tunnel):
+                yield member.name, tunnel
+
+
+def _open_records(tunnel: Tunnel | PoolTunnel, first: int, most: int | None) -> tuple[Sequence[ConnectionRecord], int]:
+    """Return a part of the records of open connections, and the number of all of them."""
+    if isinstance(tunnel, Tunnel):
+        return part_of_connections(tunnel, first, most)
+    records = tunnel.connections()
+    return records[first:][:most], len(records)
+
+
+def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:
+    turned(name, time.monotonic() - asked)

@@ -8,18 +8,16 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .failures import ConflictError
+
 if TYPE_CHECKING:  # a command starts in half the time without it
     from concurrent.futures import Future
 
-__all__ = ["UNDER_WAY", "GroupOverError", "MainThread"]
+__all__ = ["UNDER_WAY", "MainThread"]
 
 UNDER_WAY = "an upgrade is under way; try again after it"
 
 Result = TypeVar("Result")
-
-
-class GroupOverError(RuntimeError):
-    """A call of a group that has ended."""
 
 
 class MainThread:
@@ -47,7 +45,7 @@ class MainThread:
 
         :param function: called with the arguments. It must not wait for long: no signal is handled meanwhile.
         :returns: its result.
-        :raises GroupOverError: if the end comes before that.
+        :raises ConflictError: if the end comes before that.
         :raises BaseException: what it raises.
         """
         if threading.current_thread() is self._thread:
@@ -57,7 +55,7 @@ class MainThread:
         future: Future[Result] = Future()
         with self._lock:
             if self._waiting is None:
-                raise GroupOverError("relay is ending; start it again")
+                raise ConflictError("relay is ending; start it again")
             self._waiting.add(future)
         self.later(self._answer, future, functools.partial(function, *arguments))
         return future.result()
@@ -90,7 +88,7 @@ class MainThread:
         with self._lock:
             waiting, self._waiting = self._waiting or (), None
         for future in waiting:
-            future.set_exception(GroupOverError("relay is ending; start it again"))
+            future.set_exception(ConflictError("relay is ending; start it again"))
 
     def _answer(self, future: Future[Result], function: Callable[[], Result]) -> None:
         """Call a function for a thread that waits for its result."""

@@ -32,7 +32,7 @@ closed    failed      closed    nothing
 closed    close       closed    nothing
 ========= =========== ========= ======================================================================================
 
-Each other pair is an error (:class:`WrongStateError`).
+Each other pair is an error (:class:`ConflictError`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING
 
 from .continued_figures import ContinuedFigures
 from .drains import Drains
+from .failures import ConflictError
 from .plan import Opened, Plan
 from .probes import BackgroundCall
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:  # only a reload compares and changes
     from ..streams.listener import TunnelListener
     from .verdicts import Settings
 
-__all__ = ["Member", "MemberState", "Snapshot", "WrongStateError"]
+__all__ = ["Member", "MemberState", "Snapshot"]
 
 
 class MemberState(enum.Enum):
@@ -87,10 +88,6 @@ class MemberState(enum.Enum):
 _OPEN = frozenset({MemberState.LISTENING, MemberState.PAUSED})
 _OVER = frozenset({MemberState.FAILED, MemberState.CLOSED})
 _BEFORE = frozenset({MemberState.OPENING, MemberState.WAITING})
-
-
-class WrongStateError(ValueError):
-    """An operation that a tunnel does not have in its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +226,7 @@ class Member:
     def pause(self) -> None:
         """Accept no client until :meth:`resume`. In force when it returns.
 
-        :raises WrongStateError: if it does not listen.
+        :raises ConflictError: if it does not listen.
         """
         opened = self._expect("pause", *_OPEN)
         opened.tunnel.pause()
@@ -238,7 +235,7 @@ class Member:
     def resume(self) -> None:
         """Accept clients again. In force when it returns.
 
-        :raises WrongStateError: if it does not listen.
+        :raises ConflictError: if it does not listen.
         """
         opened = self._expect("resume", *_OPEN)
         opened.tunnel.resume()
@@ -251,7 +248,7 @@ class Member:
             the last seconds (``drain_spread`` of the plan).
         :param drained: called at the end, perhaps on another thread; must not block.
         :param drains: closes the tunnel.
-        :raises WrongStateError: if it is not open.
+        :raises ConflictError: if it is not open.
         """
         opened = self._expect("drain", *_OPEN, MemberState.DRAINING)
         self._become(MemberState.DRAINING)
@@ -269,7 +266,7 @@ class Member:
     def _expect(self, event: str, *states: MemberState) -> Opened:
         if self.state not in states:
             remedy = "wait until it listens" if self.state in _BEFORE else "relay ctl reload opens it again"
-            raise WrongStateError(f"{self.name}: cannot {event}: it is {self.state.value}; {remedy}")
+            raise ConflictError(f"{self.name}: cannot {event}: it is {self.state.value}; {remedy}")
         return self.now.opened  # type: ignore[return-value]  # there is one in all states after those before
 
     def _become(self, state: MemberState, **changes: object) -> None:

@@ -21,11 +21,11 @@ from .signals import Signals
 from .top_keys import Swap, prepare_all
 
 if TYPE_CHECKING:  # a command without these sockets needs none of them
-    from .group_instance import GroupInstance
-    from .instance import ProbeStatus
+    from .instance import Instance
     from .member import Snapshot
     from .recent_log import LogLine, RecentLog
     from .sockets import Endpoint
+    from .status import ProbeStatus
     from .waiting import Endpoints, LoadServer
 
 __all__ = ["OperatorSockets", "control_path"]
@@ -67,7 +67,7 @@ class OperatorSockets:
         self._signals = signals
         self._probe_of = probe_of
         self._plan = plan
-        self._instance: GroupInstance | None = None
+        self._instance: Instance | None = None
         self._status: _Open | None = None
         self._log: RecentLog | None = None
         self._is_started = False
@@ -210,14 +210,12 @@ class OperatorSockets:
             served.server.start()
         return served
 
-    def _make_instance(self) -> GroupInstance:
+    def _make_instance(self) -> Instance:
         """Return the instance; called on the thread of each server."""
-        from .group_instance import GroupInstance
+        from .instance import Instance
 
         path = self._control.endpoint.path if self._control is not None else ""
-        self._instance = self._instance or GroupInstance(
-            self._group, self._plan.config, path, self._probe_of, self._lines
-        )
+        self._instance = self._instance or Instance(self._group, self._plan.config, path, self._probe_of, self._lines)
         return self._instance
 
     def _lines(self) -> Sequence[LogLine]:

@@ -30,7 +30,7 @@ from ..streams.cancellation import Cancellation
 from ..streams.dialer import introduced
 from ..targets.health import Action, Event, Health, HealthState, failure
 from ..targets.probe import answered
-from .instance import ProbeStatus
+from .status import ProbeStatus
 
 __all__ = ["DEFAULT_INTERVAL", "ProbeTarget", "Prober"]
 

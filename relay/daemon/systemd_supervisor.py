@@ -15,9 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from .group import Group
-from .instance import TURN
 from .member import MemberState
 from .service_manager import Notifier
+from .status import TURN
 from .stored_sockets import StoredSockets
 from .supervisor import Supervisor
 

@@ -37,28 +37,35 @@ class KeyEffect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """A key that has changed.
+    """A key at the top of the file that has changed.
 
     :param key: the key.
     :param effect: what a reload does with it.
+    :param remedy: what puts it in force; empty if the reload does.
     """
 
     key: str
     effect: KeyEffect
+    remedy: str = ""
 
-    @property
-    def remedy(self) -> str:
-        """The action that puts it in force; empty if the reload does."""
-        if self.effect is KeyEffect.TUNED:
-            return ""
-        if self.effect is KeyEffect.UPGRADE:
-            return "a reload does not change it; relay ctl upgrade does"
-        if self.effect is KeyEffect.RESTART:
-            return "a reload does not change it; restart relay"
-        return f"--{self.key.replace('_', '-')} of the command line counts; restart relay without it"
+    @classmethod
+    def of(cls, key: str, effect: KeyEffect) -> KeyChange:
+        """Return the change of a key, with the remedy."""
+        return cls(key, effect, _remedy(key, effect))
 
     def __str__(self) -> str:
         return f"key {self.key}: {self.remedy or self.effect.value}"
+
+
+def _remedy(key: str, effect: KeyEffect) -> str:
+    """Return the action that puts a key in force; empty if a reload does."""
+    if effect is KeyEffect.TUNED:
+        return ""
+    if effect is KeyEffect.UPGRADE:
+        return "a reload does not change it; relay ctl upgrade does"
+    if effect is KeyEffect.RESTART:
+        return "a reload does not change it; restart relay"
+    return f"--{key.replace('_', '-')} of the command line counts; restart relay without it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ def compare_keys(started: File, current: File, new: File, given: Collection[str]
         effect = KeyEffect.OVERRIDDEN if key in given else _effect(key)
         before = started if effect in (KeyEffect.UPGRADE, KeyEffect.RESTART) else current
         if getattr(new, key) != getattr(before, key):
-            found.append(KeyChange(key, effect))
+            found.append(KeyChange.of(key, effect))
     order = list(type(new).model_fields)
     return tuple(sorted(found, key=lambda change: order.index(change.key)))
 

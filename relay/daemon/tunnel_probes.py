@@ -16,8 +16,8 @@ from .member import MemberState, Snapshot
 
 if TYPE_CHECKING:  # a group without probes does not need them
     from ..targets.group import ProbeSchedule, TargetGroup
-    from .instance import ProbeStatus
     from .probing import Prober, ProbeTarget
+    from .status import ProbeStatus
 
 __all__ = ["TunnelProbes"]
 
@@ -41,8 +41,8 @@ class TunnelProbes:
         found = self._prober.status(member.name) if self._prober is not None and group is None else None
         if found is not None or options.probe is None or not _has_probe(member):
             return found
-        from .instance import ProbeStatus
         from .probing import DEFAULT_INTERVAL
+        from .status import ProbeStatus
 
         kind, interval = options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL
         outcome = group.probe_outcome() if group is not None else None

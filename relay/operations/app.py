@@ -26,8 +26,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..addresses.printable import printable
 from ..addresses.values import is_ip_address
-from ..daemon.instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
+from ..daemon.change.upgrade_channel import UpgradeError
+from ..daemon.failures import ConflictError, NotFoundError, ReloadError
+from ..daemon.instance import Instance
 from ..daemon.sockets import Endpoint
+from ..daemon.status import LOG_LEVELS
 from ..eventloop import reserve
 from .events import Events
 from .forms import as_json
@@ -267,7 +270,7 @@ def _work(answer: Answer, request: Request) -> Response:
     """Call a function on a thread, because it may wait for another one, and turn its value into JSON."""
     try:
         value = answer(request)
-    except (HTTPException, NotFoundError, ConflictError, RejectedError, OSError):
+    except (HTTPException, NotFoundError, ConflictError, ReloadError, OSError):
         raise
     except Exception:
         logger.exception("%s %s failed", request.method, request.url.path)
@@ -320,8 +323,9 @@ def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
 
 
 async def _rejected(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RejectedError)
-    return _json(error.status, {"error": str(error), "problems": error.lines})
+    assert isinstance(error, (ReloadError, UpgradeError))
+    is_of_system = isinstance(error, UpgradeError) or error.status == 1
+    return _json(500 if is_of_system else 422, {"error": str(error), "problems": error.lines})
 
 
 class _TooLongError(Exception):
@@ -337,7 +341,8 @@ _HANDLERS: Any = {
     _TooLongError: _too_long_body,
     NotFoundError: _handler(404),
     ConflictError: _handler(409),
-    RejectedError: _rejected,
+    ReloadError: _rejected,
+    UpgradeError: _rejected,
     OSError: _handler(500),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any
 
 __all__ = ["as_json"]
@@ -22,4 +23,4 @@ def as_json(value: Any) -> Any:
         return [as_json(each) for each in value]
     if isinstance(value, dict):
         return {str(name): as_json(each) for name, each in value.items()}
-    return value
+    return value.value if isinstance(value, enum.Enum) else value

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..daemon.instance import TURN, Instance, NotFoundError, TunnelStatus
+from ..daemon.failures import NotFoundError
+from ..daemon.instance import Instance
+from ..daemon.status import TURN, TunnelStatus
 
 __all__ = ["Health", "liveness", "problem_of", "readiness"]
 

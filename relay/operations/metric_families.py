@@ -6,7 +6,8 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..daemon.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
+from ..carriers.listing import CarrierStatus
+from ..daemon.status import InstanceStatus, ReloadStatus, TunnelStatus
 from ..engine.records import Metrics
 from ..engine.statistics import AGES
 from ..eventloop.histogram import CONNECT_TIMES, Histogram

@@ -11,7 +11,9 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 
-from ..daemon.instance import CarrierStatus, Instance, TunnelStatus
+from ..carriers.listing import CarrierStatus
+from ..daemon.instance import Instance
+from ..daemon.status import TunnelStatus
 from ..eventloop import reserve
 from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..daemon.ledgers import MOST_ROWS
+from ..daemon.status import MOST_ROWS
 from .openapi_schemas import COUNT, SCHEMAS, TEXT, YES, ref, words
 from .page import FILES
 from .tables import CONNECTION_ORDERS, LONGEST_FILTER, PAGE, TUNNEL_ORDERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..daemon.instance import LOG_LEVELS
+from ..daemon.status import LOG_LEVELS
 
 __all__ = ["COUNT", "SCHEMAS", "TEXT", "YES", "ref", "words"]
 

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..daemon.instance import ConnectionStatus, Instance, NotFoundError, TunnelStatus
+from ..daemon.failures import NotFoundError
+from ..daemon.instance import Instance
+from ..daemon.status import ConnectionStatus, TunnelStatus
 from .health import problem_of
 from .tables import ROWS, Rates, Tables, View, ended_at, problem_shown, short
 

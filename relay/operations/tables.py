@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.printable import printable
-from ..daemon.instance import CarrierStatus, ConnectionStatus, TunnelStatus
-from ..daemon.ledgers import BanStatus
+from ..carriers.listing import CarrierStatus
+from ..daemon.status import BanStatus, ConnectionStatus, TunnelStatus
 from ..targets.group import TargetState
 
 __all__ = [

@@ -7,8 +7,7 @@ import pytest
 from relay.cli.fleet_table import lay_out
 from relay.cli.output import size, summary
 from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, shown_state
-from relay.daemon.figures import total
-from relay.daemon.status import hop_state
+from relay.daemon.status import hop_state, total
 from relay.engine.records import ConnectionRecord, Stats
 from relay.streams.dialer import Dialer
 from relay.streams.listener import TunnelListener

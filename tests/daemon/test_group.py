@@ -13,10 +13,9 @@ import pytest
 from group_rig import running, running_pair
 from helpers import WAIT, is_gone, receive_exactly, wait_until
 
-from relay.daemon.group import UnknownTunnelError
-from relay.daemon.group_instance import GroupInstance
-from relay.daemon.main_thread import GroupOverError
-from relay.daemon.member import MemberState, WrongStateError
+from relay.daemon.failures import ConflictError, NotFoundError
+from relay.daemon.instance import Instance
+from relay.daemon.member import MemberState
 from relay.eventloop import garbage
 from relay.operations.health import readiness
 from relay.streams import exit_drain
@@ -75,7 +74,7 @@ def test_calls_after_the_end_are_refused_and_so_are_those_that_wait(group):
         group.end(0)
 
     def wait():
-        with pytest.raises(GroupOverError, match="relay is ending"):
+        with pytest.raises(ConflictError, match="relay is ending"):
             group.call(pytest.fail, "it is over")
         raised.append(True)
 
@@ -90,7 +89,7 @@ def test_calls_after_the_end_are_refused_and_so_are_those_that_wait(group):
     second.join(WAIT)
     assert raised == [True]
     wait_until(lambda: group._main_thread.is_over)
-    with pytest.raises(GroupOverError, match="relay is ending"):
+    with pytest.raises(ConflictError, match="relay is ending"):
         group.call(int)
 
 
@@ -118,7 +117,7 @@ def test_one_tunnel_drains_and_the_others_go_on(group):
         wait_until(lambda: state(group, "a") is MemberState.CLOSED)
         other.sendall(b"3")
         assert receive_exactly(other, 1) == b"3"
-    with pytest.raises(WrongStateError, match="a: cannot pause: it is closed"):
+    with pytest.raises(ConflictError, match="a: cannot pause: it is closed"):
         group.pause("a")
 
 
@@ -151,7 +150,7 @@ def test_what_a_drain_has_reset_is_logged_for_a_tunnel_and_at_the_end(group, cap
 
 @pytest.mark.parametrize("operation", ["pause", "resume", "drain"])
 def test_an_unknown_name_is_an_error(group, operation):
-    with pytest.raises(UnknownTunnelError, match="c: there is no such tunnel"):
+    with pytest.raises(NotFoundError, match="c: there is no such tunnel"):
         getattr(group, operation)("c")
 
 
@@ -214,7 +213,7 @@ def echoes(client):
 
 def test_a_shutdown_delay_fails_readiness_and_serves_clients_until_the_next_signal(delayed):
     group = delayed(600)
-    instance = GroupInstance(group, "", "")
+    instance = Instance(group, "", "")
     assert readiness(instance).is_ok
     group.stop()
     wait_until(lambda: group.is_ending)

@@ -7,7 +7,8 @@ import threading
 import pytest
 from helpers import Thread, wait_until
 
-from relay.daemon.main_thread import GroupOverError, MainThread
+from relay.daemon.failures import ConflictError
+from relay.daemon.main_thread import MainThread
 
 
 def run_one(main_thread, woken):
@@ -60,11 +61,11 @@ def test_the_end_is_an_error_for_those_that_wait_and_those_that_come(main_thread
     wait_until(lambda: main_thread.has_callers)
     main_thread.close()
     assert main_thread.is_over
-    with pytest.raises(GroupOverError, match="relay is ending"):
+    with pytest.raises(ConflictError, match="relay is ending"):
         caller.result()
     assert main_thread.run_next(), "its call is still there, and does nothing"
     late = Thread(main_thread.call, int)
-    with pytest.raises(GroupOverError, match="relay is ending"):
+    with pytest.raises(ConflictError, match="relay is ending"):
         late.result()
 
 

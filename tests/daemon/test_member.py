@@ -8,7 +8,8 @@ import pytest
 import state_table
 
 from relay.daemon import member as module
-from relay.daemon.member import Member, MemberState, WrongStateError
+from relay.daemon.failures import ConflictError
+from relay.daemon.member import Member, MemberState
 
 EVENTS = ("postponed", "opened", "failed", "close", "pause", "resume", "drain", "drained")
 OVER = (MemberState.FAILED, MemberState.CLOSED)
@@ -121,7 +122,7 @@ def test_each_row_of_the_table(rig, state, event, following):
 def test_each_other_pair_is_an_error_and_changes_nothing(rig, state, event):
     one = rig(state)
     before, calls = one.member.now, list(one.open.calls)
-    with pytest.raises(WrongStateError, match=f"t: cannot .*: it is {state.value}"):
+    with pytest.raises(ConflictError, match=f"t: cannot .*: it is {state.value}"):
         getattr(one, event)()
     assert one.member.now is before
     assert one.open.calls == calls

@@ -59,7 +59,7 @@ def test_they_are_in_the_order_of_the_reference():
 def test_what_the_user_has_to_do_is_told(effect, words):
     from relay.daemon.top_keys import KeyChange
 
-    assert str(KeyChange("log_file", effect)) == words
+    assert str(KeyChange.of("log_file", effect)) == words
 
 
 def test_every_key_is_known():

@@ -8,10 +8,10 @@ import pytest
 
 from relay.access.proxy_header import build_local
 from relay.daemon import probing
-from relay.daemon.instance import ProbeStatus
 from relay.daemon.member import MemberState
 from relay.daemon.options import Options
 from relay.daemon.preflight import Routes
+from relay.daemon.status import ProbeStatus
 from relay.daemon.tunnel_probes import TunnelProbes
 from relay.streams.dialer import Dialer
 from relay.targets.group import ProbeOutcome, ProbeSchedule, TargetGroup

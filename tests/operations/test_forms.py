@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from relay.daemon.instance import CarrierStatus, TunnelStatus
+from relay.carriers.listing import CarrierStatus
+from relay.daemon.status import TunnelStatus
 from relay.operations.forms import as_json
 
 

@@ -20,19 +20,14 @@ from documents import PAGES, ROOT
 from helpers import WAIT, exchange, reserved_port, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.daemon.instance import (
-    CarrierStatus,
-    CertificateLoads,
-    InstanceStatus,
-    ReloadStatus,
-    TunnelStatus,
-    WorkerStatus,
-)
+from relay.carriers.listing import CarrierStatus
+from relay.daemon.status import CertificateLoads, InstanceStatus, ReloadStatus, TunnelStatus
 from relay.engine.records import REASONS, Metrics, WarmFigures
 from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES, Histogram
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
+from relay.spawning.worker_slot import WorkerStatus
 from relay.targets.group import TargetState
 
 EMPTY = Statistics("", None, None).metrics([])

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from instance_double import PROBED, Double
 
-from relay.daemon.instance import NotFoundError
+from relay.daemon.failures import NotFoundError
 from relay.engine.records import Stats
 from relay.operations.openapi import document
 from relay.operations.overview import ENDED, SPAN, TUNNELS_AT_ONCE, Overview

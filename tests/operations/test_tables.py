@@ -8,7 +8,7 @@ import pytest
 from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
-from relay.daemon.ledgers import BanStatus
+from relay.daemon.status import BanStatus
 from relay.engine.records import Stats
 from relay.operations.tables import CONNECTION_ORDERS, ROWS, TUNNEL_ORDERS, Rates, Tables, View
 

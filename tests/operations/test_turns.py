@@ -11,7 +11,7 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 from instance_double import Double, served
 
-from relay.daemon.instance import NotFoundError
+from relay.daemon.failures import NotFoundError
 from relay.operations.app import SHOWN
 from relay.operations.tables import PAGE
 

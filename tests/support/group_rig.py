@@ -12,8 +12,8 @@ from helpers import WAIT, receive_exactly, wait_until
 from relay.addresses.parse import parse_listen, parse_target
 from relay.cli.reporters import ManyTunnels
 from relay.daemon.change.reload import Reloads
+from relay.daemon.failures import ConflictError
 from relay.daemon.group import Group as _Group
-from relay.daemon.main_thread import GroupOverError
 from relay.daemon.member import Member, MemberState
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
@@ -67,11 +67,11 @@ def started(group):
     thread.start()
     try:
         wait_until(lambda: all(member.state is not MemberState.OPENING for member in group.members))
-        with contextlib.suppress(GroupOverError):
+        with contextlib.suppress(ConflictError):
             group.call(lambda: None)  # the turn in which the last one has opened is over
         yield group
     finally:
-        with contextlib.suppress(GroupOverError):
+        with contextlib.suppress(ConflictError):
             group.call(group.end, 0)
         thread.join(WAIT)
         assert not thread.is_alive()

@@ -11,22 +11,23 @@ import httpx
 import pytest
 from helpers import WAIT
 
-from relay.daemon.instance import (
-    CarrierStatus,
-    ConflictError,
+from relay.carriers.listing import CarrierStatus
+from relay.daemon.change.upgrade_channel import UpgradeError
+from relay.daemon.failures import ConflictError, NotFoundError, ReloadError
+from relay.daemon.recent_log import LogLine
+from relay.daemon.sockets import open_control, open_status
+from relay.daemon.status import (
+    MOST_ROWS,
+    BanStatus,
     ConnectionStatus,
     InstanceStatus,
-    LogLine,
-    NotFoundError,
     ProbeStatus,
-    RejectedError,
+    QuotaStatus,
     ReloadReport,
     TunnelStatus,
+    TunnelVerdict,
     UpgradeReport,
-    Verdict,
 )
-from relay.daemon.ledgers import MOST_ROWS, BanStatus, QuotaStatus
-from relay.daemon.sockets import open_control, open_status
 from relay.daemon.stop import Stop
 from relay.engine.records import Stats
 from relay.operations.server import serve
@@ -139,12 +140,12 @@ class Double:
     def reload(self, *, dry_run=False):
         self.at_reload()
         if self.rejection is not None:
-            raise RejectedError(self.rejection.split("; "))
-        return ReloadReport((Verdict("a", "tuned", "nconnect"), Verdict("b", "same")), dry_run)
+            raise ReloadError(self.rejection.split("; "))
+        return ReloadReport((TunnelVerdict("a", "tuned", "nconnect"), TunnelVerdict("b", "same")), dry_run)
 
     def upgrade(self):
         if self.rejection is not None:
-            raise RejectedError(self.rejection.split("; "), 500)
+            raise UpgradeError(*self.rejection.split("; "))
         return UpgradeReport(4712, "2")
 
     def hand_over(self, connection, first):

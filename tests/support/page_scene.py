@@ -10,8 +10,8 @@ import time
 from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
-from relay.daemon.instance import ConnectionStatus, InstanceStatus, LogLine, ProbeStatus, TunnelStatus
-from relay.daemon.ledgers import BanStatus
+from relay.daemon.recent_log import LogLine
+from relay.daemon.status import BanStatus, ConnectionStatus, InstanceStatus, ProbeStatus, TunnelStatus
 from relay.engine.records import Stats
 from relay.operations.overview import _Point
 

@@ -28,18 +28,18 @@ from ...engine.tunnel import Tunnel
 from ...transports.activated import received
 from ...transports.unix import UnixListener
 from ..disabled_targets import disabled
-from ..failures import describe_error
+from ..failures import ConflictError, describe_error
 from ..group import Group
 from ..kept_state import KeptState
-from ..main_thread import GroupOverError
 from ..member import Member, MemberState
 from ..service_manager import is_stored_name
+from ..status import UpgradeReport
 from ..supervisor import Supervisor
 from ..verdicts import Change, Verdict
 from .keyed_sessions import KeyedSessions
 from .reload import Reloads
 from .replacement import Replacement, end_sessions, side_by_side
-from .successor import Outcome, Program, Successor, log_failure
+from .successor import Program, Successor, log_failure
 from .upgrade_channel import (
     ENVIRONMENT,
     PROTOCOL,
@@ -107,10 +107,9 @@ class HandOver:
 
     # -- a successor that this process starts -------------------------------------------------------------------------
 
-    def start(self) -> Outcome:
+    def start(self) -> UpgradeReport:
         """Start the command line again, hand over to it, and wait for that.
 
-        :returns: its process ID and its version.
         :raises UpgradeError: if it does not become ready; nothing has changed then.
         """
         if not self._start_turn.acquire(blocking=False):
@@ -175,7 +174,7 @@ class HandOver:
             channel.fail("\n".join(failure.lines))
             return
         if child is not None:
-            child.settle((process, printable(str(hello.get("version", "")), 40)))
+            child.settle(UpgradeReport(process, printable(str(hello.get("version", "")), 40)))
         channel.close()
         self._group.later(self._group.end_for, f"process {process} has taken over")
 
@@ -208,7 +207,7 @@ class HandOver:
         """Hand over to a successor, perhaps one that this process has started.
 
         :raises UpgradeError: if it fails; all is as before then, as with the following.
-        :raises GroupOverError: if the group is ending.
+        :raises ConflictError: if the group is ending.
         """
         group = self._group
         offers = group.call(self._begin, channel)
@@ -231,7 +230,7 @@ class HandOver:
                 channel.receive_decision("ready", _START_TIME)
                 try:
                     supervisor = group.call(self._commit, channel)
-                except GroupOverError:
+                except ConflictError:
                     if not channel.has_received("alone"):
                         raise
                     supervisor = group.supervisor  # a signal was faster than that message; the successor goes on
@@ -249,7 +248,7 @@ class HandOver:
     def _begin(self, channel: UpgradeChannel) -> Sequence[_Offer]:
         """Keep reloads out, and return what the successor may take over; in the main thread."""
         if self._group.is_ending:
-            raise GroupOverError("relay is ending; start it again")
+            raise ConflictError("relay is ending; start it again")
         if any(member.state is MemberState.OPENING for member in self._group.tunnels):
             raise UpgradeError("relay is starting; try again when it has started")
         if self._group.is_handing_over:
@@ -327,12 +326,12 @@ class HandOver:
     def _commit(self, channel: UpgradeChannel) -> Supervisor:
         """Leave the clients to the successor; in the main thread. It does not fail.
 
-        :raises GroupOverError: if the group is ending.
+        :raises ConflictError: if the group is ending.
         :raises UpgradeError: if the successor has ended or given up since it was ready, while this process was held up.
         """
         group = self._group
         if group.is_ending:
-            raise GroupOverError("relay is ending; start it again")
+            raise ConflictError("relay is ending; start it again")
         channel.check_waiting("alone")
         self._channel = None
         _disown(self._taken)

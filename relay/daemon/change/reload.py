@@ -32,12 +32,11 @@ from typing import TYPE_CHECKING
 
 from ...config.models import File
 from ...eventloop import reserve
-from ..failures import ReloadError, describe_error, status_of
-from ..figures import ReloadFigures
+from ..failures import ConflictError, ReloadError, describe_error, status_of
 from ..group import Group
-from ..main_thread import GroupOverError
 from ..member import Member, MemberState
 from ..preflight import Preflight
+from ..status import ReloadStatus
 from ..top_keys import KeyChange, KeyEffect, Swap, prepare_all
 from ..tunnel_file import Reread, TunnelFile
 from ..verdicts import Change, Settings, Verdict, compare
@@ -111,7 +110,7 @@ class Reloads:
         """The sandbox of the process, which a reload cannot change."""
         self.is_under_way = False
         """Whether a reload prepares or makes its changes. The main thread alone sets it: it keeps upgrades out then."""
-        self.figures = ReloadFigures(last_success=time.time())
+        self.figures = ReloadStatus(last_success=time.time())
         """Replaced as a whole by the thread that reloads, of which there is one at a time."""
         self._group = group
         self._turns = Turns(self._reload)
@@ -150,23 +149,23 @@ class Reloads:
                 group.processes.share_secrets()
                 try:
                     group.call(self._commit, new, parts, replacements)
-                except GroupOverError:
+                except ConflictError:
                     for problem in undo_all(replacements, group.call):
                         logger.error("reload: %s", problem)
                     raise
-            except (ReloadError, GroupOverError):
+            except (ReloadError, ConflictError):
                 parts.undo()
                 raise
         except BaseException as error:
-            with contextlib.suppress(GroupOverError):
+            with contextlib.suppress(ConflictError):
                 group.call(self._end)
-            if isinstance(error, ReloadError | GroupOverError):
+            if isinstance(error, ReloadError | ConflictError):
                 for line in getattr(error, "lines", (str(error),)):
                     logger.error("reload: %s", line)
                 logger.error("reload: nothing has changed")
                 self.figures = self.figures._replace(failed=self.figures.failed + 1, was_successful=False)
             raise
-        self.figures = ReloadFigures(self.figures.succeeded + 1, self.figures.failed, last_success=time.time())
+        self.figures = ReloadStatus(self.figures.succeeded + 1, self.figures.failed, last_success=time.time())
         changed = [each.settings for each in replacements if each.verdict is not Verdict.SAME]
         new.warn_of_rules(one for one in changed if one is not None)
         return ReloadResult(tuple(each.change for each in replacements), new.keys)
@@ -193,7 +192,7 @@ class Reloads:
     def _run_for_signal(self) -> None:
         """Reload on a thread of its own; what goes wrong has been printed."""
         try:
-            with contextlib.suppress(ReloadError, GroupOverError):
+            with contextlib.suppress(ReloadError, ConflictError):
                 self.run()
         except OSError as error:  # no descriptor is left for a module that is read now
             logger.error("reload: %s; nothing has changed", describe_error(error))

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from ... import __file__ as package
 from ...addresses.printable import shown
 from ...process import end, interpreter, start_successor
+from ..status import UpgradeReport
 from .upgrade_channel import UpgradeError
 
-__all__ = ["Outcome", "Program", "Successor", "log_failure"]
+__all__ = ["Program", "Successor", "log_failure"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -24,8 +25,6 @@ logger = logging.getLogger("relay.cli")
 _MAIN = os.path.join(os.path.dirname(os.path.abspath(package)), "__main__.py")
 _CONNECT_TIME = 60.0  # seconds for a successor to start as far as its connection
 _END_TIME = 10.0  # seconds for a successor that has failed to end by itself
-
-Outcome = tuple[int, str]  # the process ID of the successor, and its version
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class Successor:
             raise _failed(f"cannot start {shown(argv[0])}: {where}{error.strerror}") from error
         except RuntimeError as error:  # the system has no thread left, as below
             raise _failed(str(error)) from error
-        self._outcome: Future[Outcome] = Future()
+        self._outcome: Future[UpgradeReport] = Future()
         self._is_connected = False
         try:
             threading.Thread(target=self._wait_for_end, name="relay-upgrade child", daemon=True).start()
@@ -87,7 +86,7 @@ class Successor:
         self._is_connected = self._is_connected or is_same
         return is_same
 
-    def settle(self, outcome: Outcome | UpgradeError) -> None:
+    def settle(self, outcome: UpgradeReport | UpgradeError) -> None:
         """Note the outcome of the upgrade."""
         with contextlib.suppress(InvalidStateError):  # it has one
             if isinstance(outcome, UpgradeError):
@@ -95,7 +94,7 @@ class Successor:
             else:
                 self._outcome.set_result(outcome)
 
-    def wait(self) -> Outcome:
+    def wait(self) -> UpgradeReport:
         """Wait for the outcome.
 
         :raises UpgradeError: if the upgrade has failed; the process has ended then.

@@ -13,7 +13,8 @@ from instance_double import Double, served
 
 from relay.cli import app as cli
 from relay.daemon import runtime
-from relay.daemon.instance import ConflictError, RejectedError
+from relay.daemon.change.upgrade_channel import UpgradeError
+from relay.daemon.failures import ConflictError, ReloadError
 from relay.engine.records import Stats, WarmFigures
 from relay.targets.group import TargetState
 
@@ -194,7 +195,7 @@ def test_an_error_is_one_line_with_its_status(ctl, running, words, status, line)
 
 
 @pytest.mark.parametrize(
-    "error", [ConflictError("not now"), RejectedError(["not now"], 500), RejectedError(["not now"])]
+    "error", [ConflictError("not now"), UpgradeError("not now"), ReloadError(["not now"], 1), ReloadError(["not now"])]
 )
 @pytest.mark.parametrize("words", ["reload", "upgrade"])
 def test_what_the_relay_does_not_do_now_has_one_status(ctl, running, double, monkeypatch, error, words):

@@ -20,8 +20,7 @@ import relay
 from relay.addresses.destinations import PrivateKey
 from relay.daemon.change import reload
 from relay.daemon.drains import Drains
-from relay.daemon.failures import ReloadError
-from relay.daemon.main_thread import GroupOverError
+from relay.daemon.failures import ConflictError, ReloadError
 from relay.engine.relay_thread import RelayThread
 from relay.testing import SAMBridge
 from relay.transports.i2p import key_file
@@ -622,7 +621,7 @@ def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, caplog)
         group.stop()
         wait_until(lambda: group.is_ending)
         group.call(group._on_signal, signal.SIGHUP)
-        with pytest.raises(GroupOverError):
+        with pytest.raises(ConflictError):
             group.reload()
         assert repeats(client)
     assert caplog.messages.count("reload: relay is ending; start it again") == 2
@@ -638,7 +637,7 @@ def test_a_reload_that_comes_too_late_logs_what_it_cannot_open_again(up, places,
 
     monkeypatch.setattr("relay.daemon.change.reload.prepared", prepare)
     monkeypatch.setattr("relay.daemon.change.reload.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
-    with pytest.raises(GroupOverError):
+    with pytest.raises(ConflictError):
         group.reload()
     group.is_handing_over = False
     assert "reload: one: cannot listen again: it is in use" in caplog.messages

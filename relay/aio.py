@@ -48,9 +48,11 @@ async def connect(
     :raises TypeError: if ``timeout`` is not a number.
     """
     seconds = check_time("timeout", timeout)
+    # The moment is fixed before the thread below starts: reading files counts as a part of the caller's time.
     deadline = None if seconds is None else time.monotonic() + seconds
     factory = await asyncio.to_thread(target, url, via)  # which may read files
     try:
+        # The factory lives for this one stream: it closes itself when that ends, or at once where there is none.
         stream = await _stream(factory, deadline)
     finally:
         factory.close_when_idle()
@@ -64,17 +66,24 @@ async def _stream(factory: Dialer, deadline: float | None) -> Stream:
 
     def done(outcome: Stream | OSError) -> None:
         """In any thread."""
+        # A loop that is closed runs no callback, so no task will ever take the stream: without the refusal it would
+        # stay open for the life of the process.
         if answer.put(outcome) and not _call(loop, there.set_result, None):
             answer.refuse()
 
+    # Self-contained, because the program gets a plain socket: nothing of relay's stays with it to close what lies
+    # below.
     give_up = factory.dial(deadline, done, self_contained=True, wait_for_reconnect=False)
     try:
+        # A dial reports its own failure at the deadline, with a text that says which step it was. The task waits a
+        # moment longer than that, so that its own timeout, which knows nothing, does not come first.
         await asyncio.wait([there], timeout=None if deadline is None else deadline + LATE - time.monotonic())
     except BaseException:  # also where the loop is closed, and this task is thrown away
         answer.refuse()
         raise
     finally:
         give_up()
+    # The stream may have come between the end of the wait and here; take() decides, and what comes after it is closed.
     outcome = answer.take()
     if outcome is None:
         raise ConnectError(f"{factory.target}: no answer in time", reason="connect_timeout")
@@ -210,6 +219,8 @@ class Tunnel:
         :param timeout: seconds to wait at most; ``None`` for ever.
         """
         if await self._tunnel.ended(timeout):
+            # The thread has announced its end and returns now, so this blocks the loop for no time worth measuring.
+            # Without it a program that counts its threads after close() would still find one.
             self._tunnel.join()  # its thread does nothing any more
 
     async def __aenter__(self) -> Self:
@@ -228,6 +239,7 @@ class _Tunnel(tunnel.Tunnel):
     """A tunnel that can be closed without waiting, and whose end a loop can wait for."""
 
     def begin_to_close(self, drain: float) -> None:
+        # Only begun here: close() of the base class waits for the thread, which would stop every task of the loop.
         self._relay.start_close(check_time("drain", drain, zero=True))
 
     async def ended(self, timeout: float | None) -> bool:  # noqa: ASYNC109  (it is that of join)
@@ -243,5 +255,6 @@ class _Tunnel(tunnel.Tunnel):
             if not self._relay.is_closed:  # looked at after the line above, and set before that one is read
                 await asyncio.wait([done], timeout=timeout)
         finally:
+            # A program that calls join with a timeout again and again must not leave one callback behind for each call.
             self._relay.end_callbacks.discard(resolve)
         return self._relay.is_closed

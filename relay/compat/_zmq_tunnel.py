@@ -91,6 +91,7 @@ class ServerRoute:
         """
         if not (password is None or password is False or isinstance(password, str)):
             raise TypeError(f"password: expected a str, got {type(password).__name__}")
+        # The original added its key file to those of the agent and of the configuration, and did not exclude them.
         options: dict[str, Any] = {"backend": backend, "identities_only": False}
         if keyfile is not None:
             options["keyfile"] = os.fspath(keyfile)
@@ -117,12 +118,15 @@ class ServerRoute:
         """
         factory = chain(self.hops, TCPAddress("localhost", 1))
         try:
+            # The target is never dialled: ready() brings up the hops alone, so any address will do as the last one.
             factory.ready(_READY[over_i2p(self.hops)])
         finally:
             factory.close_when_idle()
 
     def is_refused(self, error: AuthenticationError) -> bool:
         """Return true if the server itself rejects the login, and not a hop before it."""
+        # An error of a chain names the hop that failed, by the number among all hops; with a single hop it has no
+        # number.
         count = len(self.before) + 1
         return str(error).startswith(f"{self.server}: " if count == 1 else f"hop {count} of {count} (")
 
@@ -141,6 +145,8 @@ class ServerRoute:
             try:
                 return _started(request)
             except AuthenticationError as error:
+                # A password is asked for only when the named server has said that one would help. For any other refusal
+                # the prompt would make the user type a password that goes nowhere, or to another host.
                 if not (self.asks and error.wants_secret and self.is_refused(error)):
                     raise
                 refusal = error
@@ -153,9 +159,12 @@ class ServerRoute:
         :param listen: and all others as for :meth:`tunnel`.
         :raises Exception: as for :meth:`tunnel`.
         """
+        # Ctrl-C goes to every process of the terminal's group; the parent decides whether its tunnels end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # in a terminal it is meant for the parent process
         with listen_at(listen) as receive, contextlib.closing(chain(self.hops, place)) as make_send:
             with ssh_exceptions():
+                # After the socket listens: clients that come during the login wait in its backlog instead of being
+                # refused.
                 make_send.ready(_READY[over_i2p(self.hops)])
             with Tunnel(receive, make_send, timeout=None) as tunnel:
                 tunnel.join()
@@ -215,10 +224,12 @@ def _started(request: dict[str, Any]) -> SSHTunnel:
 def _ask_password(login: str) -> str | None:
     """Prompt on the program's terminal; return ``None`` without one, or if the program is in the background."""
     try:
+        # The controlling terminal and not standard input, which may be a pipe with the program's data.
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:
         return None
     try:
+        # A read from the terminal by a background process stops the whole program by SIGTTIN (termios(3)).
         is_foreground = os.tcgetpgrp(terminal) == os.getpgrp()
     finally:
         os.close(terminal)
@@ -230,6 +241,8 @@ def _ask_password(login: str) -> str | None:
 
 def _close_all() -> None:
     """Close all tunnels concurrently when the program exits."""
+    # Two rounds: all drain at the same time, and the program waits for the longest one. Closing each in turn would add
+    # their times up.
     living = [tunnel for tunnel in list(_living) if not tunnel._closing]
     for tunnel in living:
         with contextlib.suppress(RelayError):

@@ -146,6 +146,8 @@ def tunnel_connection(
     except BaseException:
         tunnel.terminate()
         raise
+    # A program may close its socket and the tunnel right after this. The tunnel must have the connection by then, or it
+    # would drain nothing, and the socket's messages would be lost.
     tunnel.wait_for_client()
     return tunnel
 
@@ -217,6 +219,7 @@ def paramiko_tunnel(
     return _port_tunnel("paramiko", lport, rport, server, remoteip, keyfile, password, timeout, via)
 
 
+# Decided at import, as in the original. tunnel_connection and open_tunnel look for the client again at each call.
 ssh_tunnel = openssh_tunnel if shutil.which("ssh") else paramiko_tunnel
 
 

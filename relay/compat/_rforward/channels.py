@@ -51,10 +51,13 @@ class _ChannelSocket:
         self._channel = channel
         self._order = _OrderedSender(channel.transport)
         channel.transport = self._order
+        # A timeout that the caller has set on the channel would end a stream on which nothing is said for that long.
         channel.settimeout(None)
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._channel.recv(size)
+        # paramiko returns no bytes for an end and for a close alike. Taken for an end, a transfer that was cut would
+        # look complete.
         if not data and not self._channel.eof_received:
             raise ConnectionResetError("the channel was closed in mid-stream")
         return data
@@ -71,6 +74,8 @@ class _ChannelSocket:
 
     def close(self) -> None:
         self._channel.close()
+        # A close that found the key exchange under way has left its message in the queue, and no other message will
+        # follow.
         self._order.flush()
 
 
@@ -94,14 +99,20 @@ class _OrderedSender:
         return getattr(self._transport, name)
 
     def _send_user_message(self, message: Any) -> None:
+        # Queued first and sent by whichever thread holds the lock: the order of the queue is the order of the channel,
+        # whatever thread comes first.
         self._queue.append(message)
         self.flush()
 
     def flush(self) -> None:
         """Send what waits. The transport's thread never waits for it: a thread that is sending sends this as well."""
+        # The transport's thread reads what the server sends. Were it to wait for a sender that waits for the window of
+        # the server, or for the end of a key exchange, no message that ends that wait would be read.
         may_wait = threading.current_thread() is not self._transport
         if not may_wait and not self._transport.clear_to_send.is_set():
             return  # it is the one that exchanges the keys; close() sends the rest
+        # Looked at again after each release: a thread that could not get the lock relies on its holder to send its
+        # message, and that holder may have looked a moment too early.
         while self._queue:
             if not self._sending.acquire(blocking=may_wait):
                 return
@@ -168,6 +179,8 @@ class ChannelQueue(PushingListener):
         with self._lock:
             if not self._open or len(self._living) >= _MOST:
                 return False
+            # Under the lock, so that a refuse() of another thread comes before all of this or after all of it: a
+            # channel that was put into the queue after it was emptied would outlive the pause.
             stream = stream_of(channel, left)
             self._living.add(channel)
             self._queue.put(stream, peer)

@@ -29,6 +29,7 @@ __all__ = ["Forwards", "Owner"]
 
 check(COMPAT, "relay.compat.rforward")
 
+# Without a bound, a server that never answers could fill the memory with channels.
 _HELD = 1024  # channels that wait for the answer with the port that the server chose
 
 
@@ -71,6 +72,7 @@ class Forwards:
         self._choosing = 0  # pending requests whose port the server chooses
         self._held: list[tuple[_Incoming, Any]] = []
         self._announced: deque[Owner] = deque()
+        # The caller may have its own handler for other kinds of channels: what relay does not know goes on to it.
         self._before = transport._handler_table[OPEN]
         self.requests = Requests(transport)
         transport._handler_table[OPEN] = self._on_open
@@ -78,6 +80,7 @@ class Forwards:
     @classmethod
     def of(cls, transport: paramiko.Transport) -> Forwards:
         """Return the forwards of this transport, created on the first call."""
+        # Two tunnels that start at the same time must share one table: the second would hide the first one's handler.
         with _making:
             found = _known.get(id(transport))
             if found is None:
@@ -103,20 +106,28 @@ class Forwards:
         """
         request = _Request(place, owner)
         with self._lock:
+            # An address that was cancelled and not confirmed yet is None here and may be taken again: answers come in
+            # order.
             if self._places.get(place) is not None:
                 raise ForwardError(f"{place}: another tunnel over the same SSH connection listens there")
             if place.port:
+                # The server may open a channel for a client right behind its answer, and the answer's waiter runs on
+                # another thread.
                 self._places[place] = owner
             else:
+                # The port is not known until the answer comes; until then channels for unknown addresses are held and
+                # not refused.
                 self._choosing += 1
         self.requests.ask("tcpip-forward", (place.host, place.port), partial(self._listening, request))
         try:
             granted = request.outcome.get(timeout=seconds)
         except Empty:
+            # The answer and the timeout may come at the same moment; the lock in there decides which of them counts.
             if self._give_up(request):
                 raise ForwardError(
                     f"{place}: no answer from the SSH server in {seconds:g} s; check that it is running"
                 ) from None
+            # The answer is noted already, so this returns at once.
             granted = request.outcome.get()
         if granted is None and self.requests.ended:
             raise self.requests.lost()
@@ -132,6 +143,8 @@ class Forwards:
             if place.port and granted is None:
                 self._places.pop(place, None)
             elif granted is not None:
+                # The server has granted a port that no tunnel wants any more. It is known as cancelled, so that its
+                # channels are refused and not passed on to the caller's own handler.
                 self._places[granted] = None if given_up else request.owner
         if not place.port and not given_up:
             self._settle()
@@ -169,6 +182,7 @@ class Forwards:
 
         def answered(message: paramiko.Message | None) -> None:
             with self._lock:
+                # Unless a new request for the same address has come meanwhile: that one owns the entry now.
                 if self._places.get(place, self) is None:
                     del self._places[place]
             answer.put(None)
@@ -186,6 +200,8 @@ class Forwards:
         """Give ``owner`` a channel of the accept queue: the last one of a foreign handler, or the oldest."""
         with self._lock:
             self._announced.append(owner)
+        # On the transport's thread the caller's handler is still running, and its channel is not in the queue yet:
+        # _give hands out after the handler has returned.
         if threading.current_thread() is not self._transport:
             self._hand_out(None)
 
@@ -195,6 +211,7 @@ class Forwards:
             return self._find(host, port)
 
     def _find(self, host: str, port: int) -> tuple[bool, Owner | None]:
+        # relay asks for 127.0.0.1; a server may name its loopback differently when a client comes.
         for name in (host, "127.0.0.1") if host in ("localhost", "") else (host,):
             if (place := TCPAddress(name, port)) in self._places:
                 return True, self._places[place]
@@ -204,6 +221,7 @@ class Forwards:
         """Pass on the waiting channels, once the port is known or denied."""
         with self._lock:
             self._choosing -= 1
+            # Another request may have asked for the very port that a held channel is for.
             if self._choosing:
                 return
             held, self._held = self._held, []
@@ -225,11 +243,14 @@ class Forwards:
     def _give(self, incoming: _Incoming | None, message: Any) -> None:
         is_known, owner = self.find(incoming.place.host, incoming.place.port) if incoming is not None else (False, None)
         if incoming is None or not is_known:
+            # The handler of paramiko reads from the start; parsing here has moved the position on.
             message.rewind()
             self._before(message)
             self._hand_out(incoming.sender if incoming is not None else None)
         elif owner is None:
             self._refuse(incoming, PROHIBITED)
+        # Asked before the channel is confirmed: a client that is refused sees that at once, and not a connection that
+        # ends.
         elif not owner.has_room():
             self._refuse(incoming, SHORTAGE)
         else:
@@ -256,6 +277,7 @@ class Forwards:
         with transport.lock:
             number = transport._next_channel()
             channel = paramiko.Channel(number)
+            # Known to the transport before the answer goes out: the server may send data right behind it.
             transport._channels.put(number, channel)
             transport.channels_seen[number] = True
             channel._set_transport(transport)
@@ -273,6 +295,7 @@ class Forwards:
         message.add_byte(bytes((kind,)))
         for part in parts:
             message.add_int(part) if isinstance(part, int) else message.add_string(part)
+        # Not _send_user_message, which waits for the end of a key exchange: this is the thread that has to do it.
         self._transport._send_message(message)
 
 

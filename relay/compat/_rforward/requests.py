@@ -32,18 +32,25 @@ class Requests:
         self._waiting: deque[Answered | None] = deque()  # None: a request of paramiko from before
         self._watchers: set[Callable[[], object]] = set()
         self._ended = False
+        # A second lock, because sending may block for a key exchange, and the transport's thread needs the first for an
+        # answer.
         self._sending = threading.Lock()  # requests are sent in the order of _waiting
         self._ask_before = transport.global_request
         self._close_before = transport.packetizer.close
         table = transport._handler_table
         with self._lock:
+            # An answer that comes while the handlers are replaced waits for this lock, and finds its request in the
+            # queue.
             for kind in (GRANTED, DENIED):
                 table[kind] = partial(self._on_answer, kind, table[kind])
+            # A request of paramiko may be on its way already. Its answer comes first and must not be taken for one of
+            # relay's.
             under_way = transport.completion_event
             if under_way is not None and not under_way.is_set() and not transport.in_kex:
                 self._waiting.append(None)
         transport.global_request = self._global_request
         transport.packetizer.close = self._on_close  # every end of a transport begins with it
+        # Last: it may have ended before close was replaced, and then no other call reports the end.
         if not transport.is_active():
             self._end()
 
@@ -82,6 +89,7 @@ class Requests:
             self._ended = True
             waiting, self._waiting = self._waiting, deque()
             watchers, self._watchers = self._watchers, set()
+        # Outside the lock: what is called may ask again, or look at ended.
         for answered in waiting:
             if answered is not None:
                 answered(None)
@@ -92,6 +100,7 @@ class Requests:
 
     def _global_request(self, kind: str, data: Any = None, wait: bool = True) -> paramiko.Message | None:
         """Takes the place of the transport's own, whose answers mix with others'."""
+        # Without a wish for an answer there is none, so there is nothing to put in order.
         if not wait:
             return self._ask_before(kind, data, False)
         answer: SimpleQueue[paramiko.Message | None] = SimpleQueue()

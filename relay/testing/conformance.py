@@ -22,6 +22,7 @@ from .leaks import check_leaks
 
 __all__ = ["check_factory", "check_stream"]
 
+# Every value of a byte, and a length that fits no buffer: an error at the border of a chunk moves all that follows.
 _BLOCK = bytes(range(256)) * 257 + b"an odd length shows what is lost"
 _MUCH = 16  # blocks: about a mebibyte
 _TOO_MUCH = 64 << 20  # bytes: a stream must not buffer so much for a reader that does not read
@@ -48,6 +49,7 @@ def check_stream(
     :raises AssertionError: with the promise that is broken.
     """
     for promise in (_carries_both_ways, _ends_after_the_last_byte, _far_end_ends_first, _holds_back, _closes_once):
+        # The look for leaks is the outer one: it comes after both ends are closed.
         with check_leaks(timeout), _bridged(make_pair, timeout) as ends:
             _keep(promise, *ends)
     if abort is not None:
@@ -125,6 +127,7 @@ class _Connect:
         return self._accept_from_socket() if isinstance(self.server, socket.socket) else self._accept_from_object()
 
     def _accept_from_socket(self) -> socket.socket:
+        # The listening socket is the caller's, who gets it back as it was.
         before = self.server.gettimeout()
         self.server.settimeout(self.timeout)
         try:
@@ -136,6 +139,7 @@ class _Connect:
     def _accept_from_object(self) -> Any:
         """Accept on a thread, because such an ``accept`` has no timeout."""
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # Daemon: an accept that never returns must not hold the whole test run.
         threading.Thread(target=lambda: answer.put(self.server.accept()[0]), name="accept", daemon=True).start()
         return answer.get(timeout=self.timeout)
 
@@ -152,6 +156,8 @@ def _keep(promise: Callable[..., None], *ends: Stream) -> None:
 
 def _carries_both_ways(stream: Stream, far: Stream) -> None:
     """Every byte arrives in order, both ways at once."""
+    # Readers first, and a thread for each of the four flows: with one flow after the other, full buffers on both sides
+    # would block a stream that keeps every promise.
     received = [_receive_on_thread(end, _MUCH * len(_BLOCK)) for end in (stream, far)]
     for end in (stream, far):
         threading.Thread(target=_send, args=(end, _MUCH), name="sender", daemon=True).start()
@@ -179,6 +185,7 @@ def _far_end_ends_first(stream: Stream, far: Stream) -> None:
     else:
         far.close()
     assert _receive(stream) == _BLOCK, "the far side's end of file arrives after its last byte"
+    # Asked after the last byte was read: before that, the stream cannot know how the far side will end.
     assert _failure(stream) is None, f"a clean end is not a failure: {_failure(stream)!r}"
     if stream.half_close:
         stream.socket.sendall(_BLOCK)
@@ -223,6 +230,7 @@ def _tells_a_failure(stream: Stream) -> None:
     """A failure of the far side is never a clean end."""
     try:
         _receive(stream)
+    # Either is allowed: an error while reading, or an end of file with a failure behind it.
     except ConnectionError:
         return
     assert _failure(stream) is not None, "a failure is never a clean end"
@@ -231,6 +239,7 @@ def _tells_a_failure(stream: Stream) -> None:
 def _do_not_mix(pairs: list[tuple[Stream, Stream]]) -> None:
     for number, (stream, _) in enumerate(pairs):
         stream.socket.sendall(bytes([number]))
+    # Two bytes are asked for, and one must come: a second one would be that of another stream.
     received = [far.socket.recv(2) for _, far in pairs]
     assert received == [bytes([number]) for number in range(len(pairs))], "streams made side by side do not mix"
 
@@ -247,9 +256,13 @@ def _send(end: Stream, blocks: int) -> None:
 def _fill(stream: Stream) -> int:
     """Send until the stream blocks; return the number of bytes."""
     sent, timeout = 0, stream.socket.gettimeout()
+    # So long without room means that the reader holds back; a stream with several buffers in a row fills one after the
+    # other.
     stream.socket.settimeout(0.2)
     with contextlib.suppress(TimeoutError):
         while sent < _TOO_MUCH:
+            # Continues where the last send stopped, so that what arrives is the block repeated, however the sends were
+            # cut.
             sent += stream.socket.send(_BLOCK[sent % len(_BLOCK) :])
     stream.socket.settimeout(timeout)
     return sent

@@ -13,6 +13,7 @@ from pathlib import Path
 
 __all__ = ["Leaks", "check_leaks"]
 
+# The second one is that of macOS and the BSDs.
 _DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
@@ -35,6 +36,8 @@ class Leaks:
         :returns: one line of description for each; empty if nothing is left.
         """
         deadline = time.monotonic() + timeout
+        # Joined first, all against the same deadline: most of what is left then belonged to a thread that had not ended
+        # yet.
         for thread in self._new_threads():
             with suppress(RuntimeError):  # it is about to start
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -84,6 +87,7 @@ def _descriptors() -> dict[int, str]:
 
 def _identity(number: int) -> str:
     if _DESCRIPTORS.startswith("/proc"):
+        # The text has the inode of a socket or pipe, so a number that was closed and reused has another text.
         return os.readlink(f"{_DESCRIPTORS}/{number}")
     status = os.fstat(number)
     return f"device {status.st_dev}, inode {status.st_ino}, mode {status.st_mode:o}"
@@ -94,6 +98,7 @@ def _describe(number: int, what: str) -> str:
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             return what
+        # A copy, because closing the object closes its descriptor, and this one belongs to the code under test.
         with socket.socket(fileno=os.dup(number)) as copy:
             own, peer = copy.getsockname(), ""
             with suppress(OSError):
@@ -106,6 +111,7 @@ def _describe(number: int, what: str) -> str:
 def _children() -> dict[int, str]:
     """Return the process IDs of the direct children, with their names."""
     found = {}
+    # The kernel lists the children by the thread that made them.
     for task in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended since
             for pid in map(int, task.read_text().split()):

@@ -32,6 +32,7 @@ def pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
         try:
             while True:
                 far, peer = listener.accept()
+                # Any program of the machine can connect to the port between its listen and the accept.
                 if peer == near.getsockname():
                     return near, far
                 far.close()  # another client found the port first
@@ -48,6 +49,7 @@ def clogged_pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.so
     :raises OSError: as for :func:`pair`.
     """
     clogged, reader = pair(family)
+    # The kernel rounds both up to its own least; what counts is that the pair fills with little and drains with little.
     clogged.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     poller = select.poll()
@@ -69,6 +71,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
+        # Both sockets of one port need it: this one that reserves, and the later one that listens. It also passes over
+        # connections in TIME_WAIT, which a server leaves behind that is stopped and started again.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except BaseException:
@@ -78,6 +82,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def _fill(clogged: socket.socket) -> None:
+    # Large steps first; single bytes then fill the room that is too small for a large one.
     for size in (4096, 1):
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -149,6 +154,7 @@ class FakeListener:
         """Wake :meth:`accept`, and close the streams that it has not returned. Idempotent, from any thread."""
         with self._condition:
             self._closed = True
+            # Taken out under the lock and closed outside it: closing a stream may call back into the code under test.
             left = [item for item in self._waiting if isinstance(item, tuple)]
             self._waiting.clear()
             self._condition.notify_all()

@@ -123,10 +123,13 @@ class SAMBridge:
         self._closed = False
         self._alive = False
         with contextlib.ExitStack() as undo:
+            # Bound for the whole life of the bridge and never listening: while the router is killed no other program
+            # gets the port, and clients are refused by the kernel, as with a router that is down.
             self._reservation = undo.enter_context(bound_socket(host, port))
             #: Host and port on which it listens.
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
             self._network: Network = network._network if network is not None else Network()
+            # Counted before anything else uses the network: the thread ends with the last router that leaves.
             self._network.hub.ask(self._network.enter)
             undo.callback(self._leave)
             self._router = Router(self._network, self.settings, lambda: self.addressbook, _PERSONALITIES[personality])
@@ -163,6 +166,8 @@ class SAMBridge:
                 listening = bound_socket(*self._reservation.getsockname()[:2])
                 with contextlib.ExitStack() as undo:
                     undo.enter_context(listening)
+                    # Listens in the caller's thread: when this returns, a client can connect, even before the bridge's
+                    # thread looks.
                     listening.listen(1024)
                     self._network.hub.ask(lambda: self._router.listen(listening))
                     undo.pop_all()
@@ -211,6 +216,8 @@ class SAMBridge:
         """Sessions that are ready, the oldest first."""
         return [
             SessionRecord(session.id, session.destination.base64, dict(session.options))
+            # Read from another thread than the one that changes it; list() of a dict's values is one step for the
+            # interpreter.
             for session in list(self._router.sessions.values())
             if session.is_ready
         ]
@@ -235,6 +242,7 @@ class SAMBridge:
     def close(self) -> None:
         """Close every socket and release the port. Idempotent, from any thread."""
         with self._lock:
+            # The lock is released before kill(), which takes it itself.
             closed, self._closed = self._closed, True
         if not closed:
             self.kill()
@@ -274,10 +282,12 @@ def _main() -> None:
     parser.add_argument("--personality", choices=sorted(_PERSONALITIES), default="i2pd", help="router to imitate")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
+        # An exit by exception, so that the with below closes the bridge.
         signal.signal(number, lambda number, frame: sys.exit())
     with SAMBridge(port=options.port, personality=options.personality) as bridge:
         sys.stdout.write(f"listening on {bridge.sam}\n")
         sys.stdout.flush()
+        # A test that dies closes its end of the pipe, even by SIGKILL: the bridge must not outlive it.
         if stat.S_ISFIFO(os.fstat(0).st_mode):
             while os.read(0, 4096):
                 pass

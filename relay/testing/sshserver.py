@@ -101,14 +101,18 @@ class SSHServer:
         self._listening: socket.socket | None = None
         self._thread: threading.Thread | None = None
         with contextlib.ExitStack() as undo:
+            # Bound and never listening, for the whole life of the server: between stop() and start() no other program
+            # gets the port, and the kernel refuses clients.
             self._reservation = undo.enter_context(bound_socket(host, port))
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
+            # Before the files are made: where no thread is left, nothing lies in the temporary directory.
             self.start()
             undo.callback(self.stop)
             folder = tempfile.mkdtemp(prefix="relay-ssh-")
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             self.keyfile: str = _write(folder, "client_key", text)
             self.known_hosts: str = _write(folder, "known_hosts", self.known_hosts_line + "\n")
+            # Only after the last step that may fail; until then an error undoes all that was done.
             self._undo = undo.pop_all()
 
     # -- address --
@@ -174,8 +178,11 @@ class SSHServer:
         if listening is not None and thread is not None:
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)  # wakes accept
+            # After the shutdown and before the close: a thread that still waits in accept() could otherwise wait on a
+            # number that belongs to another socket by now.
             thread.join()
             listening.close()
+        # One deadline for all of them, and all are cut before the first is waited for.
         sessions, deadline = self._live(), time.monotonic() + _CLOSE_TIME
         for session in sessions:
             session.cut()
@@ -248,11 +255,13 @@ class SSHServer:
         session = Session(sock, self.host_key, self._state, self._over)
         with self._lock:
             self._sessions.add(session)
+        # After it is in the set: a thaw() that comes between finds it there.
         if self._state.frozen:
             session.freeze()
         try:
             session.start()
         except RuntimeError:
+            # No thread is left: the session never ran, so it does not report its end itself.
             self._over(session)
 
     def _over(self, session: Session) -> None:
@@ -282,6 +291,8 @@ class SSHServer:
 
 def _write(folder: str, name: str, text: str) -> str:
     path = os.path.join(folder, name)
+    # The mode is there from the start: ssh refuses a key that others can read, and there is no moment in which they
+    # can.
     with open(path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(text)
     return path

@@ -48,6 +48,7 @@ class Conversation(ABC):
         self._paused = False
         self._hides_peer = False  # SILENT=true: do not send the peer's destination
         self._forward_address = ("", 0)  # of the program that receives forwarded streams
+        # Last: from here on events may come, and they use all that is above.
         self._wire = Wire(router.network.hub, sock, self)
 
     # -- the socket --
@@ -76,6 +77,7 @@ class Conversation(ABC):
             return
         self.over = True
         self.router.conversations.discard(self)
+        # Taken away first: closing the session ends its sockets, and one of them may be this one.
         session, self.session = self.session, None
         if session is None:
             return
@@ -88,6 +90,7 @@ class Conversation(ABC):
     def _become(self, end: End, first: bytes = b"") -> None:
         """Become a stream. Bytes that the program has sent early belong to it."""
         assert self.session is not None
+        # From here on the stream owns the wire; the end of the session ends it by the destination's list of ends.
         self.session.sockets.discard(self)
         self.router.conversations.discard(self)
         self.over = True
@@ -121,6 +124,7 @@ class Conversation(ABC):
             self._execute(message)
 
     def _execute_late(self, message: Message) -> None:
+        # The program may have closed the socket while the answer was held back.
         if not self.over:
             self._paused = False
             self._wire.read(True)
@@ -129,6 +133,7 @@ class Conversation(ABC):
                 self._next()
 
     def _execute(self, message: Message) -> None:
+        # Both are errors: a second HELLO, and any other command before the first.
         if (message.words == ("HELLO", "VERSION")) == bool(self.version):
             return self.unknown(message)
         match message.words:
@@ -173,6 +178,7 @@ class Conversation(ABC):
         if last:
             self._pause()
             self._wire.finish()
+        # A program that sends commands and never reads the answers must not fill the memory.
         elif self._wire.backlog:
             self._wire.read(False)
         return None
@@ -271,6 +277,7 @@ class Conversation(ABC):
         if b32 is None:
             return Refusal("INVALID_KEY")
         found = self.router.network.find(b32)
+        # An old lease set wins over the present one: that is the fault which is imitated.
         target = source.mistaken(b32, found) or found
         if source.born > time.monotonic():
             return Refusal("CANT_REACH_PEER", "the session is not ready")
@@ -299,6 +306,8 @@ class Conversation(ABC):
         :param options: of the STREAM CONNECT.
         :param on_outcome: called with whether it was accepted, if that becomes known.
         """
+        # The lease set was found, and the destination has ended: the stream goes nowhere, and no answer tells the
+        # program.
         if not target.alive:
             return
         far = End(target)
@@ -306,6 +315,7 @@ class Conversation(ABC):
 
         def answered(accepted: bool) -> None:
             if accepted:
+                # A set, since both may be the same router, which counts a stream once.
                 for router in {source.router, target.router}:
                     router.streams += 1
             if not lost:
@@ -313,6 +323,7 @@ class Conversation(ABC):
 
         if not lost:
             target.meet(source)
+            # Before the offer: an acceptor that waits already takes the stream inside that call.
             join(near, far)
         ports = _port(options.get("FROM_PORT", "")), _port(options.get("TO_PORT", ""))
         target.acceptors.offer(Offer(far, source.base64, ports, answered))
@@ -352,6 +363,7 @@ class Conversation(ABC):
             sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError:
             return offer.end.close()
+        # The thread serves all programs of the network; one that listens and never accepts must not stop it.
         sock.setblocking(False)
         if sock.connect_ex(self._forward_address) not in (0, errno.EINPROGRESS):
             sock.close()

@@ -77,6 +77,7 @@ class Acceptors:
     def accept(self, acceptor: Acceptor) -> None:
         """Add a receiver."""
         if self._armed is None:
+            # In front: after a dismissal others may still wait, and the next ACCEPT is the one that i2pd serves first.
             self._waiting.appendleft(acceptor)
             self._arm_next()
         else:
@@ -99,6 +100,7 @@ class Acceptors:
     def _arm_next(self) -> None:
         while self._armed is None and self._waiting:
             acceptor = self._waiting.popleft()
+            # A single ACCEPT that gets a stream at once is used up by that, and leaves its place to the next one.
             if acceptor.self_contained or not self.pending:
                 self._armed = acceptor
             while self.pending:
@@ -109,6 +111,7 @@ class Acceptors:
                     break
 
     def _give(self, acceptor: Acceptor, offer: Offer) -> None:
+        # The CONNECT of the other side is answered before bytes can flow: they would come ahead of its status line.
         offer.accept()
         acceptor.take(offer)
 
@@ -154,6 +157,7 @@ class Destination:
 
     def meet(self, other: Destination) -> None:
         """Remember the lease set of another destination."""
+        # A dict keeps the place of a key that is set again; taken out first, the oldest one is always at the front.
         self._known.pop(other.b32, None)
         self._known[other.b32] = other
         if len(self._known) > KNOWN:
@@ -185,6 +189,7 @@ class Destination:
     def stop(self) -> None:
         """End its streams, and accept none until the next ACCEPT or FORWARD."""
         self.acceptors.stop()
+        # A copy: each end takes itself out.
         for end in list(self.ends):
             self.router.end_stream(end)
 

@@ -109,6 +109,7 @@ class I2pdConversation(Conversation):
         """Refuse FORWARD beside another one or ACCEPT. An ACCEPT beside FORWARD is never served."""
         if session.destination.acceptors.accepting:
             return self.refuse_stream(Refusal("I2P_ERROR", "Already accepting"))
+        # i2pd ignores HOST and always connects to where the command came from.
         return super()._forward(session, {key: value for key, value in options.items() if key != "HOST"})
 
     # -- NAMING --

@@ -28,6 +28,7 @@ class JavaConversation(Conversation):
     """Lines in any segments; CONNECT answers OK when the stream is accepted."""
 
     def __init__(self, router: Router, sock: socket.socket) -> None:
+        # Before the base class, which starts to read: its first event restarts this timer.
         self._timer = Timer(router.network.hub.loop.timers, self._expired)
         self._commanded = False
         self._pinged = False
@@ -36,6 +37,8 @@ class JavaConversation(Conversation):
         self._measure()
 
     def _next(self) -> None:
+        # Asked for each line: the command before may have closed the socket or made it a stream, whose bytes these are
+        # then.
         while not self._stops and b"\n" in self._received:
             line, _, self._received = self._received.partition(b"\n")
             if line.strip():
@@ -55,6 +58,7 @@ class JavaConversation(Conversation):
             message = parse(line + b"\n")
         except MessageError as error:
             return self._fail(str(error))
+        # HELLO is no command in this sense: below 3.2 the timeout for the first command begins with it.
         self._commanded = bool(self.version)
         self._measure()
         return self.handle(message)
@@ -195,6 +199,7 @@ class JavaConversation(Conversation):
         return self._offer(session.destination, self._near, target, options, self._on_outcome)
 
     def _on_outcome(self, accepted: bool) -> None:
+        # The outcome may be reported twice: by the timeout, and by an acceptor that comes at that moment.
         near, self._near = self._near, None
         if near is None:
             return

@@ -23,6 +23,7 @@ __all__ = ["Network", "Router", "Session"]
 
 CONVERSATIONS = 8192  # sockets at one time; more are closed
 GRAVES = 1000  # ended destinations that are remembered
+# The client stays in the backlog, so the socket would be readable again at once and the thread would spin.
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 RETRY = 0.1  # seconds until accept is retried after a lack of descriptors
 
@@ -150,6 +151,7 @@ class Router:
 
     def _come(self, event: int, now: float) -> None:
         assert self._listening is not None
+        # At most so many at a time: a flood of clients must not hold up the streams.
         for _ in range(128):
             try:
                 sock, _ = self._listening.accept()
@@ -178,6 +180,7 @@ class Router:
         if listening is not None:
             self.hub.loop.forget(listening.fileno())
             listening.close()
+        # Programs see their sockets close; the far ends of their streams see nothing, as when a router's machine dies.
         self._farewell = False
         for conversation in list(self.conversations):
             conversation.end()
@@ -196,6 +199,7 @@ class Router:
 
     def hold(self, *commands: str) -> None:
         """Stop answering these commands (by their first words), or all commands."""
+        # Every command begins with the empty text.
         self._holding = commands or ("",)
 
     def holds(self, message: Message, act: Callable[[], object]) -> bool:
@@ -212,6 +216,7 @@ class Router:
     def release(self) -> None:
         """Answer all commands again, including those that came meanwhile."""
         self._holding = ()
+        # Exchanged first: an answer may bring the next command, which must not be appended to the list in the loop.
         held, self._held = self._held, []
         for act in held:
             act()
@@ -236,8 +241,10 @@ class Router:
 
     def close_session(self, session: Session) -> None:
         """End a session and its streams. Idempotent."""
+        # Another session may have the ID by now.
         if self.sessions.get(session.id) is not session:
             return
+        # First, because ending the sockets leads back here.
         del self.sessions[session.id]
         session.ready.stop()
         for conversation in list(session.sockets):

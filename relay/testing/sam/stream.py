@@ -63,6 +63,7 @@ class End:
         :param first: a line before the bytes of the stream.
         """
         early, self._early = self._early, bytearray()
+        # The bytes are now the wire's, which counts what it cannot write at once.
         self.destination.hub.held -= len(early)
         self._wire = wire
         wire.user = self
@@ -103,6 +104,7 @@ class End:
         self._leave()
         peer, self.peer = self.peer, None
         if peer is not None:
+            # Both links are cut, so that neither end calls one that has ended.
             peer.peer = None
             peer._over = True
             if peer._wire is not None:
@@ -119,6 +121,7 @@ class End:
         self._leave()
         if self.peer is not None:
             self.peer.peer = None
+            # It may have stopped reading because this end was full; what it reads now goes nowhere.
             self.peer._go_on()
             self.peer = None
         if self._wire is not None:

@@ -108,6 +108,7 @@ def version(text: str) -> tuple[int, ...]:
 def masked(message: Message) -> dict[str, str]:
     """Return the options of a command, with ``***`` for secrets."""
     private = {"PASSWORD", "PRIV"}
+    # In SESSION CREATE it is the private key; in STREAM CONNECT it is public, and a test wants to see it.
     if message.words[:1] == ("SESSION",) and message.options.get("DESTINATION") != "TRANSIENT":
         private.add("DESTINATION")
     return {key: "***" if key.upper() in private else value for key, value in message.options.items()}

@@ -46,6 +46,7 @@ class Hub:
 
         :raises OSError: if the thread has ended.
         """
+        # It would wait for itself.
         if threading.current_thread() is self._thread:
             return function()
         answer: Future[Result] = Future()
@@ -113,6 +114,7 @@ class Wire:
         """Write as much as possible now, and the rest later."""
         if self._over:
             return
+        # With bytes in the queue the new ones must go behind them, even if the socket has room now.
         sent = 0 if self._queue else self._write(data)
         if sent < len(data):
             self._queue += data[sent:]
@@ -173,6 +175,7 @@ class Wire:
             self._gone()
 
     def _flush(self) -> None:
+        # Only a part is copied: with a large queue each event would otherwise copy all of it.
         sent = self._write(self._queue[:CHUNK])
         del self._queue[:sent]
         self._hub.held -= sent
@@ -189,6 +192,7 @@ class Wire:
         except BlockingIOError:
             return 0
         except OSError:
+            # Later, as in finish(): the user is in the middle of its own event, and may touch this wire again.
             self._hub.loop.call(self._gone)
             return 0
 
@@ -200,14 +204,17 @@ class Wire:
 
     def _retire(self) -> None:
         self._over = True
+        # What was not written is not held any more, and others may use the room.
         self.keep(0)
         self._watch.end()
 
     def _hang_up(self) -> None:
         try:
+            # The program sees the end now; the descriptor is closed only later.
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it is not connected any more
+        # Closed after this round of the loop: an event for the same number may already be in the list of this round.
         self._hub.loop.discard(self._socket)
 
 

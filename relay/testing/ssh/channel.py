@@ -44,6 +44,7 @@ class GatedSocket(socket.socket):
     """A connected socket whose reads and writes can be suspended while the connection stays open."""
 
     def __init__(self, connected: socket.socket) -> None:
+        # The same descriptor under a new class: paramiko calls recv and send of the object that it gets.
         super().__init__(fileno=connected.detach())
         self._flows = threading.Event()
         self._flows.set()
@@ -64,6 +65,8 @@ class GatedSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive; while the socket is frozen, the data are returned later."""
+        # Read first and held back then: a thread that waits in recv already when the socket freezes must not return
+        # either.
         data = super().recv(size, flags)
         self._flows.wait()
         return data
@@ -120,6 +123,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
     def _end_answer(self) -> None:
         with self.lock:
             self._is_answering = False
+            # finish() came while the answer was on its way, and has left CLOSE to this thread.
             is_closing = self._close_sent
         if is_closing:
             self._send_close()
@@ -130,6 +134,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
             message.get_boolean()
             self._signalled(message.get_text())
         else:
+            # paramiko reads the kind of the request again.
             message.packet.seek(start)
             super()._handle_request(message)
 
@@ -166,10 +171,12 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
     def _wake_target(self) -> None:
         if self._target is not None:
             with contextlib.suppress(OSError):
+                # Only reading: what the client has sent is still written to the target by the other thread.
                 self._target.shutdown(socket.SHUT_RD)
 
     def _set_closed(self) -> None:
         super()._set_closed()
+        # A channel that is closed before its command came: the thread that waits for it ends at once.
         self._commands.put(None)
         self._wake_target()
 
@@ -232,6 +239,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             self.clear_to_send.set()  # wakes renegotiate_keys
             with self.lock:
                 self.over = True
+                # Threads that wait for the client's answer to a channel would wait out their time.
                 events = list(self.channel_events.values())
             for channel in list(self._channels.values()):
                 channel._unlink()
@@ -263,6 +271,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
     def _parse_channel_open(self, message: Any) -> None:
         kind = message.get_text()
+        # Never answered here: connecting to the target takes as long as it takes, and this thread reads for every
+        # channel.
         self._wanted(kind, Remote(message.get_int(), message.get_int(), message.get_int()), message)
 
     def grant(self, remote: Remote) -> Channel:
@@ -293,6 +303,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             if self.over:
                 answered.set()
         self.tell(cMSG_CHANNEL_OPEN, kind, channel.chanid, window, packet, *fields)
+        # A client that is frozen never answers; the socket of the forward's client must not stay open for ever.
         answered.wait(_OPEN_TIMEOUT)
         if channel.active and not self.over:
             return channel
@@ -326,6 +337,8 @@ def move(channel: Channel, target: socket.socket) -> None:
         inward.start()
         _outward(channel, target)
         inward.join()
+    # Only when both directions have ended: CLOSE means that nothing more is read, and the rest of an upload would be
+    # lost.
     channel.finish()
 
 
@@ -348,4 +361,5 @@ def _outward(channel: Channel, target: socket.socket) -> None:
         if not channel.closed:
             channel.shutdown_write()
     except GONE:
+        # The target or the channel is gone: the other thread would wait for bytes that the client need not send.
         channel.stop_receiving()

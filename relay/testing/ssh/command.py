@@ -44,8 +44,10 @@ def kill(process: Process) -> None:
 
 
 def _run(channel: Channel, text: str, kept: Kept) -> None:
+    # One socket for both directions, because a shutdown wakes a thread that reads it. That does not work with a pipe.
     ours, theirs = socket.socketpair()
     with ours:
+        # Closed here as soon as the child has it: only then does its exit end the read below.
         with theirs:
             process = start(["/bin/sh", "-c", text], stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=PIPE)
         with kept(process), channel.bound(ours):
@@ -64,10 +66,12 @@ def _relay(channel: Channel, ours: socket.socket, process: Process) -> None:
     with contextlib.suppress(*GONE):
         while data := ours.recv(_CHUNK):
             channel.sendall(data)
+        # Before the end of file, which is for standard error as well: nothing may follow it (RFC 4254, section 5.3).
         said.join()
         if not channel.closed:
             channel.shutdown_write()
     process.wait()
+    # The client may never end its side; the command has ended, so what it says is for no one.
     channel.stop_receiving()
     for thread in inward, said:
         thread.join()

@@ -32,6 +32,8 @@ class Forward:
             self.place: Place = place
         else:
             self._listening = _listen_on(place.host, place.port)
+            # The name that the client asked for, although the socket is on the loopback: its cancel request has the
+            # same name.
             self.place = TCPAddress(place.host, self._listening.getsockname()[1])
         self._thread = threading.Thread(target=self._accept, name="ssh server forward", daemon=True)
         self._thread.start()
@@ -46,6 +48,7 @@ class Forward:
 
     def close(self) -> None:
         """Stop listening."""
+        # A close alone wakes no thread that waits in accept() on Linux.
         hang_up(self._listening)  # wakes accept
         self._thread.join()
         self._listening.close()
@@ -58,6 +61,7 @@ def _listen_at(path: str) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(unix_path(path))
+        # Between bind and listen: a client that connects now is refused, so there is no moment in which others get in.
         os.chmod(path, 0o600)
         listening.listen(128)
     except BaseException:

@@ -48,6 +48,7 @@ class Rules:
             raise ValueError("users: expected at least one")
         if methods is None:
             given = {"password": any(users.values()), "keyboard-interactive": bool(questions)}
+            # Only what can succeed is offered: a client prompts its user for every method in the list.
             methods = ["publickey", *(name for name, there in given.items() if there)]
         lists = tuple(tuple(one.split(",")) for one in methods)
         unknown = {name for steps in lists for name in steps} - {*KNOWN}
@@ -149,6 +150,7 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         """Return whether a key is accepted. The client has proved to own it only when its signature is verified."""
         if not self._may(username, "publickey") or key.asbytes() not in self._rules.keys:
             return int(FAILED)
+        # Counted only with the signature: the answer to a mere offer must not move the login on by a step.
         key.verify_ssh_sig = self._verifier(key.verify_ssh_sig)
         return int(PASSED if (*self._done, "publickey") in self._rules.methods else PARTIAL)
 
@@ -214,6 +216,8 @@ class LoginHandler(AuthHandler):  # type: ignore[misc]
         self._requests += 1
         if self._strict and self._requests > 1:
             problem = "the service has been requested before"
+            # As OpenSSH's sshd does, which accepts the request once. A client that asks twice works with paramiko
+            # alone.
             self.transport.tell(cMSG_DISCONNECT, _PROTOCOL_ERROR, problem, "en")
             raise paramiko.SSHException(problem)
         super()._parse_service_request(m)

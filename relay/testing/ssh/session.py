@@ -62,12 +62,14 @@ class Session:
         self._forwards: dict[Place, Forward] = {}
         self._channels = 0
         self._ended = threading.Event()
+        # Small messages in both directions would wait for each other's acknowledgements, up to 40 ms per message.
         send_at_once(connected)
         self._sock = GatedSocket(connected)
         self.transport = Transport(self._sock, self._wanted, self._over)
         self.transport.set_log_channel(LOG)
         self.transport.get_security_options().compression = ("none", "zlib@openssh.com", "zlib")
         self.transport.add_server_key(host_key)
+        # Before the transport's thread starts: paramiko makes its own handler only where there is none.
         self.transport.auth_handler = LoginHandler(self.transport, state.strict)
 
     def start(self) -> None:
@@ -134,6 +136,7 @@ class Session:
             return False
 
     def _connect(self, place: Place) -> socket.socket:
+        # Asked at the connect and not at the login: a test may change the permission while a client is connected.
         if not self._state.allows("local") or not self._permitted(str(place)):
             raise Refused(PROHIBITED, "open failed")
         try:
@@ -143,6 +146,7 @@ class Session:
             raise Refused(CONNECT_FAILED, "Connection refused" if error.reason == "refused" else str(error)) from error
         except (OSError, ValueError) as error:
             raise Refused(CONNECT_FAILED, str(error)) from error
+        # The dialer leaves it non-blocking, for an event loop; here a thread copies each direction.
         stream.socket.setblocking(True)
         return stream.socket
 
@@ -155,6 +159,7 @@ class Session:
 
     def _delay(self) -> None:
         if self._state.delay:
+            # Not a sleep: the end of the connection ends the delay as well.
             self._ended.wait(self._state.delay)
 
     @contextlib.contextmanager
@@ -165,6 +170,7 @@ class Session:
                 self._connecting.add(cancel)
             try:
                 if self.transport.over:
+                    # The connection may have ended before the token was in the set, and then _over has not seen it.
                     cancel.set()
                 yield cancel
             finally:
@@ -191,6 +197,7 @@ class Session:
                 self._sockets.add(sock)
             try:
                 if self.transport.over:
+                    # As with the tokens: it may have ended before the socket was registered.
                     hang_up(sock)
                 yield sock
             finally:
@@ -216,10 +223,12 @@ class Session:
                 function(*args)
             finally:
                 with self._lock:
+                    # A server that runs for a whole test session must not keep every thread that it ever had.
                     self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name="ssh server channel", daemon=True)
         with self._lock:
+            # Before it starts: it may have ended, and have taken itself out, when start() returns.
             self._threads.add(thread)
         try:
             thread.start()
@@ -310,9 +319,11 @@ class Session:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _over(self) -> None:
+        # First, for those who wait in a delay.
         self._ended.set()
         with self._lock:
             forwards, self._forwards = list(self._forwards.values()), {}
+            # Copied: what is cancelled takes itself out of the set, which needs this lock.
             connecting = list(self._connecting)
             for process in self._processes:
                 kill(process)

@@ -17,8 +17,10 @@ from relay import config
 from relay.addresses.duration import PATTERN
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import Option, options_of, written
+from relay.addresses.signatures import annotation
 from relay.addresses.ssh import SSHServer
-from relay.api.signatures import annotation
+from relay.api.i2p_tunnels import NOT_OF_A_CLIENT, NOT_OF_A_SERVER
+from relay.engine.options import TunnelOptions, tunnel_options
 
 ROOT = Path(__file__).parents[1]
 _TYPES = {
@@ -39,26 +41,63 @@ KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_refe
 from __future__ import annotations
 
 import os
-from typing import TypedDict
+from typing import Literal, TypedDict
 
+from ..access.limit import LimitsLike
+from ..access.policy import Admit, Entries
 from ..addresses.options import Secret
+from ..engine.observer import OnEnd
 
-__all__ = ["I2PKeywords", "SSHKeywords"]
+__all__ = ["ClientKeywords", "I2PKeywords", "SSHKeywords", "ServerKeywords"]
+'''
+
+
+OF_TUNNELS = '''"""The keywords of tunnels, for type checkers; docs/write_reference.py writes this file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, TypedDict
+
+from ..access.limit import LimitsLike
+from ..access.policy import Admit, Entries
+from .observer import OnEnd
+
+__all__ = ["SharedKeywords", "TunnelKeywords"]
 '''
 
 
 def keywords() -> str:
     """The module with the keywords of the public functions."""
-    parts = [KEYWORDS]
-    for name, text, owner, left_out in (
-        ("SSHKeywords", "Options of SSH servers.", SSHServer, ()),
-        ("I2PKeywords", "Options of I2P routers and sessions.", I2PRouter, ("sam", "session")),
-    ):
-        parts.append(f'\n\nclass {name}(TypedDict, total=False):\n    """{text}"""\n\n')
-        parts += [
-            f"    {key}: {annotation(option)}\n" for key, option in options_of(owner).items() if key not in left_out
-        ]
-    return "".join(parts)
+    of_session, by_position = ("sam", "session"), ("nconnect", "timeout")
+    parts = (
+        ("SSHKeywords", "TypedDict", "Options of SSH servers.", SSHServer, ()),
+        ("I2PKeywords", "TypedDict", "Options of I2P routers and sessions.", I2PRouter, of_session),
+        ("ServerKeywords", "I2PKeywords", "And of a server.", TunnelOptions, (*NOT_OF_A_SERVER, *by_position)),
+        ("ClientKeywords", "I2PKeywords", "And of a client.", TunnelOptions, (*NOT_OF_A_CLIENT, *by_position)),
+    )
+    return KEYWORDS + "".join(
+        _typed(name, base, text, [one for one in options_of(owner).items() if one[0] not in left_out])
+        for name, base, text, owner, left_out in parts
+    )
+
+
+def keywords_of_tunnels() -> str:
+    """The module with the keywords of :class:`relay.Tunnel` that no other one has by position."""
+    options = [one for one in tunnel_options(TunnelOptions).items() if one[0] not in ("nconnect", "timeout")]
+    shared = [(name, one) for name, one in options if one.workers != "none"]
+    text = "Options that a tunnel may have in another process, too, without nconnect and timeout."
+    others = [one for one in options if one not in shared]
+    return (
+        OF_TUNNELS
+        + _typed("SharedKeywords", "TypedDict", text, shared)
+        + _typed("TunnelKeywords", "SharedKeywords", "All options, without nconnect and timeout.", others)
+    )
+
+
+def _typed(name: str, base: str, text: str, options: Sequence[tuple[str, Option]]) -> str:
+    keys = "".join(f"    {key}: {annotation(option)}\n" for key, option in options)
+    return f'\n\nclass {name}({base}, total=False):\n    """{text}"""\n\n{keys}'
 
 
 def parameters(*owners: type) -> str:
@@ -142,6 +181,7 @@ def files() -> dict[Path, str]:
     """The files with what they should hold."""
     return {
         ROOT / "relay/api/keywords.py": keywords(),
+        ROOT / "relay/engine/keywords.py": keywords_of_tunnels(),
         ROOT / "docs/ssh.md": _page("ssh.md", parameters(SSHServer)),
         ROOT / "docs/configuration.md": _page("configuration.md", configuration()),
         ROOT / "docs/i2p.md": _page("i2p.md", parameters(I2PRouter, I2PListen)),

@@ -6,18 +6,18 @@ import asyncio
 import functools
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, Unpack
 
-from .access.limit import LimitsLike
-from .access.policy import Admit, Entries
+from .addresses.signatures import shows_options
 from .api.urls import target
 from .engine import tunnel
-from .engine.observer import OnEnd
+from .engine.keywords import TunnelKeywords
+from .engine.options import TunnelOptions
 from .engine.records import ConnectionRecord, Metrics, Stats
 from .errors import ConnectError
-from .streams.checks import WARM_FOR, check_time
+from .streams.checks import check_time
 from .streams.dialer import Dialer
 from .streams.promise import LATE, Promise
 from .streams.stream import Stream
@@ -102,6 +102,7 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
     return True
 
 
+@shows_options(TunnelOptions, brief=TunnelOptions)
 class Tunnel:
     """A :class:`relay.Tunnel` that a program waits for without blocking its loop; ``async with`` closes it.
 
@@ -109,10 +110,8 @@ class Tunnel:
 
     :param receive: this and the rest are as for :class:`relay.Tunnel`, and so are the errors.
     :param make_send: as for :class:`relay.Tunnel`. It is called in a thread, so a coroutine function is an error.
-    :param nconnect: as for :class:`relay.Tunnel`.
     :param timeout: as for :class:`relay.Tunnel`: **after 60 s each connection is reset** unless this is ``None``.
-        ``connect_timeout``, ``idle_timeout``, ``linger``, ``first_byte_timeout``, ``warm``, ``warm_for``, ``source``,
-        ``limit``, ``name``, ``allow``, ``deny``, ``accept_proxy`` and ``send_proxy`` are the same.
+    :param options: {options}
     :param admit: as for :class:`relay.Tunnel`: called in a thread, so a coroutine function is an error.
     :param on_end: as for :class:`relay.Tunnel`. It is called on a thread of the tunnel, not in the loop. To handle
         records in the loop, pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
@@ -124,44 +123,9 @@ class Tunnel:
         make_send: MakeSend,
         nconnect: int = -1,
         timeout: float | None = 60.0,
-        *,
-        connect_timeout: float | None = 30.0,
-        idle_timeout: float | None = None,
-        linger: float | None = 60.0,
-        first_byte_timeout: float | None = None,
-        warm: int = 0,
-        warm_for: float = WARM_FOR,
-        source: str | None = None,
-        limit: LimitsLike | None = None,
-        accept_proxy: Collection[str] | None = None,
-        send_proxy: Literal["v1", "v2"] | None = None,
-        name: str | None = None,
-        allow: Entries = None,
-        deny: Entries = None,
-        admit: Admit | None = None,
-        on_end: OnEnd | None = None,
+        **options: Unpack[TunnelKeywords],
     ) -> None:
-        self._tunnel = _Tunnel(
-            receive,
-            make_send,
-            nconnect,
-            timeout,
-            connect_timeout=connect_timeout,
-            idle_timeout=idle_timeout,
-            linger=linger,
-            first_byte_timeout=first_byte_timeout,
-            warm=warm,
-            warm_for=warm_for,
-            source=source,
-            limit=limit,
-            accept_proxy=accept_proxy,
-            send_proxy=send_proxy,
-            name=name,
-            allow=allow,
-            deny=deny,
-            admit=admit,
-            on_end=on_end,
-        )
+        self._tunnel = _Tunnel(receive, make_send, nconnect, timeout, **options)
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from .limit import check_limits
-from .policy import PROXY_VERSIONS, AccessRules, ClientPolicy, Entries
+from .policy import AccessRules, ClientPolicy, Entries
 from .senders import parse_senders
 
 __all__ = ["check_policy", "rules_of"]
@@ -18,28 +18,17 @@ def check_policy(
     deny: Entries = None,
     admit: Any = None,
     limit: Any = None,
-    source: str | None = None,
     accept_proxy: Any = None,
-    send_proxy: Any = None,
 ) -> ClientPolicy:
     """Return the policy that has these options; the parameters are those of :class:`relay.Tunnel`.
 
     :raises TypeError: if one has the wrong type.
     :raises ValueError: if one has a wrong value.
     """
-    if send_proxy is not None and send_proxy not in PROXY_VERSIONS:
-        raise ValueError(f"send_proxy: expected v1 or v2, got {send_proxy!r}")
     senders = parse_senders(accept_proxy)
     if admit is not None and (not callable(admit) or inspect.iscoroutinefunction(admit)):
         raise TypeError(f"admit: expected a callable that is no coroutine function, got {type(admit).__name__}")
-    return ClientPolicy(
-        rules=rules_of(allow, deny),
-        admit=admit,
-        limits=check_limits(limit),
-        source=source,
-        accept_proxy=senders,
-        send_proxy=send_proxy,
-    )
+    return ClientPolicy(rules=rules_of(allow, deny), admit=admit, limits=check_limits(limit), accept_proxy=senders)
 
 
 def rules_of(allow: Entries, deny: Entries) -> AccessRules | None:

@@ -11,10 +11,7 @@ from ..streams.identity import Identity
 from .limit import Limit, must_stay_whole
 from .senders import Senders
 
-__all__ = ["PROXY_VERSIONS", "AccessRules", "Admit", "ClientPolicy", "Decision", "Entries"]
-
-PROXY_VERSIONS = ("v1", "v2")
-"""The values of the option ``send_proxy``."""
+__all__ = ["AccessRules", "Admit", "ClientPolicy", "Decision", "Entries"]
 
 
 class Decision(NamedTuple):
@@ -56,19 +53,14 @@ class ClientPolicy:
     :param rules: who may connect; ``None`` for everyone.
     :param admit: asked about each client that the rules allow, on another thread.
     :param limits: how often, how many, how fast and how much.
-    :param source: the address of this machine that connections to the target come from, or ``peer`` for one of the
-        loopback that stands for the client; ``None`` for what the system chooses.
     :param accept_proxy: the balancers that may connect, each with a header of the PROXY protocol; ``None`` for clients
         without a header.
-    :param send_proxy: the version of the header that is sent to the target, ``v1`` or ``v2``; ``None`` for none.
     """
 
     rules: AccessRules | None = None
     admit: Admit | None = None
     limits: tuple[Limit, ...] = ()
-    source: str | None = None
     accept_proxy: Senders | None = None
-    send_proxy: str | None = None
 
     @property
     def is_empty(self) -> bool:

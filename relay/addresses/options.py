@@ -31,6 +31,7 @@ __all__ = [
     "FLAG",
     "Kind",
     "MODE",
+    "OPTION",
     "Option",
     "PRINTABLE",
     "PROTOCOLS",
@@ -67,7 +68,8 @@ _LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _MODE = re.compile(r"0?[0-7]{3}")
 _MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
-_KEY = "relay.option"
+OPTION = "relay.option"
+"""The key of the declaration in the metadata of a field."""
 
 on_secret_variable: list[Callable[[], object]] = []
 """Called after each new name in :func:`secret_variables`; must not block."""
@@ -83,7 +85,8 @@ class Kind:
     :param plain: the type of the value in ``relay.toml``.
     :param keyword: the annotation of the keyword, without ``None``.
     :param placeholder: stands for the value in help texts.
-    :param check: called with the name and the value; raises :class:`TypeError` or :class:`ValueError`.
+    :param check: called with the name and the value; raises :class:`TypeError` or :class:`ValueError`. What it returns
+        is the value as a tunnel takes it; for addresses it does not matter.
     :param parse: makes the value of the text in a URL; raises :class:`ValueError` with what is allowed.
     :param is_repeatable: whether a URL may have the parameter several times; the value is a tuple.
     """
@@ -91,7 +94,7 @@ class Kind:
     plain: Any
     keyword: str
     placeholder: str
-    check: Callable[[str, Any], None]
+    check: Callable[[str, Any], object]
     parse: Callable[[str], Any] = str
     is_repeatable: bool = False
 
@@ -137,7 +140,7 @@ def option(
     usual: str = "",
 ) -> Mapping[str, Option]:
     """Return the metadata that makes a field an option; see :class:`Option`."""
-    return {_KEY: Option(kind, help, details, example, usual)}
+    return {OPTION: Option(kind, help, details, example, usual)}
 
 
 def options_of(owner: type) -> Mapping[str, Option]:
@@ -150,7 +153,7 @@ def options_of(owner: type) -> Mapping[str, Option]:
 def _declared(owner: type) -> Mapping[str, Option]:
     found: dict[str, Option] = {}
     for one in fields(owner):
-        if declared := one.metadata.get(_KEY):
+        if declared := one.metadata.get(OPTION):
             default = None if one.default is MISSING else one.default
             found[one.name] = replace(declared, default=default)
     return found

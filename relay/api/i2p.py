@@ -11,11 +11,11 @@ from ..addresses.hops import Route
 from ..addresses.i2p import SAM, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import router_of
 from ..addresses.parse import parse_hops
+from ..addresses.signatures import shows_options
 from ..transports.chain import network, numbered
 from ..transports.i2p.dialer import I2PFactory
 from ..transports.i2p.listener import I2PListener
 from .keywords import I2PKeywords
-from .signatures import shows_options
 
 __all__ = ["I2PListener", "i2p", "i2p_listen", "listen_i2p"]
 

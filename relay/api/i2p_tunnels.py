@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from collections.abc import Collection, Sequence
+from typing import Any, Unpack
 
-from ..access.limit import LimitsLike, check_limits
-from ..access.options import check_policy
-from ..access.policy import Admit, Entries
 from ..addresses.destinations import b32_of, is_base64
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM, I2PRouter
+from ..addresses.options import options_of
+from ..addresses.signatures import shows_options
 from ..carriers.carrier_set import SharedCarrier
 from ..carriers.link import Watcher
-from ..engine.observer import OnEnd, check_callback
+from ..engine.options import TunnelOptions, made_of
 from ..engine.tunnel import Tunnel
 from ..errors import ConnectError
-from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 from ..streams.peer_source import check_source
 from ..transports.i2p.session import Session
 from ..transports.tcp import listen_tcp, tcp
 from .i2p import OnState, i2p, i2p_listen
-from .keywords import I2PKeywords
-from .signatures import shows_options
+from .keywords import ClientKeywords, ServerKeywords
 
-__all__ = ["TunnelClient", "TunnelServer"]
+__all__ = ["NOT_OF_A_CLIENT", "NOT_OF_A_SERVER", "TunnelClient", "TunnelServer"]
+
+NOT_OF_A_SERVER = ("warm", "warm_for", "accept_proxy")
+"""The options of tunnels that a :class:`TunnelServer` does not take."""
+NOT_OF_A_CLIENT = ("source", "accept_proxy")
+"""Those that a :class:`TunnelClient` does not take."""
+
+_DEFAULTS = {"connect_timeout": CONNECT_TIMEOUT, "linger": LINGER}
 
 
-@shows_options(I2PRouter, own=("sam", "session"), takes_others=True)
+@shows_options(
+    TunnelOptions,
+    I2PRouter,
+    own=("sam", "session", *NOT_OF_A_SERVER),
+    takes_others=True,
+    brief=TunnelOptions,
+    defaults=_DEFAULTS,
+)
 class TunnelServer(Tunnel):
     """Publish a local service as an I2P destination: incoming SAM streams → ``host:port``.
 
@@ -61,8 +72,6 @@ class TunnelServer(Tunnel):
         see :class:`relay.Tunnel`.
     :param send_proxy: the version of the header of the PROXY protocol that relay sends to the service before the first
         byte of each client; with ``"v2"`` it has the client's destination. See :class:`relay.Tunnel`.
-    :param connect_timeout: and ``idle_timeout``, ``linger``, ``first_byte_timeout``, ``limit``, ``name``, ``on_end``:
-        as for :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as in ``**{"inbound.quantity": 5}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
@@ -85,44 +94,20 @@ class TunnelServer(Tunnel):
         timeout: float | None = None,
         *,
         host: str = "127.0.0.1",
-        allow: Entries = None,
-        deny: Entries = None,
-        admit: Admit | None = None,
         accept: str | None = None,
         standby: bool = False,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
-        connect_timeout: float | None = CONNECT_TIMEOUT,
-        idle_timeout: float | None = None,
-        linger: float | None = LINGER,
-        first_byte_timeout: float | None = None,
-        source: str | None = None,
-        limit: LimitsLike | None = None,
-        send_proxy: Literal["v1", "v2"] | None = None,
-        name: str | None = None,
-        on_end: OnEnd | None = None,
-        **options: Unpack[I2PKeywords],
+        **options: Unpack[ServerKeywords],
     ) -> None:
         make_send = tcp(host, port)
-        check_source(source, make_send)
-        limits = _limits(
-            nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, name, on_end, session, limit
-        )
-        check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)  # before anything is opened
+        check_source(options.get("source"), make_send)
+        own, others = _divided(session, NOT_OF_A_SERVER, nconnect=nconnect, timeout=timeout, **options)
         self._listener = i2p_listen(
-            session, sam=samaddr, accept=accept, standby=standby, via=via, on_state=on_state, **options
+            session, sam=samaddr, accept=accept, standby=standby, via=via, on_state=on_state, **others
         )
         try:
-            super().__init__(
-                self._listener,
-                make_send,
-                source=source,
-                send_proxy=send_proxy,
-                allow=allow,
-                deny=deny,
-                admit=admit,
-                **limits,
-            )
+            super().__init__(self._listener, make_send, **own)
         except BaseException:
             self._listener.close()
             raise
@@ -156,7 +141,14 @@ class TunnelServer(Tunnel):
         return self._listener.wait_published(timeout)
 
 
-@shows_options(I2PRouter, own=("sam", "session"), takes_others=True)
+@shows_options(
+    TunnelOptions,
+    I2PRouter,
+    own=("sam", "session", *NOT_OF_A_CLIENT),
+    takes_others=True,
+    brief=TunnelOptions,
+    defaults=_DEFAULTS,
+)
 class TunnelClient(Tunnel):
     """Make an I2P destination a local port: ``127.0.0.1:port`` → destination.
 
@@ -168,11 +160,8 @@ class TunnelClient(Tunnel):
     :param dest: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router knows. It
         need not be reachable yet: relay retries each stream until ``connect_timeout``.
     :param samaddr: and the others: as for :class:`TunnelServer`.
-    :param warm: the streams to keep open for clients to come; see :class:`relay.Tunnel`.
-    :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param send_proxy: the version of the header of the PROXY protocol that relay sends to the destination before the
         first byte of each client; see :class:`relay.Tunnel`. The server there must expect it.
-    :param allow: and ``deny``, ``admit``: which clients may connect, as for :class:`relay.Tunnel`.
     :param options: {options}
     :param others: further options of the session, as for :class:`TunnelServer`.
     :raises OSError: if the port is not available, and as for :class:`TunnelServer`.
@@ -191,28 +180,11 @@ class TunnelClient(Tunnel):
         *,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
-        connect_timeout: float | None = CONNECT_TIMEOUT,
-        idle_timeout: float | None = None,
-        linger: float | None = LINGER,
-        first_byte_timeout: float | None = None,
-        warm: int = 0,
-        warm_for: float = WARM_FOR,
-        limit: LimitsLike | None = None,
-        send_proxy: Literal["v1", "v2"] | None = None,
-        allow: Entries = None,
-        deny: Entries = None,
-        admit: Admit | None = None,
-        name: str | None = None,
-        on_end: OnEnd | None = None,
-        **options: Unpack[I2PKeywords],
+        **options: Unpack[ClientKeywords],
     ) -> None:
-        limits = _limits(
-            nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, name, on_end, session, limit
-        )
-        check_warm(warm, warm_for)
-        check_policy(allow=allow, deny=deny, admit=admit, send_proxy=send_proxy)
+        own, others = _divided(session, NOT_OF_A_CLIENT, nconnect=nconnect, timeout=timeout, **options)
         self._session = session
-        self._sender = i2p(dest, sam=samaddr, session=session, via=via, **options)
+        self._sender = i2p(dest, sam=samaddr, session=session, via=via, **others)
         self._last_dest: deque[str] = deque([""], maxlen=1)
         self._remotedest = dest.strip() if is_base64(dest.strip()) else ""
         with contextlib.ExitStack() as undo:
@@ -222,17 +194,7 @@ class TunnelClient(Tunnel):
                 self._sender.subscribe(lambda state, _: on_state(state.value))
             self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
             self._sender.ready()
-            super().__init__(
-                receive,
-                self._sender,
-                warm=warm,
-                warm_for=warm_for,
-                send_proxy=send_proxy,
-                allow=allow,
-                deny=deny,
-                admit=admit,
-                **limits,
-            )
+            super().__init__(receive, self._sender, **own)
             undo.pop_all()
 
     @property
@@ -281,31 +243,16 @@ def _remember(carrier: SharedCarrier[Session], last: deque[str]) -> Watcher:
     return remember
 
 
-def _limits(
-    nconnect: int,
-    timeout: float | None,
-    connect_timeout: float | None,
-    idle_timeout: float | None,
-    linger: float | None,
-    first_byte_timeout: float | None,
-    name: str | None,
-    on_end: OnEnd | None,
-    session: str,
-    limit: LimitsLike | None,
-) -> dict[str, Any]:
-    """The limits and the name as a tunnel takes them, checked before anything is opened."""
-    for what, text in (("name", name or ""), ("session", session)):
+def _divided(session: str, left_out: Collection[str], **given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of the tunnel, checked before anything is opened, and those of the session.
+
+    :param left_out: the options of tunnels that it does not take.
+    """
+    names = options_of(TunnelOptions).keys() - left_out
+    own = {**_DEFAULTS, **{name: value for name, value in given.items() if name in names}}
+    for what, text in (("name", own.get("name") or ""), ("session", session)):
         if not isinstance(text, str):
             raise TypeError(f"{what}: expected a str, got {type(text).__name__}")
-    check_callback(on_end)
-    return {
-        "nconnect": check_count(nconnect),
-        "timeout": check_time("timeout", timeout),
-        "connect_timeout": check_time("connect_timeout", connect_timeout),
-        "idle_timeout": check_time("idle_timeout", idle_timeout),
-        "linger": check_time("linger", linger, zero=True),
-        "first_byte_timeout": check_time("first_byte_timeout", first_byte_timeout),
-        "limit": check_limits(limit),
-        "name": name or session or None,
-        "on_end": on_end,
-    }
+    own["name"] = own.get("name") or session or None
+    made_of("Tunnel.__init__", **own).policy()
+    return own, {name: value for name, value in given.items() if name not in names}

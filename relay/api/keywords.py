@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TypedDict
+from typing import Literal, TypedDict
 
+from ..access.limit import LimitsLike
+from ..access.policy import Admit, Entries
 from ..addresses.options import Secret
+from ..engine.observer import OnEnd
 
-__all__ = ["I2PKeywords", "SSHKeywords"]
+__all__ = ["ClientKeywords", "I2PKeywords", "SSHKeywords", "ServerKeywords"]
 
 
 class SSHKeywords(TypedDict, total=False):
@@ -44,3 +47,38 @@ class I2PKeywords(TypedDict, total=False):
     password: Secret | None
     password_file: str | os.PathLike[str] | None
     password_env: str | None
+
+
+class ServerKeywords(I2PKeywords, total=False):
+    """And of a server."""
+
+    connect_timeout: float | None
+    idle_timeout: float | None
+    linger: float | None
+    first_byte_timeout: float | None
+    source: str | None
+    limit: LimitsLike | None
+    send_proxy: Literal["v1", "v2"] | None
+    name: str | None
+    allow: Entries | None
+    deny: Entries | None
+    admit: Admit | None
+    on_end: OnEnd | None
+
+
+class ClientKeywords(I2PKeywords, total=False):
+    """And of a client."""
+
+    connect_timeout: float | None
+    idle_timeout: float | None
+    linger: float | None
+    first_byte_timeout: float | None
+    warm: int
+    warm_for: float
+    limit: LimitsLike | None
+    send_proxy: Literal["v1", "v2"] | None
+    name: str | None
+    allow: Entries | None
+    deny: Entries | None
+    admit: Admit | None
+    on_end: OnEnd | None

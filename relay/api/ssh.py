@@ -11,13 +11,13 @@ from typing import Any, Unpack
 from ..addresses.hops import Route
 from ..addresses.options import options_of
 from ..addresses.parse import parse_hops, parse_ssh_server
+from ..addresses.signatures import shows_options
 from ..addresses.ssh import SSHServer
 from ..addresses.values import TCPAddress, UnixAddress, check_host_port
 from ..streams.dialer import Dialer
 from ..transports.chain import chain, network, numbered
 from ..transports.ssh.listener import SSHListener
 from .keywords import SSHKeywords
-from .signatures import shows_options
 
 __all__ = ["listen_ssh", "server_with", "ssh", "ssh_listen"]
 

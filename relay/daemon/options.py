@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ..streams.checks import WARM_FOR
+from ..engine.options import CommandOptions, again
 
 if TYPE_CHECKING:  # for tunnels in workers or with limits only
     from ..access.limit import Limit
@@ -18,18 +17,13 @@ __all__ = ["LOG_INTERVAL", "Options"]
 LOG_INTERVAL = 600.0  # seconds; the default of --log-interval
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
-    """Plain data: the limits of the connections, and the options for what is printed."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options(CommandOptions):
+    """Plain data: the options of the tunnel, as commands and files have them, and those for what is printed."""
 
-    nconnect: int = -1
-    timeout: float | None = None
-    connect_timeout: float | None = None
-    idle_timeout: float | None = None
-    linger: float | None = None
-    first_byte_timeout: float | None = None
-    drain: float = 30.0
-    drain_spread: float = 0.0
+    limit: tuple[Limit, ...] = again("limit", ())
+    allow: tuple[str, ...] | None = again("allow", None)
+    deny: tuple[str, ...] = again("deny", ())
     shutdown_delay: float | None = None
     fail_fast: bool = False
     verbose: bool = False
@@ -43,25 +37,13 @@ class Options:
     status: str | None = None
     probe: str | None = None
     probe_interval: float | None = None
-    warm: int = 0
-    warm_for: float = WARM_FOR
-    source: str | None = None
-    limit: tuple[Limit, ...] = ()
-    accept_proxy: Sequence[str] | None = None
-    send_proxy: Literal["v1", "v2"] | None = None
     workers: int | None = None
     carriers: Literal["shared", "per-worker"] | None = None
-    allow: tuple[str, ...] | None = None
-    deny: tuple[str, ...] = ()
     processes: WorkerProcesses | None = dataclasses.field(default=None, compare=False)
 
     def of_tunnel(self, name: str) -> dict[str, Any]:
         """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
-        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "first_byte_timeout")
-        others = ("warm", "warm_for", "source", "accept_proxy", "send_proxy")
-        found = {option: getattr(self, option) for option in (*limits, *others)}
-        lists = {"allow": None if self.allow is None else list(self.allow), "deny": list(self.deny)}
-        return {"name": name, **found, **lists, "limit": [limit.as_table() for limit in self.limit]}
+        return dataclasses.replace(self, name=name).as_message()
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.

@@ -351,7 +351,7 @@ def make_proxy_plan(
 def _checked(made: Dialer, options: Options) -> Dialer:
     """Return a dialer, after a check that its connections can be as the options want them."""
     try:
-        check_streams(made, options.source, options.send_proxy, options.warm)
+        check_streams(made, options)
     except BaseException:
         made.close()
         raise

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..access.limit import LimitsLike
-from ..access.options import check_policy
 from ..access.policy import AccessRules
 from ..streams.checks import WARM_FOR, check_time
 from ..streams.listener import TunnelListener
@@ -22,6 +20,7 @@ from ..types import Listener, MakeSend
 from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, own_listener
 from .connector import close_factory
 from .limits import Limits
+from .options import made_of
 from .records import ConnectionState, ConnectionSummary
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of, introduce_probes
@@ -58,44 +57,31 @@ class _NoAcceptor:
         """Return at once."""
 
 
-def update(
-    tunnel: Tunnel,
-    *,
-    nconnect: int,
-    timeout: float | None,
-    connect_timeout: float | None,
-    idle_timeout: float | None,
-    linger: float | None,
-    first_byte_timeout: float | None = None,
-    warm: int = 0,
-    warm_for: float = WARM_FOR,
-    source: str | None = None,
-    limit: LimitsLike | None = None,
-    accept_proxy: Collection[str] | None = None,
-    send_proxy: str | None = None,
-) -> None:
-    """Change the limits of a tunnel; the parameters are those of :class:`relay.Tunnel`, and have been checked.
+def update(tunnel: Tunnel, **options: Any) -> None:
+    """Change the options of a tunnel; the keywords are those of :class:`relay.Tunnel`.
 
     All hold for new connections. For open ones ``nconnect`` and ``idle_timeout`` do. The acceptor is chosen again, so
     that a listener may have changed as well. The access lists stay; see :func:`set_rules`.
     """
-    limits = Limits(timeout, connect_timeout, idle_timeout, linger, first_byte_timeout)
-    policy = check_policy(limit=limit, source=source, accept_proxy=accept_proxy, send_proxy=send_proxy)
+    chosen = made_of("update", **options, name=tunnel.name)
+    policy, limits = chosen.policy(), Limits.of(chosen)
 
     def change(relay: RelayThread, now: float) -> None:
-        before, relay.limits = relay.limits, limits
+        old, before = relay.options, relay.limits
+        relay.options, relay.limits = dataclasses.replace(chosen, admit=old.admit, on_end=old.on_end), limits
         relay._statistics.lifetime = limits.lifetime
-        relay._set_limit(nconnect)
+        relay._set_limit(chosen.nconnect)
         _limit_handshakes(relay)
         for connection in relay.all_connections if limits.idle != before.idle else ():
             connection.deadline.change_idle(limits.idle, now)
         relay._acceptor = adapt_acceptor(relay, relay._acceptor)
         kept = relay.entrance.policy
         relay.entrance.set_policy(dataclasses.replace(policy, rules=kept.rules, admit=kept.admit))
-        if source != relay._connector.source:
-            relay._connector.set_factory(relay._make_send, source)
-        introduce_probes(relay._make_send, send_proxy)
-        relay._connector.keep_warm(warm, warm_for)
+        relay.entrance.set_header(chosen.send_proxy)
+        if chosen.source != relay._connector.source:
+            relay._connector.set_factory(relay._make_send, chosen.source)
+        introduce_probes(relay._make_send, chosen.send_proxy)
+        relay._connector.keep_warm(chosen.warm, chosen.warm_for)
         relay.entrance.serve_queue(now)
         relay.update_listening()
 
@@ -121,7 +107,7 @@ def reroute(
     def change(relay: RelayThread, now: float) -> bool:
         old, relay._make_send = relay._make_send, make_send
         relay._connector.set_factory(make_send, source)
-        introduce_probes(make_send, relay.entrance.policy.send_proxy)
+        introduce_probes(make_send, relay.options.send_proxy)
         close = functools.partial(close_factory, old, relay.name)
         _retire(relay, lambda: relay._connector.submit(close), drain, spread)
         return True

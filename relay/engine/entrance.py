@@ -97,9 +97,12 @@ class Entrance:
     :param owner: the relay thread.
     :param slots: of its connections.
     :param policy: what clients have to fulfil; ``None`` for nothing.
+    :param send_proxy: the version of the header with which targets learn who the client is; ``None`` for none.
     """
 
-    def __init__(self, owner: EntranceOwner, slots: Slots, policy: ClientPolicy | None) -> None:
+    def __init__(
+        self, owner: EntranceOwner, slots: Slots, policy: ClientPolicy | None, send_proxy: str | None = None
+    ) -> None:
         self._owner = owner
         self._slots = slots
         self._serving_queue = False
@@ -115,6 +118,7 @@ class Entrance:
         self._readings: Readings | None = None  # None until there is one, as the following
         self._questions: Questions | None = None
         self.set_policy(policy)
+        self.set_header(send_proxy)
 
     def set_policy(self, policy: ClientPolicy | None) -> None:
         """Decide by another policy about the clients that come from now on."""
@@ -135,13 +139,16 @@ class Entrance:
             from .header_clients import HeaderClients
 
             self._headers = HeaderClients(self._owner, self, senders)
+
+    def set_header(self, version: str | None) -> None:
+        """Tell targets by this version of a header who their client is; ``None`` for none."""
         self.sender: HeaderSender | None = None
         """Sends such a header to each target; ``None`` for none."""
         self.introduce: Callable[[Connection, float], bool] | None = None
-        if policy.send_proxy is not None:
+        if version is not None:
             from .header_sender import HeaderSender
 
-            self.sender = HeaderSender(policy.send_proxy)
+            self.sender = HeaderSender(version)
             self.introduce = self.sender.introduce
 
     def set_rules(self, rules: AccessRules | None, connections: Iterable[Connection], now: float) -> None:

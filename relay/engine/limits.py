@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 from ..eventloop.loop import Timers
 from ..eventloop.poller import READ
@@ -10,6 +10,7 @@ from ..streams.checks import FIRST_BYTE, HANDSHAKE
 from ..streams.proxy_handshake import HandshakeReader
 from ..streams.stream import Stream
 from .flow_pair import FlowPair
+from .options import TunnelOptions
 from .records import ConnectionState, ConnectionSummary
 
 __all__ = ["ConnectionDeadline", "Limits", "Pending"]
@@ -49,6 +50,12 @@ class Limits:
         if linger is not None and linger >= 1:
             looks.append(linger)
         self.first_check = min(looks) if looks else None
+
+    @classmethod
+    def of(cls, options: TunnelOptions) -> Self:
+        """Return those of a tunnel with these options."""
+        o = options
+        return cls(o.timeout, o.connect_timeout, o.idle_timeout, o.linger, o.first_byte_timeout)
 
 
 class Pending(Protocol):

@@ -33,7 +33,8 @@ from .generation import Generations
 from .lifecycle import LoopThread
 from .limits import Limits
 from .loops import LoopWatch
-from .observer import Observer, OnEnd
+from .observer import Observer
+from .options import TunnelOptions
 from .records import ConnectionRecord, Metrics, Stats
 from .statistics import Statistics
 from .workspace import Workspace
@@ -55,10 +56,7 @@ class RelayThread(LoopThread):
 
     :param receive: the listener; it is closed at the end.
     :param make_send: the factory; it is closed at the end if it has a ``close``.
-    :param nconnect: the most connections at one time, or −1.
-    :param limits: of each connection.
-    :param name: in the log, and of the thread.
-    :param on_end: called with the record of each connection that has ended, on another thread.
+    :param options: of the tunnel; they have a name.
     :param policy: what the clients have to fulfil; ``None`` for nothing.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
     """
@@ -67,23 +65,22 @@ class RelayThread(LoopThread):
         self,
         receive: TunnelListener,
         make_send: MakeSend,
-        nconnect: int,
-        limits: Limits,
-        name: str,
-        on_end: OnEnd | None,
+        options: TunnelOptions,
         policy: ClientPolicy | None = None,
     ) -> None:
-        self.limits = limits
+        self.options = options
+        self.limits = limits = Limits.of(options)
+        name = options.name or ""
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open
         self._receive = receive
         self._make_send = make_send
         receive.handshake_timeout = limits.handshake
         self._slots = Slots(-1)
-        self._set_limit(nconnect)
-        self._observer = Observer(on_end, name) if on_end is not None else None
+        self._set_limit(options.nconnect)
+        self._observer = Observer(options.on_end, name) if options.on_end is not None else None
         self._statistics = Statistics(name, limits.lifetime, self._observer)
         super().__init__(name)
-        self.entrance = Entrance(self, self._slots, policy)
+        self.entrance = Entrance(self, self._slots, policy, options.send_proxy)
         self._generations = Generations(self.loop.timers)
         self._loops = LoopWatch(name, self.loop, self._slots.connections, self._others)
         self._spare = SpareDescriptor()
@@ -92,7 +89,7 @@ class RelayThread(LoopThread):
         try:
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
-            self._connector = Connector(self, make_send, policy.source if policy is not None else None)
+            self._connector = Connector(self, make_send, options.source)
             self._keepalive_timer = Timer(self.loop.timers, self._enable_keepalive)
             self._acceptor = self._make_acceptor(receive)
             _all.add(self)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, Unpack
 
-from ..access.limit import LimitsLike
-from ..access.options import check_policy
-from ..access.policy import Admit, ClientPolicy, Entries
+from ..access.policy import ClientPolicy
 from ..access.senders import NO_HEADERS
+from ..addresses.signatures import shows_options
 from ..eventloop.sockets import format_address
-from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
+from ..streams.checks import check_time
 from ..streams.dialer import Dialer
 from ..streams.listener import TunnelListener
 from ..types import Listener, MakeSend
 from .acceptor import check_listener, own_listener
-from .limits import Limits
-from .observer import OnEnd, check_callback
+from .keywords import TunnelKeywords
+from .options import TunnelOptions, made_of
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
@@ -28,6 +28,7 @@ __all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams", "intr
 _numbers = iter(range(1, 1 << 62))
 
 
+@shows_options(TunnelOptions)
 class Tunnel:
     """Relays connections from a listener to streams that a factory makes; resets each connection after 60 s by default.
 
@@ -50,46 +51,7 @@ class Tunnel:
         name the keywords ``peer`` (the client's address), ``identity`` (a :class:`relay.Identity`, or ``None``),
         ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with ``host`` and ``port``, if the
         listener's clients name their targets themselves, else ``None``. Closed with the tunnel if it has a ``close``.
-    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit clients
-        wait in the listen backlog. Half-open ones do not count: a proxy's clients that have not named their target.
-    :param timeout: seconds that a connection may last from its acceptance, also while bytes move; ``None`` for none.
-    :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for no limit.
-    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for no limit.
-    :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
-        no limit.
-    :param first_byte_timeout: seconds in which the target must send its first byte after the client's first one was
-        passed to it, or end its side; ``None`` for no limit. An upload that gets its answer at the end takes longer.
-    :param warm: the streams to keep open for clients to come, at most 1024. A client gets the oldest one, without the
-        wait for a connect, and the next one is opened at once. If none is ready, the client waits as without ``warm``.
-        What a server sends first is kept. ``nconnect`` does not count these streams. Not for a target that counts
-        connections or ends idle ones.
-    :param warm_for: seconds after which such a stream is replaced if no client has come.
-    :param source: the address of this machine from which relay connects to the target, or ``"peer"`` for an address of
-        the loopback that is made of the client's identity, so that the target's own log and limits tell clients apart.
-        ``None`` for the address that the system chooses. Not for a target behind hops, nor for one that is not reached
-        over TCP.
-    :param limit: limits of the clients: how often they may connect, how many at a time, how fast and how much they may
-        send and receive. Each is a :class:`relay.Limit`, or a mapping with its keywords.
-    :param accept_proxy: the balancers that may connect: addresses, networks such as ``10.0.0.0/8``, and ``unix`` for
-        the clients of a Unix socket. Each of their connections begins with a header of the PROXY protocol, whose
-        address is the client's; every other one is denied. ``None`` for clients without a header.
-    :param send_proxy: the version of the header of the PROXY protocol that relay sends to the target, before the first
-        byte of each client; over TLS before the handshake. ``None`` for none.
-    :param name: in the log, in ``repr`` and of the thread.
-    :param allow: only these clients may connect: rules such as ``"cidr:10.0.0.0/8"``, ``"user:www-data"`` or
-        ``"dns:*.svc"``, and files of rules, which are read again when they change; ``None`` for all. relay decides
-        before it calls ``make_send``.
-    :param deny: these clients may not connect, in the same form; it wins over ``allow``.
-    :param admit: called with the :class:`relay.Identity` of each client that the lists allow, or with ``None`` where
-        nothing is known of it; returns whether it may connect. It is called on another thread, for several clients at a
-        time. An error, or no answer within five seconds, means no. A :class:`relay.Limit`, or a list of them, means
-        yes, if these limits let the client in: they apply to it after those of ``limit``. Clients for whom equal limits
-        were returned count together, as their ``per`` says.
-    :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
-        the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
-        ones are dropped with a warning in the log. What it raises is logged. :meth:`close`, with ``drain`` or without,
-        and :meth:`join` return after it has been called for every connection. They wait at most five seconds for a slow
-        one; then a warning is logged, and the thread goes on with the rest.
+    :param options: {options}
     :raises TypeError: if an argument is of a wrong kind; ``make_send`` and ``on_end`` must not be coroutine functions.
     :raises ValueError: if ``receive`` does not listen, or a number is out of range, or if there is ``warm`` and the
         factory takes ``peer``, ``identity`` or ``destination``, or is :func:`relay.dynamic`: its streams depend on the
@@ -107,59 +69,25 @@ class Tunnel:
         make_send: MakeSend,
         nconnect: int = -1,
         timeout: float | None = 60.0,
-        *,
-        connect_timeout: float | None = 30.0,
-        idle_timeout: float | None = None,
-        linger: float | None = 60.0,
-        first_byte_timeout: float | None = None,
-        warm: int = 0,
-        warm_for: float = WARM_FOR,
-        source: str | None = None,
-        limit: LimitsLike | None = None,
-        accept_proxy: Collection[str] | None = None,
-        send_proxy: Literal["v1", "v2"] | None = None,
-        name: str | None = None,
-        allow: Entries = None,
-        deny: Entries = None,
-        admit: Admit | None = None,
-        on_end: OnEnd | None = None,
+        **options: Unpack[TunnelKeywords],
     ) -> None:
         check_listener(receive)
         _check_factory(make_send)
-        check_warm(warm, warm_for)
-        policy = check_policy(
-            allow=allow,
-            deny=deny,
-            admit=admit,
-            limit=limit,
-            source=source,
-            accept_proxy=accept_proxy,
-            send_proxy=send_proxy,
-        )
+        chosen = made_of("Tunnel.__init__", nconnect=nconnect, timeout=timeout, **options)
+        policy = chosen.policy()
         listener = own_listener(receive)
         check_reads_headers(listener, policy)
-        if warm:
+        if chosen.warm:
             from .warm_pool import check_factory
 
             check_factory(make_send)
-        check_streams(make_send, source, send_proxy, warm)
-        introduce_probes(make_send, send_proxy)
-        check_callback(on_end)
-        check_count(nconnect)
-        limits = Limits(
-            lifetime=check_time("timeout", timeout),
-            connect=check_time("connect_timeout", connect_timeout),
-            idle=check_time("idle_timeout", idle_timeout),
-            linger=check_time("linger", linger, zero=True),
-            first_byte=check_time("first_byte_timeout", first_byte_timeout),
-        )
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: expected text, got {type(name).__name__}")
-        self.name = name or f"relay tunnel {next(_numbers)}"
+        check_streams(make_send, chosen)
+        introduce_probes(make_send, chosen.send_proxy)
+        self.name = chosen.name or f"relay tunnel {next(_numbers)}"
         self._address = address_of(receive)
-        self._relay = self._start(listener, make_send, nconnect, limits, self.name, on_end, policy)
-        if warm:
-            self._relay.keep_warm(warm, warm_for)
+        self._relay = self._start(listener, make_send, dataclasses.replace(chosen, name=self.name), policy)
+        if chosen.warm:
+            self._relay.keep_warm(chosen.warm, chosen.warm_for)
 
     def _start(self, *arguments: Any) -> RelayThread:
         """Make the relay thread; a subclass makes another kind."""
@@ -253,16 +181,16 @@ def _check_factory(make_send: object) -> None:
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
 
 
-def check_streams(make_send: MakeSend, source: str | None, send_proxy: str | None, warm: int) -> None:
+def check_streams(make_send: MakeSend, options: TunnelOptions) -> None:
     """Check that the streams of a factory can come from a source, and be warm although they begin with a header.
 
     :raises ValueError: if they cannot.
     """
-    if source is not None:
+    if options.source is not None:
         from ..streams.peer_source import check_source
 
-        check_source(source, make_send, warm)
-    if warm and send_proxy is not None and isinstance(make_send, Dialer) and make_send.introduces:
+        check_source(options.source, make_send, options.warm)
+    if options.warm and options.send_proxy is not None and isinstance(make_send, Dialer) and make_send.introduces:
         raise ValueError(
             "warm: the header of send_proxy goes before the TLS handshake, so that no stream can be opened before its "
             "client is there; set warm to 0"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from ..access.access_list import parse_entries
-from ..access.limit import LimitsLike, check_limits, must_stay_whole
-from ..access.options import check_policy
+from ..access.limit import check_limits, must_stay_whole
 from ..addresses.hops import ProxyListen
 from ..addresses.parse import parse_listen
+from ..addresses.signatures import shows_options
 from ..engine.acceptor import check_listener
-from ..streams.checks import WARM_FOR, check_carriers, check_count, check_time, check_warm, check_workers
+from ..engine.keywords import SharedKeywords
+from ..engine.options import TunnelOptions, made_of, tunnel_options
+from ..streams.checks import check_carriers, check_workers
 from .child_tunnel import ChildTunnel
 from .starting import start_child
 
 if TYPE_CHECKING:
+    from ..access.policy import Entries
     from .pool_tunnel import PoolTunnel
 
 __all__ = ["spawn"]
@@ -29,60 +33,44 @@ Workers = int | Literal["auto"]
 Carriers = Literal["shared", "per-worker"]
 
 
-class _Options(TypedDict, total=False):
-    """The keywords of :func:`spawn`, except the one that its result depends on."""
+class _Keywords(SharedKeywords, total=False):
+    """Keywords of :func:`spawn` that are options of the tunnel."""
 
-    via: Sequence[str]
     nconnect: int
     timeout: float | None
-    connect_timeout: float | None
-    idle_timeout: float | None
-    linger: float | None
-    first_byte_timeout: float | None
-    warm: int
-    warm_for: float
-    source: str | None
-    allow: Sequence[str] | str | None
-    deny: Sequence[str] | str | None
-    limit: LimitsLike | None
-    accept_proxy: Collection[str] | None
-    send_proxy: Literal["v1", "v2"] | None
-    name: str | None
+
+
+class _AllKeywords(_Keywords, total=False):
+    """Its keywords, except the one that its result depends on."""
+
+    via: Sequence[str]
     carriers: Carriers
+
+
+_NOT_SENT = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.workers == "none")
 
 
 @overload
 def spawn(
-    listen: str | socket.socket, target: str, *, workers: None = ..., **options: Unpack[_Options]
+    listen: str | socket.socket, target: str, *, workers: None = ..., **options: Unpack[_AllKeywords]
 ) -> ChildTunnel: ...
 
 
 @overload
-def spawn(listen: str | socket.socket, target: str, *, workers: Workers, **options: Unpack[_Options]) -> PoolTunnel: ...
+def spawn(
+    listen: str | socket.socket, target: str, *, workers: Workers, **options: Unpack[_AllKeywords]
+) -> PoolTunnel: ...
 
 
+@shows_options(TunnelOptions, own=_NOT_SENT, brief=TunnelOptions, defaults={"timeout": None})
 def spawn(
     listen: str | socket.socket,
     target: str,
     *,
     via: Sequence[str] = (),
-    nconnect: int = -1,
-    timeout: float | None = None,
-    connect_timeout: float | None = 30.0,
-    idle_timeout: float | None = None,
-    linger: float | None = 60.0,
-    first_byte_timeout: float | None = None,
-    warm: int = 0,
-    warm_for: float = WARM_FOR,
-    source: str | None = None,
-    allow: Sequence[str] | str | None = None,
-    deny: Sequence[str] | str | None = None,
-    limit: LimitsLike | None = None,
-    accept_proxy: Collection[str] | None = None,
-    send_proxy: Literal["v1", "v2"] | None = None,
-    name: str | None = None,
     workers: Workers | None = None,
     carriers: Carriers = "shared",
+    **options: Unpack[_Keywords],
 ) -> ChildTunnel | PoolTunnel:
     """Relay in a child process: a :class:`~relay.Tunnel` that the program's own threads cannot slow down.
 
@@ -104,23 +92,9 @@ def spawn(
         to the result from then on.
     :param target: an address as for :func:`relay.target`.
     :param via: the hops on the way, the nearest first.
-    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit.
-    :param timeout: seconds that a connection may last, whatever it does; ``None`` for ever.
-    :param connect_timeout: seconds to get the outgoing stream; ``None`` for ever.
-    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
-    :param linger: seconds without a byte moved in the other direction after one has ended; ``None`` for ever.
-    :param first_byte_timeout: seconds in which the target must send its first byte after the client's first one; see
-        :class:`~relay.Tunnel`.
-    :param warm: the streams to keep open for clients to come; see :class:`~relay.Tunnel`.
-    :param warm_for: seconds after which such a stream is replaced if no client has come.
-    :param source: the address from which relay connects to the target, or ``"peer"``; see :class:`~relay.Tunnel`.
-    :param allow: only these clients may connect, as for :class:`~relay.Tunnel`.
-    :param deny: these may not.
     :param limit: limits of the clients; see :class:`~relay.Tunnel`. All but those of single connections keep the tunnel
         in one worker, so that they are exact; wrong passwords keep a proxy with a login in one, too.
-    :param accept_proxy: the balancers that may connect, each with a header; see :class:`~relay.Tunnel`.
-    :param send_proxy: the version of the header that the target gets; see :class:`~relay.Tunnel`.
-    :param name: for the log and ``repr``.
+    :param options: {options}
     :param workers: the number of child processes, from 1 to 128, or ``"auto"`` for as many as this process may use
         processors. ``None`` for one child that is not replaced when it dies.
     :param carriers: ``"shared"`` or ``"per-worker"``: whether workers share an SSH connection or an I2P session.
@@ -134,31 +108,12 @@ def spawn(
     receive = _check_listen(listen)
     if not isinstance(target, str):
         raise TypeError(f"target: expected an address, got {type(target).__name__}; a factory needs a Tunnel")
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name: expected text, got {type(name).__name__}")
-    check_warm(warm, warm_for)
-    limits = check_limits(limit)
-    check_policy(accept_proxy=accept_proxy, send_proxy=send_proxy)
-    options = {
-        "nconnect": check_count(nconnect),
-        "timeout": check_time("timeout", timeout),
-        "connect_timeout": check_time("connect_timeout", connect_timeout),
-        "idle_timeout": check_time("idle_timeout", idle_timeout),
-        "linger": check_time("linger", linger, zero=True),
-        "first_byte_timeout": check_time("first_byte_timeout", first_byte_timeout),
-        "warm": warm,
-        "warm_for": warm_for,
-        "source": source,
-        "allow": _entries("allow", allow),
-        "deny": _entries("deny", deny),
-        "limit": [one.as_table() for one in limits],
-        "accept_proxy": None if accept_proxy is None else list(accept_proxy),
-        "send_proxy": send_proxy,
-        "name": name,
-    }
+    chosen = made_of("spawn", *_NOT_SENT, **{"timeout": None, **options})
+    allow, deny = _entries("allow", chosen.allow), _entries("deny", chosen.deny)
+    message = dataclasses.replace(chosen, allow=allow, deny=deny).as_message()
     if workers is not None:
-        return _spawn_workers(listen, receive, target, via, options, workers, carriers)
-    request = {"listen": None if receive else listen, "target": target, "via": via, "options": options}
+        return _spawn_workers(listen, receive, target, via, message, workers, carriers)
+    request = {"listen": None if receive else listen, "target": target, "via": via, "options": message}
     return start_child(ChildTunnel, request, receive)
 
 
@@ -205,7 +160,7 @@ def _has_login(listen: str) -> bool:
     return isinstance(address, ProxyListen) and address.user is not None
 
 
-def _entries(name: str, given: Sequence[str] | str | None) -> list[str] | None:
+def _entries(name: str, given: Entries) -> list[str] | None:
     """Return the entries of an access list as a child takes them: with absolute paths.
 
     :raises TypeError: if one is no text.

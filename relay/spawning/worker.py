@@ -18,6 +18,7 @@ from typing import Any
 from ..access.options import rules_of
 from ..addresses.options import check_variable
 from ..engine import changes, statistics
+from ..engine.options import part_of
 from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
 from ..engine.worker_table import WorkerTable
@@ -157,7 +158,7 @@ class HostedTunnel:
         if tunnel is None:
             return None  # it is not open, or no longer: the program knows, or will soon
         if call == "update":
-            limits = _of_one(arguments[0], self._workers)
+            limits = part_of(arguments[0], self._workers)
             rules = rules_of(limits.pop("allow", None), limits.pop("deny", None))
             return changes.replace(tunnel, limits, functools.partial(changes.set_rules, tunnel, rules))
         if call not in _CALLS:
@@ -208,7 +209,7 @@ class HostedTunnel:
         listener: Any = None
         make_send: Any = None
         own: socket.socket | None = None
-        options = _of_one(request["options"], self._workers)
+        options = part_of(request["options"], self._workers)
         try:
             own = None if receive is None else receive.dup()
             listener, make_send = Recipe(*request["recipe"]).make(own)
@@ -257,11 +258,6 @@ def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPla
     place = WorkerPlace(number, WorkerTable(table, workers), incoming, outgoing)
     os.close(table)
     return place, receive
-
-
-def _of_one(options: Message, workers: int) -> Message:
-    """Return the options for one worker: each keeps its share of the warm streams ready, rounded up."""
-    return options | ({"warm": -(-options["warm"] // workers)} if "warm" in options else {})
 
 
 def _carriers() -> list[Message]:

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.access.options import check_policy
 from relay.engine import changes
+from relay.engine.options import TunnelOptions
 from relay.engine.records import ConnectionState, ConnectionSummary
+from relay.streams.checks import WARM_FOR
 from relay.streams.listener import TunnelListener
 from relay.testing import FakeListener
 
@@ -49,6 +52,7 @@ class Relay:
 
     def __init__(self):
         self.calls, self.all_connections = [], [Connection(), Connection()]
+        self.options = TunnelOptions(send_proxy="v1", admit=len, on_end=print)
         self.limits = SimpleNamespace(idle=9.0, handshake=1.0)
         self._statistics = SimpleNamespace(lifetime=None)
         self._acceptor = self.first = Acceptor()
@@ -60,8 +64,9 @@ class Relay:
             submit=lambda job: job(),
         )
         self.entrance = SimpleNamespace(
-            policy=changes.check_policy(send_proxy="v1", admit=lambda identity: True, deny=["10.0.0.0/8"]),
+            policy=check_policy(admit=lambda identity: True, deny=["10.0.0.0/8"]),
             set_policy=self.note("set_policy"),
+            set_header=self.note("set_header"),
             set_rules=self.note("set_rules"),
             serve_queue=self.note("serve_queue"),
         )
@@ -114,12 +119,15 @@ def test_an_update_reaches_each_part(tunnel, relay):
     assert [connection.calls for connection in relay.all_connections] == [[("idle", 3.0, NOW)]] * 2
     assert relay.named("adapt_acceptor") == (relay, relay.first)
     (policy,) = relay.named("set_policy")
-    expected = changes.check_policy(**options)
-    for name in ("limits", "source", "accept_proxy", "send_proxy"):
+    expected = check_policy(limit=options["limit"], accept_proxy=options["accept_proxy"])
+    for name in ("limits", "accept_proxy"):
         assert repr(getattr(policy, name)) == repr(getattr(expected, name))
     assert (policy.rules, policy.admit) == (kept.rules, kept.admit)
+    assert relay.named("set_header") == ("v2",)
     assert relay.named("set_factory") == (OLD, "127.0.0.2")
     assert relay.named("introduce_probes") == (OLD, "v2")
+    assert (relay.options.nconnect, relay.options.warm, relay.options.name) == (7, 3, "it")
+    assert (relay.options.admit, relay.options.on_end) == (len, print)
     assert relay.named("keep_warm") == (3, 8.0)
     assert relay.named("serve_queue") == (NOW,)
     assert relay.calls[-1] == ("update_listening",)
@@ -129,7 +137,7 @@ def test_an_update_changes_only_what_is_different(tunnel, relay):
     changes.update(tunnel, nconnect=-1, **TIMES | {"idle_timeout": 9.0})
     assert [connection.calls for connection in relay.all_connections] == [[], []]
     assert "set_factory" not in [call[0] for call in relay.calls]
-    assert relay.named("keep_warm") == (0, changes.WARM_FOR)
+    assert relay.named("keep_warm") == (0, WARM_FOR)
 
 
 def test_the_time_for_a_handshake_is_the_listeners(tunnel, relay):
@@ -185,7 +193,7 @@ def test_no_listener(tunnel, relay):
     assert relay.first.calls == [False, "close"]
 
 
-@pytest.mark.parametrize(("more", "seconds"), [((), changes.WARM_FOR), ((8.0,), 8.0)])
+@pytest.mark.parametrize(("more", "seconds"), [((), WARM_FOR), ((8.0,), 8.0)])
 def test_another_number_of_warm_streams(tunnel, relay, more, seconds):
     changes.keep_warm(tunnel, 3, *more)
     assert relay.calls == [("keep_warm", 3, seconds)]

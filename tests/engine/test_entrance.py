@@ -20,7 +20,7 @@ from relay.access.options import check_policy
 from relay.access.policy import ClientPolicy, Decision
 from relay.engine import questions
 from relay.engine.acceptor import own_listener
-from relay.engine.limits import Limits
+from relay.engine.options import TunnelOptions
 from relay.engine.records import ConnectionState
 from relay.engine.relay_thread import RelayThread
 from relay.streams import user_names
@@ -63,9 +63,8 @@ def make(request):
             raise ConnectionRefusedError
 
         policy = ClientPolicy(rules=rules, admit=admit)
-        thread = RelayThread(
-            own_listener(receive), factory, nconnect, Limits(None, 10.0, None, None), "it", None, policy
-        )
+        options = TunnelOptions(name="it", nconnect=nconnect, timeout=None, connect_timeout=10.0, linger=None)
+        thread = RelayThread(own_listener(receive), factory, options, policy)
         request.addfinalizer(lambda: (thread.close(0.0), thread.join(WAIT)))
         thread.rules, thread.dialed = rules, dialed
         return thread

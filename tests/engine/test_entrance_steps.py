@@ -209,10 +209,11 @@ def test_senders_of_headers(owner, make):
 
 
 def test_a_header_for_each_target(make):
-    one = make(send_proxy="v2")
+    one = make()
+    one.set_header("v2")
     assert one.sender.version == "v2"
     assert one.introduce is one.sender.introduce
-    one.set_policy(None)
+    one.set_header(None)
     assert (one.sender, one.introduce) == (None, None)
 
 

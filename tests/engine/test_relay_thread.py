@@ -15,6 +15,7 @@ from helpers import WAIT, Certificates, Relayed, Server, exchange, receive_exact
 import relay
 from relay.engine import relay_thread
 from relay.engine.acceptor import own_listener
+from relay.engine.options import TunnelOptions
 from relay.engine.relay_thread import RelayThread
 
 
@@ -36,8 +37,8 @@ def test_short_connections_are_spared_the_cost_of_keep_alive(
 
 @pytest.fixture
 def thread(listener: relay.Stream) -> RelayThread:
-    limits = relay_thread.Limits(None, None, None, None)
-    return RelayThread(own_listener(listener), relay.tcp("127.0.0.1", 1), -1, limits, "one", None)
+    options = TunnelOptions(name="one", timeout=None, connect_timeout=None, linger=None)
+    return RelayThread(own_listener(listener), relay.tcp("127.0.0.1", 1), options)
 
 
 def test_its_state_and_who_waits_for_its_end(thread: RelayThread) -> None:
@@ -89,9 +90,8 @@ class Kind(RelayThread):
 
 
 def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(listener: relay.Stream) -> None:
-    limits = relay_thread.Limits(None, None, None, None)
     address = listener.getsockname()
-    thread = Kind(own_listener(listener), relay.tcp("127.0.0.1", 1), -1, limits, "one", None)
+    thread = Kind(own_listener(listener), relay.tcp("127.0.0.1", 1), TunnelOptions(name="one"))
     try:
         with contextlib.suppress(ConnectionError):  # it may be reset before it is connected
             socket.create_connection(address, WAIT).close()

@@ -17,7 +17,7 @@ import relay
 from relay.access.policy import ClientPolicy
 from relay.engine import relay_thread as module
 from relay.engine.connection_id import id_of
-from relay.engine.limits import Limits
+from relay.engine.options import TunnelOptions
 from relay.engine.records import ConnectionSummary
 from relay.engine.relay_thread import RelayThread
 from relay.streams.listener import SocketListener, TunnelListener
@@ -25,7 +25,6 @@ from relay.streams.proxy_handshake import HandshakeListener
 
 NOW = 1234.5
 PEER = ("192.0.2.7", 5)
-LIMITS = Limits(30.0, 20.0, 10.0, 5.0)
 LISTENER = TunnelListener()
 
 
@@ -213,8 +212,8 @@ def parts(monkeypatch):
 def make(parts):
     made = []
 
-    def build(receive=LISTENER, factory="factory", nconnect=-1, limits=LIMITS, on_end=None, policy=None):
-        one = One(receive, factory, nconnect, limits, "it", on_end, policy)
+    def build(receive=LISTENER, factory="factory", nconnect=-1, on_end=None, policy=None, **options):
+        one = One(receive, factory, TunnelOptions(name="it", nconnect=nconnect, on_end=on_end, **options), policy)
         made.append((one, one.loop.close))
         return one
 
@@ -241,12 +240,11 @@ def living(one, count=1, started=NOW):
 
 
 def test_it_begins(make):
-    one = make(policy=ClientPolicy(source="127.0.0.2"))
-    assert (one.name, one.limits, one.keepalive_enabled_until, one.hooks) == ("it", LIMITS, 0.0, ["start"])
-    assert one._statistics.given == ("it", 30.0, None)
+    one = make(policy=(policy := ClientPolicy()), source="127.0.0.2", send_proxy="v1")
+    assert (one.name, one.limits.lifetime, one.keepalive_enabled_until, one.hooks) == ("it", 60.0, 0.0, ["start"])
+    assert one._statistics.given == ("it", 60.0, None)
     assert one._observer is None
-    assert one.entrance.given == (one, one._slots, one.entrance.given[2])
-    assert one.entrance.given[2].source == "127.0.0.2"
+    assert one.entrance.given == (one, one._slots, policy, "v1")
     assert one._generations.given == (one.loop.timers,)
     assert one._connector.given == (one, "factory", "127.0.0.2")
     assert one.workspace.loop is one.loop
@@ -261,19 +259,19 @@ def test_it_begins(make):
 
 def test_without_a_policy_there_is_no_source(one):
     assert one._connector.given == (one, "factory", None)
-    assert one.entrance.given == (one, one._slots, None)
+    assert one.entrance.given == (one, one._slots, None, None)
 
 
 def test_whoever_wants_records_gets_them(make):
     one = make(on_end=print)
     assert one._observer.given == (print, "it")
-    assert one._statistics.given == ("it", 30.0, one._observer)
+    assert one._statistics.given == ("it", 60.0, one._observer)
 
 
 def test_a_handshake_of_its_listener_has_its_limit(make):
     listener = SimpleNamespace(handshake_timeout=None)
-    make(listener)
-    assert listener.handshake_timeout == LIMITS.handshake
+    make(listener, connect_timeout=20.0)
+    assert listener.handshake_timeout == 20.0
 
 
 def test_a_system_without_splice(make, monkeypatch):

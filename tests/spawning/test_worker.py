@@ -122,11 +122,6 @@ def test_one_that_was_open_before_is_tried_again_until_it_is_closed(shared, monk
     assert tunnel.over.wait(WAIT)
 
 
-def test_each_worker_keeps_its_share_of_the_warm_streams_ready():
-    assert [worker._of_one({"warm": warm}, 2) for warm in (0, 1, 4)] == [{"warm": 0}, {"warm": 1}, {"warm": 2}]
-    assert worker._of_one({"nconnect": 1}, 2) == {"nconnect": 1}
-
-
 def test_an_error_of_any_kind_is_an_answer(shared, monkeypatch):
     """The worker goes on: its other tunnels have nothing to do with it."""
     start = threading.Thread.start

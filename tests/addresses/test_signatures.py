@@ -10,9 +10,9 @@ import pytest
 import relay
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.options import options_of
+from relay.addresses.signatures import annotation
 from relay.addresses.ssh import SSHServer
 from relay.api.keywords import I2PKeywords, SSHKeywords
-from relay.api.signatures import annotation
 
 SSH = [relay.ssh, relay.ssh_listen]
 I2P = [relay.i2p, relay.i2p_listen, relay.TunnelServer, relay.TunnelClient]

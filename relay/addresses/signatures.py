@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..addresses.options import SECRET, Option, options_of
+from .options import SECRET, Option, options_of
 
 __all__ = ["annotation", "description", "shows_options"]
 
@@ -18,29 +19,51 @@ _WIDTH = 120
 
 
 def shows_options(
-    owner: type, *, own: tuple[str, ...] = (), takes_others: bool = False
+    *owners: type,
+    own: tuple[str, ...] = (),
+    takes_others: bool = False,
+    brief: type | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[Decorated], Decorated]:
-    """Return a decorator that shows the options of a class as keywords of a function or class.
+    """Return a decorator that shows the options of classes as keywords of a function or class.
 
-    The function has ``**options``, and its docstring the line ``:param options: {options}``.
+    The function has ``**options``, and its docstring the line ``:param options: {options}``. What the function has as
+    a parameter, or describes, stays as it is.
 
-    :param owner: the class that declares the options.
-    :param own: the options that the function has as parameters of its own.
+    :param owners: the classes that declare the options.
+    :param own: the options that the function does not take.
     :param takes_others: whether the function accepts further keywords.
+    :param brief: one of these classes, whose options have no details here.
+    :param defaults: those that are not the ones of the classes.
     """
-    options = {name: option for name, option in options_of(owner).items() if name not in own}
+    options = {
+        name: replace(option, details="") if owner is brief else option
+        for owner in owners
+        for name, option in options_of(owner).items()
+        if name not in own
+    }
+    changed = defaults or {}
 
     def decorate(function: Decorated) -> Decorated:
         call: Any = vars(function)["__init__"] if isinstance(function, type) else function
         signature = inspect.signature(call)
         *parameters, others = signature.parameters.values()
-        shown = [_parameter(name, option) for name, option in options.items()]
+        shown = [
+            _parameter(name, replace(option, default=changed.get(name, option.default)))
+            for name, option in options.items()
+            if name not in signature.parameters
+        ]
         call.__signature__ = signature.replace(
             parameters=[*parameters, *shown, *([others.replace(annotation="Any")] if takes_others else [])]
         )
-        lines = [_filled(f":param {name}: {description(option)}") for name, option in options.items()]
         # Since Python 3.13 a docstring has no indentation when it arrives here.
-        function.__doc__ = inspect.cleandoc(function.__doc__ or "").replace(_MARK, "\n".join([*lines, ""]))
+        text = inspect.cleandoc(function.__doc__ or "")
+        lines = [
+            _filled(f":param {name}: {description(option)}")
+            for name, option in options.items()
+            if f":param {name}: " not in text
+        ]
+        function.__doc__ = text.replace(_MARK, "\n".join([*lines, ""]))
         return function
 
     return decorate

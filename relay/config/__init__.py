@@ -94,7 +94,11 @@ def read(path: str, name: str | None = None, before: Written | None = None, *, o
     """
     problems = Problems(shown(path if name is None else name))
     with open_regular(path) as opened:
+        # Of the file that is open, not of the path: the owner and mode that are checked are those of the bytes that are
+        # read.
         status = os.fstat(opened.fileno())
+        # One byte more than is allowed tells that there are more, without a look at the size, which some files do not
+        # have.
         data = opened.read(_LONGEST + 1)
     document: dict[str, Any] = {}
     refusal = distrust(status, os.geteuid() if owner is None else owner, "can name programs to start")
@@ -126,10 +130,12 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
     """Return the tables of a file; empty if it is not TOML, which adds a problem."""
     try:
         text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        # Before tomllib sees it: a key of 20,000 parts would keep it busy for 20 seconds, at every reload too.
         if deep := _deep_line(text):
             problems.add((), f"a key with more than {_DEEPEST} parts; none here has as many", line=deep)
             return {}
         document = tomllib.loads(text)
+        # Only now: the lines of the keys can be found in text that is TOML, and in no other.
         problems.text = text
         return document
     except UnicodeDecodeError as error:
@@ -186,9 +192,13 @@ def _file(document: dict[str, Any], same: Mapping[str, Entry], problems: Problem
     """
     new = document
     if same:
+        # A reload of hundreds of tunnels changes one or two as a rule. Checking all of them again took most of its
+        # time.
         new = document | {"tunnels": {name: one for name, one in document["tunnels"].items() if name not in same}}
     file = shape_problems(File, new, keys_at, problems)
     if file is None:
+        # Tables without problems are checked further all the same: a user wants to see all problems of a file in one
+        # run.
         right: dict[str, Any] = {}
         for name, value in new.items():
             if name in ("hops", "tunnels") and isinstance(value, dict):
@@ -198,6 +208,8 @@ def _file(document: dict[str, Any], same: Mapping[str, Entry], problems: Problem
         file = File.model_validate(right)
     if same:
         known = file.tunnels | {name: entry.tunnel for name, entry in same.items()}
+        # The order of the file decides which of two tunnels at one address is the wrong one, and the order of all
+        # output.
         in_order = {name: known[name] for name in document["tunnels"] if name in known}
         file = file.model_copy(update={"tunnels": in_order})
     return file

@@ -107,6 +107,7 @@ class Checker:
             self._check_hop(name, hop)
         if self.file.defaults.sam is not None:
             self.bridges = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
+        # Here once, because the tunnels without lists of their own get these only later, when they are settled.
         self.check_rules(("defaults",), self.file.defaults)
         return [self._entry(name, tunnel) for name, tunnel in self.file.tunnels.items()]
 
@@ -114,6 +115,7 @@ class Checker:
         same = self._same.get(name)
         if same is None:
             return _One(self, name, tunnel).entry()
+        # What was checked before needs no check, but its address must be claimed: a new tunnel may want the same one.
         self.claim(same.listen, name, tunnel)
         return same
 
@@ -184,6 +186,7 @@ class Checker:
             return not self.problems.about("hops", word)
         if self.problems.about("hops", word):
             return False
+        # An address has a scheme, and no name of a hop has a colon.
         if ":" in word or word.lower() == "i2p":
             return True
         names = self.file.hops
@@ -202,6 +205,8 @@ class _One:
         self._path = ("tunnels", name)
         self._tunnel = tunnel
         self._listen = checker.listen or checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
+        # A proxy whose address has a mistake is still one: else the missing target would be reported as a second
+        # mistake.
         is_wrong_proxy = self._listen is None and str(tunnel.listen).startswith(("socks5://", "http://"))
         self._is_proxy = isinstance(self._listen, ProxyListen) or is_wrong_proxy or tunnel.target == ANYWHERE
 
@@ -264,6 +269,7 @@ class _One:
             return ()
         route = self._checker.read(path, parse_hops, words, end, self._checker.hops) or ()
         for number, (word, hop) in enumerate(zip(words, route, strict=False)):
+            # A hop with a name was checked where it is written.
             if word not in self._checker.hops:
                 self._checker.check_secrets((*path, number), [hop])
         return route
@@ -361,6 +367,8 @@ class _One:
     def _rule(self, number: int, rule: str) -> Rule | None:
         path = (*self._path, "rule", number)
         _, _, way = rule.partition("=")
+        # Names of hops have no colon, so a way with one is made of addresses, and commas in it are read by its own
+        # parser.
         if ":" in way or way.lower() in _WAYS or not way:
             read = self._checker.read(path, parse_rule, rule)
             if read is not None:
@@ -379,5 +387,7 @@ class _One:
     def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
         own, defaults = self._tunnel, self._checker.file.defaults
         limits = [name for name in LIMITS if name != "warm" or not self._is_proxy]
+        # The defaults hold for every kind of tunnel in the file; those that this one cannot have are left out, not
+        # rejected.
         names = [*limits, *_INHERITED, *(["sam"] if uses_i2p else [])]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

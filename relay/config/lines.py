@@ -15,6 +15,7 @@ Path = tuple[str | int, ...]
 _SPACE = re.compile(r"[ \t\r]*")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+# The order matters: three quotes first, else the first two of them would be taken for an empty string.
 _STRING = re.compile(
     r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*"{3,5}' + r"|'''(?:[^']|'{1,2}(?!'))*'{3,5}" + r'|"(?:[^"\\]|\\.)*"' + r"|'[^']*'",
     re.DOTALL,
@@ -40,6 +41,7 @@ class _Scan:
         self.lines: dict[Path, int] = {}
         self._text = text
         self._at = 0
+        # Found once: counting the line breaks before each key would make the time grow with the square of the file.
         self._breaks = [found.start() for found in re.finditer("\n", text)]
         self._counts: dict[Path, int] = {}  # of the tables in each array of tables
         table: Path = ()
@@ -71,6 +73,7 @@ class _Scan:
         self._at += 1
         array = self._take("[")
         keys = self._keys()
+        # The lines are recorded at the start of the header; a key in quotes may have been read past that.
         self._at, end = start, self._at
         path: Path = ()
         for number, key in enumerate(keys, 1):
@@ -106,6 +109,7 @@ class _Scan:
             quoted = self._text[start] in "\"'"
             self._skip(_STRING if quoted else _BARE)
             key = self._text[start : self._at]
+            # The escapes of a quoted key are those of TOML; a path must have the key as tomllib gives it.
             keys.append(tomllib.loads(f"key = {key}")["key"] if quoted else key)
             self._skip(_SPACE)
             if not self._take("."):

@@ -63,10 +63,12 @@ def overlap(one: str, other: str) -> bool:
 def _key(listen: object, tunnel: Tunnel) -> object:
     """Return a key that is equal for equal addresses; ``None`` for an address that is never shared."""
     if isinstance(listen, UnixAddress):
+        # Without its mode and group: two tunnels cannot have one path, whatever their rights are.
         return UnixAddress(listen.path)
     if isinstance(listen, SystemdListen):
         return listen
     if isinstance(listen, SSHListen):
+        # The server chooses another port for each.
         is_free = isinstance(listen.place, TCPAddress) and listen.place.port == 0
         return None if is_free else (listen.server.host, listen.server.user, listen.server.port, listen.place)
     if not isinstance(listen, I2PListen) or tunnel.transient:

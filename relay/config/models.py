@@ -56,6 +56,8 @@ def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]
     def validate(value: Any) -> Any:
         try:
             return check(value)
+        # Pydantic takes a TypeError of a validator for a bug in it and raises it; a ValueError becomes a problem with a
+        # line.
         except TypeError:
             raise ValueError(f"expected {expected}") from None
         except ValueError as error:
@@ -83,6 +85,7 @@ def _in_seconds(value: Any) -> Any:
 def _number(value: Any) -> float:
     """Seconds, or infinity, with its sign, for a number that is too large for a float."""
     value = _in_seconds(value)
+    # true is 1 for Python, and would be a second.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError
     try:
@@ -99,6 +102,7 @@ def _session_option(value: Any) -> Any:
 
 def _address(value: Any) -> Any:
     """A port may be written as a number, as on a command line."""
+    # In Python, true is a number.
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -232,6 +236,7 @@ SessionOption = Annotated[
 ]
 Targets = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")],
+    # Without the tags a wrong value would be reported twice, once for each type that it might have had.
     Discriminator(lambda value: "list" if isinstance(value, list) else "text"),
 ]
 Ways = Annotated[
@@ -399,6 +404,8 @@ def _hop_key(option: Option, owners: Sequence[type]) -> tuple[Any, Any]:
 if TYPE_CHECKING:
     Hop = _Hop
 else:
+    # Made from the options of the addresses, so that a new option is a key of the file without another line; a type
+    # checker cannot see such a class.
     Hop = create_model("Hop", __base__=_Hop, __doc__=_Hop.__doc__, **_hop_keys())
 
 
@@ -452,6 +459,7 @@ def hop_options(hop: Hop) -> dict[str, Any]:
     given: dict[str, Any] = hop.model_dump(exclude={"address"}, exclude_none=True)
     for name in _SESSION:
         given |= {f"{name}.{further}": value for further, value in given.pop(name, {}).items()}
+    # TOML has no null: 'none' is infinity in here, and no limit is None in the addresses.
     return {name: None if value == math.inf else value for name, value in given.items()}
 
 

@@ -76,6 +76,7 @@ class Problems:
 
     def line(self, path: Path) -> int:
         """Return the line of a path, or of the table that it would be in."""
+        # A key that is missing has no line, but the table in which it should be has one.
         while path and path not in self._lines:
             path = path[:-1]
         return self._lines.get(path, 0)
@@ -91,6 +92,7 @@ class Problems:
 
     def in_order(self) -> list[Problem]:
         """Return all problems, each once, in the order of the file."""
+        # Each once: several tunnels over one wrong hop report the same line.
         return sorted(dict.fromkeys(problem for problem, _ in self._found), key=lambda problem: problem.line)
 
     def format(self, problem: Problem) -> str:
@@ -167,6 +169,7 @@ def _unknown(key: str, known: list[str]) -> str:
 def _problem(found: Any) -> str:
     """Return the problem of a value; the value is not repeated, because it may be a secret."""
     if found["type"] == "value_error":
+        # The text of relay's own validator; Pydantic's adds words of its own in front.
         return str(found["ctx"]["error"])
     if found["type"] == "literal_error":
         return f"expected {found['ctx']['expected']}"

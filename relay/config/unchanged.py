@@ -33,7 +33,9 @@ class Written:
         :param no_secrets: why there may be no secrets in it now.
         """
         before, now = self.document.get("tunnels"), document.get("tunnels")
+        # A file that others can read now may not hold secrets, so that each tunnel must be checked again.
         is_same = no_secrets == self.no_secrets
+        # A hop or a default may change any tunnel; which ones is not worth finding out.
         is_same = is_same and all(_text(document.get(name)) == _text(self.document.get(name)) for name in _SHARED)
         if not is_same or not isinstance(before, dict) or not isinstance(now, dict):
             return {}

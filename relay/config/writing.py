@@ -51,6 +51,7 @@ def _hop(hop: str | Hop, value: object) -> Any:
 
 def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     tunnel = entry.tunnel
+    # The limits come from the plan, where those that depend on the route, such as over I2P, have their values.
     given = tunnel.model_dump(exclude_none=True, exclude=set(LIMITS))
     table = {name: _plain(value) for name, value in given.items()}
     table["listen"] = _listen(tunnel.listen, entry.listen)

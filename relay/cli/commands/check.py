@@ -92,6 +92,7 @@ def check(words: Sequence[str], as_file: bool, diff: bool, schema: bool, debug: 
         else:
             with configuration_read():
                 config = files.read(words[0] if words else files.find())
+        # Relative paths in a file begin at its folder, as in relay up, which changes to it as well.
         with contextlib.chdir(config.folder):
             _tell(config, as_file=as_file)
 
@@ -147,6 +148,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
         if re.search(r'"exec:.* …"', text):
             print_notice("relay: exec: its words are left out (…), as they may hold a secret; write them into the file")
         return
+    # One for all tunnels: a name, a key or a certificate that many of them have is looked at once.
     preflight = Preflight()
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
@@ -226,6 +228,7 @@ def _of_line(command: str, words: Sequence[str]) -> tuple[Config, list[str]]:
     from ...config import of_command_line
     from ...config.models import File, Tunnel
 
+    # click parses and checks the words as for the command itself; the command is not called.
     with load_command(command).make_context(command, [*words]) as context:
         given = {name: _plain(value) for name, value in context.params.items() if value not in (None, (), [])}
         options = {

@@ -182,6 +182,7 @@ def compare(name: str, path: Path, body: bytes) -> int:
 def curl(url: str) -> bytes:
     """Fetch a page with curl."""
     with start(
+        # The user's .curlrc and proxy variables would send the request past the relay.
         ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", url], stdout=PIPE
     ) as client:
         body, _ = client.communicate()
@@ -223,6 +224,7 @@ def command() -> str:
     """Return the command by which the user can call this ``relay`` from the working directory."""
     here = Path(sys.executable).parent / "relay"
     found = shutil.which("relay")
+    # The plain name is only right if the shell finds this very program under it.
     if not here.exists() or (found and Path(found).resolve() == here.resolve()):
         return "relay"
     return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))

@@ -92,6 +92,7 @@ def doctor(
     """
     with (
         logged_to_stderr("text", verbose=False, debug=debug),
+        # The report names each failure with its step; the log of the carriers would say the same between its lines.
         contextlib.nullcontext() if debug else carriers_quiet(logging.WARNING),
         failures_reported(debug=debug),
     ):
@@ -174,6 +175,7 @@ def _report(
         report_slow()
     limit = timeout or max([_TIMEOUT, *(_OVER_I2P for job in jobs if _is_slow(job))])
     report = Report([*run_jobs(jobs, limit, show, open_remote=open_remote), own])
+    # Last, below the routes: what is wrong with the machine explains them only after they are read.
     show(own)
     if as_json:
         print_line(json.dumps(report.as_json(), indent=2))

@@ -72,6 +72,7 @@ def pipe(
 
     With --via, the last hop connects to TARGET: it resolves the name, and Unix paths are on that machine.
     """
+    # Before anything is opened: the first socket would get the number of the closed standard stream.
     _fill_gaps()
     with (
         logged_to_stderr("text", verbose=verbose, debug=debug),
@@ -93,6 +94,7 @@ def pipe(
                 linger = LINGER
             heard = _carried(stream, idle_timeout, linger, signals)
     if heard:
+        # Outside of the with: the log is written and the connections are closed before the signal ends the process.
         die_of(heard)
 
 
@@ -114,6 +116,7 @@ def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stre
     limit = check_time("--connect-timeout", timeout)  # which may be infinite
     deadline = None if limit is None else time.monotonic() + limit
     answer: Promise[Stream] = Promise()
+    # Confirming: a pipe must fail when the target refuses, before any byte of standard input is read and lost.
     give_up = factory.confirming().dial(deadline, answer.put, wait_for_reconnect=False)
     try:
         stream = answer.get(deadline, signals)

@@ -32,6 +32,7 @@ def _chain(connection: ssl.SSLObject) -> list[bytes]:
     """Return the certificates as the server has sent them, whether they were accepted or not."""
     if hasattr(connection, "get_unverified_chain"):  # Python 3.13
         return [bytes(each) for each in connection.get_unverified_chain()]
+    # Before 3.13 only the private object has it; where it does not, doctor shows a certificate less and does not fail.
     private: Any = getattr(connection, "_sslobj", None)
     with contextlib.suppress(AttributeError, ssl.SSLError, ValueError):
         return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in private.get_unverified_chain() or ()]
@@ -47,6 +48,7 @@ def certificate_facts(chain: Sequence[bytes]) -> dict[str, Any]:
     if not chain:
         return {}
     try:
+        # The bytes are a peer's, and the handshake may have failed because of them.
         own = x509.load_der_x509_certificate(chain[0])
         return {
             "names": _names(own),

@@ -31,6 +31,7 @@ def configuration(where: Any, before: Route, route: Route, target: Any, subject:
     """
     errors: list[Exception] = []
     make = functools.partial(_nothing if target is None else functools.partial(dialer, route, target))
+    # Names are not looked up here: the probe does that as a step of its own, with its time.
     Preflight(names=False).check(Routes(where, before, [(route, target)]), make, errors.append)
     seen = dict.fromkeys(map(str, errors))
     first = {str(error): error for error in reversed(errors)}

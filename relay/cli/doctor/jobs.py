@@ -57,6 +57,7 @@ class Job:
     @property
     def group(self) -> Hashable:
         """Equal for jobs that share the connections of their hops."""
+        # Without hops there is nothing to share, so such jobs need not wait for each other.
         return self.route or id(self)
 
 
@@ -104,12 +105,15 @@ def run_jobs(
     tester = _Tester(timeout, cancelled, done.put, open_remote=open_remote)
     workers = min(AT_ONCE, len(groups))
     for _ in range(workers):
+        # One for each worker, behind all groups: each takes exactly one of them as its end.
         waiting.put(None)
+        # Daemon: a resolver that does not answer cannot be stopped, and must not hold the program after Ctrl-C.
         threading.Thread(target=tester.work, args=(waiting,), name="relay-doctor", daemon=True).start()
     try:
         return _collect(jobs, done, on_section)
     finally:
         cancelled.set()
+        # After the flag: a test that is woken before would look, find nothing and wait again.
         tester.wake()
 
 
@@ -120,6 +124,7 @@ def _collect(
     sections: list[Section] = []
     parts = [(name, list(group)) for name, group in itertools.groupby(jobs, key=lambda job: job.name)]
     for name, part in parts:
+        # Results come in any order; the sections are shown in the order of the file.
         while not all(id(job) in results for job in part):
             job, checks = done.get()
             results[id(job)] = checks
@@ -172,6 +177,7 @@ class _Tester:
                 checks: list[Check] = []
                 try:
                     self._test(job, route, checks)
+                # A worker that died here would leave the caller waiting for the results of its other jobs.
                 except Exception as error:
                     logger.debug("a check has failed", exc_info=True)
                     detail = f"{type(error).__name__}: {error}"
@@ -182,11 +188,13 @@ class _Tester:
 
     def _test(self, job: Job, route: _RouteTest, checks: list[Check]) -> None:
         checks += _local_checks(job)
+        # What cannot be opened on this machine is not dialled: the dial would fail for the same reason.
         if any(check.status is Status.FAILED for check in checks):
             return
         if job.route or job.target is not None:
             checks += route.test(job, time.monotonic() + self._timeout)
         if job.listen is not None:
+            # A time of its own: a route that used all of its time must not fail the address to listen on.
             deadline = time.monotonic() + self._timeout
             checks += check_listen(job.listen, job.listen_via, self.probe, deadline, self._open_remote)
 
@@ -208,6 +216,7 @@ class _RouteTest:
             detail = f"its hops were not tested again: they have failed for {self._broken}"
             return [Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there")]
         if self._probe is None:
+            # Made with the first target that is tested: a group whose configuration is wrong needs no hops.
             self._probe = self._make_probe(_anonymous(job.route))
         found = self._probe.test(_for_a_test(job.target), deadline)
         failed = [check for check in found if check.status is Status.FAILED]

@@ -62,6 +62,7 @@ def _tcp(place: TCPAddress) -> Check:
         refuse_onion(place.host)
         family, _, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As the tunnel's own socket will have it: connections in TIME_WAIT are no reason to call the address taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
@@ -91,7 +92,9 @@ def _unix(path: str) -> Check:
         return Check("listen", subject, Status.FAILED, detail, "choose a directory of your own, or change its mode")
     if os.path.lexists(path):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            # A listener whose backlog is full would block the connect for as long as it accepts none.
             probe.setblocking(False)
+            # The kernel's answer for a socket file without a listener. relay replaces such a file, so it is no problem.
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 return Check("listen", subject, Status.OK, "a socket without a listener is there; relay replaces it")
         return _in_use(subject, "it exists")
@@ -169,6 +172,7 @@ def _from_outside(subject: str, place: TCPAddress, deadline: float) -> Check:
     """Connect to the port from here: sshd does not say when it listens on its loopback only."""
     begun = time.monotonic()
     try:
+        # A firewall drops packets without an answer; five seconds are enough for one that lets them pass.
         tcp(place.host, place.port)(deadline=min(deadline, begun + 5.0)).close()
     except OSError as error:
         detail, _ = split("gateway ports", error, str(place))

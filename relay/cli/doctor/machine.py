@@ -63,6 +63,7 @@ def other_relays(paths: Iterable[str] | None = None) -> list[Check]:
 
     :param paths: where Python looks for modules; ``None`` for the import path, and the working directory.
     """
+    # The working directory too: python -m and scripts put it, or their own folder, in front of what is installed.
     places = [os.getcwd(), *sys.path] if paths is None else list(paths)
     found = dict.fromkeys(place for each in places for place in _candidates(each or os.getcwd()))
     version = _version(DISTRIBUTION) or "not installed"
@@ -123,6 +124,7 @@ def _fits(version: str, bounds: str) -> bool:
     for sign, detail in _BOUND.findall(bounds):
         other = _numbers(detail)
         length = max(len(own), len(other))
+        # Of equal length, because Python calls (3,) smaller than (3, 0).
         left, right = (numbers + (0,) * (length - len(numbers)) for numbers in (own, other))
         if not {">=": left >= right, "<=": left <= right, ">": left > right, "<": left < right}.get(sign, True):
             return False
@@ -140,6 +142,7 @@ def _openssh() -> list[Check]:
         return [Check("openssh", "ssh", Status.SKIPPED, detail)]
     try:
         process = start([path, "-V"], stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+        # ssh -V prints on standard error.
         _, said = process.communicate(timeout=_PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         return [Check("openssh", path, Status.WARNING, f"ssh -V fails: {error}", "reinstall the OpenSSH client")]
@@ -156,6 +159,7 @@ def open_files(connections: int | None) -> Check:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # relay raises the soft limit to the hard one
     most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    # The rest is for what is open in any case: listeners, loops, carriers, the log.
     needed = None if connections is None else connections * _PER_CONNECTION + ENOUGH // 8
     is_low = hard != resource.RLIM_INFINITY and (hard < ENOUGH or (needed is not None and hard < needed))
     advice = "raise it: ulimit -Hn, LimitNOFILE= of systemd, or /etc/security/limits.conf"
@@ -174,6 +178,7 @@ def _pipes() -> list[Check]:
         pages = int(path.read_text())
     except (OSError, ValueError):
         return []
+    # The kernel's limit is per user and not for root (pipe(7)); 0 means none.
     if pages == 0 or os.geteuid() == 0:
         return [_ok("pipe quota", str(path), "no limit for this user")]
     detail = f"{pages} pages for all pipes of this user"
@@ -222,6 +227,7 @@ def _binds_late() -> bool:
 def _clock() -> list[Check]:
     """Report whether the kernel's clock is synchronized (adjtimex(2)); nothing where that is not known."""
     try:
+        # All zero: it asks and sets nothing. The buffer is larger than struct timex on every machine.
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     except (AttributeError, OSError):
         return []

@@ -40,6 +40,7 @@ def source_of(endpoint: Endpoint) -> str:
 
 def interface_of(address: str) -> str:
     """Return the name of the interface that has an address; empty if that is not known."""
+    # The zone of a link-local address is not a part of its bytes.
     wanted = ipaddress.ip_address(address.partition("%")[0])
     with contextlib.suppress(OSError):
         return _of_ipv4(wanted.packed) if wanted.version == 4 else _of_ipv6(wanted.packed.hex())
@@ -49,6 +50,7 @@ def interface_of(address: str) -> str:
 def _of_ipv4(packed: bytes) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
+            # struct ifreq is 40 bytes at most; the kernel writes into it, so it must be a buffer that can change.
             request = array.array("B", struct.pack("256s", os.fsencode(name)[:15]))
             with contextlib.suppress(OSError):  # it has no IPv4 address
                 fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request, True)

@@ -81,6 +81,7 @@ class RouteProbe:
         :returns: the address at which it listens, and the name or address of the server.
         :raises OSError: if the server does not allow it, or cannot bind the address.
         """
+        # Imported here, because it imports the SSH libraries, which a test without an SSH hop does not need.
         from ...transports.ssh.config.settings import resolve_settings
         from ...transports.ssh.connector import Holder
 
@@ -89,6 +90,7 @@ class RouteProbe:
         holder = Holder(server, network(tuple(before), self._recorder))
         try:
             link = wait_until_up(holder.carrier(), deadline, None, wait_for_reconnect=False)
+            # A client that finds the port in this moment gets an end of file: doctor relays nothing.
             bound = link.listen(place, lambda stream, _: stream.close(), deadline)
             assert isinstance(bound, TCPAddress)
             try:
@@ -176,6 +178,7 @@ class RouteProbe:
         :param deadline: monotonic seconds.
         :returns: the checks, in the order of the route.
         """
+        # The steps of the target before; those of the hops are not repeated, because their connections stay open.
         self._recorder.clear()
         what = str(target) if target is not None else str(self._hops[-1])
         try:
@@ -197,6 +200,7 @@ class RouteProbe:
                 return self._checks(outcome.__cause__, outcome.step)
             return self._checks(outcome) or [_unnamed(what, outcome, time.monotonic() - begun)]
         finally:
+            # Also after a success, where it does nothing; after a limit of one step the dial is still under way.
             give_up()
             if stream is not None:
                 stream.close()
@@ -217,6 +221,7 @@ class RouteProbe:
                     self._events.put(_Dialed(None))
 
             threading.Thread(target=get_ready, name="relay-doctor hops", daemon=True).start()
+            # To end what ready() waits for, in its own thread: it takes no token to cancel it.
             return made.close
 
         return made.dial(
@@ -231,6 +236,8 @@ class RouteProbe:
             try:
                 event = self._events.get(timeout=max(0.0, limit - time.monotonic()))
             except queue.Empty:
+                # Looked up again: the step that has taken too long may have ended, and a new one have begun, since the
+                # limit was set.
                 step = self._running()
                 if step is not None and time.monotonic() >= min(deadline, step.begun + LIMITS[step.stage][0]):
                     return _LateError(step)
@@ -239,11 +246,14 @@ class RouteProbe:
                 continue
             if event is not None:
                 return event.outcome
+            # An event without a value says only that something has changed: a step, or the cancellation.
             if self._cancelled.is_set():
                 return ConnectError("cancelled")
 
     def _running(self) -> RecordedStep | None:
         """Return the innermost step that is not over."""
+        # An outer step, such as a session, runs as long as the connect inside it; the limit of the inner one is the
+        # right one.
         return max((step for step in self._steps() if step.is_running), key=lambda step: step.begun, default=None)
 
     def _steps(self) -> list[RecordedStep]:
@@ -339,6 +349,7 @@ def first_bytes(stream: Stream, subject: str, deadline: float) -> list[Check]:
     if data:
         detail = data.decode("utf-8", "replace").strip()
         return [Check(name, subject, Status.OK, shown(detail), seconds=seconds, facts={"length": len(data)})]
+    # An end of file may be a cut of the carrier, which only the stream itself knows.
     failure = stream.failure() if stream.failure is not None else None
     if failure is None and problem is None:
         detail, advice = "closed without data", "check that the service accepts connections from the last hop"

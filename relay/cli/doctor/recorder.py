@@ -36,6 +36,7 @@ class RecordedStep(Step):
         self.error: BaseException | None = None
         self.noted: BaseException | None = None  # the error of the last attempt
         self._on_change = on_change
+        # At once, in the dialer's thread: the socket or the TLS connection may be closed when this returns.
         self._take(facts)
 
     @property
@@ -64,6 +65,7 @@ class RecordedStep(Step):
     def _end(self, facts: dict[str, Any]) -> None:
         self._take(facts)
         self.facts.update(facts)
+        # After the facts and the error: another thread that finds the step ended reads them.
         self.ended = time.monotonic()
         self._on_change()
 

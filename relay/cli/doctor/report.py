@@ -47,6 +47,7 @@ class Check:
 
     def __post_init__(self) -> None:
         for name in ("subject", "text", "advice"):
+            # On one line, so that no peer can print a line that looks like another check.
             line = " ".join(getattr(self, name).split())
             object.__setattr__(self, name, printable(line, LONGEST))  # a peer may have chosen a part of it
 

@@ -30,6 +30,7 @@ def key_exchange(step: RecordedStep, error: BaseException | None, status: Status
     """The server's version, and the algorithms that both sides agreed on."""
     transport = step.facts["transport"]
     banner = shown(transport.remote_version or "")
+    # Without a version of the server, no algorithm was agreed on either.
     if not banner:
         return [_check(step, "ssh version", error, status, "none")]
     version = Check("ssh version", step.subject, Status.OK, banner, facts={"banner": banner})

@@ -52,8 +52,11 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
         raise ValueError(f"{path}: No such file or directory; write the tunnels there, or name another file")
     with configuration_read():
         owner = os.stat(path).st_uid
+        # A unit of the system is written by root for a file of another user, whom it will run as.
         config = files.read(path, owner=os.geteuid() if is_users else owner)
     with contextlib.chdir(config.folder):
+        # Before the unit is written: a service whose file has a problem would fail at each start, with the reason in
+        # the journal.
         plans_of(config, Options())
     check_problems(config)
     is_in_home = not is_users and _is_in(os.path.realpath(path), _HOMES)
@@ -66,6 +69,7 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
         user = _user_for([path, *needs.reads])
     if user == "":
         _check_program(command)
+    # A user's manager may not give a process groups that the user's own session does not have.
     if is_users and needs.groups:
         raise ValueError(f"group={needs.groups[0]}: the sandbox of a user's service has no other groups; use --system")
     for each in (path, *command, *needs.paths):
@@ -91,7 +95,9 @@ def systemd_version() -> int:
 def _sandbox(path: str, command: Iterable[str], needs: Needs, *, is_users: bool) -> Sandbox:
     made = () if is_users else _MADE
     writes = tuple(each for each in needs.writes if not _is_in(each, made))
+    # A virtual environment's interpreter is a link into the prefix that it was made from; the sandbox must show both.
     folders = [sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(package))]
+    # As a link and as its target: either may be below a directory that the sandbox hides.
     program = [*map(os.path.realpath, (*command, sys.executable)), *folders]
     return Sandbox(
         writes=writes,
@@ -155,6 +161,7 @@ def _is_public(path: str) -> bool:
         folders = [real]
         while (folder := os.path.dirname(folders[-1])) != folders[-1]:
             folders.append(folder)
+        # A file that all may read is out of reach if one directory above it may not be entered.
         return all(os.stat(folder).st_mode & stat.S_IXOTH for folder in folders[1:])
     except FileNotFoundError:
         return True

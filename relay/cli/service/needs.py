@@ -129,6 +129,7 @@ class _Found:
     def write(self, text: str | None) -> None:
         """Note a file to write, by its directory."""
         if text is not None:
+            # The directory, because the file may not exist at the start, and another one may be put in its place later.
             self.writes.append(os.path.dirname(self.path(text)))
 
     def add_entry(self, entry: Entry) -> None:
@@ -137,12 +138,15 @@ class _Found:
         self.read(tunnel.password_file)
         for text in (*(tunnel.allow or ()), *(tunnel.deny or ())):
             path = text[5:] if text[:5].lower() == "file:" else text
+            # A word without a kind may be a rule or the name of a file; only a file that exists can be read by the
+            # service.
             if not has_kind(text) and os.path.exists(self.path(path)):
                 self.read(path)
         self.add_listening(listen)
         if isinstance(listen, I2PListen):
             self.write(tunnel.keys)
             if tunnel.keys is None and listen.router.keys is None and not tunnel.transient:
+                # Where a destination is stored that has no key file of its own.
                 self.writes.append(os.path.join(self._home, ".local/share/relay"))
         for value in _values(listen):
             if not isinstance(value, UnixAddress):  # its own, or one on a server
@@ -179,5 +183,6 @@ class _Found:
                 self.write(path)
             else:
                 self.read(path)
+        # The first login writes the host key there.
         if isinstance(value, SSHServer) and value.accept_new:
             self.write(value.known_hosts or "~/.ssh/known_hosts")

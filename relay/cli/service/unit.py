@@ -81,12 +81,14 @@ def _head(unit: Unit) -> Iterator[str]:
     if not unit.is_users:
         yield "Wants=network-online.target"
         yield "After=network-online.target"
+    # No limit of starts: a relay whose network is down for long must still come back by itself.
     yield "StartLimitIntervalSec=0"
 
 
 def _service(unit: Unit) -> Iterator[str]:
     yield "[Service]"
     if unit.version >= RELOADS:
+        # systemctl reload then returns only after the reload; with the older form it returns at once.
         yield "Type=notify-reload"
     else:
         yield "Type=notify"
@@ -104,6 +106,7 @@ def _service(unit: Unit) -> Iterator[str]:
     yield "WatchdogSignal=SIGKILL"
     yield "LimitCORE=0"
     yield f"FileDescriptorStoreMax={STORES}"
+    # relay learns from this variable that systemd keeps descriptors for it; older versions do not set it.
     if unit.version < REPORTS_STORE:
         yield f"Environment=FDSTORE={STORES}"
     yield f"LimitNOFILE={FILES}"
@@ -116,6 +119,7 @@ def _service(unit: Unit) -> Iterator[str]:
         return
     yield "StateDirectory=relay"
     yield "StateDirectoryMode=0700"
+    # The keys of destinations are in its directory relay, which is the StateDirectory; a dynamic user has no home.
     yield "Environment=XDG_DATA_HOME=%S"
     yield f"User={unit.user}" if unit.user else "DynamicUser=yes"
     if unit.sandbox.groups:
@@ -135,6 +139,7 @@ def _hardening(unit: Unit) -> Iterator[str]:
         "PrivateDevices=yes",
         "PrivateMounts=yes",
         f"PrivateTmp={_yes(not box.needs_tmp)}",
+        # In a user namespace of its own a process has neither the capability nor the other groups outside of it.
         f"PrivateUsers={_yes(not capability and not box.groups)}",
         "ProtectClock=yes",
         "ProtectControlGroups=yes",

@@ -45,6 +45,7 @@ def write(path: str, text: str, *, force: bool) -> None:
         raise ValueError(f"{path}: relay has not written this unit, or it was changed; --force overwrites it")
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
+    # In the same directory, because a rename is atomic only within one file system.
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "x", encoding="utf-8", opener=_open) as file:
@@ -62,6 +63,7 @@ def _open(path: str, flags: int) -> int:
 
 def _is_ours(path: str) -> bool:
     """Return whether there is no unit, or one that relay has written and that was not changed since."""
+    # systemctl mask and link make links; relay did not write what they point to.
     if os.path.islink(path):
         return False
     try:

@@ -181,8 +181,8 @@ def compare(name: str, path: Path, body: bytes) -> int:
 
 def curl(url: str) -> bytes:
     """Fetch a page with curl."""
+    # The user's .curlrc and proxy variables would send the request past the relay.
     with start(
-        # The user's .curlrc and proxy variables would send the request past the relay.
         ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", url], stdout=PIPE
     ) as client:
         body, _ = client.communicate()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import dataclasses
+import enum
 import functools
 import hmac
 import json
@@ -33,7 +35,6 @@ from ..daemon.sockets import Endpoint
 from ..daemon.status import LOG_LEVELS
 from ..eventloop import reserve
 from .events import Events
-from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
 from .metrics import CONTENT_TYPE, MetricsPage
 from .overview import Overview
@@ -41,7 +42,7 @@ from .page import FILES, HEADERS, content
 from .tables import PAGE, View, offset
 from .turns import Shared, Threads
 
-__all__ = ["LONGEST_BODY", "LONGEST_HEAD", "App", "make_app"]
+__all__ = ["LONGEST_BODY", "LONGEST_HEAD", "App", "as_json", "make_app"]
 
 logger = logging.getLogger("relay.operations")
 
@@ -278,6 +279,23 @@ def _work(answer: Answer, request: Request) -> Response:
     if isinstance(value, Response):
         return value
     return Response(status_code=204) if value is None else _json(200, as_json(value))
+
+
+def as_json(value: Any) -> Any:
+    """Return what JSON has for a value: an object for a dataclass or a named tuple, by the names of its fields.
+
+    Fields of a dataclass whose metadata have ``json`` false are left out, such as the counters for ``/metrics``.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.metadata.get("json", True)]
+        return {name: as_json(getattr(value, name)) for name in names}
+    if hasattr(value, "_asdict"):
+        return {name: as_json(each) for name, each in value._asdict().items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): as_json(each) for name, each in value.items()}
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _health(health: Health) -> Response:

@@ -17,8 +17,7 @@ from ..daemon.status import TunnelStatus
 from ..eventloop import reserve
 from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool
-from .metric_families import FAMILIES, LAGS, Facts
-from .metric_text import escaped
+from .metric_families import FAMILIES, LAGS, Facts, escaped
 
 __all__ = ["CONTENT_TYPE", "MetricsPage"]
 

@@ -1,22 +1,44 @@
-"""The schemas of the OpenAPI description: the values of the app as JSON."""
+"""The schemas of the OpenAPI description: they follow from the fields of what the app shows, and from their docs."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import enum
+import inspect
+import itertools
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
-from ..daemon.status import LOG_LEVELS
+from ..carriers.link import CarrierState
+from ..carriers.listing import CarrierStatus
+from ..daemon import status
+from ..daemon.member import MemberState
+from ..daemon.recent_log import LogLine
+from ..daemon.top_keys import KeyChange
+from ..daemon.verdicts import Verdict
+from ..engine.records import ConnectionState, Stats, WarmFigures
+from ..spawning.worker_slot import SlotState, WorkerStatus
+from ..targets.group import TargetState
+from ..targets.health import HealthState
+from .tables import ConnectionRow, EndedRow, TargetCell, TunnelRow
 
 __all__ = ["COUNT", "SCHEMAS", "TEXT", "YES", "ref", "words"]
 
 TEXT = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
-_SECONDS = {"type": "number", "minimum": 0}
 YES = {"type": "boolean"}
 _TIME = {"type": "number", "description": "Seconds since 1970."}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
+_PLAIN: Mapping[Any, dict[str, Any]] = {
+    str: TEXT,
+    int: COUNT,
+    float: {"type": "number", "minimum": 0},
+    bool: YES,
+}
 
 
 def ref(name: str) -> dict[str, Any]:
@@ -24,13 +46,107 @@ def ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _list(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": schema}
-
-
 def words(*allowed: str) -> dict[str, Any]:
     """Return the schema of a text that is one of some words."""
     return {"type": "string", "enum": [*allowed]}
+
+
+def _values(states: type[enum.Enum]) -> dict[str, Any]:
+    return words(*(state.value for state in states))
+
+
+_CLASSES = {
+    status.InstanceStatus: "Instance",
+    status.ReloadStatus: "Reloads",
+    WorkerStatus: "Worker",
+    Stats: "Figures",
+    WarmFigures: "Warm",
+    status.ProbeStatus: "Probe",
+    status.TunnelStatus: "Tunnel",
+    status.CertificateLoads: "CertificateLoads",
+    TargetState: "Target",
+    status.ConnectionStatus: "Connection",
+    CarrierStatus: "Carrier",
+    status.BanStatus: "Ban",
+    status.QuotaStatus: "Quota",
+    status.TunnelVerdict: "Verdict",
+    KeyChange: "ChangedKey",
+    status.ReloadReport: "Reload",
+    status.UpgradeReport: "Upgrade",
+    LogLine: "LogLine",
+    TunnelRow: "TunnelRow",
+    TargetCell: "TargetCell",
+    ConnectionRow: "ConnectionRow",
+    EndedRow: "EndedRow",
+}
+"""What the app shows, and the names of the schemas."""
+
+_NARROWED: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("Instance", "log_level"): words(*status.LOG_LEVELS),
+    ("Worker", "state"): _values(SlotState),
+    ("Probe", "kind"): words("connect", "banner", "http"),
+    ("Tunnel", "state"): _values(MemberState),
+    ("Target", "state"): _values(HealthState),
+    ("Connection", "engine"): words("splice", "copy"),
+    ("Connection", "state"): words(*dict.fromkeys(state.reported for state in ConnectionState)),
+    ("Connection", "by"): {"anyOf": [words("client", "target", "relay", "admin"), {"type": "null"}]},
+    ("Connection", "identity"): {"anyOf": [ref("Identity"), {"type": "null"}]},
+    ("Carrier", "state"): words(*dict.fromkeys(state.reported.value for state in CarrierState)),
+    ("TunnelRow", "warm"): {"anyOf": [ref("Warm"), {"type": "null"}]},
+    ("Verdict", "verdict"): words(*(verdict.word for verdict in Verdict)),
+}
+"""The fields whose values are fewer than their type says."""
+
+
+def _of_class(described: type, name: str) -> dict[str, Any]:
+    """Return the schema of the objects of a class: all its fields, except those that JSON does not have."""
+    hints = typing.get_type_hints(described, localns={each.__name__: each for each in _CLASSES})
+    if dataclasses.is_dataclass(described):
+        for each in dataclasses.fields(described):
+            if not each.metadata.get("json", True):
+                del hints[each.name]
+    about = _docs_of(described)
+    fields = {}
+    for field, kind in hints.items():
+        schema = _NARROWED.get((name, field)) or _of_type(kind)
+        fields[field] = {**schema, "description": about[field]} if field in about else schema
+    return _object(_as_text((inspect.getdoc(described) or "").partition("\n\n")[0]), **fields)
+
+
+def _of_type(kind: Any) -> dict[str, Any]:
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in _CLASSES:
+        return ref(_CLASSES[kind])
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _values(kind)
+    inner = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return {"anyOf": [_of_type(inner[0]), {"type": "null"}]}
+    if issubclass(typing.get_origin(kind), Mapping):
+        return {"type": "object", "additionalProperties": _of_type(inner[1])}
+    return _list(_of_type(inner[0]))
+
+
+def _docs_of(described: type) -> dict[str, str]:
+    """Return what the docs say of the fields of a class: its docstring, or the texts below the fields."""
+    found = dict(re.findall(r":param (\w+): (.*?)(?=\n:|\Z)", inspect.getdoc(described) or "", re.DOTALL))
+    try:
+        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(described))).body
+    except OSError:  # an installation without the sources
+        parsed = ast.Pass()
+    body = getattr(parsed, "body", [])
+    for field, below in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[ast.unparse(field.target)] = below.value.value
+    return {name: _as_text(text) for name, text in found.items()}
+
+
+def _as_text(text: str) -> str:
+    """Return a text of the docs without its marks."""
+    plain = " ".join(text.replace("``None``", "null").split())
+    plain = re.sub(r":\w+:`~?(?:\w+\.)*([^`]*)`|``(.*?)``", r"\1\2", plain)
+    return plain[0].upper() + plain[1:]
 
 
 def _object(about: str, **fields: dict[str, Any]) -> dict[str, Any]:
@@ -43,204 +159,55 @@ def _object(about: str, **fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _list(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": schema}
+
+
 def _pages(about: str, **rows: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a list, which comes in pages at a status address."""
     more = {**YES, "description": "Whether there are more; at a status address only."}
     return {**_object(about, **rows, more=more), "required": [*rows]}
 
 
-_MOVED = {"received": COUNT, "sent": COUNT}
-_RATES = {"received_rate": _or_null(_SECONDS), "sent_rate": _or_null(_SECONDS)}
-
-
 def _table(row: str) -> dict[str, Any]:
     return _object("One page of a table.", total=COUNT, matching=COUNT, **{"from": COUNT}, rows=_list(ref(row)))
 
 
+_REASONS = {"type": "object", "additionalProperties": COUNT, "description": "Connections by reason."}
+
 SCHEMAS = {
+    **{name: _of_class(described, name) for described, name in _CLASSES.items()},
     "Error": {
         **_object("Why a request failed; problems: of a reload, one each.", error=TEXT, problems=_list(TEXT)),
         "required": ["error"],
     },
-    "Instance": _object(
-        "The process.",
-        version=TEXT,
-        pid=COUNT,
-        started=_TIME,
-        config={"type": "string", "description": "Absolute path of the file; empty for a command line."},
-        draining=YES,
-        log_level=words(*LOG_LEVELS),
-        control={"type": "string", "description": "Path of the control socket; empty if there is none."},
-        reloads=_or_null(ref("Reloads")),
-        workers=_list(ref("Worker")),
-    ),
-    "Reloads": _object(
-        "The reloads of a process.", succeeded=COUNT, failed=COUNT, was_successful=YES, last_success=_TIME
-    ),
-    "Worker": _object(
-        "A process that relays tunnels.",
-        number=COUNT,
-        pid=_or_null(COUNT),
-        state=words("starting", "running", "stuck", "waiting", "ended"),
-        restarts=COUNT,
-    ),
-    "Figures": _object(
-        "Figures of a tunnel since it was opened.",
-        accepted=COUNT,
-        active=COUNT,
-        received={**COUNT, "description": "Bytes from clients."},
-        sent={**COUNT, "description": "Bytes to clients."},
-        failed={"type": "object", "additionalProperties": COUNT, "description": "Connections by reason."},
-        warm_hits={**COUNT, "description": "Connections whose stream was open before their client came."},
-        warm_misses={**COUNT, "description": "Connections for which no such stream was ready."},
-    ),
-    "Warm": _object(
-        "The warm streams of a tunnel, which are open before their clients come.",
-        ready={**COUNT, "description": "Streams that are open now."},
-        hits={**COUNT, "description": "Connections that got one."},
-        misses={**COUNT, "description": "Connections for which none was ready."},
-        ended={**COUNT, "description": "Streams that the target or a lost carrier ended before a client came."},
-        expired={**COUNT, "description": "Streams that were replaced, because no client came in time."},
-    ),
-    "Probe": _object(
-        "The probe of a tunnel.",
-        kind=words("connect", "banner", "http"),
-        interval=_SECONDS,
-        finished=_or_null(_TIME),
-        seconds=_SECONDS,
-        problem=TEXT,
-    ),
-    "Tunnel": _object(
-        "A tunnel.",
-        name=TEXT,
-        state=words("opening", "waiting", "listening", "paused", "draining", "closed", "failed"),
-        listen=TEXT,
-        target=TEXT,
-        via=_list(TEXT),
-        required=YES,
-        since=_TIME,
-        hops=TEXT,
-        problem=TEXT,
-        stuck={**YES, "description": "Whether a worker of it does not answer; relay replaces the worker."},
-        figures=_or_null(ref("Figures")),
-        warm=_or_null(ref("Warm")),
-        probe=_or_null(ref("Probe")),
-        certificate_end=_or_null(_TIME),
-        certificate_loads=_or_null(ref("CertificateLoads")),
-        targets=_list(ref("Target")),
-    ),
-    "CertificateLoads": _object(
-        "How often the certificates of a listener were loaded again after a change.", succeeded=COUNT, failed=COUNT
-    ),
-    "Target": _object(
-        "One of several targets of a tunnel.",
-        target=TEXT,
-        state=words("up", "down", "probing", "disabled"),
-        since={**_SECONDS, "description": "Seconds for which it has been in this state; down includes probing."},
-        active={**COUNT, "description": "Connections that are open, or about to be."},
-        latency={**_or_null(_SECONDS), "description": "Duration of a connect, or of the probe, on average."},
-        failures={**COUNT, "description": "Connects and probes that failed."},
-        problem=TEXT,
-    ),
-    "Connection": _object(
-        "A connection, open or ended.",
-        id=TEXT,
-        tunnel=TEXT,
-        peer=TEXT,
-        target=_or_null(TEXT),
-        age=_SECONDS,
-        received=COUNT,
-        sent=COUNT,
-        engine=words("splice", "copy"),
-        state=words("connecting", "open", "half-closed", "closed"),
-        reason=_or_null(TEXT),
-        started=_TIME,
-        by=_or_null(words("client", "target", "relay", "admin")),
-        warm={**YES, "description": "Whether its stream was open before its client came."},
-        identity=_or_null(ref("Identity")),
-        rule={**_or_null(TEXT), "description": "The rule that denied the client."},
-    ),
     "Identity": {
         **_object("Who a client is, as its transport can tell.", kind=TEXT, name=TEXT, verified=YES),
         "required": ["kind", "name"],
     },
-    "Carrier": _object(
-        "An SSH connection or I2P session that streams share.",
-        name=TEXT,
-        kind=TEXT,
-        state=words("connecting", "up", "backing off", "failed", "closed"),
-        since=_TIME,
-        losses=COUNT,
-        streams=COUNT,
-        rtt=_or_null(_SECONDS),
-        error=TEXT,
-        number={**_or_null(COUNT), "description": "Which of several carriers of one hop it is; null for the only one."},
-        router={**TEXT, "description": "The I2P router that has the session, of several; else empty."},
-        worker={**_or_null(COUNT), "description": "The number of the worker that has it; null for relay itself."},
-    ),
-    "Ban": _object(
-        "A ban.",
-        tunnel=TEXT,
-        limit={**TEXT, "description": "The name of the limit."},
-        key={**TEXT, "description": "The clients that count together; * for all of the tunnel."},
-        until=_TIME,
-    ),
-    "Quota": _object(
-        "The use of a quota in the current period.",
-        tunnel=TEXT,
-        limit=TEXT,
-        key=TEXT,
-        used={**COUNT, "description": "Bytes."},
-        quota=COUNT,
-        since=_TIME,
-    ),
-    "Bans": _pages("Bans, those that last longest first.", bans=_list(ref("Ban"))),
-    "Quotas": _pages("Quotas, those of which most was used first.", quotas=_list(ref("Quota"))),
-    "Cleared": _object("What was forgotten.", cleared=COUNT),
-    "Verdict": _object(
-        "The effect of a reload on one tunnel.",
-        name=TEXT,
-        verdict=words("same", "tuned", "rerouted", "moved", "gone", "new"),
-        detail=TEXT,
-    ),
-    "ChangedKey": _object(
-        "The effect of a reload on a key at the top of the file that has changed.",
-        key=TEXT,
-        effect=words("tuned", "overridden", "upgrade", "restart"),
-        remedy={"type": "string", "description": "What puts it in force; empty if the reload does."},
-    ),
-    "Reload": _object(
-        "The effect of a reload.", verdicts=_list(ref("Verdict")), dry_run=YES, keys=_list(ref("ChangedKey"))
-    ),
-    "Upgrade": _object("The process that has taken the place of this one.", pid=COUNT, version=TEXT),
-    "Health": {
-        "type": "object",
-        "description": "The answer to a health check.",
-        "properties": {
-            "status": words("ok", "failed", "draining"),
-            "problems": {"type": "object", "additionalProperties": TEXT, "description": "By tunnel."},
-            "error": TEXT,
-        },
-        "required": ["status", "problems"],
-        "additionalProperties": False,
-    },
     "Tunnels": _pages("All tunnels.", tunnels=_list(ref("Tunnel"))),
     "Connections": _pages("Connections.", connections=_list(ref("Connection"))),
     "Carriers": _object("All carriers.", carriers=_list(ref("Carrier"))),
+    "Bans": _pages("Bans, those that last longest first.", bans=_list(ref("Ban"))),
+    "Quotas": _pages("Quotas, those of which most was used first.", quotas=_list(ref("Quota"))),
+    "Cleared": _object("What was forgotten.", cleared=COUNT),
+    "Health": {
+        **_object(
+            "The answer to a health check.",
+            status=words("ok", "failed", "draining"),
+            problems={"type": "object", "additionalProperties": TEXT, "description": "By tunnel."},
+            error=TEXT,
+        ),
+        "required": ["status", "problems"],
+    },
     "Overview": _object(
         "The part of the state that a status page shows.",
         time=_TIME,
         instance=_object("The process.", version=TEXT, pid=COUNT, started=_TIME, config=TEXT, draining=YES, ready=YES),
         totals=_object(
             "Sums of all tunnels.",
-            accepted=COUNT,
-            active=COUNT,
-            received=COUNT,
-            sent=COUNT,
-            tunnels=COUNT,
-            listening=COUNT,
-            problems=COUNT,
-            failed={"type": "object", "additionalProperties": COUNT, "description": "Connections by reason."},
+            **dict.fromkeys(("accepted", "active", "received", "sent", "tunnels", "listening", "problems"), COUNT),
+            failed=_REASONS,
         ),
         history={
             **_list({"type": "array", "items": {"type": "number"}, "minItems": 5, "maxItems": 5}),
@@ -254,52 +221,5 @@ SCHEMAS = {
         bans=_table("Ban"),
         log=_list(ref("LogLine")),
     ),
-    "TunnelRow": _object(
-        "A tunnel, as a page shows it. Long texts are cut.",
-        name=TEXT,
-        state=TEXT,
-        listen=TEXT,
-        target=TEXT,
-        via=_list(TEXT),
-        required=YES,
-        since=_TIME,
-        hops=TEXT,
-        problem=TEXT,
-        targets=_list(_object("One of several targets.", target=TEXT, state=TEXT, active=COUNT, problem=TEXT)),
-        more_targets={**COUNT, "description": "The targets that are left out."},
-        active=COUNT,
-        accepted=COUNT,
-        failed=COUNT,
-        probe={**_or_null(_SECONDS), "description": "Duration of the last probe, if it succeeded."},
-        warm=_or_null(ref("Warm")),
-        **_MOVED,
-        **_RATES,
-    ),
-    "ConnectionRow": _object(
-        "An open connection, as a page shows it.",
-        id=TEXT,
-        tunnel=TEXT,
-        peer=TEXT,
-        target=TEXT,
-        state=TEXT,
-        age=_SECONDS,
-        engine=TEXT,
-        warm=YES,
-        **_MOVED,
-        **_RATES,
-    ),
-    "EndedRow": _object(
-        "A connection that has ended, as a page shows it.",
-        id=TEXT,
-        tunnel=TEXT,
-        peer=TEXT,
-        target=TEXT,
-        ended=_TIME,
-        age=_SECONDS,
-        reason=TEXT,
-        by=TEXT,
-        **_MOVED,
-    ),
-    "LogLine": _object("A line of the log.", time=_TIME, level=TEXT, logger=TEXT, message=TEXT),
-    "LogLevel": _object("A log level.", level=words(*LOG_LEVELS)),
+    "LogLevel": _object("A log level.", level=words(*status.LOG_LEVELS)),
 }

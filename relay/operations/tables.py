@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 from ..addresses.printable import printable
 from ..carriers.listing import CarrierStatus
 from ..daemon.status import BanStatus, ConnectionStatus, TunnelStatus
-from ..targets.group import TargetState
+
+if TYPE_CHECKING:  # a relay whose tunnels have one target starts faster without it
+    from ..targets.group import TargetState
 
 __all__ = [
     "CONNECTION_ORDERS",
@@ -116,6 +118,74 @@ class Rates:
         return self._rates.get(key, (None, None))
 
 
+class TargetCell(TypedDict):
+    """One of several targets."""
+
+    target: str
+    state: str
+    active: int
+    problem: str
+
+
+class TunnelRow(TypedDict):
+    """A tunnel, as a page shows it. Long texts are cut."""
+
+    name: str
+    state: str
+    listen: str
+    target: str
+    via: list[str]
+    required: bool
+    since: float
+    hops: str
+    problem: str
+    targets: list[TargetCell]
+    more_targets: int
+    """The targets that are left out."""
+    active: int
+    accepted: int
+    received: int
+    sent: int
+    received_rate: float | None
+    sent_rate: float | None
+    failed: int
+    warm: dict[str, int] | None
+    probe: float | None
+    """Duration of the last probe, if it succeeded."""
+
+
+class ConnectionRow(TypedDict):
+    """An open connection, as a page shows it."""
+
+    id: str
+    tunnel: str
+    peer: str
+    target: str
+    state: str
+    age: float
+    received: int
+    sent: int
+    received_rate: float | None
+    sent_rate: float | None
+    engine: str
+    warm: bool
+
+
+class EndedRow(TypedDict):
+    """A connection that has ended, as a page shows it."""
+
+    id: str
+    tunnel: str
+    peer: str
+    target: str
+    ended: float
+    age: float
+    received: int
+    sent: int
+    reason: str
+    by: str
+
+
 class Tables(NamedTuple):
     """All rows at one moment."""
 
@@ -159,7 +229,7 @@ class Tables(NamedTuple):
         }
 
 
-def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float | None]) -> dict[str, Any]:
+def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float | None]) -> TunnelRow:
     figures = tunnel.figures
     probe = tunnel.probe
     return {
@@ -186,7 +256,7 @@ def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float
     }
 
 
-def _target(target: TargetState) -> dict[str, Any]:
+def _target(target: TargetState) -> TargetCell:
     problem = short(target.problem.removeprefix(f"{target.target}: "))
     return {"target": short(target.target), "state": target.state, "active": target.active, "problem": problem}
 
@@ -195,7 +265,7 @@ def _is_up(target: TargetState) -> bool:
     return target.state == "up"
 
 
-def _connection(connection: ConnectionStatus, rates: tuple[float | None, float | None]) -> dict[str, Any]:
+def _connection(connection: ConnectionStatus, rates: tuple[float | None, float | None]) -> ConnectionRow:
     return {
         "id": connection.id,
         "tunnel": short(connection.tunnel),
@@ -212,7 +282,7 @@ def _connection(connection: ConnectionStatus, rates: tuple[float | None, float |
     }
 
 
-def _ended(connection: ConnectionStatus) -> dict[str, Any]:
+def _ended(connection: ConnectionStatus) -> EndedRow:
     return {
         "id": connection.id,
         "tunnel": short(connection.tunnel),
@@ -297,7 +367,7 @@ def _contains(text: str, words: Iterable[str]) -> bool:
 
 
 def _table(
-    rows: Sequence[Row], matching: Sequence[Row], first: int, describe: Callable[[Row], dict[str, Any]]
+    rows: Sequence[Row], matching: Sequence[Row], first: int, describe: Callable[[Row], object]
 ) -> dict[str, Any]:
     """Return one page of a table. Beyond its end, that is the last one."""
     first = min(first, max(0, (len(matching) - 1) // ROWS * ROWS))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import dataclasses
 import time
+from typing import NamedTuple
 
 import jsonschema
 import pytest
 from instance_double import PROBED, Double, check_contract, served
 
+from relay.carriers.listing import CarrierStatus
+from relay.daemon.status import TunnelStatus
+from relay.operations.app import as_json
 from relay.operations.openapi import document
 from relay.targets.group import TargetState
 
@@ -80,6 +84,18 @@ def test_every_answer_is_as_the_description_says(app, double):
     check("post", "/upgrade", app.http.post("/upgrade"))
     check("put", "/log-level", app.http.put("/log-level", content=b"x" * 70000))
     assert seen == {(method, path) for path in described["paths"] for method in described["paths"][path]}
+
+
+def test_the_description_has_the_docs_of_the_fields(app):
+    schemas = app.get("/openapi.json").json()["components"]["schemas"]
+
+    def about(name, field):
+        return schemas[name]["properties"][field]["description"]
+
+    assert about("Connection", "target") == "The name of the outgoing stream; null while it is unknown."
+    assert about("Figures", "received") == "Bytes from clients."
+    assert about("TunnelRow", "more_targets") == "The targets that are left out."
+    assert schemas["Connection"]["description"] == "The part of a ConnectionRecord that operators see."
 
 
 def test_the_description_is_valid_openapi_as_far_as_a_schema_says(app):
@@ -289,3 +305,25 @@ def test_a_path_that_is_not_utf_8_is_shown(app, double):
     double.rejection = "caf\udce9.toml:3: no"
     answer = app.http.post("/reload")
     assert (answer.status_code, answer.json()["error"]) == (422, double.rejection)
+
+
+class Pair(NamedTuple):
+    metrics: int
+    other: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Form:
+    metrics: dict[int, Pair]
+    text: str = "x"
+
+
+def test_a_field_is_there_whatever_its_name() -> None:
+    assert as_json(Form({1: Pair(2, (3,))})) == {"metrics": {"1": {"metrics": 2, "other": [3]}}, "text": "x"}
+
+
+def test_the_counters_for_the_metrics_are_left_out() -> None:
+    tunnel = TunnelStatus(name="a", state="listening", listen="127.0.0.1:1", target="db:5432")
+    carrier = CarrierStatus("ssh://a", "ssh", "up", 0.0, 0, 0)
+    assert "metrics" not in as_json(tunnel) and as_json(tunnel)["name"] == "a"
+    assert "metrics" not in as_json(carrier) and as_json(carrier)["name"] == "ssh://a"

@@ -12,11 +12,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..eventloop.backoff import Backoff
-from ..eventloop.loop import Loop, Timer
+from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
 from ..eventloop.sockets import is_tls, quick_accept
 from ..streams.adapter import as_stream
@@ -24,7 +23,9 @@ from ..streams.listener import PushingListener, SocketListener, TunnelListener
 from ..streams.stream import Stream
 from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener
-from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .relay_thread import RelayThread
 
 __all__ = ["Acceptor", "ObjectAcceptor", "PushAcceptor", "SocketAcceptor"]
 __all__ += ["adapt_acceptor", "check_listener", "make_acceptor", "own_listener"]
@@ -36,39 +37,6 @@ _FULL_BATCHES = 4  # turns in a row that used the whole batch before it is doubl
 _MOST_WAITING = 8192  # clients that a listener which closes still accepts: more than a backlog holds
 _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class AcceptorOwner(Protocol):
-    """The relay thread, as the owner of the acceptor."""
-
-    name: str
-    loop: Loop
-    workspace: Workspace
-
-    @property
-    def unlimited(self) -> bool:
-        """True if the number of connections has no limit."""
-
-    def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
-        """Take a client."""
-
-    def hand_of(self, listener: TunnelListener, /) -> Callable[[socket.SocketType, Any, float], object] | None:
-        """Return what takes a client that first sends a request or shakes hands; ``None`` for :meth:`accepted`."""
-
-    def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
-        """Take a client that a listener object has accepted, perhaps while there is no room for it."""
-
-    def has_spare_fd(self) -> bool:
-        """Return whether there is a spare descriptor; open one if there is none."""
-
-    def accept_failed(self, error: BaseException, /) -> None:
-        """Count an error of accepting a client."""
-
-    def make_room(self, now: float, /) -> None:
-        """End some connections that are worth less than a client."""
-
-    def is_on_relay_thread(self) -> bool:
-        """Return whether the current thread is the relay thread."""
 
 
 class Acceptor(Protocol):
@@ -133,7 +101,7 @@ def own_listener(given: Listener | TunnelListener) -> TunnelListener:
     return SocketListener(given) if isinstance(given, socket.socket) else _ForeignListener(given)
 
 
-def make_acceptor(owner: AcceptorOwner, receive: TunnelListener) -> Acceptor:
+def make_acceptor(owner: RelayThread, receive: TunnelListener) -> Acceptor:
     """Return the acceptor for this kind of listener."""
     if receive.listening is not None:
         return SocketAcceptor(owner, receive)
@@ -142,7 +110,7 @@ def make_acceptor(owner: AcceptorOwner, receive: TunnelListener) -> Acceptor:
     return ObjectAcceptor(owner, receive)
 
 
-def adapt_acceptor(owner: AcceptorOwner, acceptor: Acceptor) -> Acceptor:
+def adapt_acceptor(owner: RelayThread, acceptor: Acceptor) -> Acceptor:
     """Return the acceptor that fits the limits of the tunnel and of the listener, which may have changed.
 
     A listener with an acceptor of objects keeps it: its thread may wait for a client.
@@ -160,7 +128,7 @@ class SocketAcceptor:
     :param listener: a listener with a socket; its clients may first send a request or shake hands.
     """
 
-    def __init__(self, owner: AcceptorOwner, listener: TunnelListener) -> None:
+    def __init__(self, owner: RelayThread, listener: TunnelListener) -> None:
         receive = listener.listening
         assert receive is not None, "it has a socket"
         self._owner = owner
@@ -303,7 +271,7 @@ class ObjectAcceptor:
     :param receive: the listener.
     """
 
-    def __init__(self, owner: AcceptorOwner, receive: TunnelListener) -> None:
+    def __init__(self, owner: RelayThread, receive: TunnelListener) -> None:
         self._owner = owner
         self._receive = receive
         self._changed = threading.Condition()
@@ -390,7 +358,7 @@ class PushAcceptor:
     :param receive: the listener.
     """
 
-    def __init__(self, owner: AcceptorOwner, receive: PushingListener) -> None:
+    def __init__(self, owner: RelayThread, receive: PushingListener) -> None:
         self.receive = receive
         self._owner = owner
         self.listening = False

@@ -69,7 +69,7 @@ import functools
 import logging
 import socket
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..access.ticket import Ticket
 from ..eventloop.poller import ERR, HUP
@@ -79,13 +79,15 @@ from ..streams.proxy_handshake import FinalReply, FinalStay, HandshakeReader, Pr
 from ..streams.request import RejectedRequest, Request
 from ..streams.session_socket import close_descriptor
 from ..streams.stream import Stream
-from .connection_owner import ConnectionOwner
 from .flow_pair import FlowPair
 from .limits import ConnectionDeadline, Pending
 from .metered_pair import MeteredPair
 from .records import ConnectionRecord, ConnectionState, ConnectionSummary
 from .tarpit import TarpitStay
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .relay_thread import RelayThread
 
 __all__ = ["Connection"]
 
@@ -111,7 +113,7 @@ class Connection:
     )  # fmt: skip
 
     def __init__(
-        self, owner: ConnectionOwner, client: socket.SocketType, stream: Stream | None, peer: Any, now: float
+        self, owner: RelayThread, client: socket.SocketType, stream: Stream | None, peer: Any, now: float
     ) -> None:
         self.owner = owner
         self.client = client

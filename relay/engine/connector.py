@@ -10,11 +10,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..addresses.printable import printable
 from ..errors import RelayError
-from ..eventloop.loop import Loop, Timer
+from ..eventloop.loop import Timer
 from ..eventloop.sockets import Endpoint, connect_error, format_address, open_socket
 from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
@@ -26,12 +26,11 @@ from ..streams.stream import Stream
 from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
-from .limits import Limits
 from .records import WarmFigures
-from .workspace import Workspace
 
-if TYPE_CHECKING:  # most tunnels need neither, and start faster without them
+if TYPE_CHECKING:  # most tunnels need no warm streams, and start faster without them
     from ..streams.peer_source import PeerSource
+    from .relay_thread import RelayThread
     from .warm_pool import WarmPool
 
 __all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
@@ -59,47 +58,6 @@ def reason_of(error: BaseException) -> str:
     return "factory_error"
 
 
-class Sender(Protocol):
-    """Tells targets who their clients are."""
-
-    def over(self, dialer: Dialer, connection: Connection, /) -> Dialer:
-        """Return the dialer for a connection; it does so itself where that has to be under a session."""
-
-
-class ConnectorEntrance(Protocol):
-    """The entrance, as the connector sees it."""
-
-    @property
-    def sender(self) -> Sender | None:
-        """Tells targets who their clients are; ``None`` for no header."""
-
-
-class ConnectorOwner(Protocol):
-    """The relay thread, as the owner of the connector."""
-
-    name: str
-    limits: Limits
-    loop: Loop
-    workspace: Workspace
-
-    @property
-    def listening(self) -> bool:
-        """True while clients are accepted."""
-
-    def update_listening(self) -> None:
-        """Accept clients if and only if there is room for one more."""
-
-    def release_spare_fd(self) -> bool:
-        """Close the spare descriptor; return whether there was one."""
-
-    @property
-    def entrance(self) -> ConnectorEntrance:
-        """The place of connections before they get a stream."""
-
-    def close_stream(self, stream: Stream, clean: bool) -> None:
-        """Close a stream, or reset it."""
-
-
 class Connector:
     """Makes the outgoing streams of one tunnel. Belongs to the relay thread, except :meth:`_run_call`.
 
@@ -108,7 +66,7 @@ class Connector:
     :param source: from which its streams come; see :class:`relay.Tunnel`.
     """
 
-    def __init__(self, owner: ConnectorOwner, factory: MakeSend, source: str | None = None) -> None:
+    def __init__(self, owner: RelayThread, factory: MakeSend, source: str | None = None) -> None:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace

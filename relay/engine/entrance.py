@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..access.gate import Denial, Gate
 from ..access.limit import Action, Limit
@@ -20,7 +20,6 @@ from ..access.limiter import ALL
 from ..access.policy import AccessRules, ClientPolicy
 from ..access.ticket import Ticket
 from ..addresses.printable import printable
-from ..eventloop.loop import Loop
 from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
 from ..streams.identity import identity_of_peer
@@ -41,6 +40,7 @@ if TYPE_CHECKING:  # few tunnels need them
     from .header_clients import HeaderClients
     from .header_sender import HeaderSender
     from .questions import Questions, Readings
+    from .relay_thread import RelayThread
 
 __all__ = ["Entrance"]
 
@@ -51,42 +51,6 @@ _MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, o
 _MOST_DENIALS = 600  # lines about denied clients in a minute
 _MOST_QUOTAS = 60  # lines about quotas in a minute
 _MOST_BANS = 60  # lines about clients that are banned because of wrong passwords, in a minute
-
-
-class EntranceOwner(Protocol):
-    """The relay thread, as the owner of the entrance."""
-
-    name: str
-    loop: Loop
-
-    @property
-    def is_closing(self) -> bool:
-        """True from the first close on."""
-
-    @property
-    def is_exposed(self) -> bool:
-        """True if clients of other machines can reach the listener."""
-
-    def call_elsewhere(self, job: Callable[[], object], /) -> None:
-        """Call a function that may block on another thread; it must not raise."""
-
-    @property
-    def listening(self) -> bool:
-        """True while clients are accepted."""
-
-    def admit(
-        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1, /
-    ) -> Connection:
-        """Return the connection of a client that was accepted; ``count`` is 0 if it may be none."""
-
-    def count_accepted(self) -> None:
-        """Count a client that was not counted when it was accepted."""
-
-    def make_stream(self, connection: Connection, now: float, /) -> None:
-        """Make the outgoing stream of a connection, now or later."""
-
-    def update_listening(self) -> None:
-        """Accept if and only if there is room for another client."""
 
 
 class Entrance:
@@ -101,7 +65,7 @@ class Entrance:
     """
 
     def __init__(
-        self, owner: EntranceOwner, slots: Slots, policy: ClientPolicy | None, send_proxy: str | None = None
+        self, owner: RelayThread, slots: Slots, policy: ClientPolicy | None, send_proxy: str | None = None
     ) -> None:
         self._owner = owner
         self._slots = slots

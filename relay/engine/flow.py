@@ -12,13 +12,16 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..eventloop.pipes import Pipe, PipePool
 from ..eventloop.poller import END, ERR, HUP, IN, OUT, PRI, READ
 from .workspace import Workspace
 
-__all__ = ["BUFFER", "WATCHED", "Flow", "FlowOwner"]
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .flow_pair import FlowPair
+
+__all__ = ["BUFFER", "WATCHED", "Flow"]
 
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
 BUFFER = 65536  # bytes that one step copies at most
@@ -31,27 +34,6 @@ _COPY_AFTER = 8  # small splices in a row that make a flow copy again
 _MORE = getattr(socket, "MSG_MORE", 0)
 _AT_MARK = 0x8905  # SIOCATMARK of ioctl(2), see tcp(7); a system where it has another number says ENOTTY
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
-
-
-class FlowOwner(Protocol):
-    """The connection that a flow belongs to, as the flow sees it."""
-
-    is_closed: bool  # True once the connection has ended
-
-    def passes_end_of(self, flow: Flow, /) -> bool:
-        """Return whether the EOF of this flow's source is passed on to its sink at once."""
-
-    def takes_urgent(self, flow: Flow, /) -> bool:
-        """Return whether the sink of this flow can be sent urgent data."""
-
-    def flow_ended(self, flow: Flow, now: float, /) -> None:
-        """The flow has passed on everything before its source's EOF."""
-
-    def on_socket_error(self, sock: socket.SocketType, now: float, /) -> None:
-        """One of the sockets has failed."""
-
-    def close(self, reason: str, now: float, /) -> None:
-        """End the connection."""
 
 
 class Flow:
@@ -67,7 +49,7 @@ class Flow:
 
     reverse: Flow
 
-    def __init__(self, owner: FlowOwner, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
+    def __init__(self, owner: FlowPair, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
         self.owner = owner
         self.work = work
         self.source = source

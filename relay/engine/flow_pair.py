@@ -6,9 +6,8 @@ import functools
 import logging
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from ..access.ticket import Ticket
 from ..addresses.printable import printable
 from ..errors import ConnectError
 from ..eventloop.loop import Timer
@@ -17,11 +16,14 @@ from ..eventloop.sockets import format_address, unsent
 from ..streams.session_socket import session_of
 from ..streams.stream import Stream
 from .flow import Flow
-from .records import ConnectionState, ConnectionSummary
+from .records import ConnectionState
 from .session_flow import NOTHING, SessionFlow
 from .workspace import Workspace
 
-__all__ = ["FlowPair", "FlowPairOwner"]
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
+
+__all__ = ["FlowPair"]
 
 logger = logging.getLogger("relay")
 
@@ -29,38 +31,6 @@ _CLOSED_EARLY = "%s: %s: closed before sending any data; check that the service 
 _SILENT = "%s: %s: has sent nothing within first_byte_timeout; check that the service is running (client %s)"
 _LONGEST = 500  # characters of an error of a target, in the log
 _HALF_CLOSED = ConnectionState.HALF_CLOSED  # by a name of the module, because Python 3.11 looks up members slowly
-
-
-class Deadline(Protocol):
-    """The limits of a connection, as its flows see them."""
-
-    def update(self, now: float, /) -> None:
-        """Take account of a new state."""
-
-    def update_linger(self, now: float, /) -> None:
-        """Do the same when one direction has ended, where no other limit can have come into force."""
-
-
-class FlowPairOwner(Protocol):
-    """A connection, as the owner of its two flows."""
-
-    client: socket.SocketType
-    client_stream: Stream | None
-    target_stream: Stream | None
-    state: ConnectionState
-    summary: ConnectionSummary
-    ticket: Ticket | None
-
-    @property
-    def tunnel_name(self) -> str:
-        """The name of the tunnel, for the log."""
-
-    @property
-    def deadline(self) -> Deadline:
-        """Its limits."""
-
-    def close(self, reason: str, now: float, /) -> None:
-        """End it."""
 
 
 class FlowPair:
@@ -78,7 +48,7 @@ class FlowPair:
     downstream: Flow  # from the target to the client
 
     def __init__(
-        self, connection: FlowPairOwner, work: Workspace, client: socket.SocketType, target: socket.SocketType
+        self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
         self.is_closed = False

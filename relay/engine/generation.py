@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..eventloop.loop import Timer, Timers
-from .spread import OpenConnection, SpreadEnd
+from .spread import SpreadEnd
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
 
 __all__ = ["Generation", "Generations"]
 
@@ -22,9 +26,7 @@ class Generation:
 
     __slots__ = ("_connections", "_over", "_spread", "_timer")
 
-    def __init__(
-        self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, timers: Timers
-    ) -> None:
+    def __init__(self, connections: Sequence[Connection], over: Callable[[], object] | None, timers: Timers) -> None:
         self._connections = dict.fromkeys(connections)
         self._over = over
         self._timer = Timer(timers, self._end)
@@ -52,7 +54,7 @@ class Generation:
         else:
             self._end(now)
 
-    def remove(self, connection: OpenConnection) -> None:
+    def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
         if self._connections.pop(connection, self) is None and self.is_over:
             self.finish()
@@ -84,7 +86,7 @@ class Generations:
 
     def begin(
         self,
-        connections: Sequence[OpenConnection],
+        connections: Sequence[Connection],
         over: Callable[[], object] | None,
         seconds: float | None,
         spread: float = 0.0,
@@ -95,7 +97,7 @@ class Generations:
         made.start(seconds, time.monotonic(), spread)
         self._forget()
 
-    def remove(self, connection: OpenConnection) -> None:
+    def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
         for generation in tuple(self.living):
             generation.remove(connection)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import socket
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ..access.gate import Denial
 from ..access.introduction import identified, passed_on
 from ..access.proxy_header import AUTHORITY, ProxyHeader, ProxyHeaderError
 from ..access.senders import Senders
@@ -24,6 +23,10 @@ from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
 from .connection import Connection
 from .header_input import HeaderInput
 from .records import ConnectionState
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .entrance import Entrance
+    from .relay_thread import RelayThread
 
 __all__ = ["CHECK", "HeaderClients"]
 
@@ -46,43 +49,6 @@ class _Screened(_Introduced, ScreenedAddress):
     """The same, of a client that its address lets shake hands."""
 
 
-class HeaderClientsOwner(Protocol):
-    """The relay thread, as their owner."""
-
-    name: str
-
-    def admit(
-        self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int, /
-    ) -> Connection:
-        """Return the connection of a client that was accepted; ``count`` is what the figures count it as."""
-
-    def count_accepted(self) -> None:
-        """Count a client that was not counted when it was accepted."""
-
-
-class HeaderClientsEntrance(Protocol):
-    """The entrance, which they come from, and which they return to when their header has been read."""
-
-    @property
-    def half_open(self) -> dict[Connection, None]:
-        """The half-open connections."""
-
-    def read_handshake(self, connection: Connection, handshake: ProxyHandshake, now: float, /) -> None:
-        """Read the request of a client."""
-
-    def on_request(self, connection: Connection, now: float, /) -> None:
-        """Take a client that is ready for its stream."""
-
-    def screen(self, peer: Any, now: float, /) -> Denial | None:
-        """Return why a client may not shake hands, if its address alone decides that."""
-
-    def deny(self, connection: Connection, denial: Denial, now: float, /) -> None:
-        """Reject a client."""
-
-    def log_denied(self, connection: Connection, now: float, /) -> None:
-        """Log a client that a rule has denied."""
-
-
 class HeaderClients:
     """The clients whose header is read. Belongs to the relay thread.
 
@@ -91,7 +57,7 @@ class HeaderClients:
     :param senders: the balancers that may connect.
     """
 
-    def __init__(self, owner: HeaderClientsOwner, entrance: HeaderClientsEntrance, senders: Senders) -> None:
+    def __init__(self, owner: RelayThread, entrance: Entrance, senders: Senders) -> None:
         self.senders: Senders | None = senders
         self._owner = owner
         self._entrance = entrance

@@ -31,9 +31,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..eventloop.loop import Loop, Timer
-from .spread import OpenConnection, SpreadEnd
+from .spread import SpreadEnd
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
 
 __all__ = ["LoopThread", "TunnelState"]
 
@@ -182,7 +186,7 @@ class LoopThread:
         raise NotImplementedError
 
     @property
-    def all_connections(self) -> Sequence[OpenConnection]:
+    def all_connections(self) -> Sequence[Connection]:
         """The connections that have not ended, the oldest first."""
         raise NotImplementedError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ..eventloop.loop import Timers
 from ..eventloop.poller import READ
@@ -11,7 +11,10 @@ from ..streams.proxy_handshake import HandshakeReader
 from ..streams.stream import Stream
 from .flow_pair import FlowPair
 from .options import TunnelOptions
-from .records import ConnectionState, ConnectionSummary
+from .records import ConnectionState
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
 
 __all__ = ["ConnectionDeadline", "Limits", "Pending"]
 
@@ -71,22 +74,6 @@ class Pending(Protocol):
         """Only close its descriptors, in a forked child."""
 
 
-class LimitedConnection(Protocol):
-    """A connection, as its deadline sees it."""
-
-    summary: ConnectionSummary
-    state: ConnectionState
-    pending: Pending | None
-    client_stream: Stream | None
-    flows: FlowPair | None
-
-    def limit_reached(self, reason: str, now: float, /) -> None:
-        """End the connection, because a limit has been reached."""
-
-    def close(self, reason: str, now: float, /) -> None:
-        """End the connection."""
-
-
 class ConnectionDeadline:
     """The time of the next look at the limits of one connection. Belongs to the relay thread.
 
@@ -99,11 +86,11 @@ class ConnectionDeadline:
 
     __slots__ = ("limits", "due", "tick", "_connection", "_timers", "_queued", "_progress")
 
-    def __init__(self, connection: LimitedConnection, limits: Limits, timers: Timers) -> None:
+    def __init__(self, connection: Connection, limits: Limits, timers: Timers) -> None:
         self.limits = limits
         self.due = 0.0  # later than a limit only if bytes have moved meanwhile
         self.tick = 0
-        self._connection: LimitedConnection | None = connection
+        self._connection: Connection | None = connection
         self._timers = timers
         self._queued = (0, 0)  # the unsent bytes at the last look
         self._progress = 0.0  # the time of the last look that found another number, so that bytes still move

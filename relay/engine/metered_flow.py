@@ -10,13 +10,17 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..access.meter import Meter, Waiter
 from ..access.ticket import Quota
 from ..eventloop.poller import IN, PRI, READ
-from .flow import _NONBLOCK, _SMALL, BUFFER, Flow, FlowOwner
+from .flow import _NONBLOCK, _SMALL, BUFFER, Flow
 from .session_flow import SessionFlow
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .flow_pair import FlowPair
 
 __all__ = ["Budget", "MeteredFlow", "MeteredSessionFlow"]
 
@@ -264,7 +268,7 @@ class MeteredSessionFlow(_Metered, SessionFlow):
 
     __slots__ = ("budget",)
 
-    def __init__(self, owner: FlowOwner, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
+    def __init__(self, owner: FlowPair, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
         super().__init__(owner, work, source, sink)
         self.handler = self.on_event
 

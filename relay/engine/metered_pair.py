@@ -8,15 +8,19 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from typing import TYPE_CHECKING
 
 from ..access.meter import Meter
 from ..access.ticket import Quota
 from ..streams.session_socket import session_of
 from .flow import Flow
-from .flow_pair import FlowPair, FlowPairOwner
+from .flow_pair import FlowPair
 from .metered_flow import Budget, MeteredFlow, MeteredSessionFlow
 from .session_flow import SessionFlow
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
 
 __all__ = ["MeteredPair"]
 
@@ -41,7 +45,7 @@ class MeteredPair(FlowPair):
     __slots__ = ()
 
     def __init__(
-        self, connection: FlowPairOwner, work: Workspace, client: socket.SocketType, target: socket.SocketType
+        self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
         self.is_closed = False

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..access.limit import Limit, check_answer
 from ..access.policy import AccessRules, Admit
@@ -28,6 +28,9 @@ from ..streams.rate_limited_log import RateLog
 from ..streams.user_names import look_up
 from .connection import Connection
 
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .relay_thread import RelayThread
+
 __all__ = ["Questions", "Readings"]
 
 logger = logging.getLogger("relay")
@@ -37,16 +40,6 @@ _RECENT = 1.0  # seconds for which files of rules are taken as they were read, b
 _MOST_CALLS = 256  # of ``admit`` at one time; further clients wait
 _MOST_USERS = 1024  # whose names one reading looks up
 _LONGEST = 500  # characters of an error in the log
-
-
-class QuestionsOwner(Protocol):
-    """The relay thread, as their owner."""
-
-    name: str
-    loop: Loop
-
-    def call_elsewhere(self, job: Callable[[], object], /) -> None:
-        """Call a function that may block on another thread; it must not raise."""
 
 
 class Question:
@@ -103,7 +96,7 @@ class Readings:
     :param on_read: called with a connection once the files and the name are read, or cannot be read in time.
     """
 
-    def __init__(self, owner: QuestionsOwner, on_read: Callable[[Connection, float], object]) -> None:
+    def __init__(self, owner: RelayThread, on_read: Callable[[Connection, float], object]) -> None:
         self._owner = owner
         self._on_read = on_read
         self._reading: collections.deque[Question] = collections.deque()  # answered by the reading that is under way
@@ -188,7 +181,7 @@ class Questions:
     """
 
     def __init__(
-        self, owner: QuestionsOwner, on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object]
+        self, owner: RelayThread, on_answer: Callable[[Connection, bool | tuple[Limit, ...], float], object]
     ) -> None:
         self._owner = owner
         self._on_answer = on_answer

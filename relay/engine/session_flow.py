@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from ..eventloop.poller import IN, OUT, READ
 from ..streams.session_socket import SessionSocket
-from .flow import Flow, FlowOwner
+from .flow import Flow
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .flow_pair import FlowPair
 
 __all__ = ["NOTHING", "SessionFlow"]
 
@@ -21,7 +25,7 @@ class SessionFlow(Flow):
 
     is_parked = False  # a subclass may have to wait before it reads on
 
-    def __init__(self, owner: FlowOwner, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
+    def __init__(self, owner: FlowPair, work: Workspace, source: socket.SocketType, sink: socket.SocketType) -> None:
         super().__init__(owner, work, source, sink)
         self.session: SessionSocket = source  # type: ignore[assignment]
         self.stalled = False  # reads nothing until the session has flushed

@@ -23,13 +23,16 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
 from ..streams.listener import TunnelListener
-from .acceptor import AcceptorOwner, SocketAcceptor
+from .acceptor import SocketAcceptor
 from .worker_table import CHANCE, Passed, WorkerTable
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .worker_tunnel import WorkerRelayThread
 
 __all__ = ["SharedAcceptor", "WorkerPlace"]
 
@@ -58,23 +61,6 @@ class WorkerPlace(NamedTuple):
         self.table.close()
         for sock in (self.incoming, *self.outgoing):
             sock.close()
-
-
-class SharedAcceptorOwner(AcceptorOwner, Protocol):
-    """The relay thread of a worker, as the owner of the acceptor."""
-
-    @property
-    def tunnel_limit(self) -> int:
-        """The limit of connections of the whole tunnel; −1 for none."""
-
-    def set_taking(self, taking: bool, /) -> None:
-        """Tell the other workers whether they may pass clients to this one."""
-
-    def has_room(self) -> bool:
-        """Return whether another client may be accepted."""
-
-    def report_late(self, worker: int, /) -> None:
-        """Report that a worker does not take a client."""
 
 
 class _Churn:
@@ -111,7 +97,7 @@ class _Passed:
 
     __slots__ = ("_owner", "_table", "_number", "_last", "_due", "_timer")
 
-    def __init__(self, owner: SharedAcceptorOwner, table: WorkerTable, number: int) -> None:
+    def __init__(self, owner: WorkerRelayThread, table: WorkerTable, number: int) -> None:
         self._owner, self._table, self._number = owner, table, number
         self._last: dict[int, int] = {}  # by worker: the number of the last client since the timer was started
         self._due: dict[int, int] = {}  # the same at its start
@@ -148,7 +134,7 @@ class SharedAcceptor(SocketAcceptor):
     :param place: of this process.
     """
 
-    def __init__(self, owner: SharedAcceptorOwner, listener: TunnelListener, place: WorkerPlace) -> None:
+    def __init__(self, owner: WorkerRelayThread, listener: TunnelListener, place: WorkerPlace) -> None:
         super().__init__(owner, listener)
         self._worker = owner
         self._place = place

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..eventloop.loop import Timer, Timers
 
-__all__ = ["OpenConnection", "SpreadEnd"]
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connection import Connection
+
+__all__ = ["SpreadEnd"]
 
 _STEP = 0.1  # seconds between two ends at least, each of several connections if there are many
-
-
-class OpenConnection(Protocol):
-    """A connection, as its end sees it."""
-
-    def close(self, reason: str, now: float, /) -> None:
-        """End it."""
 
 
 class SpreadEnd:
@@ -31,7 +27,7 @@ class SpreadEnd:
 
     __slots__ = ("_connections", "_due", "_timer")
 
-    def __init__(self, connections: Callable[[], Sequence[OpenConnection]], timers: Timers) -> None:
+    def __init__(self, connections: Callable[[], Sequence[Connection]], timers: Timers) -> None:
         self._connections = connections
         self._due = 0.0
         self._timer = Timer(timers, self._end_some)

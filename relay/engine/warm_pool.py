@@ -45,7 +45,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..addresses.printable import printable
 from ..errors import CarrierError, ConnectError
@@ -57,10 +57,13 @@ from ..streams.stream import Stream
 from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
-from .limits import Limits
 from .records import WarmFigures
 from .warm_stream import WarmStream
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .connector import Connector
+    from .relay_thread import RelayThread
 
 __all__ = ["PoolState", "WarmPool", "check_factory"]
 
@@ -86,29 +89,6 @@ class PoolState(enum.Enum):
     WAITING = "waiting"
 
 
-class Beginner(Protocol):
-    """The connector, as the pool sees it."""
-
-    loop: Loop
-    workspace: Workspace
-
-    def begin(self, attempt: Attempt, now: float) -> None:
-        """Begin to make a stream."""
-
-    def submit(self, job: Callable[[], object]) -> None:
-        """Run a job on a thread that may block."""
-
-    def close_stream(self, stream: Stream, clean: bool) -> None:
-        """Close a stream, or reset it."""
-
-
-class PoolOwner(Protocol):
-    """The relay thread, as the owner of the pool."""
-
-    name: str
-    limits: Limits
-
-
 class _WarmAttempt(Attempt):
     """An attempt for which no client waits."""
 
@@ -127,7 +107,7 @@ class WarmPool:
     :param plan: how streams are made.
     """
 
-    def __init__(self, connector: Beginner, owner: PoolOwner, plan: Plan) -> None:
+    def __init__(self, connector: Connector, owner: RelayThread, plan: Plan) -> None:
         self.state = PoolState.STOPPED
         self._connector = connector
         self._owner = owner

@@ -25,11 +25,11 @@ import enum
 import select
 import socket
 from collections.abc import Hashable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..errors import ConnectError
 from ..eventloop import poller
-from ..eventloop.loop import Loop, Timer
+from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..streams.path import StreamPath
 from ..streams.request import Request
@@ -39,6 +39,9 @@ from .connection import Connection
 from .limits import Pending
 from .records import ConnectionSummary
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # parts of one machine name each other
+    from .warm_pool import WarmPool
 
 __all__ = ["WarmState", "WarmStream"]
 
@@ -51,26 +54,6 @@ class WarmState(enum.Enum):
     CONNECTING = "connecting"
     READY = "ready"
     OVER = "over"
-
-
-class WarmOwner(Protocol):
-    """The pool, as the owner of a warm stream."""
-
-    @property
-    def loop(self) -> Loop:
-        """The loop of the relay thread."""
-
-    def failed(self, stream: WarmStream, error: BaseException, now: float, /) -> None:
-        """Take a stream that could not be opened in time."""
-
-    def is_ready(self, stream: WarmStream, now: float, /) -> None:
-        """Take a stream that is connected."""
-
-    def is_over(self, stream: WarmStream, reason: str, now: float, /) -> None:
-        """Take a stream that was closed: it ``failed``, has ``ended``, is ``expired`` or was ``discarded``."""
-
-    def close_stream(self, stream: Stream, clean: bool) -> None:
-        """Close a stream, or reset it."""
 
 
 class WarmStream:
@@ -86,7 +69,7 @@ class WarmStream:
 
     request: Request | None = None
 
-    def __init__(self, owner: WarmOwner, target: str | None, keep: float, now: float) -> None:
+    def __init__(self, owner: WarmPool, target: str | None, keep: float, now: float) -> None:
         self.state = WarmState.CONNECTING
         self.pending: Pending | None = None
         self.summary = ConnectionSummary(None, now)

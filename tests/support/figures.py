@@ -139,7 +139,7 @@ class Counted:
 
 
 def listens(port: int) -> bool:
-    """Return whether somebody listens at a port."""
+    """Return whether a program listens at a port."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 

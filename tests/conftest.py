@@ -441,6 +441,9 @@ def pytest_collection() -> Iterator[None]:
     gc.enable()
 
 
+LONG = tuple(f"tests/{name}" for name in ("test_", "foreign/", "promises/", "cli/", "spawning/", "torture/"))
+
+
 def _is_met_elsewhere(item: pytest.Item) -> bool:
     """Return whether a test has ssh at the embedded server, which tests/testing/test_sshserver.py does for all."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
@@ -449,7 +452,7 @@ def _is_met_elsewhere(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests: if they run side by side, those with real I2P routers come first, for they take the longest.
+    """Sort the tests: if they run side by side, the longest come first, which are those with real I2P routers.
 
     What runs beside all tests is looked at in the end.
     """
@@ -465,6 +468,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.fixturenames = ["i2p_networks", *item.fixturenames]  # type: ignore[attr-defined]
     items.sort(key=lambda item: not i2p_world.wanted_by(item).isdisjoint(i2p_world.PROGRAMS))
     if "PYTEST_XDIST_WORKER" in os.environ:
+        # Then those that start programs: with a few long files at the end, processes would wait for the last one.
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
         items.sort(key=lambda item: i2p_world.is_of_program(item.nodeid) * 2 or item not in real)
 
 

@@ -9,7 +9,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, fate_of_client, receive_exactly, send_and_end, wait_until
+from helpers import WAIT, fate_of_client, receive_all, receive_exactly, send_and_end, wait_until
 
 import relay
 from relay.access.policy import Decision
@@ -397,3 +397,125 @@ def test_five_hundred_clients_meet_fifty_changes_of_the_route_and_none_is_lost(s
         assert failures == []
         assert tunnel.stats().accepted == 500
         assert set(tunnel.stats().failed) <= {"client_reset"}
+
+
+def peer_seen(tunnel):
+    """The address from which a new connection of a tunnel comes to its target, which says it."""
+    with socket.create_connection(tunnel.address, WAIT) as client:
+        return receive_all(client).decode()
+
+
+@pytest.fixture
+def telling(serve):
+    """A server that tells each client where it comes from."""
+    return relay.tcp(*serve(lambda connection: connection.sendall(connection.getpeername()[0].encode())).address)
+
+
+def test_another_source_is_for_new_connections(telling):
+    with relay.Tunnel(relay.listen(":0"), telling, timeout=None) as tunnel:
+        assert peer_seen(tunnel) == "127.0.0.1"
+        changes.update(tunnel, **LIMITS, source="127.0.0.2")
+        assert peer_seen(tunnel) == "127.0.0.2"
+        changes.update(tunnel, **LIMITS, source="127.0.0.2")
+        assert peer_seen(tunnel) == "127.0.0.2"
+        changes.replace(tunnel, {**LIMITS, "source": "127.0.0.3"}, lambda: None, make_send=telling)
+        assert peer_seen(tunnel) == "127.0.0.3"
+        changes.update(tunnel, **LIMITS)
+        assert peer_seen(tunnel) == "127.0.0.1"
+
+
+def test_a_header_for_the_target_comes_with_an_update(serve):
+    server = serve(lambda connection: connection.sendall(receive_until(connection, b"\r\n")))
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*server.address), timeout=None) as tunnel:
+        changes.update(tunnel, **LIMITS, send_proxy="v1")
+        assert peer_seen(tunnel).startswith("PROXY TCP4 127.0.0.1 ")
+
+
+def receive_until(connection, end):
+    data = b""
+    while not data.endswith(end):
+        data += connection.recv(1)
+    return data
+
+
+def test_who_may_connect_stays_with_an_update(echo_server):
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory(), admit=lambda identity: False) as tunnel:
+        changes.update(tunnel, **LIMITS)
+        assert fate_of_client(tunnel.address) == "reset"
+        assert tunnel.recent()[-1].reason == "denied"
+
+
+def test_another_limit_of_clients(echo_server):
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
+        changes.update(tunnel, **LIMITS, limit=[relay.Limit(name="one", concurrent=1)])
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            assert repeats(client)
+            assert fate_of_client(tunnel.address) == "reset"
+
+
+def test_another_number_of_warm_streams(serve):
+    ended = []
+    server = serve(lambda connection: ended.append(receive_all(connection)))
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*server.address)) as tunnel:
+        changes.update(tunnel, **LIMITS, warm=2)
+        wait_until(lambda: tunnel.metrics().warm.ready == 2)
+        changes.keep_warm(tunnel, 0)
+        wait_until(lambda: tunnel.metrics().warm.ready == 0 and len(ended) == 2)
+        changes.keep_warm(tunnel, 1, 0.05)
+        wait_until(lambda: len(ended) > 3)  # each is replaced after that time
+
+
+@pytest.mark.parametrize("way", ["reroute", "relisten", "replace", "start_close"])
+def test_the_end_of_a_drain_may_be_spread(world, way):
+    """The oldest connection ends at once, the other one after half of the time."""
+    tunnel, _a, b, connect = world
+    oldest, other = connect(b"a"), connect(b"a")
+    if way == "reroute":
+        changes.reroute(tunnel, b, 1000, spread=1000)
+    elif way == "relisten":
+        changes.relisten(tunnel, relay.listen(":0"), 1000, 1000)
+    elif way == "replace":
+        changes.replace(tunnel, LIMITS, lambda: None, make_send=b, drain=1000, spread=1000)
+    else:
+        changes.start_close(tunnel, 1000, lambda: None, 1000)
+    with pytest.raises(ConnectionResetError):
+        oldest.recv(1)
+    assert repeats(other)
+
+
+def test_the_connections_that_are_meant_are_reset(world):
+    tunnel, _a, _b, connect = world
+    meant, other = connect(b"a"), connect(b"a")
+    changes.reset(tunnel, lambda summary: summary.peer == meant.getsockname())
+    with pytest.raises(ConnectionResetError):
+        meant.recv(1)
+    assert repeats(other)
+    (record,) = tunnel.recent()
+    assert record.reason == "killed" and 0 <= record.age < WAIT
+
+
+def test_the_drain_of_a_close_may_be_nothing_at_all(world):
+    tunnel, _a, _b, connect = world
+    client, over = connect(b"a"), threading.Event()
+    with pytest.raises(ValueError, match="^drain: "):
+        changes.start_close(tunnel, -1.0, over.set)
+    assert repeats(client)
+    changes.start_close(tunnel, 0, over.set)
+    assert over.wait(WAIT)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_a_factory_that_comes_too_late_and_cannot_be_closed_is_in_the_log(echo_server, caplog):
+    class Stubborn:
+        def __call__(self):
+            """Make no stream."""
+
+        def close(self):
+            raise ZeroDivisionError
+
+    tunnel = relay.Tunnel(relay.listen(":0"), echo_server.factory(), name="it")
+    tunnel.close()
+    changes.reroute(tunnel, Stubborn(), None)
+    changes.replace(tunnel, LIMITS, lambda: None, make_send=Stubborn())
+    assert caplog.messages == ["it: closing the factory failed"] * 2

@@ -462,7 +462,7 @@ def _listening(way: str, path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def black_hole(port: int = 0) -> Iterator[Any]:
-    """A TCP listener that swallows SYNs, for its backlog is full; :func:`empty_backlog` lets the next ones through."""
+    """A TCP listener that swallows SYNs, for its backlog is full; each ``accept`` lets a next one through."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
         listening.settimeout(WAIT)

@@ -22,7 +22,6 @@ from ..api.urls import listen as listen_at
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, AuthenticationError, RelayError
 from ..spawning.child_tunnel import ChildTunnel
-from ..spawning.starting import start_child
 from ..streams.checks import check_time
 from ..transports.chain import chain
 
@@ -216,7 +215,7 @@ def ssh_exceptions() -> Iterator[None]:
 
 
 def _started(request: dict[str, Any]) -> SSHTunnel:
-    tunnel = start_child(SSHTunnel, request)
+    tunnel = SSHTunnel(request)
     _living.add(tunnel)
     return tunnel
 
@@ -243,7 +242,7 @@ def _close_all() -> None:
     """Close all tunnels concurrently when the program exits."""
     # Two rounds: all drain at the same time, and the program waits for the longest one. Closing each in turn would add
     # their times up.
-    living = [tunnel for tunnel in list(_living) if not tunnel._closing]
+    living = [tunnel for tunnel in list(_living) if not tunnel._child.is_closing]
     for tunnel in living:
         with contextlib.suppress(RelayError):
             tunnel._ask("drain", _DRAIN)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
+import socket
 import threading
 from types import TracebackType
 from typing import Any
@@ -11,27 +13,44 @@ from typing import Any
 from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..errors import RelayError
 from ..streams.checks import check_time
-from . import parent
 from .parent import ChildProcess
+from .questions import NoAnswerError
 from .wire import Message, to_address, to_metrics, to_record, to_stats
 
 __all__ = ["ChildTunnel"]
 
 logger = logging.getLogger("relay")
 
+_ANSWER = 10.0  # seconds for an answer of the child
+_FAREWELL = 5.0  # seconds for the last message of a child that has ended
 
-class ChildTunnel(ChildProcess):
+
+class ChildTunnel:
     """A tunnel in a child process, made by :func:`spawn`: the members of :class:`~relay.Tunnel`, and :attr:`pid`.
 
     Every member may be called from any thread. Those that ask the child raise :class:`RelayError` if it has died or
     does not answer. In a forked child of the program it is closed, and the tunnel stays with the program.
 
-    The parameters and the errors are those of :class:`ChildProcess`.
+    It is no pool of one worker: no other process replaces this one. So its death is an error, and a child that does not
+    answer for a while is not killed. The child itself listens, and removes the file of a Unix socket if the program is
+    killed. It ends on a signal.
+
+    :param request: see :func:`relay.spawning.child.main`.
+    :param receive: and the errors: as for :class:`ChildProcess`.
     """
 
-    def _begun(self, answer: Message) -> None:
-        self._address = to_address(answer["address"])
+    def __init__(self, request: Message, receive: socket.socket | None = None) -> None:
+        self._lost = ""  # why there are no answers
         self._last: Message = {}  # answers to what may still be asked when the tunnel is closed
+        self._child = ChildProcess(request, receive)
+        self.name = self._child.name
+        self._address = to_address(self._child.answer["address"])
+        self._child.watch(self._on_message, on_over=self._on_over)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._child.pid
 
     @property
     def address(self) -> Any:
@@ -93,7 +112,7 @@ class ChildTunnel(ChildProcess):
 
         :param timeout: seconds to wait; ``None`` for ever.
         """
-        self._thread.join(timeout)
+        self._child.join(timeout)
 
     def close(self, drain: float = 0.0) -> None:
         """Stop listening at once, end every connection, and wait for the child to end. Idempotent, from any thread.
@@ -106,17 +125,16 @@ class ChildTunnel(ChildProcess):
         :raises ValueError: if it is negative.
         """
         seconds = check_time("drain", drain, zero=True)
-        self._closing = True
-        if self._receive is not None:
-            self._receive.close()
+        self._child.is_closing = True
+        self._child.close_listener()
         if seconds != 0:
             with contextlib.suppress(RelayError):  # the child has ended: there is nothing left to wait for
                 self._ask("drain", seconds)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-            self._end()
+        if not self._child.is_own_thread():
+            self._child.join(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            self._child.end()
         elif seconds == 0:
-            self._close_control()
+            self._child.start_close()
 
     def __enter__(self) -> ChildTunnel:
         return self
@@ -127,27 +145,42 @@ class ChildTunnel(ChildProcess):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closing" if self._closing else "open"
-        if not self._thread.is_alive():
-            state = "lost" if self._lost else "closed"
+        state = "closing" if self._child.is_closing else "open"
+        if not self._child.is_watched:
+            state = "lost" if self._lost or self._child.is_foreign else "closed"
         return f"<{type(self).__name__} {self.name!r} at {self._address}, process {self.pid}, {state}>"
 
-    def _read_final_state(self, call: str) -> Any:
-        if threading.current_thread() is not self._thread:
-            self._thread.join(parent._END)
-        if self._lost:
-            raise RelayError(f"{self.name}: {self._lost}")
-        return self._last.get(call)
+    def _ask(self, call: str, *arguments: object) -> Any:
+        """Call a function of the child.
+
+        :param call: its name.
+        :param arguments: its arguments.
+        :raises RelayError: if the child does not answer in time, or has ended.
+        :raises Exception: what the function raised.
+        """
+        question = self._child.ask(call, *arguments)
+        if concurrent.futures.wait([question], _ANSWER).done:
+            try:
+                return question.result()
+            except NoAnswerError:
+                if self._child.is_foreign:
+                    raise RelayError(f"{self.name}: it stays with the process that spawned it") from None
+                # What it said last comes over another socket, which its other thread may still read.
+                self._child.join(_FAREWELL)
+            if self._lost:
+                raise RelayError(f"{self.name}: {self._lost}")
+            if self._last:
+                return self._last.get(call)
+        raise RelayError(f"{self.name}: the child process {self.pid} did not answer within {_ANSWER:.0f} s")
 
     def _on_message(self, message: Message) -> None:
         self._last = message["last"]
-        self._closing = self._closing or message["expired"]
+        if message["expired"]:
+            self._child.is_closing = True
 
-    def _on_over(self, fate: str) -> None:
-        if not self._closing or not self._last:
-            self._lost = f"the child process {self.pid} {fate}, and its connections are lost; spawn it again"
+    def _on_over(self) -> None:
+        if not self._child.is_closing or not self._last:
+            self._lost = (
+                f"the child process {self.pid} {self._child.fate}, and its connections are lost; spawn it again"
+            )
             logger.error("%s: %s", self.name, self._lost)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._last = {}

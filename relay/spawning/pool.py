@@ -14,12 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..engine.records import ConnectionRecord
-from .parent import share_secrets
+from .parent import ChildProcess, share_secrets
 from .pool_tunnel import PoolTunnel
 from .recipes import Recipe
-from .starting import start_child
 from .wire import Message, to_carrier, to_record
-from .worker_process import ProcessObserver, WorkerProcess
 from .worker_slot import ANSWER, WorkerSlot, WorkerStatus
 
 if TYPE_CHECKING:
@@ -164,9 +162,11 @@ class WorkerPool:
 
     # -- for the places of the workers ------------------------------------------------------------------------------
 
-    def start_process(self, observer: ProcessObserver) -> WorkerProcess:
-        """Start a process."""
-        return start_child(functools.partial(WorkerProcess, observer), {"worker": True})
+    def start_process(self, slot: WorkerSlot) -> ChildProcess:
+        """Start a process, and wait until it is up."""
+        process = ChildProcess({"worker": True}, on_begin=slot.on_begin, is_expendable=True)
+        process.watch(slot.on_message, slot.on_answer, slot.on_over)
+        return process
 
     def on_up(self, number: int) -> None:
         """Open the tunnels in the process of a worker, which is running now, unless they are open."""

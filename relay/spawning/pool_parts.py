@@ -29,12 +29,12 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import RelayError
+from .parent import ChildProcess
 from .questions import NoAnswerError, Question
 from .recipes import Recipe
 from .shared import SharedDescriptors
 from .totals import Totals
 from .wire import Message, to_address, to_error, to_metrics, to_record
-from .worker_process import WorkerProcess
 from .worker_slot import ANSWER, WorkerSlot
 
 __all__ = ["OwnPool", "PartEvent", "PartState", "TunnelParts", "next_part_state"]
@@ -96,7 +96,7 @@ class _Asked(NamedTuple):
 
     worker: int
     """The index of its part."""
-    process: WorkerProcess
+    process: ChildProcess
     question: Question
 
 

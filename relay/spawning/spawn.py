@@ -19,7 +19,6 @@ from ..engine.keywords import SharedKeywords
 from ..engine.options import TunnelOptions, made_of, tunnel_options
 from ..streams.checks import check_carriers, check_workers
 from .child_tunnel import ChildTunnel
-from .starting import start_child
 
 if TYPE_CHECKING:
     from ..access.policy import Entries
@@ -114,7 +113,7 @@ def spawn(
     if workers is not None:
         return _spawn_workers(listen, receive, target, via, message, workers, carriers)
     request = {"listen": None if receive else listen, "target": target, "via": via, "options": message}
-    return start_child(ChildTunnel, request, receive)
+    return ChildTunnel(request, receive)
 
 
 def _spawn_workers(

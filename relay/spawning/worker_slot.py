@@ -36,8 +36,8 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from ..eventloop.backoff import Backoff
+from .parent import ChildProcess
 from .wire import Message
-from .worker_process import ProcessObserver, WorkerProcess
 
 __all__ = ["ANSWER", "SlotEvent", "SlotState", "WorkerSlot", "WorkerStatus", "next_state"]
 
@@ -116,10 +116,10 @@ class WorkerStatus(NamedTuple):
 class SlotOwner(Protocol):
     """The pool, as the place of a worker sees it."""
 
-    def start_process(self, observer: ProcessObserver) -> WorkerProcess:
+    def start_process(self, slot: WorkerSlot) -> ChildProcess:
         """Start a process, and wait until it is up.
 
-        :param observer: takes what happens to it.
+        :param slot: takes what happens to it.
         :raises RelayError: if it does not start.
         :raises OSError: if the system has no room for it.
         """
@@ -146,7 +146,7 @@ class WorkerSlot:
         self._owner = owner
         self._changed = threading.Condition()  # guards what follows
         self._state = SlotState.STARTING
-        self._process: WorkerProcess | None = None
+        self._process: ChildProcess | None = None
         self._expects_answers = False
         self._was_stuck = False  # since the thread has looked
         self._was_killed = False  # because it was stuck
@@ -162,13 +162,13 @@ class WorkerSlot:
             return WorkerStatus(self.number + 1, pid, self._state.value, self._restarts)
 
     @property
-    def process(self) -> WorkerProcess | None:
+    def process(self) -> ChildProcess | None:
         """The process, while it runs, also if it is stuck."""
         with self._changed:
             return self._process if self._state in (SlotState.RUNNING, SlotState.STUCK) else None
 
     @property
-    def answering(self) -> WorkerProcess | None:
+    def answering(self) -> ChildProcess | None:
         """The process, while it runs and is not stuck."""
         with self._changed:
             return self._process if self._state is SlotState.RUNNING else None
@@ -200,7 +200,7 @@ class WorkerSlot:
             self._expects_answers = True
             self._changed.notify_all()
 
-    def suspect(self, process: WorkerProcess) -> None:
+    def suspect(self, process: ChildProcess) -> None:
         """Take note that a process has not answered for two seconds."""
         with self._changed:
             if self._process is not process or self._state is not SlotState.RUNNING:
@@ -264,7 +264,7 @@ class WorkerSlot:
 
     # -- what the process reports -----------------------------------------------------------------------------------
 
-    def on_begin(self, process: WorkerProcess) -> None:
+    def on_begin(self, process: ChildProcess) -> None:
         """Take note of a process that starts; it is killed if the place is closed."""
         with self._changed:
             self._process = process
@@ -306,7 +306,7 @@ class WorkerSlot:
         self._watch(process)
         return self._died(process, time.monotonic() - begun < _YOUNG)
 
-    def _watch(self, process: WorkerProcess) -> None:
+    def _watch(self, process: ChildProcess) -> None:
         """Wait for the end of a process; see to it that it answers, and that it ends when it has to."""
         while not process.fate:
             with self._changed:
@@ -323,7 +323,7 @@ class WorkerSlot:
                 self._watch_answers(process)
         process.join()
 
-    def _watch_answers(self, process: WorkerProcess) -> None:
+    def _watch_answers(self, process: ChildProcess) -> None:
         """Wait until what the process was asked is due, and suspect it if that is not answered."""
         with self._changed:
             if self._changed.wait_for(lambda: process.fate or self._state is not SlotState.RUNNING, ANSWER):
@@ -334,7 +334,7 @@ class WorkerSlot:
         elif oldest is not None:
             self.expect_answers()  # of what it was asked meanwhile
 
-    def _watch_stuck(self, process: WorkerProcess) -> None:
+    def _watch_stuck(self, process: ChildProcess) -> None:
         """Wait until a stuck process answers, and kill it if it does not.
 
         In steps: if this program did not run meanwhile, as in a suspended container, no worker could answer, and all of
@@ -352,7 +352,7 @@ class WorkerSlot:
             self.kill_stuck()
             process.join()
 
-    def _wait_for_end(self, process: WorkerProcess) -> None:
+    def _wait_for_end(self, process: ChildProcess) -> None:
         process.start_close()
         with self._changed:
             if self._changed.wait_for(lambda: process.fate, _END):
@@ -371,7 +371,7 @@ class WorkerSlot:
             logger.error("worker %d: cannot start a process: %s; it is tried again", self.number + 1, error)
         return self._wait(self._backoff.next())
 
-    def _died(self, process: WorkerProcess, is_young: bool) -> SlotState:
+    def _died(self, process: ChildProcess, is_young: bool) -> SlotState:
         with self._changed:
             self._process = None
             fate = "did not answer and was killed" if self._was_killed else process.fate

@@ -16,7 +16,7 @@ from helpers import WAIT, Thread, wait_until
 
 import relay
 from relay.engine.statistics import Statistics
-from relay.spawning import child, starting
+from relay.spawning import child, parent
 from relay.spawning.wire import Channel, to_error
 
 OPTIONS = {
@@ -30,18 +30,18 @@ OPTIONS = {
 
 
 class Bare:
-    """A child without a :class:`relay.spawning.parent.ChildTunnel`, made by this thread and not by the spawner."""
+    """A child without a :class:`~relay.spawning.parent.ChildProcess`, made by this thread and not by the spawner."""
 
     def __init__(self, **request):
         self.control, its_control = socket.socketpair()
         self.events, its_events = socket.socketpair()
-        argv = [sys.executable, "-P", "-S", "-c", starting._CHILD]
+        argv = [sys.executable, "-P", "-S", "-c", parent._CHILD]
         self.process = subprocess.Popen(argv, stdin=its_control, start_new_session=True)
         socket.send_fds(self.control, [b"\n"], [its_events.fileno()])
         its_control.close()
         its_events.close()
         self.channel = Channel(self.control)
-        path = starting._path()
+        path = parent._path()
         self.request = {
             "listen": ":0",
             "target": "127.0.0.1:1",
@@ -147,19 +147,19 @@ def test_it_does_not_end_and_the_kernel_ends_it():
     hang = (
         "import relay.engine.tunnel, threading; relay.engine.tunnel.Tunnel.close = lambda *_: threading.Event().wait()"
     )
-    code = starting._CHILD.replace(
+    code = parent._CHILD.replace(
         "from relay.spawning.child",
         f"{hang}\nimport relay.spawning.child; relay.spawning.child._LAST = 1\nfrom relay.spawning.child",
     )
-    assert code != starting._CHILD
-    original, starting._CHILD = starting._CHILD, code
+    assert code != parent._CHILD
+    original, parent._CHILD = parent._CHILD, code
     try:
         with Bare() as bare:
             bare.begin()
             bare.control.shutdown(socket.SHUT_WR)
             assert bare.process.wait(WAIT) == -signal.SIGALRM
     finally:
-        starting._CHILD = original
+        parent._CHILD = original
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, receive_exactly, wait_until
 
 import relay
 from relay.process import start
-from relay.spawning import parent
+from relay.spawning import child_tunnel, parent
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +41,7 @@ def stopped(tunnel):
 
 
 def test_a_child_that_does_not_answer(tunnel, monkeypatch):
-    monkeypatch.setattr(parent, "_ANSWER", 0.1)
+    monkeypatch.setattr(child_tunnel, "_ANSWER", 0.1)
     with stopped(tunnel):
         for call in (tunnel.stats, tunnel.pause):
             with pytest.raises(relay.RelayError, match=rf"tested: the child process {tunnel.pid} did not answer"):
@@ -50,7 +50,7 @@ def test_a_child_that_does_not_answer(tunnel, monkeypatch):
         for thread in asking:
             with pytest.raises(relay.RelayError, match="did not answer"):
                 thread.result()
-    monkeypatch.setattr(parent, "_ANSWER", WAIT)
+    monkeypatch.setattr(child_tunnel, "_ANSWER", WAIT)
     assert tunnel.connections() == []  # and not what it now answers to the calls before
     assert tunnel.stats().accepted == 0
 
@@ -59,7 +59,7 @@ def test_a_child_that_does_not_end_is_killed(tunnel, monkeypatch):
     monkeypatch.setattr(parent, "_END", 0.1)
     with stopped(tunnel):
         tunnel.close()
-        assert not tunnel._thread.is_alive()
+        assert not tunnel._child.is_watched
     with pytest.raises(relay.RelayError, match="was killed by signal 9"):
         tunnel.stats()
     tunnel.close()

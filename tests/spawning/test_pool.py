@@ -15,11 +15,11 @@ from helpers import WAIT, Thread, receive_exactly, receive_rest, wait_until
 
 import relay
 from relay.process import start
-from relay.spawning import pool_parts, pool_tunnel, starting, worker_slot
+from relay.spawning import parent, pool_parts, pool_tunnel, worker_slot
+from relay.spawning.parent import ChildProcess
 from relay.spawning.pool import WorkerPool
 from relay.spawning.questions import NoAnswerError, Question
 from relay.spawning.recipes import Recipe
-from relay.spawning.worker_process import WorkerProcess
 from relay.streams.checks import check_workers
 
 OPTIONS = {
@@ -372,7 +372,7 @@ def test_the_end_of_its_only_tunnel_ends_a_stuck_worker(echo_server, monkeypatch
 
 def test_a_worker_that_is_stuck_at_its_start_does_not_hold_up_the_end(pool, monkeypatch):
     """Its interpreter starts, and is stopped before it says that it is up."""
-    monkeypatch.setattr(starting, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    monkeypatch.setattr(parent, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
     first = pool.workers()[0].pid
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: pool.workers()[0].pid not in (None, first))
@@ -398,7 +398,7 @@ def test_a_signal_to_a_worker_changes_nothing(open_tunnel, number):
 
 
 def test_a_pool_that_cannot_start(monkeypatch, capfd):
-    monkeypatch.setattr(starting, "_CHILD", "import sys; sys.exit('no')")
+    monkeypatch.setattr(parent, "_CHILD", "import sys; sys.exit('no')")
     with pytest.raises(relay.RelayError, match="did not start"):
         WorkerPool(2)
     assert "no" in capfd.readouterr().err
@@ -460,7 +460,7 @@ def test_the_carriers_of_all_workers_are_known(pool, tmp_path, monkeypatch):
         monkeypatch.setattr("relay.spawning.pool.ANSWER", 0.0)
         for question in (ended, silent):
             with monkeypatch.context() as patch:
-                patch.setattr(WorkerProcess, "ask", lambda *_, question=question: question)
+                patch.setattr(ChildProcess, "ask", lambda *_, question=question: question)
                 assert pool.carriers() == [], "those of workers that do not answer are missing"
 
 

@@ -11,7 +11,7 @@ from helpers import WAIT
 
 import relay
 from relay.process import start
-from relay.spawning import starting
+from relay.spawning import parent
 from relay.testing import SAMBridge
 
 
@@ -34,21 +34,21 @@ def test_a_frozen_program_is_not_started_as_an_interpreter(monkeypatch):
 
 
 def test_a_child_that_cannot_start_says_why(monkeypatch, capfd):
-    monkeypatch.setattr(starting, "_path", list)
+    monkeypatch.setattr(parent, "_path", list)
     with pytest.raises(relay.RelayError, match=r"ended with status 1; see its standard error"):
         relay.spawn(":0", "127.0.0.1:1")
     assert "No module named 'relay'" in capfd.readouterr().err
 
 
 def test_a_child_that_is_killed_as_it_starts(monkeypatch):
-    monkeypatch.setattr(starting, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(parent, "_CHILD", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(relay.RelayError, match=r"was killed by signal 9"):
         relay.spawn(":0", "127.0.0.1:1")
 
 
 def test_a_child_that_does_not_listen_in_time(monkeypatch):
     monkeypatch.setattr("relay.spawning.parent._START", 0.2)
-    monkeypatch.setattr(starting, "_CHILD", "import signal; signal.pause()")
+    monkeypatch.setattr(parent, "_CHILD", "import signal; signal.pause()")
     with pytest.raises(relay.RelayError, match=r"did not listen within"):
         relay.spawn(":0", "127.0.0.1:1")
 
@@ -81,7 +81,7 @@ def test_what_is_nowhere_to_listen(listen):
 
 
 def test_the_child_looks_for_modules_where_the_program_does(monkeypatch, capfd):
-    monkeypatch.setattr(starting, "_CHILD", starting._CHILD.split("from relay")[0] + "sys.exit(sys.path[0])")
+    monkeypatch.setattr(parent, "_CHILD", parent._CHILD.split("from relay")[0] + "sys.exit(sys.path[0])")
     monkeypatch.syspath_prepend("/somewhere else")
     with pytest.raises(relay.RelayError, match="did not start"):
         relay.spawn(":0", "127.0.0.1:1")

@@ -130,8 +130,9 @@ class Instance:
         :param figures: whether they have their figures, for which relay looks at each connection and asks the workers.
         """
         members = self._group.members
-        for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
-            self._texts.pop(name, None)
+        if len(self._texts) > len(members):
+            for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
+                self._texts.pop(name, None)
         return [self._tunnel(member, figures) for member in members]
 
     def _tunnel(self, member: Snapshot, figures: bool) -> TunnelStatus:

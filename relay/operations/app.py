@@ -13,6 +13,7 @@ import dataclasses
 import enum
 import functools
 import hmac
+import itertools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -405,8 +406,8 @@ class App:
 
 def _too_long(scope: Scope) -> Response | None:
     """Return that the head is too long, if it is: h11 only limits heads that come in several pieces."""
-    fields = (len(name) + len(value) for name, value in scope["headers"])
-    if len(scope["raw_path"]) + len(scope["query_string"]) + sum(fields) <= LONGEST_HEAD:
+    fields = sum(map(len, itertools.chain.from_iterable(scope["headers"])))
+    if len(scope["raw_path"]) + len(scope["query_string"]) + fields <= LONGEST_HEAD:
         return None
     return _error(431, f"the request line and its headers have more than {LONGEST_HEAD} bytes", Connection="close")
 

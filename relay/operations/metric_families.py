@@ -158,8 +158,11 @@ def _of_tunnels(value: Callable[[TunnelStatus], float | None]) -> _Samples:
     """Return the samples of a figure that each tunnel has, unless it is ``None``."""
 
     def samples(name: str, facts: Facts) -> Iterable[str]:
-        found = ((tunnel, value(status)) for tunnel, status in facts.tunnels)
-        return [f'{name}{{tunnel="{tunnel}"}} {figure}' for tunnel, figure in found if figure is not None]
+        found = []
+        for tunnel, status in facts.tunnels:
+            if (figure := value(status)) is not None:
+                found.append(f'{name}{{tunnel="{tunnel}"}} {figure}')
+        return found
 
     return samples
 
@@ -177,8 +180,11 @@ def _of_targets(value: Callable[[TargetState], int]) -> _Samples:
 
 def _of_carriers(value: Callable[[CarrierStatus], float | None]) -> _Samples:
     def samples(name: str, facts: Facts) -> Iterable[str]:
-        found = ((labels, value(carrier)) for labels, carrier in facts.carriers)
-        return [f"{name}{{{labels}}} {figure}" for labels, figure in found if figure is not None]
+        found = []
+        for labels, carrier in facts.carriers:
+            if (figure := value(carrier)) is not None:
+                found.append(f"{name}{{{labels}}} {figure}")
+        return found
 
     return samples
 
@@ -187,9 +193,11 @@ def _counted(label: str, value: Callable[[Metrics], Mapping[str, int]]) -> _Samp
     """Return the samples of a mapping that each tunnel has."""
 
     def samples(name: str, facts: Facts) -> Iterable[str]:
+        found = []
         for tunnel, metrics in facts.counters:
-            if found := value(metrics):
-                yield filled(counts(name, tunnel, label, tuple(found)), (*found.values(),))
+            if figures := value(metrics):
+                found.append(filled(counts(name, tunnel, label, tuple(figures)), (*figures.values(),)))
+        return found
 
     return samples
 

@@ -47,9 +47,12 @@ class MetricsPage:
         return page
 
     def _facts(self) -> Facts:
-        tunnels = {tunnel.name: tunnel for tunnel in self._instance.tunnels()}
-        named = [(escaped(name), tunnel) for name, tunnel in tunnels.items()]
-        counters = [(name, tunnel.metrics) for name, tunnel in named if tunnel.metrics is not None]
+        named, counters = [], []
+        for tunnel in self._instance.tunnels():
+            name = escaped(tunnel.name)
+            named.append((name, tunnel))
+            if tunnel.metrics is not None:
+                counters.append((name, tunnel.metrics))
         carriers = list(_merged(self._instance.carriers()))
         return Facts(self._instance.status(), named, counters, carriers, PipePool.usage(), self._lags.counted())
 

@@ -15,11 +15,11 @@ from ..engine.statistics import set_access_log
 from ..errors import can_retry
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
+from .change.transition import Step
 from .endpoint_plan import LogPlan
 from .failures import describe_error
 from .group import Group
 from .signals import Signals
-from .top_keys import Swap
 from .ways import route_of_all
 
 if TYPE_CHECKING:  # a command without the log does not need it
@@ -62,7 +62,7 @@ class ConnectionLog:
         self._log: AccessLog | None = None
         self._use(self._open(plan))
 
-    def prepare(self, plan: LogPlan) -> Swap | None:
+    def prepare(self, plan: LogPlan) -> Step | None:
         """Open the file of another plan, if it differs; on the thread that reloads.
 
         :returns: the change; ``None`` if there is none.
@@ -79,7 +79,7 @@ class ConnectionLog:
             if old is not None:
                 old.start_close()
 
-        return Swap(commit, made.close if made is not None else _nothing)
+        return Step(commit=commit, restore=made.close) if made is not None else Step(commit=commit)
 
     def reopen(self) -> None:
         """Open the file again, if there is one.
@@ -131,10 +131,6 @@ class ConnectionLog:
         put = log.put if log is not None else None
         set_access_log(put)
         self._group.processes.log_connections(put)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _tunnels(group: Group) -> Iterator[LoggedTunnel]:

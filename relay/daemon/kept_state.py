@@ -51,21 +51,16 @@ class KeptState:
             if (key := (entry.limit, entry.key)) in handed:
                 handed[key] = entry
 
-    def release(self, entries: Entries) -> None:
-        """Write the last entries, and close the file.
+    def vacate(self, entries: Entries | None = None) -> None:
+        """Write the last entries, and close the file; what it had is known until :meth:`take`.
 
         :param entries: of all tunnels.
         """
         store, self._store = self._store, None
         if store is not None:
-            _put(store, entries)
+            _put(store, entries or {})
             store.close()
-
-    def lend(self) -> None:
-        """Close the file until :meth:`take`, and know what it had: another process may have to go on with it."""
-        self._lent, self._store = self._store, None
-        if self._lent is not None:
-            self._lent.close()
+            self._lent = store
 
     def take(self, entries: Entries) -> None:
         """Open the file, if there is to be one, and write entries.
@@ -73,7 +68,7 @@ class KeptState:
         :param entries: of all tunnels.
         """
         self._lent = None
-        if self._path is not None:
+        if self._path is not None and self._store is None:
             from ..access.store import open_store
 
             self._store = open_store(self._path)
@@ -83,7 +78,7 @@ class KeptState:
     def close(self) -> None:
         """Write what waits, and close the file. Idempotent."""
         set_store(None)
-        self.release({})
+        self.vacate()
 
 
 def _put(store: Store, entries: Entries) -> None:

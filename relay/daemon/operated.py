@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from .change.transition import Step
 from .endpoint_plan import EndpointPlan
 from .group import Group
 from .operator_sockets import OperatorSockets
@@ -66,10 +67,14 @@ def _supervised(group: Group, predecessor: Predecessor | None) -> Iterator[None]
         return
     with manager:
         supervisor = SystemdSupervisor(group, manager)
-        if predecessor is None:
+
+        def notify() -> None:
             group.supervisor = supervisor
-        else:
-            predecessor.on_released.append(lambda: setattr(group, "supervisor", supervisor))
+
+        if predecessor is None:
+            notify()
+        else:  # two processes at once would confuse it
+            predecessor.operators.add(Step(commit=notify))
         try:
             yield
         finally:

@@ -14,11 +14,11 @@ from ..addresses.values import UnixAddress, UnixListen
 from ..eventloop.sockets import format_address
 from ..transports.tcp import Inherited
 from ..transports.unix import UnixListener
+from .change.transition import Step, Transition, prepare_all
 from .endpoint_plan import EndpointPlan
 from .failures import describe_error
 from .group import Group
 from .signals import Signals
-from .top_keys import Swap, prepare_all
 
 if TYPE_CHECKING:  # a command without these sockets needs none of them
     from .instance import Instance
@@ -134,7 +134,7 @@ class OperatorSockets:
 
     # -- a reload -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, plan: EndpointPlan, inherited: Inherited | None = None) -> Swap:
+    def prepare(self, plan: EndpointPlan, inherited: Inherited | None = None) -> Transition:
         """Open the sockets of another plan that differ; on the thread that reloads.
 
         :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
@@ -145,12 +145,12 @@ class OperatorSockets:
         prepared = prepare_all(functools.partial(each, plan, inherited) for each in parts)
 
         def commit() -> None:
-            prepared.commit()
             self._plan = plan
 
-        return Swap(commit, prepared.undo)
+        prepared.add(Step(commit=commit))
+        return prepared
 
-    def _prepare_control(self, plan: EndpointPlan, inherited: Inherited | None) -> Swap | None:
+    def _prepare_control(self, plan: EndpointPlan, inherited: Inherited | None) -> Step | None:
         if plan.control == self._plan.control:
             return None
         if self._control is not None and control_path(plan) == self._control.endpoint.path:
@@ -164,9 +164,9 @@ class OperatorSockets:
             if old is not None:
                 old.server.retire()
 
-        return Swap(commit, _closing(made))
+        return Step(commit=commit, restore=functools.partial(_close, made))
 
-    def _prepare_status(self, plan: EndpointPlan, inherited: Inherited | None) -> Swap | None:
+    def _prepare_status(self, plan: EndpointPlan, inherited: Inherited | None) -> Step | Transition | None:
         before, current = self._plan, self._status
         is_moved = plan.status != before.status
         if current is not None and (not is_moved or _is_at(plan, current.endpoint)):
@@ -185,9 +185,9 @@ class OperatorSockets:
                 old.server.retire()
             self._on_status()
 
-        return Swap(commit, _closing(made))
+        return Step(commit=commit, restore=functools.partial(_close, made))
 
-    def _prepare_token(self, plan: EndpointPlan, endpoint: Endpoint) -> Swap | None:
+    def _prepare_token(self, plan: EndpointPlan, endpoint: Endpoint) -> Step | None:
         from .sockets import check_status
 
         _, token = check_status(plan.status or "", is_public=plan.is_public, token_file=plan.token_file)
@@ -198,7 +198,7 @@ class OperatorSockets:
             endpoint.token = token
             logger.info("status server: it has another token")
 
-        return Swap(commit, _closing(None))
+        return Step(commit=commit)
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
@@ -294,18 +294,14 @@ def _is_at(plan: EndpointPlan, endpoint: Endpoint) -> bool:
     return not endpoint.path and (where.host, where.port) == endpoint.socket.getsockname()[:2]
 
 
-def _prepare_rights(plan: EndpointPlan, endpoint: Endpoint) -> Swap | None:
+def _prepare_rights(plan: EndpointPlan, endpoint: Endpoint) -> Step | None:
     """Give the file of a Unix socket the mode and the group of a plan; a failed reload gives it those of before."""
     from .sockets import check_status
 
     where, _ = check_status(plan.status or "", is_public=plan.is_public, token_file=plan.token_file)
     if not isinstance(where, UnixListen) or not isinstance(endpoint.socket, UnixListener):
         return None
-    return Swap(_nothing, endpoint.socket.change_rights(where.mode, where.group))
-
-
-def _nothing() -> None:
-    pass
+    return Step(restore=endpoint.socket.change_rights(where.mode, where.group))
 
 
 def _status_or_none(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint | None:
@@ -317,10 +313,6 @@ def _status_or_none(plan: EndpointPlan, inherited: Inherited | None = None) -> E
             raise
         logger.warning("%s; relay continues without its status server", error.strerror)
         return None
-
-
-def _closing(endpoint: Endpoint | None) -> Callable[[], object]:
-    return functools.partial(_close, endpoint)
 
 
 def _close(endpoint: Endpoint | None) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a command without a file needs none of its models
     from ..config.models import File
 
-__all__ = ["TUNED", "UPGRADED", "KeyChange", "KeyEffect", "Swap", "compare_keys", "prepare_all"]
+__all__ = ["TUNED", "UPGRADED", "KeyChange", "KeyEffect", "compare_keys"]
 
 TABLES = frozenset({"defaults", "hops", "tunnels"})
 """The keys that are tables; the verdicts are about them."""
@@ -66,34 +65,6 @@ def _remedy(key: str, effect: KeyEffect) -> str:
     if effect is KeyEffect.RESTART:
         return "a reload does not change it; restart relay"
     return f"--{key.replace('_', '-')} of the command line counts; restart relay without it"
-
-
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """A change that is prepared: what it needs is open.
-
-    :param commit: makes it, in the main thread; must not block.
-    :param undo: closes what is open, if it is not made.
-    """
-
-    commit: Callable[[], object]
-    undo: Callable[[], object]
-
-
-def prepare_all(prepares: Iterable[Callable[[], Swap | None]]) -> Swap:
-    """Prepare changes; if one fails, undo those before it.
-
-    :param prepares: each returns a change, or ``None`` if there is nothing to change.
-    :returns: all of them as one.
-    """
-    swaps: list[Swap] = []
-    with contextlib.ExitStack() as undone:
-        for prepare in prepares:
-            if (swap := prepare()) is not None:
-                undone.callback(swap.undo)
-                swaps.append(swap)
-        undone.pop_all()
-    return Swap(lambda: [swap.commit() for swap in swaps], lambda: [swap.undo() for swap in swaps])
 
 
 def compare_keys(started: File, current: File, new: File, given: Collection[str]) -> tuple[KeyChange, ...]:

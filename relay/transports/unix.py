@@ -262,7 +262,7 @@ class UnixListener(socket.socket):
         except OSError as error:
             logger.warning("%s: its mode and group stay as they were: %s", UnixAddress(borrowed[0]), error.strerror)
 
-    def change_rights(self, mode: str | None, group: str | None) -> Callable[[], object]:
+    def change_rights(self, mode: str | None, group: str | None) -> Callable[[], None]:
         """Give its own file other rights; a file that is not, or is no longer, its own is left alone.
 
         :param mode: as for :func:`listen_unix`.

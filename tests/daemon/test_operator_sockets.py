@@ -95,7 +95,7 @@ def test_a_reload_changes_the_rights_of_the_status_socket(make, tmp_path):
     endpoint = sockets._status.endpoint
     sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0660&group={os.getgid()}")).commit()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0666")).undo()
+    sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0666")).restore()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660, "the reload has failed"
     with pytest.raises(ValueError, match="^status address '.*': group: this machine has no group no-such-group"):
         sockets.prepare(OFF._replace(status=f"unix://{path}?group=no-such-group"))

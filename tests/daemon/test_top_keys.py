@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.config.models import File
-from relay.daemon.top_keys import TABLES, TUNED, UPGRADED, KeyEffect, Swap, compare_keys, prepare_all
+from relay.daemon.top_keys import TABLES, TUNED, UPGRADED, KeyEffect, compare_keys
 
 
 class Later(File):
@@ -64,23 +64,3 @@ def test_what_the_user_has_to_do_is_told(effect, words):
 
 def test_every_key_is_known():
     assert set(File.model_fields) >= TUNED | UPGRADED | TABLES
-
-
-def test_all_is_prepared_or_nothing():
-    done = []
-
-    def prepare(name):
-        return lambda: Swap(lambda: done.append(f"{name} made"), lambda: done.append(f"{name} undone"))
-
-    def fail():
-        raise OSError("no")
-
-    with pytest.raises(OSError, match="no"):
-        prepare_all([prepare("a"), lambda: None, prepare("b"), fail])
-    assert done == ["b undone", "a undone"]
-    done.clear()
-    swap = prepare_all([prepare("a"), lambda: None, prepare("b")])
-    assert done == []
-    swap.commit()
-    swap.undo()
-    assert done == ["a made", "b made", "a undone", "b undone"]

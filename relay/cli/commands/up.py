@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,13 +199,10 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
                 group.reloads.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
         log = stack.enter_context(connections_logged(group, signals, log_plan))
         if predecessor is not None:
-            predecessor.on_released.append(sockets.adopt)
-            predecessor.prepare(members, lambda inherited: sockets.prepare(endpoints, inherited))
+            predecessor.prepare(members, sockets, endpoints)
         state = stack.enter_context(state_kept(log_plan.state, None if predecessor is None else predecessor.ledgers))
         if predecessor is not None:
-            state.lend()
-            predecessor.on_taken_over.append(functools.partial(state.take, predecessor.ledgers))
-            predecessor.on_failed.append(functools.partial(state.release, {}))
+            predecessor.keep(state)
         group.reloads.parts = (
             lambda top: sockets.prepare(config.endpoints(top)),
             lambda top: log.prepare(config.log(top)),

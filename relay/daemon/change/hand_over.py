@@ -2,7 +2,26 @@
 
 Everything that can fail comes first, in the successor. Until that is ready, this process accepts clients as before, and
 every failure leaves it as it was. Only what two processes cannot have at once is closed earlier, and opened again after
-a failure: the state file, and listeners at SSH servers and I2P routers.
+a failure.
+
+Who holds what, after each message (:mod:`.upgrade_channel`); ``-`` is none of the two:
+
+============================== ======== ========= ========= ========= ===========
+resource                       offered  prepared  go        ready     released
+============================== ======== ========= ========= ========= ===========
+TCP and Unix sockets, those of old      both      both      both      new
+operators among them
+clients that connect           old      old       old       new       new
+files of Unix sockets          old      old       old       new       new
+listeners at servers           old      old       -         new       new
+sessions of keys to targets    old      old       -         new       new
+file of the state              old      old       new, read new       new
+requests of operators          old      old       old       old       new
+the service manager            old      old       old       old       new
+============================== ======== ========= ========= ========= ===========
+
+This process makes the change as a :class:`.Transition`: it vacates before ``go``, commits after ``ready``, and restores
+after a failure. :meth:`HandOver._transition` has the steps, the last to be vacated first in the way back.
 """
 
 from __future__ import annotations
@@ -15,7 +34,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +54,11 @@ from ..member import Member, MemberState
 from ..service_manager import is_stored_name
 from ..status import UpgradeReport
 from ..supervisor import Supervisor
-from ..verdicts import Change, Verdict
 from .keyed_sessions import KeyedSessions
+from .old_listener import OldListener, end_sessions
 from .reload import Reloads
-from .replacement import Replacement, end_sessions, side_by_side
 from .successor import Program, Successor, log_failure
+from .transition import Step, Transition, side_by_side
 from .upgrade_channel import (
     ENVIRONMENT,
     PROTOCOL,
@@ -189,7 +208,10 @@ class HandOver:
 
     def _child_of(self, process: int) -> Successor | None:
         child = self._child
-        return child if child is not None and child.is_process(process) else None
+        if child is None or child.pid != process:
+            return None
+        child.on_connected()
+        return child
 
     def give_up(self, why: str) -> None:
         """End a hand-over that has not succeeded yet: the group is ending. In the main thread.
@@ -225,15 +247,24 @@ class HandOver:
                     channel.send({"disabled": {"tunnel": member.name, "target": target}})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
-            with self._released_for(channel, process, child):
+            change, supervisor = self._transition(process), group.supervisor
+            try:
+                change.vacate()
+                self._send_ledgers(channel)
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
                 try:
-                    supervisor = group.call(self._commit, channel)
+                    group.call(self._commit, channel, change)
                 except ConflictError:
                     if not channel.has_received("alone"):
                         raise
-                    supervisor = group.supervisor  # a signal was faster than that message; the successor goes on
+                    # A signal was faster than that message; the successor goes on.
+            except Exception as error:
+                channel.fail(describe_error(error))
+                if child is not None:
+                    child.end()  # first, because it may have what this process wants back
+                change.restore()
+                raise
         except BaseException:
             group.is_handing_over, self._channel, self._taken = False, None, ()
             raise
@@ -264,48 +295,55 @@ class HandOver:
         self._channel = channel
         return found
 
-    @contextlib.contextmanager
-    def _released_for(self, channel: UpgradeChannel, process: int, child: Successor | None) -> Iterator[None]:
-        """Give up what only one process can have; take it back after an error."""
-        vacated: list[Replacement] = []
-        sessions = KeyedSessions(self._group.tunnels)
-        entries = self._entries()
-        try:
-            self._state.release(entries)
-            for member in self._group.tunnels:
-                if member.opened is not None and member.state.accepts and _is_at_server(member):
-                    logger.info("%s: closing its listener, so that the next process can open it", member.name)
-                    change = Change(member.name, Verdict.GONE)
-                    each = Replacement(change, None, member, self._group.supervisor.on_vacated)
-                    vacated.append(each)
-                    each.vacate()
-            end_sessions([each.member for each in vacated if each.member is not None])
-            self._group.without_probes = frozenset(member.name for member in sessions.members)
+    def _transition(self, process: int) -> Transition:
+        """Return the change of this process; nothing has been vacated yet."""
+        group, sessions = self._group, KeyedSessions(self._group.tunnels)
+        at_servers = [
+            OldListener(member, group.supervisor.on_vacated)
+            for member in group.tunnels
+            if member.opened is not None and member.state.accepts and _is_at_server(member)
+        ]
+
+        def close_listeners() -> None:
+            for each in at_servers:
+                logger.info("%s: closing its listener, so that the next process can open it", each.member.name)
+                each.vacate()
+            end_sessions([each.member for each in at_servers if each.is_vacant])
+
+        def end_keyed_sessions() -> None:
+            group.without_probes = frozenset(member.name for member in sessions.members)
             sessions.end()
-            for tunnel, rows in entries.items():
-                for start in range(0, len(rows), _ROWS):
-                    channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
-            yield
-        except Exception as error:
-            channel.fail(describe_error(error))
-            if child is not None:
-                child.end()  # first, because it may have what this process wants back
-            self._state.take(self._entries())
+
+        def resume_keyed_sessions() -> None:
             if sessions.members:
                 _wait_for_end(process)
                 sessions.resume()
-                self._group.without_probes = frozenset()
-                self._group.later(lambda: self._group.on_change([member.now for member in sessions.members]))
-            self._return(vacated)
-            raise
+                group.without_probes = frozenset()
+                group.later(lambda: group.on_change([member.now for member in sessions.members]))
 
-    def _return(self, vacated: Sequence[Replacement]) -> None:
+        change = Transition()
+        change.add(Step(commit=self._leave_clients))
+        change.add(Step(commit=self._sockets.retire))
+        change.add(Step(commit=self._leave_service_manager))
+        # The listeners come back last: that may take minutes, if their servers are slow to notice.
+        change.add(Step(close_listeners, restore=lambda: self._return(at_servers)))
+        change.add(Step(end_keyed_sessions, restore=resume_keyed_sessions))
+        # The file last, so that what clients have done meanwhile is in it, and the first to come back.
+        change.add(Step(lambda: self._state.vacate(self._entries()), restore=lambda: self._state.take(self._entries())))
+        return change
+
+    def _send_ledgers(self, channel: UpgradeChannel) -> None:
+        for tunnel, rows in self._entries().items():
+            for start in range(0, len(rows), _ROWS):
+                channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
+
+    def _return(self, vacated: Sequence[OldListener]) -> None:
         """Open listeners again, as soon as the other process has closed its own. None waits for another one."""
         side_by_side([functools.partial(self._return_one, each) for each in vacated])
 
-    def _return_one(self, vacated: Replacement) -> str:
+    def _return_one(self, vacated: OldListener) -> str:
         until, pause = time.monotonic() + _RETURN_TIME, _FIRST_PAUSE
-        while not self._group.is_ending and (problem := vacated.return_to_listener(self._group.call)):
+        while not self._group.is_ending and (problem := vacated.restore(self._group.call)):
             is_last = time.monotonic() + pause > until
             logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
             if is_last or self._group.wait_for_end(pause):
@@ -323,24 +361,28 @@ class HandOver:
                 found[member.name] = [entry for entry, _ in entries_of(tunnel)]
         return {name: entries for name, entries in found.items() if entries}
 
-    def _commit(self, channel: UpgradeChannel) -> Supervisor:
+    def _commit(self, channel: UpgradeChannel, change: Transition) -> None:
         """Leave the clients to the successor; in the main thread. It does not fail.
 
         :raises ConflictError: if the group is ending.
         :raises UpgradeError: if the successor has ended or given up since it was ready, while this process was held up.
         """
-        group = self._group
-        if group.is_ending:
+        if self._group.is_ending:
             raise ConflictError("relay is ending; start it again")
         channel.check_waiting("alone")
         self._channel = None
+        change.commit()
+
+    def _leave_clients(self) -> None:
+        """Accept no client from now on: the successor does."""
         _disown(self._taken)
-        for member in group.tunnels:
+        for member in self._group.tunnels:
             if member.state.accepts and member.opened is not None:
                 member.opened.tunnel.pause()
-        self._sockets.retire()
-        supervisor, group.supervisor = group.supervisor, Supervisor()
-        return supervisor
+
+    def _leave_service_manager(self) -> None:
+        """Say nothing more to it: on_handed_over() has the last word, which may take long."""
+        self._group.supervisor = Supervisor()
 
 
 _BUSY = "another upgrade is under way; wait for its end"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...access.ledger import LedgerEntry
 from ...addresses.hops import listens_at_server
@@ -35,7 +35,7 @@ from ..member import Member
 from ..plan import Bound
 from ..preflight import Preflight
 from ..signals import Signals
-from ..top_keys import Swap
+from .transition import Step, Transition
 from .upgrade_channel import (
     PROTOCOL,
     PeerEndedError,
@@ -45,6 +45,11 @@ from .upgrade_channel import (
     UpgradeProtocolError,
     peer_of,
 )
+
+if TYPE_CHECKING:  # each of them exists before an upgrade
+    from ..endpoint_plan import EndpointPlan
+    from ..kept_state import KeptState
+    from ..operator_sockets import OperatorSockets
 
 __all__ = ["Predecessor"]
 
@@ -96,12 +101,10 @@ class Predecessor:
         """Whether this process is the one that goes on."""
         self.ledgers: dict[str, list[LedgerEntry]] = {}
         """Its bans and quotas, by tunnel."""
-        self.on_taken_over: list[Callable[[], object]] = []
-        """Called in the main thread before this process accepts clients."""
-        self.on_released: list[Callable[[], object]] = []
-        """Called in the main thread once this process is the only one."""
-        self.on_failed: list[Callable[[], object]] = []
-        """Called in the main thread before the other process hears that it goes on."""
+        self.clients = Transition()
+        """What this process owns once it accepts clients: it commits before that, in the main thread."""
+        self.operators = Transition()
+        """What it owns once it is the only one: it commits when the other process has released its sockets."""
         self._signals = signals
         self._channel: UpgradeChannel | None = None  # until it has released its sockets
         self._offers: list[_Offer] = []
@@ -219,11 +222,12 @@ class Predecessor:
 
     # -- before the first client --------------------------------------------------------------------------------------
 
-    def prepare(self, members: Sequence[Member], open_endpoints: Callable[[Inherited], Swap]) -> None:
+    def prepare(self, members: Sequence[Member], sockets: OperatorSockets, endpoints: EndpointPlan) -> None:
         """Open and check all that two processes can have at once, then wait for the rest.
 
         :param members: the tunnels.
-        :param open_endpoints: opens the sockets for operators; gets those that it may take over.
+        :param sockets: those for operators.
+        :param endpoints: where they are.
         :raises UpgradeError: if the other process has failed.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if something cannot be opened.
@@ -250,16 +254,15 @@ class Predecessor:
             raise found
         operators = [offer.socket for offer in offers if offer.facts.get("operators") is True]
         inherited = Inherited(operators, operators)
-        swap = open_endpoints(inherited)
-        self.on_released.insert(0, swap.commit)
-        self.on_failed.insert(0, swap.undo)
+        self.operators.add(sockets.prepare(endpoints, inherited))
+        self.operators.add(Step(commit=sockets.adopt))
         used.update(inherited.taken)
         files = {offer.socket.getsockname(): offer.facts.get("file") for offer in offers}
         for bound in self._bound.values():
             one = bound.receive.listening
             if isinstance(one, UnixListener) and one.file_id is None:  # its file is the other process's
-                self.on_taken_over.append(functools.partial(one.adopt, files.get(one.getsockname())))
-                self.on_failed.append(one.disown)
+                adopt = functools.partial(one.adopt, files.get(one.getsockname()))
+                self.clients.add(Step(commit=adopt, restore=one.disown))
         self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
 
     def _problem_of_its_own(self, where: Any, error: Exception) -> str:
@@ -302,6 +305,14 @@ class Predecessor:
             self.ledgers.setdefault(str(tunnel), []).extend(_entry(*row) for row in rows)
         except (KeyError, TypeError, ValueError) as error:
             raise UpgradeProtocolError("the other process has sent bans that relay does not understand") from error
+
+    def keep(self, state: KeptState) -> None:
+        """Close the file of the state again until this process takes over: the other one may have to go on with it.
+
+        :param state: has read it; what it had, and the bans that the other process has sent, count for the tunnels.
+        """
+        self.clients.add(Step(state.vacate, functools.partial(state.take, self.ledgers), state.vacate))
+        self.clients.vacate()
 
     # -- from the first client on -------------------------------------------------------------------------------------
 
@@ -353,8 +364,7 @@ class Predecessor:
             except UpgradeError:
                 self._hear_last_words()
             self.has_taken_over = True
-            for call in self.on_taken_over:
-                call()
+            self.clients.commit()
         except BaseException:
             self._waits.put(None)
             raise
@@ -396,8 +406,7 @@ class Predecessor:
             if "systemd" not in offer.facts:
                 offer.socket.close()
         self._offers.clear()
-        for call in self.on_released:
-            call()
+        self.operators.commit()
 
     def fail(self, why: str) -> None:
         """Tell it that this process has failed.
@@ -405,9 +414,9 @@ class Predecessor:
         :param why: a line for each problem.
         """
         channel, self._channel = self._channel, None
-        calls, self.on_failed = self.on_failed, []
-        for call in calls:
-            call()
+        # First: from the message on, the other process may open its file, and own those of its sockets.
+        self.operators.restore()
+        self.clients.restore()
         if channel is not None:
             channel.fail(why)
 

@@ -10,7 +10,7 @@ asked     SIGHUP                                 asked     nothing: the thread h
 asked     it is the turn of the thread           preparing as above
 preparing SIGHUP, or a caller asks               preparing it waits for its turn; those after it share its result
 preparing all is open                            idle      in the main thread: change the tunnels
-preparing a problem, the end, or an upgrade      idle      close what was opened, open again what was closed
+preparing a problem, or the end                  idle      close what was opened, open again what was closed
 ========= ====================================== ========= ===========================================================
 
 A thread of its own prepares, because to read files and to open listeners takes time, and the main thread must hear
@@ -25,7 +25,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,15 +37,17 @@ from ..group import Group
 from ..member import Member, MemberState
 from ..preflight import Preflight
 from ..status import ReloadStatus
-from ..top_keys import KeyChange, KeyEffect, Swap, prepare_all
+from ..top_keys import KeyChange, KeyEffect
 from ..tunnel_file import Reread, TunnelFile
 from ..verdicts import Change, Settings, Verdict, compare
-from .replacement import Call, Leaving, Replacement, undo_all
+from .old_listener import Call
+from .replacement import Leaving, Replacement
+from .transition import Step, Transition, TransitionState, side_by_side
 
 if TYPE_CHECKING:  # most have none
     from ..sandbox import Sandbox
 
-__all__ = ["ReloadResult", "Reloads", "Turns", "prepared", "prepared_parts", "verdicts"]
+__all__ = ["ReloadResult", "Reloads", "TunnelChanges", "Turns", "verdicts"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -104,7 +106,7 @@ class Reloads:
     def __init__(self, group: Group, file: TunnelFile) -> None:
         self.file = file
         """Where the tunnels come from."""
-        self.parts: Sequence[Callable[[File], Swap | None]] = ()
+        self.parts: Sequence[Callable[[File], Step | Transition | None]] = ()
         """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
         self.sandbox: Sandbox | None = None
         """The sandbox of the process, which a reload cannot change."""
@@ -139,36 +141,47 @@ class Reloads:
             supervisor.on_reloaded(was_successful=self.figures.was_successful)
 
     def _reload_now(self) -> ReloadResult:
-        group = self._group
+        group, change = self._group, Transition()
         try:
             group.call(self._begin)
             new = self._read_again()
-            parts = prepared_parts(self.parts, new.file)
-            try:
-                replacements = prepared(group.tunnels, new.settings, group.supervisor.on_vacated, group.call)
-                group.processes.share_secrets()
-                try:
-                    group.call(self._commit, new, parts, replacements)
-                except ConflictError:
-                    for problem in undo_all(replacements, group.call):
-                        logger.error("reload: %s", problem)
-                    raise
-            except (ReloadError, ConflictError):
-                parts.undo()
-                raise
+            # The keys at the top first: they are few, and what fails is known before a tunnel is opened.
+            self._prepare_parts(change, new.file)
+            tunnels = TunnelChanges(group.tunnels, new.settings, group.supervisor.on_vacated, group.call)
+            change.add(Step(tunnels.vacate, functools.partial(self._change, new, tunnels.all), tunnels.restore))
+            tunnels.prepare()
+            change.vacate()  # at the latest moment: clients of these listeners are refused from here on
+            group.processes.share_secrets()
+            group.call(self._commit, change)
         except BaseException as error:
+            problems = change.restore() if change.state is not TransitionState.COMMITTED else []
             with contextlib.suppress(ConflictError):
                 group.call(self._end)
-            if isinstance(error, ReloadError | ConflictError):
-                for line in getattr(error, "lines", (str(error),)):
-                    logger.error("reload: %s", line)
-                logger.error("reload: nothing has changed")
-                self.figures = self.figures._replace(failed=self.figures.failed + 1, was_successful=False)
+            if not isinstance(error, ReloadError | ConflictError):
+                raise
+            lines = [*error.lines, *problems] if isinstance(error, ReloadError) else [*problems, str(error)]
+            for line in lines:
+                logger.error("reload: %s", line)
+            logger.error("reload: nothing has changed")
+            self.figures = self.figures._replace(failed=self.figures.failed + 1, was_successful=False)
+            if isinstance(error, ReloadError):
+                raise ReloadError(lines, error.status) from error
             raise
         self.figures = ReloadStatus(self.figures.succeeded + 1, self.figures.failed, last_success=time.time())
-        changed = [each.settings for each in replacements if each.verdict is not Verdict.SAME]
+        changed = [each.settings for each in tunnels.all if each.verdict is not Verdict.SAME]
         new.warn_of_rules(one for one in changed if one is not None)
-        return ReloadResult(tuple(each.change for each in replacements), new.keys)
+        return ReloadResult(tuple(each.change for each in tunnels.all), new.keys)
+
+    def _prepare_parts(self, change: Transition, file: File) -> None:
+        """Open what the keys at the top of the file need.
+
+        :raises ReloadError: if something cannot be opened.
+        """
+        try:
+            for prepare in self.parts:
+                change.add(prepare(file))
+        except (OSError, ValueError) as error:
+            raise ReloadError([describe_error(error)], status_of(error)) from error
 
     def _read_again(self) -> Reread:
         """Read the file again, and check that the sandbox allows what has changed.
@@ -224,11 +237,15 @@ class Reloads:
     def _end(self) -> None:
         self.is_under_way = False
 
-    def _commit(self, new: Reread, parts: Swap, replacements: Sequence[Replacement]) -> None:
-        """Change the tunnels and the other parts; everything that they need is open."""
+    def _commit(self, change: Transition) -> None:
+        """Make all changes; everything that they need is open."""
+        self._group.check_reloadable()  # again: a signal or another process may have come meanwhile
+        change.commit()
+        self._end()
+
+    def _change(self, new: Reread, replacements: Sequence[Replacement]) -> None:
+        """Change the tunnels: the step of the commit."""
         group = self._group
-        group.check_reloadable()
-        parts.commit()
         self.file.current = new.file
         for key in new.keys:
             logger.log(logging.INFO if key.effect is KeyEffect.TUNED else logging.WARNING, "reload: %s", key)
@@ -246,7 +263,6 @@ class Reloads:
         changed = sum(each.verdict is not Verdict.SAME for each in replacements)
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
         group.on_change((*group.members, *(member.now for member in removed)))
-        self._end()
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""
@@ -342,62 +358,71 @@ def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Ch
     return compare([one.settings for one in _running(members) if one.settings is not None], settings)
 
 
-def prepared_parts(parts: Iterable[Callable[[File], Swap | None]], file: File) -> Swap:
-    """Open what the keys at the top of the file need.
-
-    :param parts: prepare one part of the program each.
-    :param file: the file.
-    :raises ReloadError: if something cannot be opened; nothing is open then.
-    """
-    try:
-        return prepare_all(functools.partial(prepare, file) for prepare in parts)
-    except (OSError, ValueError) as error:
-        raise ReloadError([describe_error(error)], status_of(error)) from error
-
-
-def prepared(
-    members: Sequence[Member],
-    settings: Sequence[Settings],
-    vacated: Callable[[str], object],
-    call: Call,
-) -> list[Replacement]:
-    """Check and open everything that the new settings need.
+class TunnelChanges:
+    """The changes of all tunnels by one reload: a step of its transition, without the commit.
 
     :param members: the tunnels of the group.
     :param settings: those of the file.
     :param vacated: called with the name of a tunnel whose listener had to close first.
     :param call: calls a function in the main thread, and waits for it.
-    :returns: the changes, in the order of the verdicts; :func:`~relay.daemon.change.replacement.undo_all` closes them.
-        One with an error is a tunnel that had failed before, in the same way: it stays as it is.
-    :raises ReloadError: if one cannot be opened; all is as before then.
     """
-    running = {one.name: one for one in _running(members)}
-    new = {one.name: one for one in settings}
-    changes = verdicts(members, settings)
-    replacements = [Replacement(each, new.get(each.name), running.get(each.name), vacated) for each in changes]
-    preflight = Preflight(names=False)
-    # Those whose listener is in the way of others close it only after everything else has been bound.
-    leaving = Leaving(replacements)
-    steps: tuple[list[Replacement], list[Replacement]] = [], []
-    for each in replacements:
-        steps[each.must_vacate(leaving)].append(each)
-    failed = _prepare(steps[False], preflight, leaving) or _prepare(steps[True], preflight, leaving)
-    hopeless = {one.name: one.settings for one in members if one.state is MemberState.FAILED}
-    problems = [each for each in failed if not _is_known(hopeless.get(each.change.name), each.settings)]
-    if not problems:
-        return replacements
-    lines = [f"{each.change.name}: {describe_error(each.error)}" for each in problems if each.error is not None]
-    lines += undo_all(replacements, call)
-    raise ReloadError(lines, max(status_of(each.error) for each in problems if each.error is not None))
 
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: Sequence[Settings],
+        vacated: Callable[[str], object],
+        call: Call,
+    ) -> None:
+        running = {one.name: one for one in _running(members)}
+        new = {one.name: one for one in settings}
+        self.all: list[Replacement] = []
+        """The changes, in the order of the verdicts. One with an error is a tunnel that had failed before, in the same
+        way: it stays as it is."""
+        for each in verdicts(members, settings):
+            self.all.append(Replacement(each, new.get(each.name), running.get(each.name)))
+        self._call = call
+        self._hopeless = {one.name: one.settings for one in members if one.state is MemberState.FAILED}
+        self._preflight = Preflight(names=False)
+        self._leaving = Leaving(self.all, vacated)
+        self._later: list[Replacement] = []  # those in whose way is a listener that has to close
 
-def _prepare(replacements: Sequence[Replacement], preflight: Preflight, leaving: Leaving) -> list[Replacement]:
-    """Prepare changes side by side; return those that have failed."""
-    for each in replacements:
-        each.prepare(preflight, leaving)
-    for each in replacements:
-        each.wait()
-    return [each for each in replacements if each.error is not None]
+    def prepare(self) -> None:
+        """Check and open everything that the new settings need, but for :meth:`vacate`.
+
+        :raises ReloadError: if one cannot be opened.
+        """
+        now: list[Replacement] = []
+        for each in self.all:
+            (self._later if each.must_vacate(self._leaving) else now).append(each)
+        self._prepare(now)
+
+    def vacate(self) -> None:
+        """Close the listeners that are in the way of others, and open those; everything else has been opened.
+
+        :raises ReloadError: if one cannot be opened.
+        """
+        self._prepare(self._later)
+
+    def restore(self) -> list[str]:
+        """Close what was opened, and open again what was closed."""
+        for each in self.all:
+            each.discard()
+        calls = [functools.partial(old.restore, self._call) for old in self._leaving.vacated]
+        return [problem for problem in side_by_side(calls) if problem]
+
+    def _prepare(self, replacements: Sequence[Replacement]) -> None:
+        """Prepare changes side by side."""
+        for each in replacements:
+            each.prepare(self._preflight, self._leaving)
+        for each in replacements:
+            each.wait()
+        failed = [each for each in replacements if each.error is not None]
+        problems = [each for each in failed if not _is_known(self._hopeless.get(each.change.name), each.settings)]
+        if problems:
+            found = [(each.change.name, each.error) for each in problems if each.error is not None]
+            lines = [f"{name}: {describe_error(error)}" for name, error in found]
+            raise ReloadError(lines, max(status_of(error) for _, error in found))
 
 
 def _is_known(old: Settings | None, new: Settings | None) -> bool:

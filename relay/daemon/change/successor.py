@@ -80,11 +80,14 @@ class Successor:
             self.end()
             raise _failed(str(error)) from error
 
-    def is_process(self, number: int) -> bool:
-        """Return whether it is the process that has connected, and note that it has."""
-        is_same = self._process.pid == number
-        self._is_connected = self._is_connected or is_same
-        return is_same
+    @property
+    def pid(self) -> int:
+        """Its process ID."""
+        return self._process.pid
+
+    def on_connected(self) -> None:
+        """Note that it has connected: from now on, the connection tells its outcome."""
+        self._is_connected = True
 
     def settle(self, outcome: UpgradeReport | UpgradeError) -> None:
         """Note the outcome of the upgrade."""

@@ -28,7 +28,7 @@ def test_a_listener_that_cannot_return_delays_no_other(ends_after: int, expected
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def return_to_listener(self, call: Any) -> str:
+        def restore(self, call: Any) -> str:
             tried[self.name] += 1
             return "taken: cannot listen again" if self.name == "taken" and tried["taken"] < 3 else ""
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay.daemon.change import reload as module
-from relay.daemon.change.reload import Turns, prepared, verdicts
+from relay.daemon.change.reload import TunnelChanges, Turns, verdicts
 from relay.daemon.failures import ReloadError
 from relay.daemon.member import MemberState
 from relay.daemon.verdicts import Change, Verdict
@@ -99,9 +99,8 @@ class Replacement:
     broken: ClassVar[dict[str, Exception]] = {}
     crowded: ClassVar[set[str]] = set()
 
-    def __init__(self, change, settings, member, vacated):
+    def __init__(self, change, settings, member):
         self.change, self.settings, self.member, self.error = change, settings, member, None
-        self._vacated = [self] if change.name == "late" else []
 
     def must_vacate(self, leaving):
         return self.change.name in self.crowded
@@ -116,8 +115,15 @@ class Replacement:
     def discard(self):
         self.calls.append(f"discard {self.change.name}")
 
-    def return_to_listener(self, call):
-        return f"{self.change.name}: cannot listen again"
+
+class Leaving:
+    """The listeners that close: one has closed, and cannot come back."""
+
+    def __init__(self, changes, on_vacated):
+        self.vacated = {self: None}
+
+    def restore(self, call):
+        return "late: cannot listen again"
 
 
 @pytest.fixture
@@ -135,10 +141,17 @@ def doubles(monkeypatch):
 
     monkeypatch.setattr(module, "compare", compare)
     monkeypatch.setattr(module, "Replacement", Replacement)
-    monkeypatch.setattr(module, "Leaving", list)
+    monkeypatch.setattr(module, "Leaving", Leaving)
     for name, value in (("calls", []), ("broken", {}), ("crowded", set())):
         monkeypatch.setattr(Replacement, name, value)
     return Replacement
+
+
+def prepared(members, settings):
+    tunnels = TunnelChanges(members, settings, print, print)
+    tunnels.prepare()
+    tunnels.vacate()
+    return tunnels.all
 
 
 def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
@@ -151,7 +164,7 @@ def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
 
 def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
     doubles.crowded.add("a")
-    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")], print, print)
+    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")])
     assert [(each.change.name, each.change.verdict) for each in made] == [
         ("a", Verdict.TUNED),
         ("b", Verdict.NEW),
@@ -163,18 +176,20 @@ def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
 def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
     doubles.crowded.add("a")
     doubles.broken |= {"b": ValueError("b is wrong"), "late": OSError(98, "Address already in use")}
+    tunnels = TunnelChanges([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print, print)
     with pytest.raises(ReloadError) as error:
-        prepared([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print, print)
-    assert error.value.lines == ("b: b is wrong", "late: Address already in use", "late: cannot listen again")
+        tunnels.prepare()
+    assert error.value.lines == ("b: b is wrong", "late: Address already in use")
     assert error.value.status == 2
     assert "prepare a" not in doubles.calls
+    assert tunnels.restore() == ["late: cannot listen again"]
     assert doubles.calls[-3:] == ["discard a", "discard b", "discard late"]
 
 
 def test_a_failure_at_run_time_is_status_1(doubles):
     doubles.broken["a"] = OSError(98, "Address already in use")
     with pytest.raises(ReloadError) as error:
-        prepared([], [Settings("a")], print, print)
+        prepared([], [Settings("a")])
     assert error.value.status == 1
 
 
@@ -184,7 +199,7 @@ def test_a_tunnel_that_has_failed_before_prevents_nothing_unless_it_has_changed(
     members = [Member("a", MemberState.FAILED)]
     if value:
         with pytest.raises(ReloadError):
-            prepared(members, [Settings("a", value)], print, print)
+            prepared(members, [Settings("a", value)])
     else:
-        (made,) = prepared(members, [Settings("a")], print, print)
+        (made,) = prepared(members, [Settings("a")])
         assert made.error is not None

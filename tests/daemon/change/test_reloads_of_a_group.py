@@ -630,13 +630,13 @@ def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, caplog)
 def test_a_reload_that_comes_too_late_logs_what_it_cannot_open_again(up, places, monkeypatch, caplog):
     group = up(toml("one", places[0]))
 
-    def prepare(*_):
+    def prepare(_):
         assert group.reloads.is_under_way
         group.call(lambda: setattr(group, "is_handing_over", True))
-        return []
 
-    monkeypatch.setattr("relay.daemon.change.reload.prepared", prepare)
-    monkeypatch.setattr("relay.daemon.change.reload.undo_all", lambda *_: ["one: cannot listen again: it is in use"])
+    changes = "relay.daemon.change.reload.TunnelChanges."
+    monkeypatch.setattr(f"{changes}prepare", prepare)
+    monkeypatch.setattr(f"{changes}restore", lambda _: ["one: cannot listen again: it is in use"])
     with pytest.raises(ConflictError):
         group.reload()
     group.is_handing_over = False
@@ -730,6 +730,15 @@ def test_a_listener_opens_again_if_only_the_wait_for_systemd_has_failed(up, plac
         group.rewrite(toml("one", places[0], listen=f"0.0.0.0:{port}"))
     with first(socket.create_connection(("127.0.0.1", port), WAIT), b"a"):
         pass
+
+
+def test_a_tunnel_that_failed_before_does_not_keep_another_one_from_its_next_address(up, places, port, listener):
+    """The one whose old listener is in the way of its next one is prepared last."""
+    taken = toml("taken", places[0], listen=f"127.0.0.1:{listener.getsockname()[1]}")
+    group = up(taken + toml("one", places[0], listen=f"127.0.0.1:{port}"))
+    assert group.now("taken").state.value == "failed"
+    assert group.rewrite(taken + toml("one", places[0], listen=f"0.0.0.0:{port}"))["one"] == "moved"
+    assert group.tunnel("one").address[0] == "0.0.0.0"
 
 
 def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +11,8 @@ from helpers import WAIT
 
 from relay.carriers.link import CarrierState
 from relay.config import read
-from relay.daemon.change.replacement import Leaving, Replacement, end_sessions, side_by_side, undo_all
+from relay.daemon.change.old_listener import OldListener
+from relay.daemon.change.replacement import Leaving, Replacement
 from relay.daemon.member import MemberState
 from relay.daemon.options import Options
 from relay.daemon.plan_from_file import plans_of
@@ -21,7 +21,6 @@ from relay.daemon.probes import WarmUp
 from relay.daemon.verdicts import Change, Settings, Verdict, compare
 from relay.engine.acceptor import own_listener
 from relay.streams.dialer import Dialer
-from relay.streams.listener import TunnelListener
 
 
 @pytest.fixture
@@ -67,10 +66,6 @@ def made():
         each.discard()
 
 
-def at_once(function):
-    return function()
-
-
 def ready(change, everyone=()):
     change.prepare(Preflight(names=False), Leaving([*everyone, change]))
     change.wait()
@@ -88,7 +83,7 @@ def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load,
     change = ready(made(None, load(f":{reserved}")))
     assert change.verdict is Verdict.NEW and change.listens_anew
     assert change.bound.receive.getsockname()[1] == reserved
-    assert undo_all([change], at_once) == []
+    change.discard()
     assert change.bound.receive.listening.fileno() < 0
 
 
@@ -132,7 +127,7 @@ def test_what_cannot_be_opened_is_an_error(made, load, listener):
 def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listener):
     port = listener.getsockname()[1]
     old = made(load(":0"), None, listener)
-    assert old.old_address.port == port
+    assert OldListener(old.member).address.port == port
     new = made(None, load(f":{port}"))
     assert not new.must_vacate(Leaving([old, new])), "it takes over the socket"
     ready(new, [old])
@@ -211,7 +206,7 @@ def test_an_outcome_from_before_is_passed_on_too(waiting):
 
 def test_undo_gives_up_what_waits(waiting):
     call = waiting._opening._call
-    assert undo_all([waiting], at_once) == []
+    waiting.discard()
     assert call.given_up
 
 
@@ -221,106 +216,6 @@ def test_wait_ends_with_the_first_event(waiting):
     waiting._opening._call.report_postponed(OSError("no route"))
     settled.join(WAIT)
     assert not settled.is_alive()
-
-
-def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        old = load(f":{other.getsockname()[1]}")
-        change = made(old, None, listener)
-        assert change.return_to_listener(at_once) == "", "it has not closed"
-        change.is_vacant = True
-        change.member.name = "one"
-        said = change.return_to_listener(at_once)
-    assert said.startswith("one: cannot listen again: 127.0.0.1:") and "Address already in use" in said
-
-
-def test_a_listener_is_closed_that_the_tunnel_cannot_take(made, load, listener, monkeypatch):
-    """It would be in the way of the next try."""
-    taken = []
-
-    def relisten(tunnel, receive, drain):
-        taken.append(receive)
-        raise RuntimeError("can't start new thread")
-
-    change = made(load("127.0.0.1:0"), None, listener)
-    change.is_vacant = True
-    change.member.name = "one"
-    monkeypatch.setattr("relay.daemon.change.replacement._in_this_process", lambda tunnel: tunnel)
-    monkeypatch.setattr("relay.daemon.change.replacement.changes.relisten", relisten)
-    assert change.return_to_listener(at_once) == "one: cannot listen again: can't start new thread"
-    assert [one.listening.fileno() for one in taken] == [-1]
-
-
-def test_the_main_thread_takes_a_listener_back(made, load, listener, reserved, monkeypatch):
-    """Only that changes the state of a tunnel."""
-    calls = []
-    change = made(load(f":{reserved}"), None, listener)
-    change.is_vacant = True
-    monkeypatch.setattr("relay.daemon.change.replacement._in_this_process", lambda tunnel: tunnel)
-    assert undo_all([change], calls.append) == [] and not calls, "nothing was closed for it"
-    change._vacated = [change]
-    assert undo_all([change, change], calls.append) == [] and len(calls) == 1
-    tunnel, receive = calls[0].args
-    assert tunnel is change.member.opened.tunnel and receive.getsockname()[1] == reserved
-    receive.close()
-
-
-@pytest.mark.parametrize(
-    ("address", "remedy"), [("/run/x.sock", "run relay ctl upgrade"), (("127.0.0.1", 80), "restart relay")]
-)
-def test_workers_in_the_way_are_named_with_what_helps(made, load, listener, address, remedy):
-    change = made(load(":0"), None, listener)
-    change.member.opened.tunnel = SimpleNamespace(name="one", address=address)
-    words = f"^the workers of one listen at an address that has to be free first; {remedy}$"
-    with pytest.raises(ValueError, match=words):
-        change.vacate()
-
-
-def test_what_takes_long_goes_on_side_by_side_also_without_threads(monkeypatch):
-    barrier = threading.Barrier(3)
-    calls = [lambda name=name: f"{name}{barrier.wait(WAIT) >= 0}" for name in "abc"]
-    assert side_by_side(calls) == ["aTrue", "bTrue", "cTrue"]
-
-    def start(thread):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    assert side_by_side([lambda: "a", lambda: "b"]) == ["a", "b"]
-
-
-class Ending(TunnelListener):
-    """A tunnel whose session ends with its last connection."""
-
-    has_session = True
-
-    def __init__(self, clock, name, drain, ends_at=None):
-        self.plan = SimpleNamespace(options=SimpleNamespace(drain=drain))
-        self.opened = SimpleNamespace(receive=self, tunnel=self)
-        self.killed = None
-        self._clock, self._name, self._ends_at = clock, name, ends_at
-
-    def join(self, seconds):
-        end = self._ends_at if self.killed is None else self.killed
-        until = self._clock.now + seconds
-        self._clock.now = until if end is None else min(max(end, self._clock.now), until)
-
-    def connections(self):
-        is_open = self._ends_at is None or self._ends_at > self._clock.now
-        return [SimpleNamespace(id=self._name)] if is_open else []
-
-    def kill(self, number):
-        self.killed = self._clock.now
-
-
-def test_sessions_end_side_by_side(monkeypatch):
-    """Clients wait meanwhile, and so does the process that is to take over."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("relay.daemon.change.replacement.time.monotonic", lambda: clock.now)
-    busy = [Ending(clock, name, drain) for name, drain in (("a", 9.0), ("b", 3.0), ("c", 99.0), ("d", 9.0))]
-    done = Ending(clock, "e", 99.0, ends_at=1.0)
-    end_sessions([*busy, done])
-    assert [each.killed for each in (*busy, done)] == [9.0, 3.0, 30.0, 9.0, None]
-    assert clock.now == 30.0
 
 
 def test_a_change_is_told_in_one_line():

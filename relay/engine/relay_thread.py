@@ -355,6 +355,7 @@ class RelayThread(LoopThread):
         if self._pipes is not None:
             self._pipes.close()
         self.loop.close()
+        self.workspace.end()
         _all.discard(self)
         close_factory(self._make_send, self.name)
         if self._observer is not None:

@@ -56,6 +56,11 @@ class Workspace:
             problems = self._problems[reason] = RateLog(logger, level, _MOST_PROBLEMS, self.loop.timers)
         problems.log(time.monotonic(), text, *values, error=error)
 
+    def end(self) -> None:
+        """Log what was left out: the thread ends, and no minute does."""
+        for problems in self._problems.values():
+            problems.on_time(time.monotonic())
+
     def hold(self, client: Client) -> None:
         """Take an upgrade that runs in this thread."""
         self._clients.add(client)

@@ -31,7 +31,7 @@ class RateLog:
         self._lines = 0  # until then
         self._left_out = 0
         self._last: tuple[str, tuple[Any, ...]] = "", ()  # that was left out
-        self._timer = Timer(timers, self._on_time) if timers is not None else None
+        self._timer = Timer(timers, self.on_time) if timers is not None else None
 
     def log(self, now: float, text: str, *values: Any, error: BaseException | None = None) -> None:
         """Log an event.
@@ -60,8 +60,8 @@ class RateLog:
             text, values = text + "; %d more like this since the last such line", (*values, left_out)
         self._logger.log(self._level, text, *values, exc_info=error)
 
-    def _on_time(self, now: float) -> None:
-        """Log the last event that was left out, unless the next one has done so."""
+    def on_time(self, now: float) -> None:
+        """Log the last event that was left out, unless the next one has done so; also for an owner that ends."""
         if left_out := self._left_out:
             self._next, self._lines, self._left_out = now + _INTERVAL, 0, 0
             self._write(*self._last, left_out - 1)

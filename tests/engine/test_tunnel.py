@@ -593,3 +593,13 @@ def test_the_probes_of_a_tunnels_targets_begin_with_its_header(listener: socket.
     dialer.alternatives = ("another",)  # type: ignore[assignment]
     relay.Tunnel(listener, dialer, send_proxy="v2").close()
     assert dialer.header == build_local("v2")
+
+
+def test_the_end_of_a_tunnel_logs_how_many_lines_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    clients = 70
+    with refusing() as address, relay.Tunnel(relay.listen(":0"), relay.tcp(*address), name="web") as tunnel:
+        for _ in range(clients):
+            assert fate_of_client(tunnel.address) == "reset"
+    lines = [message for message in caplog.messages if message.startswith("web: ")]
+    left_out = [int(found[1]) for line in lines if (found := re.search(r"; (\d+) more like this", line))]
+    assert 0 < len(lines) + sum(left_out) == clients > len(lines)

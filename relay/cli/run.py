@@ -26,7 +26,7 @@ from .output import failures_reported, log_stopped, logged_to_stderr
 if TYPE_CHECKING:  # a command without operators does not need them
     from ..daemon.instance import Instance
     from ..daemon.sockets import Endpoint
-    from ..daemon.stop import Stop
+    from ..daemon.waiting import Stop
 
 __all__ = ["load_server", "relay_one", "serve"]
 

@@ -6,11 +6,11 @@ import collections
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..daemon.member import MemberState, Snapshot
 from ..daemon.plan import Opened
-from ..daemon.status import UP, hop_state, total, worker_problem
+from ..daemon.status import UP, Rates, hop_state, total, worker_problem
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
 from .fleet_table import Column, Content
@@ -19,7 +19,7 @@ from .output import size, summary
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "shown_state", "watched"]
+__all__ = ["FleetView", "TimedRates", "TunnelView", "Watched", "shown_state", "watched"]
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
 _ENDED = 8  # finished connections that are shown
@@ -48,34 +48,28 @@ _TUNNELS = (
 )
 
 
-class Rates:
-    """Bytes per second, received and sent, from samples of totals.
+class TimedRates(Rates):
+    """The rates as texts, from samples that may come at any time.
 
     :param clock: returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._clock = clock
         self._taken = clock()
-        self._sample: Mapping[Any, tuple[int, int]] = {}
-        self._rates: dict[Any, tuple[float, float]] = {}
 
-    def look(self, figures: Mapping[Any, tuple[int, int]]) -> None:
-        """Take a sample: the bytes that each key has received and sent so far."""
+    def sample(self, figures: Mapping[str, tuple[int, int]]) -> None:
+        """Take a sample, unless the last one was just before: the bytes that each key has received and sent so far."""
         now = self._clock()
-        passed = now - self._taken
-        if passed < _BETWEEN:
-            return
-        before, self._sample, self._taken = self._sample, figures, now
-        self._rates = {
-            key: (max(0, received - before[key][0]) / passed, max(0, sent - before[key][1]) / passed)
-            for key, (received, sent) in figures.items()
-            if key in before
-        }
+        if (passed := now - self._taken) >= _BETWEEN:
+            self._taken = now
+            self.look(figures, passed)
 
-    def of(self, key: Any) -> tuple[str, str]:
-        """Return the rates of a key as text; empty if it is new."""
-        return (size(self._rates[key][0]), size(self._rates[key][1])) if key in self._rates else ("", "")
+    def texts(self, key: str) -> tuple[str, str]:
+        """Return the rates of a key; empty if it is new."""
+        received, sent = self.of(key)
+        return ("", "") if received is None or sent is None else (size(received), size(sent))
 
 
 class _Ended:
@@ -146,7 +140,7 @@ class TunnelView:
         self._tunnel = tunnel
         self._title = title
         self._hops = hops
-        self._rates = Rates(clock)
+        self._rates = TimedRates(clock)
         self._ended = _Ended()
 
     def __call__(self) -> Content:
@@ -155,7 +149,7 @@ class TunnelView:
         self._ended.look(self._tunnel.name, stats, self._tunnel.recent)
         records = self._tunnel.connections()
         figures = {record.id: (record.received, record.sent) for record in records}
-        self._rates.look({**figures, "": (stats.received, stats.sent)})
+        self._rates.sample({**figures, "": (stats.received, stats.sent)})
         state, problem = self._hops()
         errors = [f"hops: {state}{problem and f': {problem}'}"] if state != "up" else []
         if stuck := worker_problem(self._tunnel):
@@ -168,12 +162,12 @@ class TunnelView:
             rows=[self._row(record, shows_targets) for record in records],
             errors=errors,
             ended=self._ended.lines(named=False),
-            foot=[_foot(stats, self._rates.of(""))],
+            foot=[_foot(stats, self._rates.texts(""))],
         )
 
     def _row(self, record: ConnectionRecord, shows_target: bool) -> list[str]:
         target = [record.target or ""] if shows_target else []
-        figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(record.id)]
+        figures = [age(record.age), size(record.received), size(record.sent), *self._rates.texts(record.id)]
         return [record.client, record.state, *target, *figures]
 
 
@@ -220,7 +214,7 @@ class FleetView:
         self.closing = ""
         """The message about their end, while they are closing."""
         self._look = look
-        self._rates = Rates(clock)
+        self._rates = TimedRates(clock)
         self._ended = _Ended()
 
     def __call__(self) -> Content:
@@ -232,7 +226,7 @@ class FleetView:
                 self._ended.look(member.name, stats[member.name], member.tunnel.recent)
         all_stats = total(stats.values())
         figures = {name: (one.received, one.sent) for name, one in stats.items()}
-        self._rates.look({**figures, "": (all_stats.received, all_stats.sent)})
+        self._rates.sample({**figures, "": (all_stats.received, all_stats.sent)})
         order = sorted(members, key=lambda member: (not member.problem, -_active(stats.get(member.name))))
         count = sum(member.listens for member in members)
         return Content(
@@ -241,7 +235,7 @@ class FleetView:
             rows=[self._row(member, stats.get(member.name)) for member in order],
             errors=[f"{member.name}: {member.problem}" for member in members if member.problem],
             ended=self._ended.lines(named=True),
-            foot=[_foot(all_stats, self._rates.of(""))],
+            foot=[_foot(all_stats, self._rates.texts(""))],
         )
 
     def _row(self, member: Watched, stats: Stats | None) -> list[str]:
@@ -249,7 +243,7 @@ class FleetView:
             return [member.name, member.state, member.title, *[""] * 7]
         counts = [str(stats.active), str(stats.accepted)]
         figures = [*counts, size(stats.received), size(stats.sent), str(sum(stats.failed.values()))]
-        return [member.name, member.state, member.title, *figures, *self._rates.of(member.name)]
+        return [member.name, member.state, member.title, *figures, *self._rates.texts(member.name)]
 
 
 def _active(stats: Stats | None) -> int:

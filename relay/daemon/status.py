@@ -34,6 +34,7 @@ __all__ = [
     "MOST_ROWS",
     "ProbeStatus",
     "QuotaStatus",
+    "Rates",
     "ReloadReport",
     "ReloadStatus",
     "TURN",
@@ -322,6 +323,32 @@ def worker_problem(tunnel: Tunnel | PoolTunnel) -> str:
     """Return which workers of a tunnel do not answer; empty if it has none or all answer. Asks no worker."""
     problem: str = getattr(tunnel, "problem", "")
     return problem
+
+
+class Rates:
+    """Bytes per second, received and sent, by the name of a tunnel or the id of a connection."""
+
+    def __init__(self) -> None:
+        self._moved: Mapping[str, tuple[int, int]] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def look(self, moved: Mapping[str, tuple[int, int]], passed: float) -> None:
+        """Take a sample of the bytes so far.
+
+        :param moved: by key: the bytes received and sent.
+        :param passed: seconds since the last sample; 0 if there is none.
+        """
+        known, self._moved, self._rates = self._moved, moved, {}
+        if passed > 0.0:
+            self._rates = {
+                key: (max(0, received - known[key][0]) / passed, max(0, sent - known[key][1]) / passed)
+                for key, (received, sent) in moved.items()
+                if key in known
+            }
+
+    def of(self, key: str) -> tuple[float, float] | tuple[None, None]:
+        """Return the rates of a key; ``None`` for each if it is new."""
+        return self._rates.get(key, (None, None))
 
 
 def total(all_stats: Iterable[Stats]) -> Stats:

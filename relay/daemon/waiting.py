@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -11,19 +12,53 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import can_retry
 from ..eventloop import reserve
-from .stop import Stop
 
 if TYPE_CHECKING:  # a relay without clients of its control socket does not need them
+    import asyncio
+
     from .instance import Instance
     from .sockets import Endpoint
 
-__all__ = ["Endpoints", "LoadServer", "Waiter"]
+__all__ = ["Endpoints", "LoadServer", "Stop", "Waiter"]
 
 logger = logging.getLogger("relay.operations")
 
 RETRY = 2.0  # seconds until the server is started again after a shortage
 _END = 3.0  # seconds to wait for the last answers
 _NO_DESCRIPTOR = os.strerror(errno.EMFILE)
+
+
+class Stop:
+    """A request that the server ends, from any thread, before or after there is a loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # so that a request between the two lines of use() is not lost
+        self._requested = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+
+    def use(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        """Set this event in this loop."""
+        with self._lock:
+            self._loop, self._event = loop, event
+            if self._requested.is_set():
+                event.set()
+
+    def set(self) -> None:
+        """Request the end. Idempotent."""
+        with self._lock:
+            self._requested.set()
+            if self._loop is not None and self._event is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed already
+                    self._loop.call_soon_threadsafe(self._event.set)
+
+    def is_set(self) -> bool:
+        """Return whether the end was requested."""
+        return self._requested.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the request, for so many seconds at most."""
+        self._requested.wait(seconds)
 
 
 LoadServer = Callable[[], Callable[["Instance", Sequence["Endpoint"], Stop], None]]

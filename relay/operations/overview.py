@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from ..daemon.failures import NotFoundError
 from ..daemon.instance import Instance
-from ..daemon.status import ConnectionStatus, TunnelStatus
+from ..daemon.status import ConnectionStatus, Rates, TunnelStatus
 from .health import problem_of
-from .tables import ROWS, Rates, Tables, View, ended_at, problem_shown, short
+from .tables import ROWS, Tables, View, ended_at, problem_shown, short
 
 __all__ = ["Overview"]
 

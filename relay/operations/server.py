@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..daemon.instance import Instance
 from ..daemon.sockets import BACKLOG, Endpoint
-from ..daemon.stop import Stop
+from ..daemon.waiting import Stop
 from ..eventloop import reserve
 from ..streams.rate_limited_log import RateLog
 from .app import LONGEST_HEAD, App, make_app

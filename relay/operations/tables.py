@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 from ..addresses.printable import printable
 from ..carriers.listing import CarrierStatus
-from ..daemon.status import BanStatus, ConnectionStatus, TunnelStatus
+from ..daemon.status import BanStatus, ConnectionStatus, Rates, TunnelStatus
 
 if TYPE_CHECKING:  # a relay whose tunnels have one target starts faster without it
     from ..targets.group import TargetState
@@ -18,7 +18,6 @@ __all__ = [
     "PAGE",
     "ROWS",
     "TUNNEL_ORDERS",
-    "Rates",
     "Tables",
     "View",
     "ended_at",
@@ -90,32 +89,6 @@ def offset(value: str, name: str) -> int:
     if not value.isdecimal() or not value.isascii() or len(value) > LONGEST_OFFSET:
         raise ValueError(f"{name}: expected a number of rows")
     return int(value)
-
-
-class Rates:
-    """Bytes per second, received and sent, by key."""
-
-    def __init__(self) -> None:
-        self._moved: Mapping[str, tuple[int, int]] = {}
-        self._rates: dict[str, tuple[float, float]] = {}
-
-    def look(self, moved: Mapping[str, tuple[int, int]], passed: float) -> None:
-        """Take a sample of the bytes so far.
-
-        :param moved: by key: the bytes received and sent.
-        :param passed: seconds since the last sample; 0 if there is none.
-        """
-        known, self._moved, self._rates = self._moved, moved, {}
-        if passed > 0.0:
-            self._rates = {
-                key: (max(0, received - known[key][0]) / passed, max(0, sent - known[key][1]) / passed)
-                for key, (received, sent) in moved.items()
-                if key in known
-            }
-
-    def of(self, key: str) -> tuple[float, float] | tuple[None, None]:
-        """Return the rates of a key; ``None`` for each if it is new."""
-        return self._rates.get(key, (None, None))
 
 
 class TargetCell(TypedDict):

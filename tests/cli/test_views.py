@@ -6,7 +6,7 @@ import pytest
 
 from relay.cli.fleet_table import lay_out
 from relay.cli.output import size, summary
-from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, shown_state
+from relay.cli.views import FleetView, TimedRates, TunnelView, Watched, age, shown_state
 from relay.daemon.status import hop_state, total
 from relay.engine.records import ConnectionRecord, Stats
 from relay.streams.dialer import Dialer
@@ -76,19 +76,19 @@ def test_a_summary_and_a_sum():
 
 def test_a_rate_is_of_the_time_between_two_looks():
     clock = Clock()
-    rates = Rates(clock)
+    rates = TimedRates(clock)
     clock.now += 1
-    rates.look({"a": (1000, 0)})
-    assert rates.of("a") == ("", "")
+    rates.sample({"a": (1000, 0)})
+    assert rates.texts("a") == ("", "")
     clock.now += 2
-    rates.look({"a": (5000, 60), "b": (9, 9)})
-    assert rates.of("a") == ("2.0 kB", "30 B") and rates.of("b") == ("", "")
+    rates.sample({"a": (5000, 60), "b": (9, 9)})
+    assert rates.texts("a") == ("2.0 kB", "30 B") and rates.texts("b") == ("", "")
     clock.now += 0.1  # too short a time: the last rate stands
-    rates.look({"a": (9999, 60)})
-    assert rates.of("a") == ("2.0 kB", "30 B")
+    rates.sample({"a": (9999, 60)})
+    assert rates.texts("a") == ("2.0 kB", "30 B")
     clock.now += 0.9
-    rates.look({"b": (9, 9)})
-    assert rates.of("a") == ("", "") and rates.of("b") == ("0 B", "0 B")
+    rates.sample({"b": (9, 9)})
+    assert rates.texts("a") == ("", "") and rates.texts("b") == ("0 B", "0 B")
 
 
 def test_a_tunnel_with_its_connections_their_rates_and_what_has_ended():

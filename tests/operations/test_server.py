@@ -21,7 +21,7 @@ from instance_double import Double, served
 
 from relay.daemon.client import Client, ClientError
 from relay.daemon.sockets import open_control
-from relay.daemon.stop import Stop
+from relay.daemon.waiting import Stop
 from relay.operations import server
 from relay.testing import Leaks
 

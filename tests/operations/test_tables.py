@@ -8,9 +8,9 @@ import pytest
 from instance_double import Double
 
 from relay.carriers.listing import CarrierStatus
-from relay.daemon.status import BanStatus
+from relay.daemon.status import BanStatus, Rates
 from relay.engine.records import Stats
-from relay.operations.tables import CONNECTION_ORDERS, ROWS, TUNNEL_ORDERS, Rates, Tables, View
+from relay.operations.tables import CONNECTION_ORDERS, ROWS, TUNNEL_ORDERS, Tables, View
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\n\x00" + "x" * 10_000
 BASE = Double.connection("c", "a")

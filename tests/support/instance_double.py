@@ -28,7 +28,7 @@ from relay.daemon.status import (
     TunnelVerdict,
     UpgradeReport,
 )
-from relay.daemon.stop import Stop
+from relay.daemon.waiting import Stop
 from relay.engine.records import Stats
 from relay.operations.server import serve
 

@@ -5,35 +5,45 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..addresses.duration import parse_duration
+from ..addresses.options import Kind, Option
 from ..daemon.options import Options
+from ..engine.options import (
+    COUNT,
+    ENTRIES,
+    FINITE,
+    FINITE_OR_ZERO,
+    HEADER,
+    LIMITS,
+    NETWORKS,
+    TIME,
+    TIME_OR_ZERO,
+    WARM,
+    CommandOptions,
+    tunnel_options,
+)
 from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers
-from ..streams.source import parse_source
 
 if TYPE_CHECKING:  # for tunnels with limits only
     from ..access.limit import Limit
 
 __all__ = [
     "SECONDS",
-    "allow",
-    "connect_timeout",
     "control",
     "debug",
-    "deny",
     "fail_fast",
     "finite_seconds",
-    "idle_timeout",
     "in_workers",
-    "of_clients",
-    "linger",
     "log_file",
     "log_format",
     "log_interval",
+    "option_of_tunnel",
+    "options_about",
     "sandbox",
     "seconds",
     "seconds_or_zero",
@@ -41,7 +51,6 @@ __all__ = [
     "status",
     "verbose",
     "via",
-    "warm",
     "watch",
     "with_options",
     "workers",
@@ -99,16 +108,31 @@ def warm_count(value: Any) -> int:
     return int(value)
 
 
-def source_address(value: Any) -> str:
-    """Parse the address from which relay connects.
+def networks(value: Any) -> tuple[str, ...]:
+    """Parse a list of networks with commas between them.
 
-    :raises click.BadParameter: if it is neither ``peer`` nor an IP address.
+    :raises click.BadParameter: if an entry is none.
     """
+    from ..access.senders import parse_senders
+
+    entries = tuple(part.strip() for part in str(value).split(","))
     try:
-        parse_source(value)
+        parse_senders(entries)
     except ValueError as error:
         raise click.BadParameter(str(error).partition(": ")[2]) from None
-    return str(value)
+    return entries
+
+
+def allowed_by(option: Option) -> Callable[[Any], Any]:
+    """Return a function that parses the texts that the kind of an option allows."""
+
+    def parse(value: Any) -> Any:
+        try:
+            return option.kind.check("", str(value))
+        except ValueError as error:
+            raise click.BadParameter(str(error).partition(": ")[2]) from None
+
+    return parse
 
 
 def client_limit(value: Any) -> Limit:
@@ -171,6 +195,39 @@ def worker_count(value: Any) -> int:
         raise click.BadParameter(f"must be from 1 to {MOST_WORKERS}, or auto, got '{value}'") from None
 
 
+# The option of a command, by its kind; an option of another kind is a text that this allows.
+_TYPES: Mapping[Kind, dict[str, Any]] = {
+    COUNT: {"type": count},
+    TIME: {"type": seconds},
+    TIME_OR_ZERO: {"type": seconds_or_zero},
+    FINITE: {"type": finite_seconds},
+    FINITE_OR_ZERO: {"type": finite_seconds_or_zero},
+    WARM: {"type": warm_count},
+    LIMITS: {"type": client_limit, "multiple": True, "callback": _no_name_twice},
+    NETWORKS: {"type": networks},
+    HEADER: {"type": click.Choice(HEADER.plain), "metavar": None},
+    ENTRIES: {"type": str, "multiple": True},
+}
+
+
+def option_of_tunnel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the decorator that gives a command an option of tunnels."""
+    option = _OPTIONS[name]
+    settings: dict[str, Any] = {"metavar": option.placeholder, "type": allowed_by(option)}
+    settings |= _TYPES.get(option.kind, {})
+    if isinstance(option.default, (int, float)):
+        settings |= {"default": option.default, "show_default": True}
+    return click.option(f"--{name.replace('_', '-')}", help=option.command, **settings)
+
+
+def options_about(topic: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that gives a command the options of tunnels about something, in the order of their fields."""
+    found = [option_of_tunnel(name) for name, option in _OPTIONS.items() if option.topic == topic and option.command]
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(found), command)
+
+
+_OPTIONS = tunnel_options(CommandOptions)
+
 # Each is a decorator of a command.
 via = click.option(
     "--via",
@@ -178,52 +235,6 @@ via = click.option(
     multiple=True,
     help="A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
     "exec:COMMAND %h %p. Repeatable, nearest hop first.",
-)
-nconnect = click.option(
-    "--nconnect",
-    metavar="N",
-    type=count,
-    default=-1,
-    show_default=True,
-    help="Maximum number of open connections; -1 for no limit. Further clients wait.",
-)
-timeout = click.option("--timeout", metavar=SECONDS, type=seconds, help="Maximum lifetime of a connection [no limit].")
-connect_timeout = click.option(
-    "--connect-timeout",
-    metavar=SECONDS,
-    type=seconds,
-    help="Maximum time to connect to the target, hops included [30; over I2P 90].",
-)
-idle_timeout = click.option(
-    "--idle-timeout",
-    metavar=SECONDS,
-    type=seconds,
-    help="Close a connection after this long without traffic [no limit].",
-)
-linger = click.option(
-    "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [60; over I2P 5]."
-)
-first_byte_timeout = click.option(
-    "--first-byte-timeout",
-    metavar=SECONDS,
-    type=seconds,
-    help="Maximum time from the client's first byte to the target's first one [no limit].",
-)
-drain = click.option(
-    "--drain",
-    metavar=SECONDS,
-    type=seconds_or_zero,
-    default=30.0,
-    show_default=True,
-    help="Maximum time for open connections to finish after SIGTERM or SIGINT.",
-)
-drain_spread = click.option(
-    "--drain-spread",
-    metavar=SECONDS,
-    type=finite_seconds_or_zero,
-    default=0.0,
-    show_default=True,
-    help="End the connections that are left one after the other, over this last part of --drain.",
 )
 shutdown_delay = click.option(
     "--shutdown-delay",
@@ -239,49 +250,6 @@ status = click.option(
     "--status",
     metavar="ADDRESS",
     help="Serve status and health over HTTP on PORT, IP:PORT (loopback only) or unix:///PATH.",
-)
-_warm = click.option(
-    "--warm",
-    metavar="N",
-    type=warm_count,
-    default=0,
-    show_default=True,
-    help="Streams to TARGET to keep open for clients to come, which then do not wait for a connect.",
-)
-_warm_for = click.option(
-    "--warm-for",
-    metavar=SECONDS,
-    type=finite_seconds,
-    default=WARM_FOR,
-    show_default=True,
-    help="Replace such a stream after this long without a client.",
-)
-_source = click.option(
-    "--source",
-    metavar="ADDRESS",
-    type=source_address,
-    help="Connect to TARGET from this address, or with peer from one of the loopback that stands for the client.",
-)
-_limit = click.option(
-    "--limit",
-    metavar="KEY=VALUE,…",
-    type=client_limit,
-    multiple=True,
-    callback=_no_name_twice,
-    help="Limit clients, as in per=ip/24,rate=20/10s,ban=10m; also concurrent, bandwidth, quota, action. Repeatable.",
-)
-allow = click.option(
-    "--allow",
-    metavar="RULE",
-    multiple=True,
-    help="Allow only these clients: cidr:10.0.0.0/8, user:NAME, dns:*.svc, uri:, cn:, spki:sha256:HASH, "
-    "i2p:NAME.b32.i2p, login:NAME, ssh:SERVER, or a file of such rules. Repeatable.",
-)
-deny = click.option(
-    "--deny",
-    metavar="RULE",
-    multiple=True,
-    help="Reject these clients, in the same form; wins over --allow. Repeatable.",
 )
 verbose = click.option("--verbose", "-v", is_flag=True, help="Log one line for each finished connection.")
 watch = click.option("--watch", is_flag=True, help="Show a live table of the connections.")
@@ -324,19 +292,9 @@ debug = click.option("--debug", is_flag=True, help="Log at debug level, with tra
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, first_byte_timeout, drain, drain_spread, shutdown_delay,
-    allow, deny, fail_fast, control, status, verbose, watch, log_format, log_file, log_interval, sandbox, debug,
+    options_about("limits"), options_about("end"), shutdown_delay, options_about("lists"), fail_fast, control, status,
+    verbose, watch, log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
-
-
-def warm(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with one target the options of its streams; goes above :func:`with_options`."""
-    return _warm(_warm_for(_source(command)))
-
-
-def of_clients(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the limits of clients; goes above :func:`with_options`."""
-    return _limit(command)
 
 
 def in_workers(command: Callable[..., None]) -> Callable[..., None]:

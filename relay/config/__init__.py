@@ -17,12 +17,12 @@ from ..access.regular_file import distrust, open_regular
 from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
 from .checking import ANYWHERE, Checker, Entry
-from .models import LIMITS, OF_CLIENTS, File, keys_at, schema
+from .models import LIMITS, LISTS, OTHERS, File, keys_at, schema
 from .problems import Problem, Problems, shape_problems
 from .unchanged import Written
 from .writing import as_toml
 
-__all__ = ["ANYWHERE", "LIMITS", "OF_CLIENTS", "Config", "Entry", "Problem", "Written"]
+__all__ = ["ANYWHERE", "LIMITS", "LISTS", "OTHERS", "Config", "Entry", "Problem", "Written"]
 __all__ += ["as_toml", "find", "of_command_line", "read", "schema"]
 
 NAME = "relay.toml"

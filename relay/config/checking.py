@@ -24,7 +24,7 @@ from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, Uni
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
-from .models import LIMITS, Defaults, File, Hop, Tunnel, hop_options
+from .models import INHERITED, LISTS, Defaults, File, Hop, Tunnel, hop_options
 from .problems import Problems, misplaced, near
 
 __all__ = ["ANYWHERE", "Checker", "Entry"]
@@ -34,8 +34,6 @@ Value = TypeVar("Value")
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
 _OF_A_DESTINATION = ("keys", "session", "transient")
-_LISTS = ("allow", "deny")
-_INHERITED = ("carriers", "required", "on_reload", "probe", "probe_interval", "limit", *_LISTS)  # beside the limits
 _WAYS = ("direct", "refuse")  # the words of a rule that are not hops
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -129,7 +127,7 @@ class Checker:
 
     def check_rules(self, path: Path, table: Defaults) -> None:
         """Check the access rules of a table."""
-        for name in _LISTS:
+        for name in LISTS:
             for number, entry in enumerate(getattr(table, name) or ()):
                 if is_written_as_rule(entry):  # else the start of the tunnel looks for a file
                     self.read((*path, name, number), parse_rule_of_clients, entry)
@@ -386,8 +384,8 @@ class _One:
 
     def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
         own, defaults = self._tunnel, self._checker.file.defaults
-        limits = [name for name in LIMITS if name != "warm" or not self._is_proxy]
         # The defaults hold for every kind of tunnel in the file; those that this one cannot have are left out, not
         # rejected.
-        names = [*limits, *_INHERITED, *(["sam"] if uses_i2p else [])]
+        left_out = {*(["warm"] if self._is_proxy else []), *([] if uses_i2p else ["sam"])}
+        names = [name for name in INHERITED if name not in left_out]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

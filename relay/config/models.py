@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -26,28 +27,36 @@ from ..access.senders import Senders
 from ..addresses.duration import PATTERN, parse_duration
 from ..addresses.hops import Proxy
 from ..addresses.i2p import I2PRouter
-from ..addresses.options import Option, options_of
+from ..addresses.options import Kind, Option, options_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
+from ..engine.options import (
+    COUNT,
+    ENTRIES,
+    FINITE,
+    FINITE_OR_ZERO,
+    HEADER,
+    NETWORKS,
+    TIME,
+    TIME_OR_ZERO,
+    WARM,
+    CommandOptions,
+    tunnel_options,
+)
+from ..engine.options import LIMITS as LIMITS_KIND
 from ..streams.checks import MOST_WORKERS, check_count, check_time, check_warm, check_workers
-from ..streams.source import parse_source
 from .lines import Path
 
-__all__ = ["LIMITS", "OF_CLIENTS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
+__all__ = [
+    "INHERITED", "LIMITS", "LISTS", "OTHERS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema",
+]  # fmt: skip
 
-OF_CLIENTS = ("source", "limit", "accept_proxy", "send_proxy")  # keys about who a client is
-LIMITS = (
-    "nconnect",
-    "timeout",
-    "connect_timeout",
-    "idle_timeout",
-    "linger",
-    "first_byte_timeout",
-    "drain",
-    "drain_spread",
-    "warm",
-    "warm_for",
-)
+_OPTIONS = {name: option for name, option in tunnel_options(CommandOptions).items() if option.key}
+LIMITS = tuple(name for name, option in _OPTIONS.items() if option.kind.plain in (int, float))
+"""The options of tunnels that are numbers, and so always have a value."""
+LISTS = tuple(name for name, option in _OPTIONS.items() if option.kind is ENTRIES)
+OTHERS = tuple(name for name in _OPTIONS if name not in (*LIMITS, *LISTS))
+"""Those that are neither numbers nor access lists."""
 
 
 def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -134,12 +143,6 @@ def _warm(value: Any) -> int:
     return int(value)
 
 
-def _source(value: Any) -> str:
-    """``peer``, or an address of this machine."""
-    parse_source(value)
-    return str(value)
-
-
 def _limits(value: Any) -> tuple[Limit, ...]:
     """Limits of clients."""
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
@@ -215,7 +218,6 @@ AcceptProxy = Annotated[
     PlainValidator(_checked("a list of networks", lambda value: list(Senders(value).entries))),
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
 ]
-Source = Annotated[str, PlainValidator(_checked("text", _source)), WithJsonSchema({"type": "string"})]
 ClientLimits = Annotated[
     tuple[Limit, ...],
     PlainValidator(_checked("a list of tables", _limits)),
@@ -250,31 +252,57 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
-class Defaults(_Table):
+_TYPES: Mapping[Kind, Any] = {
+    COUNT: Count,
+    TIME: Seconds,
+    TIME_OR_ZERO: SecondsOrZero,
+    FINITE: WarmFor,
+    FINITE_OR_ZERO: FiniteSeconds,
+    WARM: Warm,
+    LIMITS_KIND: ClientLimits,
+    NETWORKS: AcceptProxy,
+    HEADER: Literal["v1", "v2"],
+    ENTRIES: list[str],
+}
+
+
+def _with_options(base: type[_Table], name: str, *, is_default: bool) -> Any:
+    """Return a table that has options of tunnels as keys, too, after its own.
+
+    :param is_default: whether they are those that ``[defaults]`` has.
+    """
+    keys: dict[str, Any] = {
+        key: (_type_of(option) | None, Field(default=None, description=option.key))
+        for key, option in _OPTIONS.items()
+        if option.is_default is is_default
+    }
+    return create_model(name, __base__=base, __doc__=base.__doc__, **keys)
+
+
+def _type_of(option: Option) -> Any:
+    """Return the type of a key; an option of a kind of its own is a text that this allows."""
+    text = Annotated[
+        str,
+        PlainValidator(_checked("text", functools.partial(option.kind.check, "text"))),
+        WithJsonSchema({"type": "string"}),
+    ]
+    return _TYPES.get(option.kind, text)
+
+
+if TYPE_CHECKING:
+
+    class _OfDefaults(_Table):
+        """Options of tunnels, which are asked for by name."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _OfDefaults = _with_options(_Table, "_OfDefaults", is_default=True)
+
+
+class Defaults(_OfDefaults):
     """Values for all tunnels; a tunnel can override them."""
 
-    nconnect: Count | None = None
-    """Maximum number of open connections; further clients wait. -1 is no limit. Default: -1."""
-    timeout: Seconds | None = None
-    """Maximum lifetime of a connection in seconds. Default: none."""
-    connect_timeout: Seconds | None = None
-    """Maximum time in seconds to connect to the target, hops included. Default: 30, over I2P 90."""
-    idle_timeout: Seconds | None = None
-    """Seconds without traffic after which relay closes a connection. Default: none."""
-    linger: SecondsOrZero | None = None
-    """The same after a half-close. Default: 60, over I2P 5."""
-    first_byte_timeout: Seconds | None = None
-    """Seconds in which the target must send its first byte after the client's first one. Default: none."""
-    drain: SecondsOrZero | None = None
-    """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
-    drain_spread: FiniteSeconds | None = None
-    """Seconds at the end of `drain` over which relay ends the connections that are left, one after the other, so that
-    their clients do not all reconnect at once. Default: 0."""
-    warm: Warm | None = None
-    """Streams to the target that relay keeps open for clients to come, so that these do not wait for a connect. Not for
-    proxies. Default: 0."""
-    warm_for: WarmFor | None = None
-    """Seconds after which relay replaces such a stream if no client has come. Default: 30."""
     carriers: Literal["shared", "per-worker"] | None = None
     """Whether a tunnel whose streams share a connection over SSH or I2P stays in one process (`shared`), or each worker
     makes a connection of its own (`per-worker`). Default: shared."""
@@ -300,17 +328,13 @@ class Defaults(_Table):
         | None
     ) = None
     """Seconds between two probes, and for one at most. Default: 30."""
-    limit: ClientLimits | None = None
-    """Limits of the clients: tables with `rate`, `concurrent`, `bandwidth` or `quota`, and `per`, `ban`, `action` and
-    `name`. A list of a tunnel replaces that of the defaults; `[]` is none."""
-    allow: list[str] | None = None
-    """Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of rules. See
-    [access lists](limits.md#access-lists). A list of a tunnel replaces that of the defaults."""
-    deny: list[str] | None = None
-    """These clients may not connect: rules, and files of rules. It wins over `allow`. `[]` is none."""
 
 
-class Tunnel(Defaults):
+INHERITED = tuple(Defaults.model_fields)
+"""The keys that a tunnel has from the defaults."""
+
+
+class _Tunnel(Defaults):
     """One tunnel, from where it listens to its target."""
 
     listen: Address
@@ -332,16 +356,6 @@ class Tunnel(Defaults):
     mptcp: bool | None = None
     """Whether relay listens and connects to its targets by Multipath TCP (RFC 8684): to peers that have it. What is
     after a hop stays plain TCP. Linux only; not for proxies. Default: false."""
-    source: Source | None = None
-    """Address of this machine from which relay connects to the target, or `"peer"` for an address of the loopback that
-    stands for the client. Only for a target over TCP without hops. Default: the system chooses."""
-    send_proxy: Literal["v1", "v2"] | None = None
-    """Version of the PROXY protocol's header with which relay tells the target who the client is, before its first
-    byte. Not for proxies. Default: none."""
-    accept_proxy: AcceptProxy | None = None
-    """Balancers that may connect: addresses, networks, and `unix` for the programs at a Unix socket. Each connection
-    begins with a header of the PROXY protocol, which names the client. Not for `ssh://` and `i2p:`. Default:
-    clients connect without a header."""
     rule: list[str] | None = None
     """For a proxy: `PATTERN=WAY`, the first match wins. `WAY` is direct, `refuse`, or hops with commas between them."""
     user: str | None = None
@@ -358,6 +372,12 @@ class Tunnel(Defaults):
     """For `listen = "i2p:"`: name under which the destination is stored. Default: the text of target."""
     transient: bool | None = None
     """For `listen = "i2p:"`: whether the destination is new and not stored. Default: false."""
+
+
+if TYPE_CHECKING:
+    Tunnel = _Tunnel
+else:
+    Tunnel = _with_options(_Tunnel, "Tunnel", is_default=False)
 
 
 class _Hop(_Table):

@@ -12,7 +12,10 @@ if TYPE_CHECKING:  # for tunnels in workers or with limits only
     from ..access.limit import Limit
     from .worker_processes import WorkerProcesses
 
-__all__ = ["LOG_INTERVAL", "Options"]
+__all__ = ["LOG_INTERVAL", "NOT_NONE", "Options"]
+
+NOT_NONE = ("connect_timeout", "linger", "drain")
+"""Times for which ``None`` is not the word for no limit: infinity is."""
 
 LOG_INTERVAL = 600.0  # seconds; the default of --log-interval
 

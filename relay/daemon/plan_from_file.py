@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..addresses.i2p import I2PListen
-from ..config import LIMITS, OF_CLIENTS, Config, Entry
+from ..config import LIMITS, LISTS, OTHERS, Config, Entry
 from ..config.lines import Path
 from ..config.models import File
 from ..errors import can_retry
 from .bridges import with_bridge, with_bridges, with_session
 from .failures import ProblemsError, describe_error
 from .loops import find_loops
-from .options import Options
+from .options import NOT_NONE, Options
 from .plan import Plan, make_plan, make_proxy_plan
 from .ways import Way
 
@@ -134,12 +134,10 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
 
 def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
-    names = (*LIMITS, *OF_CLIENTS, "probe", "probe_interval", "workers", "carriers")
+    names = (*LIMITS, *LISTS, *OTHERS, "probe", "probe_interval", "workers", "carriers")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
-    without = ("timeout", "idle_timeout", "first_byte_timeout")  # for these None is no limit
-    unlimited = [name for name in without if said.get(name) == math.inf]
-    of_text = ("allow", "deny", "accept_proxy")
-    lists = {name: tuple(value) for name in of_text if (value := getattr(entry.tunnel, name)) is not None}
+    unlimited = [name for name, value in said.items() if value == math.inf and name not in NOT_NONE]
+    lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited) | lists)
 
 

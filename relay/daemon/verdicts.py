@@ -13,7 +13,8 @@ from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
 from ..addresses.values import TLSListen, TLSTarget
-from ..config import LIMITS, OF_CLIENTS, Entry
+from ..config import LIMITS, LISTS, Entry
+from ..engine.options import CommandOptions, tunnel_options
 from .plan import Plan
 
 __all__ = ["EFFECTS", "Change", "Settings", "Verdict", "compare"]
@@ -44,8 +45,9 @@ class Verdict(enum.IntEnum):
 TUNED, REROUTED, MOVED = Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED
 
 EFFECTS: Mapping[str, Verdict] = {
-    **dict.fromkeys((*LIMITS, *OF_CLIENTS, "required", "on_reload", "probe", "probe_interval"), TUNED),
-    **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
+    **{name: Verdict[option.effect.upper()] for name, option in tunnel_options(CommandOptions).items() if option.key},
+    **dict.fromkeys(("required", "on_reload", "probe", "probe_interval"), TUNED),
+    **dict.fromkeys(("user", "password", "password_file", "password_env"), TUNED),
     **dict.fromkeys(("target", "via", "policy", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
     **dict.fromkeys(("workers", "carriers", "mptcp"), MOVED),
@@ -114,7 +116,7 @@ class Settings:
             "keys": destination and destination.keys,
             "session": destination and destination.session,
             "transient": bool(tunnel.transient),
-            **{name: getattr(self.plan.options, name) for name in ("allow", "deny")},
+            **{name: getattr(self.plan.options, name) for name in LISTS},
             **{name: _login(self, name) for name in ("user", "password", "password_file", "password_env")},
         }
         return values | {name: getattr(tunnel, name) for name in EFFECTS if name not in values}

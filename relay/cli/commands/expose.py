@@ -12,9 +12,8 @@ from ...daemon.bridges import with_bridge, with_session
 from ...daemon.options import Options
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
-from ..header_options import send_proxy
 from ..i2p_options import read_bridges, sam
-from ..options import of_clients, via, warm, with_options
+from ..options import options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -55,9 +54,9 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 )
 @click.option("--session", metavar="NAME", help="I2P: name under which the destination is saved [the text of TARGET].")
 @click.option("--transient", is_flag=True, help="I2P: use a new destination and do not save it.")
-@warm
-@send_proxy
-@of_clients
+@options_about("streams")
+@options_about("introduction")
+@options_about("clients")
 @with_options
 def expose(
     target: str,

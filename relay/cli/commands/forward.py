@@ -16,9 +16,8 @@ from ...daemon.options import Options
 from ...daemon.ways import Way
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
-from ..header_options import accept_proxy, send_proxy
 from ..i2p_options import read_bridges, sam
-from ..options import in_workers, of_clients, via, warm, with_options
+from ..options import in_workers, options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -86,11 +85,11 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
     help="Use Multipath TCP with clients and targets that have it; not after a hop.",
 )
 @sam
-@warm
-@send_proxy
-@accept_proxy
+@options_about("streams")
+@options_about("introduction")
+@options_about("balancers")
 @in_workers
-@of_clients
+@options_about("clients")
 @with_options
 def forward(
     listen: str,

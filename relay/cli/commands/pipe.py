@@ -24,7 +24,7 @@ from ...streams.promise import Promise
 from ...streams.stream import Stream
 from .. import startup
 from ..addresses import read_hops, read_target
-from ..options import SECONDS, connect_timeout, debug, seconds, seconds_or_zero, via
+from ..options import SECONDS, debug, option_of_tunnel, seconds, seconds_or_zero, via
 from ..output import failures_reported, logged_to_stderr
 
 __all__ = ["EXAMPLES", "pipe"]
@@ -48,7 +48,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
     "target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
 )
 @via
-@connect_timeout
+@option_of_tunnel("connect_timeout")
 @click.option("--idle-timeout", metavar=SECONDS, type=seconds, help="Exit after this long without traffic [no limit].")
 @click.option(
     "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [no limit; over I2P 5]."

@@ -13,9 +13,8 @@ from ...daemon.signals import Signals
 from ...eventloop import reserve
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
-from ..header_options import accept_proxy
 from ..i2p_options import read_bridges, sam
-from ..options import of_clients, via, with_options
+from ..options import options_about, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..run import relay_one
 
@@ -65,8 +64,8 @@ A comma between two hops of a rule is followed by a scheme.
 )
 @click.option("--password-env", metavar="NAME", help="Environment variable with the password.")
 @sam
-@accept_proxy
-@of_clients
+@options_about("balancers")
+@options_about("clients")
 @with_options
 def socks(
     listen: str,

@@ -12,9 +12,10 @@ from ...access.options import rules_of
 from ...addresses.hops import ProxyListen
 from ...addresses.i2p import I2PListen
 from ...addresses.values import TLSListen
-from ...config import LIMITS, OF_CLIENTS
+from ...config import LISTS
 from ...config.listen_conflicts import exclude_each_other, group_of
 from ...engine import changes
+from ...engine.options import CommandOptions, tunnel_options
 from ...streams.dialer import Dialer
 from ...transports.tcp import Inherited
 from ..disabled_targets import disable, disabled, target_group
@@ -32,12 +33,14 @@ __all__ = ["Leaving", "Replacement"]
 logger = logging.getLogger("relay.cli")
 
 _WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
-_LISTS = ("allow", "deny")
-_ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
+_ACCESS = {"listen", "user", "password", "password_file", "password_env", *LISTS}
 
 _CHANGED = frozenset({Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED})
 # Of a tunnel in workers.
-_IN_PLACE = frozenset({*LIMITS, *OF_CLIENTS, *_LISTS, "required", "on_reload", "probe", "probe_interval"}) - {"limit"}
+_OPTIONS = [
+    name for name, one in tunnel_options(CommandOptions).items() if one.effect == "tuned" and one.workers != "one"
+]
+_IN_PLACE = frozenset({*_OPTIONS, "required", "on_reload", "probe", "probe_interval"})
 
 
 class Replacement:
@@ -267,7 +270,7 @@ class Replacement:
             disable(make_send, disabled(opened.make_send))  # by name: also those to which another way leads now
             if (group := target_group(make_send)) is not None and (old := target_group(opened.make_send)) is not None:
                 group.take_over(old)
-        limits = {name: value for name, value in limits.items() if name not in _LISTS}
+        limits = {name: value for name, value in limits.items() if name not in LISTS}
         try:
             changes.replace(
                 tunnel,

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from helpers import (
     BLOCK,
-    PROMPT,
     SUPPORT,
     WAIT,
     Server,
@@ -41,7 +40,6 @@ from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
-from relay.testing import check_factory, check_stream
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import IncompatibleError
 from relay.transports.ssh.openssh.backend import OpenSSH, connect
@@ -119,35 +117,6 @@ def place_of(server: Server) -> TCPAddress:
 # Streams.
 
 
-def test_a_stream_carries_both_ways_and_ends_cleanly(client: Client, echo_server: Server) -> None:
-    with client.open(place_of(echo_server)) as stream:
-        Thread(stream.socket.sendall, BLOCK)
-        assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
-        stream.socket.shutdown(socket.SHUT_WR)
-        assert receive_all(stream.socket) == b""
-        assert stream.failure is not None
-        assert stream.failure() is None
-        assert stream.target == str(place_of(echo_server))
-
-
-@pytest.mark.parametrize("self_contained", [False, True])
-def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, self_contained: bool) -> None:
-    place = TCPAddress(*listener.getsockname())
-
-    def make_pair() -> tuple[Stream, socket.socket]:
-        stream = client.open(place, self_contained=self_contained)
-        return stream, listener.accept()[0]
-
-    client.open(place).close()  # the listener of ssh, a descriptor without an owner, is there before the leak checks
-    listener.accept()[0].close()
-    check_stream(make_pair)
-
-
-def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.socket) -> None:
-    place = TCPAddress(*listener.getsockname())
-    check_factory(lambda: client.open(place), listener)
-
-
 def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="reported by ssh://") as caught:
         client.open(UnixAddress(str(tmp_path / "none")), self_contained=True)
@@ -201,21 +170,6 @@ def test_a_lasting_stream_has_the_exact_error_at_once(client: Client) -> None:
     with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
         client.open(TCPAddress(*address), self_contained=True)
     assert caught.value.reason == "refused"
-
-
-def test_names_that_do_not_resolve_are_unreachable(client: Client) -> None:
-    with pytest.raises(ConnectError, match="not known|resolve|resolution") as caught:
-        client.open(TCPAddress("no-such-host.invalid", 80), self_contained=True)
-    assert caught.value.reason == "unreachable"
-
-
-@pytest.mark.parametrize("line", ["AllowTcpForwarding no", "PermitOpen 127.0.0.1:1", "DisableForwarding yes"])
-def test_a_policy_is_a_denial(
-    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server, line: str
-) -> None:
-    with pytest.raises(ConnectError, match="policy") as caught:
-        make_client(make_sshd(line).server).open(place_of(echo_server), self_contained=True)
-    assert caught.value.reason == "denied"
 
 
 def test_refused_empty_and_good_targets_are_told_apart(client: Client, serve: Callable[..., Server]) -> None:
@@ -399,21 +353,6 @@ def test_killed_ssh_is_a_lost_carrier_for_every_stream(client: Client, echo_serv
     assert not Path(client.connection._master.folder).exists()
 
 
-def test_a_killed_server_is_told_in_one_line(
-    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server
-) -> None:
-    sshd = make_sshd()
-    client = make_client(sshd.server)
-    stream = client.open(place_of(echo_server))
-    stream.socket.sendall(b"x")
-    assert receive_exactly(stream.socket, 1) == b"x"
-    sshd.kill()
-    assert told(stream) == "carrier_lost"
-    wait_until(lambda: client.lost)
-    assert "\n" not in str(client.lost[0])
-    assert "closed" in str(client.lost[0]) or "reset" in str(client.lost[0])
-
-
 def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., Client]) -> None:
     sshd = make_sshd()
     client = make_client(dataclasses.replace(sshd.server, keepalive=1.0))
@@ -421,62 +360,6 @@ def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., C
     wait_until(lambda: client.lost)
     assert "not responding" in str(client.lost[0])
     sshd.thaw()
-
-
-def test_close_is_prompt_and_leaves_nothing(make_sshd: Any, echo_server: Server) -> None:
-    sshd = make_sshd()
-    client = Client(dataclasses.replace(sshd.server, keepalive=WAIT))
-    stream = client.open(place_of(echo_server))
-    sshd.freeze()
-    began = time.monotonic()
-    client.connection.close()
-    client.connection.close()
-    assert time.monotonic() - began < PROMPT
-    assert told(stream) == "carrier_lost"
-    assert client.lost == []
-    assert client.process.returncode is not None
-    sshd.thaw()
-
-
-def test_what_was_sent_goes_out_before_the_end(client: Client, serve: Callable[..., Server]) -> None:
-    received: list[int] = []
-    target = serve(lambda end: received.append(len(receive_all(end))))
-    with client.open(place_of(target)) as stream:
-        stream.socket.sendall(BLOCK * 4)
-    idle = threading.Event()
-    client.connection.when_idle(idle.set)
-    assert idle.wait(WAIT)
-    client.connection.close()
-    wait_until(lambda: received)
-    assert received == [len(BLOCK) * 4]
-
-
-def test_idle_is_told_when_the_last_stream_is_over(client: Client, echo_server: Server) -> None:
-    idle = threading.Event()
-    client.connection.when_idle(idle.set)
-    assert idle.is_set()
-    streams = [client.open(place_of(echo_server), self_contained=self_contained) for self_contained in (False, True)]
-    idle = threading.Event()
-    client.connection.when_idle(idle.set)
-    streams[0].close()
-    assert not idle.wait(0.2)
-    streams[1].socket.close()
-    assert idle.wait(WAIT)
-
-
-def test_a_forked_child_disturbs_nothing(client: Client, echo_server: Server) -> None:
-    with client.open(place_of(echo_server)) as stream:
-        pid = os.fork()
-        if not pid:
-            client.connection.abandon()
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        stream.socket.sendall(b"x")
-        assert receive_exactly(stream.socket, 1) == b"x"
-    with client.open(place_of(echo_server)) as stream:
-        stream.socket.sendall(b"x")
-        assert receive_exactly(stream.socket, 1) == b"x"
-    assert client.lost == []
 
 
 def test_a_control_socket_that_breaks_is_a_lost_connection(client: Client) -> None:
@@ -607,57 +490,12 @@ def test_the_server_listens_for_us(client: Client) -> None:
     wait_until(lambda: is_gone((place.host, place.port)))  # ssh does not wait for the server
 
 
-def test_two_listeners_have_their_own_streams(client: Client) -> None:
-    collected = [Accepted(), Accepted()]
-    places: list[Any] = [
-        client.connection.listen(TCPAddress("127.0.0.1", 0), one, time.monotonic() + WAIT) for one in collected
-    ]
-    order = [random.Random(4).randrange(2) for _ in range(60)]
-    callers = [socket.create_connection((places[which].host, places[which].port)) for which in order]
-    names = [caller.getsockname() for caller in callers]
-    for caller in callers:
-        caller.close()
-    wait_until(lambda: sum(len(one.peers) for one in collected) == 60)
-    for which, one in enumerate(collected):
-        assert one.peers == [name for name, wanted in zip(names, order, strict=True) if wanted == which]
-    for stream in collected[0].streams + collected[1].streams:
-        assert receive_all(stream.socket) == b""
-        assert stream.failure is not None
-        assert stream.failure() is None
-        stream.close()
-    client.connection.stop_listening(places[0])
-    with socket.create_connection((places[1].host, places[1].port)):
-        wait_until(lambda: len(collected[1].streams) == order.count(1) + 1)
-        collected[1].streams[-1].close()
-
-
 def test_a_stream_of_a_listener_is_lost_with_the_connection(client: Client) -> None:
     accepted = Accepted()
     place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
     with socket.create_connection((place.host, place.port)), accepted.next() as stream:
         client.process.kill()
         assert told(stream) == "carrier_lost"
-
-
-def test_a_far_unix_socket_is_listened_at(client: Client, tmp_path: Path) -> None:
-    accepted = Accepted()
-    place = UnixAddress(str(tmp_path / "far"))
-    assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
-    with socket.socket(socket.AF_UNIX) as caller:
-        caller.connect(place.path)
-        caller.sendall(b"x")
-        caller.close()
-        with accepted.next() as stream:
-            assert receive_all(stream.socket) == b"x"
-            assert stream.failure is not None
-            assert stream.failure() is None
-    client.connection.stop_listening(place)
-
-
-def test_a_port_that_is_taken_is_a_forward_error(client: Client, listener: socket.socket) -> None:
-    place = TCPAddress(*listener.getsockname())
-    with pytest.raises(ForwardError, match=str(place.port)):
-        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
 
 
 def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
@@ -805,29 +643,8 @@ def test_a_known_host_needs_no_file_that_can_be_written(sshd: Any, tmp_path: Pat
     Client(server).connection.close()
 
 
-def test_a_key_that_has_changed_is_refused(sshd: Any, tmp_path: Path) -> None:
-    other = tmp_path / "known_hosts"
-    other.write_text(f"# a comment\n[127.0.0.1]:{sshd.port} {make_key(tmp_path / 'other')}\n")
-    with pytest.raises(HostKeyError, match="has changed") as caught:
-        Client(dataclasses.replace(sshd.server, known_hosts=str(other)))
-    assert f"{other} line 2" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def fingerprint(path: Path) -> str:
     return subprocess.run(["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True).stdout.split()[1]
-
-
-def test_a_pinned_key_alone_is_trusted(sshd: Any, tmp_path: Path) -> None:
-    right = fingerprint(Path(f"{sshd.folder}/host_key.pub"))
-    make_key(tmp_path / "other")
-    wrong = fingerprint(tmp_path / "other.pub")
-    unknown = dataclasses.replace(sshd.server, known_hosts=None)
-    Client(dataclasses.replace(unknown, hostkey=right)).connection.close()
-    with pytest.raises(HostKeyError, match="is pinned") as caught:
-        Client(dataclasses.replace(sshd.server, hostkey=wrong))
-    assert right in str(caught.value)
-    assert wrong in str(caught.value)
 
 
 def test_a_wrong_key_says_what_was_tried(sshd: Any, tmp_path: Path) -> None:
@@ -926,65 +743,6 @@ def test_a_proxy_command_that_fails_says_why(sshd: Any, tmp_path: Path) -> None:
     path.write_text("ProxyCommand sh -c 'echo no way there >&2; exit 3'\n")
     with pytest.raises(ConnectError, match=r"its ProxyCommand \(sh\) reaches no SSH server: no way there"):
         Client(dataclasses.replace(sshd.server, config=str(path)))
-
-
-def test_nobody_there_is_refused(sshd: Any) -> None:
-    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
-        Client(dataclasses.replace(sshd.server, port=address[1]))
-    assert caught.value.reason == "refused"
-
-
-def test_a_server_that_says_nothing_is_a_timeout(sshd: Any, listener: socket.socket) -> None:
-    with pytest.raises(ConnectError, match="check that it is an SSH server") as caught:
-        Client(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
-    assert caught.value.reason == "connect_timeout"
-
-
-@pytest.mark.parametrize("words", [b"HTTP/1.1 400 no\r\n\r\n", b"\x00" * 5000, b"SSH-2.0-x\r\n", b""])
-def test_garbage_is_no_server(sshd: Any, serve: Callable[..., Server], words: bytes) -> None:
-    def speak(end: socket.socket) -> None:
-        end.sendall(words)
-        end.recv(10)
-
-    with pytest.raises(CarrierError):
-        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]))
-
-
-def test_an_endless_banner_ends_at_the_deadline(sshd: Any, serve: Callable[..., Server]) -> None:
-    def speak(end: socket.socket) -> None:
-        while True:
-            end.sendall(b"no SSH here\r\n" * 1000)
-
-    with pytest.raises((CarrierError, ConnectError)):
-        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]), timeout=3.0)
-
-
-def test_cancel_ends_it_at_once(sshd: Any, listener: socket.socket) -> None:
-    server = resolve_settings(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
-    cancel = Cancellation()
-    thread = Thread(connect, server, None, time.monotonic() + 3 * WAIT, cancel, print)
-    with listener.accept()[0]:
-        cancel.set()
-        with pytest.raises(ConnectError, match="given up"):
-            thread.result()
-    cancel.close()
-
-
-def test_a_given_connection_is_used(sshd: Any, echo_server: Server) -> None:
-    closed = []
-    given = Stream(socket.create_connection(("127.0.0.1", sshd.port)), on_close=lambda: closed.append(1))
-    given.socket.setblocking(False)
-    # The name leads nowhere: what was given is all there is.
-    server = dataclasses.replace(
-        sshd.server, host="nowhere.invalid", hostkey=fingerprint(Path(f"{sshd.folder}/host_key.pub"))
-    )
-    client = Client(server, given)
-    with client.open(place_of(echo_server)) as stream:
-        stream.socket.sendall(b"x")
-        assert receive_exactly(stream.socket, 1) == b"x"
-    client.connection.close()
-    wait_until(lambda: closed == [1])
-    assert given.fileno() == -1
 
 
 def test_the_users_configuration_does_no_harm(sshd: Any, tmp_path: Path, echo_server: Server) -> None:

@@ -27,7 +27,7 @@ from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stre
 
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
-from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, can_retry
+from relay.errors import CarrierError, ConnectError, HostKeyError, can_retry
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
 from relay.testing.ssh.login import LoginHandler
@@ -95,11 +95,6 @@ def test_a_host_key_that_is_not_trusted_ends_it_before_the_login(ssh_server, mon
         connect(settings_for(ssh_server, hostkey="SHA256:" + "A" * 43))
 
 
-def test_credentials_that_are_refused(ssh_server, tmp_path):
-    with pytest.raises(AuthenticationError):
-        connect(dataclasses.replace(settings_for(ssh_server), user="somebody-else"))
-
-
 def test_an_idle_connection_sleeps(rig):
     """By itself, paramiko wakes ten times a second."""
     with contextlib.closing(connect(settings_for(rig))) as connection:
@@ -150,17 +145,6 @@ def _no_settings():
     from relay.transports.ssh.connection import Settings
 
     return Settings(SSHServer("bastion"), "127.0.0.1", 22, "somebody", host_key_name="bastion")
-
-
-def test_a_server_that_says_nothing(serve):
-    error = fails(serve, lambda connection: receive_all(connection), seconds=0.3)
-    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
-    assert "no answer in time" in str(error)
-
-
-def test_a_server_that_closes_at_once(serve):
-    error = fails(serve, lambda connection: connection.recv(1))
-    assert isinstance(error, CarrierError) and ("closed" in str(error) or "reset" in str(error))
 
 
 @pytest.mark.parametrize(
@@ -274,17 +258,6 @@ def test_a_server_that_stops_during_the_login(make_ssh_server, monkeypatch):
             break
         server.thaw()
     assert "login" in str(failed.value)
-
-
-def test_cancelling_ends_it_at_once(serve):
-    server = serve(receive_all)
-    cancel = Cancellation()
-    settings = dataclasses.replace(_no_settings(), port=server.address[1])
-    attempt = Thread(lambda: connect(settings, seconds=3 * WAIT, cancel=cancel))
-    cancel.set()
-    with pytest.raises(ConnectError, match="given up"):
-        attempt.result()
-    cancel.close()
 
 
 def test_a_socket_that_is_closed(ssh_server):
@@ -626,27 +599,6 @@ def test_a_flood_while_keys_are_exchanged(scripted, monkeypatch):
 # A connection that is lost.
 
 
-def test_a_server_that_dies_ends_every_stream_at_once(make_sshd, echo_server):
-    rig, lost = make_sshd(), Lost()
-    with contextlib.closing(connect(settings_for(rig), lost)) as connection:
-        streams = [open_stream(connection, echo_server.address) for _ in range(3)]
-        rig.kill()
-        error = lost.wait()
-        assert isinstance(error, CarrierError) and str(error).startswith(f"{rig.server}: the connection was lost: ")
-        for stream in streams:
-            with stream:
-                with contextlib.suppress(ConnectionResetError):
-                    assert stream.socket.recv(1) == b""
-                assert isinstance(stream.failure(), CarrierError)
-        with pytest.raises(CarrierError):
-            open_stream(connection, echo_server.address)
-        with pytest.raises(CarrierError):
-            connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT)
-        connection.stop_listening(TCPAddress("127.0.0.1", 1))
-        connection.check()
-    assert lost.empty(), "told once"
-
-
 def test_what_is_under_way_when_the_server_dies(make_sshd):
     rig, lost = make_sshd(), Lost()
     with contextlib.closing(connect(settings_for(rig), lost)) as connection, socket.socket() as full:
@@ -896,21 +848,6 @@ def test_a_callback_that_fails_ends_nothing_but_itself(ssh_server, echo_server, 
             stream.socket.sendall(b"on")
             assert receive_exactly(stream.socket, 2) == b"on"
     assert lost.empty()
-
-
-def test_idle_is_when_no_stream_is_open(rig, echo_server):
-    with contextlib.closing(connect(settings_for(rig))) as connection:
-        at_once, later, never = threading.Event(), threading.Event(), threading.Event()
-        connection.when_idle(at_once.set)
-        assert at_once.wait(WAIT)
-        streams = [open_stream(connection, echo_server.address) for _ in range(2)]
-        connection.when_idle(never.set)
-        connection.when_idle(later.set)
-        streams[0].close()
-        assert not later.wait(0.05)
-        streams[1].close()
-        assert later.wait(WAIT)
-        assert not never.is_set(), "the later one takes its place"
 
 
 def test_idle_is_when_the_rest_has_gone_out(sshd, serve):

@@ -1,0 +1,201 @@
+"""The contract of a connection by either backend: its beginning, its streams, when it is idle, and its end.
+
+What users see over both, of streams, listeners, refusals, host keys and lost servers, is in ``promises/test_ssh_*.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import socket
+import threading
+import time
+
+import pytest
+from helpers import BLOCK, PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
+
+from relay.addresses.values import TCPAddress
+from relay.errors import AuthenticationError, CarrierError, ConnectError
+from relay.streams.cancellation import Cancellation
+from relay.streams.stream import Stream
+from relay.transports.ssh.config.settings import resolve_settings
+from relay.transports.ssh.openssh import backend as openssh
+from relay.transports.ssh.paramiko import backend as paramiko
+
+CONNECT = {"paramiko": paramiko.connect, "openssh": openssh.connect}
+
+
+class Client:
+    """A connection, and what was reported of it."""
+
+    def __init__(self, connect, server, stream=None, timeout=WAIT, cancel=None):
+        self.lost = []
+        if stream is None and connect is paramiko.connect:  # ssh connects by itself
+            stream = Stream(socket.create_connection((server.host, server.port), WAIT))
+            stream.socket.setblocking(False)
+        with contextlib.closing(Cancellation()) as none:
+            until = time.monotonic() + timeout
+            self.connection = connect(resolve_settings(server), stream, until, cancel or none, self.lost.append)
+
+    def outcome(self, server, **options):
+        """Return a stream to a server of the test, or why there is none."""
+        told = queue.SimpleQueue()
+        self.connection.open(TCPAddress(*server.address), time.monotonic() + WAIT, told.put, **options)
+        return told.get(timeout=WAIT)
+
+    def open(self, server, **options):
+        stream = self.outcome(server, **options)
+        assert isinstance(stream, Stream)
+        stream.socket.settimeout(WAIT)
+        return stream
+
+
+@pytest.fixture
+def make(backend):
+    """Makes connections by one of the backends, which end with the test."""
+    made = []
+
+    def client(*arguments, **options):
+        made.append(Client(CONNECT[backend], *arguments, **options))
+        return made[-1]
+
+    yield client
+    for one in made:
+        one.connection.close()
+
+
+def fate(stream):
+    """Return the error of a stream that has ended; ``None`` if it has none."""
+    with stream, contextlib.suppress(ConnectionResetError):
+        receive_all(stream.socket)
+    return stream.failure()
+
+
+def test_a_stream_carries_both_ways_and_ends_cleanly(make, sshd, echo_server):
+    stream = make(sshd.server).open(echo_server)
+    sending = Thread(stream.socket.sendall, BLOCK)
+    assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
+    sending.result()
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert fate(stream) is None
+    assert stream.target == "{}:{}".format(*echo_server.address)
+
+
+def test_a_connection_that_is_given_is_used_and_closed(make, sshd, echo_server):
+    """The name of the server is looked up nowhere."""
+    closed = []
+    given = Stream(socket.create_connection(("127.0.0.1", sshd.port)), on_close=lambda: closed.append(1))
+    given.socket.setblocking(False)
+    known = sshd.folder / "known"
+    known.write_text(f"[nowhere.invalid]:{sshd.port} {sshd.host_key_line}\n")
+    server = dataclasses.replace(sshd.server, host="nowhere.invalid", known_hosts=str(known))
+    client = make(server, given)
+    with client.open(echo_server) as stream:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    client.connection.close()
+    wait_until(lambda: closed == [1])
+    assert given.fileno() == -1
+
+
+def test_a_server_that_says_nothing_is_a_timeout(make, sshd, listener):
+    with pytest.raises(ConnectError) as failed:
+        make(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
+    assert failed.value.reason == "connect_timeout"
+
+
+def test_credentials_that_are_refused(make, sshd):
+    with pytest.raises(AuthenticationError):
+        make(dataclasses.replace(sshd.server, user="somebody-else"))
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 no\r\n\r\n", bytes(5000), b"SSH-2.0-x\r\n", b""])
+def test_what_is_no_server(make, sshd, serve, words):
+    server = serve(lambda connection: (connection.sendall(words), connection.recv(10)))
+    with pytest.raises(CarrierError):
+        make(dataclasses.replace(sshd.server, port=server.address[1]))
+
+
+def test_an_endless_greeting_ends(make, sshd, serve):
+    def speak(connection):
+        while True:
+            connection.sendall(b"no SSH here\r\n" * 1000)
+
+    with pytest.raises((CarrierError, ConnectError)):
+        make(dataclasses.replace(sshd.server, port=serve(speak).address[1]), timeout=3.0)
+
+
+def test_a_cancellation_ends_it_at_once(make, sshd, listener):
+    with contextlib.closing(Cancellation()) as cancel:
+        server = dataclasses.replace(sshd.server, port=listener.getsockname()[1])
+        beginning = Thread(lambda: make(server, timeout=3 * WAIT, cancel=cancel))
+        with listener.accept()[0]:
+            cancel.set()
+            with pytest.raises(ConnectError, match="given up"):
+                beginning.result()
+
+
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_idle_is_when_the_last_stream_is_over(make, sshd, echo_server, self_contained):
+    connection = (client := make(sshd.server)).connection
+    idle, later, never = threading.Event(), threading.Event(), threading.Event()
+    connection.when_idle(idle.set)
+    assert idle.wait(WAIT)
+    first, second = client.open(echo_server), client.open(echo_server, self_contained=self_contained)
+    connection.when_idle(never.set)
+    connection.when_idle(later.set)
+    first.close()
+    assert not later.wait(0.1)  # the time is what is looked at
+    second.socket.close() if self_contained else second.close()
+    assert later.wait(WAIT)
+    assert not never.is_set(), "the later one takes its place"
+
+
+def test_what_was_sent_goes_out_before_it_is_idle(make, sshd, serve):
+    received = []
+    target = serve(lambda connection: received.append(len(receive_all(connection))))
+    client, idle = make(sshd.server), threading.Event()
+    with client.open(target) as stream:
+        stream.socket.sendall(BLOCK * 4)
+    client.connection.when_idle(idle.set)
+    assert idle.wait(WAIT)
+    client.connection.close()
+    wait_until(lambda: received)
+    assert received == [len(BLOCK) * 4]
+
+
+def test_a_server_that_dies_is_reported_once_in_one_line(make, make_sshd, echo_server):
+    sshd = make_sshd()
+    client = make(sshd.server)
+    streams = [client.open(echo_server) for _ in range(3)]
+    for stream in streams:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    sshd.kill()
+    assert all(isinstance(fate(stream), CarrierError) for stream in streams)
+    wait_until(lambda: client.lost)
+    (error,) = client.lost
+    assert "\n" not in str(error)
+    assert "the connection was lost: " in str(error)
+    assert "closed" in str(error) or "reset" in str(error)
+    assert isinstance(client.outcome(echo_server), CarrierError)
+    with pytest.raises(CarrierError):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT)
+    client.connection.stop_listening(TCPAddress("127.0.0.1", 1))
+    client.connection.check()
+    assert client.lost == [error]
+
+
+def test_close_is_prompt_and_silent_also_if_the_server_is_frozen(make, make_sshd, echo_server):
+    sshd = make_sshd()
+    client = make(dataclasses.replace(sshd.server, keepalive=WAIT))
+    stream = client.open(echo_server)
+    sshd.freeze()
+    begun = time.monotonic()
+    client.connection.close()
+    client.connection.close()
+    assert time.monotonic() - begun < PROMPT
+    assert isinstance(fate(stream), CarrierError)
+    assert client.lost == []
+    sshd.thaw()

@@ -8,11 +8,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..access.limit import must_stay_whole
 from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_server, over_i2p, to_i2p
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
-from ..addresses.ssh import SSHListen, SSHServer
+from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer_of_ways, listener
 from ..engine.acceptor import own_listener
@@ -423,21 +422,12 @@ def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: 
     """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
     if options.processes is None or (options.workers or 1) == 1:
         return None
-    if listens_at_server(where):
-        logger.info("%s: one process relays it, because only one can listen at %s", name, shown(str(where)))
-        return None
-    if must_stay_whole(options.limit):
-        logger.info("%s: one process relays it, so that the limits of its clients are exact", name)
-        return None
-    if len(ways) > 1:
-        logger.info("%s: one process relays it, because it has several targets, whose state it knows", name)
+    from ..spawning.recipes import why_one_process
+
+    if why := why_one_process(where, ways, options.limit, per_worker=options.carriers == "per-worker"):
+        logger.info("%s: one process relays it, %s", name, why)
         return None
     ((via, end),) = ways
-    carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
-    if carriers and options.carriers != "per-worker":
-        why = "%s: one process relays it, because its streams share a connection to %s; see carriers"
-        logger.info(why, name, shown(str(carriers[0])))
-        return None
     return where, end, via
 
 

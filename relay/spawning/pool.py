@@ -46,7 +46,6 @@ class WorkerPool:
         self._lock = threading.RLock()  # held while tunnels are opened in processes, and while these come and go
         self._tunnels: dict[int, PoolTunnel] = {}
         self._keys = itertools.count(1)
-        self._owners: dict[str, int] = {}
         self._on_ended: OnEnded | None = None
         self._slots = [WorkerSlot(number, self) for number in range(workers)]
         _living.add(self)
@@ -72,7 +71,6 @@ class WorkerPool:
         receive: socket.socket | None,
         options: Mapping[str, Any],
         *,
-        pinned: str | None = None,
         workers: int | None = None,
         paused: bool = False,
     ) -> PoolTunnel:
@@ -82,18 +80,13 @@ class WorkerPool:
         :param receive: the listening socket that the workers share; it belongs to the tunnel then. ``None`` if one
             worker makes the listener.
         :param options: of the :class:`~relay.Tunnel`; each of them, and the name.
-        :param pinned: what keeps the tunnel in one worker, such as the name of a connection that its streams share.
-            Tunnels with the same text stay in the same worker; ``None`` for tunnels that all workers relay.
         :param workers: how many workers relay it, at most; ``None`` for all.
         :param paused: whether it accepts no client at first.
         :raises Exception: what a worker raised; ``receive`` stays with the caller then.
         """
         with self._lock:
-            hosts = range(min(len(self._slots), workers or len(self._slots)))
-            if pinned is not None or receive is None:
-                owner = self._owners.setdefault(pinned or "", len(self._owners) % len(self._slots))
-                hosts = range(owner, owner + 1)
-            tunnel = PoolTunnel(next(self._keys), [self._slots[number] for number in hosts], recipe, receive, options)
+            hosts = self._slots[: workers if receive is not None else 1]
+            tunnel = PoolTunnel(next(self._keys), hosts, recipe, receive, options)
             self._tunnels[tunnel.key] = tunnel
             if paused:
                 tunnel.pause()

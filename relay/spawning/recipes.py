@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from ..addresses.hops import Hop, Listen, ProxyListen, listens_at_server
-from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
-from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.ssh import SSHListen, SSHServer
+from ..access.limit import Limit, must_stay_whole
+from ..addresses.hops import Listen, ProxyListen, Route, listens_at_server
+from ..addresses.i2p import I2PRouter, I2PTarget
+from ..addresses.parse import parse_listen
+from ..addresses.printable import shown
+from ..addresses.ssh import SSHServer
 from ..addresses.values import TCPAddress, TLSListen
 from ..api import urls
 from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
 
-__all__ = ["Recipe", "bind", "carrier_of", "listen_at"]
+__all__ = ["Recipe", "bind", "listen_at", "why_one_process"]
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 
@@ -92,14 +94,26 @@ def listen_at(address: Listen, receive: socket.socket) -> Any:
     return made
 
 
-def carrier_of(listen: str | None, target: str, via: Sequence[str]) -> str | None:
-    """Return the name of the carrier under a tunnel, which has to stay in one process; ``None`` without one.
+def why_one_process(
+    listen: Listen | None, ways: Sequence[tuple[Route, object]], limits: Iterable[Limit], *, per_worker: bool
+) -> str:
+    """Return why one process relays all of a tunnel, as the end of a sentence; empty if several workers can share it.
 
-    :param listen: and the others: as for :func:`by_address`.
-    :raises AddressError: if an address cannot be understood.
+    :param listen: where it listens; ``None`` for a socket.
+    :param ways: its targets, each with the hops before it.
+    :param limits: of its clients.
+    :param per_worker: whether each worker may make connections over SSH and I2P of its own.
     """
-    hops = parse_hops(via, target)
-    ends = (parse_target(target, hops[-1] if hops else None), None if listen is None else parse_listen(listen))
-    found: list[Hop | object] = [hop for hop in hops if isinstance(hop, SSHServer | I2PRouter)]
-    found += [end for end in ends if isinstance(end, I2PTarget | SSHListen | I2PListen)]
-    return str(getattr(found[0], "server", found[0])) if found else None
+    if listens_at_server(listen):
+        return f"because only one can listen at {shown(str(listen))}"
+    if must_stay_whole(limits):
+        return "so that the limits of its clients are exact"
+    if isinstance(listen, ProxyListen) and listen.user is not None:
+        return "so that each wrong password counts"
+    if len(ways) > 1:
+        return "because it has several targets, whose state it knows"
+    ((via, end),) = ways
+    carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
+    if carriers and not per_worker:
+        return f"because its streams share a connection to {shown(str(carriers[0]))}; see carriers"
+    return ""

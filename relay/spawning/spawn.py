@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from ..access.access_list import parse_entries
-from ..access.limit import check_limits, must_stay_whole
-from ..addresses.hops import ProxyListen
-from ..addresses.parse import parse_listen
+from ..access.limit import check_limits
+from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.signatures import shows_options
 from ..engine.acceptor import check_listener
 from ..engine.keywords import SharedKeywords
@@ -127,36 +126,29 @@ def _spawn_workers(
 ) -> PoolTunnel:
     """Return a tunnel with a pool of its own; the parameters are those of :func:`spawn`, checked."""
     from .pool import WorkerPool
-    from .recipes import Recipe, bind, carrier_of
+    from .recipes import Recipe, bind, why_one_process
 
     count = check_workers(workers)
     check_carriers(carriers)
     address = listen if isinstance(listen, str) else None
-    pinned = carrier_of(address, target, via)
+    where = None if address is None else parse_listen(address)
+    hops = parse_hops(via, target)
+    ways = [(hops, parse_target(target, hops[-1] if hops else None))]
+    why = why_one_process(where, ways, check_limits(options["limit"]), per_worker=carriers == "per-worker")
+    if why and count > 1:
+        logger.info("%s: one of %d workers relays it, %s", address or "a socket", count, why)
     with contextlib.ExitStack() as undo:
-        if receive is None and address is not None:
-            receive = bind(parse_listen(address))
+        if receive is None and where is not None:
+            receive = bind(where)
             if receive is not None:
                 undo.callback(receive.close)
-        if carriers == "per-worker" and receive is not None:
-            pinned = None
-        if must_stay_whole(check_limits(options["limit"])) or (address is not None and _has_login(address)):
-            pinned = f"the limits of the clients of {address or 'a socket'}"
-        if pinned is not None and count > 1:
-            logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, pinned)
-        pool = WorkerPool(count)
+        pool = WorkerPool(1 if why else count)
         undo.callback(pool.close)
         recipe = Recipe(f"{Recipe.__module__}:by_address", {"listen": address, "target": target, "via": list(via)})
-        tunnel = pool.open(recipe, receive, options, pinned=pinned)
+        tunnel = pool.open(recipe, receive, options)
         tunnel.own(pool)
         undo.pop_all()
     return tunnel
-
-
-def _has_login(listen: str) -> bool:
-    """Return whether clients of an address send passwords, whose wrong ones are counted in one process."""
-    address = parse_listen(listen)
-    return isinstance(address, ProxyListen) and address.user is not None
 
 
 def _entries(name: str, given: Entries) -> list[str] | None:

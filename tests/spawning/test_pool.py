@@ -122,15 +122,6 @@ def test_the_successor_has_all_tunnels(pool, open_tunnel):
         assert receive_exactly(client, 4) == b"ping"
 
 
-def test_a_shared_carrier_keeps_tunnels_in_one_worker(open_tunnel, pool):
-    same = [open_tunnel(f"{number}", pinned="ssh://a") for number in range(2)]
-    other = open_tunnel("other", pinned="ssh://b")
-    assert same[0].pids == same[1].pids != other.pids
-    assert [len(tunnel.pids) for tunnel in (*same, other)] == [1, 1, 1]
-    for tunnel in (*same, other):
-        exchange(tunnel)
-
-
 def test_a_worker_may_make_the_listener(open_tunnel):
     tunnel = open_tunnel("own", receive=False)
     exchange(tunnel)

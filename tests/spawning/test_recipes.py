@@ -8,26 +8,42 @@ import pytest
 from helpers import WAIT, Thread
 
 import relay
-from relay.addresses.parse import parse_listen
-from relay.spawning.recipes import Recipe, bind, carrier_of, listen_at
+from relay.access.limit import check_limits
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.spawning.recipes import Recipe, bind, listen_at, why_one_process
 
 BY_ADDRESS = "relay.spawning.recipes:by_address"
 
 
+LIMITS = check_limits(["per=ip,concurrent=4"])
+
+
 @pytest.mark.parametrize(
-    ("listen", "target", "via", "carrier"),
+    ("listen", "ways", "limits", "why"),
     [
-        (":0", "127.0.0.1:1", [], None),
-        ("unix:///run/a", "tls://a:1", ["socks5://proxy:1"], None),
-        (":0", "127.0.0.1:1", ["ssh://me@a", "ssh://b"], "ssh://me@a"),
-        (":0", "127.0.0.1:1", ["socks5://proxy:1", "ssh://b"], "ssh://b"),
-        ("ssh://me@a?listen=:1", "127.0.0.1:1", [], "ssh://me@a"),
-        ("i2p:?keys=/a", "127.0.0.1:1", [], "i2p:?sam=127.0.0.1:7656"),
-        (None, "i2p://name.i2p", [], "i2p://name.i2p"),
+        (":0", [("127.0.0.1:1", [])], (), ""),
+        ("unix:///run/a", [("tls://a:1", ["socks5://proxy:1"])], (), ""),
+        (":0", [("127.0.0.1:1", ["ssh://me@a", "ssh://b"])], (), "share a connection to ssh://me@a; see carriers"),
+        (":0", [("127.0.0.1:1", ["socks5://proxy:1", "ssh://b"])], (), "share a connection to ssh://b; see carriers"),
+        (None, [("i2p://name.i2p", [])], (), "share a connection to i2p://name.i2p; see carriers"),
+        ("ssh://me@a?listen=:1", [("127.0.0.1:1", [])], (), "only one can listen at ssh://me@a?listen="),
+        ("i2p:?keys=/a", [("127.0.0.1:1", [])], (), "only one can listen at i2p:"),
+        ("socks5://:0", [("127.0.0.1:1", [])], (), ""),
+        ("socks5://alice@:0?password=secret", [("127.0.0.1:1", [])], (), "so that each wrong password counts"),
+        (":0", [("127.0.0.1:1", [])], LIMITS, "so that the limits of its clients are exact"),
+        (":0", [("127.0.0.1:1", []), ("127.0.0.1:2", [])], (), "it has several targets, whose state it knows"),
     ],
 )
-def test_the_carrier_under_a_tunnel(listen, target, via, carrier):
-    assert carrier_of(listen, target, via) == carrier
+def test_why_one_process_relays_a_tunnel(listen, ways, limits, why):
+    where = None if listen is None else parse_listen(listen)
+    parsed = []
+    for target, via in ways:
+        hops = parse_hops(via, target)
+        parsed.append((hops, parse_target(target, hops[-1] if hops else None)))
+    found = why_one_process(where, parsed, limits, per_worker=False)
+    assert why in found and bool(why) == bool(found)
+    makes_its_own = "share a connection" in why
+    assert why_one_process(where, parsed, limits, per_worker=True) == ("" if makes_its_own else found)
 
 
 @pytest.mark.parametrize("listen", ["ssh://me@a?listen=:1", "i2p:"])

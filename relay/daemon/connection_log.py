@@ -75,7 +75,7 @@ class ConnectionLog:
 
         def commit() -> None:
             old, self._plan = self._log, plan
-            self._use(made)
+            self._use(made)  # first, so that each connection that ends meanwhile has a file
             if old is not None:
                 old.start_close()
 

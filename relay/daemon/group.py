@@ -118,7 +118,10 @@ class Group:
         self.upgrades: Upgrades | None = None
         """Hands the listening sockets over to another process; ``None`` if the command has no file."""
         self.is_handing_over = False
-        """Whether another process is about to take the place of this one; what operators change waits for that."""
+        """Whether another process is about to take the place of this one; what operators change waits for that.
+
+        Set in the main thread, so that no reload begins beside it. The thread of an upgrade that has failed resets it.
+        """
         self.without_probes: frozenset[str] = frozenset()
         """The tunnels whose targets are not probed now, because another process is about to have their session."""
         self.processes = WorkerProcesses()
@@ -289,7 +292,7 @@ class Group:
     def _turn(self) -> None:
         """Handle a signal, or what other threads have put into the queue."""
         heard = self._wait()
-        if heard:
+        if heard:  # first: the end must not wait until hundreds of tunnels that have just opened were let in
             self._on_signal(heard)
         while not self._done and self._main_thread.run_next():
             pass

@@ -38,7 +38,7 @@ class MainThread:
     def later(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the main thread, and do not wait."""
         self._events.put(functools.partial(function, *arguments))
-        self._wake()
+        self._wake()  # second: the main thread empties the queue after a wake, not before it
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in the main thread, and wait for it; from the main thread, at once.
@@ -78,20 +78,21 @@ class MainThread:
 
     def run_next(self) -> bool:
         """Call the next function; return false if there is none."""
-        if self._events.empty():
+        if self._events.empty():  # no other thread takes from it, so what is there now stays there
             return False
         self._events.get()()
         return True
 
     def close(self) -> None:
         """Raise in the threads that still wait, and in those that come later."""
-        with self._lock:
+        with self._lock:  # a call that comes from now on raises at once, instead of waiting for ever
             waiting, self._waiting = self._waiting or (), None
         for future in waiting:
             future.set_exception(ConflictError("relay is ending; start it again"))
 
     def _answer(self, future: Future[Result], function: Callable[[], Result]) -> None:
         """Call a function for a thread that waits for its result."""
+        # close() may have answered it while it was in the queue: that thread goes on, and does not expect its effect.
         with self._lock:
             if self._waiting is None or future not in self._waiting:
                 return

@@ -181,16 +181,15 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         members = _first(config, predecessor)
         stack.enter_context(contextlib.chdir(os.path.dirname(config.path)))
         stack.enter_context(contextlib.closing(config.processes))
-        reporter = ManyTunnels(shown.watch)
-        group = Group(members, signals, reporter)
+        group = Group(members, signals, ManyTunnels(shown.watch))
         group.processes = config.processes
         group.reloads = Reloads(group, config)
+        endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
+        first, ledgers = endpoints, None
         if predecessor is not None:
             group.take_over = TakeOver(group, predecessor)
-        endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
-        if predecessor is not None:
-            predecessor.connect(control_path(endpoints))
-        first = endpoints if predecessor is None else EndpointPlan("none", config=config.path)
+            predecessor.connect(control_path(endpoints))  # before all else: it has the sockets that are opened below
+            first = EndpointPlan("none", config=config.path)  # the other one serves operators still
         sockets = stack.enter_context(operated(group, signals, first, load_server, predecessor))
         if config.sandbox not in (None, "off"):
             from ...daemon.sandboxed import sandboxed
@@ -198,9 +197,9 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
             with log_stopped():
                 group.reloads.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
         log = stack.enter_context(connections_logged(group, signals, log_plan))
-        if predecessor is not None:
-            predecessor.prepare(members, sockets, endpoints)
-        state = stack.enter_context(state_kept(log_plan.state, None if predecessor is None else predecessor.ledgers))
+        if predecessor is not None:  # returns once the other one has vacated what is exclusive, such as the next file
+            ledgers = predecessor.prepare(members, sockets, endpoints)
+        state = stack.enter_context(state_kept(log_plan.state, ledgers))
         if predecessor is not None:
             predecessor.keep(state)
         group.reloads.parts = (

@@ -118,6 +118,8 @@ class HandOver:
         self._sockets = sockets
         self._state = state
         self._program = program
+        # Two locks: the thread of start() holds the second one while it waits for what the thread that holds the first
+        # one does with the successor.
         self._turn = threading.Lock()  # held during a hand-over
         self._start_turn = threading.Lock()  # held while a successor is started
         self._child: Successor | None = None
@@ -272,6 +274,8 @@ class HandOver:
             supervisor.on_handed_over(process)
         except Exception:  # the other process has the clients now
             logger.exception("upgrade: an error that relay did not expect")
+        # On this thread, because it waits. Before "released": from then on the successor answers operators, and none of
+        # them may hear from a process that is ending.
         self._sockets.wait_closed(_CLOSE_TIME)
         with contextlib.suppress(UpgradeError):  # it is the successor also if it has died since
             channel.send({"released": True})
@@ -369,8 +373,9 @@ class HandOver:
         """
         if self._group.is_ending:
             raise ConflictError("relay is ending; start it again")
+        # Here and not on the thread of the upgrade: between this look and the commit no signal may end the group.
         channel.check_waiting("alone")
-        self._channel = None
+        self._channel = None  # a signal from now on ends this process alone
         change.commit()
 
     def _leave_clients(self) -> None:

@@ -48,7 +48,7 @@ from .upgrade_channel import (
 
 if TYPE_CHECKING:  # each of them exists before an upgrade
     from ..endpoint_plan import EndpointPlan
-    from ..kept_state import KeptState
+    from ..kept_state import Entries, KeptState
     from ..operator_sockets import OperatorSockets
 
 __all__ = ["Predecessor"]
@@ -222,12 +222,13 @@ class Predecessor:
 
     # -- before the first client --------------------------------------------------------------------------------------
 
-    def prepare(self, members: Sequence[Member], sockets: OperatorSockets, endpoints: EndpointPlan) -> None:
+    def prepare(self, members: Sequence[Member], sockets: OperatorSockets, endpoints: EndpointPlan) -> Entries:
         """Open and check all that two processes can have at once, then wait for the rest.
 
         :param members: the tunnels.
         :param sockets: those for operators.
         :param endpoints: where they are.
+        :returns: the bans and quotas of the other process.
         :raises UpgradeError: if the other process has failed.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if something cannot be opened.
@@ -264,6 +265,7 @@ class Predecessor:
                 adopt = functools.partial(one.adopt, files.get(one.getsockname()))
                 self.clients.add(Step(commit=adopt, restore=one.disown))
         self._wait_for_go([number for number, offer in enumerate(self._offers) if offer.socket in used])
+        return self.ledgers
 
     def _problem_of_its_own(self, where: Any, error: Exception) -> str:
         """Return the problem of an address that the other process has, not another program; empty if it has not."""
@@ -364,7 +366,7 @@ class Predecessor:
             except UpgradeError:
                 self._hear_last_words()
             self.has_taken_over = True
-            self.clients.commit()
+            self.clients.commit()  # before the first client: its ban must be known, and its socket be this process's
         except BaseException:
             self._waits.put(None)
             raise
@@ -406,7 +408,7 @@ class Predecessor:
             if "systemd" not in offer.facts:
                 offer.socket.close()
         self._offers.clear()
-        self.operators.commit()
+        self.operators.commit()  # last: both processes would answer on one socket, and the service manager hear two
 
     def fail(self, why: str) -> None:
         """Tell it that this process has failed.

@@ -271,7 +271,7 @@ class Reloads:
         if member is None or each.is_deferred or each.is_replaced:
             made = Member(settings.plan, bool(settings.entry.tunnel.required), settings)
             if member is not None and each.is_deferred:
-                member.close()
+                member.close()  # its outcome may be in the queue of this thread already, and finds it closed
             self._open(made, each)
             return made
         if each.verdict is not Verdict.SAME:
@@ -413,7 +413,7 @@ class TunnelChanges:
 
     def _prepare(self, replacements: Sequence[Replacement]) -> None:
         """Prepare changes side by side."""
-        for each in replacements:
+        for each in replacements:  # all of them begin before the first one is waited for
             each.prepare(self._preflight, self._leaving)
         for each in replacements:
             each.wait()

@@ -1,10 +1,27 @@
-"""The preparation of a reload: everything is checked and bound here, before anything is touched."""
+"""The preparation of a reload: everything is checked and bound here, before anything is touched.
+
+The opening of a listener has states, because the reload waits for it, and may leave it to the main thread before it is
+over:
+
+========= ========= ========= ========================================================================================
+state     event     next      action
+                    state
+========= ========= ========= ========================================================================================
+OPENING   postponed POSTPONED end the wait: the listener waits for its server, and counts as open
+OPENING   outcome   OVER      end the wait: it is open, or has failed
+POSTPONED postponed POSTPONED none
+POSTPONED outcome   OVER      none
+========= ========= ========= ========================================================================================
+
+After the main thread has taken it over, each event also calls its handler. Events that came before call theirs then.
+"""
 
 from __future__ import annotations
 
+import enum
 import functools
-import logging
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,12 +42,9 @@ from ..preflight import Preflight
 from ..probes import BackgroundCall, WarmUp
 from ..verdicts import EFFECTS, Change, Settings, Verdict
 from .keyed_sessions import keys_to_targets
-from .listener_opening import ListenerOpening
 from .old_listener import AT_PORT, OPENING_ERRORS, OldListener, end_sessions, in_this_process
 
-__all__ = ["Leaving", "Replacement"]
-
-logger = logging.getLogger("relay.cli")
+__all__ = ["Leaving", "ListenerOpening", "OpeningState", "Replacement"]
 
 _WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", *LISTS}
@@ -45,8 +59,6 @@ _IN_PLACE = frozenset({*_OPTIONS, "required", "on_reload", "probe", "probe_inter
 
 class Replacement:
     """The change of one tunnel. Used by the thread that reloads, then by the main thread.
-
-    The states of its listener are in :mod:`.listener_opening`.
 
     :param change: the verdict.
     :param settings: those of the new file; ``None`` for a tunnel that is gone.
@@ -64,38 +76,29 @@ class Replacement:
         """The factory of another route, if only that changes."""
         self.is_deferred = False
         """Whether it opens after the commit, because its predecessor has not opened yet."""
+        verdict = self.verdict = change.verdict
+        """The verdict on the tunnel."""
+        self.is_replaced = self._is_replaced()
+        """Whether another tunnel takes its place, perhaps with its socket."""
+        self.listens_anew = verdict is Verdict.NEW or self.is_replaced
+        """Whether it needs another listener."""
+        if verdict is Verdict.MOVED and not self.is_replaced:
+            self.listens_anew = not self._stays_in_place()
+        self.leaves = verdict is Verdict.GONE or (verdict in _CHANGED and self.listens_anew)
+        """Whether the listener of the tunnel that runs is closed."""
         self._opening: ListenerOpening | None = None
         self._warm_up: WarmUp | None = None
         self._tunings: list[Callable[[], object]] = []
 
-    @property
-    def is_replaced(self) -> bool:
-        """True if another tunnel takes its place, perhaps with its socket: in workers only limits change in place."""
+    def _is_replaced(self) -> bool:
+        """Return whether another tunnel takes its place: in workers only limits change in place."""
         if self.member is None or self.settings is None or self.verdict not in _CHANGED:
             return False
         in_workers = self.member.plan.in_workers is not None or self.settings.plan.in_workers is not None
         return in_workers and not _IN_PLACE.issuperset(self.change.keys)
 
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict on the tunnel."""
-        return self.change.verdict
-
-    @property
-    def listens_anew(self) -> bool:
-        """True if it needs another listener."""
-        if self.verdict is Verdict.NEW or self.is_replaced:
-            return True
-        return self.verdict is Verdict.MOVED and not self._stays_in_place
-
-    @property
-    def leaves(self) -> bool:
-        """True if the listener of the tunnel that runs is closed."""
-        return self.verdict is Verdict.GONE or (self.verdict in _CHANGED and self.listens_anew)
-
-    @property
     def _stays_in_place(self) -> bool:
-        """True if the listener can take the new identity: TLS keys at the same address."""
+        """Return whether the listener can take the new identity: TLS keys at the same address."""
         assert self.settings is not None
         assert self.member is not None
         assert self.member.settings is not None
@@ -327,3 +330,68 @@ def _open_after(ending: Sequence[Member], opening: Callable[..., Bound], begin: 
     """Open a listener once sessions have ended that are in its way; see :class:`ListenerOpening`."""
     end_sessions(ending)
     return opening(begin)
+
+
+class OpeningState(enum.Enum):
+    """The state of an opening; the docstring of the module has the table."""
+
+    OPENING, POSTPONED, OVER = range(3)
+
+
+class ListenerOpening:
+    """The opening of one listener, on a thread of its own.
+
+    :param opening: opens it; called with a function for postponements, as by
+        :class:`relay.daemon.probes.BackgroundCall`.
+    """
+
+    def __init__(self, opening: Callable[..., Bound]) -> None:
+        self._lock = threading.Lock()  # for the state and the handlers
+        self._state = OpeningState.OPENING
+        self._settled = threading.Event()
+        self._problem: Exception | None = None  # of the last postponement
+        self._handlers: tuple[Callable[[], object], Callable[[Exception], object]] | None = None
+        self._call = BackgroundCall(opening, self._on_outcome, self._on_postponed)
+
+    def wait(self) -> Bound | None:
+        """Wait until the listener is open; ``None`` if it is postponed.
+
+        :raises Exception: why it cannot be opened.
+        """
+        self._settled.wait()
+        with self._lock:
+            is_over = self._state is OpeningState.OVER
+        return self._call.outcome() if is_over else None
+
+    def give_up(self) -> None:
+        """Do not open it any more, or close it."""
+        self._call.give_up()
+
+    def hand_over(self, outcome: Callable[[], object], postponed: Callable[[Exception], object]) -> BackgroundCall:
+        """Return the call that still opens the listener, and pass its events on from now on."""
+        with self._lock:
+            self._handlers = outcome, postponed
+            is_over, problem = self._state is OpeningState.OVER, self._problem
+        if problem is not None:
+            postponed(problem)
+        if is_over:
+            outcome()
+        return self._call
+
+    def _on_outcome(self) -> None:
+        with self._lock:
+            self._state = OpeningState.OVER
+            handlers = self._handlers
+        self._settled.set()
+        if handlers is not None:
+            handlers[0]()
+
+    def _on_postponed(self, error: Exception) -> None:
+        with self._lock:
+            if self._state is OpeningState.OPENING:
+                self._state = OpeningState.POSTPONED
+            self._problem = error
+            handlers = self._handlers
+        self._settled.set()
+        if handlers is not None:
+            handlers[1](error)

@@ -88,7 +88,7 @@ class TakeOver:
             disable(opened.make_send, old.disabled_targets(member.name))
         if not old.has_taken_over:
             self._trial_end = time.monotonic() + self._trial_time
-            return True
+            return True  # a client that it accepted now would be reset if the upgrade fails
         if member not in self._held:
             return False
         self._held.discard(member)
@@ -149,6 +149,7 @@ class TakeOver:
         except UpgradeError as error:
             group.reporter.on_upgrade_failed(str(error))
             return self._leave(str(error))
+        # Not before: the other process could still go on. Not later: clients wait in the backlog for one of the two.
         for member in tuple(self._held):
             if member.state is MemberState.PAUSED:  # the others may open later
                 self._held.discard(member)

@@ -1,4 +1,4 @@
-"""``relay.daemon.change.listener_opening``: each row of the table of states, with a call of the test."""
+"""``relay.daemon.change.replacement``: each row of the table of states, with a call of the test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from helpers import WAIT
 from state_table import rows_of
 
-from relay.daemon.change import listener_opening as module
-from relay.daemon.change.listener_opening import ListenerOpening, OpeningState
+from relay.daemon.change import replacement as module
+from relay.daemon.change.replacement import ListenerOpening, OpeningState
 
 PROBLEM = OSError("no route")
 

@@ -177,7 +177,7 @@ class Attempt:
 @pytest.fixture
 def waiting(made, load, monkeypatch):
     """A change whose listener is under way."""
-    monkeypatch.setattr("relay.daemon.change.listener_opening.BackgroundCall", Attempt)
+    monkeypatch.setattr("relay.daemon.change.replacement.BackgroundCall", Attempt)
     change = made(None, load("ssh://me@nowhere"))
     change.prepare(Preflight(names=False), Leaving([change]))
     return change

@@ -188,7 +188,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         first, ledgers = endpoints, None
         if predecessor is not None:
             group.take_over = TakeOver(group, predecessor)
-            predecessor.connect(control_path(endpoints))  # before all else: it has the sockets that are opened below
+            predecessor.connect(control_path(endpoints))  # first: it has the sockets that are opened below
             first = EndpointPlan("none", config=config.path)  # the other one serves operators still
         sockets = stack.enter_context(operated(group, signals, first, load_server, predecessor))
         if config.sandbox not in (None, "off"):

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def _outcome(module: str, source: Path, results: dict[str, int]) -> Outcome:
             outcome.killed += 1
         elif status in _TIMED_OUT:
             outcome.timed_out += 1
-        elif (mutant := _mutant(module, name, source)) in listed or _is_name_of_codec(mutant):
+        elif (mutant := _mutant(module, name, source)) in listed or _says_the_same(mutant):
             outcome.equivalent += 1
         else:
             outcome.survived.append(mutant)
@@ -233,9 +234,12 @@ def _mutant(module: str, name: str, source: Path) -> Mutant:
     return Mutant(f"{module}:{function}", was, becomes)
 
 
-def _is_name_of_codec(mutant: Mutant) -> bool:
-    """Return whether only the case of a codec's name is changed, for which Python does not care."""
-    return any(mutant.was.replace(f'"{name}"', f'"{name.upper()}"') == mutant.becomes for name in ("ascii", "utf-8"))
+def _says_the_same(mutant: Mutant) -> bool:
+    """Return whether the change is the case of a codec's name, a number in another form, or ``None`` for ``False``."""
+    was, becomes = (re.sub(r"\bFalse\b", "None", text).replace("e+", "e") for text in (mutant.was, mutant.becomes))
+    return was == becomes or any(
+        was.replace(f'"{name}"', f'"{name.upper()}"') == becomes for name in ("ascii", "utf-8")
+    )
 
 
 def _equivalent() -> set[Mutant]:

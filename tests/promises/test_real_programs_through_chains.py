@@ -88,6 +88,7 @@ def psql(place, *arguments, data=b""):
     )
 
 
+@pytest.mark.parametrize("reach", ["forward-paramiko", "local-openssh"], indirect=True)
 def test_psql(reach, database):
     beside = "127.0.0.1", database.port
     with reach(database.address, ".s.PGSQL.5432") as place:
@@ -97,6 +98,7 @@ def test_psql(reach, database):
             assert answer.count(b"\n") in (50_000, 1)
 
 
+@pytest.mark.parametrize("reach", ["forward-openssh", "forward at a path-paramiko"], indirect=True)
 def test_psql_to_a_socket_on_the_server(reach, database):
     """A machine on which the database believes every client of that machine."""
     with reach(f"unix://{database.socket}", ".s.PGSQL.5432") as place:
@@ -108,6 +110,7 @@ def redis_cli(place, *arguments, data=b""):
     return run("redis-cli", *where, *arguments, data=data)
 
 
+@pytest.mark.parametrize("reach", ["forward-paramiko", "local-openssh"], indirect=True)
 def test_redis_cli(reach, redis_server):
     beside = "127.0.0.1", redis_server.port
     with reach(redis_server.address) as place:
@@ -121,6 +124,7 @@ def test_redis_cli(reach, redis_server):
         assert whole == redis_cli(beside, "LRANGE", "list", 0, -1) == b"".join(b"%d\n" % n for n in range(20_000))
 
 
+@pytest.mark.parametrize("reach", ["forward-openssh", "forward at a path-paramiko"], indirect=True)
 def test_curl(reach, web_server):
     with reach(web_server.address) as place:
         if isinstance(place, str):
@@ -133,6 +137,7 @@ def test_curl(reach, web_server):
         assert run("curl", *common, *[url] * 5).decode() == PAGE * 5  # over one connection
 
 
+@pytest.mark.parametrize("reach", ["forward-paramiko", "local-openssh"], indirect=True)
 def test_curl_over_tls(reach, web_server, certificates):
     """Which it speaks with the web server itself."""
     with reach(f"127.0.0.1:{web_server.tls_port}") as place:

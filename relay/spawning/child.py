@@ -54,7 +54,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     _set_parent_death_signal(request["program"])
     add_secrets(request["secrets"])
     events, *receive = map(_socket, descriptors)
-    channel, log = Channel(control), LogForwarder(events)
+    channel, log = Channel(control), LogForwarder(events)  # two sockets: a program that takes no record gets answers
     logging.getLogger().addHandler(log)
     logging.getLogger("relay").setLevel(request["level"])
     if request.get("worker"):
@@ -75,6 +75,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
         _serve(tunnel, channel)
     except OSError:
         pass  # the program is gone
+    # From here on the kernel ends the process if anything hangs. The program may be gone, and could not do it.
     signal.alarm(_LAST)
     tunnel.close()
     place.close()

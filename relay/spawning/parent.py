@@ -294,7 +294,7 @@ def _describe_exit(process: Process) -> str:
 def _close_all() -> None:
     """At the interpreter's end, while there still is one for the log records."""
     living = list(_living)
-    for child in living:
+    for child in living:  # all of them first, so that they end side by side
         child.start_close()
     for child in living:
         child.end()

@@ -43,7 +43,9 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int) -> None:
-        self._lock = threading.RLock()  # held while tunnels are opened in processes, and while these come and go
+        # Held while tunnels are opened in processes, and while these come and go. Re-entrant for a log handler
+        # that calls the pool: a worker that does not answer is logged under it.
+        self._lock = threading.RLock()
         self._tunnels: dict[int, PoolTunnel] = {}
         self._keys = itertools.count(1)
         self._on_ended: OnEnded | None = None
@@ -150,13 +152,18 @@ class WorkerPool:
         for slot in self._slots:
             slot.close()
         for tunnel in tunnels:
-            tunnel.finish()
+            tunnel.finish()  # nothing more comes from processes that have ended
         _living.discard(self)
 
     # -- for the places of the workers ------------------------------------------------------------------------------
 
     def start_process(self, slot: WorkerSlot) -> ChildProcess:
-        """Start a process, and wait until it is up."""
+        """Start a process, and wait until it is up.
+
+        :param slot: takes what happens to it.
+        :raises RelayError: if it does not start.
+        :raises OSError: if the system has no room for it.
+        """
         process = ChildProcess({"worker": True}, on_begin=slot.on_begin, is_expendable=True)
         process.watch(slot.on_message, slot.on_answer, slot.on_over)
         return process
@@ -175,6 +182,7 @@ class WorkerPool:
             if (on_ended := self._on_ended) is not None:
                 on_ended(message["name"], to_record(message["ended"]))
             return
+        # Without the lock: open() holds it while it waits for this worker.
         key = next((message[word] for word in ("opened", "failed", "closed", "late") if word in message), None)
         tunnel = self._tunnels.get(key) if key is not None else None
         if tunnel is not None:

@@ -26,7 +26,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import RelayError
 from .parent import ChildProcess
@@ -37,7 +37,10 @@ from .totals import Totals
 from .wire import Message, to_address, to_error, to_metrics, to_record
 from .worker_slot import ANSWER, WorkerSlot
 
-__all__ = ["OwnPool", "PartEvent", "PartState", "TunnelParts", "next_part_state"]
+if TYPE_CHECKING:
+    from .pool import WorkerPool
+
+__all__ = ["PartEvent", "PartState", "TunnelParts", "next_part_state"]
 
 logger = logging.getLogger("relay")
 
@@ -79,16 +82,6 @@ _NEXT = {
 def next_part_state(state: PartState, event: PartEvent) -> PartState:
     """Return the state after an event, by the table; an event that is not in it changes nothing."""
     return _NEXT.get((state, event), state)
-
-
-class OwnPool(Protocol):
-    """A pool that ends with its only tunnel."""
-
-    def start_close(self) -> None:
-        """End the processes. Does not wait."""
-
-    def close(self) -> None:
-        """End the processes."""
 
 
 class _Asked(NamedTuple):
@@ -159,9 +152,9 @@ class TunnelParts:
         # With which the parts were opened: whether they were paused, and the changed limits.
         self._requested: list[tuple[bool, Mapping[str, Any]]] = [(False, self._limits)] * len(slots)
         self._on_over: list[Callable[[], object]] = []
-        self._own_pool: OwnPool | None = None
+        self._own_pool: WorkerPool | None = None
 
-    def own(self, pool: OwnPool) -> None:
+    def own(self, pool: WorkerPool) -> None:
         """End the pool with this tunnel, which is its only one."""
         self._own_pool = pool
 
@@ -224,6 +217,7 @@ class TunnelParts:
             self._requested[index] = (paused, self._limits)
             request = {"recipe": self._recipe, "options": self._options, "paused": paused, "again": again}
             request |= {"number": index, "workers": len(self._slots)}
+        # Not under the lock: to send may take two seconds, and each message of another worker takes the lock.
         asked = self._ask_one(index, "open", request, descriptors=descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -383,6 +377,7 @@ class TunnelParts:
             self._phase = "closed"
             self._shared.close()
             self._changed.notify_all()
+        # Without the lock: they are those of the pool and of the program, and may ask this tunnel.
         for callback in self._on_over:
             callback()
         if self._own_pool is not None:

@@ -29,7 +29,7 @@ class SharedDescriptors:
             receive.setblocking(False)  # for all workers, so that no accept of theirs ever blocks
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._memory = WorkerTable.make(workers)
-        self._accepted = 0  # once the table is closed
+        self._accepted = 0  # once the table is closed: its memory is gone then
         self._is_open = True
         try:
             self._table = WorkerTable(self._memory, workers)

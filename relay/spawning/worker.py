@@ -63,6 +63,8 @@ class Worker:
         :raises OSError: if the program is gone.
         """
         self._channel.send({"name": f"relay worker {os.getpid()}"})
+        # One thread answers all questions, in their order. The program takes a worker that does not answer for a stuck
+        # one, so that no call may wait for the network: to open and to close a tunnel have threads of their own.
         while (request := self._channel.receive()) is not None:
             logging.getLogger("relay").setLevel(request["level"])
             answer: Message
@@ -87,6 +89,7 @@ class Worker:
         key, *rest = arguments
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
+            # The tunnel's own thread removes it; a dict needs no lock for that.
             self._tunnels[key] = HostedTunnel(key, descriptors, rest[0], self._report, forget)
             try:
                 self._tunnels[key].start()
@@ -136,6 +139,8 @@ class HostedTunnel:
         self._workers: int = request["workers"]
         self._report = report
         self._tunnel: WorkerTunnel | None = None
+        # The program may close the tunnel while another thread opens it. The one that comes second sees what the first
+        # one has done: _attempt() that it is closing, close() that there is a tunnel.
         self._closing = threading.Condition()
         self._drain: tuple[float | None, float] = (None, 0.0)
         self._is_closing = False
@@ -211,6 +216,7 @@ class HostedTunnel:
         own: socket.socket | None = None
         options = part_of(request["options"], self._workers)
         try:
+            # A copy, which the tunnel closes when it drains; the next attempt needs another one.
             own = None if receive is None else receive.dup()
             listener, make_send = Recipe(*request["recipe"]).make(own)
             tunnel = WorkerTunnel(

@@ -33,11 +33,14 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..eventloop.backoff import Backoff
 from .parent import ChildProcess
 from .wire import Message
+
+if TYPE_CHECKING:
+    from .pool import WorkerPool
 
 __all__ = ["ANSWER", "SlotEvent", "SlotState", "WorkerSlot", "WorkerStatus", "next_state"]
 
@@ -113,27 +116,6 @@ class WorkerStatus(NamedTuple):
     """How many processes have died in this place."""
 
 
-class SlotOwner(Protocol):
-    """The pool, as the place of a worker sees it."""
-
-    def start_process(self, slot: WorkerSlot) -> ChildProcess:
-        """Start a process, and wait until it is up.
-
-        :param slot: takes what happens to it.
-        :raises RelayError: if it does not start.
-        :raises OSError: if the system has no room for it.
-        """
-
-    def on_up(self, number: int) -> None:
-        """Open the tunnels in the process of a worker, which is running now, unless they are open."""
-
-    def on_message(self, number: int, message: Message) -> None:
-        """Take a message of the process of a worker."""
-
-    def on_died(self, number: int) -> int:
-        """Take the death of the process of a worker; return the number of connections that are lost with it."""
-
-
 class WorkerSlot:
     """The place of one worker, and the thread that starts its processes.
 
@@ -141,7 +123,7 @@ class WorkerSlot:
     :param owner: the pool.
     """
 
-    def __init__(self, number: int, owner: SlotOwner) -> None:
+    def __init__(self, number: int, owner: WorkerPool) -> None:
         self.number = number
         self._owner = owner
         self._changed = threading.Condition()  # guards what follows
@@ -153,6 +135,8 @@ class WorkerSlot:
         self._restarts = 0
         self._backoff = Backoff(*_BACKOFF)  # after processes in a row that have died young, or have not started
         self._begun: Future[None] = Future()
+        # One thread for each place: to start a process blocks for a tenth of a second and more, and no place waits for
+        # another one's.
         self._thread = threading.Thread(target=self._run, name=f"relay worker {number + 1}", daemon=True)
 
     def status(self) -> WorkerStatus:
@@ -240,6 +224,7 @@ class WorkerSlot:
             self._enter(SlotEvent.CLOSE)
         if process is None:
             return
+        # A process that is stuck, or has hardly begun, does not read that its channel has ended.
         if before is SlotState.RUNNING:
             process.start_close()
         elif before is not SlotState.ENDED:
@@ -253,7 +238,7 @@ class WorkerSlot:
 
     def after_fork(self) -> None:
         """Leave the process to the program, in a forked child."""
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # a thread that is not in this process may have held the other one
         self._state, self._process = SlotState.ENDED, None
 
     def _enter(self, event: SlotEvent) -> SlotState:
@@ -278,6 +263,8 @@ class WorkerSlot:
 
     def on_answer(self) -> None:
         """Take note that the process has answered."""
+        # Without the lock, as this comes after each answer. If the state changes just now, suspect() sees that no
+        # question is open any more, for this one was taken out before the call.
         if self._state is SlotState.STUCK:
             self._enter(SlotEvent.ANSWER)
 
@@ -299,6 +286,7 @@ class WorkerSlot:
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not end the thread in silence)
             return self._failed(error)
         begun = time.monotonic()
+        # Before the pool hears that this place has begun: what opens a tunnel then finds a worker that answers.
         if self._enter(SlotEvent.UP) is not SlotState.ENDED:
             self._owner.on_up(self.number)
         if not self._begun.done():

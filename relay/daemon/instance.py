@@ -85,7 +85,7 @@ class Instance:
 
     :param group: the tunnels.
     :param config: the absolute path of their file; empty for a command line.
-    :param control: the path of the control socket; empty if there is none.
+    :param control: returns the path of the control socket, which a reload may change; empty if there is none.
     :param probe_of: returns the probe of a tunnel.
     :param log: returns the last lines of the log.
     """
@@ -94,7 +94,7 @@ class Instance:
         self,
         group: Group,
         config: str,
-        control: str,
+        control: Callable[[], str],
         probe_of: Callable[[Snapshot], ProbeStatus | None] = lambda _: None,
         log: Callable[[], Sequence[LogLine]] = tuple,
     ) -> None:
@@ -103,8 +103,7 @@ class Instance:
         self._log = log
         self._probe_of = probe_of
         self._config = config
-        self.control = control
-        """The path of the control socket, which a reload may change; empty if there is none."""
+        self._control = control
         self._version = version("relay-toolkit")
 
     # -- what is shown ------------------------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ class Instance:
             config=self._config,
             draining=self._group.is_ending,
             log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
-            control=self.control,
+            control=self._control(),
             reloads=reloads if reloads.last_success else None,
             workers=tuple(self._group.processes.workers()),
         )
@@ -129,6 +128,7 @@ class Instance:
 
         :param figures: whether they have their figures, for which relay looks at each connection and asks the workers.
         """
+        # The main thread replaces the state of a tunnel as a whole. A request reads it once, so that all of it fits.
         members = self._group.members
         if len(self._texts) > len(members):
             for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
@@ -148,6 +148,7 @@ class Instance:
             problem = stuck or problem
         targets = target_group(opened.make_send) if opened is not None else None
         address = opened.tunnel.address if opened is not None else None
+        # Two requests may make the same texts at once; the last ones are kept, and either are right.
         texts = self._texts.get(plan.name)
         if texts is None or texts.plan is not plan or texts.address != address:
             texts = self._texts[plan.name] = _texts(plan, address)
@@ -230,6 +231,7 @@ class Instance:
 
         :param timeout: seconds to wait for all of them.
         """
+        # All are asked before the first is waited for, so that several stuck loops take no longer than one.
         asked: list[tuple[str, threading.Event]] = []
         for member in self._group.members:
             if member.opened is not None and not member.state.is_over:
@@ -289,6 +291,7 @@ class Instance:
     def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
         if self._group.is_ending:
             raise ConflictError("relay is ending")
+        # The next process has been told which targets are disabled; it would not learn of a change that comes now.
         self._group.check_operable()
         ((member),) = self._members(name)
         if member.opened is None or not member.state.accepts:
@@ -307,6 +310,7 @@ class Instance:
         :param connection: its id.
         :raises NotFoundError: if no open connection has this id.
         """
+        # An id does not say whose it is. A tunnel that a reload has removed may still have the connection.
         for member in self._members(None):
             if member.opened is not None and member.opened.tunnel.kill(connection):
                 return

@@ -67,7 +67,6 @@ class OperatorSockets:
         self._signals = signals
         self._probe_of = probe_of
         self._plan = plan
-        self._instance: Instance | None = None
         self._status: _Open | None = None
         self._log: RecentLog | None = None
         self._is_started = False
@@ -158,9 +157,9 @@ class OperatorSockets:
         made = _control(plan, inherited)
 
         def commit() -> None:
+            # The next one serves before the old one goes. This is the main thread, so it does not wait for the last
+            # answers; one of them is often that of the reload itself.
             old, self._control = self._control, None if made is None else self._served(made)
-            if self._instance is not None:
-                self._instance.control = made.path if made is not None else ""
             if old is not None:
                 old.server.retire()
 
@@ -211,12 +210,10 @@ class OperatorSockets:
         return served
 
     def _make_instance(self) -> Instance:
-        """Return the instance; called on the thread of each server."""
+        """Return an instance, on the thread of a server. Two servers may begin at once, so each has one of its own."""
         from .instance import Instance
 
-        path = self._control.endpoint.path if self._control is not None else ""
-        self._instance = self._instance or Instance(self._group, self._plan.config, path, self._probe_of, self._lines)
-        return self._instance
+        return Instance(self._group, self._plan.config, lambda: self.path, self._probe_of, self._lines)
 
     def _lines(self) -> Sequence[LogLine]:
         """Return the last lines of the log; from any thread."""

@@ -111,6 +111,7 @@ class Endpoints:
         self._is_started = True
         for endpoint in self._endpoints:
             self._waiter.forget(endpoint.socket.fileno())
+        # A daemon: an answer that does not end must not keep the process; close() waits for the others.
         self._thread = threading.Thread(target=self._serve, name="relay-operations", daemon=True)
         try:
             self._thread.start()
@@ -153,7 +154,7 @@ class Endpoints:
             self._close_sockets()
             return
         self._stop.set()
-        self._thread.join(_END)
+        self._thread.join(_END)  # the thread closes the sockets, which its loop still has
 
     def retire(self) -> None:
         """Close them as :meth:`close` does, and do not wait for that. The last answers may take a second."""

@@ -58,6 +58,8 @@ def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None
     """
     _take_log()
     app = make_app(instance)
+    # All endpoints of a call share one loop on this thread; what answers take runs on others, for it may wait for the
+    # main thread, which may wait for this server in turn.
     runner = asyncio.Runner()
     with reserve.lent():
         _check_descriptors(endpoints[0].socket)
@@ -222,6 +224,7 @@ class _Client(H11Protocol):
         self._forget_stall()
 
     def data_received(self, data: bytes) -> None:
+        # Only what comes first can be a process that takes over: after a request of HTTP the connection is HTTP's.
         hand_over, self._hand_over = self._hand_over, None
         if hand_over is not None and data.startswith(b"{"):  # no request of HTTP begins so
             self._give_to(hand_over, data)
@@ -237,6 +240,7 @@ class _Client(H11Protocol):
 
     def _give_to(self, hand_over: HandOver, data: bytes) -> None:
         """Let another one have the connection, with what was read from it."""
+        # asyncio closes its socket whatever happens, so the other thread gets a descriptor of its own.
         known: socket.socket = self.transport.get_extra_info("socket")
         try:
             connection = socket.socket(fileno=os.dup(known.fileno()))

@@ -73,6 +73,8 @@ class Shared:
             nonlocal begun
             begun = loop.time()
             if not self._seconds:
+                # On this thread: a client that asks while the answer is computed must not get it, for it may be older
+                # than the question. The loop never replaces an entry that is there, so this removes its own.
                 forget()
             return compute()
 

@@ -213,7 +213,7 @@ def echoes(client):
 
 def test_a_shutdown_delay_fails_readiness_and_serves_clients_until_the_next_signal(delayed):
     group = delayed(600)
-    instance = Instance(group, "", "")
+    instance = Instance(group, "", str)
     assert readiness(instance).is_ok
     group.stop()
     wait_until(lambda: group.is_ending)

@@ -33,7 +33,7 @@ def group(echo_server):
 
 @pytest.fixture
 def instance(group):
-    return Instance(group, "/etc/relay.toml", "/run/c.sock")
+    return Instance(group, "/etc/relay.toml", lambda: "/run/c.sock")
 
 
 def connect(group):
@@ -77,7 +77,7 @@ def test_it_shows_the_warm_streams_of_a_tunnel(tmp_path, echo_server):
         f'[tunnels.a]\nlisten = ":0"\ntarget = "{target}"\nwarm = 1\n[tunnels.b]\nlisten = ":0"\ntarget = "{target}"\n'
     )
     with running(tmp_path / "relay.toml", text) as group:
-        instance = Instance(group, "/etc/relay.toml", "")
+        instance = Instance(group, "/etc/relay.toml", str)
         wait_until(lambda: instance.tunnels()[0].warm is not None and instance.tunnels()[0].warm.ready == 1)
         assert instance.tunnels()[1].warm is None
         with socket.create_connection(group.tunnel("a").address, WAIT) as client:
@@ -119,7 +119,7 @@ def test_it_shows_and_kills_a_connection_of_a_tunnel_that_a_reload_has_removed(t
     target = "{}:{}".format(*echo_server.address)
     one, other = (f'[tunnels.{name}]\nlisten = ":0"\ntarget = "{target}"\n' for name in ("one", "other"))
     with running(tmp_path / "relay.toml", one + other) as made:
-        instance = Instance(made, "", "")
+        instance = Instance(made, "", str)
         with made.connect("one") as client, made.connect("one") as second:
             assert repeats(client) and repeats(second)
             first, last = (each.id for each in instance.connections("one"))
@@ -146,7 +146,7 @@ def test_a_tunnel_that_is_not_open_shows_its_configuration():
         stack.callback(signals._writer.close)
         member = Member(plan)
         member.on_postponed("no route; trying again")
-        (tunnel,) = Instance(Group([member], signals), "", "").tunnels()
+        (tunnel,) = Instance(Group([member], signals), "", str).tunnels()
     assert (tunnel.state, tunnel.problem, tunnel.figures) == ("waiting", "no route; trying again", None)
     assert (tunnel.listen, tunnel.target, tunnel.via) == ("127.0.0.1:8080", "db:5432", ("ssh://me@bastion",))
 
@@ -165,7 +165,7 @@ def test_a_tunnel_shows_all_its_targets(others, target, via):
         signals = Signals()
         stack.callback(signals._reader.close)
         stack.callback(signals._writer.close)
-        (tunnel,) = Instance(Group([Member(plan)], signals), "", "").tunnels()
+        (tunnel,) = Instance(Group([Member(plan)], signals), "", str).tunnels()
     assert (tunnel.target, tunnel.via) == (target, via)
 
 
@@ -181,7 +181,7 @@ def test_a_proxy_with_rules_does_not_show_one_route_as_that_of_all_clients(rules
         signals = Signals()
         stack.callback(signals._reader.close)
         stack.callback(signals._writer.close)
-        (tunnel,) = Instance(Group([Member(plan)], signals), "", "").tunnels()
+        (tunnel,) = Instance(Group([Member(plan)], signals), "", str).tunnels()
     assert (tunnel.target, tunnel.via) == (target, via)
 
 

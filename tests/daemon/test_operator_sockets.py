@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import queue
 import stat
+import threading
+import types
 
 import pytest
+from helpers import WAIT
 
 from relay.cli.run import load_server
 from relay.daemon.endpoint_plan import EndpointPlan
 from relay.daemon.operator_sockets import NONE, OperatorSockets
 from relay.daemon.recent_log import RecentLog
+from relay.daemon.status import ReloadStatus
 
 OFF = EndpointPlan(control=NONE, status=NONE)
 ON = OFF._replace(status="127.0.0.1:0")
@@ -125,3 +131,21 @@ def test_a_status_socket_that_is_gone_stops_no_reload(make, tmp_path):
     path.touch(0o600)
     sockets.prepare(OFF._replace(status=f"unix://{path}?mode=0666")).commit()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600, "it is another file"
+
+
+def test_two_servers_that_begin_at_once_show_the_control_socket_of_a_reload(tmp_path, monkeypatch):
+    both, shown = threading.Barrier(2), queue.SimpleQueue()
+    monkeypatch.setattr("relay.daemon.instance.version", lambda _: both.wait(WAIT))
+    workers = types.SimpleNamespace(workers=list)
+    group = types.SimpleNamespace(reload_figures=ReloadStatus(), started=0.0, is_ending=False, processes=workers)
+    plan = EndpointPlan(control=str(tmp_path / "c.sock"), status="127.0.0.1:0")
+
+    def serve(instance, endpoints, stop):
+        shown.put(instance)
+
+    with contextlib.closing(OperatorSockets(group, Waiter(), lambda _: None, plan, lambda: serve)) as sockets:
+        sockets.start()
+        instances = [shown.get(timeout=WAIT) for _ in range(2)]
+        monkeypatch.undo()
+        sockets.prepare(plan._replace(control=NONE)).commit()
+        assert [each.status().control for each in instances] == ["", ""]

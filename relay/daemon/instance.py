@@ -291,7 +291,7 @@ class Instance:
     def _set_target(self, name: str, target: str, *, enabled: bool) -> None:
         if self._group.is_ending:
             raise ConflictError("relay is ending")
-        # The next process has been told which targets are disabled; it would not learn of a change that comes now.
+        # The next process knows which targets are disabled; it would not learn of a change that comes now.
         self._group.check_operable()
         ((member),) = self._members(name)
         if member.opened is None or not member.state.accepts:

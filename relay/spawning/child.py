@@ -51,10 +51,12 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     """
     defer_invoke()
     _leave_standard_input()
+    # Before the tunnel is made, which may take minutes at I2P: a program that dies meanwhile leaves no child behind.
     _set_parent_death_signal(request["program"])
     add_secrets(request["secrets"])
     events, *receive = map(_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)  # two sockets: a program that takes no record gets answers
+    # The root logger, because paramiko and other libraries log under names of their own.
     logging.getLogger().addHandler(log)
     logging.getLogger("relay").setLevel(request["level"])
     if request.get("worker"):
@@ -63,12 +65,16 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     try:
         tunnel = _tunnel(request, receive[0] if receive else None, place)
     except (OSError, ValueError, TypeError) as error:
+        # The program raises the error: the child ends with status 0, as this is no crash.
         channel.send({"error": from_error(error)})
         os._exit(0)
     except SystemExit:  # a signal came meanwhile
         place.close()
         os._exit(0)
+    # From here on a signal ends the reads below, so that the tunnel closes in order; before, it ended the process at
+    # once.
     _on_a_signal(functools.partial(_close_control, control))
+    # The tunnel may end by itself, for want of use; the main thread then waits for a request that may never come.
     threading.Thread(target=_end_with_the_tunnel, args=(tunnel, control), name="relay-end", daemon=True).start()
     try:
         channel.send({"address": tunnel.address, "name": tunnel.name})
@@ -79,6 +85,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     signal.alarm(_LAST)
     tunnel.close()
     place.close()
+    # After the close, so that every connection has its end in the figures.
     last = {name: call() for name, call in _questions(tunnel).items()}
     _deliver()
     log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
@@ -93,6 +100,7 @@ def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
     """
 
     def end() -> None:
+        # A process whose parent has died gets another one at once.
         if os.getppid() != program:
             signal.alarm(_LAST)
             _close_control(control)
@@ -129,8 +137,10 @@ def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunn
         make_send: Any = urls.target(request["target"], via=request["via"])
         if request.get("ready"):
             undo.callback(make_send.close)
+            # Before it listens: a client that connects finds hops that are up.
             make_send.ready(request["ready"])
         if receive is None:
+            # Also undone when the tunnel cannot be made: its directory must not stay.
             undo.push(place)
             receive = _listening(request["listen"], place)
             undo.callback(receive.close)
@@ -170,10 +180,15 @@ def _set_parent_death_signal(program: int) -> None:
 
     The end of ``control`` alone is not enough: a process that the program forked may hold its other end.
     """
+    # An ignored signal stays ignored over an exec; the alarm must end the process whatever the program ignores.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _on_a_signal(sys.exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread that started this one may have blocked them
+    # Python runs a handler in the main thread only, between two of its instructions. While it waits in a call to the
+    # kernel, a signal that another thread got does not interrupt that wait; a byte in this pipe makes a thread pass it
+    # on.
     hears, tells = os.pipe()
+    # Python refuses a blocking descriptor here, because the write happens inside the signal handler.
     os.set_blocking(tells, False)
     signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     threading.Thread(target=_pass_on, args=(hears,), name="relay-signal", daemon=True).start()
@@ -230,6 +245,7 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
     """Answer the requests of the program until it closes ``control``."""
 
     def drain(seconds: float) -> None:
+        # A drain takes long, and the program asks for figures meanwhile: this thread must go on answering.
         threading.Thread(target=tunnel.close, args=(seconds,), name="relay-drain", daemon=True).start()
 
     calls: dict[str, Callable[..., Any]] = {

@@ -126,6 +126,7 @@ class ChildTunnel:
         """
         seconds = check_time("drain", drain, zero=True)
         self._child.is_closing = True
+        # The program's copy: as long as it is open, the kernel completes connections that no process accepts.
         self._child.close_listener()
         if seconds != 0:
             with contextlib.suppress(RelayError):  # the child has ended: there is nothing left to wait for
@@ -133,6 +134,7 @@ class ChildTunnel:
         if not self._child.is_own_thread():
             self._child.join(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
             self._child.end()
+        # In a log handler, which runs in the thread that watches the child: it must not wait for itself.
         elif seconds == 0:
             self._child.start_close()
 
@@ -159,6 +161,7 @@ class ChildTunnel:
         :raises Exception: what the function raised.
         """
         question = self._child.ask(call, *arguments)
+        # Not result(timeout): a TimeoutError may also be what the function of the child has raised.
         if concurrent.futures.wait([question], _ANSWER).done:
             try:
                 return question.result()
@@ -179,6 +182,7 @@ class ChildTunnel:
             self._child.is_closing = True
 
     def _on_over(self) -> None:
+        # Without the last figures the child was killed, even if it was asked to end.
         if not self._child.is_closing or not self._last:
             self._lost = (
                 f"the child process {self.pid} {self._child.fate}, and its connections are lost; spawn it again"

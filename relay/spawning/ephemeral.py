@@ -99,6 +99,7 @@ class EphemeralRelayThread(RelayThread):
         self._close(0.0)
 
     def _end_quiet_ones(self, now: float) -> None:
+        # A copy: a connection that is closed leaves the set.
         for connection in list(self._slots.connections):
             if connection.state is ConnectionState.OPEN and _is_quiet(connection, now - _QUIET):
                 connection.close("closed", now, clean_target=True)
@@ -113,4 +114,6 @@ def _is_quiet(connection: Connection, since: float) -> bool:
         return False
     up = flows.upstream
     is_still = max(connection.summary.opened, up.last) <= since and up.pending is None and up.pipe is None
+    # The kernels of both sides are asked: bytes may wait in the client's socket unread, or be sent and not
+    # acknowledged.
     return is_still and not unread(connection.client) and not flows.unsent()[1]

@@ -80,9 +80,11 @@ class ChildProcess:
         with contextlib.ExitStack() as undo:
             self._control, its_control = socket.socketpair()
             undo.callback(self._control.close)
+            # Closed here as soon as the child has it: its end of file must reach this side when the child dies.
             with its_control:
                 self._process = start_python(_CHILD, its_control.fileno())
             undo.callback(end, self._process, _FAILED)
+            # Before the child is asked anything: a place that is closed meanwhile can kill it while it starts.
             on_begin(self)
             self._channel = Channel(self._control)
             self._events, its_events = socket.socketpair()
@@ -108,7 +110,9 @@ class ChildProcess:
         """
         watching = threading.Thread(target=self._watch, args=(on_message, on_over), name=self.name, daemon=True)
         with self._undo:
+            # Only now: until the first answer has come, the constructor alone reads from the channel.
             self._questions = Questions(self._control, self._channel, f"{self.name} answers", on_answer)
+            # Before the thread starts: it takes the child out again at its end, which may come at once.
             _living.add(self)
             self._undo.callback(_living.discard, self)
             self._thread = watching
@@ -134,6 +138,8 @@ class ChildProcess:
             return self._questions.ask(call, arguments, logger.getEffectiveLevel(), descriptors)
         except TimeoutError:
             if self._is_expendable:
+                # A part of the message may be in its socket, and the next one would be read as its rest: it can never
+                # be asked again.
                 self.kill()
             question = Question()
             question.set_exception(NoAnswerError("the child process takes no message"))
@@ -206,13 +212,17 @@ class ChildProcess:
         deadline = time.monotonic() + patience
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
+            # A line of its own: the kernel passes descriptors with a byte, and the child reads JSON only after that
+            # line.
             socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
+            # What is named after this line is sent again at the end of watch(): no name falls into the gap.
             self._secrets = secret_variables()
             own = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(self._secrets)}
             self._channel.send({**request, **own, "path": _path()}, deadline)
             answer = self._channel.receive(deadline)
         except TimeoutError:
             raise RelayError(f"the child process did not listen within {patience:.0f} s") from None
+        # The child is gone; how it ended says more than this error.
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:
@@ -237,6 +247,7 @@ class ChildProcess:
             on_over()
 
     def _record_exit(self) -> None:
+        # The event socket has ended, so the child is about to end: this does not wait for long.
         fate = _describe_exit(self._process)
         with self._gate, contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # another process may have the child's end
@@ -247,6 +258,7 @@ class ChildProcess:
         self._events.close()
         self.close_listener()
         _living.discard(self)
+        # Last: those who find it set find everything released.
         self.fate = fate
 
     def _forget(self) -> None:
@@ -265,6 +277,7 @@ def share_secrets() -> list[Question]:
 
     :returns: the answers. A child that takes no message is stuck, and starts no program meanwhile.
     """
+    # A copy: children come and go in other threads.
     return [child.share_secrets() for child in list(_living)]
 
 
@@ -272,6 +285,7 @@ def _path() -> list[str]:
     """The module search path of this program, with this package on it."""
     path = [entry for entry in sys.path if isinstance(entry, str)]
     home = str(Path(__file__).absolute().parents[2])
+    # At the end: a package of the program must not be hidden by a neighbour of this one.
     return path if home in path else [*path, home]
 
 

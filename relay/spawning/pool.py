@@ -55,6 +55,7 @@ class WorkerPool:
             slot.start()
         try:
             for slot in self._slots:
+                # All are started before the first is waited for: an interpreter takes a while to begin.
                 slot.wait_for_start()
         except BaseException:
             self.close()
@@ -89,7 +90,9 @@ class WorkerPool:
         with self._lock:
             hosts = self._slots[: workers if receive is not None else 1]
             tunnel = PoolTunnel(next(self._keys), hosts, recipe, receive, options)
+            # Before it opens: a worker that answers at once must find it.
             self._tunnels[tunnel.key] = tunnel
+            # Under the lock and before it opens, so that no worker accepts a client in between.
             if paused:
                 tunnel.pause()
             tunnel.open()
@@ -97,6 +100,7 @@ class WorkerPool:
         try:
             tunnel.wait_until_open()
         except BaseException:
+            # Before the close, which would close the listening socket: after an error it is the caller's.
             tunnel.disown()
             tunnel.close()
             raise
@@ -171,6 +175,7 @@ class WorkerPool:
     def on_up(self, number: int) -> None:
         """Open the tunnels in the process of a worker, which is running now, unless they are open."""
         with self._lock:
+            # A new process knows nothing of what its predecessor was asked for.
             if self._on_ended is not None:
                 self._set_log(self._slots[number])
             for tunnel in list(self._tunnels.values()):
@@ -192,6 +197,7 @@ class WorkerPool:
         """Pass the death of a worker's process on to the tunnels; return the number of lost connections."""
         with self._lock:
             tunnels = list(self._tunnels.values())
+        # Outside the lock: the tunnels ask their other workers, and one that takes no message costs two seconds.
         return sum(tunnel.on_died(number) for tunnel in tunnels)
 
     # ---------------------------------------------------------------------------------------------------------------

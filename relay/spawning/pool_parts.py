@@ -110,6 +110,7 @@ class _Round:
     def on_answer(self, question: Future[Any]) -> None:
         """Count one that has turned, or that is out of it: its worker is dead or stuck, and will be replaced."""
         with self._lock:
+            # Answers come in the threads of several processes.
             self._left -= 1
             is_over = not self._left
         if is_over:
@@ -287,6 +288,7 @@ class TunnelParts:
         with self._changed:
             if self._address is None:
                 self._address = to_address(message["address"])
+            # From now on a part that fails is tried again by its worker: the address was good once.
             self._was_open = True
             self._enter(index, PartEvent.OPENED)
             was_paused, before = self._requested[index]
@@ -301,6 +303,7 @@ class TunnelParts:
             self._enter(index, PartEvent.FAILED)
             is_first = not self._was_open
             if is_first:
+                # The first one; the others of the same opening say the same as a rule.
                 self._error = self._error or error
         if not is_first:
             logger.error("%s: worker %d cannot open it: %s", self.name, self._slots[index].number + 1, error)
@@ -354,6 +357,7 @@ class TunnelParts:
 
     def _answered(self, asked: Sequence[_Asked]) -> list[_Asked]:
         """Wait for answers; return the questions that have one in time. A worker without one is stuck from then on."""
+        # All at once, so that one that is stuck costs two seconds in all; one that is known to be stuck costs none.
         concurrent.futures.wait([each.question for each in asked if not self._slots[each.worker].problem], ANSWER)
         for each in asked:
             if not each.question.done():

@@ -101,6 +101,7 @@ class PoolTunnel(TunnelParts):
 
         :param close: whether to reset the open connections.
         """
+        # Before the workers are asked: one that starts now reads it, and opens its part paused.
         self._set_phase("open", "paused")
         self._order("pause", close)
 
@@ -115,6 +116,7 @@ class PoolTunnel(TunnelParts):
         :param limits: each of them.
         """
         with self._changed:
+            # For workers that start later; those that are opening get them when they have opened.
             self._options = {**self._options, **limits}
             self._limits = limits
         self._order("update", limits)
@@ -141,6 +143,7 @@ class PoolTunnel(TunnelParts):
         """
         seconds = check_time("drain", drain, zero=True)
         self.start_close(seconds)
+        # The threads that watch a worker report its end; one that waited for that here would wait for itself.
         if any(slot.is_own_thread() for slot in self._slots):
             return
         if not self._is_closed_within(None if seconds is None else seconds + _END):
@@ -165,6 +168,7 @@ class PoolTunnel(TunnelParts):
             if self._phase == "closed":
                 return
             self._phase = "closing"
+            # The program's copy first: the port is free for another program as soon as the workers have closed theirs.
             self._shared.close_listener()
         if drain != 0 and len(self._slots) > 1:
             self._order("pause", False)

@@ -22,6 +22,7 @@ __all__ = ["NoAnswerError", "Question", "Questions"]
 
 _ROOM = 2.0  # seconds for the child to take a message
 
+# One count for all children: next() of it is one step for the interpreter, so it needs no lock.
 _numbers = itertools.count(1)
 
 
@@ -71,6 +72,7 @@ class Questions:
         """
         question = Question()
         try:
+            # Another thread's message does not get through either: the child reads nothing.
             if not self._sending.acquire(timeout=_ROOM):
                 raise TimeoutError
             try:
@@ -80,6 +82,7 @@ class Questions:
             finally:
                 self._sending.release()
         except TimeoutError:
+            # A part of the message may be in the socket: the next one would be read as its rest.
             self.end()
             raise
         except OSError:
@@ -93,6 +96,7 @@ class Questions:
                 question.number = next(_numbers)
                 self._open[question.number], self._since[question.number] = question, time.monotonic()
                 return True
+        # Outside the lock: callbacks of a future run in this thread, and may ask again.
         question.set_exception(NoAnswerError("the child process has ended"))
         return False
 
@@ -104,6 +108,7 @@ class Questions:
     def give_up(self) -> None:
         """Wait for no answer to what was asked so far: it is :class:`NoAnswerError`."""
         with self._lock:
+            # _since keeps them: it says for how long the child has not answered, whatever still waits for that.
             found, self._open = self._open, {}
         for question in found.values():
             question.set_exception(NoAnswerError("the child process does not answer"))
@@ -140,6 +145,7 @@ class Questions:
             except BlockingIOError:
                 self._wait_for_room(deadline)
             else:
+                # Descriptors go with the first byte; the kernel would pass them twice with a second part.
                 left, rights = left[sent:], []
 
     def _wait_for_room(self, deadline: float) -> None:

@@ -88,8 +88,10 @@ def listen_at(address: Listen, receive: socket.socket) -> Any:
     """
     if not isinstance(address, TLSListen | ProxyListen):
         return receive
+    # The port that the kernel chose, where the address has 0.
     host, port, *_ = receive.getsockname()
     made = urls.listener(dataclasses.replace(address, host=host, port=port), inherited=Inherited([receive]))
+    # The listener has a duplicate; two descriptors of one socket in a worker would keep it open after its close.
     receive.close()
     return made
 

@@ -9,6 +9,7 @@ from ..engine.worker_table import WorkerTable
 
 __all__ = ["SharedDescriptors"]
 
+# Kinds that keep the borders of messages: each has one client with its descriptor, and a reader takes whole ones.
 _KIND = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
 
@@ -70,6 +71,7 @@ class SharedDescriptors:
     def close(self) -> None:
         """Close all of it. Idempotent."""
         if self._is_open:
+            # The count stays after the shared memory is gone: figures of a closed tunnel may still be asked for.
             self._accepted, self._is_open = self.accepted(), False
             self.close_listener()
             self._table.close()

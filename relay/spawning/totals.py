@@ -57,6 +57,7 @@ class Totals:
 
         :param lost: the connections that ended with it.
         """
+        # The successor's answers have higher numbers in any case; this also ends the infinity of a last answer.
         self._numbers[worker] = [0.0, 0.0]
         metrics, self._answers[worker] = self._answers[worker] or _NONE, None
         records, self._recent_of[worker] = self._recent_of[worker], ()
@@ -79,6 +80,7 @@ class Totals:
 
 
 def _without_gauges(metrics: Metrics) -> Metrics:
+    # What is a present number, as of open connections, is gone with the process; only counters go on.
     warm = metrics.warm._replace(ready=0) if metrics.warm is not None else None
     return metrics._replace(states=dict.fromkeys(metrics.states, 0), warm=warm, bans={})
 

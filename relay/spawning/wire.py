@@ -143,6 +143,7 @@ def _restore(value: Message) -> Message | bytes:
 
 def from_error(error: Exception) -> Message:
     """An exception as a message, for :func:`to_error`."""
+    # The nearest class that both sides know: the other process may not have the module of a library's own error.
     kind = next((kind for kind in type(error).__mro__ if _ERRORS.get(kind.__name__) is kind), None)
     if kind is None or (kind is not type(error) and not issubclass(kind, (ValueError, TypeError))):
         return {"class": "RelayError", "arguments": [f"{type(error).__name__}: {error}"], "attributes": {}}
@@ -161,6 +162,7 @@ def to_error(message: Message) -> Exception:
 
 def from_log_record(record: logging.LogRecord) -> Message:
     """A log record as a message, for :func:`to_log_record`; the text and the traceback are written out."""
+    # Written out on this side, because arguments and tracebacks are objects that JSON does not have.
     fields = dict(vars(record), msg=record.getMessage(), args=None, exc_info=None)
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = logging.Formatter().formatException(record.exc_info)

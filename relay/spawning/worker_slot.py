@@ -187,6 +187,7 @@ class WorkerSlot:
     def suspect(self, process: ChildProcess) -> None:
         """Take note that a process has not answered for two seconds."""
         with self._changed:
+            # The suspicion may be about a predecessor.
             if self._process is not process or self._state is not SlotState.RUNNING:
                 return
             self._enter(SlotEvent.NO_ANSWER)
@@ -194,7 +195,9 @@ class WorkerSlot:
             if process.oldest_question() is None:  # it has answered just now, before the state changed
                 self._enter(SlotEvent.ANSWER)
                 return
+            # For the thread of the place: the worker may answer again before that looks at the state.
             self._was_stuck = True
+        # Outside the lock: the callbacks of the questions run in this thread.
         process.give_up_questions()
         logger.warning("%s", problem)
 
@@ -302,6 +305,7 @@ class WorkerSlot:
                     lambda: process.fate or self._state is SlotState.ENDED or self._was_stuck or self._expects_answers
                 )
                 state, stuck, expects = self._state, self._was_stuck, self._expects_answers
+                # Taken under the lock: what is set after this line leads to another turn.
                 self._was_stuck = self._expects_answers = False
             if state is SlotState.ENDED:
                 self._wait_for_end(process)
@@ -335,6 +339,7 @@ class WorkerSlot:
             state = self._state
         if state is SlotState.RUNNING:
             logger.warning("worker %d (process %d) answers again", self.number + 1, process.pid)
+            # A tunnel that was opened while it was stuck was not opened here.
             self._owner.on_up(self.number)
         elif state is SlotState.STUCK and not process.fate:
             self.kill_stuck()
@@ -365,6 +370,7 @@ class WorkerSlot:
             fate = "did not answer and was killed" if self._was_killed else process.fate
             self._was_killed = False
         state = self._enter(SlotEvent.DIED_YOUNG if is_young else SlotEvent.DIED)
+        # Also when the place is closed: the tunnels count what ended with it.
         lost = self._owner.on_died(self.number)
         if state is SlotState.ENDED:
             return state
@@ -376,6 +382,7 @@ class WorkerSlot:
             self._backoff.reset()
             return state
         pause = self._backoff.next()
+        # The first one in a row has a successor at once: clients wait in the backlog.
         return self._wait(pause if self._backoff.failures > 1 else 0.0)
 
     def _wait(self, seconds: float) -> SlotState:

@@ -59,6 +59,7 @@ class AccessLog:
         self._tunnels = tunnels
         self._known: dict[str, LoggedTunnel] = {}
         self._waiting: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        # next() of it is one step for the interpreter: relay threads count without a lock.
         self._drops = itertools.count(1)
         self._dropped = self._reported = 0  # records that the queue did not take
         self._file = _File(path, _open(path))
@@ -75,6 +76,7 @@ class AccessLog:
         :param name: of its tunnel.
         :param record: of the connection.
         """
+        # Not exact with several threads, and need not be: the bound is there for the memory.
         if self._waiting.qsize() < _LIMIT:
             self._waiting.put((name, record))
         else:
@@ -85,6 +87,7 @@ class AccessLog:
 
         :raises OSError: if it cannot be opened; the old one is kept.
         """
+        # Opened in the caller's thread, who gets the error. The writer changes to it in the order of the queue.
         self._waiting.put(_File(self._path, _open(self._path)))
 
     def close(self) -> None:
@@ -127,6 +130,7 @@ class AccessLog:
             item = self._waiting.get(timeout=wait)
             while isinstance(item, tuple):
                 lines.append(self._line(*item))
+                # A line must not wait until a busy relay has a pause.
                 if len(lines) >= _BATCH:
                     return lines, item
                 item = self._waiting.get_nowait()
@@ -177,6 +181,7 @@ class _File:
         """Write lines, or count them as lost."""
         if not lines:
             return
+        # A full disk may have taken a part of a line; without this the next record would be lost in the same line.
         mend = b"\n" if self._is_torn else b""
         data = memoryview(mend + b"".join(lines))
         size = len(data)

@@ -55,12 +55,15 @@ class Drains:
         with self._changed:
             is_new = tunnel not in self._closing
             self._closing[tunnel] = drained
+            # With the lock held: a thread that has just found nothing to do says so under the lock, before it ends.
             has_thread = self._has_thread()
             if has_thread:
                 self._begun.append((tunnel, seconds, spread))
                 self._changed.notify_all()
         if is_new:
             tunnel.on_over(lambda: self._end(tunnel))
+        # Without a thread the caller waits for the workers itself, two seconds at most, instead of leaving clients to a
+        # tunnel that was to close.
         if not has_thread:
             self._start_close(tunnel, seconds, spread)
 
@@ -86,6 +89,8 @@ class Drains:
             while self._closing:
                 if self._begun:
                     return functools.partial(self._start_close, *self._begun.popleft())
+                # Tunnels that have closed by themselves stay in the heap until they come to its top: to find one in it
+                # costs more.
                 while self._deadlines and self._deadlines[0][-1] not in self._closing:
                     heapq.heappop(self._deadlines)
                 left = self._deadlines[0][0] - time.monotonic() if self._deadlines else None
@@ -110,5 +115,7 @@ class Drains:
             drained = self._closing.pop(tunnel, None)
             if not self._closing:
                 self._changed.notify_all()
+        # The pop above was under the lock, so that it is called once, although both the tunnel and this thread come
+        # here.
         if drained is not None:
             drained()

@@ -48,12 +48,15 @@ class MainThread:
         :raises ConflictError: if the end comes before that.
         :raises BaseException: what it raises.
         """
+        # The queue is emptied by this very thread, so it would wait for itself.
         if threading.current_thread() is self._thread:
             return function(*arguments)
         from concurrent.futures import Future
 
         future: Future[Result] = Future()
         with self._lock:
+            # The end takes the set away under this lock: a call is in the set and gets its error, or comes later and
+            # raises here.
             if self._waiting is None:
                 raise ConflictError("relay is ending; start it again")
             self._waiting.add(future)
@@ -87,6 +90,7 @@ class MainThread:
         """Raise in the threads that still wait, and in those that come later."""
         with self._lock:  # a call that comes from now on raises at once, instead of waiting for ever
             waiting, self._waiting = self._waiting or (), None
+        # Outside the lock, because a result wakes the thread that waits, and that may call again.
         for future in waiting:
             future.set_exception(ConflictError("relay is ending; start it again"))
 

@@ -166,6 +166,7 @@ class Member:
         :raises RuntimeError: if the system has no thread left.
         """
         assert self._attempt is not None, "it has begun"
+        # Taken away: close() must not give up what the caller owns from now on.
         attempt, self._attempt = self._attempt, None
         made: Opened = attempt.outcome()
         return made

@@ -46,6 +46,7 @@ class BackgroundCall:
         self._opening: Any = None
         self._made: Any = None
         self._error: Exception | None = None
+        # A daemon, as are the others here: a server that never answers must not hold up the end of the program.
         threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
 
     def _run(self) -> None:
@@ -134,6 +135,7 @@ class HopProbe:
         """Try some ways; return those with an error, unless the probe has failed."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: dict[Dialer, Exception] = {}
+        # The carriers log the same failures from their threads; which of the two reports one is decided below.
         with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
             for way in ways:  # they connect side by side, and none is up for the first time unseen
                 self._watch(way)
@@ -225,6 +227,7 @@ class WarmUp:
         self._lock = threading.Lock()
         for number, way in enumerate(ways):
             way.subscribe(functools.partial(self._on_state, number))
+            # It may have been up, or have failed, before it was watched: then no event comes.
             if way.state != CarrierState.CONNECTING.value:
                 self._end(number, None, is_up=way.state == CarrierState.UP.value)
 

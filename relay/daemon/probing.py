@@ -155,6 +155,7 @@ class Prober:
             if self._is_closed:
                 return
             self._names.update(names)
+            # The descriptors and the thread are made for the first tunnel that has a probe; most programs have none.
             if self._cancel is None:
                 if all(self._target_of(name) is None for name in self._names):
                     self._names.clear()
@@ -183,6 +184,8 @@ class Prober:
             deadline = time.monotonic() + _END
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
+            # One that is still in a call looks at the token later: a descriptor that is closed under it may be another
+            # file.
             if not any(thread.is_alive() for thread in threads):
                 cancel.close()
 
@@ -201,6 +204,8 @@ class Prober:
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
+        # After the start, which may fail; the thread cannot have taken itself out yet, because that needs the lock held
+        # here.
         self._threads.add(thread)
 
     def _run(self) -> None:
@@ -233,9 +238,11 @@ class Prober:
             self._records.pop(name, None)
             return None
         if record is None or (record.target.probe, record.target.interval) != (target.probe, target.interval):
+            # Hundreds of tunnels open at the same moment: without the spread all their probes would come together.
             first = random.uniform(0, min(_FIRST, target.interval * _SPREAD))  # noqa: S311  (no secret)
             record = self._records[name] = _Record(target, time.monotonic() + first)
             self._wait_for(record)
+        # A new record, so that the outcome of a probe over the old route, which is still under way, does not count.
         elif (record.target.dial, record.target.header) != (target.dial, target.header):
             record = self._records[name] = _Record(target, time.monotonic(), record.status)
             self._wait_for(record)
@@ -257,6 +264,7 @@ class Prober:
                 if self._queue.running > 1:  # the threads of the others take it in turn
                     self._queue.put_back(record)
                     return
+                # No thread runs that could take it from the queue, so it must get its next time here.
                 self._end(record, time.monotonic(), Event.PROBE_MISSED, str(error))
 
     def _next(self) -> _Record | None:
@@ -282,6 +290,8 @@ class Prober:
                 event, problem = Event.PROBE_MISSED, type(error).__name__
             with self._changed:
                 self._end(record, began, event, problem)
+                # In the same lock as the outcome: between the two another thread could be started for what this one
+                # takes.
                 record = self._next()
 
     def _end(self, record: _Record, began: float, event: Event, problem: str) -> None:

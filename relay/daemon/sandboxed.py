@@ -52,6 +52,8 @@ def sandboxed(mode: str | None, plans: Sequence[Plan], endpoints: EndpointPlan, 
 
             remember_kernel()
         end_spawner()
+        # Landlock holds for the thread that calls it and for those that it starts later. A thread that is left over
+        # from the start would keep all rights.
         _join()
         sandbox = apply(merged(found))
         confine()

@@ -32,12 +32,15 @@ class Signals:
             self._caught.append(signal.SIGHUP)
         self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()
+        # The handler of the interpreter writes here, in the middle of anything: it must never wait.
         self._writer.setblocking(False)
         self._is_woken = False  # a wake is unread: more of them would fill the buffer, and a signal would be lost
         self._watched: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # A handler that does nothing: with the default one the signal would end the process, and an ignored one writes
+        # no byte.
         self._before = [signal.signal(number, lambda *_: None) for number in self._caught]
         return self
 
@@ -66,6 +69,7 @@ class Signals:
         """End the wait; from any thread."""
         if self._is_woken:
             return
+        # Before the byte: a reader that is faster sets it to false again after that.
         self._is_woken = True
         try:
             self._writer.send(b"\0")
@@ -89,6 +93,7 @@ class Signals:
         reader = self._reader.fileno()
         ready = _readable([reader, *self._watched], timeout)
         if reader in ready:
+            # One at a time: two signals are two steps of the end.
             number = self._reader.recv(1)[0]
             if not number:
                 self._is_woken = False  # what was queued before is there when this returns

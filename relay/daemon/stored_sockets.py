@@ -83,6 +83,7 @@ class StoredSockets:
         members = self._group.members
         if self._group.is_ending or any(member.state is MemberState.OPENING for member in members):
             return
+        # All tunnels have begun: what none has taken over by now will not be wanted.
         self.close()
         if not self._manager.stores:
             return
@@ -98,6 +99,7 @@ class StoredSockets:
     def _store(self, name: str, listening: socket.socket, place: object) -> bool:
         """Ask systemd to keep a socket; return whether it was still open: another thread may close it at any time."""
         try:
+            # Another thread may close the socket at any time; the duplicate stays open until it is sent.
             with listening.dup() as duplicate:
                 is_open = bool(duplicate.getsockname() == place)  # its number may be that of another socket now
                 if is_open:
@@ -120,6 +122,8 @@ class StoredSockets:
         for name in names:
             self._manager.forget(name)
         if names:
+            # systemd closes its copies when it handles the message, and answers the barrier after that. Until then the
+            # address is in use, and a tunnel that opens at it would fail.
             self._manager.barrier()
 
     def _wanted(self, members: Iterable[Snapshot]) -> dict[str, tuple[socket.socket, Any]]:

@@ -57,6 +57,7 @@ class SystemdSupervisor(Supervisor):
 
     def on_handed_over(self, process: int) -> None:
         """Make another process the main one of the service; it has systemd keep its sockets itself."""
+        # Before the main process changes: the next one has systemd keep the same sockets under the same names.
         self._store.release_all()
         self._manager.succeeded_by(process)
 
@@ -78,6 +79,7 @@ class SystemdSupervisor(Supervisor):
         with self._lock:
             if self._group.is_ending:
                 self._report_end()
+            # During a reload systemd waits for READY; a status in between would be wrong a moment later.
             elif not self._reloads:
                 self._report_state()
         self._store.on_turn()
@@ -158,6 +160,7 @@ class _Extension:
             return
         left = self._deadline - now
         self._manager.extend(min(left, _EXTENSION))
+        # The last request ends with the time that was promised; systemd then kills what still hangs.
         self.due = now + _AGAIN if left > _EXTENSION else math.inf
 
 
@@ -186,6 +189,7 @@ class _Watchdog:
         asked = self._round = _Round(now, {member.name for member in members})
         for member in members:
             assert member.opened is not None
+            # A tunnel that has ended meanwhile has no loop any more, and must not count as stuck.
             if not member.opened.tunnel.ping(functools.partial(self._on_answer, asked, member.name)):
                 asked.pending.discard(member.name)
         self._feed(asked)
@@ -199,6 +203,7 @@ class _Watchdog:
         self._feed(asked)
 
     def _feed(self, asked: _Round) -> None:
+        # An answer that is too late does not feed it: the loop was stuck, even if it turns again.
         if not asked.pending and not asked.is_fed and time.monotonic() - asked.started <= TURN:
             asked.is_fed = True
             self._manager.alive()

@@ -110,6 +110,8 @@ class Endpoints:
             return
         self._is_started = True
         for endpoint in self._endpoints:
+            # From here on the server accepts in its own thread; the main thread would be woken for each of its clients
+            # as well.
             self._waiter.forget(endpoint.socket.fileno())
         # A daemon: an answer that does not end must not keep the process; close() waits for the others.
         self._thread = threading.Thread(target=self._serve, name="relay-operations", daemon=True)
@@ -133,6 +135,7 @@ class Endpoints:
         has_warned = False
         while not self._stop.is_set():
             try:
+                # Under a flood of clients no other descriptor may be left, and it is now that operators want to look.
                 with reserve.lent():
                     serve = self._load_server()
                     instance = self._make_instance()
@@ -154,6 +157,7 @@ class Endpoints:
             self._close_sockets()
             return
         self._stop.set()
+        # Not for ever: a client that reads slowly must not hold up the end.
         self._thread.join(_END)  # the thread closes the sockets, which its loop still has
 
     def retire(self) -> None:

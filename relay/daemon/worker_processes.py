@@ -142,9 +142,12 @@ class WorkerProcesses:
         from ..spawning.pool import WorkerPool
 
         with self._lock:
+            # A tunnel that opens on its own thread may come here after the end has begun.
             if self._is_closed:
                 raise RuntimeError("relay is ending; start it again")
             if self._pool is None:
+                # With the lock held, although it takes a second: two tunnels that open side by side must share one
+                # pool.
                 self._pool = WorkerPool(self.size)
                 logger.info(
                     "%d workers run: processes %s", self.size, ", ".join(str(one.pid) for one in self.workers())

@@ -130,6 +130,7 @@ def end_sessions(members: Iterable[Member]) -> None:
             join = member.opened.receive.join
             joins.append(join)
             join(max(0.0, begun + min(member.plan.options.drain, _VACATE_TIME) - time.monotonic()))
+            # Those that are left hold the session, whose keys the next one needs.
             for record in member.opened.tunnel.connections():
                 member.opened.tunnel.kill(record.id)
     until = time.monotonic() + _CLOSE_TIME

@@ -75,6 +75,8 @@ class Successor:
         self._outcome: Future[UpgradeReport] = Future()
         self._is_connected = False
         try:
+            # A thread that waits for the exit status: without it, a successor that ends early would stay a zombie, and
+            # the caller would wait for its connection.
             threading.Thread(target=self._wait_for_end, name="relay-upgrade child", daemon=True).start()
         except RuntimeError as error:
             self.end()

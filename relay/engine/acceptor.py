@@ -203,6 +203,7 @@ class SocketAcceptor:
             except BlockingIOError:
                 self._batch, self._whole_batches = max(1, self._batch // 2), 0
                 return True
+            # The client has gone while it waited; the next one may be there.
             except ConnectionAbortedError:
                 continue
             except OSError as error:

@@ -219,6 +219,8 @@ class Attempt:
         early: list[Stream | OSError] = []
 
         def done(outcome: Stream | OSError) -> None:
+            # The outcome may come inside the call of dial(): what that returns, by which it could be given up, is not
+            # known yet.
             if beginning and threading.get_ident() == here:
                 early.append(outcome)
             else:

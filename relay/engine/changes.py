@@ -82,6 +82,7 @@ def update(tunnel: Tunnel, **options: Any) -> None:
             relay._connector.set_factory(relay._make_send, chosen.source)
         introduce_probes(relay._make_send, chosen.send_proxy)
         relay._connector.keep_warm(chosen.warm, chosen.warm_for)
+        # A higher limit has slots for those that wait.
         relay.entrance.serve_queue(now)
         relay.update_listening()
 
@@ -135,6 +136,7 @@ def relisten(tunnel: Tunnel, receive: Listener | TunnelListener, drain: float | 
         receive.close()
     else:
         tunnel._address = address_of(receive)
+        # In the caller's thread, because it may block, as at an SSH server: the relay thread goes on.
         old.close()
 
 
@@ -196,6 +198,7 @@ def replace(
         acceptor, old = relay._acceptor, relay._acceptor
         if listener is not None:
             acceptor = relay._make_acceptor(listener)
+            # First, with the old rules in force: the clients in its backlog came under them.
             old = _accept_from(relay, TunnelListener(), _NoAcceptor(), drain, spread)
         tune()
         if make_send is not None:

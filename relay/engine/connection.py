@@ -189,6 +189,7 @@ class Connection:
     def wait_for_answer(self, question: Pending) -> None:
         """Wait until another thread has decided about the client."""
         self.state, self.pending = ConnectionState.ADMITTING, question
+        # From the acceptance on: the time of a question is a part of what a client may take until it has its stream.
         self.deadline.start_connecting(self.summary.started, self.summary.started)
         self.watch_client()
 

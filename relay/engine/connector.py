@@ -152,6 +152,8 @@ class Connector:
         connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
         attempt = Attempt(self, connection, plan, _deadline(connection))
         connection.wait_for_target(attempt, now)
+        # A call of a factory is watched by _watch_soon below: most return before a watch would pay for its system
+        # calls.
         if connection.request is not None or plan.dialer is not None or plan.nonblocking:
             connection.watch_client()
         self.begin(attempt, now)
@@ -199,6 +201,7 @@ class Connector:
             return open_socket(endpoint, socket.SocketType)
         except OSError as error:
             if error.errno in _NO_DESCRIPTOR and self._owner.release_spare_fd():
+                # Without this the client that was accepted with the last descriptor would fail for want of another one.
                 return open_socket(endpoint, socket.SocketType)
             raise
 
@@ -275,7 +278,10 @@ class Connector:
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
         outcome = self._outcome(function)
         if attempt.cancel is not None:
+            # In this thread, after the factory has returned: closed by the relay thread, the token could be waited for
+            # by number when that belongs to another file.
             attempt.cancel.close()
+        # The tunnel has ended: this stream has no other owner.
         if not self.loop.call(functools.partial(self._called, attempt, outcome)):
             _dispose(outcome)
 
@@ -291,6 +297,7 @@ class Connector:
             except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
                 attempt.failed(error, now)
         elif isinstance(outcome, Stream):
+            # The client has gone, and the stream is whole: it is closed and not reset. The factory's close may block.
             self.submit(outcome.close)
         if not self._owner.listening:
             self._owner.update_listening()

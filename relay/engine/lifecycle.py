@@ -122,9 +122,11 @@ class LoopThread:
         if self._state is TunnelState.ABANDONED:
             return
         if closed is not None:
+            # Before the close: the thread may end while this one goes on, and calls what it finds.
             self.end_callbacks.add(closed)
         if not self.loop.call(functools.partial(self._close, drain, spread)) and self.is_closed and closed is not None:
             try:
+                # Either this or the thread takes it out; the set decides, in one step, so that it is called once.
                 self.end_callbacks.remove(closed)
             except KeyError:  # the thread calls it
                 return
@@ -157,6 +159,7 @@ class LoopThread:
             finally:
                 done.set()
 
+        # The loop has stopped otherwise, and there is no thread that could do it.
         if self.loop.call(call):
             done.wait()
 
@@ -262,10 +265,12 @@ class LoopThread:
         if not self.is_closing:
             self.on_close(drain, now)
             self._state = TunnelState.DRAINING
+            # At once, also with a drain: clients that come now must get to whatever listens there next.
             self.close_listener()
         due = now + drain if drain is not None else math.inf
         if not self.count or due <= now:
             self._stop(now)
+        # A second close may shorten the drain and never makes it longer.
         elif due < self._drain_timer.due:
             self._drain_timer.start(due, now)
             self._spread.start(due, spread, now)

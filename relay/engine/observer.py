@@ -75,6 +75,7 @@ class Observer:
             if left := self._records.qsize():
                 logger.error("%s: on_end: no thread available, %d records were dropped", self._name, left)
             return
+        # Behind all records that wait: the thread takes them in order, and ends with this.
         self._records.put(None)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
@@ -90,6 +91,7 @@ class Observer:
         if self._thread is not None:
             return
         thread = threading.Thread(target=self._run, name=f"{self._name} on_end", daemon=True)
+        # Before the start: the callable may ask at once whether it is on this thread.
         self._thread = thread
         try:
             thread.start()

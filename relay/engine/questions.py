@@ -153,12 +153,14 @@ class Readings:
                 rules.refresh(self._owner.name)
         except Exception:  # whatever it is, the previous rules stay
             logger.exception("%s: reading the rules failed", self._owner.name)
+        # The answer is taken in the relay thread, so that no state of a connection needs a lock.
         self._owner.loop.call(functools.partial(self._have_read, rules))
 
     def _have_read(self, rules: AccessRules | None) -> None:
         now = time.monotonic()
         self._read_at = rules, self._reading_since
         done, self._reading = self._reading, collections.deque()
+        # First: the next reading starts while the clients of this one are served.
         if self._reading_next:
             self._read(now)
         for question in done:
@@ -220,6 +222,7 @@ class Questions:
 
     def _called(self, question: Question, outcome: bool | tuple[Limit, ...] | BaseException) -> None:
         now = time.monotonic()
+        # Also for a call that came too late: it has held a thread until now.
         self._calls -= 1
         if question.end():
             if isinstance(outcome, BaseException):

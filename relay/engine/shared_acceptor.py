@@ -169,6 +169,8 @@ class SharedAcceptor(SocketAcceptor):
         """Accept no client any more, after those that other workers have passed to this one."""
         self.listen(False)
         self._passed.close()
+        # After the listener: others pass no client once they see that this worker takes none, and those on the way are
+        # here.
         self._take_passed(time.monotonic())
         super().close()
 
@@ -222,6 +224,7 @@ class SharedAcceptor(SocketAcceptor):
         except OSError:  # too many wait there already
             table.store_sent(number, to.worker, to.serial - 1)
             return False
+        # Only after the send: the message holds a copy of the descriptor from then on.
         client.close()
         self._passed.add(to)
         return True
@@ -254,6 +257,7 @@ class SharedAcceptor(SocketAcceptor):
         """
         data, rights, _, _ = self._place.incoming.recvmsg(_LONGEST, socket.CMSG_SPACE(4), _FLAGS)
         source, count = _HEAD.unpack_from(data)
+        # Also without a descriptor: the sender must not count a client as on its way for ever.
         self._place.table.store_taken(self._number, source, count)
         if not rights:  # the kernel has closed it
             self._owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))

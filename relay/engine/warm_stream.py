@@ -133,6 +133,8 @@ class WarmStream:
         assert self.target is not None
         look = select.poll()
         look.register(self.target.fileno(), poller.END)
+        # Asked of the kernel just before a client gets it: the event of its end may wait behind that client's in this
+        # very turn.
         return bool(look.poll(0)) or (not poller.END and _is_at_end(self.target))
 
     def give(self, connection: Connection, work: Workspace, now: float) -> None:
@@ -188,6 +190,8 @@ class WarmStream:
         if event & (poller.END | ERR | HUP) or _is_at_end(self.target):
             self.close("ended", now)
         else:
+            # The greeting stays unread, so that the socket would be readable again in every turn; errors are reported
+            # all the same.
             self._owner.loop.poller.modify(self.target.fileno(), 0)
 
     def _on_timer(self, now: float) -> None:

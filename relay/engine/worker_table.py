@@ -115,6 +115,7 @@ class WorkerTable:
 
     def admit(self, worker: int, load: int) -> None:
         """Count a connection that a worker admits, and store its load with it."""
+        # The load first: read between the two, the worker looks busier than it is, and never less.
         self._loads[worker] = load
         self._accepted[worker] += 1
 
@@ -123,6 +124,7 @@ class WorkerTable:
 
         :param slack: it has at most so many connections, or at most half as many more than the least loaded worker.
         """
+        # One call: a loop over the cells in Python costs more than all the rest of an accept.
         loads = self._loads.tolist()
         return loads[worker] <= slack or loads[worker] <= min(loads) + (slack >> 1)
 
@@ -183,6 +185,7 @@ class WorkerTable:
 
     def bury(self, worker: int) -> int:
         """Take note of the death of a worker; return the number of connections that ended with it."""
+        # Before it is overwritten; the worker is dead, so that this process is the only writer.
         connections = self._loads[worker] & ~AWAY
         self._loads[worker] = AWAY
         self.store_handshakes(worker, 0)

@@ -44,6 +44,7 @@ from ...addresses.printable import printable
 from ...addresses.values import SystemdListen
 from ...carriers.link import CarrierState
 from ...engine.tunnel import Tunnel
+from ...eventloop.backoff import Backoff
 from ...transports.activated import received
 from ...transports.unix import UnixListener
 from ..disabled_targets import disabled
@@ -346,13 +347,13 @@ class HandOver:
         side_by_side([functools.partial(self._return_one, each) for each in vacated])
 
     def _return_one(self, vacated: OldListener) -> str:
-        until, pause = time.monotonic() + _RETURN_TIME, _FIRST_PAUSE
+        until, backoff = time.monotonic() + _RETURN_TIME, Backoff(_FIRST_PAUSE, _RETURN_TIME)
         while not self._group.is_ending and (problem := vacated.restore(self._group.call)):
+            pause = backoff.next()
             is_last = time.monotonic() + pause > until
             logger.error("upgrade: %s%s", problem, "" if is_last else "; trying again")
             if is_last or self._group.wait_for_end(pause):
                 return problem
-            pause *= 2
         return ""
 
     def _entries(self) -> dict[str, list[LedgerEntry]]:

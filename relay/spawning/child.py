@@ -23,7 +23,7 @@ from ..engine.tunnel import Tunnel
 from ..streams import exit_drain
 from ..transports.ssh.deferred import defer_invoke
 from .ephemeral import EphemeralTunnel
-from .wire import Channel, Message, encode, from_error, from_log_record
+from .wire import Channel, Message, answer_all, encode, from_error, from_log_record, to_socket
 from .worker import Worker, add_secrets
 
 __all__ = ["main"]
@@ -54,7 +54,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     # Before the tunnel is made, which may take minutes at I2P: a program that dies meanwhile leaves no child behind.
     _set_parent_death_signal(request["program"])
     add_secrets(request["secrets"])
-    events, *receive = map(_socket, descriptors)
+    events, *receive = map(to_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)  # two sockets: a program that takes no record gets answers
     # The root logger, because paramiko and other libraries log under names of their own.
     logging.getLogger().addHandler(log)
@@ -161,11 +161,6 @@ def _made(receive: Any, make_send: Any, request: Message) -> Tunnel:
     return Tunnel(receive, make_send, **options)
 
 
-def _socket(descriptor: int) -> socket.socket:
-    os.set_inheritable(descriptor, False)
-    return socket.socket(fileno=descriptor)
-
-
 def _leave_standard_input() -> None:
     """The control socket came as standard input; nothing that is started here may read from it."""
     null = os.open(os.devnull, os.O_RDONLY)
@@ -258,14 +253,7 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
     calls |= _questions(tunnel)
     if isinstance(tunnel, EphemeralTunnel):
         calls["wait_for_client"] = tunnel.wait_for_client
-    while (request := channel.receive()) is not None:
-        logging.getLogger("relay").setLevel(request["level"])
-        answer: Message
-        try:
-            answer = {"value": calls[request["call"]](*request["arguments"])}
-        except (OSError, ValueError, TypeError) as error:
-            answer = {"error": from_error(error)}
-        channel.send({"number": request["number"], **answer})
+    answer_all(channel, lambda request: calls[request["call"]](*request["arguments"]))
 
 
 class LogForwarder(logging.Handler):

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -25,6 +25,7 @@ __all__ = [
     "Channel",
     "DescriptorChannel",
     "Message",
+    "answer_all",
     "encode",
     "from_error",
     "from_log_record",
@@ -34,6 +35,7 @@ __all__ = [
     "to_log_record",
     "to_metrics",
     "to_record",
+    "to_socket",
     "to_stats",
 ]
 
@@ -125,6 +127,22 @@ class DescriptorChannel(Channel):
         return data
 
 
+def answer_all(channel: Channel, answer: Callable[[Message], Any]) -> None:
+    """Answer the questions of the program until it closes the channel; in the child.
+
+    :param answer: returns the answer to a question, or raises what the program is to raise.
+    :raises OSError: if the program is gone.
+    """
+    while (request := channel.receive()) is not None:
+        logging.getLogger("relay").setLevel(request["level"])
+        message: Message
+        try:
+            message = {"value": answer(request)}
+        except Exception as error:  # noqa: BLE001  (the program raises it; the tunnels go on)
+            message = {"error": from_error(error)}
+        channel.send({"number": request["number"], **message})
+
+
 def encode(message: Message) -> bytes:
     """One message as it goes over the wire."""
     return json.dumps(message, default=_plain).encode() + b"\n"
@@ -174,6 +192,12 @@ def to_log_record(fields: Message) -> logging.LogRecord:
     if fields.get("connection") is not None:
         fields["connection"] = to_record(fields["connection"])
     return logging.makeLogRecord(fields)
+
+
+def to_socket(descriptor: int) -> socket.socket:
+    """The socket of a descriptor that the program has passed; no other program inherits it."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
 
 
 def to_address(value: Any) -> Any:

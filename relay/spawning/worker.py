@@ -26,7 +26,7 @@ from ..engine.worker_tunnel import WorkerTunnel
 from ..eventloop import garbage
 from ..eventloop.backoff import Backoff
 from .recipes import Recipe
-from .wire import DescriptorChannel, Message, from_error
+from .wire import DescriptorChannel, Message, answer_all, from_error, to_socket
 
 __all__ = ["Worker", "add_secrets"]
 
@@ -65,15 +65,7 @@ class Worker:
         self._channel.send({"name": f"relay worker {os.getpid()}"})
         # One thread answers all questions, in their order. The program takes a worker that does not answer for a stuck
         # one, so that no call may wait for the network: to open and to close a tunnel have threads of their own.
-        while (request := self._channel.receive()) is not None:
-            logging.getLogger("relay").setLevel(request["level"])
-            answer: Message
-            try:
-                descriptors = self._channel.take(request["descriptors"])
-                answer = {"value": self._call(request["call"], *request["arguments"], descriptors=descriptors)}
-            except Exception as error:  # noqa: BLE001  (the program raises it; the other tunnels go on)
-                answer = {"error": from_error(error)}
-            self._channel.send({"number": request["number"], **answer})
+        answer_all(self._channel, self._answer)
 
     def close(self) -> None:
         """Close all tunnels, and wait for their ends."""
@@ -83,7 +75,9 @@ class Worker:
         for tunnel in tunnels:
             tunnel.over.wait()
 
-    def _call(self, call: str, *arguments: Any, descriptors: list[int]) -> Any:
+    def _answer(self, request: Message) -> Any:
+        call, arguments = request["call"], request["arguments"]
+        descriptors = self._channel.take(request["descriptors"])
         if call in self._own_calls:
             return self._own_calls[call](*arguments)
         key, *rest = arguments
@@ -255,7 +249,7 @@ def add_secrets(variables: Iterable[str]) -> None:
 def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPlace, socket.socket | None]:
     """Return the place of this process, and the listening socket if there is one."""
     table, *others = descriptors
-    incoming, *outgoing = map(_socket, others)
+    incoming, *outgoing = map(to_socket, others)
     receive = outgoing.pop() if len(outgoing) > workers else None
     if receive is not None:
         # First of all: the mode belongs to what all workers share, and dup() sets that of its original. An accept that
@@ -273,11 +267,6 @@ def _carriers() -> list[Message]:
     from ..carriers.listing import carriers
 
     return [dataclasses.asdict(each) for each in carriers()]
-
-
-def _socket(descriptor: int) -> socket.socket:
-    os.set_inheritable(descriptor, False)
-    return socket.socket(fileno=descriptor)
 
 
 def _close(*things: Any) -> None:

@@ -250,10 +250,9 @@ class HandOver:
                     channel.send({"disabled": {"tunnel": member.name, "target": target}})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
-            change, supervisor = self._transition(process), group.supervisor
+            change, supervisor = self._transition(channel, process), group.supervisor
             try:
                 change.vacate()
-                self._send_ledgers(channel)
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
                 try:
@@ -300,7 +299,7 @@ class HandOver:
         self._channel = channel
         return found
 
-    def _transition(self, process: int) -> Transition:
+    def _transition(self, channel: UpgradeChannel, process: int) -> Transition:
         """Return the change of this process; nothing has been vacated yet."""
         group, sessions = self._group, KeyedSessions(self._group.tunnels)
         at_servers = [
@@ -320,27 +319,26 @@ class HandOver:
             sessions.end()
 
         def resume_keyed_sessions() -> None:
-            if sessions.members:
-                _wait_for_end(process)
-                sessions.resume()
-                group.without_probes = frozenset()
-                group.later(lambda: group.on_change([member.now for member in sessions.members]))
+            _wait_for_end(process)
+            sessions.resume()
+            group.without_probes = frozenset()
+            group.later(lambda: group.on_change([member.now for member in sessions.members]))
 
-        change = Transition()
-        change.add(Step(commit=self._leave_clients))
-        change.add(Step(commit=self._sockets.retire))
-        change.add(Step(commit=self._leave_service_manager))
-        # The listeners come back last: that may take minutes, if their servers are slow to notice.
-        change.add(Step(close_listeners, restore=lambda: self._return(at_servers)))
-        change.add(Step(end_keyed_sessions, restore=resume_keyed_sessions))
-        # The file last, so that what clients have done meanwhile is in it, and the first to come back.
-        change.add(Step(lambda: self._state.vacate(self._entries()), restore=lambda: self._state.take(self._entries())))
+        def leave_file() -> None:
+            entries = self._entries()
+            self._state.vacate(entries)
+            for tunnel, rows in entries.items():
+                for start in range(0, len(rows), _ROWS):
+                    channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
+
+        change = Transition([Step(commit=self._leave)])
+        if at_servers:  # they come back last: that may take minutes, if their servers are slow to notice
+            change.add(Step(close_listeners, restore=lambda: self._return(at_servers)))
+        if sessions.members:
+            change.add(Step(end_keyed_sessions, restore=resume_keyed_sessions))
+        # Last, so that what clients have done meanwhile is in the file, and so the first to come back.
+        change.add(Step(leave_file, restore=lambda: self._state.take(self._entries())))
         return change
-
-    def _send_ledgers(self, channel: UpgradeChannel) -> None:
-        for tunnel, rows in self._entries().items():
-            for start in range(0, len(rows), _ROWS):
-                channel.send({"ledger": {"tunnel": tunnel, "entries": rows[start : start + _ROWS]}})
 
     def _return(self, vacated: Sequence[OldListener]) -> None:
         """Open listeners again, as soon as the other process has closed its own. None waits for another one."""
@@ -379,16 +377,14 @@ class HandOver:
         self._channel = None  # a signal from now on ends this process alone
         change.commit()
 
-    def _leave_clients(self) -> None:
-        """Accept no client from now on: the successor does."""
-        _disown(self._taken)
+    def _leave(self) -> None:
+        """Leave all to the successor: the files of sockets, the clients, the operators, the service manager."""
+        _disown(self._taken)  # first: a listener that closes removes a file that it owns
         for member in self._group.tunnels:
             if member.state.accepts and member.opened is not None:
                 member.opened.tunnel.pause()
-
-    def _leave_service_manager(self) -> None:
-        """Say nothing more to it: on_handed_over() has the last word, which may take long."""
-        self._group.supervisor = Supervisor()
+        self._sockets.retire()
+        self._group.supervisor = Supervisor()  # on_handed_over() has the last word to the old one, which may take long
 
 
 _BUSY = "another upgrade is under way; wait for its end"

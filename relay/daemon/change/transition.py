@@ -43,35 +43,34 @@ class TransitionState(enum.Enum):
     PREPARED, VACATED, COMMITTED, RESTORED = range(4)
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One part of a change; what is shareable of it is open.
+    """One part of a change; what is shareable of it is open. ``None`` is nothing to do.
 
     :param vacate: gives up what is exclusive. May take long, so not in the main thread.
     :param commit: makes the change, in the main thread; must not wait.
     :param restore: closes what was opened, and takes back what was given up. May take long, and may return problems.
     """
 
-    vacate: Callable[[], object] = _nothing
-    commit: Callable[[], object] = _nothing
-    restore: Callable[[], Sequence[str] | None] = _nothing
+    vacate: Callable[[], object] | None = None
+    commit: Callable[[], object] | None = None
+    restore: Callable[[], Sequence[str] | None] | None = None
 
 
 class Transition:
-    """A change that consists of steps. Used by one thread at a time."""
+    """A change that consists of steps. Used by one thread at a time.
 
-    def __init__(self) -> None:
+    :param steps: the first ones.
+    """
+
+    def __init__(self, steps: Iterable[Step | Transition] = ()) -> None:
         self.state = TransitionState.PREPARED
         """The state."""
-        self._steps: list[Step | Transition] = []
+        self._steps = [*steps]
 
     def add(self, step: Step | Transition | None) -> None:
         """Note a step, or a change that is a part of this one; ``None`` is nothing to do."""
-        self._expect(TransitionState.PREPARED)
+        assert self.state is TransitionState.PREPARED, self.state
         if step is not None:
             self._steps.append(step)
 
@@ -80,17 +79,19 @@ class Transition:
 
         :raises Exception: what a step raises; :meth:`restore` must follow.
         """
-        self._expect(TransitionState.PREPARED)
+        assert self.state is TransitionState.PREPARED, self.state
         self.state = TransitionState.VACATED
         for step in self._steps:
-            step.vacate()
+            if step.vacate is not None:
+                step.vacate()
 
     def commit(self) -> None:
         """Make the change."""
-        self._expect(TransitionState.PREPARED, TransitionState.VACATED)
+        assert self.state in (TransitionState.PREPARED, TransitionState.VACATED), self.state
         self.state = TransitionState.COMMITTED
         for step in self._steps:
-            step.commit()
+            if step.commit is not None:
+                step.commit()
 
     def restore(self) -> list[str]:
         """Take all back. Idempotent.
@@ -100,10 +101,11 @@ class Transition:
         if self.state is TransitionState.RESTORED:
             return []
         self.state = TransitionState.RESTORED
-        return [problem for step in reversed(self._steps) for problem in step.restore() or ()]
-
-    def _expect(self, *states: TransitionState) -> None:
-        assert self.state in states, self.state
+        problems: list[str] = []
+        for step in reversed(self._steps):
+            if step.restore is not None:
+                problems += step.restore() or ()
+        return problems
 
 
 def prepare_all(prepares: Iterable[Callable[[], Step | Transition | None]]) -> Transition:

@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from ..addresses.printable import shown
-from ..engine.statistics import set_access_log
 from ..errors import can_retry
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
@@ -129,7 +128,7 @@ class ConnectionLog:
     def _use(self, log: AccessLog | None) -> None:
         self._log = log
         put = log.put if log is not None else None
-        set_access_log(put)
+        self._group.outlets.on_ended = put
         self._group.processes.log_connections(put)
 
 

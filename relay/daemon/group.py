@@ -33,6 +33,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..engine.outlets import Outlets
 from ..engine.records import Stats
 from ..engine.tunnel import Tunnel
 from ..eventloop import garbage
@@ -109,6 +110,8 @@ class Group:
         """What is said of the group goes there."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
+        self.outlets = Outlets()
+        """The access log and the store of its tunnels in this process. Set by the ones who open them."""
         self.preparations: list[Callable[[], object]] = []
         """Called in the main thread once a tunnel listens: what operators need later is imported and opened then."""
         self.reloads: Reloads | None = None
@@ -388,7 +391,9 @@ class Group:
         opening = self.take_over.opening_of(member) if self.take_over is not None else None
         if opening is None:
             inherited = Inherited(self.supervisor.sockets_of(member.name))
-            opening = functools.partial(member.plan.open, self._preflight, inherited=inherited, paused=True)
+            opening = functools.partial(
+                member.plan.open, self._preflight, inherited=inherited, outlets=self.outlets, paused=True
+            )
         try:
             member.begin(BackgroundCall(opening, opened, postponed))
         except RuntimeError as error:  # the system has no thread left

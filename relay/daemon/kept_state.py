@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..engine.ledger_keeper import set_store
+from ..engine.outlets import Outlets
 
 if TYPE_CHECKING:  # most commands keep nothing
     from ..access.ledger import LedgerEntry
@@ -23,18 +23,20 @@ Entries = Mapping[str, "Sequence[LedgerEntry]"]  # by the name of their tunnel
 class KeptState:
     """The store of a process. One process at a time has the file, so an upgrade releases it for the next one.
 
+    :param outlets: of the tunnels whose state it keeps.
     :param path: of the file, seen from the current directory; ``None`` or ``none`` for no file.
     :param handed: what the process before this one has handed over.
     """
 
-    def __init__(self, path: str | None, handed: Entries | None = None) -> None:
+    def __init__(self, outlets: Outlets, path: str | None, handed: Entries | None = None) -> None:
         self._path = None if path in (None, "none") else os.path.abspath(os.path.expanduser(str(path)))
         # Known entries change as in a file, so that a tunnel that is opened again has no ban that was lifted since.
         self._handed = {name: {(one.limit, one.key): one for one in found} for name, found in (handed or {}).items()}
         self._store: Store | None = None
         self._lent: Store | None = None  # closed, with what it had
         self.take(handed or {})
-        set_store(self if self._path is not None or self._handed else None)
+        self._outlets = outlets
+        outlets.store = self if self._path is not None or self._handed else None
 
     def entries(self, tunnel: str, limit: str) -> Sequence[LedgerEntry]:
         """Return the entries of a limit of a tunnel."""
@@ -77,7 +79,7 @@ class KeptState:
 
     def close(self) -> None:
         """Write what waits, and close the file. Idempotent."""
-        set_store(None)
+        self._outlets.store = None
         self.vacate()
 
 
@@ -88,7 +90,7 @@ def _put(store: Store, entries: Entries) -> None:
 
 
 @contextlib.contextmanager
-def state_kept(path: str | None, handed: Entries | None = None) -> Iterator[KeptState]:
+def state_kept(outlets: Outlets, path: str | None, handed: Entries | None = None) -> Iterator[KeptState]:
     """Keep bans and quotas while tunnels are opened and run; the parameters are those of :class:`KeptState`."""
-    with contextlib.closing(KeptState(path, handed)) as state:
+    with contextlib.closing(KeptState(outlets, path, handed)) as state:
         yield state

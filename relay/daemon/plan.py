@@ -15,6 +15,8 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer_of_ways, listener
 from ..engine.acceptor import own_listener
+from ..engine.managed_tunnel import ManagedTunnel
+from ..engine.outlets import Outlets
 from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
@@ -153,6 +155,7 @@ class Plan:
         opening: Opening | None = None,
         *,
         inherited: Inherited | None = None,
+        outlets: Outlets | None = None,
         paused: bool = False,
     ) -> Opened:
         """Check what can be checked on this machine, then listen and relay.
@@ -162,11 +165,12 @@ class Plan:
         :param preflight: does the check; several plans may share it.
         :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
         :param inherited: sockets of which the listener may take one over; ``None`` for none.
+        :param outlets: of this process, for a tunnel that runs in it; ``None`` for none.
         :param paused: whether no client is accepted at first.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be opened.
         """
-        return self.start(self.bind(preflight, opening, inherited), paused=paused)
+        return self.start(self.bind(preflight, opening, inherited), outlets=outlets, paused=paused)
 
     def bind(self, preflight: Preflight, opening: Opening | None = None, inherited: Inherited | None = None) -> Bound:
         """Check what can be checked on this machine, and listen; no client is accepted yet.
@@ -180,19 +184,20 @@ class Plan:
         warn_if_unsure(self.routes.where)
         return Bound(receive, make_send)
 
-    def start(self, bound: Bound, *, paused: bool = False) -> Opened:
+    def start(self, bound: Bound, *, outlets: Outlets | None = None, paused: bool = False) -> Opened:
         """Relay between a listener and a factory.
 
+        :param outlets: as for :meth:`open`.
         :param paused: whether no client is accepted at first.
         :raises OSError: if the system has no descriptor left; the listener is closed then.
         :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
-        return self.opened(self._tunnel(bound, paused=paused), *bound)
+        return self.opened(self._tunnel(bound, outlets=outlets, paused=paused), *bound)
 
-    def _tunnel(self, bound: Bound, *, paused: bool) -> Tunnel | PoolTunnel:
+    def _tunnel(self, bound: Bound, *, outlets: Outlets | None, paused: bool) -> Tunnel | PoolTunnel:
         limits = self.options.of_tunnel(self.name)
         if self.in_workers is None:
-            return _tunnel(bound, limits, paused=paused)
+            return _tunnel(bound, limits, outlets=outlets, paused=paused)
         processes = self.options.processes
         assert processes is not None, "a plan in workers has them"
         tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits, paused=paused)
@@ -406,13 +411,9 @@ def _proxy(
     return address, listen_at_port
 
 
-def _tunnel(bound: Bound, limits: dict[str, Any], *, paused: bool) -> Tunnel:
+def _tunnel(bound: Bound, limits: dict[str, Any], *, outlets: Outlets | None, paused: bool) -> Tunnel:
     try:
-        if paused:
-            from ..engine.paused_tunnel import PausedTunnel
-
-            return PausedTunnel(*bound, **limits)
-        return Tunnel(*bound, **limits)
+        return ManagedTunnel(*bound, outlets=outlets, paused=paused, **limits)
     except BaseException:
         bound.receive.close()
         raise

@@ -32,7 +32,8 @@ from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
 from ..streams.user_names import named, unnamed_user
 from .admission import Slots
 from .connection import Connection
-from .ledger_keeper import keeper_of
+from .ledger_keeper import LedgerKeeper
+from .outlets import LedgerStore
 from .records import ConnectionState
 from .tarpit import take_place
 
@@ -62,10 +63,16 @@ class Entrance:
     :param slots: of its connections.
     :param policy: what clients have to fulfil; ``None`` for nothing.
     :param send_proxy: the version of the header with which targets learn who the client is; ``None`` for none.
+    :param store: keeps bans and quotas; ``None`` if they end with the process.
     """
 
     def __init__(
-        self, owner: RelayThread, slots: Slots, policy: ClientPolicy | None, send_proxy: str | None = None
+        self,
+        owner: RelayThread,
+        slots: Slots,
+        policy: ClientPolicy | None,
+        send_proxy: str | None = None,
+        store: LedgerStore | None = None,
     ) -> None:
         self._owner = owner
         self._slots = slots
@@ -77,7 +84,7 @@ class Entrance:
         self._bans = limited(_MOST_BANS)
         self._quotas = limited(_MOST_QUOTAS)
         self.gate: Gate | None = None
-        self._keeper = keeper_of(owner.name, owner.loop.timers)  # None if bans and quotas end with the process
+        self._keeper = LedgerKeeper(owner.name, store, owner.loop.timers) if store is not None else None
         self._headers: HeaderClients | None = None  # None until there are senders of headers
         self._readings: Readings | None = None  # None until there is one, as the following
         self._questions: Questions | None = None

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from ..access.ledger import Ledger, LedgerEntry
 from ..eventloop.loop import Timer, Timers
+from .outlets import LedgerStore
 
-__all__ = ["LedgerKeeper", "keeper_of", "set_store"]
+__all__ = ["LedgerKeeper"]
 
 _PAUSE = 1.0  # seconds after a change until it and those that follow are handed over
 _PART = 100  # entries handed over in one turn of the loop: half a millisecond
 _BREATH = 0.002  # seconds until the next part
-
-
-class LedgerStore(Protocol):
-    """The store; see :class:`relay.access.store.Store`."""
-
-    def entries(self, tunnel: str, limit: str, /) -> Sequence[LedgerEntry]:
-        """Return the entries of a limit of a tunnel."""
-
-    def put(self, tunnel: str, entries: Iterable[LedgerEntry], /) -> None:
-        """Write entries, later."""
-
-
-_store: LedgerStore | None = None
-
-
-def set_store(store: LedgerStore | None) -> None:
-    """Keep the bans and quotas of all tunnels that are made from now on in a store; ``None`` for none."""
-    global _store  # noqa: PLW0603  (one for the process, as the file is)
-    _store = store
-
-
-def keeper_of(tunnel: str, timers: Timers) -> LedgerKeeper | None:
-    """Return the keeper of a tunnel; ``None`` if there is no store.
-
-    :param tunnel: its name.
-    :param timers: of its loop.
-    """
-    return LedgerKeeper(tunnel, _store, timers) if _store is not None else None
 
 
 class LedgerKeeper:

@@ -21,6 +21,7 @@ from ..streams.identity import identity_of_process
 from ..streams.listener import TunnelListener
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
+from ..streams.upgrade_listener import UpgradeListener
 from ..streams.user_names import named
 from ..types import MakeSend
 from .acceptor import make_acceptor
@@ -35,6 +36,7 @@ from .limits import Limits
 from .loops import LoopWatch
 from .observer import Observer
 from .options import TunnelOptions
+from .outlets import Outlets
 from .records import ConnectionRecord, Metrics, Stats
 from .statistics import Statistics
 from .workspace import Workspace
@@ -58,6 +60,8 @@ class RelayThread(LoopThread):
     :param make_send: the factory; it is closed at the end if it has a ``close``.
     :param options: of the tunnel; they have a name.
     :param policy: what the clients have to fulfil; ``None`` for nothing.
+    :param outlets: those of the process; ``None`` for none.
+    :param paused: whether it accepts no client at first.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
     """
 
@@ -67,7 +71,12 @@ class RelayThread(LoopThread):
         make_send: MakeSend,
         options: TunnelOptions,
         policy: ClientPolicy | None = None,
+        *,
+        outlets: Outlets | None = None,
+        paused: bool = False,
     ) -> None:
+        outlets = outlets or Outlets()
+        self._is_paused_at_first = paused
         self.options = options
         self.limits = limits = Limits.of(options)
         name = options.name or ""
@@ -78,9 +87,9 @@ class RelayThread(LoopThread):
         self._slots = Slots(-1)
         self._set_limit(options.nconnect)
         self._observer = Observer(options.on_end, name) if options.on_end is not None else None
-        self._statistics = Statistics(name, limits.lifetime, self._observer)
+        self._statistics = Statistics(name, limits.lifetime, self._observer, outlets)
         super().__init__(name)
-        self.entrance = Entrance(self, self._slots, policy, options.send_proxy)
+        self.entrance = Entrance(self, self._slots, policy, options.send_proxy, outlets.store)
         self._generations = Generations(self.loop.timers)
         self._loops = LoopWatch(name, self.loop, self._slots.connections, self._others)
         self._spare = SpareDescriptor()
@@ -150,10 +159,14 @@ class RelayThread(LoopThread):
 
     # -- the relay thread -------------------------------------------------------------------------------------------
 
-    # Subclasses override these hooks, which do nothing here. All are called in the relay thread.
+    # Subclasses override these hooks. All are called in the relay thread.
 
     def on_start(self, now: float) -> None:
-        """Take the start of the thread; it accepts no client yet."""
+        """Take the start of the thread; it accepts no client yet, and goes on so if it is paused at first."""
+        if self._is_paused_at_first:
+            if isinstance(self._receive, UpgradeListener):
+                self._receive.deliver(None, self.workspace)  # which accepts by itself until then
+            self._pause(close=False)
 
     def on_busy(self) -> None:
         """Take a client that was accepted while there was no connection; its connection is made next."""

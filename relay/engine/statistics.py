@@ -10,15 +10,16 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
+from .outlets import Outlets
 from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, WarmFigures
 
-__all__ = ["AGES", "RECENT", "Statistics", "set_access_log"]
+__all__ = ["AGES", "RECENT", "Statistics"]
 
 logger = logging.getLogger("relay")
 
@@ -33,22 +34,11 @@ _RULES = ("access-list", "login")
 _MOST_RULES = 100  # that have a count of their own: each is a label of a metric, and a list may have thousands
 _OTHER = "other"
 _STATES = ("connecting", "open", "half-closed")
+_NONE = Outlets()
 
 # Of an ended connection: its reason, the bytes received and sent, its age, the time of its connect if that was direct,
 # and its summary if that has more to add.
 _Figures = tuple[str | None, int, int, float, float | None, ConnectionSummary | None]
-
-_access_log: Callable[[str, ConnectionRecord], object] | None = None
-
-
-def set_access_log(put: Callable[[str, ConnectionRecord], object] | None) -> None:
-    """Call a function for each connection of this process that ends; replaces the one before.
-
-    :param put: called in the relay threads with the name of the tunnel and the record. It must not block or raise.
-        ``None`` for no function.
-    """
-    global _access_log  # noqa: PLW0603  (one for the process, as the log is)
-    _access_log = put
 
 
 class Statistics:
@@ -57,15 +47,17 @@ class Statistics:
     :param name: of the tunnel, for the log.
     :param lifetime: the limit of that name, for the log.
     :param observer: gets the record of each connection that has ended; ``None`` for none.
+    :param outlets: those of the process; their ``on_ended`` gets it, too.
     """
 
-    def __init__(self, name: str, lifetime: float | None, observer: Observer | None) -> None:
+    def __init__(self, name: str, lifetime: float | None, observer: Observer | None, outlets: Outlets = _NONE) -> None:
         self.accepted = 0
         self.accept_errors: collections.Counter[str] = collections.Counter()
         """Written by the thread that accepts."""
         self._name = name
         self.lifetime = lifetime
         self._observer = observer
+        self._outlets = outlets
         self._has_warned = False
         self._recent: collections.deque[Connection] = collections.deque(maxlen=RECENT)
         self._waiting: list[_Figures] = []
@@ -85,7 +77,8 @@ class Statistics:
         opened, path = summary.opened, summary.path
         record = None
         is_logged = logger.isEnabledFor(logging.INFO)
-        if is_logged or self._observer is not None or _access_log is not None:
+        on_ended = self._outlets.on_ended  # once: another thread may take it away
+        if is_logged or self._observer is not None or on_ended is not None:
             record = connection.record(summary.finished)
             if is_logged:  # first: a program that sees the end finds its line
                 logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
@@ -111,8 +104,8 @@ class Statistics:
         if record is not None:
             if self._observer is not None:
                 self._observer.put(record)
-            if _access_log is not None:
-                _access_log(self._name, record)
+            if on_ended is not None:
+                on_ended(self._name, record)
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""

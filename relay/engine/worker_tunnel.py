@@ -9,30 +9,28 @@ from typing import Any
 
 from ..streams.listener import TunnelListener
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener, MakeSend
 from .acceptor import Acceptor, make_acceptor
 from .connection import Connection
+from .managed_tunnel import ManagedTunnel
 from .relay_thread import RelayThread
 from .shared_acceptor import SharedAcceptor, WorkerPlace
-from .tunnel import Tunnel
 from .worker_table import AWAY, quota
 
 __all__ = ["WorkerTunnel"]
 
 
-class WorkerTunnel(Tunnel):
+class WorkerTunnel(ManagedTunnel):
     """The part of a tunnel that runs in one worker.
 
-    :param receive: as for :class:`Tunnel`. All workers have the same listening socket.
-    :param make_send: and the others: as for :class:`Tunnel`. ``nconnect`` is the limit of the whole tunnel.
+    :param receive: as for :class:`~relay.Tunnel`. All workers have the same listening socket.
+    :param make_send: and the others: as for :class:`.ManagedTunnel`. ``nconnect`` is the limit of the whole tunnel.
     :param place: of this worker; the tunnel closes it at its end.
-    :param paused: whether it accepts no client before :meth:`resume`.
     :param on_late: called in the relay thread with the number of another worker that does not take a client which was
         passed to it; must not block.
-    :raises TypeError: as for :class:`Tunnel`.
-    :raises ValueError: as for :class:`Tunnel`.
-    :raises OSError: as for :class:`Tunnel`. ``place`` stays with the caller then, too.
+    :raises TypeError: as for :class:`~relay.Tunnel`.
+    :raises ValueError: as for :class:`~relay.Tunnel`.
+    :raises OSError: as for :class:`~relay.Tunnel`. ``place`` stays with the caller then, too.
     """
 
     def __init__(
@@ -41,11 +39,10 @@ class WorkerTunnel(Tunnel):
         make_send: MakeSend,
         *,
         place: WorkerPlace,
-        paused: bool = False,
         on_late: Callable[[int], object] = lambda _: None,
         **options: Any,
     ) -> None:
-        self._as_worker = place, paused, on_late
+        self._as_worker = place, on_late
         super().__init__(receive, make_send, **options)
 
     def start_close(self, drain: float | None, spread: float = 0.0) -> None:
@@ -70,26 +67,24 @@ class WorkerTunnel(Tunnel):
         self._relay.run_in_thread(lambda: None)
 
     def _start(self, *arguments: Any) -> WorkerRelayThread:
-        return WorkerRelayThread(*self._as_worker, *arguments)
+        return WorkerRelayThread(*self._as_worker, *arguments, outlets=self._outlets, paused=self._is_paused_at_first)
 
 
 class WorkerRelayThread(RelayThread):
     """The relay thread of such a tunnel.
 
     :param place: of this worker.
-    :param paused: whether it accepts no client at first.
     :param on_late: as for :class:`WorkerTunnel`.
-    :param arguments: as for :class:`RelayThread`.
+    :param arguments: as for :class:`RelayThread`, and so are the keywords.
     """
 
-    def __init__(self, place: WorkerPlace, paused: bool, on_late: Callable[[int], object], *arguments: Any) -> None:
+    def __init__(self, place: WorkerPlace, on_late: Callable[[int], object], *arguments: Any, **keywords: Any) -> None:
         self._place = place
         self._on_late = on_late
-        self._is_paused_at_first = paused
         self._number = place.number
         self._table = place.table
         self._away = AWAY  # what is added to the load: 0 while other workers may pass clients to this one
-        super().__init__(*arguments)
+        super().__init__(*arguments, **keywords)
 
     def _set_limit(self, nconnect: int) -> None:
         self._limit = nconnect
@@ -124,13 +119,6 @@ class WorkerRelayThread(RelayThread):
         """Tell the other workers whether they may pass clients to this one."""
         self._away = 0 if taking else AWAY
         self._table.store_load(self._number, self._away + self.count)
-
-    def on_start(self, now: float) -> None:
-        """Accept no client yet, if the tunnel is paused."""
-        if self._is_paused_at_first:
-            if isinstance(self._receive, UpgradeListener):
-                self._receive.deliver(None, self.workspace)  # which accepts by itself until then
-            self._pause(close=False)
 
     def admit(
         self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1

@@ -17,8 +17,9 @@ from typing import Any
 
 from ..access.options import rules_of
 from ..addresses.options import check_variable
-from ..engine import changes, statistics
+from ..engine import changes
 from ..engine.options import part_of
+from ..engine.outlets import Outlets
 from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
 from ..engine.worker_table import WorkerTable
@@ -51,6 +52,7 @@ class Worker:
         self._channel = DescriptorChannel(control)
         self._report = report
         self._tunnels: dict[int, HostedTunnel] = {}
+        self._outlets = Outlets()
         self._own_calls: dict[str, Callable[..., Any]] = {
             "carriers": _carriers,
             "log_connections": self._log_connections,
@@ -84,7 +86,7 @@ class Worker:
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
             # The tunnel's own thread removes it; a dict needs no lock for that.
-            self._tunnels[key] = HostedTunnel(key, descriptors, rest[0], self._report, forget)
+            self._tunnels[key] = HostedTunnel(key, descriptors, rest[0], self._report, forget, self._outlets)
             try:
                 self._tunnels[key].start()
             except RuntimeError:  # the system has no thread left
@@ -99,7 +101,7 @@ class Worker:
         return tunnel.call(call, *rest)
 
     def _log_connections(self, is_wanted: bool) -> None:
-        statistics.set_access_log(self._offer_ended if is_wanted else None)
+        self._outlets.on_ended = self._offer_ended if is_wanted else None
 
     def _offer_ended(self, name: str, record: ConnectionRecord) -> None:
         """Send the record of a connection for the access log of the program; on the relay thread."""
@@ -117,6 +119,7 @@ class HostedTunnel:
         before, and so is opened again and again until it is).
     :param report: sends a message to the program unasked.
     :param on_over: called at its end, in its own thread.
+    :param outlets: of this process; ``None`` for none.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class HostedTunnel:
         request: Message,
         report: Callable[[Message], object],
         on_over: Callable[[], object],
+        outlets: Outlets | None = None,
     ) -> None:
         self.over = threading.Event()
         """Set once it has ended."""
@@ -139,6 +143,7 @@ class HostedTunnel:
         self._drain: tuple[float | None, float] = (None, 0.0)
         self._is_closing = False
         self._on_over = on_over
+        self._outlets = outlets
         opening = functools.partial(self._open, descriptors, request)
         self._thread = threading.Thread(target=opening, name=f"relay-open-{key}", daemon=True)
 
@@ -214,7 +219,13 @@ class HostedTunnel:
             own = None if receive is None else receive.dup()
             listener, make_send = Recipe(*request["recipe"]).make(own)
             tunnel = WorkerTunnel(
-                listener, make_send, place=place, paused=request["paused"], on_late=self._on_late, **options
+                listener,
+                make_send,
+                place=place,
+                outlets=self._outlets,
+                paused=request["paused"],
+                on_late=self._on_late,
+                **options,
             )
         except OSError as error:
             _close(make_send, listener, own)

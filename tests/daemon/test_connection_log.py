@@ -15,6 +15,7 @@ from relay.daemon.connection_log import ConnectionLog, _tunnels
 from relay.daemon.endpoint_plan import LogPlan
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan, make_proxy_plan
+from relay.engine.outlets import Outlets
 from relay.transports.dynamic import parse_rule
 
 
@@ -50,7 +51,8 @@ def hops_of(plan):
 
 @pytest.fixture
 def group():
-    return SimpleNamespace(processes=SimpleNamespace(log_connections=lambda put: None), members=[])
+    processes = SimpleNamespace(log_connections=lambda put: None)
+    return SimpleNamespace(processes=processes, members=[], outlets=Outlets())
 
 
 def refuse(thread):

@@ -117,7 +117,7 @@ class Readings(Notes):
 def keeper(monkeypatch):
     """The keeper of bans and quotas; none unless the test sets one."""
     found = SimpleNamespace(made=None, asked=[])
-    monkeypatch.setattr(module, "keeper_of", lambda *given: found.asked.append(given) or found.made)
+    monkeypatch.setattr(module, "LedgerKeeper", lambda *given: found.asked.append(given) or found.made)
     return found
 
 
@@ -158,7 +158,7 @@ def test_without_a_policy_there_is_no_gate(owner, slots, keeper):
     assert one.policy == ClientPolicy()
     assert (one.gate, one.reads_headers, one.sender, one.introduce) == (None, False, None, None)
     assert one._rules_of_files is None
-    assert keeper.asked == [("it", owner.loop.timers)]
+    assert keeper.asked == []
     assert one.half_open is slots.half_open
     one.keep()
 
@@ -176,9 +176,10 @@ def test_a_policy_has_a_gate(owner, make):
     assert (one.gate, one.policy) == (None, ClientPolicy())
 
 
-def test_with_a_store_there_is_a_gate_that_keeps_its_ledger(make, keeper):
+def test_with_a_store_there_is_a_gate_that_keeps_its_ledger(owner, slots, keeper):
     keeper.made = Notes()
-    one = make()
+    one = Entrance(owner, slots, ClientPolicy(), None, "a store")
+    assert keeper.asked == [("it", "a store", owner.loop.timers)]
     assert one.gate.options["book"] is keeper.made
     assert keeper.made.ledger is one.gate
     one.keep()

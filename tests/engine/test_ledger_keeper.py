@@ -14,8 +14,10 @@ from relay.access.ledger import LedgerEntry
 from relay.access.limiter import Limiter
 from relay.access.store import Store
 from relay.engine import changes, ledger_keeper, ledgers
-from relay.engine.ledger_keeper import LedgerKeeper, keeper_of, set_store
+from relay.engine.ledger_keeper import LedgerKeeper
 from relay.engine.ledgers import clear, entries_of
+from relay.engine.managed_tunnel import ManagedTunnel
+from relay.engine.outlets import Outlets
 from relay.eventloop.loop import Timers
 
 RATE = {"name": "few", "per": "ip", "rate": "1/1h", "ban": "10m"}
@@ -53,14 +55,12 @@ class Changes:
 @pytest.fixture
 def kept():
     """A store of the process."""
-    store = Kept()
-    set_store(store)
-    yield store
-    set_store(None)
+    return Kept()
 
 
-def opened(server, *limits, name="web"):
-    return relay.Tunnel(relay.listen(":0"), relay.tcp(*server.address), limit=limits, name=name)
+def opened(store, server, *limits, name="web"):
+    outlets = Outlets(store=store)
+    return ManagedTunnel(relay.listen(":0"), relay.tcp(*server.address), outlets=outlets, limit=limits, name=name)
 
 
 def reply(tunnel, text=b"hello"):
@@ -71,10 +71,6 @@ def reply(tunnel, text=b"hello"):
             return receive_all(client)
     except OSError:  # a reset may come before the shutdown
         return b""
-
-
-def test_without_a_store_there_is_no_keeper():
-    assert keeper_of("web", Timers()) is None
 
 
 def test_a_change_is_handed_over_once_and_soon(kept):
@@ -113,42 +109,42 @@ def test_many_changes_are_handed_over_in_parts_between_which_the_loop_turns(kept
 
 
 def test_a_ban_and_a_quota_outlive_their_tunnel(kept, echo_server):
-    with opened(echo_server, QUOTA, RATE) as tunnel:
+    with opened(kept, echo_server, QUOTA, RATE) as tunnel:
         assert reply(tunnel) == b"hello"
         assert reply(tunnel) == b""
         seen = [(one.entry.limit, one.entry.key, one.entry.used, one.quota) for one in entries_of(tunnel)]
         assert seen == [("much", "*", 10, 1_000_000), ("few", "127.0.0.1", 0, None)]
     assert {key[1:] for key in kept.rows} == {("much", "*"), ("few", "127.0.0.1")}
-    with opened(echo_server, QUOTA, RATE) as tunnel:
+    with opened(kept, echo_server, QUOTA, RATE) as tunnel:
         assert reply(tunnel) == b""
         assert tunnel.recent()[-1].rule == "ban few"
         assert [one.entry.used for one in entries_of(tunnel)] == [10, 0]
-    with opened(echo_server, QUOTA, RATE, name="another") as tunnel:
+    with opened(kept, echo_server, QUOTA, RATE, name="another") as tunnel:
         assert reply(tunnel) == b"hello"
 
 
 def test_a_limit_that_a_reload_adds_finds_its_bans(kept, echo_server):
     kept.put("web", [LedgerEntry("few", "127.0.0.1", time.time() + 60, 0, 0.0)])
     limits = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
-    with opened(echo_server) as tunnel:
+    with opened(kept, echo_server) as tunnel:
         assert reply(tunnel) == b"hello"
         changes.update(tunnel, **limits, limit=[RATE])
         assert reply(tunnel) == b""
 
 
 def test_a_ban_can_be_cleared_for_good(kept, echo_server):
-    with opened(echo_server, RATE) as tunnel:
+    with opened(kept, echo_server, RATE) as tunnel:
         assert reply(tunnel) + reply(tunnel) == b"hello"
         assert clear(tunnel, "bans", "192.0.2.1") == clear(tunnel, "quotas", "127.0.0.1") == 0
         assert clear(tunnel, "bans", "127.0.0.1") == 1
         assert list(entries_of(tunnel)) == []
         assert reply(tunnel) == b"hello"
-    with opened(echo_server, RATE) as tunnel:
+    with opened(kept, echo_server, RATE) as tunnel:
         assert reply(tunnel) == b"hello"
 
 
 def test_a_client_that_a_rate_rejects_can_be_let_in(echo_server):
-    with opened(echo_server, {"name": "few", "rate": "1/1h"}) as tunnel:
+    with opened(None, echo_server, {"name": "few", "rate": "1/1h"}) as tunnel:
         assert reply(tunnel) + reply(tunnel) == b"hello"
         assert clear(tunnel, "quotas", "127.0.0.1") == 0
         assert clear(tunnel, "bans", "127.0.0.1") == 1
@@ -157,7 +153,7 @@ def test_a_client_that_a_rate_rejects_can_be_let_in(echo_server):
 
 def test_changes_are_handed_over_while_the_tunnel_runs(kept, echo_server, monkeypatch):
     monkeypatch.setattr(ledger_keeper, "_PAUSE", 0.0)
-    with opened(echo_server, QUOTA) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:
+    with opened(kept, echo_server, QUOTA) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:
         client.sendall(b"hello")
         wait_until(lambda: any(entry.used == 10 for entry in kept.entries("web", "much")))
 
@@ -172,7 +168,7 @@ def test_password_guessing_stays_banned(kept, monkeypatch, echo_server):
 
     def proxy():
         receive = relay.http_listen("127.0.0.1", 0, user="me", password="right")
-        return relay.Tunnel(receive, relay.dynamic(), name="proxy")
+        return ManagedTunnel(receive, relay.dynamic(), outlets=Outlets(store=kept), name="proxy")
 
     with proxy() as tunnel:
         assert [answer() for _ in range(6)] == [b"HTTP/1.1 407"] * 5 + [b""]
@@ -182,11 +178,11 @@ def test_password_guessing_stays_banned(kept, monkeypatch, echo_server):
 
 @pytest.mark.parametrize(("jump", "left"), [(-1e7, 600), (-3600, 600), (300, 300), (1e7, None)])
 def test_a_clock_that_jumps_over_the_restart_lengthens_no_ban(kept, echo_server, jump, left):
-    with opened(echo_server, RATE) as tunnel:
+    with opened(kept, echo_server, RATE) as tunnel:
         assert reply(tunnel) + reply(tunnel) == b"hello"
     (ban,) = kept.entries("web", "few")
     kept.put("web", [ban._replace(banned_until=ban.banned_until - jump)])
-    with opened(echo_server, RATE) as tunnel:
+    with opened(kept, echo_server, RATE) as tunnel:
         found = [one.entry.banned_until - time.time() for one in entries_of(tunnel)]
         assert found == ([] if left is None else [pytest.approx(left, abs=60)])
 
@@ -194,13 +190,11 @@ def test_a_clock_that_jumps_over_the_restart_lengthens_no_ban(kept, echo_server,
 def test_a_restart_keeps_them_in_a_file(tmp_path, echo_server):
     for expected in (b"hello", b""):
         store = Store(str(tmp_path / "state"))
-        set_store(store)
         try:
-            with opened(echo_server, RATE, QUOTA) as tunnel:
+            with opened(store, echo_server, RATE, QUOTA) as tunnel:
                 assert reply(tunnel) == expected
                 assert reply(tunnel) == b""
         finally:
-            set_store(None)
             store.close()
 
 
@@ -211,7 +205,7 @@ def test_operators_get_a_large_table_in_parts(kept, echo_server, monkeypatch):
     turns = []
     whole = Limiter.entries
     monkeypatch.setattr(Limiter, "entries", lambda *given: turns.append(len(whole(*given))) or whole(*given))
-    with opened(echo_server, RATE) as tunnel:
+    with opened(kept, echo_server, RATE) as tunnel:
         assert sorted(one.entry.key for one in entries_of(tunnel)) == [f"192.0.2.{number}" for number in range(5)]
         assert turns == [2, 2, 1]
         found = entries_of(tunnel)

@@ -18,6 +18,7 @@ from relay.access.policy import ClientPolicy
 from relay.engine import relay_thread as module
 from relay.engine.connection_id import id_of
 from relay.engine.options import TunnelOptions
+from relay.engine.outlets import Outlets
 from relay.engine.records import ConnectionSummary
 from relay.engine.relay_thread import RelayThread
 from relay.streams.listener import SocketListener, TunnelListener
@@ -242,9 +243,9 @@ def living(one, count=1, started=NOW):
 def test_it_begins(make):
     one = make(policy=(policy := ClientPolicy()), source="127.0.0.2", send_proxy="v1")
     assert (one.name, one.limits.lifetime, one.keepalive_enabled_until, one.hooks) == ("it", 60.0, 0.0, ["start"])
-    assert one._statistics.given == ("it", 60.0, None)
+    assert one._statistics.given == ("it", 60.0, None, Outlets())
     assert one._observer is None
-    assert one.entrance.given == (one, one._slots, policy, "v1")
+    assert one.entrance.given == (one, one._slots, policy, "v1", None)
     assert one._generations.given == (one.loop.timers,)
     assert one._connector.given == (one, "factory", "127.0.0.2")
     assert one.workspace.loop is one.loop
@@ -259,13 +260,13 @@ def test_it_begins(make):
 
 def test_without_a_policy_there_is_no_source(one):
     assert one._connector.given == (one, "factory", None)
-    assert one.entrance.given == (one, one._slots, None, None)
+    assert one.entrance.given == (one, one._slots, None, None, None)
 
 
 def test_whoever_wants_records_gets_them(make):
     one = make(on_end=print)
     assert one._observer.given == (print, "it")
-    assert one._statistics.given == ("it", 60.0, one._observer)
+    assert one._statistics.given == ("it", 60.0, one._observer, Outlets())
 
 
 def test_a_handshake_of_its_listener_has_its_limit(make):
@@ -759,7 +760,6 @@ def test_a_forked_child_closes_its_copies(make, monkeypatch, log, kind, splice):
 
 
 def test_the_hooks_do_nothing_by_themselves():
-    for hook in (RelayThread.on_start, RelayThread.on_idle):
-        assert hook(None, NOW) is None
+    assert RelayThread.on_idle(None, NOW) is None
     assert RelayThread.on_busy(None) is None
     assert RelayThread.on_close(None, None, NOW) is None

@@ -9,8 +9,9 @@ import pytest
 
 from relay.addresses.ssh import SSHServer
 from relay.engine import statistics as module
+from relay.engine.outlets import Outlets
 from relay.engine.records import REASONS, ConnectionState, ConnectionSummary, WarmFigures
-from relay.engine.statistics import AGES, Statistics, set_access_log
+from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES
 from relay.streams.path import StreamPath
 
@@ -222,29 +223,38 @@ def test_the_relay_thread_does_not_wait_for_a_reader(monkeypatch, statistics):
 
 def test_the_access_log_gets_the_connections_of_all_tunnels():
     found = []
-    set_access_log(lambda name, record: found.append((name, record.reason)))
-    try:
-        Statistics("a", None, None).add(ended("idle"))
-        Statistics("b", None, None).add(ended("done"))
-    finally:
-        set_access_log(None)
-    Statistics("a", None, None).add(ended("done"))
+    outlets = Outlets(lambda name, record: found.append((name, record.reason)))
+    first, second = Statistics("a", None, None, outlets), Statistics("b", None, None, outlets)
+    first.add(ended("idle"))
+    second.add(ended("done"))
+    outlets.on_ended = None
+    first.add(ended("done"))
+    Statistics("c", None, None).add(ended("done"))
     assert found == [("a", "idle"), ("b", "done")]
 
 
-def test_an_access_log_that_is_set_while_a_connection_ends_gets_the_next_one(monkeypatch, statistics):
-    found = []
+def test_an_access_log_that_is_set_while_a_connection_ends_gets_the_next_one(monkeypatch):
+    found, outlets = [], Outlets()
+    statistics = Statistics("t", 60.0, None, outlets)
 
     def warning(*arguments):
-        set_access_log(lambda name, record: found.append(record.reason))
+        outlets.on_ended = lambda name, record: found.append(record.reason)
 
     monkeypatch.setattr(module.logger, "warning", warning)
-    try:
-        statistics.add(ended("lifetime"))
-        statistics.add(ended("done"))
-    finally:
-        set_access_log(None)
+    statistics.add(ended("lifetime"))
+    statistics.add(ended("done"))
     assert found == ["done"]
+
+
+def test_an_access_log_that_is_closed_while_a_connection_ends_gets_that_one(monkeypatch):
+    """It is another thread that closes it."""
+    found = []
+    outlets = Outlets(lambda name, record: found.append(record.reason))
+    statistics = Statistics("t", 60.0, None, outlets)
+    monkeypatch.setattr(module.logger, "warning", lambda *arguments: setattr(outlets, "on_ended", None))
+    statistics.add(ended("lifetime"))
+    statistics.add(ended("done"))
+    assert found == ["lifetime"]
 
 
 def test_the_figures_of_warm_streams_are_those_of_now_in_an_idle_tunnel(statistics):

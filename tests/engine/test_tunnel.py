@@ -34,7 +34,7 @@ from helpers import (
 
 import relay
 from relay.access.proxy_header import build_local
-from relay.engine.paused_tunnel import PausedTunnel
+from relay.engine.managed_tunnel import ManagedTunnel
 from relay.engine.records import REASONS, ConnectionRecord
 from relay.engine.tunnel import introduce_probes
 from relay.streams.dialer import Dialer
@@ -515,7 +515,8 @@ def test_probes_of_several_targets_begin_with_a_header_too() -> None:
 def test_a_tunnel_may_be_paused_at_first(echo_server: Server, certificates: Certificates, way_in: str) -> None:
     """As it is in the process that takes a paused tunnel over."""
     query = f"?cert={certificates.cert}&key={certificates.key}" if way_in == "tls" else ""
-    with PausedTunnel(relay.listen(f"{way_in}://127.0.0.1:0{query}"), echo_server.factory()) as tunnel:
+    receive = relay.listen(f"{way_in}://127.0.0.1:0{query}")
+    with ManagedTunnel(receive, echo_server.factory(), paused=True) as tunnel:
         assert repr(tunnel).endswith("paused>")
         with socket.create_connection(tunnel.address[:2], timeout=WAIT) as client:
             assert not tunnel.stats().accepted

@@ -64,7 +64,7 @@ MODULES = {
     "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_metered_flow_steps.py"],
     "engine/metered_pair": ["engine/test_metered_pair.py"],
     "engine/observer": ["engine/test_observer.py"],
-    "engine/paused_tunnel": ["engine/test_tunnel.py"],
+    "engine/managed_tunnel": ["engine/test_tunnel.py"],
     "engine/questions": ["engine/test_questions.py", "engine/test_readings.py"],
     "engine/records": ["engine/test_records.py"],
     "engine/relay_thread": ["engine/test_relay_thread.py", "engine/test_relay_thread_steps.py"],

@@ -199,7 +199,7 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         log = stack.enter_context(connections_logged(group, signals, log_plan))
         if predecessor is not None:  # returns once the other one has vacated what is exclusive, such as the next file
             ledgers = predecessor.prepare(members, sockets, endpoints)
-        state = stack.enter_context(state_kept(log_plan.state, ledgers))
+        state = stack.enter_context(state_kept(group.outlets, log_plan.state, ledgers))
         if predecessor is not None:
             predecessor.keep(state)
         group.reloads.parts = (

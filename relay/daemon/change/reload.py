@@ -302,7 +302,7 @@ class Reloads:
     def _start(self, member: Member, each: Replacement) -> None:
         assert each.bound is not None, "it listens"
         try:
-            opened = member.plan.start(each.bound)
+            opened = member.plan.start(each.bound, outlets=self._group.outlets)
         except (OSError, RuntimeError) as error:
             self._group.give_up(member, error)
         else:

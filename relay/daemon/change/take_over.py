@@ -79,7 +79,8 @@ class TakeOver:
         if not old.has_bound(member.name):
             return None
         # Taken by the thread that starts it: without one, it is closed with the others.
-        return lambda _: member.plan.start(old.take_bound(member.name), paused=True)
+        outlets = self._group.outlets
+        return lambda _: member.plan.start(old.take_bound(member.name), outlets=outlets, paused=True)
 
     def on_opened(self, member: Member, opened: Opened) -> bool:
         """Take a tunnel that has opened; return whether it accepts no client yet."""

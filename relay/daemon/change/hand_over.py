@@ -56,7 +56,7 @@ from ..service_manager import is_stored_name
 from ..status import UpgradeReport
 from ..supervisor import Supervisor
 from .keyed_sessions import KeyedSessions
-from .old_listener import OldListener, end_sessions
+from .old_listener import OPENING_ERRORS, OldListener, end_sessions
 from .reload import Reloads
 from .successor import Program, Successor, log_failure
 from .transition import Step, Transition, side_by_side
@@ -86,7 +86,6 @@ _FIRST_PAUSE = 0.25  # seconds until it tries again; each time twice as many
 _ROWS = 100  # entries in one message
 _FIRST_PROCESS = 1
 _UP = CarrierState.UP.value
-_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
 class _Offer:
@@ -186,7 +185,7 @@ class HandOver:
             finally:
                 self._turn.release()
         except Exception as error:  # whatever it is, start() waits for the outcome
-            if not isinstance(error, _ERRORS):
+            if not isinstance(error, OPENING_ERRORS):
                 logger.exception("upgrade: an error that relay did not expect")
             failure = error if isinstance(error, UpgradeError) else UpgradeError(describe_error(error))
             if child is not None:

@@ -35,6 +35,7 @@ from ..member import Member
 from ..plan import Bound
 from ..preflight import Preflight
 from ..signals import Signals
+from .old_listener import OPENING_ERRORS
 from .transition import Step, Transition
 from .upgrade_channel import (
     PROTOCOL,
@@ -61,7 +62,6 @@ _GO_TIME = 120.0  # seconds in which it closes what only one process can have
 _RELEASE_TIME = (
     30.0  # seconds from the readiness of this process until the other one has stopped; else it goes on alone
 )
-_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
 class _Offer(NamedTuple):
@@ -246,7 +246,7 @@ class Predecessor:
                 inherited = Inherited(reachable, self._at_any_port(member.name))
                 self._bound[member.name] = member.plan.bind(preflight, inherited=inherited)
                 used.update(inherited.taken)
-            except _ERRORS as error:
+            except OPENING_ERRORS as error:
                 text = self._problem_of_its_own(where, error) or describe_error(error)
                 problems.append((f"{member.name}: {text}", error))
         if problems:

@@ -40,7 +40,7 @@ from ..status import ReloadStatus
 from ..top_keys import KeyChange, KeyEffect
 from ..tunnel_file import Reread, TunnelFile
 from ..verdicts import Change, Settings, Verdict, compare
-from .old_listener import Call
+from .old_listener import OPENING_ERRORS, Call
 from .replacement import Leaving, Replacement
 from .transition import Step, Transition, TransitionState, side_by_side
 
@@ -340,7 +340,7 @@ class Reloads:
         """Change a tunnel that runs; return whether it has changed, or has ended meanwhile."""
         try:
             each.apply()
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except OPENING_ERRORS as error:
             # The system has no thread left, or a worker cannot read a file that could be read a moment before. Some
             # tunnels have changed already, so the others do, too.
             why = describe_error(error)

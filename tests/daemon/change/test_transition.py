@@ -6,7 +6,9 @@ import threading
 
 import pytest
 from helpers import WAIT
+from state_table import rows_of
 
+from relay.daemon.change import transition as module
 from relay.daemon.change.transition import Step, Transition, TransitionState, prepare_all, side_by_side
 
 EVENTS = ("add", "vacate", "commit", "restore")
@@ -47,11 +49,8 @@ def parts():
     return Parts()
 
 
-def test_the_table_is_that_of_the_module():
-    import relay.daemon.change.transition as module
-
-    rows = [line.split() for line in module.__doc__.splitlines() if line.split()[:1] and line.split()[0] in WAYS]
-    assert {(row[0], row[1]): row[2] for row in rows} == {key: after for key, (after, _) in TABLE.items()}
+def test_the_table_has_the_same_rows():
+    assert rows_of(module) == [(state, event, after) for (state, event), (after, _) in TABLE.items()]
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -297,6 +297,7 @@ class Group:
         heard = self._wait()
         if heard:  # first: the end must not wait until hundreds of tunnels that have just opened were let in
             self._on_signal(heard)
+        # All that is there, since one wake may stand for several calls.
         while not self._done and self._main_thread.run_next():
             pass
         if self.take_over is not None:
@@ -420,6 +421,7 @@ class Group:
                 self.give_up(member, error)
         else:
             if self._ending.is_set() or member.state.is_over:
+                # The end has come, or a reload has removed it, while it opened on its thread.
                 opened.close()
             else:
                 self.start(member, opened)
@@ -431,6 +433,8 @@ class Group:
         """Take a tunnel that has opened, and let its clients in, unless they are those of another process still."""
         member.on_opened(opened)
         is_held = self.take_over is not None and self.take_over.on_opened(member, opened)
+        # Printed before the first client is let in: a test or a script that reads the line may connect and signal at
+        # once.
         self.reporter.on_opened(member.name, opened)
         if is_held:
             member.pause()
@@ -476,6 +480,7 @@ class Group:
             # It holds the connection, too: the tunnel of the probe may go first.
             with contextlib.suppress(OSError):  # no thread or descriptor is left: its first client connects
                 opened.make_send.subscribe(_hear_nothing)
+            # The trial has failed already, and reports only once.
             if probe.trial is not None and probe.trial.error is not None:
                 self._main_thread.later(self._on_refused, probe)
             return
@@ -501,6 +506,7 @@ class Group:
         error = probe.trial.error if probe.trial is not None else None
         assert error is not None, "that is what it failed with"
         probe.is_tried = True
+        # Taken out: a tunnel that joins this probe later is reported by a call of its own.
         members, probe.members = probe.members, []
         for member, fatal in members:
             if not member.state.accepts:
@@ -613,6 +619,7 @@ class Group:
         self._ending.set()
         # Connections that have ended may have sent what a server has not taken yet. It gets what is left of the drain.
         left = 0.0 if self._draining else self._drained_by - time.monotonic()
+        # Before the tunnels close: what they have sent is delivered by the threads that this limits.
         exit_drain.limit(max(left, _DELIVERY))
         for member in self._everyone:
             member.close()

@@ -269,6 +269,8 @@ class Entrance:
 
     def serve_queue(self, now: float) -> None:
         """Make streams for the connections that wait for a slot, as many as there are slots."""
+        # A stream that fails at once frees its slot and comes back here: a queue of thousands would be as many nested
+        # calls.
         if self._serving_queue:
             return
         self._serving_queue = True

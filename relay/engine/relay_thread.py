@@ -101,6 +101,7 @@ class RelayThread(LoopThread):
             self._connector = Connector(self, make_send, options.source)
             self._keepalive_timer = Timer(self.loop.timers, self._enable_keepalive)
             self._acceptor = self._make_acceptor(receive)
+            # Before the thread starts: a fork from then on must find it, to close the copies of its descriptors.
             _all.add(self)
             self.start()
         except BaseException:
@@ -143,10 +144,12 @@ class RelayThread(LoopThread):
     def kill(self, connection_id: str) -> bool:
         """See :meth:`relay.Tunnel.kill`."""
         number = number_of(connection_id)
+        # A copy of the keys in one step: connections come and go in the relay thread meanwhile.
         found = [one for one in list(self._slots.connections) if one.summary.number == number]
         killed: list[Connection] = []
 
         def kill() -> None:
+            # It may have ended between the look above and this call.
             if not found[0].is_closed:
                 found[0].close("killed", time.monotonic())
                 killed.append(found[0])
@@ -269,6 +272,7 @@ class RelayThread(LoopThread):
             self._statistics.add(connection)
         if self._generations.living:
             self._generations.remove(connection)
+        # Before the next client is accepted: those in the queue have waited longer.
         if slots.queued:
             self.entrance.serve_queue(connection.summary.finished)
         if not self._acceptor.listening:
@@ -286,6 +290,7 @@ class RelayThread(LoopThread):
 
     def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; its ``on_close`` may block, and is called on another thread then."""
+        # Taken away first: reset() would call it in this thread, where it may block.
         on_close, stream.on_close = stream.on_close, None
         if clean:
             self.loop.discard(stream.socket)
@@ -362,6 +367,7 @@ class RelayThread(LoopThread):
         self.entrance.keep()
         self._connector.workers.close()
         until = time.monotonic() + _JOIN_TIMEOUT
+        # One limit for both joins: a factory or a listener of the program that hangs is left to its daemon thread.
         self._acceptor.join(_JOIN_TIMEOUT)
         self._connector.workers.join(until - time.monotonic())
         self._spare.release()
@@ -370,6 +376,7 @@ class RelayThread(LoopThread):
         self.loop.close()
         self.workspace.end()
         _all.discard(self)
+        # After the threads that may still be in a call of it.
         close_factory(self._make_send, self.name)
         if self._observer is not None:
             self._observer.close()

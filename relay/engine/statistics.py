@@ -82,6 +82,7 @@ class Statistics:
             record = connection.record(summary.finished)
             if is_logged:  # first: a program that sees the end finds its line
                 logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
+        # The connection and not its record: most records are never asked for, and to make one takes time.
         self._recent.append(connection)
         has_more = path or summary.spliced or summary.rule
         self._waiting.append(
@@ -94,6 +95,7 @@ class Statistics:
                 summary if has_more else None,
             )
         )
+        # Where a reader holds the lock, that one adds up, and this thread relays.
         if len(self._waiting) >= _MOST_WAITING and self._lock.acquire(blocking=False):
             try:
                 self._add_up()
@@ -109,6 +111,8 @@ class Statistics:
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""
+        # The copy is one step for the interpreter: to iterate over a deque that another thread appends to raises an
+        # error.
         return [connection.record(connection.summary.finished) for connection in self._recent.copy()]
 
     def metrics(self, connections: Iterable[Connection], warm: WarmFigures | None = None) -> Metrics:
@@ -131,6 +135,8 @@ class Statistics:
                     states[state] += 1
                 for index, count in enumerate(connection.bytes_moved()):
                     totals[index] += count
+            # A connection that ends between the two sums may be in neither: a counter that was returned once must not
+            # get less.
             received, sent, spliced_received, spliced_sent = map(max, self._bytes, totals)
             self._bytes = received, sent, spliced_received, spliced_sent
             metrics = Metrics(

@@ -133,6 +133,8 @@ class HandOver:
 
         :raises UpgradeError: if it does not become ready; nothing has changed then.
         """
+        # Not blocking: a second request must be refused and not wait to upgrade the process that has just been
+        # upgraded.
         if not self._start_turn.acquire(blocking=False):
             raise UpgradeError(_BUSY)
         try:
@@ -255,6 +257,8 @@ class HandOver:
                 channel.send({"go": True})
                 channel.receive_decision("ready", _START_TIME)
                 try:
+                    # In the main thread, where a signal to end is handled: it comes before this and ends both
+                    # processes, or after it and finds the clients handed over.
                     group.call(self._commit, channel, change)
                 except ConflictError:
                     if not channel.has_received("alone"):

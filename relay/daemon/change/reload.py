@@ -143,6 +143,7 @@ class Reloads:
     def _reload_now(self) -> ReloadResult:
         group, change = self._group, Transition()
         try:
+            # In the main thread, which also begins upgrades: so only one of the two is under way.
             group.call(self._begin)
             new = self._read_again()
             # The keys at the top first: they are few, and what fails is known before a tunnel is opened.
@@ -151,6 +152,8 @@ class Reloads:
             change.add(Step(tunnels.vacate, functools.partial(self._change, new, tunnels.all), tunnels.restore))
             tunnels.prepare()
             change.vacate()  # at the latest moment: clients of these listeners are refused from here on
+            # Before the commit: a worker that starts a program for the new configuration must know which variables to
+            # keep from it.
             group.processes.share_secrets()
             group.call(self._commit, change)
         except BaseException as error:

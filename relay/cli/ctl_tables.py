@@ -76,6 +76,7 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
     """Print a table of tunnels, and their problems below it."""
     rows = []
     has_warm = any(map(_warm, tunnels))
+    labels = {name: "" for tunnel in tunnels for name in tunnel.get("labels", ())}  # that of an older relay has none
     for tunnel in tunnels:
         figures = tunnel["figures"]
         counts = (
@@ -94,7 +95,9 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
         rows.append([tunnel["name"], state, f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
         if has_warm:
             rows[-1].append(_warm(tunnel))
+        rows[-1] += (labels | tunnel.get("labels", {})).values()
     columns = ["tunnel", "state", "from → to", "open", "total", "received", "sent", "failed", *["warm"] * has_warm]
+    columns += labels
     _print(columns, rows, below=[("from → to",)])
     for tunnel in tunnels:
         for target in tunnel.get("targets", ()):  # an older relay has none

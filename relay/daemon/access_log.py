@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..access.regular_file import open_own
+from ..engine.options import LABELS
 from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 
@@ -238,6 +239,7 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "warm": record.warm,
         "server_name": record.server_name,
         "unique_id": record.unique_id,
+        **{name: getattr(record, name) for name in LABELS},
     }
 
 

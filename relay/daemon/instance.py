@@ -170,6 +170,7 @@ class Instance:
             certificate_end=end,
             certificate_loads=loads and CertificateLoads(*loads),
             targets=tuple(targets.states()) if targets is not None else (),
+            labels=plan.options.labels,
         )
 
     def connections(self, tunnel: str | None = None, first: int = 0, most: int | None = None) -> list[ConnectionStatus]:

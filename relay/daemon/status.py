@@ -110,6 +110,7 @@ class TunnelStatus:
         it has none.
     :param certificate_loads: those of its TLS listener; ``None`` if it has none.
     :param targets: the state of each target, if it has several.
+    :param labels: its labels by the names of their options, such as ``tag``; none is empty.
     """
 
     name: str
@@ -129,6 +130,7 @@ class TunnelStatus:
     certificate_end: float | None = None
     certificate_loads: CertificateLoads | None = None
     targets: tuple[TargetState, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

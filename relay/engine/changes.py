@@ -69,6 +69,7 @@ def update(tunnel: Tunnel, **options: Any) -> None:
     def change(relay: RelayThread, now: float) -> None:
         old, before = relay.options, relay.limits
         relay.options, relay.limits = dataclasses.replace(chosen, admit=old.admit, on_end=old.on_end), limits
+        relay.labels = chosen.labels
         relay._statistics.lifetime = limits.lifetime
         relay._set_limit(chosen.nconnect)
         _limit_handshakes(relay)

@@ -379,7 +379,11 @@ class Connection:
             self.pending.after_fork()
 
     def record(self, now: float) -> ConnectionRecord:
-        """Return its record; safe from any thread."""
+        """Return its record, with the labels that its tunnel has now; safe from any thread."""
+        record, labels = self._record(now), self.owner.labels
+        return record._replace(**labels) if labels else record
+
+    def _record(self, now: float) -> ConnectionRecord:
         flows = self.flows
         if flows is not None:
             with contextlib.suppress(AttributeError):  # it has ended meanwhile

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from ..addresses.options import OPTION, Kind, Option, options_of
+from ..addresses.printable import printable
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 
 if TYPE_CHECKING:  # a command starts faster without them
@@ -30,6 +31,8 @@ __all__ = [
     "FINITE",
     "FINITE_OR_ZERO",
     "HEADER",
+    "LABEL",
+    "LABELS",
     "LIMITS",
     "NETWORKS",
     "TIME",
@@ -45,13 +48,16 @@ __all__ = [
 ]
 
 
+_LONGEST_LABEL = 64  # characters
+
+
 @dataclass(frozen=True, slots=True)
 class TunnelOption(Option):
     """The declaration of an option of tunnels; its ``help`` and ``details`` are those of the keyword.
 
     :param command: its help as an option of commands; empty if it is none.
     :param topic: the group of options in which commands have it.
-    :param key: its meaning as a key of ``relay.toml``; empty if it is none.
+    :param key: its meaning as a key of ``relay.toml``, if that has other words than ``command``; empty if it is none.
     :param is_default: whether ``[defaults]`` has the key, too.
     :param effect: what a reload does that changes it: ``tuned`` (it changes in place), ``rerouted`` (it holds for new
         connections only) or ``moved`` (the tunnel is replaced).
@@ -73,6 +79,7 @@ def tunnel_options(owner: type[TunnelOptions]) -> Mapping[str, TunnelOption]:
 
 
 def _option(kind: Kind, default: Any, help: str, details: str = "", **others: Any) -> Any:  # noqa: A002
+    others.setdefault("key", others.get("command", ""))  # a key may mean the same in the same words
     return dataclasses.field(default=default, metadata={OPTION: TunnelOption(kind, help, details, **others)})
 
 
@@ -123,6 +130,17 @@ def _name(name: str, value: Any) -> Any:
     return value
 
 
+def _label(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected text, got {type(value).__name__}")
+    if len(value) > _LONGEST_LABEL or not value.isprintable():
+        raise ValueError(
+            f"{name}: '{printable(value, _LONGEST_LABEL)}' is too long or has a control character; "
+            f"at most {_LONGEST_LABEL} printable characters are allowed"
+        )
+    return value
+
+
 def _callable(name: str, value: Any) -> Any:
     from .observer import check_callback
 
@@ -143,6 +161,8 @@ HEADER = Kind(("v1", "v2"), 'Literal["v1", "v2"]', "v1|v2", _header)
 ENTRIES = Kind(list[str], "Entries", "RULE", lambda name, value: value)  # they are read with their files
 _NAME = Kind(str, "str", "NAME", _name)
 _ON_END = Kind(object, "OnEnd", "", _callable)
+LABEL = Kind(str, "str", "TEXT", _label)
+"""A text that the tunnel does nothing with: operators see it wherever they see the tunnel."""
 _ADMIT = Kind(object, "Admit", "", lambda name, value: value)  # checked with the lists
 
 
@@ -341,6 +361,11 @@ class TunnelOptions:
             allow=self.allow, deny=self.deny, admit=self.admit, limit=self.limit, accept_proxy=self.accept_proxy
         )
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The labels of the tunnel by the name of their option; those that are not given are left out."""
+        return {name: value for name in LABELS if (value := getattr(self, name))}
+
     def as_message(self) -> dict[str, Any]:
         """Return the keywords for a tunnel in another process: plain data, without what cannot be sent there."""
         names = [name for name, one in tunnel_options(TunnelOptions).items() if one.workers != "none"]
@@ -372,6 +397,10 @@ def part_of(message: Mapping[str, Any], workers: int) -> dict[str, Any]:
     """Return the keywords for one of several workers: of what is divided it gets its part, rounded up."""
     parts = {name for name, one in tunnel_options(TunnelOptions).items() if one.workers == "part"}
     return {name: -(-value // workers) if name in parts else value for name, value in message.items()}
+
+
+LABELS = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.kind is LABEL)
+"""The options of tunnels that are labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ class RelayThread(LoopThread):
     ) -> None:
         outlets = outlets or Outlets()
         self._is_paused_at_first = paused
-        self.options = options
+        self.options, self.labels = options, options.labels
         self.limits = limits = Limits.of(options)
         name = options.name or ""
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..carriers.listing import CarrierStatus
 from ..daemon.status import InstanceStatus, ReloadStatus, TunnelStatus
+from ..engine.options import LABELS
 from ..engine.records import Metrics
 from ..engine.statistics import AGES
 from ..eventloop.histogram import CONNECT_TIMES, Histogram
@@ -152,6 +153,14 @@ def _single(value: Callable[[Facts], float | None]) -> _Samples:
         return [] if figure is None else [f"{name} {figure}"]
 
     return samples
+
+
+def _info(name: str, facts: Facts) -> Iterable[str]:
+    """Yield a sample for each tunnel that has a label, with the text of each."""
+    for tunnel, status in facts.tunnels:
+        if status.labels:
+            texts = "".join(f',{label}="{escaped(text)}"' for label, text in status.labels.items())
+            yield f'{name}{{tunnel="{tunnel}"{texts}}} 1'
 
 
 def _of_tunnels(value: Callable[[TunnelStatus], float | None]) -> _Samples:
@@ -357,6 +366,13 @@ FAMILIES = (
         ("tunnel", "reason"),
         "Such streams that closed without a client: the target ended them, or their time was over.",
         _counted("reason", lambda it: {"ended": it.warm.ended, "expired": it.warm.expired} if it.warm else {}),
+    ),
+    Family(
+        "relay_tunnel_info",
+        "gauge",
+        ("tunnel", *LABELS),
+        "The labels of the tunnel; always 1.",
+        _info,
     ),
     Family(
         "relay_tunnel_up",

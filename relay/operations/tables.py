@@ -115,6 +115,8 @@ class TunnelRow(TypedDict):
     targets: list[TargetCell]
     more_targets: int
     """The targets that are left out."""
+    labels: list[str]
+    """Each the name and the text of a label."""
     active: int
     accepted: int
     received: int
@@ -217,6 +219,7 @@ def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float
         "problem": short(tunnel.problem or problem, 500),
         "targets": [_target(one) for one in sorted(tunnel.targets, key=_is_up)[:TARGETS]],
         "more_targets": max(0, len(tunnel.targets) - TARGETS),
+        "labels": [f"{name}: {short(text)}" for name, text in tunnel.labels.items()],
         "active": figures.active if figures else 0,
         "accepted": figures.accepted if figures else 0,
         "received": figures.received if figures else 0,
@@ -321,7 +324,8 @@ def ended_at(connection: ConnectionStatus) -> float:
 
 def _words_of_tunnel(tunnel: TunnelStatus) -> tuple[str, ...]:
     targets = (text for one in tunnel.targets for text in (one.target, one.state))
-    return (tunnel.name, tunnel.state, tunnel.listen, tunnel.target, *tunnel.via, tunnel.problem, *targets)
+    texts = (tunnel.name, tunnel.state, tunnel.listen, tunnel.target, *tunnel.via, tunnel.problem)
+    return (*texts, *targets, *tunnel.labels.values())
 
 
 def _words_of_connection(connection: ConnectionStatus) -> tuple[str, ...]:

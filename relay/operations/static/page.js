@@ -192,6 +192,7 @@ const tables = {
     nothing: "There is no tunnel.",
     make: (cells) => {
       const name = pick(cells[0]);
+      const [labels_] = under(cells[0], "under");
       const classes = ["under narrow", "under phone", "under", "under narrow", "under narrow", "problem narrow"];
       const [route_, flow_, warm_, targets_, more, problem] = under(cells[0], ...classes);
       const word = element("span", "", cells[1]);
@@ -199,10 +200,11 @@ const tables = {
       const wide = element("span", "", cells[2]);
       const [wideTargets, wideMore, reason] = under(cells[2], "under", "under", "problem");
       const each = [[targets_, more], [wideTargets, wideMore]];
-      return { name, route: route_, flow: flow_, warm: warm_, targets: each, problem, word, since, wide, reason };
+      return { name, labels: labels_, route: route_, flow: flow_, warm: warm_, targets: each, problem, word, since, wide, reason };
     },
     fill: (row, cells, parts, event) => {
       foreign(parts.name, row.name);
+      show(parts.labels, row.labels.join(", "));
       foreign(parts.route, route(row));
       put(parts.flow, flow(row));
       show(parts.warm, row.warm ? warm(row.warm) : "");

@@ -60,6 +60,7 @@ class ServerKeywords(I2PKeywords, total=False):
     limit: LimitsLike | None
     send_proxy: Literal["v1", "v2"] | None
     name: str | None
+    tag: str | None
     allow: Entries | None
     deny: Entries | None
     admit: Admit | None
@@ -78,6 +79,7 @@ class ClientKeywords(I2PKeywords, total=False):
     limit: LimitsLike | None
     send_proxy: Literal["v1", "v2"] | None
     name: str | None
+    tag: str | None
     allow: Entries | None
     deny: Entries | None
     admit: Admit | None

@@ -26,6 +26,7 @@ class SharedKeywords(TypedDict, total=False):
     accept_proxy: Collection[str] | None
     send_proxy: Literal["v1", "v2"] | None
     name: str | None
+    tag: str | None
     allow: Entries | None
     deny: Entries | None
 

@@ -294,6 +294,12 @@ class TunnelOptions:
         is_default=False,
     )
     name: str | None = _option(_NAME, None, "in the log, in ``repr`` and of the thread")
+    tag: str | None = _option(
+        LABEL,
+        None,
+        "a text of at most 64 characters, such as who owns the tunnel; records of its connections have it",
+        command="A text of at most 64 characters that logs, lists and metrics show.",
+    )
     allow: Entries = _option(
         ENTRIES,
         None,

@@ -116,6 +116,8 @@ class ConnectionRecord(NamedTuple):
     """The name that a client over TLS has asked for (SNI), as the listener or the header of a balancer has it."""
     unique_id: str | None = None
     """The id that the header of a balancer has given to the connection; the target gets it then, and not :attr:`id`."""
+    tag: str | None = None
+    """The ``tag`` of its tunnel; see :class:`relay.Tunnel`."""
 
     @property
     def client(self) -> str:

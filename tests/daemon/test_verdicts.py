@@ -37,6 +37,7 @@ KEYS = {
     "source": (PLAIN, "", 'source = "192.0.2.1"', "tuned"),
     "accept_proxy": (PLAIN, "", 'accept_proxy = ["192.0.2.1"]', "tuned"),
     "send_proxy": (PLAIN, "", 'send_proxy = "v2"', "tuned"),
+    "tag": (PLAIN, "", 'tag = "it"', "tuned"),
     "carriers": (PLAIN, "", 'carriers = "per-worker"', "moved"),
     "workers": (PLAIN, "", "workers = 2", "moved"),
     "mptcp": (PLAIN, "", "mptcp = true", "moved"),

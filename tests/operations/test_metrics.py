@@ -326,6 +326,7 @@ def test_no_label_is_of_a_peer() -> None:
         "result",
         "hop",
         "target",
+        "tag",
     }
 
 
@@ -333,6 +334,7 @@ def test_the_labels_are_those_of_the_table() -> None:
     probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
     text = page(
         tunnel("db", WARM, probe=probe, certificate_end=1.0, certificate_loads=CertificateLoads(1, 0), targets=TARGETS),
+        tunnel("labelled", labels={"tag": "it"}),
         carriers=(carrier("ssh://a", rtt=1.0),),
     )
     for family in text_string_to_metric_families(text):
@@ -340,8 +342,6 @@ def test_the_labels_are_those_of_the_table() -> None:
             full = family.name + ("_total" if family.type == "counter" else "")
             (entry,) = [one for one in FAMILIES if one.name == full]
             assert family.type == entry.kind and family.documentation == entry.help
-            if full == "relay_tunnel_info":
-                continue
             assert family.samples, full
             assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(entry.labels)
 

@@ -17,7 +17,7 @@ from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
 from .ssh import SSHListen, SSHServer
-from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, is_i2p
+from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, has_mptcp, is_i2p
 
 __all__ = [
     "Command",
@@ -237,7 +237,7 @@ def check_way(route: Route, place: object) -> None:
     """
     if not route:
         return
-    if getattr(place, "mptcp", False):
+    if has_mptcp(place):
         raise AddressError(f"{place}: {route[-1]} connects to it over plain TCP; leave mptcp out")
     count = len(route)
     for number, (hop, after) in enumerate(zip(route, (*route[1:], place), strict=True), 1):

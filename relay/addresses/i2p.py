@@ -29,7 +29,17 @@ from .options import (
 )
 from .values import TCPAddress, TLSTarget, check_port, is_i2p
 
-__all__ = ["Bridges", "CONNECT_TIMEOUT", "I2PListen", "I2PRouter", "I2PTarget", "LINGER", "SAM", "is_option"]
+__all__ = [
+    "Bridges",
+    "CONNECT_TIMEOUT",
+    "I2PListen",
+    "I2PRouter",
+    "I2PTarget",
+    "LINGER",
+    "SAM",
+    "is_option",
+    "router_of",
+]
 
 _SAM = TCPAddress("127.0.0.1", 7656)
 SAM = str(_SAM)  # where routers have their bridge by default
@@ -252,3 +262,10 @@ def _check_option(name: str, value: str) -> None:
         raise ValueError(
             f"{name}: its value is empty, not printable or too long; {_LONGEST_VALUE} characters are allowed"
         )
+
+
+def router_of(address: object) -> I2PRouter | None:
+    """Return the router of an address at I2P, or the router itself; ``None`` for any other address."""
+    if isinstance(address, I2PTarget | I2PListen):
+        return address.router
+    return address if isinstance(address, I2PRouter) else None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ..errors import AddressError
 from .hops import Listen, Route
-from .values import TCPAddress, TLSListen, TLSTarget, is_i2p
+from .values import TCPAddress, TLSListen, TLSTarget, has_mptcp, is_i2p
 
 __all__ = ["with_mptcp", "without_mptcp"]
 
@@ -25,14 +25,14 @@ def with_mptcp(listen: Listen, ways: Sequence[tuple[Route, End]]) -> tuple[Liste
     """
     where = _with(listen, TCPAddress | TLSListen)
     changed = [(hops, end if hops else _with(end, TCPAddress | TLSTarget)) for hops, end in ways]
-    if not any(getattr(one, "mptcp", False) for one in (where, *(end for _, end in changed))):
+    if not any(has_mptcp(one) for one in (where, *(end for _, end in changed))):
         raise AddressError("relay neither listens nor connects over TCP here; leave it out")
     return where, changed
 
 
 def without_mptcp(value: Value) -> Value:
     """Return an address without MPTCP."""
-    return _set(value, mptcp=False) if getattr(value, "mptcp", False) else value
+    return _set(value, mptcp=False) if has_mptcp(value) else value
 
 
 def _with(value: Value, kinds: Any) -> Value:

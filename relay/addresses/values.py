@@ -26,6 +26,7 @@ __all__ = [
     "UnixListen",
     "check_host_port",
     "check_port",
+    "has_mptcp",
     "is_i2p",
     "is_ip_address",
     "is_ipv6",
@@ -129,6 +130,11 @@ class TLSListen:
 
 
 Target = TCPAddress | UnixAddress | TLSTarget
+
+
+def has_mptcp(address: object) -> bool:
+    """Return whether relay is to use Multipath TCP at an address."""
+    return isinstance(address, TCPAddress | TLSTarget | TLSListen) and address.mptcp
 
 
 def check_host_port(host: str, port: int, *, least: int = 1) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from ..addresses.hops import Command, Route
-from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.options import set_options
 from ..addresses.values import Target
 from ..errors import AddressError
@@ -22,7 +22,7 @@ def with_bridge(bridges: Bridges | None, address: Address) -> Address:
     :param bridges: ``None`` to leave the address as it is.
     :raises AddressError: if the address has a bridge already.
     """
-    router: Any = address if isinstance(address, I2PRouter) else getattr(address, "router", None)
+    router = router_of(address)
     if bridges is None or router is None:
         return address
     router = set_options(router, sam=bridges)

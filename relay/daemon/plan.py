@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_server, over_i2p, to_i2p
-from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
@@ -279,7 +279,7 @@ def make_plan(
         over_ways(ways),
         at_i2p,
         SessionProbe if is_i2p else HopProbe,
-        (*((hops, getattr(last, "router", None), last if isinstance(last, Command) else None) for hops, last in ways),),
+        (*((hops, router_of(last), last if isinstance(last, Command) else None) for hops, last in ways),),
         tuple(map(str, (*listen_via, getattr(where, "server", where)))) if listens_at_server(where) else (),
         f"{shown(str(where))}{over(listen_via)} → {targets_of(ways)}{over_ways(ways)}",
         in_workers=in_workers,

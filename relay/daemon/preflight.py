@@ -14,7 +14,7 @@ from ..access.access_list import AccessList
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, is_i2p, refuse_onion
+from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, has_mptcp, is_i2p, refuse_onion
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
@@ -120,7 +120,7 @@ class Preflight:
             self._try(where, lambda: secret_of(where, "password", ""))
         if isinstance(where, TCPAddress | TLSListen | ProxyListen):
             self._resolve((where.host, "here"), where.host)
-            if getattr(where, "mptcp", False):
+            if has_mptcp(where):
                 self._try("mptcp", check_mptcp)
             return str(TCPAddress(where.host, where.port))
         return str(where)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..addresses.hops import ProxyListen
-from ..addresses.values import SystemdListen, TCPAddress, TLSListen, is_ip_address
+from ..addresses.values import SystemdListen, TCPAddress, TLSListen, has_mptcp, is_ip_address
 from ..eventloop.sockets import MPTCP
 from ..transports.activated import received
 from .group import Group
@@ -143,7 +143,7 @@ def _fits(one: socket.socket, where: object) -> bool:
     if not isinstance(where, TCPAddress | TLSListen | ProxyListen):
         return False
     host, port = one.getsockname()[:2]
-    if port != where.port or (one.proto == MPTCP) != getattr(where, "mptcp", False):
+    if port != where.port or (one.proto == MPTCP) != has_mptcp(where):
         return False
     return not is_ip_address(where.host) or bool(host == where.host)
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
-from ..addresses.values import TLSListen, TLSTarget
+from ..addresses.values import TLSListen, TLSTarget, has_mptcp
 from ..config import LIMITS, LISTS, Entry
 from ..engine.options import CommandOptions, tunnel_options
 from .plan import Plan
@@ -109,8 +109,8 @@ class Settings:
             "policy": tunnel.policy or "first",
             "rule": entry.rules,
             "mptcp": (
-                getattr(entry.listen, "mptcp", False),
-                tuple(one for one in targets if getattr(one, "mptcp", False)),
+                has_mptcp(entry.listen),
+                tuple(one for one in targets if has_mptcp(one)),
             ),
             "sam": entry.bridges,
             "keys": destination and destination.keys,
@@ -169,7 +169,7 @@ def _change(old: Settings | None, new: Settings) -> Change:
 def _effect(key: str, old: Settings, new: Settings) -> Verdict:
     if key == "sam" and not _listens_at_i2p(old) and not _listens_at_i2p(new):
         return REROUTED
-    if key == "mptcp" and getattr(old.entry.listen, key, False) == getattr(new.entry.listen, key, False):
+    if key == "mptcp" and has_mptcp(old.entry.listen) == has_mptcp(new.entry.listen):
         return REROUTED
     if key == "listen" and _place(old.entry.listen, tuned=True) == _place(new.entry.listen, tuned=True):
         return TUNED if old.entry.is_proxy == new.entry.is_proxy else MOVED

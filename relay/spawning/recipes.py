@@ -14,7 +14,7 @@ from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.parse import parse_listen
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
-from ..addresses.values import TCPAddress, TLSListen
+from ..addresses.values import TCPAddress, TLSListen, has_mptcp
 from ..api import urls
 from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
@@ -75,7 +75,7 @@ def bind(address: Listen) -> socket.socket | None:
     if listens_at_server(address):
         return None
     if isinstance(address, _AT_PORT):
-        return listen_tcp(address.host, address.port, mptcp=getattr(address, "mptcp", False))
+        return listen_tcp(address.host, address.port, mptcp=has_mptcp(address))
     made: socket.socket = urls.listener(address)
     return made
 

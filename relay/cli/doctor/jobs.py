@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from ...addresses.hops import Listen, Route
-from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
+from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ...daemon.plan import Plan
@@ -241,8 +241,8 @@ def _local_checks(job: Job) -> list[Check]:
 
 
 def _bridges(address: object) -> Bridges | tuple[()]:
-    router = getattr(address, "router", address)
-    return router.sam if isinstance(router, I2PRouter) else ()
+    router = router_of(address)
+    return router.sam if router is not None else ()
 
 
 def _at_router(job: Job, number: int) -> Job:
@@ -259,10 +259,9 @@ def _at_router(job: Job, number: int) -> Job:
 
 def _with_bridge(address: Address, number: int) -> Address:
     """Return an address of I2P with one of its bridges, the last one if there are fewer; others as they are."""
-    bridges = _bridges(address)
-    if len(bridges) < 2:
+    router, bridges = router_of(address), _bridges(address)
+    if router is None or len(bridges) < 2:
         return address
-    router: Any = getattr(address, "router", address)
     router = dataclasses.replace(router, sam=(bridges[min(number, len(bridges) - 1)],))
     made: Any = router if isinstance(address, I2PRouter) else dataclasses.replace(cast("Any", address), router=router)
     return cast("Address", made)

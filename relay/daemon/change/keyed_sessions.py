@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from ...addresses.i2p import I2PRouter
+from ...addresses.i2p import I2PRouter, router_of
 from ...engine import changes
 from ...engine.records import ConnectionSummary
 from ...engine.tunnel import Tunnel
@@ -91,8 +91,8 @@ class KeyedSessions:
 
 def keys_to_targets(routes: Routes) -> set[str]:
     """Return the key files of the sessions on the way to the targets."""
-    places = (place for via, end in routes.out for place in (*via, getattr(end, "router", None)))
-    return {place.keys for place in places if isinstance(place, I2PRouter) and place.keys is not None}
+    routers = (router_of(place) for via, end in routes.out for place in (*via, end))
+    return {router.keys for router in routers if router is not None and router.keys is not None}
 
 
 def _users_of(path: str, routes: Routes) -> Callable[[ConnectionSummary], bool]:
@@ -101,8 +101,8 @@ def _users_of(path: str, routes: Routes) -> Callable[[ConnectionSummary], bool]:
     :param path: of the key file.
     :param routes: those of the tunnel.
     """
-    routers = (getattr(end, "router", None) for _, end in routes.out)
-    carriers = {str(router) for router in routers if isinstance(router, I2PRouter) and router.keys == path}
+    routers = (router_of(end) for _, end in routes.out)
+    carriers = {str(router) for router in routers if router is not None and router.keys == path}
 
     def uses_it(summary: ConnectionSummary) -> bool:
         is_over = any(isinstance(hop, I2PRouter) and hop.keys == path for hop in summary.route)

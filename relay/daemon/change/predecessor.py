@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...access.ledger import LedgerEntry
 from ...addresses.hops import listens_at_server
-from ...addresses.values import TCPAddress, is_ip_address
+from ...addresses.values import TCPAddress, has_mptcp, is_ip_address
 from ...config.listen_conflicts import overlap
 from ...eventloop.sockets import MPTCP, format_address
 from ...transports.activated import add_received
@@ -275,9 +275,9 @@ class Predecessor:
         for one in (offer.socket for offer in self._offers if offer.socket.family != socket.AF_UNIX):
             found = one.getsockname()[:2]
             if found[1] == port and (not is_ip_address(host) or overlap(host, found[0])):
-                has_mptcp = one.proto == MPTCP
-                differs = has_mptcp != bool(getattr(where, "mptcp", False))
-                how = f" {'with' if has_mptcp else 'without'} mptcp" if differs else ""
+                is_mptcp = one.proto == MPTCP
+                differs = is_mptcp != has_mptcp(where)
+                how = f" {'with' if is_mptcp else 'without'} mptcp" if differs else ""
                 problem = (
                     f"the relay that runs listens at {format_address(found)}{how}, which an upgrade does not change"
                 )

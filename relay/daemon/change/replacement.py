@@ -28,7 +28,7 @@ from typing import Any
 from ...access.options import rules_of
 from ...addresses.hops import ProxyListen
 from ...addresses.i2p import I2PListen
-from ...addresses.values import TLSListen
+from ...addresses.values import TLSListen, has_mptcp
 from ...config import LISTS
 from ...config.listen_conflicts import exclude_each_other, group_of
 from ...engine import changes
@@ -323,7 +323,7 @@ def _same_port(one: object, other: object) -> bool:
 
 
 def _socket_kind(address: Any) -> tuple[str, bool]:
-    return address.host, getattr(address, "mptcp", False)
+    return address.host, has_mptcp(address)
 
 
 def _open_after(ending: Sequence[Member], opening: Callable[..., Bound], begin: Callable[[Any], object]) -> Bound:

@@ -88,7 +88,7 @@ class I2PListener(PushingListener):
         )
         self._is_starting = False  # start() reports a failure, so that the carrier need not log it
         self._monitor: ReachabilityMonitor | None = None
-        self._retry: Timer  # of a session that has failed for good
+        self._retry: Timer  # of a session that has failed for good; from start() on, as only that knows its thread
 
     def start(self, timeout: float | None = None, *, patient: bool = False) -> None:
         """Create the session, and wait until the router delivers streams, or another relay serves the destination.

@@ -86,7 +86,7 @@ class Receiver:
         self._incoming: IncomingStreams | None = None
         self._peer_uids: PeerUidLookup | None = None  # None: the system does not report the user of a connection
         self._try_forward = place.accept != "accept"
-        self._retry: Timer
+        self._retry: Timer  # of a failed open(); from prepare() on, which the listener calls before anything else
 
     def prepare(self, timers: Timers) -> None:
         """Find out what the system reports of local connections; called once, in any thread, before :meth:`open`.

@@ -559,6 +559,7 @@ GIVEN = {
     "--source": "--source 127.0.0.2",
     "expose --source": "--source peer",
     "--send-proxy": "--send-proxy v2",
+    "--tag": "--tag shop",
     "--accept-proxy": "--accept-proxy 127.0.0.1,10.0.0.0/8",
     "--limit": "--limit rate=5/m,ban=10m --limit per=tunnel,bandwidth=20MB/s,action=close,name=all",
     "--workers": "--workers 2",

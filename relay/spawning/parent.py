@@ -1,4 +1,19 @@
-"""The program's side of a child process that relays; :mod:`relay.spawning.child` is the other."""
+"""The program's side of a child process that relays; :mod:`relay.spawning.child` is the other.
+
+======== ============================ ======== ========================================================================
+state    event                        next     action
+======== ============================ ======== ========================================================================
+starting it does what it is asked to  up       return its first answer to the constructor
+starting an error, no answer in time  over     end it, raise; the listening socket stays with the caller
+up       :meth:`~ChildProcess.watch`  watched  start both threads
+watched  it takes no message          watched  kill it if it has a successor; else the question has no answer
+watched  a close                      closing  end its control socket, which tells it to end
+watched  its events end (its death)   over     note how it has ended, close the sockets, call ``on_over``
+closing  its events end               over     the same
+closing  it does not end in time      closing  kill it
+any      fork of the program          foreign  in the new process: close the sockets; ask and end nothing
+======== ============================ ======== ========================================================================
+"""
 
 from __future__ import annotations
 

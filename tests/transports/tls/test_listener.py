@@ -334,7 +334,7 @@ class Exhausted(socket.socket):
 
 
 def test_no_descriptor_left_is_waited_out(certificates, connect, monkeypatch):
-    def make(host, port, mptcp):
+    def make(host, port, **more):
         listening = Exhausted()
         listening.bind((host, port))
         listening.listen()
@@ -352,7 +352,7 @@ def test_half_open_clients_give_way_where_there_are_no_descriptors_left(certific
     listening = Exhausted()
     listening.failures = 0
 
-    def make(host, port, mptcp):
+    def make(host, port, **more):
         listening.bind((host, port))
         listening.listen()
         return listening

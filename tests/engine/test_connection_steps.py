@@ -86,6 +86,7 @@ class Owner(Notes):
     def __init__(self):
         super().__init__()
         self.loop, self.limits = Loop(), object()
+        self.labels = {}
         self.entrance = Notes()
         self.entrance.half_open = {}
         self.entrance.introduce = None

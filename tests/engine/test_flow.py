@@ -59,7 +59,7 @@ class Bench:
         small: bool = True,
         chance: random.Random | None = None,
     ) -> None:
-        self.loop = Loop()
+        self.loop, self.labels = Loop(), {}  # type: ignore[var-annotated]
         self.pipes = PipePool() if splice else None
         self.limits = Limits(None, None, None, None)
         self.reasons: list[str | None] = []

@@ -51,6 +51,7 @@ class Bench:
 
     def __init__(self, stack, limits, *, splice=True, family=socket.AF_INET):
         self.name = "t"
+        self.labels = {}
         self.limits = Limits(None, None, None, None)
         self.keepalive_enabled_until = 0.0
         self.now = 1000.0

@@ -109,7 +109,10 @@ relay.Tunnel(plain, passing)
 relay.Tunnel(plain, untyped)
 relay.Tunnel(plain, lambda: plainly())
 relay.Tunnel(plain, relay.nonblocking(plainly))
+relay.Tunnel(plain, to, -1, None, tag="shop", limit=[{"rate": "1/s"}], allow="user:me")
 relay.aio.Tunnel(Door(), double)
+relay.spawn(":0", "h:1", workers=2, timeout=None, tag="shop")
+relay.TunnelServer("site", 1, tag="shop", in_depth=1, host="h")
 door: Listener = Door()
 factory: MakeSend = asking
 """
@@ -130,8 +133,13 @@ relay.Tunnel(plain, later)
 relay.Tunnel(plain, lambda: "db:5432")
 relay.Tunnel(plain, to, on_end="print")
 relay.Tunnel(plain, to, on_end=lambda: None)
+relay.Tunnel(plain, to, tag=3)
+relay.Tunnel(plain, to, nconect=3)
 relay.aio.Tunnel(":0", to)
 relay.aio.Tunnel(plain, later)
+relay.aio.Tunnel(plain, to, warm="3")
+relay.spawn(":0", "h:1", on_end=ended)
+relay.TunnelServer("site", 1, warm=3)
 """
 
 

@@ -64,6 +64,15 @@ def test_the_filter_is_about_every_table_and_every_word():
     assert matching("192.0.2.7 few") == [0, 0, 0, 0, 1]
 
 
+def test_the_labels_of_a_tunnel_are_shown_and_found():
+    plain, other = Double().tunnels()
+    all_rows = tables(tunnels=[plain, dataclasses.replace(other, labels={"tag": "shop\u202e"})])
+    assert [row["labels"] for row in all_rows.shown(View(tunnels="name"))["tunnels"]["rows"]] == [
+        [], ["tag: shop\\u202e"],
+    ]  # fmt: skip
+    assert all_rows.shown(View(filter="shop"))["tunnels"]["matching"] == 1
+
+
 @pytest.mark.parametrize("order", [sign + key for key in CONNECTION_ORDERS for sign in ("", "-")])
 def test_each_order_of_connections_is_one(order):
     names = ("peer", "tunnel", "target", "state")

@@ -5,10 +5,10 @@ process. It is done when there are twice as many as before, and now and then whi
 that it costs a client nothing.
 
 Nothing in the addresses or the bytes shows a loop through another program or a server. But the clients of it come one
-by one, and no target ever answers. Where many connections are like that, or all that the descriptors allow, the last
-one is reset as a trial: in a loop that ends the target of the one before it, and then all of them are reset. Clients
-that look like a loop and are none lose this one silent connection. For a moment afterwards, clients for the same target
-are reset before a dial: what a loop has under way would begin it anew.
+by one, and no target ever answers. Where many connections are like that, or all that the descriptors allow while no
+other one comes, the last one is reset as a trial: in a loop that ends the target of the one before it, and then all of
+them are reset. Clients that look like a loop and are none lose this one silent connection. For a moment afterwards,
+clients for the same target are reset before a dial: what a loop has under way would begin it anew.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class LoopWatch:
         "_warnings",
         "_trial",
         "_before",
+        "_newest",
         "_barred",
     )
 
@@ -74,6 +75,7 @@ class LoopWatch:
         self._log, self._warnings = RateLog(logger, logging.ERROR), RateLog(logger, logging.WARNING)
         self._trial = Timer(loop.timers, self._end_of_trial)
         self._before: Connection | None = None  # the connection before the one that was reset as a trial
+        self._newest: int | None = None  # the number of the last connection, when the descriptors were used up
         self._barred: tuple[Any, float] | None = None  # a target, and until when it gets no client
 
     def look_now_and_then(self, now: float, is_used_up: bool = False) -> None:
@@ -82,8 +84,12 @@ class LoopWatch:
         :param now: monotonic seconds.
         :param is_used_up: the descriptors are used up, and not the slots of the tunnel.
         """
-        if now - self._last >= _PAUSE:
-            self._look(now, _FEW if is_used_up else _MANY)
+        if now - self._last < _PAUSE:
+            return
+        newest = [*self._own][-1].summary.number if is_used_up and self._own else None
+        # Busy clients that use up the descriptors for a moment come and go, and must not meet a trial.
+        self._look(now, _FEW if newest is not None and newest == self._newest else _MANY)
+        self._newest = newest
 
     def ends(self, connection: Connection, now: float) -> bool:
         """Look: there are as many connections as :attr:`next_count`, with this one, which gets its stream next.

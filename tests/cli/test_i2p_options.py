@@ -223,7 +223,7 @@ def test_the_limits_are_those_of_i2p_unless_they_are_given():
 def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
     seen = []
 
-    def tunnel(bound, limits, *, paused):
+    def tunnel(bound, limits, **_):
         bound.receive.close()
         seen.append((limits["connect_timeout"], limits["linger"]))
         raise OSError("that will do")

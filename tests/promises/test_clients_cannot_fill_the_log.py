@@ -52,4 +52,6 @@ def test_a_minute_has_so_many_lines_and_every_connection_a_record(failing, caplo
         wait_until(lambda: len(records) == CLIENTS)
         assert sum(tunnel.stats().failed.values()) == CLIENTS
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(lines) <= LINES, lines
+    assert len(lines) <= LINES + 1, lines  # the end of the tunnel has one, with the number of those that were left out
+    if len(lines) > LINES:
+        assert lines[-1].endswith("; 9 more like this since the last such line")

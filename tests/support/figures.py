@@ -172,7 +172,7 @@ def inside(checkout: Path, folder: Path, what: str) -> None:
     def write(port: int) -> None:
         file.write_text(
             f'control = "{folder}/control"\nstatus = "127.0.0.1:{status}"\n[tunnels.one]\n'
-            f'listen = "127.0.0.1:{port}"\ntarget = "127.0.0.1:{target}"\n'
+            f'listen = "127.0.0.1:{port}"\ntarget = "127.0.0.1:{target}"\nlinger = 0\n'
         )
 
     def reload_to(port: int) -> None:
@@ -184,7 +184,9 @@ def inside(checkout: Path, folder: Path, what: str) -> None:
     counted = Counted(str(checkout / "relay"))
 
     def report() -> None:
-        (folder / what).write_text(json.dumps(counted.figures()))
+        part = folder / "part"
+        part.write_text(json.dumps(counted.figures()))
+        part.rename(folder / what)  # the process may end at any moment
 
     def work() -> None:
         wait(lambda: listens(first))

@@ -9,6 +9,17 @@ by one, and no target ever answers. Where many connections are like that, or all
 other one comes, the last one is reset as a trial: in a loop that ends the target of the one before it, and then all of
 them are reset. Clients that look like a loop and are none lose this one silent connection. For a moment afterwards,
 clients for the same target are reset before a dial: what a loop has under way would begin it anew.
+
+======== =========================================== ======== =========================================================
+state    event                                       next     action
+======== =========================================== ======== =========================================================
+watching addresses lead back                         barred   reset these connections
+watching many look like a loop                       trial    reset the last one
+trial    the target of the one before it has ended   barred   reset all for that target that have no answer
+trial    it has not                                  watching nothing
+barred   a client for that target                    barred   reset it, without a dial
+barred   a client, and the moment is over            watching dial
+======== =========================================== ======== =========================================================
 """
 
 from __future__ import annotations
@@ -48,19 +59,9 @@ class LoopWatch:
     """
 
     __slots__ = (
-        "next_count",
-        "_name",
-        "_loop",
-        "_own",
-        "_others",
-        "_last",
-        "_log",
-        "_warnings",
-        "_trial",
-        "_before",
-        "_newest",
+        "next_count", "_name", "_loop", "_own", "_others", "_last", "_log", "_warnings", "_trial", "_before", "_newest",
         "_barred",
-    )
+    )  # fmt: skip
 
     def __init__(
         self, name: str, loop: Loop, own: Collection[Connection], others: Callable[[], Iterable[Connection]]
@@ -91,7 +92,7 @@ class LoopWatch:
         self._look(now, _FEW if newest is not None and newest == self._newest else _MANY)
         self._newest = newest
 
-    def ends(self, connection: Connection, now: float) -> bool:
+    def resets(self, connection: Connection, now: float) -> bool:
         """Look: there are as many connections as :attr:`next_count`, with this one, which gets its stream next.
 
         :returns: whether the connection was reset.
@@ -160,19 +161,22 @@ def _comes_from(connection: Connection, ours: set[Connection], makers: dict[Any,
     maker: Connection | None = connection
     while maker is not None and maker not in passed:
         passed.add(maker)
-        maker = makers.get(_ends(maker))
+        maker = makers.get(_addresses(maker))
         if maker in ours:
             return True
     return False
 
 
 def _looks_like_a_loop(newest: list[Connection]) -> bool:
-    """Return whether the clients came one by one, and no target has sent a byte."""
+    """Return whether the clients came one by one, and no target has sent or ended anything."""
     ties = 0  # both were seen in one turn of a busy loop
     came = -math.inf
     for connection in newest:
-        is_open, started = connection.flows is not None, connection.summary.started
-        if _is_answered(connection) or not (is_open or connection in newest[-_UNDER_WAY:]):
+        flows, started = connection.flows, connection.summary.started
+        # A target that ends streams by itself would pass for one whose connection was ended by the trial.
+        if flows is not None and (flows.downstream.moved or flows.downstream.ended):
+            return False
+        if flows is None and connection not in newest[-_UNDER_WAY:]:
             return False
         ties += started == came
         came = started
@@ -195,7 +199,7 @@ def _leads_to(connection: Connection) -> Any:
     return (request.host, request.port) if request is not None else None
 
 
-def _ends(connection: Connection) -> Any:
+def _addresses(connection: Connection) -> Any:
     """Return the two addresses of the client's socket; the header of a balancer may name another one."""
     try:
         far, near = connection.client.getpeername(), connection.client.getsockname()

@@ -238,7 +238,7 @@ class RelayThread(LoopThread):
 
     def make_stream(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
-        if len(self._slots.connections) >= self._loops.next_count and self._loops.ends(connection, now):
+        if len(self._slots.connections) >= self._loops.next_count and self._loops.resets(connection, now):
             return
         try:
             self._connector.connect(connection, now)

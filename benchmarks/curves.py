@@ -14,8 +14,6 @@ from .peers.tcp import PEERS
 from .report import Results
 from .rows.tcp import ROWS, TABLES
 
-__all__ = ["draw_curves"]
-
 COLOURS = ("#1f5f99", "#d1803c", "#5b9a5b", "#8f6bb0", "#777777")  # the first one is ours
 MARKERS = ("o", "s", "^", "D", "v")
 WIDE = 30.0  # times the smallest figure, from where on an axis is logarithmic

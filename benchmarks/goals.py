@@ -8,8 +8,6 @@ from functools import partial
 
 from .loads.tcp import Lab
 
-__all__ = ["CPU", "CPU_BULK", "GBIT", "RATE", "Goal", "Metric", "Row", "Sample"]
-
 Sample = dict[str, float]  # what one measurement gives: a figure for each metric, by key
 
 

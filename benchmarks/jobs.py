@@ -10,8 +10,6 @@ import trustme
 
 from .sshd import Server
 
-__all__ = ["DIRECT", "HELD", "Job", "Peer", "Target"]
-
 DIRECT = "direct"  # the peer that is none
 HELD = 9000  # connections at once that a peer is set up for, unless a row has more
 

@@ -17,21 +17,6 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = [
-    "MeasurementError",
-    "Process",
-    "UnavailableError",
-    "compiled",
-    "describe",
-    "free_port",
-    "listeners_at",
-    "pinned",
-    "program",
-    "raise_limit",
-    "relay_command",
-    "run",
-]
-
 LOOPBACK = "127.0.0.1"
 START = 15.0  # seconds for a program to listen
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -19,8 +19,6 @@ from .peers.tcp import PEERS
 from .report import PICTURES, Results, has_curves, number
 from .rows.tcp import ROWS, TABLES
 
-__all__ = ["draw"]
-
 
 class Panel(NamedTuple):
     """One chart of a picture.

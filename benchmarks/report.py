@@ -16,8 +16,6 @@ from .goals import Goal, Metric, Row, Sample
 from .peers.tcp import PEERS
 from .rows.tcp import ROWS, TABLES
 
-__all__ = ["PICTURES", "Results", "has_curves", "page", "text"]
-
 PICTURES = ("tcp", "tls", "ssh", "socks")  # the tables with a picture of bars
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 

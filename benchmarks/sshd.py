@@ -11,8 +11,6 @@ from pathlib import Path
 
 from .machine import LOOPBACK, Process, compiled, free_port, program, run
 
-__all__ = ["Server", "delayed", "linked", "ssh_server"]
-
 DELAY = 50  # milliseconds each way
 MBITS = 1000
 CONFIGURATION = """Port {port}

@@ -23,25 +23,6 @@ from .errors import ConnectError, RelayError
 from .eventloop.loop import Loop, expect_child
 from .eventloop.poller import IN
 
-__all__ = [
-    "DEVNULL",
-    "PIPE",
-    "Process",
-    "StandardError",
-    "StandardErrorPipe",
-    "begin",
-    "end",
-    "end_spawner",
-    "interpreter",
-    "own_stderr",
-    "program_error",
-    "python",
-    "start",
-    "start_python",
-    "start_successor",
-    "written",
-]
-
 DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
 Process = subprocess.Popen[bytes]

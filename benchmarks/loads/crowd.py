@@ -9,8 +9,6 @@ from typing import Any
 
 from ..machine import MeasurementError
 
-__all__ = ["Crowd"]
-
 PATIENCE = 300.0  # seconds until all connections are there, and for the last words
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from ..machine import MeasurementError, Process
 
-__all__ = ["EACH", "Fates", "fates"]
-
 EACH = 0.3  # seconds between two kills
 PATIENCE = 60.0  # seconds that the clients may take beyond their time
 SEEN = 5.0  # seconds after a kill in which its clients see it

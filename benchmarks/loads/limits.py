@@ -24,8 +24,6 @@ from relay.streams.identity import Identity
 
 from ..machine import MeasurementError
 
-__all__ = ["cost_of_tables"]
-
 PATIENCE = 120.0  # seconds
 BATCH = 1000  # clients that are timed together
 COLLECTIONS = 9

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from ..machine import MeasurementError
 
-__all__ = ["health", "scrape", "scraped_each_second", "silent"]
-
 SECOND = 1.0
 PATIENCE = 15.0  # seconds for one answer
 

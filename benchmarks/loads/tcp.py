@@ -20,20 +20,6 @@ from ..sshd import DELAY, Server, delayed, linked, ssh_server
 from .crowd import Crowd
 from .status import scraped_each_second
 
-__all__ = [
-    "GIB",
-    "Lab",
-    "Relay",
-    "downloads",
-    "held",
-    "iperf3",
-    "iperf3_shares",
-    "warm_iperf3",
-    "warm_wrk",
-    "wrk",
-    "wrk_figures",
-]
-
 SOURCES = Path(__file__).parents[1] / "c"
 GIB = 2**30
 FILE = 256 * 2**20  # bytes of the file to download

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FAST", "METERED", "PACED", "RULES", "SHARED", "SHARING"]
-
 SHARED = 50_000_000  # bytes a second
 FAST = 10_000_000_000  # bytes a second, more than a stream reaches, so that what is compared moves as fast
 _RULES = [

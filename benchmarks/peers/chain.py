@@ -12,8 +12,6 @@ from ..machine import LOOPBACK, UnavailableError, program, relay_command
 from ..sshd import Server
 from .ssh import AES_GCM, WARM
 
-__all__ = ["PEERS", "configured"]
-
 SERVER = """Host server{number}
     HostName {address}
     Port {server.port}

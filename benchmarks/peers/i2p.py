@@ -13,8 +13,6 @@ from typing import Any
 
 from ..machine import LOOPBACK, MeasurementError, UnavailableError, compiled, relay_command
 
-__all__ = ["WORLDS", "World"]
-
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0  # seconds until every way through the network must be open
 TARGET = 7000

@@ -6,8 +6,6 @@ from ..jobs import Job, Peer
 from ..machine import LOOPBACK, program, relay_command
 from .chain import configured
 
-__all__ = ["PEERS"]
-
 
 def _relay(job: Job) -> list[str]:
     return [relay_command(), "socks", f"{LOOPBACK}:{job.port}"]

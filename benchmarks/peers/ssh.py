@@ -11,8 +11,6 @@ from urllib.parse import quote
 from ..jobs import Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, free_port, program, relay_command
 
-__all__ = ["PEERS", "WARM", "url"]
-
 SOURCES = Path(__file__).parents[1] / "c"
 AES_GCM = "aes128-gcm@openssh.com"
 WARM = ("--warm", "4")  # more than come while a stream is opened

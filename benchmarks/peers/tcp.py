@@ -12,8 +12,6 @@ from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_comma
 from . import access, chain, socks, ssh, tls, zmq
 from .ssh import WARM
 
-__all__ = ["PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
-
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
 STATUS = "status"  # the socket of the status server, in the directory of the job
 SOURCES = Path(__file__).parents[1] / "c"

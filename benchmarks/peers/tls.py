@@ -6,8 +6,6 @@ from ..jobs import Job, Peer
 from ..machine import LOOPBACK, UnavailableError, program, relay_command
 from .tunnels import MODULE
 
-__all__ = ["PEERS"]
-
 
 def _relay(job: Job) -> list[str]:
     directory = job.certify().parent

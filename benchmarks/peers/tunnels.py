@@ -9,8 +9,6 @@ from pathlib import Path
 
 from ..machine import LOOPBACK, UnavailableError, program, relay_command
 
-__all__ = ["FILES", "File", "host_of"]
-
 TO_A_NETWORK = 250
 MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 

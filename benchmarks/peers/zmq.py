@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ..jobs import Job, Peer
 
-__all__ = ["PEERS"]
-
 
 def _inside(job: Job) -> list[str]:
     raise AssertionError("it is in the program that sends")

@@ -10,8 +10,6 @@ from ..loads.limits import cost_of_tables
 from ..loads.tcp import GIB, Lab, iperf3, iperf3_shares, wrk
 from ..peers.access import SHARED
 
-__all__ = ["ROWS", "TABLES"]
-
 LONG = 10  # seconds of load, over which a bandwidth is to be exact
 
 

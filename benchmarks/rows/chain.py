@@ -20,8 +20,6 @@ from ..loads.tcp import GIB, Lab, iperf3, warm_iperf3
 from ..machine import MeasurementError, free_port, program, run
 from ..peers.chain import configured
 
-__all__ = ["ROWS"]
-
 PATIENCE = 60.0  # seconds for a program to end
 FEWEST = 5  # first bytes in one measurement
 PIPES = ("pipe", "pipe-nc", "pipe-socat")

@@ -19,8 +19,6 @@ from ..machine import LOOPBACK, MeasurementError, Process, UnavailableError, fre
 from ..peers.tunnels import FILES, host_of
 from .ssh import LIKE_SSH, carried
 
-__all__ = ["ROWS", "TABLES"]
-
 SPARE = 2000  # descriptors of a relay beside those of connections: HAProxy counts those of its pipes
 ENOUGH = 0.9  # of the connections that a row is about, where the system does not allow all
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")

@@ -9,8 +9,6 @@ from ..goals import Goal, Metric, Row, Sample
 from ..loads.tcp import GIB, Lab
 from ..machine import UnavailableError
 
-__all__ = ["ROWS"]
-
 MIB = 2**20
 SIZE = 12 * MIB  # bytes of a bulk transfer
 BURST = 500

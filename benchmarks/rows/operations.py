@@ -13,8 +13,6 @@ from ..loads.tcp import Lab
 from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command
 from .up import PATIENCE, TUNNELS
 
-__all__ = ["ROWS"]
-
 SCRAPES = 9
 IDLE = 5000  # connections of the long list
 SILENT = 120  # clients that read nothing of it; the status server takes 128

@@ -14,8 +14,6 @@ from ..jobs import DIRECT, Target
 from ..loads.tcp import GIB, Lab, Relay
 from ..machine import Process, compiled, free_port, run
 
-__all__ = ["ROWS"]
-
 SOURCE = Path(__file__).parents[1] / "c" / "socks.c"
 CLIENTS = 32
 CROWD = 2000  # half-open connections

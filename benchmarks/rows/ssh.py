@@ -12,8 +12,6 @@ from ..jobs import Target
 from ..loads.tcp import GIB, Lab, Relay, iperf3, warm_iperf3, warm_wrk, wrk
 from ..machine import free_port
 
-__all__ = ["ROWS"]
-
 CONNECTIONS = 16
 LIKE_SSH = ("ssh-paramiko", "ssh-openssh", "ssh")
 OPENING = (*LIKE_SSH, "ssh-c")

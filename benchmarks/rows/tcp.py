@@ -13,8 +13,6 @@ from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
 from . import access, chain, growth, i2p, operations, socks, ssh, tls, up, warm, workers, zmq
 
-__all__ = ["ROWS", "TABLES"]
-
 
 def bulk(lab: Lab, peer: str, streams: int) -> Sample:
     """iperf3 for as long as the lab says."""

@@ -13,8 +13,6 @@ from ..jobs import Target
 from ..loads.tcp import GIB, Lab, Relay, downloads, wrk
 from ..machine import Process, compiled, free_port, run
 
-__all__ = ["ROWS", "TABLES"]
-
 SOURCES = Path(__file__).parents[1] / "c"
 CLIENTS = 32
 CROWD = 2000  # half-open connections

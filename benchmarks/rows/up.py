@@ -17,8 +17,6 @@ from ..goals import Goal, Metric, Row, Sample
 from ..loads.tcp import Lab, wrk_figures
 from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command, run
 
-__all__ = ["ROWS"]
-
 TUNNELS = 500
 PATIENCE = 30.0  # seconds for all of them to listen
 BETWEEN = 1.0  # seconds from one upgrade to the next, in which clients have the machine for themselves

@@ -18,8 +18,6 @@ from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_comm
 from ..peers.ssh import WARM
 from ..sshd import linked
 
-__all__ = ["ROWS"]
-
 ONE_WAY = 25  # milliseconds: 50 there and back
 PATIENCE = 60.0  # seconds for a load beyond its own time
 

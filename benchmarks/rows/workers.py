@@ -17,8 +17,6 @@ from ..loads.killed import EACH, fates
 from ..loads.tcp import GIB, Lab, Relay, wrk
 from ..machine import Process, compiled, free_port, pinned
 
-__all__ = ["ROWS", "TABLES"]
-
 SOURCES = Path(__file__).parents[1] / "c"
 STREAMS = 16
 CONNECTIONS = 64  # of wrk, at a time

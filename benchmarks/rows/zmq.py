@@ -11,8 +11,6 @@ from ..goals import Goal, Metric, Row, Sample
 from ..loads.tcp import Lab
 from ..machine import UnavailableError, run
 
-__all__ = ["ROWS"]
-
 PATIENCE = 30.0  # seconds for the login, and for what is under way at the end
 ALL = ("zmq-openssh", "zmq-paramiko", "zmq-original")
 

@@ -12,8 +12,6 @@ from .rule_file import RuleFile
 from .rule_set import RuleSet
 from .rules import Rule, parse_entry
 
-__all__ = ["AccessList", "EntryError", "parse_entries"]
-
 logger = logging.getLogger("relay")
 
 _MOST_KNOWN = 4096  # addresses about which the decision is remembered

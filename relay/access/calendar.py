@@ -6,8 +6,6 @@ import datetime
 
 from .limit import Period
 
-__all__ = ["Calendar"]
-
 _LENGTHS = {Period.HOUR: 3600, Period.DAY: 86400, Period.WEEK: 7 * 86400}  # seconds
 _MONDAY = 4 * 86400  # the first Monday after the epoch, which was a Thursday
 

@@ -17,8 +17,6 @@ from .policy import ClientPolicy
 from .table import Entry
 from .ticket import Ticket
 
-__all__ = ["Denial", "Gate"]
-
 _NOBODY = Identity("unknown", "")
 _GUESSES = Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")  # of exposed listeners whose policy has no such limit
 _MOST_KNOWN = 4096  # addresses whose keys are remembered

@@ -21,8 +21,6 @@ from .proxy_header import (
     build_v2,
 )
 
-__all__ = ["address_of", "header_of", "identified", "passed_on"]
-
 _NAMED = ("unix", "tls", "socks", "http")  # kinds of identities with an entry of their own
 # Entries that go to the target as they have come, and their most bytes. The last ones are of applications, such as that
 # of a cloud with the endpoint of the client.

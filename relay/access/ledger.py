@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["Book", "Ledger", "LedgerEntry"]
-
 
 class LedgerEntry(NamedTuple):
     """The ban and the quota of one key of one limit. Times are seconds since the epoch."""

@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 from ..addresses.duration import parse_duration
 from ..addresses.printable import shown
 
-__all__ = ["LOGIN", "MOST_LIMITS", "Action", "Limit", "LimitsLike", "Period", "Rate", "Scope", "Terms"]
-__all__ += ["check_answer", "check_limits", "must_stay_whole"]
-
 LOGIN = "login"
 """The name of the limit of wrong passwords."""
 

@@ -23,8 +23,6 @@ from .limit import Limit, Scope
 from .meter import Meter
 from .table import MOST_KEYS, Entry, KeyTable
 
-__all__ = ["ALL", "Client", "Limiter", "OnQuota", "Rejection", "key_of"]
-
 ALL = "*"
 """The key of all clients of a tunnel."""
 

@@ -16,8 +16,6 @@ from typing import Protocol
 
 from ..eventloop.loop import Timer, Timers
 
-__all__ = ["Meter", "Waiter"]
-
 _HELD = 0.125  # seconds of the bandwidth that the bucket holds
 _ROUND = 0.25  # seconds after which each of many waiting flows has had its turn
 _TURN = 0.0625  # seconds of the bandwidth that one turn takes at most; half of what the bucket holds

@@ -8,8 +8,6 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Network", "NetworkSet", "parse_network", "version_at"]
-
 _SHAPE = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _BITS = {4: 32, 6: 128}
 _AF_INET, _inet_pton, _from_bytes = socket.AF_INET, socket.inet_pton, int.from_bytes  # for each client

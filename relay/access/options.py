@@ -9,8 +9,6 @@ from .limit import check_limits
 from .policy import AccessRules, ClientPolicy, Entries
 from .senders import parse_senders
 
-__all__ = ["check_policy", "rules_of"]
-
 
 def check_policy(
     *,

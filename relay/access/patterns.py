@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-__all__ = ["PatternSet", "check_pattern", "dns_segments", "uri_segments"]
-
 _WILD = frozenset({"*", "**"})
 
 

@@ -11,8 +11,6 @@ from ..streams.identity import Identity
 from .limit import Limit, must_stay_whole
 from .senders import Senders
 
-__all__ = ["AccessRules", "Admit", "ClientPolicy", "Decision", "Entries"]
-
 
 class Decision(NamedTuple):
     """The decision of access rules about a client."""

@@ -20,12 +20,6 @@ from typing import NamedTuple
 
 from ..addresses.printable import printable
 
-__all__ = [
-    "ALPN", "AUTHORITY", "CLIENT", "CRC32C", "DESTINATION", "LONGEST_V1", "NOOP", "SERVER", "SSL", "UNIQUE_ID",
-    "Address", "HeaderReader", "ProxyHeader", "ProxyHeaderError", "SSLEntry", "build_local", "build_v1", "build_v2",
-    "checksum",
-]  # fmt: skip
-
 # Types of entries; section 2.2 of the specification.
 ALPN, AUTHORITY, CRC32C, NOOP, UNIQUE_ID, SSL = 0x01, 0x02, 0x03, 0x04, 0x05, 0x20
 _SSL_VERSION, _SSL_CN, _SSL_CIPHER = 0x21, 0x22, 0x23  # inside of SSL

@@ -7,8 +7,6 @@ import os
 import stat
 from typing import BinaryIO
 
-__all__ = ["distrust", "distrust_directory", "open_own", "open_regular"]
-
 _MOST_LINKS = 40  # that lead to each other, as in the kernel
 
 

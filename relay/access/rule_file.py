@@ -10,8 +10,6 @@ from .regular_file import distrust, open_regular
 from .rule_set import RuleSet
 from .rules import Rule, has_kind, parse_rule
 
-__all__ = ["RuleFile", "read_rules"]
-
 logger = logging.getLogger("relay")
 
 _EXPECTED = "expected a file of rules, one in each line"

@@ -10,8 +10,6 @@ from .networks import NetworkSet
 from .patterns import PatternSet, dns_segments, uri_segments
 from .rules import Rule, server_names
 
-__all__ = ["RuleSet"]
-
 
 class RuleSet:
     """Rules of one list, indexed by their kind. It does not change.

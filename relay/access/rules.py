@@ -30,18 +30,6 @@ from ..addresses.printable import shown
 from .networks import is_network, parse_network
 from .patterns import check_pattern, dns_segments, uri_segments
 
-__all__ = [
-    "KINDS",
-    "Rule",
-    "destination_of",
-    "file_of",
-    "has_kind",
-    "is_written_as_rule",
-    "parse_entry",
-    "parse_rule",
-    "server_names",
-]
-
 _LONGEST = 1024  # characters of a value; only a destination in base64 has more
 _HASH = 32  # bytes of SHA-256
 _ANY_USE = ("user", "login", "cn")  # a bare word may be any of these

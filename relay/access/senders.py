@@ -9,8 +9,6 @@ from typing import Any
 from ..addresses.printable import shown
 from ..streams.identity import plain_host
 
-__all__ = ["LOCAL_PROGRAMS", "NO_HEADERS", "Senders", "parse_senders"]
-
 LOCAL_PROGRAMS = "unix"
 """The entry for the clients of a Unix socket."""
 

@@ -23,8 +23,6 @@ from .regular_file import distrust_directory, open_own
 if TYPE_CHECKING:  # most tunnels have nothing to keep, and start faster without it
     import sqlite3
 
-__all__ = ["Store", "StoreError", "open_store"]
-
 logger = logging.getLogger("relay")
 
 _APPLICATION = 0x52656C79  # of the header of the file, for file(1): the letters "Rely"

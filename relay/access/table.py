@@ -13,8 +13,6 @@ from collections import OrderedDict
 from .limit import Rate
 from .meter import Meter
 
-__all__ = ["MOST_KEYS", "Entry", "KeyTable"]
-
 MOST_KEYS = 100_000
 """The most keys of a table, and the most that are banned."""
 

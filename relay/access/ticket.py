@@ -8,8 +8,6 @@ from .limiter import Limiter
 from .meter import Meter
 from .table import Entry
 
-__all__ = ["Ticket"]
-
 
 class Ticket:
     """The places of one client in the tables of the limits. Belongs to the relay thread.

@@ -17,8 +17,6 @@ from .rule_set import RuleSet
 from .rules import Rule, parse_rule
 from .senders import LOCAL_PROGRAMS
 
-__all__ = ["Known", "Place", "Useless", "find_useless", "find_useless_senders", "possible_kinds", "rules_in"]
-
 _OF_CERTIFICATES = frozenset({"dns", "uri", "cn", "spki"})
 _OF_HEADERS = frozenset({"cidr", "user", "cn", "login", "i2p", "ssh"})  # see relay.access.introduction.identified
 _KINDS = {

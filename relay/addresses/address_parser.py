@@ -18,8 +18,6 @@ from .printable import shown
 from .redact import is_ambiguous, redact, redact_parameters
 from .values import LONGEST_UNIX_PATH, is_i2p
 
-__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressParser"]
-
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters
 

@@ -14,8 +14,6 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Self
 
-__all__ = ["Peer", "PrivateKey", "b32_of", "check_destination", "is_base64"]
-
 KEYS = 384  # bytes of a destination before its certificate: 256 of the encryption key, 128 of the signing key
 SHORTEST = KEYS + 3  # with an empty certificate
 LONGEST_NAME = 67  # characters of a host name ("Naming")

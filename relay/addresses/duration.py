@@ -7,8 +7,6 @@ import re
 
 from .printable import shown
 
-__all__ = ["PATTERN", "parse_duration"]
-
 PATTERN = r"[0-9]{1,9}(\.[0-9]{1,9})?( ?(ms|s|m|h|d|w))?"
 """A duration, as a regular expression for the JSON schema."""
 _DURATION = re.compile(f"-?{PATTERN}")

@@ -13,8 +13,6 @@ from .options import Option, options_of
 from .redact import redact
 from .ssh import SSHServer
 
-__all__ = ["FORMS", "HopParser", "SSHParser", "ServerParser", "make", "read_command", "read_hops", "read_proxy"]
-
 Value = TypeVar("Value")
 
 _I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)

@@ -19,23 +19,6 @@ from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, opt
 from .ssh import SSHListen, SSHServer
 from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, has_mptcp, is_i2p
 
-__all__ = [
-    "Command",
-    "Hop",
-    "Listen",
-    "Password",
-    "Place",
-    "Proxy",
-    "ProxyListen",
-    "Route",
-    "check_way",
-    "hop_of",
-    "listens_at_server",
-    "on_the_way",
-    "over_i2p",
-    "to_i2p",
-]
-
 _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
 _LONGEST_COMMAND = 4096  # characters
 

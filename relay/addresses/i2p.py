@@ -29,18 +29,6 @@ from .options import (
 )
 from .values import TCPAddress, TLSTarget, check_port, is_i2p
 
-__all__ = [
-    "Bridges",
-    "CONNECT_TIMEOUT",
-    "I2PListen",
-    "I2PRouter",
-    "I2PTarget",
-    "LINGER",
-    "SAM",
-    "is_option",
-    "router_of",
-]
-
 _SAM = TCPAddress("127.0.0.1", 7656)
 SAM = str(_SAM)  # where routers have their bridge by default
 CONNECT_TIMEOUT = 90.0  # seconds; a session may have to be created first

@@ -12,8 +12,6 @@ from .i2p import BRIDGES, SAM, Bridges, I2PListen, I2PRouter, I2PTarget, is_opti
 from .options import options_of
 from .values import TCPAddress, TLSTarget
 
-__all__ = ["parse_sam", "read_i2p_hop", "read_i2p_listen", "read_i2p_target", "router_of"]
-
 
 def parse_sam(given: str | Sequence[str]) -> Bridges:
     """Parse the address of a SAM bridge, or the addresses of several.

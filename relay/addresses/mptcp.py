@@ -10,8 +10,6 @@ from ..errors import AddressError
 from .hops import Listen, Route
 from .values import TCPAddress, TLSListen, TLSTarget, has_mptcp, is_i2p
 
-__all__ = ["with_mptcp", "without_mptcp"]
-
 End = TypeVar("End")
 Value = TypeVar("Value")
 

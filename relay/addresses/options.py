@@ -21,40 +21,6 @@ from typing import Any, TypeVar
 from ..errors import AddressError
 from .duration import parse_duration
 
-__all__ = [
-    "CARRIERS",
-    "CONTROL",
-    "DEPTH",
-    "DESTINATIONS",
-    "FILE",
-    "FINGERPRINT",
-    "FLAG",
-    "Kind",
-    "MODE",
-    "OPTION",
-    "Option",
-    "PRINTABLE",
-    "PROTOCOLS",
-    "SECONDS",
-    "SECRET",
-    "Secret",
-    "TEXT",
-    "VARIABLE",
-    "changed_options",
-    "check_hop_options",
-    "check_options",
-    "check_variable",
-    "choice",
-    "files_of",
-    "inline_secrets",
-    "on_secret_variable",
-    "option",
-    "options_of",
-    "secret_variables",
-    "set_options",
-    "written",
-]
-
 Owner = TypeVar("Owner")
 
 Secret = str | Callable[..., str]

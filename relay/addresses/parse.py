@@ -15,8 +15,6 @@ from .options import changed_options, options_of
 from .ssh import LISTEN, SSHListen, SSHServer
 from .values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen, is_i2p
 
-__all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
-
 _SYSTEMD = re.compile(r"systemd:(?![0-9]*$|//)(.*)", re.IGNORECASE)
 _SYSTEMD_NAME = re.compile(r"[!-9;-~]{1,255}")  # sd_listen_fds_with_names(3): no colon
 _I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)

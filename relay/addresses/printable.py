@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["LONGEST_HOST", "one_line", "originator", "printable", "shown"]
-
 LONGEST_SHOWN = 120  # characters of an address that an error repeats
 LONGEST_HOST = 255  # characters; no host name is longer: RFC 1035, section 2.3.4
 

@@ -11,8 +11,6 @@ from .printable import shown
 from .ssh import LISTEN, SSHServer
 from .values import TLSListen, TLSTarget
 
-__all__ = ["is_ambiguous", "redact", "redact_parameters"]
-
 _OWNERS = (TLSTarget, TLSListen, SSHServer, I2PRouter, I2PListen)
 _OPTIONS: Mapping[str, Option] = {"listen": LISTEN} | {n: o for owner in _OWNERS for n, o in options_of(owner).items()}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")

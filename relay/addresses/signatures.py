@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 from .options import SECRET, Option, options_of
 
-__all__ = ["annotation", "description", "shows_options"]
-
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _MARK = ":param options: {options}\n"

@@ -29,8 +29,6 @@ from .options import (
 )
 from .values import TCPAddress, UnixAddress, check_port, is_ipv6, quoted
 
-__all__ = ["LISTEN", "SSHListen", "SSHServer", "full_address"]
-
 _LONGEST_NAME = 255  # characters of a user or an alias
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NOT_IN_A_USER = re.compile(r"""[\s%:'"`$;&<>|(){}\[\]*?!#]|\\$""")

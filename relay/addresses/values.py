@@ -15,28 +15,6 @@ from ..errors import AddressError
 from .options import CONTROL, FILE, FLAG, MODE, PRINTABLE, PROTOCOLS, changed_options, option, written
 from .printable import printable
 
-__all__ = [
-    "LONGEST_UNIX_PATH",
-    "SystemdListen",
-    "TCPAddress",
-    "TLSListen",
-    "TLSTarget",
-    "Target",
-    "UnixAddress",
-    "UnixListen",
-    "check_host_port",
-    "check_port",
-    "has_mptcp",
-    "is_i2p",
-    "is_ip_address",
-    "is_ipv6",
-    "is_loopback",
-    "is_onion",
-    "quoted",
-    "refuse_onion",
-    "unix_path",
-]
-
 LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): sun_path without its final NUL
 
 

@@ -22,8 +22,6 @@ from ..transports.tcp import listen_tcp, tcp
 from .i2p import OnState, i2p, i2p_listen
 from .keywords import ClientKeywords, ServerKeywords
 
-__all__ = ["NOT_OF_A_CLIENT", "NOT_OF_A_SERVER", "TunnelClient", "TunnelServer"]
-
 NOT_OF_A_SERVER = ("warm", "warm_for", "accept_proxy")
 """The options of tunnels that a :class:`TunnelServer` does not take."""
 NOT_OF_A_CLIENT = ("source", "accept_proxy")

@@ -10,8 +10,6 @@ from ..access.policy import Admit, Entries
 from ..addresses.options import Secret
 from ..engine.observer import OnEnd
 
-__all__ = ["ClientKeywords", "I2PKeywords", "SSHKeywords", "ServerKeywords"]
-
 
 class SSHKeywords(TypedDict, total=False):
     """Options of SSH servers."""

@@ -16,8 +16,6 @@ from ..streams.dialer import Dialer
 from ..transports.unix import listen_unix
 from .urls import as_text, dialer
 
-__all__ = ["listen_privately", "local"]
-
 
 def local(url: str | int, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
     """Make a Unix socket in a directory of its own (mode 0700) that relay connects to any address.

@@ -19,8 +19,6 @@ from ..transports.chain import chain, network, numbered
 from ..transports.ssh.listener import SSHListener
 from .keywords import SSHKeywords
 
-__all__ = ["listen_ssh", "server_with", "ssh", "ssh_listen"]
-
 _GRANT_TIMEOUT = 30.0  # seconds for the server to grant the first forward
 
 

@@ -22,8 +22,6 @@ from ..streams.dialer import Dialer
 if TYPE_CHECKING:  # a factory alone needs no listener
     from ..transports.tcp import Inherited
 
-__all__ = ["as_text", "connect", "dialer", "listen", "listener", "target"]
-
 _TEXT = (str, bytes, bytearray, memoryview)  # one address, right or wrong, and no list of ports
 
 # The parameters of each function are the fields of the address; functions that hops can lead to also have ``via``.

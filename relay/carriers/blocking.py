@@ -16,8 +16,6 @@ from ..streams.cancellation import Cancellation
 from ..streams.promise import Promise
 from .link import AnyLink, Connector
 
-__all__ = ["BlockingCalls"]
-
 logger = logging.getLogger("relay")
 
 _ANSWER = 10.0  # seconds for the first answer over a link that replaces another one

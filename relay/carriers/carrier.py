@@ -67,8 +67,6 @@ from .blocking import BlockingCalls
 from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, Watchers, is_reported, strip_prefix
 from .retry import RetryPolicy, pause_after
 
-__all__ = ["ATTEMPT_TIMEOUT", "Carrier"]
-
 logger = logging.getLogger("relay")
 
 ATTEMPT_TIMEOUT = 25.0  # seconds; its error arrives before the 30 s of a client are over

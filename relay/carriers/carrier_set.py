@@ -20,8 +20,6 @@ from ..eventloop.loop import Timer, Timers
 from .carrier import Carrier
 from .link import AnyLink, CarrierState, Watcher, Watchers
 
-__all__ = ["CarrierSet", "SharedCarrier", "make_carriers"]
-
 _PROMPT = 0.7  # seconds to wait for threads that were asked to end; as for one carrier
 _RETRY_FAILED_EVERY = 301.0  # seconds; a carrier that was rejected refuses to be tried again for 300
 # The state of the set is the first of these that a carrier has.

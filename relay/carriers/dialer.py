@@ -14,8 +14,6 @@ from ..streams.stream import Stream
 from .carrier_set import SharedCarrier
 from .link import AnyLink
 
-__all__ = ["as_oserror", "dial", "wait_until_up"]
-
 _MAX_RESTARTS = 3  # times that one stream is started again because the carrier was lost under it
 
 Begin = Callable[[AnyLink, OnResult], Abort]

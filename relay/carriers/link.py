@@ -15,21 +15,6 @@ from ..errors import CarrierError, ConnectError, RelayError
 from ..eventloop.loop import Timer, Timers
 from ..streams.cancellation import Cancel
 
-__all__ = [
-    "AnyLink",
-    "CarrierState",
-    "Connector",
-    "Link",
-    "Links",
-    "Lost",
-    "Waiter",
-    "Watcher",
-    "Watchers",
-    "is_reported",
-    "mark_reported",
-    "strip_prefix",
-]
-
 logger = logging.getLogger("relay")
 
 

@@ -11,8 +11,6 @@ from ..eventloop.histogram import CONNECT_TIMES, Durations, Histogram
 from .carrier import Carrier
 from .link import strip_prefix
 
-__all__ = ["CarrierStatus", "carriers"]
-
 
 @dataclass(frozen=True, slots=True)
 class CarrierStatus:

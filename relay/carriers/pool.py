@@ -13,8 +13,6 @@ from typing import Any, Generic
 from .carrier_set import SharedCarrier
 from .link import AnyLink, CarrierState, Watcher
 
-__all__ = ["CarrierRef", "Release", "acquire", "close_at_once"]
-
 Release = Callable[[float], None]
 
 _DRAIN_TIMEOUT = 0.2  # seconds for the last streams to end when a reference is closed

@@ -13,8 +13,6 @@ from .carrier import Carrier
 from .link import CarrierState
 from .retry import RETRY_REJECTED_AFTER
 
-__all__ = ["renew"]
-
 _SPREAD = 0.1  # part of the time by which a renewal may be early, so that fifty carriers do not renew together
 _RETRY = 0.1  # part of the time after which a renewal is tried again; one that was rejected waits all of the time
 _MAX_DRAINING = 4  # links with streams that earlier renewals have left; with as many there is no further renewal

@@ -7,8 +7,6 @@ import math
 from ..errors import AuthenticationError, CarrierError, ConnectError
 from ..eventloop import backoff
 
-__all__ = ["RETRY_REJECTED_AFTER", "RetryPolicy", "pause_after"]
-
 RETRY_FAILED_AFTER = 10.0  # seconds after a final failure until a client that asks starts another attempt
 RETRY_REJECTED_AFTER = 300.0  # the same after a rejected or ended login: servers ban a client whose logins fail often
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most

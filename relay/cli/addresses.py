@@ -14,8 +14,6 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import Target
 from ..errors import AddressError
 
-__all__ = ["read_hops", "read_listen", "read_server", "read_target", "without_secrets"]
-
 Value = TypeVar("Value")
 
 

@@ -14,8 +14,6 @@ from ..daemon.failures import describe_error
 from .commands import COMMANDS, command
 from .output import drop_stdout, print_error, set_format, show_help
 
-__all__ = ["app", "run"]
-
 
 class _Commands(click.Group):
     """A group that imports a command only when it is used."""

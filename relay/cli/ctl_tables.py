@@ -15,18 +15,6 @@ from ..streams.identity import client_text
 from .output import size
 from .views import age, shown_state
 
-__all__ = [
-    "listening",
-    "print_bans",
-    "print_carriers",
-    "print_connections",
-    "print_quotas",
-    "print_tunnels",
-    "print_warm",
-    "status_lines",
-    "verdict_lines",
-]
-
 Row = Mapping[str, Any]
 
 _FIGURES = (

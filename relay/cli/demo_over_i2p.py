@@ -19,8 +19,6 @@ from ..addresses.i2p_parser import parse_sam
 from ..process import PIPE, Process, end, interpreter, start
 from .output import print_line
 
-__all__ = ["PATIENCE", "Program", "few", "program", "published", "reached", "router"]
-
 PATIENCE = 300.0  # seconds for a line: sessions are created, published and found
 END = 10.0  # seconds for a program to exit
 MOST = 10  # most pages that are fetched over a real network

@@ -11,8 +11,6 @@ from rich.cells import cell_len, set_cell_size
 
 from ..addresses.printable import printable
 
-__all__ = ["Column", "Content", "Line", "lay_out"]
-
 _GAP = 2  # columns between two columns of the table; one where there is no room
 _SMALLEST = 6  # width of a shrunk column on a very narrow terminal
 _ERROR_LINES = 2  # of one error

@@ -13,8 +13,6 @@ from ..addresses.i2p import Bridges
 from ..addresses.i2p_parser import parse_sam
 from .output import print_line
 
-__all__ = ["read_bridges", "sam", "tell_published"]
-
 logger = logging.getLogger("relay.cli")
 
 _STANDING_BY = "standing by"  # a state of a listener

@@ -14,8 +14,6 @@ from rich.text import Text
 
 from .fleet_table import Content, Line, lay_out
 
-__all__ = ["LiveTable", "View", "live_table"]
-
 logger = logging.getLogger("relay.cli")
 
 _LEFT = 2  # lines of the terminal above the table, for what is printed

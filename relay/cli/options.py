@@ -32,30 +32,6 @@ from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, ch
 if TYPE_CHECKING:  # for tunnels with limits only
     from ..access.limit import Limit
 
-__all__ = [
-    "SECONDS",
-    "control",
-    "debug",
-    "fail_fast",
-    "finite_seconds",
-    "in_workers",
-    "log_file",
-    "log_format",
-    "log_interval",
-    "option_of_tunnel",
-    "options_about",
-    "sandbox",
-    "seconds",
-    "seconds_or_zero",
-    "shutdown_delay",
-    "status",
-    "verbose",
-    "via",
-    "watch",
-    "with_options",
-    "workers",
-]
-
 SECONDS = "SECONDS"
 
 

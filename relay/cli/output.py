@@ -22,20 +22,6 @@ from ..daemon.failures import ProblemsError, describe_error, status_of
 if TYPE_CHECKING:
     from ..engine.records import ConnectionRecord, Stats
 
-__all__ = [
-    "print_error",
-    "drop_stdout",
-    "failures_reported",
-    "log_from",
-    "log_stopped",
-    "logged_to_stderr",
-    "print_line",
-    "set_format",
-    "show_help",
-    "size",
-    "summary",
-]
-
 LONGEST_LINE = 4000  # characters; peers choose a part of some lines
 MOST_LINES = 10_000  # queued for standard error
 PATIENCE = 2.0  # seconds to write the last of them at the end

@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # a command starts in half the time without them
     from ..engine.records import Stats
     from .live import LiveTable, View
 
-__all__ = ["ManyTunnels", "OneTunnel"]
-
 logger = logging.getLogger("relay.cli")
 
 REFRESH = 0.5  # seconds between two states of the live table

@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # a command without operators does not need them
     from ..daemon.sockets import Endpoint
     from ..daemon.waiting import Stop
 
-__all__ = ["load_server", "relay_one", "serve"]
-
 
 def serve(
     where: Listen,

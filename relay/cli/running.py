@@ -15,8 +15,6 @@ from ..daemon.failures import describe_error
 from ..daemon.runtime import control_sockets
 from .output import print_error
 
-__all__ = ["connected", "names_of_tunnels", "process_at", "tunnel_names"]
-
 _MISTAKES = (400, 404, REJECTED)  # not 409: the state of the relay, which may change
 _SHORT = 0.5  # seconds for a completion
 _SEARCH = 2.0  # seconds for all sockets that are found to say what listens there

@@ -12,8 +12,6 @@ from ..addresses.hops import Route
 from ..addresses.ssh import SSHServer
 from ..addresses.values import TCPAddress
 
-__all__ = ["preconnect_hops", "preload_backend"]
-
 _BACKEND = "relay.transports.ssh.paramiko.backend"
 
 

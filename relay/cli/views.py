@@ -19,8 +19,6 @@ from .output import size, summary
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["FleetView", "TimedRates", "TunnelView", "Watched", "shown_state", "watched"]
-
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
 _ENDED = 8  # finished connections that are shown
 

@@ -27,8 +27,6 @@ from .listen_conflicts import ListenTable
 from .models import INHERITED, LISTS, Defaults, File, Hop, Tunnel, hop_options
 from .problems import Problems, misplaced, near
 
-__all__ = ["ANYWHERE", "Checker", "Entry"]
-
 Value = TypeVar("Value")
 
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own

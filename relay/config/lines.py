@@ -7,8 +7,6 @@ import re
 import tomllib
 from collections.abc import Callable
 
-__all__ = ["Path", "lines_of"]
-
 Path = tuple[str | int, ...]
 """The keys, and the indices of arrays, that lead to a value."""
 

@@ -8,8 +8,6 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["ListenTable", "exclude_each_other", "group_of", "overlap"]
-
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
 _EVERY = (_EVERY_IPV4, "::")
 

@@ -47,10 +47,6 @@ from ..engine.options import LIMITS as LIMITS_KIND
 from ..streams.checks import MOST_WORKERS, check_count, check_time, check_warm, check_workers
 from .lines import Path
 
-__all__ = [
-    "INHERITED", "LIMITS", "LISTS", "OTHERS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema",
-]  # fmt: skip
-
 _OPTIONS = {name: option for name, option in tunnel_options(CommandOptions).items() if option.key}
 LIMITS = tuple(name for name, option in _OPTIONS.items() if option.kind.plain in (int, float))
 """The options of tunnels that are numbers, and so always have a value."""

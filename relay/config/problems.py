@@ -14,8 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from .lines import Path, lines_of
 
-__all__ = ["Problem", "Problems", "misplaced", "near", "shape_problems"]
-
 Keys = Callable[[Path], Iterable[str]]
 Model = TypeVar("Model", bound=BaseModel)
 

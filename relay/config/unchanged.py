@@ -8,8 +8,6 @@ from typing import Any
 
 from .checking import Entry
 
-__all__ = ["Written"]
-
 _SHARED = ("hops", "defaults")  # the tables that decide on the meaning of every tunnel
 
 

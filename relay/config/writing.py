@@ -16,8 +16,6 @@ from ..transports.dynamic import Rule
 from .checking import Entry
 from .models import LIMITS, File, Hop
 
-__all__ = ["as_toml"]
-
 _SECRETS = ("password", "passphrase")
 _HIDDEN = "***"
 

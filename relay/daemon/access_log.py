@@ -24,8 +24,6 @@ from ..engine.options import LABELS
 from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 
-__all__ = ["AccessLog", "LoggedTunnel", "entry"]
-
 logger = logging.getLogger("relay.operations")
 
 _LIMIT = 10_000  # records that wait to be written, about 10 MB

@@ -11,8 +11,6 @@ from ..addresses.options import set_options
 from ..addresses.values import Target
 from ..errors import AddressError
 
-__all__ = ["with_bridge", "with_bridges", "with_session"]
-
 Address = TypeVar("Address")
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["REJECTED", "Client", "ClientError"]
-
 REJECTED = 422  # the HTTP status of a reload that has changed nothing, because of its file
 _LONGEST = 64 << 20  # bytes of an answer
 _UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group

@@ -24,8 +24,6 @@ from .ways import route_of_all
 if TYPE_CHECKING:  # a command without the log does not need it
     from .access_log import AccessLog, LoggedTunnel
 
-__all__ = ["ConnectionLog", "connections_logged"]
-
 logger = logging.getLogger("relay.cli")
 
 

@@ -7,8 +7,6 @@ from typing import NamedTuple, Protocol
 
 from ..engine.records import ConnectionRecord, Metrics
 
-__all__ = ["ContinuedFigures", "HasFigures"]
-
 
 class HasFigures(Protocol):
     """A tunnel that counts."""

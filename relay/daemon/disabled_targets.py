@@ -15,8 +15,6 @@ from ..targets.health import HealthState
 if TYPE_CHECKING:  # a tunnel with one target starts faster without it
     from ..targets.group import TargetGroup
 
-__all__ = ["disable", "disabled", "target_group"]
-
 
 def target_group(make_send: Dialer) -> TargetGroup | None:
     """Return the targets of a factory; ``None`` if it has one target only."""

@@ -18,8 +18,6 @@ from ..engine.tunnel import Tunnel
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["Drains"]
-
 _PATIENCE = 5.0  # seconds for the workers after the last connection
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["EndpointPlan", "LogPlan"]
-
 
 class EndpointPlan(NamedTuple):
     """The addresses at which a command listens for operators, before they are opened.

@@ -9,8 +9,6 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import TCPAddress, is_loopback
 from ..streams.listener import TunnelListener
 
-__all__ = ["warn_if_open", "warn_if_unsure"]
-
 logger = logging.getLogger("relay.cli")
 
 

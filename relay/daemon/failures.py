@@ -8,17 +8,6 @@ from contextlib import contextmanager
 
 from ..errors import can_retry
 
-__all__ = [
-    "ConflictError",
-    "NotFoundError",
-    "ProblemsError",
-    "ReloadError",
-    "carriers_quiet",
-    "configuration_read",
-    "describe_error",
-    "status_of",
-]
-
 
 class NotFoundError(LookupError):
     """A tunnel or a connection that does not exist."""

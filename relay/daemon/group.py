@@ -56,8 +56,6 @@ if TYPE_CHECKING:  # a command starts in half the time without them
     from .change.reload import ReloadResult, Reloads
     from .change.take_over import TakeOver
 
-__all__ = ["Group", "Probe"]
-
 logger = logging.getLogger("relay.cli")
 
 _DELIVERY = 5.0  # seconds at least for what ended connections have sent; fleet.md promises an end in drain + 10 s

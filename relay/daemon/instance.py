@@ -47,8 +47,6 @@ from .ways import route_of_all, targets_of
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel
 
-__all__ = ["Instance"]
-
 
 class _Texts(NamedTuple):
     """The texts about a tunnel that hardly ever change."""

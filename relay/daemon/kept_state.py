@@ -13,8 +13,6 @@ if TYPE_CHECKING:  # most commands keep nothing
     from ..access.ledger import LedgerEntry
     from ..access.store import Store
 
-__all__ = ["Entries", "KeptState", "state_kept"]
-
 _PART = 1000  # entries for which the store holds its lock
 
 Entries = Mapping[str, "Sequence[LedgerEntry]"]  # by the name of their tunnel

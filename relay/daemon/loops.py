@@ -15,8 +15,6 @@ from ..addresses.ssh import SSHServer
 from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress, is_loopback
 from .plan import Plan
 
-__all__ = ["Loop", "find_loops"]
-
 _SSH_PORT = 22
 _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -13,8 +13,6 @@ from .failures import ConflictError
 if TYPE_CHECKING:  # a command starts in half the time without it
     from concurrent.futures import Future
 
-__all__ = ["UNDER_WAY", "MainThread"]
-
 UNDER_WAY = "an upgrade is under way; try again after it"
 
 Result = TypeVar("Result")

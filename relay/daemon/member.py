@@ -55,8 +55,6 @@ if TYPE_CHECKING:  # only a reload compares and changes
     from ..streams.listener import TunnelListener
     from .verdicts import Settings
 
-__all__ = ["Member", "MemberState", "Snapshot"]
-
 
 class MemberState(enum.Enum):
     """The state of a tunnel of a group; the docstring of this module has the table."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # only an upgrade needs the first, which needs the models of 
     from .change.predecessor import Predecessor
     from .waiting import LoadServer
 
-__all__ = ["operated"]
-
 
 @contextmanager
 def operated(

@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # a command without these sockets needs none of them
     from .status import ProbeStatus
     from .waiting import Endpoints, LoadServer
 
-__all__ = ["OperatorSockets", "control_path"]
-
 logger = logging.getLogger("relay.operations")
 
 NONE = "none"

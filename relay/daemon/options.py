@@ -12,8 +12,6 @@ if TYPE_CHECKING:  # for tunnels in workers or with limits only
     from ..access.limit import Limit
     from .worker_processes import WorkerProcesses
 
-__all__ = ["LOG_INTERVAL", "NOT_NONE", "Options"]
-
 NOT_NONE = ("connect_timeout", "linger", "drain")
 """Times for which ``None`` is not the word for no limit: infinity is."""
 

@@ -38,8 +38,6 @@ if TYPE_CHECKING:  # a command starts faster without them
     from ..transports.tcp import Inherited
     from .preflight import Preflight, Routes
 
-__all__ = ["Bound", "Opened", "Opening", "Plan", "make_plan", "make_proxy_plan"]
-
 logger = logging.getLogger("relay.cli")
 
 Opening = Callable[[Any], object]

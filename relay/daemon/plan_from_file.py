@@ -24,8 +24,6 @@ from .ways import Way
 if TYPE_CHECKING:
     from ..access.access_list import EntryError
 
-__all__ = ["add_problem", "check_problems", "collect_problems", "plan_of", "plans_of"]
-
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
 

@@ -21,8 +21,6 @@ from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, trusting
 from ..transports.unix import check_group
 
-__all__ = ["Preflight", "Routes"]
-
 Note = Callable[[Exception], object]
 
 

@@ -15,8 +15,6 @@ from ..errors import ConnectError, can_retry
 from ..streams.dialer import Dialer
 from .failures import carriers_quiet, describe_error
 
-__all__ = ["BackgroundCall", "SLOW", "SessionProbe", "HopProbe", "WarmUp", "report_slow"]
-
 logger = logging.getLogger("relay.cli")
 
 SLOW = 3.0  # seconds before relay explains what the user waits for

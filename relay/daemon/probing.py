@@ -32,8 +32,6 @@ from ..targets.health import Action, Event, Health, HealthState, failure
 from ..targets.probe import answered
 from .status import ProbeStatus
 
-__all__ = ["DEFAULT_INTERVAL", "ProbeTarget", "Prober"]
-
 logger = logging.getLogger("relay.operations")
 
 DEFAULT_INTERVAL = 30.0  # seconds

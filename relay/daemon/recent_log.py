@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from ..addresses.printable import printable
 
-__all__ = ["LINES", "LogLine", "RecentLog"]
-
 LINES = 100
 LONGEST = 500  # characters of a message
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:  # each has a reporter
     from .member import Snapshot
     from .plan import Opened
 
-__all__ = ["Reporter"]
-
 
 class Reporter:
     """Reports of a group on its tunnels and on itself; a command prints them. All in the main thread."""

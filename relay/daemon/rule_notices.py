@@ -16,8 +16,6 @@ from ..config.lines import Path
 from .plan import Plan
 from .useless_rules import MOST, useless_rules
 
-__all__ = ["RuleNotice", "rule_notices", "rule_warnings"]
-
 
 class RuleNotice(NamedTuple):
     """A notice about an access list or a limit of a file.

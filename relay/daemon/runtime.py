@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 from ..access.regular_file import distrust_directory
 
-__all__ = ["LONGEST_PATH", "control_sockets", "default_path", "make_directory", "runtime_directories"]
-
 SUFFIX = ".sock"
 LONGEST_PATH = 107  # bytes of the path of a Unix socket, on Linux
 

@@ -21,8 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Access", "Rules", "Sandbox", "SandboxError", "apply", "merged"]
-
 _PORTS_ABI = 4  # the first one that restricts connections
 
 _Identity = tuple[int, int]  # device and inode: the kernel knows files by these, not by their paths

@@ -29,8 +29,6 @@ from .failures import describe_error
 from .plan import Plan
 from .sandbox import Access, Rules
 
-__all__ = ["NotConfinableError", "TunnelRules", "file_rules", "system_rules"]
-
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 
 _FIRST_PERSON = 1000  # the user IDs below are those of the system (login.defs(5), UID_MIN)

@@ -20,8 +20,6 @@ from .runtime import default_path
 from .sandbox import Access, Rules, Sandbox, SandboxError, apply, merged
 from .sandbox_rules import NotConfinableError, TunnelRules, file_rules, system_rules
 
-__all__ = ["forbidden", "sandboxed", "unreadable"]
-
 logger = logging.getLogger("relay.cli")
 
 _ON = "on"

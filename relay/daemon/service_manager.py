@@ -14,8 +14,6 @@ import time
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 
-__all__ = ["Notifier", "is_stored_name", "notifier", "stored_name"]
-
 logger = logging.getLogger("relay.operations")
 
 _TIMEOUT = 5.0  # seconds for the service manager to take a datagram

@@ -9,8 +9,6 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-__all__ = ["Signals", "die_of"]
-
 
 class Signals:
     """Catches SIGINT, SIGTERM and SIGHUP while it is entered, in the main thread.

@@ -22,17 +22,6 @@ from ..transports.tcp import Inherited
 from ..transports.unix import UnixListener, group_number, listen_unix
 from .runtime import make_directory
 
-__all__ = [
-    "BACKLOG",
-    "Endpoint",
-    "InUseError",
-    "check_control",
-    "check_status",
-    "open_control",
-    "open_status",
-    "read_token",
-]
-
 BACKLOG = 128  # clients that wait to be accepted
 _LONGEST_TOKEN = 4096  # bytes of a token file
 _SHORTEST_TOKEN = 16  # characters

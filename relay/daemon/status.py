@@ -25,28 +25,6 @@ if TYPE_CHECKING:  # a tunnel in this process, with one target and no file, need
     from ..targets.group import TargetState
     from .top_keys import KeyChange
 
-__all__ = [
-    "BanStatus",
-    "CertificateLoads",
-    "ConnectionStatus",
-    "InstanceStatus",
-    "LOG_LEVELS",
-    "MOST_ROWS",
-    "ProbeStatus",
-    "QuotaStatus",
-    "Rates",
-    "ReloadReport",
-    "ReloadStatus",
-    "TURN",
-    "TunnelStatus",
-    "UP",
-    "UpgradeReport",
-    "TunnelVerdict",
-    "hop_state",
-    "total",
-    "worker_problem",
-]
-
 UP = ("up", "published")  # the states of a carrier that works
 LOG_LEVELS = ("debug", "info", "warning", "error")
 TURN = 5.0  # seconds for a loop to turn; one that takes longer is stuck

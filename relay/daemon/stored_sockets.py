@@ -22,8 +22,6 @@ from .group import Group
 from .member import MemberState, Snapshot
 from .service_manager import Notifier, is_stored_name, stored_name
 
-__all__ = ["StoredSockets"]
-
 logger = logging.getLogger("relay.operations")
 
 

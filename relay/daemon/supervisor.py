@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Supervisor"]
-
 
 class Supervisor:
     """Events of a group, for a service manager. This one does nothing."""

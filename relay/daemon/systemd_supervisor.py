@@ -21,8 +21,6 @@ from .status import TURN
 from .stored_sockets import StoredSockets
 from .supervisor import Supervisor
 
-__all__ = ["SystemdSupervisor"]
-
 logger = logging.getLogger("relay.operations")
 
 _MARGIN = 5.0  # seconds to close everything after the drain

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a command without a file needs none of its models
     from ..config.models import File
 
-__all__ = ["TUNED", "UPGRADED", "KeyChange", "KeyEffect", "compare_keys"]
-
 TABLES = frozenset({"defaults", "hops", "tunnels"})
 """The keys that are tables; the verdicts are about them."""
 TUNED = frozenset(

@@ -21,9 +21,6 @@ from .top_keys import KeyChange, compare_keys
 from .verdicts import Settings
 from .worker_processes import WorkerProcesses
 
-__all__ = ["Reread", "TunnelFile"]
-
-
 logger = logging.getLogger("relay.cli")
 
 

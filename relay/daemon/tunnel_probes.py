@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # a group without probes does not need them
     from .probing import Prober, ProbeTarget
     from .status import ProbeStatus
 
-__all__ = ["TunnelProbes"]
-
 _LISTENING = (MemberState.LISTENING, MemberState.PAUSED)
 
 

@@ -16,8 +16,6 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixListen, is_loopback
 from .plan import Plan
 
-__all__ = ["MOST", "useless_rules", "warn_of_rules"]
-
 logger = logging.getLogger("relay.cli")
 
 MOST = 20  # lines about one tunnel: a list may have thousands of rules

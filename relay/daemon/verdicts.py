@@ -17,8 +17,6 @@ from ..config import LIMITS, LISTS, Entry
 from ..engine.options import CommandOptions, tunnel_options
 from .plan import Plan
 
-__all__ = ["EFFECTS", "Change", "Settings", "Verdict", "compare"]
-
 
 class Verdict(enum.IntEnum):
     """The effect of a reload on a tunnel; a tunnel that changes in several ways has the greatest."""

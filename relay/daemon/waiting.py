@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # a relay without clients of its control socket does not need
     from .instance import Instance
     from .sockets import Endpoint
 
-__all__ = ["Endpoints", "LoadServer", "Stop", "Waiter"]
-
 logger = logging.getLogger("relay.operations")
 
 RETRY = 2.0  # seconds until the server is started again after a shortage

@@ -9,8 +9,6 @@ from ..addresses.i2p import I2PTarget
 from ..addresses.printable import shown
 from ..addresses.values import Target
 
-__all__ = ["Way", "over", "over_ways", "route_of_all", "targets_of"]
-
 Way = tuple[Route, Target | I2PTarget | Command]
 """The hops to a target, and the target."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # a command without workers starts none
     from ..streams.listener import TunnelListener
     from ..transports.tcp import Inherited
 
-__all__ = ["WorkerProcesses", "listen_for_workers"]
-
 logger = logging.getLogger("relay.cli")
 
 OnEnded = Callable[[str, ConnectionRecord], object]

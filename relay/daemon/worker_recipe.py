@@ -10,8 +10,6 @@ from typing import Any
 from ..api.urls import dialer
 from ..spawning.recipes import listen_at
 
-__all__ = ["make"]
-
 
 def make(receive: socket.socket, *, values: str) -> tuple[Any, Any]:
     """Make the listener and the factory of a tunnel.

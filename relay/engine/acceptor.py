@@ -27,9 +27,6 @@ from ..types import Listener
 if TYPE_CHECKING:  # parts of one machine name each other
     from .relay_thread import RelayThread
 
-__all__ = ["Acceptor", "ObjectAcceptor", "PushAcceptor", "SocketAcceptor"]
-__all__ += ["adapt_acceptor", "check_listener", "make_acceptor", "own_listener"]
-
 logger = logging.getLogger("relay")
 
 _BATCH = 32  # clients accepted in one turn, at most

@@ -7,8 +7,6 @@ import os
 from ..eventloop import reserve
 from .connection import Connection
 
-__all__ = ["Slots", "SpareDescriptor"]
-
 
 class Slots:
     """The connections of a tunnel, and which of them count. Belongs to the relay thread.

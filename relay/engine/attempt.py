@@ -28,8 +28,6 @@ from .limits import Pending
 from .records import ConnectionSummary
 from .workspace import Workspace
 
-__all__ = ["Attempt", "Plan", "Recipient", "keywords_of"]
-
 _KEYWORDS = {"peer", "identity", "destination", "deadline", "cancel"}
 
 

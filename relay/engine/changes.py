@@ -25,19 +25,6 @@ from .records import ConnectionState, ConnectionSummary
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of, introduce_probes
 
-__all__ = [
-    "in_thread",
-    "keep_warm",
-    "listen_nowhere",
-    "relisten",
-    "replace",
-    "reroute",
-    "reset",
-    "set_rules",
-    "start_close",
-    "update",
-]
-
 # They get the route of the time when it is made.
 _WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.ADMITTING, ConnectionState.QUEUED)
 

@@ -89,8 +89,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .relay_thread import RelayThread
 
-__all__ = ["Connection"]
-
 logger = logging.getLogger("relay")
 
 # Names of the module for what each connection needs, because Python 3.11 looks up the members of an Enum slowly.

@@ -6,8 +6,6 @@ import itertools
 import os
 import time
 
-__all__ = ["epoch", "id_of", "next_number", "number_of"]
-
 next_number = itertools.count(1).__next__
 """Return the number of a new connection of this process, the whole cost of its id; safe from any thread."""
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:  # most tunnels need no warm streams, and start faster without
     from .relay_thread import RelayThread
     from .warm_pool import WarmPool
 
-__all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
-
 logger = logging.getLogger("relay")
 
 MOST_CALLS = 1024  # calls of a factory at one time

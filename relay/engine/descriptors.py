@@ -16,8 +16,6 @@ import stat
 from collections.abc import Callable
 from enum import Enum, auto
 
-__all__ = ["Direction", "FdCopier", "Interests", "Readiness", "SinkError", "SourceError", "is_same_socket", "shut_down"]
-
 _PIECE = 1 << 17  # bytes that are copied at once, and held at most
 _WIDE = 1 << 18  # bytes of a pipe that bulk is read from
 _BULK_AFTER = 4  # reads in a row that empty a full pipe

@@ -43,8 +43,6 @@ if TYPE_CHECKING:  # few tunnels need them
     from .questions import Questions, Readings
     from .relay_thread import RelayThread
 
-__all__ = ["Entrance"]
-
 logger = logging.getLogger("relay")
 
 _UNDECIDED = (ConnectionState.REQUESTING, ConnectionState.REPLYING, ConnectionState.TARPIT)

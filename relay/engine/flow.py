@@ -21,8 +21,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
-__all__ = ["BUFFER", "WATCHED", "Flow"]
-
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default

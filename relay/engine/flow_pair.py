@@ -23,8 +23,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["FlowPair"]
-
 logger = logging.getLogger("relay")
 
 _CLOSED_EARLY = "%s: %s: closed before sending any data; check that the service is running (client %s)"

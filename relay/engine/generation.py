@@ -13,8 +13,6 @@ from .spread import SpreadEnd
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["Generation", "Generations"]
-
 
 class Generation:
     """Connections from before a change. Belongs to the relay thread.

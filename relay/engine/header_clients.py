@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # parts of one machine name each other
     from .entrance import Entrance
     from .relay_thread import RelayThread
 
-__all__ = ["CHECK", "HeaderClients"]
-
 logger = logging.getLogger("relay")
 
 CHECK = "check"

@@ -9,8 +9,6 @@ from ..access.proxy_header import HeaderReader, ProxyHeader, ProxyHeaderError
 from ..eventloop.loop import Loop
 from ..streams.proxy_handshake import HandshakeReader, ProxyHandshake
 
-__all__ = ["HeaderInput"]
-
 _PIECE = 4096  # bytes that are looked at at once
 
 OnHeader = Callable[[ProxyHeader | ProxyHeaderError | OSError, float], object]

@@ -12,8 +12,6 @@ from ..streams.stream import Stream
 from .connection import Connection
 from .connection_id import id_of
 
-__all__ = ["HeaderSender"]
-
 
 class HeaderSender:
     """Makes and sends the headers of one tunnel. Belongs to the relay thread.

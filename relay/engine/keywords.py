@@ -9,8 +9,6 @@ from ..access.limit import LimitsLike
 from ..access.policy import Admit, Entries
 from .observer import OnEnd
 
-__all__ = ["SharedKeywords", "TunnelKeywords"]
-
 
 class SharedKeywords(TypedDict, total=False):
     """Options that a tunnel may have in another process, too, without nconnect and timeout."""

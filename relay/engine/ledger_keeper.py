@@ -10,8 +10,6 @@ from ..access.ledger import Ledger, LedgerEntry
 from ..eventloop.loop import Timer, Timers
 from .outlets import LedgerStore
 
-__all__ = ["LedgerKeeper"]
-
 _PAUSE = 1.0  # seconds after a change until it and those that follow are handed over
 _PART = 100  # entries handed over in one turn of the loop: half a millisecond
 _BREATH = 0.002  # seconds until the next part

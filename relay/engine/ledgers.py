@@ -16,8 +16,6 @@ from .changes import in_thread
 from .relay_thread import RelayThread
 from .tunnel import Tunnel
 
-__all__ = ["KeptEntry", "bans_of", "clear", "entries_of"]
-
 _PART = 200  # entries that the relay thread returns in one turn of its loop: half a millisecond
 
 

@@ -39,8 +39,6 @@ from .spread import SpreadEnd
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["LoopThread", "TunnelState"]
-
 
 class TunnelState(enum.Enum):
     """The state of a tunnel; the docstring of this module has the table.

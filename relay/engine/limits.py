@@ -16,8 +16,6 @@ from .records import ConnectionState
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["ConnectionDeadline", "Limits", "Pending"]
-
 # Seconds for which the EOF of a target is held back from a client stream without half-close: after the last byte of the
 # client, which may still send, and after the last byte of the target: a router of I2P may lose an EOF that is too near.
 _QUIET = 1.0

@@ -35,8 +35,6 @@ from ..eventloop.loop import Loop, Timer
 from ..streams.rate_limited_log import RateLog
 from .connection import Connection
 
-__all__ = ["LoopWatch"]
-
 logger = logging.getLogger("relay")
 
 _FIRST_LOOK = 256  # open connections; a loop has them within a second

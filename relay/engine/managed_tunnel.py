@@ -9,8 +9,6 @@ from .outlets import Outlets
 from .relay_thread import RelayThread
 from .tunnel import Tunnel
 
-__all__ = ["ManagedTunnel"]
-
 
 class ManagedTunnel(Tunnel):
     """A tunnel that others open, pause and continue.

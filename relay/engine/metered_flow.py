@@ -22,8 +22,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
-__all__ = ["Budget", "MeteredFlow", "MeteredSessionFlow"]
-
 _MOST = 1 << 20  # bytes that one step reads at most: what a pipe holds
 
 

@@ -22,8 +22,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["MeteredPair"]
-
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python 3.11 has no name for it
 
 # The kernel does not pace the first ten segments, which have 64 KiB each on the loopback: 7 per cent of ten seconds at

@@ -11,8 +11,6 @@ from typing import Any
 
 from .records import ConnectionRecord
 
-__all__ = ["OnEnd", "Observer", "check_callback"]
-
 OnEnd = Callable[[ConnectionRecord], object]
 
 logger = logging.getLogger("relay")

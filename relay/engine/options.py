@@ -25,28 +25,6 @@ if TYPE_CHECKING:  # a command starts faster without them
     from ..access.policy import Admit, ClientPolicy, Entries
     from .observer import OnEnd
 
-__all__ = [
-    "COUNT",
-    "ENTRIES",
-    "FINITE",
-    "FINITE_OR_ZERO",
-    "HEADER",
-    "LABEL",
-    "LABELS",
-    "LIMITS",
-    "NETWORKS",
-    "TIME",
-    "TIME_OR_ZERO",
-    "WARM",
-    "CommandOptions",
-    "TunnelOption",
-    "TunnelOptions",
-    "again",
-    "made_of",
-    "part_of",
-    "tunnel_options",
-]
-
 
 _LONGEST_LABEL = 64  # characters
 

@@ -9,8 +9,6 @@ from typing import Protocol
 from ..access.ledger import LedgerEntry
 from .records import ConnectionRecord
 
-__all__ = ["LedgerStore", "Outlets"]
-
 
 class LedgerStore(Protocol):
     """The store; see :class:`relay.access.store.Store`."""

@@ -31,8 +31,6 @@ from .connection import Connection
 if TYPE_CHECKING:  # parts of one machine name each other
     from .relay_thread import RelayThread
 
-__all__ = ["Questions", "Readings"]
-
 logger = logging.getLogger("relay")
 
 _DEADLINE = 5.0  # seconds for an answer

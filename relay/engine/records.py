@@ -17,10 +17,6 @@ from .connection_id import epoch, id_of, next_number
 if TYPE_CHECKING:  # few tunnels have balancers
     from ..access.proxy_header import ProxyHeader
 
-__all__ = [
-    "DIRECT", "REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats", "WarmFigures",
-]  # fmt: skip
-
 REASONS: Mapping[str, str | None] = {
     "done": None,  # the party whose EOF came first
     "refused": "target",

@@ -41,8 +41,6 @@ from .records import ConnectionRecord, Metrics, Stats
 from .statistics import Statistics
 from .workspace import Workspace
 
-__all__ = ["RelayThread"]
-
 logger = logging.getLogger("relay")
 
 _KEEPALIVE_AFTER = 15.0  # seconds after an accept when keepalive is turned on

@@ -13,8 +13,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
-__all__ = ["NOTHING", "SessionFlow"]
-
 NOTHING = memoryview(b"")  # pending for a session that must flush: sending it sends what waits there
 
 

@@ -34,8 +34,6 @@ from .worker_table import CHANCE, Passed, WorkerTable
 if TYPE_CHECKING:  # parts of one machine name each other
     from .worker_tunnel import WorkerRelayThread
 
-__all__ = ["SharedAcceptor", "WorkerPlace"]
-
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _BATCH = 16  # clients passed on, or taken, in one turn
 _TAKEN = 2.0  # seconds for a worker to take a client that was passed to it

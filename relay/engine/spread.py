@@ -10,8 +10,6 @@ from ..eventloop.loop import Timer, Timers
 if TYPE_CHECKING:  # parts of one machine name each other
     from .connection import Connection
 
-__all__ = ["SpreadEnd"]
-
 _STEP = 0.1  # seconds between two ends at least, each of several connections if there are many
 
 

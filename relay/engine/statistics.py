@@ -19,8 +19,6 @@ from .observer import Observer
 from .outlets import Outlets
 from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, WarmFigures
 
-__all__ = ["AGES", "RECENT", "Statistics"]
-
 logger = logging.getLogger("relay")
 
 AGES = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)

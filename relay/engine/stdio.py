@@ -40,8 +40,6 @@ from ..streams.checks import check_time
 from ..streams.stream import Stream
 from .descriptors import Direction, Interests, Readiness, SinkError, SourceError, is_same_socket, shut_down
 
-__all__ = ["carry"]
-
 _ROOM = 1 << 19  # bytes for a Unix socket, so that it takes a whole piece at once: measured to spare a sixth of the CPU
 _NO_READER = "standard output: its reader has closed it"
 _INPUT_TIMEOUT = 0.3  # seconds for the input to end, once the output's reader is gone: a program that ends closes both

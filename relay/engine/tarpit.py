@@ -12,8 +12,6 @@ from ..eventloop.loop import Loop
 from ..eventloop.poller import END, ERR, HUP
 from ..streams.proxy_handshake import FinalStay, watch
 
-__all__ = ["TarpitStay", "take_place"]
-
 _MOST = 1024  # clients in all tarpits of the process; fewer where that were more than an eighth of the descriptors
 
 

@@ -23,8 +23,6 @@ from .options import TunnelOptions, made_of
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
-__all__ = ["Tunnel", "address_of", "check_reads_headers", "check_streams", "introduce_probes", "part_of_connections"]
-
 _numbers = iter(range(1, 1 << 62))
 
 

@@ -65,8 +65,6 @@ if TYPE_CHECKING:  # parts of one machine name each other
     from .connector import Connector
     from .relay_thread import RelayThread
 
-__all__ = ["PoolState", "WarmPool", "check_factory"]
-
 logger = logging.getLogger("relay")
 
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most

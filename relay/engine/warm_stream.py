@@ -43,8 +43,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:  # parts of one machine name each other
     from .warm_pool import WarmPool
 
-__all__ = ["WarmState", "WarmStream"]
-
 _GREETING = 1 << 16  # bytes of a server that speaks first
 
 

@@ -30,8 +30,6 @@ import os
 import tempfile
 from typing import NamedTuple
 
-__all__ = ["AWAY", "CHANCE", "Passed", "WorkerTable", "quota"]
-
 AWAY = 1 << 62
 """Added to the load of a worker that takes no client now."""
 

@@ -17,8 +17,6 @@ from .relay_thread import RelayThread
 from .shared_acceptor import SharedAcceptor, WorkerPlace
 from .worker_table import AWAY, quota
 
-__all__ = ["WorkerTunnel"]
-
 
 class WorkerTunnel(ManagedTunnel):
     """The part of a tunnel that runs in one worker.
@@ -123,6 +121,7 @@ class WorkerRelayThread(RelayThread):
     def admit(
         self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, count: int = 1
     ) -> Connection:
+        """Register a connection here and, with those on their way, in the table of the workers."""
         self._table.admit(self._number, self._away + len(self._slots.connections) + 1)
         return super().admit(client, stream, peer, now, count)
 

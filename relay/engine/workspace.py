@@ -11,8 +11,6 @@ from ..eventloop.loop import Loop
 from ..eventloop.pipes import PipePool
 from ..streams.rate_limited_log import RateLog
 
-__all__ = ["Workspace"]
-
 logger = logging.getLogger("relay")
 
 _MOST_PROBLEMS = 60  # lines of a minute about connections that have failed for one reason

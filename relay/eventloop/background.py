@@ -10,8 +10,6 @@ from typing import Protocol
 
 from .loop import Handler, Loop
 
-__all__ = ["BUFFER", "Client", "Home", "IOThread", "Watch"]
-
 BUFFER = 288 << 10  # bytes that a client can move in one turn, so that none starves the others
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Backoff", "jittered"]
-
 _MOST_DOUBLINGS = 30  # beyond any maximum; a float has no room for those of a year
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 
-__all__ = ["keep_all"]
-
 
 @functools.cache
 def keep_all() -> None:

@@ -6,8 +6,6 @@ import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["CONNECT_TIMES", "Durations", "Histogram"]
-
 CONNECT_TIMES = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0)
 """The bounds of durations of a connect, seconds."""
 

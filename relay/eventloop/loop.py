@@ -15,8 +15,6 @@ from typing import Protocol
 from .poller import IN, Poller, PollPoller, make_poller
 from .sockets import close_for_good
 
-__all__ = ["Loop", "Timed", "Timer", "Timers", "expect_child"]
-
 logger = logging.getLogger("relay")
 
 Handler = Callable[[int, float], object]

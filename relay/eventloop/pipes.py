@@ -7,8 +7,6 @@ import os
 import threading
 from typing import NamedTuple
 
-__all__ = ["Pipe", "PipePool"]
-
 SIZE = 1 << 20  # bytes of one pipe: the most that one step of a bulk transfer moves
 _BOUND = 32 << 20  # bytes of all pipes of this process; Linux grants a user 64 MiB and then pipes of 8 KiB
 _KEPT = 4  # idle pipes that one pool keeps

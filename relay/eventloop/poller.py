@@ -7,8 +7,6 @@ import select
 import sys
 from typing import Protocol
 
-__all__ = ["END", "ERR", "HUP", "IN", "OUT", "PRI", "READ", "Poller", "make_poller"]
-
 # The four have the same values for epoll and poll, on every system that has either.
 IN, OUT, ERR, HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
 

@@ -12,8 +12,6 @@ import resource
 import threading
 from collections.abc import Iterator
 
-__all__ = ["is_lent", "keep", "leaves", "lent"]
-
 _MOST = 32  # descriptors in reserve, but no more than
 _PART = 8  # one of so many
 

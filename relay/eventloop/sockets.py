@@ -19,27 +19,6 @@ from ..addresses.values import is_loopback
 from ..errors import ConnectError
 from .unix_reset import leave_unread
 
-__all__ = [
-    "Endpoint",
-    "MPTCP",
-    "check_mptcp",
-    "close_for_good",
-    "connect_error",
-    "connect_blocking",
-    "duplicate",
-    "is_exposed",
-    "is_tls",
-    "keep_alive",
-    "open_socket",
-    "quick_accept",
-    "format_address",
-    "reset",
-    "set_to_reset",
-    "shut_down",
-    "unread",
-    "unsent",
-]
-
 Socket = TypeVar("Socket", bound=sockets.SocketType)
 
 _NONBLOCKING_STREAM = sockets.SOCK_STREAM | getattr(sockets, "SOCK_NONBLOCK", 0)

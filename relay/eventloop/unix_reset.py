@@ -19,8 +19,6 @@ import stat
 import struct
 import sys
 
-__all__ = ["NearEnd", "leave_unread", "socketpair"]
-
 _PAIR = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _MARK = b"\0"
 _QUIET = getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_DONTWAIT", 0)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 from .loop import Loop, Timer
 
-__all__ = ["Workers"]
-
 logger = logging.getLogger("relay")
 
 _IDLE = 30.0  # seconds after which a thread without work ends

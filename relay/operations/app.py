@@ -43,8 +43,6 @@ from .page import FILES, HEADERS, content
 from .tables import PAGE, View, offset
 from .turns import Shared, Threads
 
-__all__ = ["LONGEST_BODY", "LONGEST_HEAD", "App", "as_json", "make_app"]
-
 logger = logging.getLogger("relay.operations")
 
 LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers

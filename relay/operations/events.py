@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 from .overview import Overview
 from .tables import View
 
-__all__ = ["MOST_STREAMS", "Events"]
-
 logger = logging.getLogger("relay.operations")
 
 INTERVAL = 1.0  # seconds between two samples

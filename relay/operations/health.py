@@ -14,8 +14,6 @@ from ..daemon.failures import NotFoundError
 from ..daemon.instance import Instance
 from ..daemon.status import TURN, TunnelStatus
 
-__all__ = ["Health", "liveness", "problem_of", "readiness"]
-
 DRAINING = "the program is ending"
 
 

@@ -22,8 +22,6 @@ from ..eventloop.histogram import CONNECT_TIMES, Histogram
 if TYPE_CHECKING:  # a relay whose tunnels have one target starts faster without it
     from ..targets.group import TargetState
 
-__all__ = ["FAMILIES", "LAGS", "Facts", "Family", "escaped"]
-
 LAGS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 """The bounds of ``relay_loop_lag_seconds``."""
 

@@ -19,8 +19,6 @@ from ..eventloop.histogram import Durations, Histogram
 from ..eventloop.pipes import PipePool
 from .metric_families import FAMILIES, LAGS, Facts, escaped
 
-__all__ = ["CONTENT_TYPE", "MetricsPage"]
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 

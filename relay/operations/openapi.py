@@ -12,8 +12,6 @@ from .openapi_schemas import COUNT, SCHEMAS, TEXT, YES, ref, words
 from .page import FILES
 from .tables import CONNECTION_ORDERS, LONGEST_FILTER, PAGE, TUNNEL_ORDERS
 
-__all__ = ["document"]
-
 
 def _content(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": ref(name)}}

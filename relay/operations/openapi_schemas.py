@@ -27,8 +27,6 @@ from ..targets.group import TargetState
 from ..targets.health import HealthState
 from .tables import ConnectionRow, EndedRow, TargetCell, TunnelRow
 
-__all__ = ["COUNT", "SCHEMAS", "TEXT", "YES", "ref", "words"]
-
 TEXT = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
 YES = {"type": "boolean"}

@@ -17,8 +17,6 @@ from ..daemon.status import ConnectionStatus, Rates, TunnelStatus
 from .health import problem_of
 from .tables import ROWS, Tables, View, ended_at, problem_shown, short
 
-__all__ = ["Overview"]
-
 SPAN = 120.0  # seconds of the graphs
 LONGEST_LINE = 500  # characters of a line of the log
 BANS = 100  # those that last longest

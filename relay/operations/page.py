@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILES", "HEADERS", "content"]
-
 FILES: Mapping[str, tuple[str, str]] = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),

@@ -30,8 +30,6 @@ from ..eventloop import reserve
 from ..streams.rate_limited_log import RateLog
 from .app import LONGEST_HEAD, App, make_app
 
-__all__ = ["serve"]
-
 logger = logging.getLogger("relay.operations")
 
 REQUEST_TIME = 10.0  # seconds from the first chance to send a request until it is complete

@@ -12,20 +12,6 @@ from ..daemon.status import BanStatus, ConnectionStatus, Rates, TunnelStatus
 if TYPE_CHECKING:  # a relay whose tunnels have one target starts faster without it
     from ..targets.group import TargetState
 
-__all__ = [
-    "CONNECTION_ORDERS",
-    "LONGEST_FILTER",
-    "PAGE",
-    "ROWS",
-    "TUNNEL_ORDERS",
-    "Tables",
-    "View",
-    "ended_at",
-    "offset",
-    "problem_shown",
-    "short",
-]
-
 ROWS = 25  # of each table
 PAGE = 500
 """The rows of an answer at a status address."""

@@ -13,8 +13,6 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 from starlette.responses import Response
 
-__all__ = ["Shared", "Threads"]
-
 REST = 10  # an answer that takes long is shared for so many times its duration,
 LONGEST = 2.0  # and for so many seconds at most
 

@@ -26,8 +26,6 @@ from .ephemeral import EphemeralTunnel
 from .wire import Channel, Message, answer_all, encode, from_error, from_log_record, to_socket
 from .worker import Worker, add_secrets
 
-__all__ = ["main"]
-
 _LAST = 3  # seconds to end in, before the kernel ends the process
 _DELIVERY = 2.0  # of them, for what ended connections have sent
 _LOG_LIMIT = 10_000  # records held while the program does not read them

@@ -17,8 +17,6 @@ from .parent import ChildProcess
 from .questions import NoAnswerError
 from .wire import Message, to_address, to_metrics, to_record, to_stats
 
-__all__ = ["ChildTunnel"]
-
 logger = logging.getLogger("relay")
 
 _ANSWER = 10.0  # seconds for an answer of the child

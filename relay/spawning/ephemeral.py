@@ -14,8 +14,6 @@ from ..eventloop.sockets import unread
 from ..streams.checks import check_time
 from ..types import Listener, MakeSend
 
-__all__ = ["EphemeralTunnel"]
-
 _QUIET = 0.5  # seconds without a byte from a client after which it is taken to have said all
 
 

@@ -34,8 +34,6 @@ from ..process import Process, end, start_python
 from .questions import NoAnswerError, Question, Questions
 from .wire import Channel, Message, to_error, to_log_record
 
-__all__ = ["ChildProcess", "share_secrets"]
-
 logger = logging.getLogger("relay")
 
 _START = 60.0  # seconds for a child to listen: a name to listen at may have to be looked up

@@ -23,8 +23,6 @@ from .worker_slot import ANSWER, WorkerSlot, WorkerStatus
 if TYPE_CHECKING:
     from ..carriers.listing import CarrierStatus
 
-__all__ = ["WorkerPool"]
-
 OnEnded = Callable[[str, ConnectionRecord], object]
 
 _living: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

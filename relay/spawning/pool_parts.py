@@ -40,8 +40,6 @@ from .worker_slot import ANSWER, WorkerSlot
 if TYPE_CHECKING:
     from .pool import WorkerPool
 
-__all__ = ["PartEvent", "PartState", "TunnelParts", "next_part_state"]
-
 logger = logging.getLogger("relay")
 
 _START = 60.0  # seconds for all workers to open a tunnel

@@ -14,8 +14,6 @@ from .pool_parts import TunnelParts
 from .wire import to_metrics, to_record
 from .worker_slot import WorkerStatus
 
-__all__ = ["PoolTunnel"]
-
 logger = logging.getLogger("relay")
 
 _END = 5.0  # seconds for the workers to close it

@@ -18,8 +18,6 @@ from typing import Any
 from ..errors import RelayError
 from .wire import Channel, Message, encode, to_error
 
-__all__ = ["NoAnswerError", "Question", "Questions"]
-
 _ROOM = 2.0  # seconds for the child to take a message
 
 # One count for all children: next() of it is one step for the interpreter, so it needs no lock.

@@ -19,8 +19,6 @@ from ..api import urls
 from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
 
-__all__ = ["Recipe", "bind", "listen_at", "why_one_process"]
-
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 
 

@@ -7,8 +7,6 @@ import socket
 
 from ..engine.worker_table import WorkerTable
 
-__all__ = ["SharedDescriptors"]
-
 # Kinds that keep the borders of messages: each has one client with its descriptor, and a reader takes whole ones.
 _KIND = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 

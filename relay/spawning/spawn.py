@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ..access.policy import Entries
     from .pool_tunnel import PoolTunnel
 
-__all__ = ["spawn"]
-
 logger = logging.getLogger("relay")
 
 Workers = int | Literal["auto"]

@@ -10,8 +10,6 @@ from ..engine.records import ConnectionRecord, Metrics, WarmFigures
 from ..engine.statistics import RECENT, Statistics
 from ..eventloop.histogram import Histogram
 
-__all__ = ["Totals", "add_metrics", "last_of"]
-
 _WORKER_LOST = "worker_lost"
 _NONE = Statistics("", None, None).metrics(())
 

@@ -20,25 +20,6 @@ from ..streams.identity import Certificate, Identity
 if TYPE_CHECKING:  # most children are not asked for carriers
     from ..carriers.listing import CarrierStatus
 
-__all__ = [
-    "MOST_DESCRIPTORS",
-    "Channel",
-    "DescriptorChannel",
-    "Message",
-    "answer_all",
-    "encode",
-    "from_error",
-    "from_log_record",
-    "to_address",
-    "to_carrier",
-    "to_error",
-    "to_log_record",
-    "to_metrics",
-    "to_record",
-    "to_socket",
-    "to_stats",
-]
-
 Message = dict[str, Any]
 
 MOST_DESCRIPTORS = 253

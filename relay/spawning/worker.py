@@ -29,8 +29,6 @@ from ..eventloop.backoff import Backoff
 from .recipes import Recipe
 from .wire import DescriptorChannel, Message, answer_all, from_error, to_socket
 
-__all__ = ["Worker", "add_secrets"]
-
 logger = logging.getLogger("relay")
 
 _CALLS = frozenset({"connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn"})

@@ -42,8 +42,6 @@ from .wire import Message
 if TYPE_CHECKING:
     from .pool import WorkerPool
 
-__all__ = ["ANSWER", "SlotEvent", "SlotState", "WorkerSlot", "WorkerStatus", "next_state"]
-
 logger = logging.getLogger("relay")
 
 ANSWER = 2.0

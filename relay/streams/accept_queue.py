@@ -11,8 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from .stream import Stream
 
-__all__ = ["AcceptQueue", "Taker"]
-
 Peer = TypeVar("Peer")
 Taker = Callable[[Stream, Any], object]
 

@@ -17,8 +17,6 @@ from .bridged import CHUNK, PATIENCE, BridgedStream, small_pair
 from .ssl_bridge import SSLBridge
 from .stream import Stream
 
-__all__ = ["Bridge", "as_stream"]
-
 logger = logging.getLogger("relay")
 
 _INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))

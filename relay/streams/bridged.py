@@ -8,8 +8,6 @@ from typing import Protocol
 from ..eventloop.sockets import reset
 from .stream import Stream
 
-__all__ = ["CHUNK", "PATIENCE", "BridgedStream", "small_pair"]
-
 CHUNK = 65536  # bytes that a bridge moves at once
 PATIENCE = 10.0  # seconds without progress that the rest of what was sent may take after a clean end
 _BUFFER = 65536  # bytes of each of the socketpair's buffers, so that a bridge adds little to what is under way

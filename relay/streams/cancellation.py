@@ -6,8 +6,6 @@ import os
 import threading
 from typing import Protocol
 
-__all__ = ["Cancel", "Cancellation"]
-
 
 class Cancel(Protocol):
     """A request to give an attempt up, as a factory sees it."""

@@ -6,9 +6,6 @@ import math
 import os
 from typing import Any
 
-__all__ = ["FIRST_BYTE", "HANDSHAKE", "MOST_WORKERS", "WARM_FOR"]
-__all__ += ["check_carriers", "check_count", "check_time", "check_warm", "check_workers"]
-
 FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: a client that is going to speak does so at once
 HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
 

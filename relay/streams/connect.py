@@ -24,8 +24,6 @@ from .source import Source
 from .stream import Stream
 from .trace import SILENT, Stage, Step, Trace
 
-__all__ = ["ConnectRace", "SocketDialer"]
-
 _LOOKUP_TIMEOUT = 30.0  # seconds after which a look-up counts as hung: the next dial starts another one
 
 

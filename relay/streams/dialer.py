@@ -23,8 +23,6 @@ from .source import Source
 from .stream import Stream
 from .trace import SILENT, Trace
 
-__all__ = ["Dialer", "Network", "Upgrade", "introduced"]
-
 logger = logging.getLogger("relay")
 
 BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]

@@ -18,8 +18,6 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["CARRIERS", "OVER_CARRIERS", "SESSIONS", "Sender", "drain", "limit", "run_before_others", "track"]
-
 logger = logging.getLogger("relay")
 
 

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
-__all__ = ["ROOM", "crowding", "source_of"]
-
 Item = TypeVar("Item")
 
 ROOM = 16  # one in so many gives way at a time, so that looking for them costs little for each newcomer

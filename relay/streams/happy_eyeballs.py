@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 from ..eventloop.sockets import Endpoint
 
-__all__ = ["ATTEMPT_DELAY", "HappyEyeballs", "interleave"]
-
 ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last one; RFC 8305, section 5
 
 

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from ..addresses.printable import printable
 
-__all__ = ["Certificate", "Identity", "identity_of_peer", "identity_of_process", "name_of", "plain_host"]
-
 _LONGEST = 255  # characters of a name
 _MAPPED = "::ffff:"  # before an IPv4 address; RFC 4291, section 2.5.5.2
 

@@ -8,8 +8,6 @@ from typing import Any
 from ..eventloop.loop import Loop
 from .accept_queue import Taker
 
-__all__ = ["PushingListener", "SocketListener", "TunnelListener"]
-
 
 class TunnelListener:
     """A listener of a tunnel; what is said here holds for one that knows nothing of it."""

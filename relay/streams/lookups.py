@@ -12,8 +12,6 @@ from ..eventloop.loop import Loop
 from ..eventloop.sockets import Endpoint
 from .fairness import ROOM, crowding
 
-__all__ = ["Lookups", "key_of"]
-
 _MOST = 64  # look-ups on threads at one time
 _SHARE = 32  # of them, for clients of one source: slow names of one client leave threads to the others
 _WAITING = 1024  # names that wait for a thread

@@ -8,8 +8,6 @@ from typing import Protocol
 from ..eventloop.sockets import Endpoint
 from .source import Source
 
-__all__ = ["BoundName", "Found", "Name", "resolved"]
-
 Found = Sequence[Endpoint] | BaseException
 """The result of a look-up: the addresses, or what it has raised."""
 

@@ -10,8 +10,6 @@ from ..eventloop.loop import Handler, Loop, Timer
 from ..eventloop.sockets import set_to_reset, unread
 from ..eventloop.unix_reset import socketpair
 
-__all__ = ["BETWEEN", "LINGER", "PairEnd", "Reading"]
-
 BETWEEN = 256 << 10  # bytes on their way to a holder who does not read; Linux doubles it
 LINGER = 60.0  # seconds without progress until a stream that its holder has closed is given up
 

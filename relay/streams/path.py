@@ -7,8 +7,6 @@ from typing import NamedTuple
 from ..addresses.hops import Command, Proxy, Route
 from ..addresses.ssh import SSHServer
 
-__all__ = ["HANDSHAKE", "StreamPath", "hop_times"]
-
 HANDSHAKE = 0
 """The number of a TLS handshake with the target."""
 

@@ -23,8 +23,6 @@ from .dialer import Dialer, Upgrade
 from .identity import Identity
 from .source import Source, parse_source
 
-__all__ = ["PeerSource", "bound_to", "check_source", "source_address_of"]
-
 _NETWORK = ipaddress.IPv4Network("127.0.0.0/8")
 _RESERVED = {bytes((0, 0, 0)), bytes((0, 0, 1)), bytes((255, 255, 255))}
 _TRIED: dict[int, str] = {socket.AF_INET: "127.1.2.3", socket.AF_INET6: "fd01:203::1"}  # as a client could get them

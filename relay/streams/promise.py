@@ -14,8 +14,6 @@ from ..errors import ConnectError
 from .cancellation import Cancel, Cancellation
 from .stream import Stream
 
-__all__ = ["LATE", "Promise", "OnResult", "Abort", "CallbackChain", "copy_error"]
-
 logger = logging.getLogger("relay")
 
 Value = TypeVar("Value")

@@ -14,8 +14,6 @@ from ..eventloop.poller import READ
 from .listener import TunnelListener
 from .request import RejectedRequest, Request
 
-__all__ = ["FinalReply", "FinalStay", "ProxyHandshake", "HandshakeListener", "HandshakeReader", "watch"]
-
 logger = logging.getLogger("relay")
 
 _PIECE = 4096  # bytes that are read at once of a handshake

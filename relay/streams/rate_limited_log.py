@@ -8,8 +8,6 @@ from typing import Any
 
 from ..eventloop.loop import Timer, Timers
 
-__all__ = ["RateLog"]
-
 _INTERVAL = 60.0  # seconds between two lines
 
 

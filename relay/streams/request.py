@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["RejectedRequest", "Request"]
-
 
 class Request:
     """A client's request for a stream to an address that it names.

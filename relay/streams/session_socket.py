@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-__all__ = ["SessionSocket", "close_descriptor", "session_of"]
-
 
 class SessionSocket:
     """The part of a socket that an engine uses, for bytes that pass through a session. Belongs to the engine's thread.

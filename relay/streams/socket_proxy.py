@@ -14,8 +14,6 @@ from ..eventloop.unix_reset import socketpair
 from . import exit_drain
 from .stream import Stream
 
-__all__ = ["self_contained"]
-
 _PIECE = 65536  # bytes that are read at once, and held at most in each direction
 
 

@@ -12,8 +12,6 @@ from ..addresses.values import is_loopback
 from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
 
-__all__ = ["PEER", "Source", "parse_source"]
-
 PEER = "peer"
 """The value of the option ``source`` for an address that is made of the client's identity."""
 

@@ -15,8 +15,6 @@ from .bridged import CHUNK, PATIENCE, BridgedStream, small_pair
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["SSLBridge"]
-
 
 class SSLBridge:
     """One thread between an :class:`ssl.SSLSocket` and one end of a socketpair.

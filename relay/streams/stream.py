@@ -13,9 +13,6 @@ from .path import StreamPath
 from .request import Request
 from .session_socket import SessionSocket
 
-__all__ = ["Stream", "nonblocking"]
-
-
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 

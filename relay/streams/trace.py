@@ -11,8 +11,6 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-__all__ = ["SILENT", "Stage", "Step", "Trace", "observed", "report_to"]
-
 Outcome = TypeVar("Outcome")
 
 

@@ -10,8 +10,6 @@ from ..eventloop.background import Home
 from .accept_queue import Taker
 from .listener import TunnelListener
 
-__all__ = ["ScreenedAddress", "UpgradeListener"]
-
 
 class ScreenedAddress(tuple[Any, ...]):
     """The address of a client that a tunnel has accepted itself, and found fit for the handshake."""

@@ -10,8 +10,6 @@ import threading
 
 from .identity import Identity, name_of
 
-__all__ = ["is_user", "look_up", "named", "unnamed_user"]
-
 _MOST = 1024  # users that are kept
 
 _names: dict[int, str] = {}  # by the number of the user; that looked up first comes first

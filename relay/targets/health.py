@@ -40,8 +40,6 @@ import enum
 
 from ..eventloop.backoff import Backoff
 
-__all__ = ["Action", "Event", "Health", "HealthState", "failure"]
-
 _FALL = 3  # probes in a row that fail, of a target that is up
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 

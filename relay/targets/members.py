@@ -23,8 +23,6 @@ from ..streams.stream import Stream
 from .health import Action, Event, Health, HealthState, failure
 from .probe import ProbeSchedule, answered
 
-__all__ = ["LOCAL", "NO_PORT", "Members", "Probe", "ProbeOutcome", "Selection", "TargetState"]
-
 logger = logging.getLogger("relay")
 
 Probe = Callable[[Dialer, float, OnResult], Abort]

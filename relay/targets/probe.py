@@ -16,8 +16,6 @@ from ..streams.dialer import Dialer, Upgrade
 from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream
 
-__all__ = ["ProbeSchedule", "answered"]
-
 _LONGEST_LINE = 4096  # bytes of the first line of an HTTP answer
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?:[ \r\n]|$)")
 

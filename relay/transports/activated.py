@@ -18,8 +18,6 @@ from ..addresses.printable import shown
 from ..errors import AddressError
 from ..eventloop.sockets import duplicate
 
-__all__ = ["add_received", "listen_systemd", "received", "take_over"]
-
 Sockets = dict[str, list[socket.socket]]
 
 _FIRST = 3

@@ -21,8 +21,6 @@ from ..streams.trace import SILENT, Trace
 from .tcp import tcp
 from .unix import unix
 
-__all__ = ["KINDS", "chain", "network", "numbered"]
-
 KINDS: dict[type[Hop], str] = {
     SSHServer: "ssh.dialer:SSHNetwork",
     I2PRouter: "i2p.dialer:I2PNetwork",

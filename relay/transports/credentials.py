@@ -12,8 +12,6 @@ from ..addresses.options import Secret
 from ..addresses.ssh import SSHServer
 from ..errors import AuthenticationError
 
-__all__ = ["passphrase_of", "password_of", "secret_of", "wants_prompt"]
-
 LONGEST = 1 << 16  # bytes of a file that are looked at; no secret is longer
 
 

@@ -32,8 +32,6 @@ from ..streams.stream import Stream
 from .chain import chain
 from .tcp import tcp
 
-__all__ = ["Dynamic", "Rule", "dynamic", "parse_rule"]
-
 _REMEMBERED = 1024  # places whose factories are kept
 _WORST_FIRST = ("failed", "backing off", "connecting", "closed")
 _BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|http|exec):)", re.IGNORECASE)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 
-__all__ = ["has_entry", "home"]
-
 
 def has_entry() -> bool:
     """Return true if the password file has the user; ssh refuses to run for a user without entry (as in containers)."""

@@ -54,8 +54,6 @@ from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
 from .program_errors import end_error, missing, start_error
 
-__all__ = ["ProgramState", "ProgramStream", "run"]
-
 _MOMENT = 1.0  # seconds for a program to end once its stream is closed and it has read everything, until SIGTERM
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
 

@@ -10,8 +10,6 @@ from ..streams.dialer import Dialer, Network
 from ..streams.promise import Abort, OnResult
 from .program import run
 
-__all__ = ["Local", "ProgramNetwork", "Programs"]
-
 
 class Programs(Dialer):
     """A factory for streams that are a program's standard input and output, a new process for each.

@@ -8,8 +8,6 @@ import signal
 from ..errors import ConnectError, RelayError
 from ..process import program_error
 
-__all__ = ["end_error", "missing", "start_error"]
-
 
 def start_error(name: str, error: Exception) -> OSError:
     """Return the error of a program that was not started.

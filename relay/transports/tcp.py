@@ -17,8 +17,6 @@ from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp, duplicate
 from ..streams.connect import SocketDialer
 from ..streams.names import resolved
 
-__all__ = ["BACKLOG", "Inherited", "listen_tcp", "tcp"]
-
 
 def tcp(host: str, port: int, *, mptcp: bool = False) -> SocketDialer:
     """A factory that connects over TCP: to the first of the host's addresses that answers (RFC 8305).

@@ -26,8 +26,6 @@ from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer
 from .tcp import BACKLOG, Inherited
 
-__all__ = ["UnixListener", "check_group", "group_number", "listen_unix", "unix"]
-
 logger = logging.getLogger("relay")
 
 

@@ -13,8 +13,6 @@ import os
 import socket
 from typing import Any
 
-__all__ = ["install", "reached"]
-
 _LONGEST = 30.0  # seconds for the answer of the proxy, where the socket has no limit of its own
 _ERRORS = {3: errno.ENETUNREACH, 4: errno.EHOSTUNREACH, 5: errno.ECONNREFUSED, 6: errno.ETIMEDOUT}
 _PORT = 2  # bytes

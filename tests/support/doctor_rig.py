@@ -8,8 +8,6 @@ from typing import Any
 
 from relay.cli.commands import command
 
-__all__ = ["Diagnosis", "diagnose"]
-
 
 @dataclass
 class Diagnosis:

@@ -20,8 +20,6 @@ from relay.daemon.plan import make_plan
 from relay.daemon.signals import Signals
 from relay.daemon.tunnel_file import TunnelFile
 
-__all__ = ["Group", "letter", "repeats", "running", "running_pair"]
-
 
 class _Signals(Signals):
     """Signals of a group that does not run in the main thread: none are caught, only wakes are."""

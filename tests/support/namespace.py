@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relay.process import Process
 
-__all__ = ["LOOPBACK", "Door", "Namespace", "Unavailable", "enter", "isolate"]
-
 LOOPBACK = "127.0.0.1"
 DEADLINE = 60.0  # seconds after which the holder of a busy machine counts as hanging
 BACKLOG = 4096

@@ -14,8 +14,6 @@ from helpers import echo, receive_exactly
 from i2p_world import read_line
 from scenarios import PartedError, check_routers, journal
 
-__all__ = ["PlainSAM", "blaming", "check_reachable", "wait_until_reached"]
-
 WAIT_FOR_ROUTERS = 60.0  # seconds for each step
 TRIES = 6  # streams until routers count as parted
 ANSWER = 6.0  # seconds for one stream to bring bytes

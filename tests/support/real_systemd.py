@@ -15,8 +15,6 @@ from pathlib import Path
 
 from helpers import WAIT, wait_until
 
-__all__ = ["PARTS", "Systemd", "Unavailable"]
-
 SYSTEMD = "/usr/lib/systemd/systemd"
 UNITS = "/etc/systemd/system"  # inside; the machine's own is hidden
 FOLDER = "/run/relay-test"  # inside, for the files of the tests

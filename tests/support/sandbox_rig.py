@@ -19,8 +19,6 @@ except (ImportError, OSError) as error:
     ABI = 0
     _REASON = f"this machine has no Landlock ({error})"
 
-__all__ = ["ABI", "error_of", "in_child", "needs_landlock", "needs_ports"]
-
 needs_landlock = pytest.mark.skipif(ABI == 0, reason=_REASON)
 needs_ports = pytest.mark.skipif(ABI < 4, reason=f"this machine has ABI {ABI} of Landlock; ports need 4 (Linux 6.7)")
 

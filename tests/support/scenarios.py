@@ -18,8 +18,6 @@ from typing import Any
 import i2pd
 from helpers import Thread
 
-__all__ = ["CRASHED", "PARTED", "PartedError", "check_routers", "journal", "program_log", "read_line", "run_all"]
-
 journal = logging.getLogger("scenario")
 
 CRASHED = "i2pd has crashed"  # how a problem begins that is the router's own

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ServiceManager"]
-
 
 class ServiceManager:
     """Has the methods of :class:`relay.daemon.service_manager.Notifier`; :attr:`heard` has each call.

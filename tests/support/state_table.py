@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from types import ModuleType
 
-__all__ = ["rows_of"]
-
 
 def rows_of(module: ModuleType, columns: int = 3) -> list[tuple[str, ...]]:
     """Read the only table of a module's docstring: a simple table of reStructuredText.

@@ -38,8 +38,6 @@ from .programs import FaultError, marked, name_of, send
 from .traffic import Traffic
 from .world import Entrance, World, write_certificate
 
-__all__ = ["CrashWorld", "Crashes", "FaultCounts", "world"]
-
 _GONE = 20.0  # seconds for the processes of a relay that is gone to end
 _AT_ONCE = 4  # connections of a tunnel
 _STUCK = 15.0  # seconds after which relay has killed a worker that is stopped

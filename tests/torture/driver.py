@@ -14,8 +14,6 @@ from typing import Protocol
 
 from .model import Direction, ModelError
 
-__all__ = ["Driver", "Pair", "Relay"]
-
 _LINGER = struct.pack("ii", 1, 0)
 _RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN)
 _SIZES = (1, 2, 7, 100, 1000, 4096, 16_384, 65_535, 65_536, 65_537, 200_000, 600_000)

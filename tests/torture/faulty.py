@@ -20,8 +20,6 @@ from relay.eventloop.sockets import format_address
 from .model import ModelError
 from .world import Entrance, write_certificate
 
-__all__ = ["FAULTY", "KINDS", "FaultyRig"]
-
 KINDS = ("would block", "short", "interrupted", "no cause", "aborted", "hard", "calls")
 _COUNTS = struct.Struct(f"{len(KINDS)}Q")
 _START = 30.0  # seconds

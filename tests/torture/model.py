@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import random
 
-__all__ = ["Direction", "ModelError", "pattern"]
-
 _SIZE = 1 << 20
 _BLOCK = random.Random(20).randbytes(_SIZE)
 _TWICE = memoryview(_BLOCK + _BLOCK)

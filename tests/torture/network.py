@@ -45,8 +45,6 @@ from .world import Entrance, World, write_certificate
 if TYPE_CHECKING:
     from relay.process import Process
 
-__all__ = ["Faults", "NetworkFaults", "NetworkWorld", "world"]
-
 _AT_ONCE = 12  # connections of a tunnel
 _NEAR, _FAR = "198.18.1.1", "198.18.1.2"  # the two ends of the link
 _LINK = {"near": "to_far", "far": "to_near"}  # the interfaces

@@ -14,8 +14,6 @@ from helpers import family
 from relay.process import DEVNULL, Process
 from relay.process import start as start_program
 
-__all__ = ["FaultError", "Program", "marked", "name_of", "send"]
-
 _END = 20.0  # seconds for a relay to end after SIGTERM
 
 

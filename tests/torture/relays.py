@@ -13,8 +13,6 @@ from relay.engine import changes
 
 from .world import Entrance, write_certificate
 
-__all__ = ["RELAYS", "Rig"]
-
 
 class Rig(Entrance):
     """A chain of tunnels in this process.

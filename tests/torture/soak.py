@@ -33,8 +33,6 @@ from relay.process import start
 from .programs import Program
 from .world import write_certificate
 
-__all__ = ["THREADS", "Sample", "Soak", "growth", "main"]
-
 _SOURCE = Path(__file__).with_name("load.c")
 _WRAPPER = Path(__file__).with_name("counted.py")
 _BULK = 256  # MiB of a bulk stream

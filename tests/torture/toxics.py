@@ -18,8 +18,6 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
-__all__ = ["BACKLOG", "Proxies", "Proxy", "Toxic"]
-
 _SIZE = 65_536
 _QUEUE = 64  # pieces on their way in one direction; a program that sends more waits
 BACKLOG = 8  # small, so that a proxy that does not accept fills it

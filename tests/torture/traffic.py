@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from .driver import Driver, Pair, Relay
 from .programs import FaultError
 
-__all__ = ["Traffic"]
-
 _PROBE = 10.0  # seconds after which a probe that has no reply is tried again
 _STEP = 0.02  # seconds between two steps of the traffic
 _PER_TUNNEL = 1_000_000  # numbers of connections

@@ -18,8 +18,6 @@ from relay.process import Process, start
 
 from .programs import Program, marked, send
 
-__all__ = ["Entrance", "World", "write_certificate"]
-
 
 class Entrance:
     """A relay under test, as a driver needs it; see :class:`.driver.Relay`.

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ...daemon.plan import Plan
     from ...daemon.preflight import Preflight
 
-__all__ = ["EXAMPLES", "check"]
-
 EXAMPLES = """Examples:
 
 relay check (the file that relay up would take)

@@ -12,8 +12,6 @@ import click
 from ..output import failures_reported, print_line, show_help
 from ..running import connected, names_of_tunnels, tunnel_names
 
-__all__ = ["EXAMPLES", "ctl"]
-
 EXAMPLES = """Examples:
 
 relay ctl status (the process, and how many tunnels listen)

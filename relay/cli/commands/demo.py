@@ -29,8 +29,6 @@ from ...process import PIPE, start
 from ..demo_over_i2p import PATIENCE, few, published, reached, router
 from ..output import failures_reported, print_line
 
-__all__ = ["demo"]
-
 CONNECTIONS = 4
 BACKENDS = ("paramiko", "openssh")
 Pages = Mapping[str, Path]

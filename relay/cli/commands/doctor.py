@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..doctor.jobs import Job
     from ..doctor.report import Check, Section
 
-__all__ = ["EXAMPLES", "doctor"]
-
 EXAMPLES = """Examples:
 
 relay doctor (this machine only: limits, versions, the kernel)

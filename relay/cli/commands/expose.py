@@ -17,8 +17,6 @@ from ..options import options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
-__all__ = ["EXAMPLES", "expose"]
-
 EXAMPLES = """Examples:
 
 relay expose 127.0.0.1:8000 --on ssh://me@server (a free port of the server's loopback leads here)

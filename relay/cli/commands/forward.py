@@ -21,8 +21,6 @@ from ..options import in_workers, options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
-__all__ = ["EXAMPLES", "forward"]
-
 EXAMPLES = """Examples:
 
 relay forward 8080 db.internal:5432 (127.0.0.1:8080 leads to the database)

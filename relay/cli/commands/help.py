@@ -11,8 +11,6 @@ from ...addresses.options import FLAG, Option, options_of, written
 from ...addresses.ssh import LISTEN, SSHServer
 from ..output import failures_reported, print_line
 
-__all__ = ["TOPICS", "help"]
-
 HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
 
   ssh://[USER@]HOST[:PORT]   an SSH server, or an alias of your configuration

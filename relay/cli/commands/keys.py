@@ -9,8 +9,6 @@ import click
 from ...daemon.failures import configuration_read
 from ..output import failures_reported, print_line, show_help
 
-__all__ = ["keys"]
-
 
 @click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...")
 @click.pass_context

@@ -27,8 +27,6 @@ from ..addresses import read_hops, read_target
 from ..options import SECONDS, debug, option_of_tunnel, seconds, seconds_or_zero, via
 from ..output import failures_reported, logged_to_stderr
 
-__all__ = ["EXAMPLES", "pipe"]
-
 EXAMPLES = """Examples:
 
 printf 'GET / HTTP/1.0\\r\\n\\r\\n' | relay pipe intranet:80 --via ssh://me@bastion (a request, and its whole answer)

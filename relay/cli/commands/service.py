@@ -12,8 +12,6 @@ import click
 from ..options import debug
 from ..output import failures_reported, print_line, show_help
 
-__all__ = ["EXAMPLES", "service"]
-
 EXAMPLES = """Examples:
 
 relay service show --user (the unit for ~/.config/relay/relay.toml)

@@ -18,8 +18,6 @@ from ..options import options_about, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..run import relay_one
 
-__all__ = ["EXAMPLES", "socks"]
-
 EXAMPLES = """Examples:
 
 relay socks 1080 (whatever a client asks 127.0.0.1:1080 for; names in .i2p by the I2P router on this machine)

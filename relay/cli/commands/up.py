@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # the help is faster without them
     from ...daemon.member import Member
     from ...daemon.tunnel_file import TunnelFile
 
-__all__ = ["EXAMPLES", "up"]
-
 EXAMPLES = """A file:
 
 \b

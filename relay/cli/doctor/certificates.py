@@ -13,8 +13,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from ...addresses.printable import shown
 
-__all__ = ["EXPIRES_SOON", "certificate_facts", "tls_facts"]
-
 EXPIRES_SOON = 21  # days before the end of a certificate: what renews it has failed by then
 _MOST = 8  # names that are shown
 

@@ -22,8 +22,6 @@ from .recorder import RecordedStep
 from .report import Check, Status
 from .wording import ADVICE, split
 
-__all__ = ["LIMITS", "checks_of", "limit_error"]
-
 # Seconds after which a step counts as failed, and what is said then.
 LIMITS: dict[Stage, tuple[float, str]] = {
     Stage.RESOLVE: (10.0, "DNS lookup timed out; check the name server"),

@@ -17,8 +17,6 @@ from ...errors import AddressError, RelayError
 from .report import Check, Status
 from .wording import split
 
-__all__ = ["configuration", "mode_checks", "permissions"]
-
 
 def configuration(where: Any, before: Route, route: Route, target: Any, subject: str) -> list[Check]:
     """Check what a tunnel needs on this machine, as ``relay check`` does, without host names.

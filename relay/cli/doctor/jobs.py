@@ -23,8 +23,6 @@ from .listening import check_listen
 from .probe import Destination, RouteProbe
 from .report import Check, Section, Status
 
-__all__ = ["Job", "jobs_of_plan", "jobs_of_routers", "run_jobs"]
-
 logger = logging.getLogger("relay.cli")
 
 AT_ONCE = 4  # routes that are tested at one time

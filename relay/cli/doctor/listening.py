@@ -21,8 +21,6 @@ from .probe import RouteProbe
 from .report import Check, Status
 from .wording import split
 
-__all__ = ["check_listen"]
-
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "this machine has no such address: correct it, or listen on 127.0.0.1",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: use another port, or AmbientCapabilities= of systemd",

@@ -19,8 +19,6 @@ from pathlib import Path
 from ...process import DEVNULL, PIPE, start
 from .report import Check, Status
 
-__all__ = ["PROC", "dependencies", "machine", "open_files", "other_relays"]
-
 PROC = Path("/proc/sys")
 PACKAGE = Path(__file__).resolve().parents[2]
 DISTRIBUTION = "relay-toolkit"

@@ -13,8 +13,6 @@ from typing import Any
 
 from ...eventloop.sockets import Endpoint, format_address
 
-__all__ = ["interface_of", "local_facts", "source_of"]
-
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 
 

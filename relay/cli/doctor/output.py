@@ -8,8 +8,6 @@ import sys
 from ..output import print_line
 from .report import Check, Report, Section, Status
 
-__all__ = ["print_section", "print_summary"]
-
 _MARKS = {Status.OK: "✓", Status.WARNING: "!", Status.FAILED: "✗", Status.SKIPPED: "–"}
 _COLORS = {Status.OK: "32", Status.WARNING: "33", Status.FAILED: "31", Status.SKIPPED: "2"}  # of ECMA-48, SGR
 _STEP = 14  # characters of the longest name of a step

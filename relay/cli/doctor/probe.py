@@ -28,8 +28,6 @@ from .recorder import RecordedStep, Recorder
 from .report import Check, Status
 from .wording import ADVICE, split
 
-__all__ = ["Destination", "RouteProbe"]
-
 FIRST_BYTES = 1.0  # seconds for a target that speaks first; most wait for the client, and that is no failure
 _LONGEST = 256  # bytes of what it says
 _PUBLISHING = 180.0  # seconds for a lease set to spread, and for two probes

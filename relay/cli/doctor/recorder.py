@@ -15,8 +15,6 @@ from ...streams.trace import Stage, Step, Trace
 from .certificates import tls_facts
 from .network import local_facts
 
-__all__ = ["Recorder", "RecordedStep"]
-
 
 class RecordedStep(Step):
     """One step of a route.

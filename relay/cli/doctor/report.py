@@ -9,8 +9,6 @@ from typing import Any
 
 from ...addresses.printable import printable
 
-__all__ = ["Check", "Report", "Section", "Status"]
-
 FORMAT = 1  # of the JSON; it changes with a field's name or meaning, and not with a new field
 LONGEST = 600  # characters of a text, most of which may come from a peer
 

@@ -14,8 +14,6 @@ from .recorder import RecordedStep
 from .report import Check, Status
 from .wording import split
 
-__all__ = ["client", "host_key", "key_exchange", "login"]
-
 
 def _check(
     step: RecordedStep, name: str, error: BaseException | None, status: Status, detail: str, **facts: Any

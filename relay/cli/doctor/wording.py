@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ...daemon.failures import describe_error
 
-__all__ = ["ADVICE", "split"]
-
 ADVICE: dict[str, str] = {
     "route": "check the network of this machine: its addresses, its default route, a VPN that is down",
     "connect": "check the host and the port",

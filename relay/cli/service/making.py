@@ -24,8 +24,6 @@ from ...transports.unix import group_number
 from .needs import Needs, needs_of
 from .unit import RELOADS, Sandbox, Unit
 
-__all__ = ["default_config", "make_unit", "systemd_version"]
-
 _SYSTEM_CONFIG = "/etc/relay/relay.toml"
 _HOMES = ("/home", "/root", "/run/user")
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108  (paths to compare with)

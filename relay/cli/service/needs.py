@@ -16,8 +16,6 @@ from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, TLSListen, UnixAddress, UnixListen
 from ...config import Config, Entry
 
-__all__ = ["Needs", "needs_of"]
-
 _LOW = 1024  # the first port for which no privilege is needed
 
 

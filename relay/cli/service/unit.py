@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Sandbox", "Unit", "text_of"]
-
 RELOADS = 253  # the first systemd with Type=notify-reload
 REPORTS_STORE = 254  # the first one that sets FDSTORE
 STORES = 512  # listening sockets that systemd keeps over a restart

@@ -6,8 +6,6 @@ import os
 import re
 import zlib
 
-__all__ = ["path_of", "write"]
-
 NAME = "relay.service"
 
 _SYSTEM = "/etc/systemd/system"

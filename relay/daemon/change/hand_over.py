@@ -72,8 +72,6 @@ from .upgrade_channel import (
 if TYPE_CHECKING:  # it is the other way round at run time: operators ask for an upgrade
     from ..operator_sockets import OperatorSockets
 
-__all__ = ["HandOver"]
-
 logger = logging.getLogger("relay.cli")
 
 _HELLO_TIME = 10.0  # seconds for the first message of the successor

@@ -16,8 +16,6 @@ from ...engine.tunnel import Tunnel
 from ..member import Member, MemberState
 from ..preflight import Routes
 
-__all__ = ["KeyedSessions", "keys_to_targets"]
-
 logger = logging.getLogger("relay.cli")
 
 _LONGEST_DRAIN = 30.0  # seconds for the connections of a session that has to end

@@ -28,8 +28,6 @@ from ...streams.listener import TunnelListener
 from ..failures import describe_error
 from ..member import Member
 
-__all__ = ["AT_PORT", "OPENING_ERRORS", "Call", "OldListener", "end_sessions", "in_this_process"]
-
 AT_PORT = TCPAddress | TLSListen | ProxyListen
 """The addresses with a port of this machine."""
 OPENING_ERRORS = (OSError, ValueError, TypeError, RuntimeError)

@@ -52,8 +52,6 @@ if TYPE_CHECKING:  # each of them exists before an upgrade
     from ..kept_state import Entries, KeptState
     from ..operator_sockets import OperatorSockets
 
-__all__ = ["Predecessor"]
-
 logger = logging.getLogger("relay.cli")
 
 _ANSWER_TIME = 10.0  # seconds for each answer of the other process

@@ -47,8 +47,6 @@ from .transition import Step, Transition, TransitionState, side_by_side
 if TYPE_CHECKING:  # most have none
     from ..sandbox import Sandbox
 
-__all__ = ["ReloadResult", "Reloads", "TunnelChanges", "Turns", "verdicts"]
-
 logger = logging.getLogger("relay.cli")
 
 

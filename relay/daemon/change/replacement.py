@@ -44,8 +44,6 @@ from ..verdicts import EFFECTS, Change, Settings, Verdict
 from .keyed_sessions import keys_to_targets
 from .old_listener import AT_PORT, OPENING_ERRORS, OldListener, end_sessions, in_this_process
 
-__all__ = ["Leaving", "ListenerOpening", "OpeningState", "Replacement"]
-
 _WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", *LISTS}
 

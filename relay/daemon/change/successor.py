@@ -17,8 +17,6 @@ from ...process import end, interpreter, start_successor
 from ..status import UpgradeReport
 from .upgrade_channel import UpgradeError
 
-__all__ = ["Program", "Successor", "log_failure"]
-
 logger = logging.getLogger("relay.cli")
 
 # Not "-m relay": another package of this name may be in the working directory, or nearer in the path.

@@ -47,8 +47,6 @@ from .keyed_sessions import keys_to_targets
 from .predecessor import Predecessor
 from .upgrade_channel import UpgradeError
 
-__all__ = ["TakeOver"]
-
 logger = logging.getLogger("relay.cli")
 
 _TRIAL_TIME = 30.0  # seconds after the last tunnel has started for the first attempts to connect its hops

@@ -34,8 +34,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Step", "Transition", "TransitionState", "prepare_all", "side_by_side"]
-
 
 class TransitionState(enum.Enum):
     """The state of a change; the docstring of the module has the table."""

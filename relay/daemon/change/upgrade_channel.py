@@ -49,17 +49,6 @@ from typing import Any
 
 from ...addresses.printable import printable
 
-__all__ = [
-    "ENVIRONMENT",
-    "PROTOCOL",
-    "PeerEndedError",
-    "PeerLateError",
-    "UpgradeChannel",
-    "UpgradeError",
-    "UpgradeProtocolError",
-    "peer_of",
-]
-
 PROTOCOL = 1
 ENVIRONMENT = "RELAY_UPGRADE_FROM"
 """The variable with the path of the control socket, for a successor that its predecessor starts."""

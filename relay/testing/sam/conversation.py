@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .destination import Destination
     from .router import Router, Session
 
-__all__ = ["Conversation"]
-
 Options = Mapping[str, str]
 
 _PORT = re.compile(r"[0-9]{1,5}")

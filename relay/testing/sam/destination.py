@@ -13,8 +13,6 @@ from .stream import End, Offer
 from .values import Settings
 from .wire import Hub
 
-__all__ = ["Acceptor", "Acceptors", "Destination"]
-
 PENDING = 128  # unaccepted streams; i2pd's limit
 KNOWN = 1000  # lease sets of other destinations that are remembered
 

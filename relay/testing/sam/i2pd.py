@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from .destination import Destination
     from .router import Session
 
-__all__ = ["I2pdConversation"]
-
 
 class I2pdConversation(Conversation):
     """One command per segment: bytes after it in the segment are lost. It has no quotes, and most errors are final."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ...addresses.destinations import PrivateKey
     from .router import Router, Session
 
-__all__ = ["JavaConversation"]
-
 VERSIONS = ("3.3", "3.2", "3.1", "3.0")
 NEWER = (3, 2)  # with ports, and with PINGs from the router instead of a timeout for the first command
 

@@ -19,8 +19,6 @@ from .stream import End
 from .values import Command, Fault, Settings, masked
 from .wire import Hub
 
-__all__ = ["Network", "Router", "Session"]
-
 CONVERSATIONS = 8192  # sockets at one time; more are closed
 GRAVES = 1000  # ended destinations that are remembered
 # The client stays in the backlog, so the socket would be readable again at once and the thread would spin.

@@ -9,8 +9,6 @@ from ...eventloop.loop import Timer
 from .values import Settings
 from .wire import Hub, Wire
 
-__all__ = ["End", "Offer", "Owner", "join"]
-
 MOST = 64 << 20  # bytes that a network buffers for programs that do not read; beyond that senders wait
 FAIR = 256 << 10  # bytes that each stream may buffer in any case, so that a stalled one does not stop the others
 TAIL = 8 << 10  # bytes that i2pd 2.45.1 still writes after the far end has closed

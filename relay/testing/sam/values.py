@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from ...transports.i2p.messages import Message
 
-__all__ = ["Command", "Fault", "Refusal", "SessionRecord", "Settings", "masked", "version"]
-
 _VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 

@@ -14,8 +14,6 @@ from ...eventloop.background import Watch
 from ...eventloop.loop import Loop
 from ...eventloop.poller import IN, OUT
 
-__all__ = ["CHUNK", "Hub", "User", "Wire"]
-
 CHUNK = 256 << 10  # bytes read or written at once
 
 Result = TypeVar("Result")

@@ -22,8 +22,6 @@ from paramiko.common import (
 
 from ...transports.ssh.internals import TESTING, check
 
-__all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
-
 check(TESTING, "relay.testing.SSHServer")
 
 GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost

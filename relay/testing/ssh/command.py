@@ -14,8 +14,6 @@ from typing import IO
 from ...process import PIPE, Process, start
 from .channel import GONE, Channel
 
-__all__ = ["kill", "serve_command"]
-
 _CHUNK = 65536  # bytes copied at once
 _ASK_TIMEOUT = 30.0  # seconds for a client to request a command
 

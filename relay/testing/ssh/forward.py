@@ -11,8 +11,6 @@ from typing import Any
 
 from ...addresses.values import TCPAddress, UnixAddress, unix_path
 
-__all__ = ["Forward", "Place", "hang_up", "send_at_once"]
-
 Place = TCPAddress | UnixAddress
 
 

@@ -14,8 +14,6 @@ import paramiko
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_DISCONNECT
 
-__all__ = ["Login", "LoginHandler", "Rules", "State", "public_blob"]
-
 KNOWN = ("publickey", "password", "keyboard-interactive")
 _PROTOCOL_ERROR = 2  # SSH_DISCONNECT_PROTOCOL_ERROR; RFC 4253, section 11.1
 FAILED, PASSED, PARTIAL = paramiko.AUTH_FAILED, paramiko.AUTH_SUCCESSFUL, paramiko.AUTH_PARTIALLY_SUCCESSFUL

@@ -22,8 +22,6 @@ from .command import kill, serve_command
 from .forward import Forward, Place, hang_up, send_at_once
 from .login import Login, LoginHandler, State
 
-__all__ = ["LOG", "Refused", "Session"]
-
 PROHIBITED, CONNECT_FAILED, UNKNOWN_KIND, SHORTAGE = 1, 2, 3, 4  # RFC 4254, section 5.1
 CONNECT_TIMEOUT = 30.0  # seconds
 LOG = "relay.testing.sshserver"

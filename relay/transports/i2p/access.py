@@ -6,8 +6,6 @@ from ...access.access_list import AccessList
 from ...addresses.destinations import b32_of
 from ...streams.identity import Identity
 
-__all__ = ["refusal"]
-
 
 def refusal(name: str, lists: AccessList, peer: str) -> str | None:
     """Return why a peer is rejected; reads the files of the lists that have changed, so it may block.

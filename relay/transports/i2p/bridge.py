@@ -23,8 +23,6 @@ from .conversation import Conversation
 from .deadlines import Deadlines
 from .messages import Message, MessageError, hello, shown
 
-__all__ = ["Bridge"]
-
 HELLO = 8.0  # seconds for the bridge to answer HELLO: a constructor should fail within about ten
 MAX_IDLE = 16  # idle sockets
 AT_ONCE = 2  # of them that are connected at a time, because a bridge that has just come back is slow

@@ -36,8 +36,6 @@ from .replacement import ReplacementPolicy
 from .routers import OneRouter, Routers
 from .session import Session
 
-__all__ = ["SessionKey", "Keys", "Turn", "make_carrier", "options_of"]
-
 logger = logging.getLogger("relay")
 
 Keys = Callable[[], "SessionKey | None"]

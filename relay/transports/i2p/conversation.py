@@ -16,8 +16,6 @@ from ...streams.stream import Stream
 from .deadlines import Deadlines
 from .messages import LONGEST, Message, MessageError, parse, pong
 
-__all__ = ["Conversation", "OnEnd", "OnLine", "OnAnswer", "read_line"]
-
 OnAnswer = Callable[["Message | OSError"], object]
 OnLine = Callable[[bytes], object]
 OnEnd = Callable[[OSError], object]

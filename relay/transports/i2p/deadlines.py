@@ -16,8 +16,6 @@ from typing import Protocol
 
 from ...eventloop.loop import Loop, Timer
 
-__all__ = ["Deadlines", "Timed"]
-
 logger = logging.getLogger("relay")
 
 _GRAIN = 0.02  # seconds between two checks, so that thousands that expire one by one cost no more than a few

@@ -24,8 +24,6 @@ from .key_file import KeyFile
 from .opening import open_stream
 from .session import Session
 
-__all__ = ["I2PFactory", "I2PNetwork", "end_sessions"]
-
 
 def _as_it_is(error: OSError) -> OSError:
     return error

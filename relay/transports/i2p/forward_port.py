@@ -41,8 +41,6 @@ from .peer_uid import PeerUidLookup, hold_end, release_end
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["TRANSITIONS", "ForwardPort", "OnStream", "PortEvent", "PortState"]
-
 logger = logging.getLogger("relay")
 
 OnStream = Callable[[Stream, Peer], object]

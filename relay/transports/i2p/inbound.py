@@ -24,8 +24,6 @@ from .opening import SETTLE
 from .peer_uid import PeerUidLookup
 from .session import Session
 
-__all__ = ["AcceptStreams", "OnReady", "ForwardStreams", "IncomingStreams"]
-
 OnReady = Callable[["IncomingStreams", "OSError | None"], object]
 
 SEVERAL = 8  # pending ACCEPTs, where the bridge serves several

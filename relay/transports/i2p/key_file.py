@@ -25,8 +25,6 @@ from ...access.regular_file import open_regular
 from ...addresses.destinations import PrivateKey
 from ...errors import SAMError
 
-__all__ = ["KeyFile", "TransientKey", "leave", "path_of_session", "read", "take_back", "wait_until_free", "write"]
-
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
 # The file's access time records the end of a session, plus a year (in seconds): no program that reads the file writes

@@ -41,8 +41,6 @@ from .receiver import Receiver
 from .session import Session
 from .standby import Standby
 
-__all__ = ["I2PListener"]
-
 logger = logging.getLogger("relay")
 
 FINAL = 301.0  # seconds before a session that failed for good is tried again; the carrier refuses for 300 at most

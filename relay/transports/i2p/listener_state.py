@@ -40,8 +40,6 @@ from collections.abc import Callable, Mapping
 
 from ...carriers.link import CarrierState
 
-__all__ = ["TRANSITIONS", "Action", "Event", "ListenerMachine", "ListenerState", "Watcher"]
-
 logger = logging.getLogger("relay")
 
 Watcher = Callable[[str, "Exception | None"], object]

@@ -16,30 +16,6 @@ from ...addresses.destinations import Peer, is_base64
 from ...addresses.printable import one_line
 from ...errors import CarrierError, ConnectError, SAMError
 
-__all__ = [
-    "LONGEST",
-    "UNKNOWN_NAME",
-    "UnreachableError",
-    "Message",
-    "MessageError",
-    "NotReachedError",
-    "ServedElsewhereError",
-    "dest_generate",
-    "hello",
-    "is_timeout",
-    "naming_lookup",
-    "parse",
-    "parse_peer",
-    "ping",
-    "pong",
-    "session_create",
-    "shown",
-    "stream_accept",
-    "stream_connect",
-    "stream_forward",
-    "unreachable",
-]
-
 LONGEST = 8192  # bytes of one line, including its newline
 MOST_SHOWN = 60  # characters of received text that an error or a repr repeats
 

@@ -21,8 +21,6 @@ from .messages import UNKNOWN_NAME, Message, UnreachableError, is_timeout, shown
 from .session import Session
 from .unconfirmed import UnconfirmedStream
 
-__all__ = ["SETTLE", "open_stream"]
-
 SETTLE = 0.05  # seconds after the end of a stream until it is known whether its session has ended
 _AGAIN = (0.25, 2.0)  # seconds until an unreachable destination is tried again, and the maximum
 _MIN_LEFT = 0.1  # seconds that must be left for another try; the pauses become shorter towards the deadline

@@ -12,8 +12,6 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["PeerUidLookup", "hold_end", "release_end", "remember_kernel"]
-
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
 _SOCK_DIAG = 4  # the netlink protocol
 _BY_FAMILY = 20  # the one kind of message

@@ -28,8 +28,6 @@ from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session
 
-__all__ = ["OtherRelay", "OwnStreams", "Probe", "ProbeKeys", "ProbeSession", "hiding"]
-
 logger = logging.getLogger("relay")
 
 HEAD_START = 1.0  # seconds after which the probe session is created beside a session that is being created

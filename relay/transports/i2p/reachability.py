@@ -52,8 +52,6 @@ from .messages import NotReachedError, ServedElsewhereError
 from .probe import OwnStreams, Probe, ProbeKeys, ProbeSession
 from .session import Session
 
-__all__ = ["TRANSITIONS", "Action", "Event", "ReachabilityMonitor", "State", "Target"]
-
 logger = logging.getLogger("relay")
 
 AGAIN = 5.0  # seconds from an inconclusive check to the next

@@ -26,8 +26,6 @@ from .inbound import AcceptStreams, ForwardStreams, IncomingStreams
 from .peer_uid import PeerUidLookup
 from .session import Session
 
-__all__ = ["Receiver", "Traffic", "seconds_idle"]
-
 logger = logging.getLogger("relay")
 
 AGAIN = 2.0  # seconds before the streams are requested again, for example after a lack of descriptors

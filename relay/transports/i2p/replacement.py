@@ -8,8 +8,6 @@ from collections.abc import Callable
 from ...eventloop.backoff import Backoff
 from .session import Session
 
-__all__ = ["ReplacementPolicy"]
-
 _REPLACE_AGAIN = (30.0, 900.0)  # seconds from one replacement for a destination to the next, and the maximum
 
 

@@ -11,8 +11,6 @@ from ...carriers.link import strip_prefix
 from ...errors import RelayError, can_retry
 from ...streams.dialer import Dialer
 
-__all__ = ["OneRouter", "Routers"]
-
 
 class OneRouter:
     """One of the routers at which a connector creates sessions.

@@ -20,8 +20,6 @@ from .conversation import Conversation
 from .messages import Message, MessageError, is_timeout, naming_lookup, parse, ping, pong, unreachable
 from .unconfirmed import UnconfirmedStreams
 
-__all__ = ["Observer", "Session"]
-
 logger = logging.getLogger("relay")
 
 _MISSED = 3  # consecutive PINGs without a PONG after which the bridge counts as dead

@@ -55,8 +55,6 @@ from .messages import NotReachedError, ServedElsewhereError
 from .probe import OtherRelay, OwnStreams, Probe, ProbeKeys, ProbeSession
 from .session import Session
 
-__all__ = ["CLOCKS", "Standby", "clock_problem"]
-
 logger = logging.getLogger("relay")
 
 AGAIN = 15.0  # seconds for the router to find the destination, when it had time to do so before

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from ...streams.stream import Stream, nonblocking
 from .deadlines import Deadlines
 
-__all__ = ["UnconfirmedStream", "UnconfirmedStreams"]
-
 SILENT = 12.0  # seconds without a byte after which a stream is reported
 MOST = 1000  # destinations that are remembered
 

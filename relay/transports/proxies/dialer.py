@@ -20,8 +20,6 @@ from ...streams.trace import Stage, report_to
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation
 
-__all__ = ["Proxied", "ProxyNetwork"]
-
 LONGEST_HOST = 255  # bytes of a name; RFC 1928, section 5
 
 Login = tuple[bytes, bytes]

@@ -13,8 +13,6 @@ from ...addresses.values import TCPAddress
 from ...errors import AuthenticationError, ConnectError
 from .negotiation import Dialogue, Question
 
-__all__ = ["LONGEST", "connect", "log_in"]
-
 LONGEST = 32 << 10  # bytes of a head at most
 _INTERIM = 8  # answers at most that announce another one (1xx)
 _SHOWN = 80  # characters of what a proxy says

@@ -15,8 +15,6 @@ from ...streams.request import RejectedRequest, Request
 from ..tcp import listen_tcp
 from .listener import Login, ProxyListener, checked_host, login_of
 
-__all__ = ["HTTPHandshake", "HTTPListener", "http_listen"]
-
 _LONGEST = 16384  # bytes of a request with its header; RFC 6585, section 5, names the answer to more
 _WORDS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "This proxy knows CONNECT alone, as for https:// addresses; curl -p asks for it."

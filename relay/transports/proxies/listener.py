@@ -30,8 +30,6 @@ from ...streams.request import RejectedRequest, Request
 from ...streams.stream import Stream
 from ..credentials import secret_of
 
-__all__ = ["ProxyListener", "Login", "checked_host", "login_of"]
-
 logger = logging.getLogger("relay")
 
 _HOST = re.compile(rb"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,254}")  # as long as SOCKS allows: RFC 1928, section 4

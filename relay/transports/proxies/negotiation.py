@@ -17,8 +17,6 @@ from ...eventloop.poller import IN, OUT
 from ...streams.promise import OnResult
 from ...streams.stream import Stream
 
-__all__ = ["Dialogue", "Length", "Negotiation", "Question"]
-
 _PEEK = 4096  # bytes that are looked at at once
 
 Length = Callable[[bytes | bytearray], int]

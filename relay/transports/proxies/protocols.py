@@ -10,8 +10,6 @@ from .http_server import HTTPListener
 from .listener import ProxyListener, login_of
 from .socks_server import SOCKSListener
 
-__all__ = ["listen_proxy"]
-
 
 def listen_proxy(
     protocol: Literal["socks5", "http"],

@@ -16,8 +16,6 @@ from ...addresses.values import TCPAddress
 from ...errors import AuthenticationError, ConnectError
 from .negotiation import Dialogue, Question
 
-__all__ = ["connect", "log_in"]
-
 _LONGEST = 255  # bytes of a user and of a password; RFC 1929, section 2
 _VERSION = b"\x05"
 _ADDRESS = 4  # where the bound address begins in a reply; RFC 1928, section 6

@@ -12,8 +12,6 @@ from ...streams.request import RejectedRequest, Request
 from ..tcp import listen_tcp
 from .listener import Login, ProxyListener, checked_host, login_of
 
-__all__ = ["SOCKSHandshake", "SOCKSListener", "socks_listen"]
-
 _CONNECT = 1
 _NO_LOGIN, _USER_AND_PASSWORD, _NO_METHOD = 0, 2, 255  # RFC 1928, section 3
 _LONGEST_WORD = 255  # bytes of a user or a host in SOCKS4, which itself has no limit

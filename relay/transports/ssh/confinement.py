@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["confine", "is_confined"]
-
 _is_confined = False
 
 

@@ -30,8 +30,6 @@ from .config.settings import resolve_settings
 from .confinement import is_confined
 from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
 
-__all__ = ["Holder", "backend_for", "dial"]
-
 logger = logging.getLogger("relay")
 
 _SLOW = 120.0  # seconds for one attempt over I2P, which may include the creation of a session

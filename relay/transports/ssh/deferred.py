@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["defer_invoke"]
-
 
 def defer_invoke() -> None:
     """Load the package ``invoke`` when it is first used, not with paramiko, which imports it for ``Match exec``.

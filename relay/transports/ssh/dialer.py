@@ -15,8 +15,6 @@ from ...streams.promise import Abort, OnResult
 from .connection import Place
 from .connector import Holder, dial
 
-__all__ = ["SSHFactory", "SSHNetwork"]
-
 
 class SSHNetwork:
     """The network as seen from an SSH server.

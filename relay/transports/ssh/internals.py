@@ -15,8 +15,6 @@ from types import FunctionType
 
 from ...errors import RelayError
 
-__all__ = ["BACKEND", "COMPAT", "LISTS", "REQUIRED", "TESTING", "check", "supported"]
-
 REQUIRED = "paramiko>=5,<6"  # as in pyproject.toml
 
 Names = Mapping[str, str]

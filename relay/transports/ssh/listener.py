@@ -27,8 +27,6 @@ from ...streams.stream import Stream
 from .connection import Address, Connection
 from .connector import Holder
 
-__all__ = ["SSHListener"]
-
 logger = logging.getLogger("relay.ssh")
 
 _BACKOFF = (0.5, 30.0)  # seconds until the first retry after a rejection, and at most

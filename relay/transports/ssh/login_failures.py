@@ -11,18 +11,6 @@ from .config.identities import NO_PASSPHRASE, WRONG_PASSWORD
 from .config.known_hosts import Entry, fingerprint
 from .connection import GREETING, OVERLOADED, Settings
 
-__all__ = [
-    "changed_key",
-    "key_name",
-    "login_rejected",
-    "no_greeting",
-    "removal_hint",
-    "revoked_key",
-    "unknown_key",
-    "untrusted",
-    "wrong_pin",
-]
-
 _LONGEST = 200  # characters of a server's words
 _MOST = 6  # keys or methods in an error
 _MOST_NOTES = 8

@@ -17,18 +17,6 @@ from __future__ import annotations
 from ...addresses.printable import printable
 from ...errors import ConnectError
 
-__all__ = [
-    "CONNECT_FAILED",
-    "PROHIBITED",
-    "SHORTAGE",
-    "UNKNOWN_KIND",
-    "command_rejected",
-    "open_failure",
-    "open_timeout",
-    "reason_for",
-    "session_rejected",
-]
-
 PROHIBITED, CONNECT_FAILED, UNKNOWN_KIND, SHORTAGE = 1, 2, 3, 4  # RFC 4254, section 5.1
 
 CHECK_HOST = "check that the host is up and the port is open"

@@ -17,8 +17,6 @@ from .config.settings import resolve_settings
 from .connection import Settings
 from .connector import backend_for
 
-__all__ = ["Requirements", "requirements"]
-
 _DEEPEST = 8  # servers of ProxyJump, and files of Include
 _LINE = re.compile(r"\s*(include|match)(?:\s+|\s*=\s*)(.*)", re.IGNORECASE)
 _SYSTEM = "/etc/ssh"

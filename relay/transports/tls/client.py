@@ -20,8 +20,6 @@ from .handshake import Handshake
 from .records import is_denial
 from .session import Session
 
-__all__ = ["TLS", "Client", "tls"]
-
 _VAIN = 3  # tickets in a row that were of no use until none is offered any more
 
 

@@ -8,8 +8,6 @@ import ssl
 
 from ...streams.identity import Certificate, Identity, identity_of_peer, name_of
 
-__all__ = ["certificate_of", "identity_of_client"]
-
 
 def identity_of_client(tls: ssl.SSLObject, peer: object) -> Identity | None:
     """Return the identity of a client whose handshake is done.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import struct
 
-__all__ = ["LONGEST", "server_name_of"]
-
 LONGEST = 16 << 10
 """The most bytes that are looked at; browsers send at most 2 KiB."""
 

@@ -12,8 +12,6 @@ import time
 import weakref
 from collections.abc import Callable
 
-__all__ = ["Credentials", "load_chain", "not_after", "trusting"]
-
 logger = logging.getLogger("relay.tls")
 
 Path = str | os.PathLike[str]

@@ -15,8 +15,6 @@ from ...streams.stream import Stream
 from .inline import InlineStream
 from .session import Session
 
-__all__ = ["Handshake"]
-
 OnResult = Callable[[Stream | OSError], object]
 
 

@@ -19,8 +19,6 @@ from ...streams.stream import Stream
 from .session import Session
 from .states import Incoming, Outgoing
 
-__all__ = ["InlineSocket", "InlineStream"]
-
 _SENDING, _ENDING, _ENDED = Outgoing.OPEN, Outgoing.ENDING, Outgoing.ENDED
 _RECEIVED_END = Incoming.ENDING
 

@@ -30,8 +30,6 @@ from .context import Credentials, Path, load_chain, trusting
 from .handshake import Handshake
 from .session import Session
 
-__all__ = ["TLSListener", "listen_tls", "server_credentials"]
-
 logger = logging.getLogger("relay.tls")
 
 _MOST = 1024  # clients under way: those that shake hands and those that wait for accept()

@@ -17,8 +17,6 @@ from ...eventloop.poller import IN, OUT
 from ...eventloop.sockets import unsent
 from .client_hello import LONGEST, server_name_of
 
-__all__ = ["STEP", "Records", "TLSError", "decrypt", "is_denial"]
-
 _RECORD = 18 << 10  # bytes; more than the longest record, header included (RFC 5246, section 6.2.3)
 STEP = BUFFER - _RECORD  # bytes to receive at once; with a record that was incomplete, they fit decrypted
 _DENIALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")

@@ -23,8 +23,6 @@ from .records import STEP, Records, TLSError, is_denial
 from .states import Incoming, Outgoing
 from .stream import TLSStream
 
-__all__ = ["Session"]
-
 # The look-up of an Enum's member is slow, and these are needed for each event.
 _SENDING, _SENT_END = Outgoing.OPEN, Outgoing.ENDED
 _RECEIVING, _REPLYING, _RECEIVED_END = Incoming.OPEN, Incoming.REPLYING, Incoming.ENDING

@@ -11,8 +11,6 @@ from ..tcp import Inherited, listen_tcp
 from .context import Path
 from .listener import server_credentials
 
-__all__ = ["SharedTLSListener"]
-
 
 class SharedTLSListener(TunnelListener):
     """Listens, so that clients wait for the workers, and knows the certificate that these show.

@@ -36,8 +36,6 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Incoming", "Outgoing"]
-
 
 class Outgoing(enum.Enum):
     """The state of what the holder sends."""

@@ -9,8 +9,6 @@ from typing import Protocol
 from ...streams.stream import Stream
 from .records import Records
 
-__all__ = ["TLSStream"]
-
 
 class StreamSession(Protocol):
     """The session, as its stream sees it."""

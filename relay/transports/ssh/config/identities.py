@@ -9,19 +9,6 @@ import struct
 
 from ....access.regular_file import open_regular
 
-__all__ = [
-    "CERTIFICATE",
-    "LONGEST_FILE",
-    "NO_PASSPHRASE",
-    "WRONG_PASSWORD",
-    "certified_key",
-    "clear_part",
-    "file_type",
-    "key_type",
-    "public_key",
-    "strings",
-]
-
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
 NO_PASSPHRASE = "is encrypted and there is no passphrase for it; set passphrase, or run ssh-add"  # noqa: S105

@@ -19,8 +19,6 @@ from ....access.regular_file import open_own, open_regular
 from ...files import home
 from .identities import key_type
 
-__all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "append_entry"]
-
 AUTHORITY = "@cert-authority"
 REVOKED = "@revoked"
 LONGEST_LINE = 1 << 16  # bytes; longer lines are ignored

@@ -23,8 +23,6 @@ from ...files import has_entry, home
 from ..internals import LISTS, supported
 from .known_hosts import matches
 
-__all__ = ["Options", "local_user", "read"]
-
 Value = TypeVar("Value")
 
 LONGEST_SHOWN = 300  # characters of an error of a parser

@@ -22,8 +22,6 @@ from .identities import file_type
 from .known_hosts import AUTHORITY, find
 from .options import Options, local_user, read
 
-__all__ = ["CLIENT_ONLY", "ClientOnly", "resolve_settings"]
-
 logger = logging.getLogger("relay")
 
 _FILES = tuple(name for name, option in options_of(SSHServer).items() if option.kind is FILE)

@@ -20,8 +20,6 @@ from ..connection import Settings
 from .channel_log import FUNCTIONS
 from .host_keys import HELPER, is_accepting, quoted, trust_options
 
-__all__ = ["ASKPASS", "CONTROL", "arguments", "environment", "has_secret", "private_directory", "sweep"]
-
 ASKPASS = "askpass"  # the name of the socket for ssh's questions: made first, closed after the login
 CONTROL = "control"  # the name of the control socket, at which ssh listens after the login
 _PREFIX = "relay-ssh-"

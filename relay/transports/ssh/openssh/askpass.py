@@ -15,8 +15,6 @@ from ....eventloop.poller import ERR, HUP, IN
 from ...credentials import passphrase_of, password_of
 from ..connection import Settings
 
-__all__ = ["AskpassServer"]
-
 logger = logging.getLogger("relay")
 
 _LONGEST = 4096  # bytes of a question

@@ -35,8 +35,6 @@ from .opening import Opening
 from .remote_forward import RemoteForwards
 from .sessions import Sessions
 
-__all__ = ["OpenSSH", "connect"]
-
 logger = logging.getLogger("relay")
 
 _FORWARDS = 64  # targets whose listener is kept when no stream is being opened

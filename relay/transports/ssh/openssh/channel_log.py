@@ -21,18 +21,6 @@ from typing import Protocol
 from ....addresses.values import TCPAddress
 from ..connection import Address
 
-__all__ = [
-    "UNIX",
-    "Arrival",
-    "ChannelLog",
-    "ChannelObserver",
-    "FUNCTIONS",
-    "Key",
-    "SessionObserver",
-    "is_plain",
-    "shown",
-]
-
 # The functions whose lines relay needs in addition to the level DEBUG1 (`LogVerbose`; the same texts from 8.5 to 10.5).
 FUNCTIONS = ",".join(
     f"*:{name}*"

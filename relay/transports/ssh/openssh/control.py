@@ -17,8 +17,6 @@ from ....eventloop.loop import Loop
 from ....eventloop.poller import ERR, HUP, IN
 from ..connection import Address
 
-__all__ = ["Control", "ControlError", "SessionControl", "close_forward", "open_forward"]
-
 _HELLO, _VERSION = 0x00000001, 4
 _NEW_SESSION, _OPEN_FORWARD, _CLOSE_FORWARD = 0x10000002, 0x10000006, 0x10000007
 _OK, _DENIED, _FAILURE, _REMOTE_PORT = 0x80000001, 0x80000002, 0x80000003, 0x80000007

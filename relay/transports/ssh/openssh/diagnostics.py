@@ -26,8 +26,6 @@ from ..open_failures import (
 )
 from .host_keys import host_key_error, last_match
 
-__all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
-
 _LONGEST = 300  # characters of ssh's own words in an error
 
 _NOISE = re.compile(

@@ -23,18 +23,6 @@ from ..login_failures import (
     wrong_pin,
 )
 
-__all__ = [
-    "HELPER",
-    "UNWRITTEN",
-    "check_pin",
-    "check_writable",
-    "host_key_error",
-    "is_accepting",
-    "last_match",
-    "quoted",
-    "trust_options",
-]
-
 HELPER = str(Path(__file__).with_name("helper.py"))
 UNWRITTEN = "Failed to add the host to the list of known hosts"  # ssh logs that, and continues
 

@@ -15,8 +15,6 @@ from ..connection import Address
 from .channel_log import Key, is_plain, shown
 from .opening import Opening
 
-__all__ = ["LocalForward", "objection"]
-
 _NONBLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _BACKLOG_TIMEOUT = 60.0  # seconds for ssh to make room in a full backlog
 

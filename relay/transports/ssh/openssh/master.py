@@ -49,8 +49,6 @@ from .diagnostics import decoded, said, why
 from .host_keys import UNWRITTEN
 from .quickack import QuickAck
 
-__all__ = ["Master", "MasterState", "Watcher"]
-
 logger = logging.getLogger("relay")
 
 _READY = b"debug1: Entering interactive session."

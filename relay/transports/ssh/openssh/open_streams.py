@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from .opening import Opening
 
-__all__ = ["OpenStreams"]
-
 
 class OpenStreams:
     """The streams of one ssh. Every method is called with the lock of its master held.

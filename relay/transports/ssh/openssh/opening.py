@@ -41,8 +41,6 @@ from ..connection import OnResult
 from ..open_failures import open_timeout
 from .diagnostics import open_error
 
-__all__ = ["Opening", "OpeningState", "Owner"]
-
 Error = ConnectError | CarrierError
 
 

@@ -23,8 +23,6 @@ import socket
 from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import ERR, HUP, IN, OUT
 
-__all__ = ["QuickAck"]
-
 _REST = 0.002  # seconds after an event until the next one
 _EDGE = getattr(select, "EPOLLET", 0)  # 0 where there is no epoll, which reports edges
 # With OUT, because epoll drops the event of data that ssh has read already; a connection can nearly always be written.

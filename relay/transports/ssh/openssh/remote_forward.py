@@ -22,8 +22,6 @@ from .diagnostics import said
 from .master import Master
 from .opening import Opening
 
-__all__ = ["RemoteForwards"]
-
 _BACKLOG = 4096
 _AT_ONCE = 64  # streams that one listener accepts before another one has its turn
 _CANCEL_TIMEOUT = 1.0  # seconds for the reply to a cancellation

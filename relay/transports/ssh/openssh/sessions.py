@@ -54,8 +54,6 @@ from .control import ControlError, SessionControl
 from .master import Master
 from .opening import Error, Opening
 
-__all__ = ["SessionState", "Sessions"]
-
 _AT_ONCE = 32  # pending requests; the backlog of ssh's control socket is 64
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _MOMENT = 1.0  # seconds after the owner has closed the stream, for a command to end by itself

@@ -8,8 +8,6 @@ import struct
 
 from ..config.identities import strings
 
-__all__ = ["Agent"]
-
 ANSWER_TIME = 5.0  # seconds for the agent to list its keys
 SIGNING_TIME = 120.0  # seconds for a signature, for which the user may have to touch a key or answer a question
 LONGEST = 1 << 18  # bytes of a message, as in OpenSSH

@@ -43,8 +43,6 @@ from .requests import Requests
 from .transport import Transport, choose_algorithms, is_exiting
 from .wire import Wire
 
-__all__ = ["Connection", "connect"]
-
 _GRACE = 0.4  # seconds to send the rest of the data, and for the server to close the connection
 _STOP_TIMEOUT = 0.5  # seconds for the thread to end, after it was stopped
 _LATE = 1.0  # seconds after the deadline until a thread that should have ended is left behind

@@ -31,8 +31,6 @@ from .mux import Mux
 from .packets import PIECE, SLOTS
 from .states import Receiving, Sending
 
-__all__ = ["PACKET", "Channel", "ChannelStream"]
-
 PACKET = 64 << 10  # bytes in a packet that relay accepts
 
 _FULL = SLOTS * PIECE

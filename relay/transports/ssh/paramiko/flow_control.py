@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-__all__ = ["LARGEST", "WINDOW", "Backlog", "Window", "first_window"]
-
 WINDOW = 2 << 20  # bytes that the server may send before the owner of the stream has read them; the same as in OpenSSH
 LEAST = 256 << 10  # bytes, beside many other streams
 TOGETHER = 32 << 20  # bytes that the first windows of all streams may have, unless that is less than LEAST for each

@@ -26,8 +26,6 @@ from .opening import accept
 from .requests import Requests
 from .transport import Transport
 
-__all__ = ["Dispatcher", "Forwards", "Incoming", "Taken"]
-
 logger = logging.getLogger("relay.ssh")
 
 _HELD = 1024  # channels that wait for the reply with the port of their forward

@@ -21,8 +21,6 @@ from ..login_failures import (
     wrong_pin,
 )
 
-__all__ = ["ALGORITHMS", "verify", "wanted_algorithms"]
-
 # The algorithms of each key type, the best first; a key of type ssh-rsa has several (RFC 8332).
 ALGORITHMS = {
     "ssh-ed25519": ("ssh-ed25519",),

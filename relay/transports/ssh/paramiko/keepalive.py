@@ -11,8 +11,6 @@ from ....eventloop.loop import Timer
 from .mux import Mux
 from .requests import Requests
 
-__all__ = ["Keepalive"]
-
 _SILENCE = 3  # times the interval without a byte from the server, after which it is unresponsive
 _LATE = 2.0  # times the interval without a byte, although a probe was sent in the middle
 _STOPPED = 1.5  # times the interval without a check: only a process that was stopped skips checks

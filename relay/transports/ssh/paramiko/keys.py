@@ -31,8 +31,6 @@ from ..config.known_hosts import fingerprint
 from ..connection import Settings
 from .agent import Agent
 
-__all__ = ["Keys", "Offer", "load"]
-
 Sign = Callable[[bytes, str], bytes]
 Patiently = Callable[[Callable[[], str | None]], str | None]
 

@@ -19,8 +19,6 @@ from ..login_failures import login_rejected
 from .keys import Keys, Offer
 from .secrets import Secrets
 
-__all__ = ["authenticate"]
-
 MOST_ATTEMPTS = 30  # of all kinds; the default limit of a server is six (MaxAuthTries)
 KEYS_BEFORE_PASSWORD = 4  # so that a password is among the six
 LIKELY_LIMIT = 5  # rejections after which a connection that ends without a reason has hit the limit

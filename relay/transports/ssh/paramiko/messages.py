@@ -9,29 +9,6 @@ from collections.abc import Callable
 
 from ....addresses.printable import one_line
 
-__all__ = [
-    "ADJUST",
-    "ASK",
-    "CLOSE",
-    "CONFIRMED",
-    "DATA",
-    "DENIED",
-    "DISCONNECT",
-    "END",
-    "EXTENDED",
-    "GRANTED",
-    "NOTHING",
-    "OPEN",
-    "REFUSED",
-    "REQUEST",
-    "REQUEST_GRANTED",
-    "REQUEST_REFUSED",
-    "Handler",
-    "guarded",
-    "printable",
-    "text",
-]
-
 logger = logging.getLogger("relay.ssh")
 
 DISCONNECT = 1

@@ -24,8 +24,6 @@ from .messages import (
 )
 from .transport import Transport
 
-__all__ = ["Entry", "Mux", "PendingEntry"]
-
 GROWTH = 64 << 20  # bytes by which all windows of a connection may grow
 
 _UNSENT = 1 << 20  # bytes that wait for the connection before no more is read

@@ -20,8 +20,6 @@ from .messages import CONFIRMED, NOTHING, OPEN, guarded, printable, text
 from .mux import Mux
 from .sessions import CommandChannel
 
-__all__ = ["Opening", "accept"]
-
 _ZERO = bytes(4)
 
 

@@ -15,8 +15,6 @@ from paramiko.packet import NeedRekeyException
 from .messages import DATA, Handler
 from .wire import LONGEST, Wire
 
-__all__ = ["PIECE", "SLOTS", "KeyExchange", "Packetizer"]
-
 PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
 SLOTS = 8  # packets that are filled and sealed at once
 

@@ -11,8 +11,6 @@ from .messages import ASK, DENIED, GRANTED, NOTHING, text
 from .mux import Mux
 from .transport import Transport
 
-__all__ = ["Answered", "Requests"]
-
 Answered = Callable[["bytes | None"], object]
 """Called with the data of the reply, or with ``None`` if the request has failed or the connection has ended."""
 

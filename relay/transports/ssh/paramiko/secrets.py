@@ -11,8 +11,6 @@ from ....errors import CarrierError
 from ...credentials import password_of, wants_prompt
 from ..connection import Settings
 
-__all__ = ["Secrets"]
-
 _Answer = TypeVar("_Answer")
 
 _CHECK_INTERVAL = 0.1  # seconds; paramiko reports the end of the connection in no other way

@@ -17,8 +17,6 @@ from .channel import Channel
 from .messages import REQUEST, printable, text
 from .mux import Mux
 
-__all__ = ["CommandChannel"]
-
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _STDERR = 1  # RFC 4254, section 5.2
 

@@ -42,8 +42,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Receiving", "Sending"]
-
 
 class Receiving(Enum):
     """States of the direction from the server to the owner of the stream; see the first table of the module."""

@@ -22,8 +22,6 @@ from .messages import Handler, printable
 from .packets import Packetizer
 from .wire import Wire
 
-__all__ = ["Transport", "choose_algorithms", "is_exiting"]
-
 logger = logging.getLogger("relay.ssh.paramiko")
 
 _exiting = threading.Event()

@@ -13,8 +13,6 @@ from ....eventloop.sockets import keep_alive
 from ....streams.stream import Stream
 from ..connection import CLOSED
 
-__all__ = ["LONGEST", "TurningLoop", "Wire"]
-
 LONGEST = 256 << 10  # bytes of a packet at most; OpenSSH has the same limit
 _STEP = 256 << 10  # bytes to receive at once
 _INPUT = LONGEST + 64 + _STEP  # so that a step fits behind a packet that is not complete

@@ -364,11 +364,10 @@ class Group:
             return
         self._leaving[member] = None
         if member.state.accepts:
-            assert member.settings is not None, "it is of a file"
             assert member.opened is not None, "it is open"
             # The tunnel closes the listener a little later. One that has inherited its socket serves the next client.
             member.opened.tunnel.pause()
-            seconds = member.settings.drain_on_reload
+            seconds = member.plan.drain_on_reload
             self._drain(member, math.inf if seconds is None else seconds)
 
     def _count_removed(self, member: Member) -> None:
@@ -458,7 +457,7 @@ class Group:
         """End a tunnel that a retry cannot help, and all of them if it is required."""
         member.on_failed(describe_error(error), status_of(error))
         self.reporter.on_failed(member.name, error)
-        if member.now.is_required or member.plan.options.fail_fast:
+        if member.plan.is_required or member.plan.options.fail_fast:
             self.end(status_of(error))
         elif all(other.state is MemberState.FAILED for other in self._members):
             self.reporter.on_none_left()

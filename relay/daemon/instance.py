@@ -156,7 +156,7 @@ class Instance:
             listen=texts.listen,
             target=texts.target,
             via=texts.via,
-            required=member.is_required,
+            required=plan.is_required,
             since=member.since,
             hops=hops,
             problem=problem,

@@ -53,7 +53,6 @@ from .probes import BackgroundCall
 if TYPE_CHECKING:  # only a reload compares and changes
     from ..streams.dialer import Dialer
     from ..streams.listener import TunnelListener
-    from .verdicts import Settings
 
 
 class MemberState(enum.Enum):
@@ -93,7 +92,6 @@ class Snapshot:
     """A tunnel of a group at one time.
 
     :param plan: how it is opened.
-    :param is_required: whether all end if it cannot start.
     :param state: its state.
     :param problem: why it waits or has failed; empty if it does neither.
     :param status: the exit status that stands for why it has failed; 0 if it has not.
@@ -102,7 +100,6 @@ class Snapshot:
     """
 
     plan: Plan
-    is_required: bool = False
     state: MemberState = MemberState.OPENING
     problem: str = ""
     status: int = 0
@@ -119,13 +116,10 @@ class Member:
     """One tunnel of a group. Belongs to the main thread, except :attr:`now`, which is replaced as a whole.
 
     :param plan: how it is opened.
-    :param is_required: whether all end if it cannot start.
-    :param settings: the same and more, for the comparison of a reload; ``None`` for a command line.
     """
 
-    def __init__(self, plan: Plan, is_required: bool = False, settings: Settings | None = None) -> None:
-        self.settings = settings
-        self.now = Snapshot(plan, is_required)
+    def __init__(self, plan: Plan) -> None:
+        self.now = Snapshot(plan)
         """The current state; read it from any thread, and once for all that must fit together."""
         self.continued: ContinuedFigures | None = None
         """Its figures, once another tunnel continues them."""
@@ -169,15 +163,12 @@ class Member:
         made: Opened = attempt.outcome()
         return made
 
-    def change(self, settings: Settings, receive: TunnelListener, make_send: Dialer) -> None:
-        """Take other settings, by which the tunnel runs already."""
+    def change(self, plan: Plan, receive: TunnelListener, make_send: Dialer) -> None:
+        """Take another plan, by which the tunnel runs already."""
         assert self.opened is not None, "only an open tunnel changes in place"
-        opened = settings.plan.opened(self.opened.tunnel, receive, make_send)
+        opened = plan.opened(self.opened.tunnel, receive, make_send)
         opened = dataclasses.replace(opened, before=self.opened.before)
-        self.settings = settings
-        self.now = dataclasses.replace(
-            self.now, plan=settings.plan, is_required=bool(settings.entry.tunnel.required), opened=opened
-        )
+        self.now = dataclasses.replace(self.now, plan=plan, opened=opened)
 
     def relisten(self, receive: TunnelListener) -> None:
         """Take another listener, from which the tunnel accepts already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,7 @@ from .ways import Way, over, over_ways, targets_of
 from .worker_processes import listen_for_workers
 
 if TYPE_CHECKING:  # a command starts faster without them
+    from ..config import Entry
     from ..spawning.pool_tunnel import PoolTunnel
     from ..streams.dialer import Dialer
     from ..transports.dynamic import Rule
@@ -124,6 +125,10 @@ class Plan:
     :param rules: the number of rules of a proxy.
     :param in_workers: the values with which it runs in worker processes; ``None`` if it runs in this process.
     :param user: the only one who can log in at a proxy; ``None`` if it has no login, or is none.
+    :param is_required: whether all tunnels of the group end if it cannot start.
+    :param entry: its table in the file; ``None`` for a command line.
+    :param files: the identity of each file that is read when it opens, by the key of the table that names the file: a
+        reload compares them.
     """
 
     name: str
@@ -141,6 +146,25 @@ class Plan:
     rules: int = 0
     in_workers: object = None
     user: str | None = None
+    is_required: bool = False
+    entry: Entry | None = None
+    files: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def table(self) -> Entry:
+        """Its table; only of a plan that comes from a file."""
+        assert self.entry is not None, "it is of a file"
+        return self.entry
+
+    @property
+    def on_reload(self) -> str:
+        """``keep``, ``drain`` or ``cut``: what a reload does to its open connections."""
+        return self.table.tunnel.on_reload or "keep"
+
+    @property
+    def drain_on_reload(self) -> float | None:
+        """The seconds after which a reload resets its open connections; ``None`` for never."""
+        return {"keep": None, "drain": self.options.drain, "cut": 0.0}[self.on_reload]
 
     @property
     def workers(self) -> int:

@@ -27,30 +27,28 @@ if TYPE_CHECKING:
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
 
-def plans_of(
-    config: Config, shown: Options, known: Mapping[str, tuple[Entry, Plan]] | None = None
-) -> list[tuple[Entry, Plan]]:
+def plans_of(config: Config, shown: Options, known: Mapping[str, Plan] | None = None) -> list[Plan]:
     """Return the plans of all tunnels without problems; problems of others are added to the file.
 
     :param shown: the options of output.
     :param known: the plans of an earlier state of the file, by name; an entry that is the same keeps its plan.
     """
-    found: list[tuple[Entry, Plan]] = []
+    found: list[Plan] = []
     for entry in config.entries:
         path = ("tunnels", entry.name)
         same = known.get(entry.name) if known is not None else None
         has_hop_with_problem = entry.target is None and not entry.is_proxy  # it has none of its own then
         if config.problems.about(*path) or has_hop_with_problem:
             continue
-        if same is not None and same[0] is entry:
+        if same is not None and same.entry is entry:
             found.append(same)
         else:
             with collect_problems(config, *path):
-                found.append((entry, plan_of(entry, shown)))
-    loops = {loop.name: loop.text for loop in find_loops(plan for _, plan in found)}
+                found.append(plan_of(entry, shown))
+    loops = {loop.name: loop.text for loop in find_loops(found)}
     for name, text in loops.items():
         config.problems.add(("tunnels", name, "target"), text)
-    return [one for one in found if one[0].name not in loops]
+    return [one for one in found if one.name not in loops]
 
 
 @contextmanager
@@ -92,6 +90,10 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
     :param shown: the options of output.
     :raises ValueError: if it has a problem.
     """
+    return dataclasses.replace(_plan_of(entry, shown), entry=entry, is_required=bool(entry.tunnel.required))
+
+
+def _plan_of(entry: Entry, shown: Options) -> Plan:
     tunnel = entry.tunnel
     options = limits(entry, shown)
     assert entry.listen is not None, "a tunnel without problems has an address to listen on"

@@ -132,7 +132,7 @@ class SystemdSupervisor(Supervisor):
 
     def _has_started(self) -> bool:
         members = self._group.members
-        required = [member for member in members if member.is_required]
+        required = [member for member in members if member.plan.is_required]
         if required:
             return all(member.state.accepts for member in required)
         return all(member.state is not MemberState.OPENING for member in members)

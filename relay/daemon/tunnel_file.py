@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..config import Config, Entry, Written, read
+from ..config import Config, Written, read
 from ..config.models import File
 from .endpoint_plan import EndpointPlan, LogPlan
 from .failures import ProblemsError, ReloadError, configuration_read, describe_error, status_of
@@ -18,7 +18,7 @@ from .plan import Plan
 from .plan_from_file import check_problems, plans_of
 from .rule_notices import rule_warnings
 from .top_keys import KeyChange, compare_keys
-from .verdicts import Settings
+from .verdicts import with_files
 from .worker_processes import WorkerProcesses
 
 logger = logging.getLogger("relay.cli")
@@ -28,14 +28,14 @@ class _Read(NamedTuple):
     """The file without problems, as it was read last: what is written as then need not be checked again."""
 
     written: Written
-    settings: Sequence[Settings]
+    plans: Sequence[Plan]
 
 
 class Reread(NamedTuple):
     """The content of a file that was read again, without problems."""
 
     config: Config
-    settings: list[Settings]
+    plans: list[Plan]
     keys: tuple[KeyChange, ...] = ()
     """The keys at its top that have changed."""
 
@@ -44,12 +44,12 @@ class Reread(NamedTuple):
         """Its tables."""
         return self.config.file
 
-    def warn_of_rules(self, settings: Iterable[Settings]) -> None:
+    def warn_of_rules(self, plans: Iterable[Plan]) -> None:
         """Warn of the rules that can never match, each once: tunnels may have the lists of the defaults.
 
-        :param settings: those of the tunnels.
+        :param plans: those of the tunnels.
         """
-        warnings = (text for one in settings for text in rule_warnings(self.config, one.entry, one.plan))
+        warnings = (text for plan in plans for text in rule_warnings(self.config, plan.table, plan))
         for warning in dict.fromkeys(warnings):
             logger.warning("%s", warning)
 
@@ -85,12 +85,12 @@ class TunnelFile:
         self._started = self.current = config.file
         self._shown = dataclasses.replace(self._shown, workers=self._key(self._started, "workers"))
         with contextlib.chdir(config.folder):
-            settings = self._settings(config, {})
+            plans = self._plans(config)
         check_problems(config)
-        Reread(config, settings).warn_of_rules(settings)
-        self.processes.size = max((one.plan.workers for one in settings), default=1)
-        self._last = _Read(config.written, settings)
-        return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
+        Reread(config, plans).warn_of_rules(plans)
+        self.processes.size = max((plan.workers for plan in plans), default=1)
+        self._last = _Read(config.written, plans)
+        return [Member(plan) for plan in plans]
 
     def endpoints(self, file: File) -> EndpointPlan:
         """Return where to listen for operators."""
@@ -128,14 +128,14 @@ class TunnelFile:
                 config = read(self.path, self.name, last.written)
         except (OSError, ValueError) as error:
             raise ReloadError([describe_error(error)], status_of(error)) from error
-        settings = self._settings(config, {one.name: (one.entry, one.plan) for one in last.settings})
+        plans = self._plans(config, {plan.name: plan for plan in last.plans})
         try:
             check_problems(config)
         except ProblemsError as error:
             raise ReloadError(error.lines, error.status) from error
-        self._last = _Read(config.written, settings)
+        self._last = _Read(config.written, plans)
         keys = compare_keys(self._started, self.current, config.file, self._given)
-        return Reread(config, settings, keys)
+        return Reread(config, plans, keys)
 
-    def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
-        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]
+    def _plans(self, config: Config, known: Mapping[str, Plan] | None = None) -> list[Plan]:
+        return [with_files(plan) for plan in plans_of(config, self._shown, known)]

@@ -56,68 +56,40 @@ EFFECTS: Mapping[str, Verdict] = {
 _FILES = {"listen": TUNED, "target": REROUTED}  # a file with the same name has another content
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """A tunnel of a file as values that can be compared: after defaults and hops have been applied.
+def with_files(plan: Plan) -> Plan:
+    """Return a plan of a file with the identities that the files it names have now."""
+    return dataclasses.replace(plan, files={key: tuple(map(_identity, files)) for key, files in _files(plan.table)})
 
-    :param entry: its table.
-    :param plan: its plan.
-    :param files: the identity of each file that is read when it opens, by the key that names the file.
-    """
 
-    entry: Entry
-    plan: Plan
-    files: Mapping[str, tuple[Any, ...]]
-
-    @property
-    def name(self) -> str:
-        """The tunnel's name."""
-        return self.entry.name
-
-    @property
-    def on_reload(self) -> str:
-        """``keep``, ``drain`` or ``cut``: what happens to its open connections."""
-        return self.entry.tunnel.on_reload or "keep"
-
-    @property
-    def drain_on_reload(self) -> float | None:
-        """The seconds after which its open connections are reset; ``None`` for never."""
-        return {"keep": None, "drain": self.plan.options.drain, "cut": 0.0}[self.on_reload]
-
-    @classmethod
-    def of(cls, entry: Entry, plan: Plan) -> Settings:
-        """Return the settings of a tunnel; looks at the files that it names."""
-        return cls(entry, plan, {key: tuple(map(_identity, files)) for key, files in _files(entry)})
-
-    def values(self) -> dict[str, Any]:
-        """Return the value of each key."""
-        entry, tunnel, where = self.entry, self.entry.tunnel, self.plan.routes.where
-        destination = where.router if isinstance(where, I2PListen) else None
-        targets = (entry.target, *(end for _, end in entry.others))
-        values: dict[str, Any] = {
-            **{name: getattr(self.plan.options, name) for name in LIMITS},
-            "required": bool(tunnel.required),
-            "on_reload": self.on_reload,
-            "probe": tunnel.probe or "none",
-            "probe_interval": tunnel.probe_interval,
-            "listen": (_place(entry.listen), entry.is_proxy),
-            "listen_via": entry.listen_via,
-            "target": tuple(dict.fromkeys(map(without_mptcp, targets))),
-            "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
-            "policy": tunnel.policy or "first",
-            "rule": entry.rules,
-            "mptcp": (
-                has_mptcp(entry.listen),
-                tuple(one for one in targets if has_mptcp(one)),
-            ),
-            "sam": entry.bridges,
-            "keys": destination and destination.keys,
-            "session": destination and destination.session,
-            "transient": bool(tunnel.transient),
-            **{name: getattr(self.plan.options, name) for name in LISTS},
-            **{name: _login(self, name) for name in ("user", "password", "password_file", "password_env")},
-        }
-        return values | {name: getattr(tunnel, name) for name in EFFECTS if name not in values}
+def values_of(plan: Plan) -> dict[str, Any]:
+    """Return the value of each key of a tunnel: after defaults and hops have been applied."""
+    entry, tunnel, where = plan.table, plan.table.tunnel, plan.routes.where
+    destination = where.router if isinstance(where, I2PListen) else None
+    targets = (entry.target, *(end for _, end in entry.others))
+    values: dict[str, Any] = {
+        **{name: getattr(plan.options, name) for name in LIMITS},
+        "required": plan.is_required,
+        "on_reload": plan.on_reload,
+        "probe": tunnel.probe or "none",
+        "probe_interval": tunnel.probe_interval,
+        "listen": (_place(entry.listen), entry.is_proxy),
+        "listen_via": entry.listen_via,
+        "target": tuple(dict.fromkeys(map(without_mptcp, targets))),
+        "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
+        "policy": tunnel.policy or "first",
+        "rule": entry.rules,
+        "mptcp": (
+            has_mptcp(entry.listen),
+            tuple(one for one in targets if has_mptcp(one)),
+        ),
+        "sam": entry.bridges,
+        "keys": destination and destination.keys,
+        "session": destination and destination.session,
+        "transient": bool(tunnel.transient),
+        **{name: getattr(plan.options, name) for name in LISTS},
+        **{name: _login(entry, name) for name in ("user", "password", "password_file", "password_env")},
+    }
+    return values | {name: getattr(tunnel, name) for name in EFFECTS if name not in values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +110,11 @@ class Change:
         return f"{self.name}: {self.verdict.word}{keys}"
 
 
-def compare(old: Iterable[Settings], new: Iterable[Settings]) -> list[Change]:
+def compare(old: Iterable[Plan], new: Iterable[Plan]) -> list[Change]:
     """Compare the tunnels of two files by name.
 
-    :param old: those that run.
-    :param new: those of the file.
+    :param old: the plans of those that run.
+    :param new: the plans of the file.
     :returns: a change for each tunnel: those of the new file in its order, then those that are gone.
     """
     before = {one.name: one for one in old}
@@ -151,12 +123,12 @@ def compare(old: Iterable[Settings], new: Iterable[Settings]) -> list[Change]:
     return [*found, *(Change(name, Verdict.GONE) for name in before if name not in names)]
 
 
-def _change(old: Settings | None, new: Settings) -> Change:
+def _change(old: Plan | None, new: Plan) -> Change:
     if old is None:
         return Change(new.name, Verdict.NEW)
     effects: dict[str, Verdict] = {}
-    if old.entry is not new.entry or old.plan is not new.plan:
-        was, now = old.values(), new.values()
+    if old.entry is not new.entry:  # else nothing that is written has changed
+        was, now = values_of(old), values_of(new)
         effects = {key: _effect(key, old, new) for key in now if was[key] != now[key]}
     for key, effect in _FILES.items():
         if key not in effects and old.files.get(key) != new.files.get(key):
@@ -164,18 +136,19 @@ def _change(old: Settings | None, new: Settings) -> Change:
     return Change(new.name, max(effects.values(), default=Verdict.SAME), tuple(effects))
 
 
-def _effect(key: str, old: Settings, new: Settings) -> Verdict:
-    if key == "sam" and not _listens_at_i2p(old) and not _listens_at_i2p(new):
+def _effect(key: str, old: Plan, new: Plan) -> Verdict:
+    was, now = old.table, new.table
+    if key == "sam" and not _listens_at_i2p(was) and not _listens_at_i2p(now):
         return REROUTED
-    if key == "mptcp" and has_mptcp(old.entry.listen) == has_mptcp(new.entry.listen):
+    if key == "mptcp" and has_mptcp(was.listen) == has_mptcp(now.listen):
         return REROUTED
-    if key == "listen" and _place(old.entry.listen, tuned=True) == _place(new.entry.listen, tuned=True):
-        return TUNED if old.entry.is_proxy == new.entry.is_proxy else MOVED
+    if key == "listen" and _place(was.listen, tuned=True) == _place(now.listen, tuned=True):
+        return TUNED if was.is_proxy == now.is_proxy else MOVED
     return EFFECTS[key]
 
 
-def _listens_at_i2p(one: Settings) -> bool:
-    places = (one.entry.listen, *one.entry.listen_via)
+def _listens_at_i2p(entry: Entry) -> bool:
+    places = (entry.listen, *entry.listen_via)
     return any(isinstance(place, I2PListen | I2PRouter) for place in places)
 
 
@@ -195,10 +168,10 @@ def _place(listen: Any, *, tuned: bool = False) -> Any:
     return listen
 
 
-def _login(one: Settings, name: str) -> Any:
+def _login(entry: Entry, name: str) -> Any:
     """Return a key of the login of a proxy, which may be in its address as well."""
-    given = getattr(one.entry.tunnel, name)
-    return getattr(one.entry.listen, name, None) if given is None and one.entry.is_proxy else given
+    given = getattr(entry.tunnel, name)
+    return getattr(entry.listen, name, None) if given is None and entry.is_proxy else given
 
 
 def _files(entry: Entry) -> Iterator[tuple[str, list[str]]]:

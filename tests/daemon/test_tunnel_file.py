@@ -29,7 +29,7 @@ def toml(tmp_path, monkeypatch):
 def test_the_first_reading_makes_the_tunnels(toml):
     file = TunnelFile(toml(ONE + TWO), Options(), "relay.toml")
     members = file.first()
-    assert [(one.name, one.now.is_required) for one in members] == [("one", False), ("two", True)]
+    assert [(one.name, one.plan.is_required) for one in members] == [("one", False), ("two", True)]
     assert file.processes.size == 2
 
 
@@ -82,8 +82,8 @@ def test_what_is_written_as_before_keeps_its_plan(toml):
     one, two = file.first()
     toml('status = ":1"\n' + ONE + TWO.replace("workers = 2", "workers = 1"))
     again = file.again()
-    assert again.settings[0].plan is one.plan
-    assert again.settings[1].plan is not two.plan
+    assert again.plans[0].entry is one.plan.entry
+    assert again.plans[1].entry is not two.plan.entry
     assert [change.key for change in again.keys] == ["status"]
     assert again.file.status == ":1"
     assert file.current.status is None, "nothing is in force yet"
@@ -97,4 +97,4 @@ def test_a_problem_changes_nothing(toml):
         file.again()
     assert caught.value.status == 2
     toml(ONE)
-    assert file.again().settings[0].plan is one.plan
+    assert file.again().plans[0].entry is one.plan.entry

@@ -12,7 +12,7 @@ from relay.config import read
 from relay.config.models import Defaults, Hop, Tunnel
 from relay.daemon.options import Options
 from relay.daemon.plan_from_file import plans_of
-from relay.daemon.verdicts import EFFECTS, Settings, Verdict, compare
+from relay.daemon.verdicts import EFFECTS, Verdict, compare, with_files
 
 PLAIN = '[tunnels.one]\nlisten = "127.0.0.1:8080"\ntarget = "db:1"\n'
 PROXY = '[tunnels.one]\nlisten = "socks5://127.0.0.1:8080"\n'
@@ -75,7 +75,7 @@ def load(tmp_path):
         config = read(str(path))
         plans = plans_of(config, Options())
         assert config.problems.in_order() == []
-        return [Settings.of(*found) for found in plans]
+        return [with_files(plan) for plan in plans]
 
     return make
 

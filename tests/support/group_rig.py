@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import threading
@@ -94,9 +95,8 @@ def running_pair(target, *, required=False):
     """Run two tunnels without a file, ``a`` (required or not) and ``b``; both listen."""
     plans = [make_plan(parse_listen(":0"), parse_target(target), Options(drain=WAIT), name=name) for name in ("a", "b")]
     with _Signals() as signals:
-        with started(
-            _Group([Member(plans[0], required), Member(plans[1])], signals, ManyTunnels(watch=False))
-        ) as group:
+        members = [Member(dataclasses.replace(plans[0], is_required=required)), Member(plans[1])]
+        with started(_Group(members, signals, ManyTunnels(watch=False))) as group:
             assert all(member.state is MemberState.LISTENING for member in group.members)
             yield group
 

@@ -140,7 +140,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     plans = plans_of(config, Options())
     if as_file:
         check_problems(config)
-        settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
+        settled = [(plan.table, {name: getattr(plan.options, name) for name in LIMITS}) for plan in plans]
         text = as_toml(config.file, config.hops, settled).rstrip()
         print_line(text)
         if re.search(r'"exec:.* …"', text):
@@ -148,13 +148,13 @@ def _tell(config: Config, *, as_file: bool) -> None:
         return
     # One for all tunnels: a name, a key or a certificate that many of them have is looked at once.
     preflight = Preflight()
-    lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
+    lines = [_line(config, preflight, plan.table, plan) for plan in plans]
     for line in filter(None, lines):
         print_line(line)
     known: dict[RuleNotice, None] = {}  # each once: tunnels may have the lists of the defaults
-    for line, (entry, plan) in zip(lines, plans, strict=True):
+    for line, plan in zip(lines, plans, strict=True):
         if line:  # else its lists may be wrong
-            known |= dict.fromkeys(rule_notices(config, entry, plan))
+            known |= dict.fromkeys(rule_notices(config, plan.table, plan))
     for notice in known:
         if notice.is_warning:
             config.problems.add(notice.path, notice.text, is_config_error=False)

@@ -144,7 +144,7 @@ def _of_file(config: Config, names: Sequence[str], via: Sequence[str], sam: Sequ
             raise ValueError(f"{shown(name)}: no such tunnel in the file; it has {', '.join(known) or 'none'}")
     plans = plans_of(config, Options())
     check_problems(config)
-    return [job for _, plan in plans if not names or plan.name in names for job in jobs_of_plan(plan)]
+    return [job for plan in plans if not names or plan.name in names for job in jobs_of_plan(plan)]
 
 
 def _report(

@@ -57,14 +57,14 @@ class OldListener:
     @property
     def tunnel_keys(self) -> Any:
         """The keys of its table in the file; ``None`` for a tunnel without a file."""
-        return self.member.settings.entry.tunnel if self.member.settings is not None else None
+        return self.member.plan.entry.tunnel if self.member.plan.entry is not None else None
 
     @property
     def address(self) -> Any:
         """The address at which it listens, with the port that it has got; ``None`` for a tunnel without a file."""
-        if self.member.settings is None:
+        if self.member.plan.entry is None:
             return None
-        listen: Any = self.member.settings.entry.listen
+        listen: Any = self.member.plan.entry.listen
         if isinstance(listen, AT_PORT) and not listen.port and self.member.opened is not None:
             return dataclasses.replace(listen, port=self.member.opened.tunnel.address[1])
         return listen

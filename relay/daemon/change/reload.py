@@ -35,11 +35,12 @@ from ...eventloop import reserve
 from ..failures import ConflictError, ReloadError, describe_error, status_of
 from ..group import Group
 from ..member import Member, MemberState
+from ..plan import Plan
 from ..preflight import Preflight
 from ..status import ReloadStatus
 from ..top_keys import KeyChange, KeyEffect
 from ..tunnel_file import Reread, TunnelFile
-from ..verdicts import Change, Settings, Verdict, compare
+from ..verdicts import Change, Verdict, compare
 from .old_listener import OPENING_ERRORS, Call
 from .replacement import Leaving, Replacement
 from .transition import Step, Transition, TransitionState, side_by_side
@@ -127,7 +128,7 @@ class Reloads:
         """Read the file again, and compare it with the tunnels."""
         with reserve.lent():
             new = self._read_again()
-        return ReloadResult(tuple(verdicts(self._group.tunnels, new.settings)), new.keys)
+        return ReloadResult(tuple(verdicts(self._group.tunnels, new.plans)), new.keys)
 
     def _reload(self) -> ReloadResult:
         supervisor = self._group.supervisor
@@ -146,7 +147,7 @@ class Reloads:
             new = self._read_again()
             # The keys at the top first: they are few, and what fails is known before a tunnel is opened.
             self._prepare_parts(change, new.file)
-            tunnels = TunnelChanges(group.tunnels, new.settings, group.supervisor.on_vacated, group.call)
+            tunnels = TunnelChanges(group.tunnels, new.plans, group.supervisor.on_vacated, group.call)
             change.add(Step(tunnels.vacate, functools.partial(self._change, new, tunnels.all), tunnels.restore))
             tunnels.prepare()
             change.vacate()  # at the latest moment: clients of these listeners are refused from here on
@@ -169,7 +170,7 @@ class Reloads:
                 raise ReloadError(lines, error.status) from error
             raise
         self.figures = ReloadStatus(self.figures.succeeded + 1, self.figures.failed, last_success=time.time())
-        changed = [each.settings for each in tunnels.all if each.verdict is not Verdict.SAME]
+        changed = [each.plan for each in tunnels.all if each.verdict is not Verdict.SAME]
         new.warn_of_rules(one for one in changed if one is not None)
         return ReloadResult(tuple(each.change for each in tunnels.all), new.keys)
 
@@ -196,9 +197,9 @@ class Reloads:
         if problem := unreadable(self.sandbox, self.file.path):
             raise ReloadError([problem], 1)
         new = self.file.again()
-        found = verdicts(self._group.tunnels, new.settings)
+        found = verdicts(self._group.tunnels, new.plans)
         changed = {each.name for each in found if each.verdict is not Verdict.SAME}
-        plans = [one.plan for one in new.settings if one.name in changed]
+        plans = [plan for plan in new.plans if plan.name in changed]
         if lines := forbidden(self.sandbox, plans, self.file.endpoints(new.file), self.file.log(new.file)):
             raise ReloadError(lines, 1)
         return new
@@ -267,10 +268,10 @@ class Reloads:
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""
-        member, settings = each.member, each.settings
-        assert settings is not None, "it is in the file"
+        member, plan = each.member, each.plan
+        assert plan is not None, "it is in the file"
         if member is None or each.is_deferred or each.is_replaced:
-            made = Member(settings.plan, bool(settings.entry.tunnel.required), settings)
+            made = Member(plan)
             if member is not None and each.is_deferred:
                 member.close()  # its outcome may be in the queue of this thread already, and finds it closed
             self._open(made, each)
@@ -354,16 +355,16 @@ class Reloads:
             late.discard()  # what it has closed has another listener since the commit, or is gone
 
 
-def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Change]:
+def verdicts(members: Sequence[Member], plans: Sequence[Plan]) -> list[Change]:
     """Return the verdicts for tunnels that run; those that have failed, drain or are closed count as new."""
-    return compare([one.settings for one in _running(members) if one.settings is not None], settings)
+    return compare([one.plan for one in _running(members)], plans)
 
 
 class TunnelChanges:
     """The changes of all tunnels by one reload: a step of its transition, without the commit.
 
     :param members: the tunnels of the group.
-    :param settings: those of the file.
+    :param plans: those of the file.
     :param vacated: called with the name of a tunnel whose listener had to close first.
     :param call: calls a function in the main thread, and waits for it.
     """
@@ -371,25 +372,25 @@ class TunnelChanges:
     def __init__(
         self,
         members: Sequence[Member],
-        settings: Sequence[Settings],
+        plans: Sequence[Plan],
         vacated: Callable[[str], object],
         call: Call,
     ) -> None:
         running = {one.name: one for one in _running(members)}
-        new = {one.name: one for one in settings}
+        new = {plan.name: plan for plan in plans}
         self.all: list[Replacement] = []
         """The changes, in the order of the verdicts. One with an error is a tunnel that had failed before, in the same
         way: it stays as it is."""
-        for each in verdicts(members, settings):
+        for each in verdicts(members, plans):
             self.all.append(Replacement(each, new.get(each.name), running.get(each.name)))
         self._call = call
-        self._hopeless = {one.name: one.settings for one in members if one.state is MemberState.FAILED}
+        self._hopeless = {one.name: one.plan for one in members if one.state is MemberState.FAILED}
         self._preflight = Preflight(names=False)
         self._leaving = Leaving(self.all, vacated)
         self._later: list[Replacement] = []  # those in whose way is a listener that has to close
 
     def prepare(self) -> None:
-        """Check and open everything that the new settings need, but for :meth:`vacate`.
+        """Check and open everything that the new plans need, but for :meth:`vacate`.
 
         :raises ReloadError: if one cannot be opened.
         """
@@ -419,15 +420,15 @@ class TunnelChanges:
         for each in replacements:
             each.wait()
         failed = [each for each in replacements if each.error is not None]
-        problems = [each for each in failed if not _is_known(self._hopeless.get(each.change.name), each.settings)]
+        problems = [each for each in failed if not _is_known(self._hopeless.get(each.change.name), each.plan)]
         if problems:
             found = [(each.change.name, each.error) for each in problems if each.error is not None]
             lines = [f"{name}: {describe_error(error)}" for name, error in found]
             raise ReloadError(lines, max(status_of(error) for _, error in found))
 
 
-def _is_known(old: Settings | None, new: Settings | None) -> bool:
-    """Return whether a tunnel that cannot start has failed before, with the same settings."""
+def _is_known(old: Plan | None, new: Plan | None) -> bool:
+    """Return whether a tunnel that cannot start has failed before, by the same plan."""
     return old is not None and new is not None and compare([old], [new])[0].verdict is Verdict.SAME
 
 

@@ -37,10 +37,10 @@ from ...streams.dialer import Dialer
 from ...transports.tcp import Inherited
 from ..disabled_targets import disable, disabled, target_group
 from ..member import Member, MemberState
-from ..plan import Bound
+from ..plan import Bound, Plan
 from ..preflight import Preflight
 from ..probes import BackgroundCall, WarmUp
-from ..verdicts import EFFECTS, Change, Settings, Verdict
+from ..verdicts import EFFECTS, Change, Verdict
 from .keyed_sessions import keys_to_targets
 from .old_listener import AT_PORT, OPENING_ERRORS, OldListener, end_sessions, in_this_process
 
@@ -59,13 +59,13 @@ class Replacement:
     """The change of one tunnel. Used by the thread that reloads, then by the main thread.
 
     :param change: the verdict.
-    :param settings: those of the new file; ``None`` for a tunnel that is gone.
+    :param plan: that of the new file; ``None`` for a tunnel that is gone.
     :param member: the tunnel that runs; ``None`` for a new one.
     """
 
-    def __init__(self, change: Change, settings: Settings | None, member: Member | None) -> None:
+    def __init__(self, change: Change, plan: Plan | None, member: Member | None) -> None:
         self.change = change
-        self.settings = settings
+        self.plan = plan
         self.member = member
         self.error: Exception | None = None
         self.bound: Bound | None = None
@@ -90,17 +90,16 @@ class Replacement:
 
     def _is_replaced(self) -> bool:
         """Return whether another tunnel takes its place: in workers only limits change in place."""
-        if self.member is None or self.settings is None or self.verdict not in _CHANGED:
+        if self.member is None or self.plan is None or self.verdict not in _CHANGED:
             return False
-        in_workers = self.member.plan.in_workers is not None or self.settings.plan.in_workers is not None
+        in_workers = self.member.plan.in_workers is not None or self.plan.in_workers is not None
         return in_workers and not _IN_PLACE.issuperset(self.change.keys)
 
     def _stays_in_place(self) -> bool:
         """Return whether the listener can take the new identity: TLS keys at the same address."""
-        assert self.settings is not None
+        assert self.plan is not None
         assert self.member is not None
-        assert self.member.settings is not None
-        old, new = self.member.settings.entry.listen, self.settings.entry.listen
+        old, new = self.member.plan.table.listen, self.plan.table.listen
         both = isinstance(old, TLSListen) and isinstance(new, TLSListen)
         if not both or _socket_kind(old) != _socket_kind(new):
             return False
@@ -121,8 +120,8 @@ class Replacement:
         """
         if self.verdict in (Verdict.SAME, Verdict.GONE):
             return
-        assert self.settings is not None
-        plan = self.settings.plan
+        plan = self.plan
+        assert plan is not None
         try:
             if self.member is not None and self.member.state.is_before:
                 plan.check(preflight)
@@ -140,8 +139,8 @@ class Replacement:
 
     def _begin_warm_up(self) -> None:
         """Connect the hops of the new route, so that clients need not wait for them while the old ones are up."""
-        assert self.settings is not None
-        plan, opened = self.settings.plan, self.member.opened if self.member is not None else None
+        assert self.plan is not None
+        plan, opened = self.plan, self.member.opened if self.member is not None else None
         # A session of the same keys can begin only when the old one has ended.
         if opened is not None and opened.make_send.state == "up" and not keys_to_targets(plan.routes):
             seconds = min(plan.options.connect_timeout or _WARM_UP, _WARM_UP)
@@ -154,21 +153,21 @@ class Replacement:
 
     def _in_its_way(self, leaving: Leaving) -> Iterator[OldListener]:
         """Return the listeners that exclude the new one."""
-        if self.settings is None or not self.listens_anew:
+        if self.plan is None or not self.listens_anew:
             return
-        entry = self.settings.entry
+        entry = self.plan.table
         for other in leaving.near(entry.listen, entry.tunnel):
             if exclude_each_other(entry.listen, entry.tunnel, other.address, other.tunnel_keys):
                 yield other
 
     @property
     def _listen_address(self) -> object:
-        return self.settings.entry.listen if self.settings is not None else None
+        return self.plan.table.listen if self.plan is not None else None
 
     def _listen(self, preflight: Preflight, leaving: Leaving) -> None:
         """Begin to open the listener; those in its way hand their sockets over, or close first."""
-        assert self.settings is not None
-        plan = self.settings.plan
+        plan = self.plan
+        assert plan is not None
         heirlooms: list[socket.socket] = []
         ending: list[Member] = []
         for other in self._in_its_way(leaving):
@@ -185,14 +184,14 @@ class Replacement:
 
     def _access(self) -> Iterable[Callable[[], object]]:
         """Return what changes the access to the listener in place."""
-        assert self.settings is not None
+        assert self.plan is not None
         assert self.member is not None
-        opened, where, keys = self.member.opened, self.settings.plan.routes.where, self.settings.entry.tunnel
+        opened, where, keys = self.member.opened, self.plan.routes.where, self.plan.table.tunnel
         if opened is None or not _ACCESS & set(self.change.keys):
             return
         receive = opened.receive
         if self.member.plan.in_workers is None and {"allow", "deny"} & set(self.change.keys):
-            options, tunnel = self.settings.plan.options, in_this_process(opened.tunnel)
+            options, tunnel = self.plan.options, in_this_process(opened.tunnel)
             rules = rules_of(options.allow, options.deny)
             yield lambda: changes.set_rules(tunnel, rules)
         if isinstance(where, TLSListen):
@@ -201,7 +200,7 @@ class Replacement:
             assert isinstance(receive, TLSListener), "it is not in workers"
             credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn)
             yield lambda: receive.set_credentials(credentials)
-        elif self.settings.entry.is_proxy:
+        elif self.plan.table.is_proxy:
             from ...transports.proxies.listener import ProxyListener, login_of
 
             assert isinstance(receive, ProxyListener), "its clients name their targets"
@@ -247,18 +246,18 @@ class Replacement:
         :raises RuntimeError: if the system has no thread left; all is closed then that was opened for it.
         :raises OSError: and others: what a worker raises, such as for a file of rules that has gone since the check.
         """
-        member, settings = self.member, self.settings
+        member, plan = self.member, self.plan
         assert member is not None
-        assert settings is not None
-        opened, options = member.opened, settings.plan.options
+        assert plan is not None
+        opened, options = member.opened, plan.options
         if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
             return self.discard()  # it has ended, or drains, since the reload has begun
-        drain, limits = settings.drain_on_reload, options.of_tunnel(member.name)
+        drain, limits = plan.drain_on_reload, options.of_tunnel(member.name)
         del limits["name"]
         if member.plan.in_workers is not None:
             tunnel: Any = opened.tunnel
             tunnel.update(**limits)
-            return member.change(settings, opened.receive, opened.make_send)
+            return member.change(plan, opened.receive, opened.make_send)
         tunnel = in_this_process(opened.tunnel)
         make_send, receive = self.make_send, None
         if self.bound is not None:
@@ -285,7 +284,7 @@ class Replacement:
         except RuntimeError:
             self.discard()
             raise
-        member.change(settings, receive or opened.receive, make_send or opened.make_send)
+        member.change(plan, receive or opened.receive, make_send or opened.make_send)
         return None
 
     def _tune(self) -> None:
@@ -305,7 +304,7 @@ class Leaving:
         """Those that had to close before the commit, in their order."""
         self._groups: dict[object, list[OldListener]] = {}
         for each in changes:
-            if each.leaves and each.member is not None and each.member.settings is not None:
+            if each.leaves and each.member is not None:
                 old = OldListener(each.member, on_vacated)
                 self._groups.setdefault(group_of(old.address, old.tunnel_keys), []).append(old)
 

@@ -78,8 +78,8 @@ def test_an_error_has_a_line_for_each_problem_and_a_status():
     assert ReloadError(["x"]).status == 2
 
 
-class Settings:
-    """Settings that are the same if their value is."""
+class Plan:
+    """A plan that is the same as another one if its value is."""
 
     def __init__(self, name, value=0):
         self.name, self.value = name, value
@@ -89,7 +89,7 @@ class Member:
     """A tunnel of a group."""
 
     def __init__(self, name, state=MemberState.LISTENING, value=0):
-        self.name, self.state, self.settings = name, state, Settings(name, value)
+        self.name, self.state, self.plan = name, state, Plan(name, value)
 
 
 class Replacement:
@@ -99,8 +99,8 @@ class Replacement:
     broken: ClassVar[dict[str, Exception]] = {}
     crowded: ClassVar[set[str]] = set()
 
-    def __init__(self, change, settings, member):
-        self.change, self.settings, self.member, self.error = change, settings, member, None
+    def __init__(self, change, plan, member):
+        self.change, self.plan, self.member, self.error = change, plan, member, None
 
     def must_vacate(self, leaving):
         return self.change.name in self.crowded
@@ -147,8 +147,8 @@ def doubles(monkeypatch):
     return Replacement
 
 
-def prepared(members, settings):
-    tunnels = TunnelChanges(members, settings, print, print)
+def prepared(members, plans):
+    tunnels = TunnelChanges(members, plans, print, print)
     tunnels.prepare()
     tunnels.vacate()
     return tunnels.all
@@ -156,7 +156,7 @@ def prepared(members, settings):
 
 def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
     members = [Member(state.value, state) for state in MemberState]
-    found = {change.name: change.verdict for change in verdicts(members, [one.settings for one in members])}
+    found = {change.name: change.verdict for change in verdicts(members, [one.plan for one in members])}
     over = {"failed", "closed", "draining"}
     assert {name for name, verdict in found.items() if verdict is Verdict.NEW} == over
     assert {verdict for name, verdict in found.items() if name not in over} == {Verdict.SAME}
@@ -164,7 +164,7 @@ def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
 
 def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
     doubles.crowded.add("a")
-    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")])
+    made = prepared([Member("a"), Member("gone")], [Plan("a", 1), Plan("b")])
     assert [(each.change.name, each.change.verdict) for each in made] == [
         ("a", Verdict.TUNED),
         ("b", Verdict.NEW),
@@ -176,7 +176,7 @@ def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
 def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
     doubles.crowded.add("a")
     doubles.broken |= {"b": ValueError("b is wrong"), "late": OSError(98, "Address already in use")}
-    tunnels = TunnelChanges([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print, print)
+    tunnels = TunnelChanges([Member("a")], [Plan("a", 1), Plan("b"), Plan("late")], print, print)
     with pytest.raises(ReloadError) as error:
         tunnels.prepare()
     assert error.value.lines == ("b: b is wrong", "late: Address already in use")
@@ -189,7 +189,7 @@ def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
 def test_a_failure_at_run_time_is_status_1(doubles):
     doubles.broken["a"] = OSError(98, "Address already in use")
     with pytest.raises(ReloadError) as error:
-        prepared([], [Settings("a")])
+        prepared([], [Plan("a")])
     assert error.value.status == 1
 
 
@@ -199,7 +199,7 @@ def test_a_tunnel_that_has_failed_before_prevents_nothing_unless_it_has_changed(
     members = [Member("a", MemberState.FAILED)]
     if value:
         with pytest.raises(ReloadError):
-            prepared(members, [Settings("a", value)])
+            prepared(members, [Plan("a", value)])
     else:
-        (made,) = prepared(members, [Settings("a")])
+        (made,) = prepared(members, [Plan("a")])
         assert made.error is not None

@@ -18,14 +18,14 @@ from relay.daemon.options import Options
 from relay.daemon.plan_from_file import plans_of
 from relay.daemon.preflight import Preflight
 from relay.daemon.probes import WarmUp
-from relay.daemon.verdicts import Change, Settings, Verdict, compare
+from relay.daemon.verdicts import Change, Verdict, compare, with_files
 from relay.engine.acceptor import own_listener
 from relay.streams.dialer import Dialer
 
 
 @pytest.fixture
 def load(tmp_path):
-    """Returns the settings of the only tunnel of a text."""
+    """Returns the plan of the only tunnel of a text."""
 
     def work(listen, target="127.0.0.1:1", *more):
         path = tmp_path / "relay.toml"
@@ -33,8 +33,8 @@ def load(tmp_path):
         path.write_text("\n".join(["[tunnels.one]", f'listen = "{listen}"', f'target = "{target}"', *more, ""]))
         config = read(str(path))
         assert config.problems.in_order() == []
-        ((entry, plan),) = plans_of(config, Options())
-        return Settings.of(entry, plan)
+        (plan,) = plans_of(config, Options())
+        return with_files(plan)
 
     return work
 
@@ -42,8 +42,8 @@ def load(tmp_path):
 class Member:
     """A tunnel that runs; its listener is one of the test."""
 
-    def __init__(self, settings, receive=None, state=MemberState.LISTENING):
-        self.settings, self.plan, self.state = settings, settings.plan, state
+    def __init__(self, plan, receive=None, state=MemberState.LISTENING):
+        self.plan, self.state = plan, state
         self.opened = None
         if receive is not None:
             tunnel = SimpleNamespace(address=receive.getsockname())

@@ -37,5 +37,5 @@ def _settled(data: bytes) -> str | None:
             raise FindingError(f"line {problem.line} of {last}: {problem.text}")
     if problems:
         return None
-    limits = [(entry, {name: getattr(plan.options, name) for name in config.LIMITS}) for entry, plan in plans]
+    limits = [(plan.table, {name: getattr(plan.options, name) for name in config.LIMITS}) for plan in plans]
     return config.as_toml(read.file, read.hops, limits)

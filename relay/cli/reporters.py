@@ -19,7 +19,6 @@ from .output import log_from, print_error, print_line, summary
 
 if TYPE_CHECKING:  # a command starts in half the time without them
     from ..daemon.member import Snapshot
-    from ..daemon.plan import Opened
     from ..engine.records import Stats
     from .live import LiveTable, View
 
@@ -84,12 +83,12 @@ class ManyTunnels(_CommandReporter):
 
             self._show(FleetView(lambda: list(map(watched, members()))))
 
-    def on_opened(self, name: str, opened: Opened) -> None:
-        self.on_changed(name, opened)
-        tell_published(opened.receive, f"{name}: ")
+    def on_opened(self, tunnel: Snapshot) -> None:
+        self.on_changed(tunnel)
+        tell_published(tunnel.receive, f"{tunnel.name}: ")
 
-    def on_changed(self, name: str, opened: Opened) -> None:
-        print_line(f"{name}: listening on {opened.title}")
+    def on_changed(self, tunnel: Snapshot) -> None:
+        print_line(f"{tunnel.name}: listening on {tunnel.title}")
 
     def on_postponed(self, name: str, problem: str, *, is_first: bool) -> None:
         if is_first:
@@ -133,17 +132,17 @@ class OneTunnel(_CommandReporter):
             report_slow(standby=self._is_standby)
         super().on_turn()
 
-    def on_opened(self, name: str, opened: Opened) -> None:
+    def on_opened(self, tunnel: Snapshot) -> None:
         self._due, self._is_open = math.inf, True
-        line = f"{self._title}{opened.title}"
+        line = f"{self._title}{tunnel.title}"
         print_line(line)
-        tell_published(opened.receive)
+        tell_published(tunnel.receive)
         if self._watch:
             from ..daemon.status import hop_state
             from .views import TunnelView
 
-            hops = functools.partial(hop_state, opened.receive, opened.make_send)
-            self._show(TunnelView(opened.tunnel, line, hops))
+            hops = functools.partial(hop_state, tunnel.receive, tunnel.make_send)
+            self._show(TunnelView(tunnel.relay, line, hops))
 
     def on_postponed(self, name: str, problem: str, *, is_first: bool) -> None:
         self._due = math.inf  # the log says what it waits for

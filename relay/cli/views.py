@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..daemon.member import MemberState, Snapshot
-from ..daemon.plan import Opened
 from ..daemon.status import UP, Rates, hop_state, total, worker_problem
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
@@ -185,20 +184,20 @@ class Watched:
     state: str
     title: str = ""
     problem: str = ""
-    tunnel: Opened | None = None
+    tunnel: Snapshot | None = None
     listens: bool = False
 
 
 def watched(member: Snapshot) -> Watched:
     """Return the current state of a tunnel of a group."""
-    opened, state = member.opened, member.state
-    if opened is None:
+    state = member.state
+    if not member.has_opened:
         return Watched(member.name, state.value, member.plan.configured, member.problem)
     if not state.accepts:
-        return Watched(member.name, state.value, opened.title, member.problem, opened)
-    hops, problem = hop_state(opened.receive, opened.make_send)
-    word, problem = shown_state(state.value, hops), worker_problem(opened.tunnel) or problem
-    return Watched(member.name, word, opened.title, problem, opened, listens=True)
+        return Watched(member.name, state.value, member.title, member.problem, member)
+    hops, problem = hop_state(member.receive, member.make_send)
+    word, problem = shown_state(state.value, hops), worker_problem(member.relay) or problem
+    return Watched(member.name, word, member.title, problem, member, listens=True)
 
 
 class FleetView:

@@ -134,8 +134,8 @@ def _tunnels(group: Group) -> Iterator[LoggedTunnel]:
     from .access_log import LoggedTunnel
 
     for member in group.members:
-        if member.opened is not None:
-            tunnel, ends = member.opened.tunnel, member.plan.routes.out
+        if member.has_opened:
+            tunnel, ends = member.relay, member.plan.routes.out
             # Each request of a proxy with rules has its own.
             via = () if member.plan.rules else route_of_all(ends)
             hops = tuple(shown(str(hop)) for hop in via)

@@ -43,7 +43,7 @@ from .drains import Drains
 from .failures import ConflictError, NotFoundError, ReloadError, describe_error, status_of
 from .main_thread import UNDER_WAY, MainThread
 from .member import Member, MemberState, Snapshot
-from .plan import Opened
+from .plan import Ends
 from .preflight import Preflight
 from .probes import BackgroundCall, HopProbe
 from .reporter import Reporter
@@ -173,8 +173,8 @@ class Group:
 
     def stats(self) -> Stats:
         """Return the figures of all tunnels since the start, also of those that a reload has removed."""
-        opened = [one.opened for one in (*self.members, *self.leaving) if one.opened is not None]
-        return total([self._removed, *(one.stats() for one in opened if not one.is_continued)])
+        counted = [one for one in (*self.members, *self.leaving) if one.has_opened and not one.is_continued]
+        return total([self._removed, *(one.stats() for one in counted)])
 
     @property
     def is_ending(self) -> bool:
@@ -364,17 +364,16 @@ class Group:
             return
         self._leaving[member] = None
         if member.state.accepts:
-            assert member.opened is not None, "it is open"
             # The tunnel closes the listener a little later. One that has inherited its socket serves the next client.
-            member.opened.tunnel.pause()
+            member.relay.pause()
             seconds = member.plan.drain_on_reload
             self._drain(member, math.inf if seconds is None else seconds)
 
     def _count_removed(self, member: Member) -> None:
         if member.continued is not None:
             member.continued.end()
-        elif member.opened is not None:
-            self._removed = total([self._removed, member.opened.stats()])
+        elif member.has_opened:
+            self._removed = total([self._removed, member.now.stats()])
 
     def forget_probes(self) -> None:
         """Try hops anew that have failed: that may have been fixed."""
@@ -412,32 +411,32 @@ class Group:
         """A tunnel has opened or has failed."""
         is_news = member.state is MemberState.OPENING
         try:
-            opened = member.outcome()
+            ends = member.outcome()
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             if not self._ending.is_set() and not member.state.is_over:  # a reload may have removed it
                 self.give_up(member, error)
         else:
             if self._ending.is_set() or member.state.is_over:
                 # The end has come, or a reload has removed it, while it opened on its thread.
-                opened.close()
+                ends.close()
             else:
-                self.start(member, opened)
+                self.start(member, ends)
                 self._main_thread.later(self._prepare)  # after the tunnels that have opened meanwhile
         if is_news:
             self._on_first_result()
 
-    def start(self, member: Member, opened: Opened) -> None:
+    def start(self, member: Member, ends: Ends) -> None:
         """Take a tunnel that has opened, and let its clients in, unless they are those of another process still."""
-        member.on_opened(opened)
-        is_held = self.take_over is not None and self.take_over.on_opened(member, opened)
+        member.on_opened(ends)
+        is_held = self.take_over is not None and self.take_over.on_opened(member)
         # Printed before the first client is let in: a test or a script that reads the line may connect and signal at
         # once.
-        self.reporter.on_opened(member.name, opened)
+        self.reporter.on_opened(member.now)
         if is_held:
             member.pause()
         else:
-            opened.tunnel.resume()
-        self.try_hops(member, opened)
+            member.relay.resume()
+        self.try_hops(member)
         self.on_change([member.now])
 
     def _prepare(self) -> None:
@@ -449,7 +448,7 @@ class Group:
         """A tunnel has opened, has failed or waits; after the last of these all have begun."""
         self._without_result -= 1
         if not self._without_result and not self._ending.is_set():
-            listening = sum(member.opened is not None for member in self._members)
+            listening = sum(member.has_opened for member in self._members)
             self.reporter.on_all_tried(listening, len(self._members))
             garbage.keep_all()
 
@@ -465,7 +464,7 @@ class Group:
         if self.take_over is not None:
             self.take_over.on_failed(member, error)
 
-    def try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
+    def try_hops(self, member: Member, *, fatal: bool = True) -> None:
         """Try the hops on the way to the target, once for all tunnels that have the same.
 
         :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
@@ -476,7 +475,7 @@ class Group:
             probe.members.append((member, fatal))
             # It holds the connection, too: the tunnel of the probe may go first.
             with contextlib.suppress(OSError):  # no thread or descriptor is left: its first client connects
-                opened.make_send.subscribe(_hear_nothing)
+                member.make_send.subscribe(_hear_nothing)
             # The trial has failed already, and reports only once.
             if probe.trial is not None and probe.trial.error is not None:
                 self._main_thread.later(self._on_refused, probe)
@@ -486,7 +485,7 @@ class Group:
         failed = functools.partial(self._main_thread.later, self._on_refused, probe)
         tried = functools.partial(self._main_thread.later, self._on_tried, probe)
         probe.trial = member.plan.trial(
-            opened.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
+            member.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
         )
 
     def has_tried_hops(self, member: Member) -> bool:
@@ -568,7 +567,7 @@ class Group:
         """
         self._closes_at = None
         drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
-        live = sum(member.opened.live for member in drained if member.opened)
+        live = sum(member.now.live for member in drained)
         longest = max((member.plan.options.drain for member in drained), default=0)
         self._report_end(why, _closing(live, longest))
         self._drained_by = time.monotonic() + longest
@@ -583,15 +582,14 @@ class Group:
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
         # Workers are not asked, which takes time: a reload replaces their tunnels, so they have reset none before.
-        opened = member.opened
-        before = opened.reset_count if opened is not None and isinstance(opened.tunnel, Tunnel) else 0
+        before = member.now.reset_count if member.has_opened and isinstance(member.relay, Tunnel) else 0
         member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member), self._drains)
         self._draining.setdefault(member, before if seconds else None)
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
         before = self._draining.pop(member, None)
-        count = member.opened.reset_count - before if member.opened is not None and before is not None else 0
+        count = member.now.reset_count - before if before is not None else 0
         if member in self._leaving:
             self._count_removed(member)
             del self._leaving[member]

@@ -134,18 +134,18 @@ class Instance:
         return [self._tunnel(member, figures) for member in members]
 
     def _tunnel(self, member: Snapshot, figures: bool) -> TunnelStatus:
-        plan, opened = member.plan, member.opened
+        plan = member.plan
         hops, problem, stuck, metrics, end, loads = "up", member.problem, "", None, None, None
-        if opened is not None:
-            metrics = opened.metrics() if figures else None
-            stuck = worker_problem(opened.tunnel)
-            end = opened.receive.certificate_end
-            loads = opened.receive.certificate_loads
+        if member.has_opened:
+            metrics = member.metrics() if figures else None
+            stuck = worker_problem(member.relay)
+            end = member.receive.certificate_end
+            loads = member.receive.certificate_loads
             if member.state.accepts:
-                hops, problem = hop_state(opened.receive, opened.make_send)
+                hops, problem = hop_state(member.receive, member.make_send)
             problem = stuck or problem
-        targets = target_group(opened.make_send) if opened is not None else None
-        address = opened.tunnel.address if opened is not None else None
+        targets = target_group(member.make_send) if member.has_opened else None
+        address = member.relay.address if member.has_opened else None
         # Two requests may make the same texts at once; the last ones are kept, and either are right.
         texts = self._texts.get(plan.name)
         if texts is None or texts.plan is not plan or texts.address != address:
@@ -181,9 +181,9 @@ class Instance:
         found: list[ConnectionStatus] = []
         for member in self._members(tunnel):
             left = None if most is None else most - len(found)
-            if member.opened is None or left == 0:
+            if not member.has_opened or left == 0:
                 continue
-            records, count = _open_records(member.opened.tunnel, first, left)
+            records, count = _open_records(member.relay, first, left)
             first = max(0, first - count)
             found += [ConnectionStatus.of(member.name, record) for record in records]
         return found
@@ -194,8 +194,8 @@ class Instance:
         return [
             ConnectionStatus.of(member.name, record)
             for member in members
-            if member.opened is not None and not member.opened.is_continued
-            for record in member.opened.recent()
+            if member.has_opened and not member.is_continued
+            for record in member.recent()
         ]
 
     def bans(self, tunnel: str | None = None, most: int = MOST_ROWS) -> list[BanStatus]:
@@ -233,9 +233,9 @@ class Instance:
         # All are asked before the first is waited for, so that several stuck loops take no longer than one.
         asked: list[tuple[str, threading.Event]] = []
         for member in self._group.members:
-            if member.opened is not None and not member.state.is_over:
+            if member.has_opened and not member.state.is_over:
                 turned = threading.Event()
-                if member.opened.tunnel.ping(turned.set):
+                if member.relay.ping(turned.set):
                     asked.append((member.name, turned))
         deadline = time.monotonic() + timeout
         return [name for name, turned in asked if not turned.wait(max(0.0, deadline - time.monotonic()))]
@@ -250,9 +250,9 @@ class Instance:
         """
         asked = set()
         for member in self._group.members:
-            if member.name in names and member.opened is not None and not member.state.is_over:
+            if member.name in names and member.has_opened and not member.state.is_over:
                 timed = functools.partial(_time_turn, turned, member.name, time.monotonic())
-                if member.opened.tunnel.ping(timed):
+                if member.relay.ping(timed):
                     asked.add(member.name)
         return asked
 
@@ -293,9 +293,9 @@ class Instance:
         # The next process knows which targets are disabled; it would not learn of a change that comes now.
         self._group.check_operable()
         ((member),) = self._members(name)
-        if member.opened is None or not member.state.accepts:
+        if not member.state.accepts:
             raise ConflictError(f"{name}: it is not open")
-        if (targets := target_group(member.opened.make_send)) is None:
+        if (targets := target_group(member.make_send)) is None:
             raise ConflictError(f"{name}: it has one target; relay ctl pause {name} makes its clients wait")
         try:
             targets.set_enabled(target, enabled)
@@ -311,7 +311,7 @@ class Instance:
         """
         # An id does not say whose it is. A tunnel that a reload has removed may still have the connection.
         for member in self._members(None):
-            if member.opened is not None and member.opened.tunnel.kill(connection):
+            if member.has_opened and member.relay.kill(connection):
                 return
         raise NotFoundError(
             f"{shown(connection)}: there is no open connection with this id; relay ctl connections lists them"
@@ -390,7 +390,7 @@ class Instance:
     def _relaying(self, name: str | None) -> Iterator[tuple[str, Tunnel]]:
         """Yield the tunnels that this process relays, with their names: those with bans and quotas are among them."""
         for member in self._members(name):
-            if member.opened is not None and isinstance(tunnel := member.opened.tunnel, Tunnel):
+            if member.has_opened and isinstance(tunnel := member.relay, Tunnel):
                 yield member.name, tunnel
 
 

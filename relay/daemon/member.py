@@ -1,4 +1,9 @@
-"""One tunnel of a group, and its states.
+"""One tunnel of a group: its states, what it has opened, and its figures.
+
+It is opened in a thread of its own, because that takes time: files are read, servers are asked. That thread gets the
+plan, which does not change, and hands over what it has opened (:class:`~relay.daemon.plan.Ends`) through the queue of
+the main thread. The main thread alone changes the state, so it has no lock. Others read :attr:`Member.now`, which is
+replaced as a whole.
 
 ========= =========== ========= ======================================================================================
 state     event       next      action
@@ -40,17 +45,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from .continued_figures import ContinuedFigures
+from ..engine.records import ConnectionRecord, Metrics, Stats
+from ..engine.tunnel import Tunnel
+from ..eventloop.sockets import format_address
 from .drains import Drains
 from .failures import ConflictError
-from .plan import Opened, Plan
+from .plan import Ends, Plan
 from .probes import BackgroundCall
 
-if TYPE_CHECKING:  # only a reload compares and changes
+if TYPE_CHECKING:  # a command starts faster without them
+    from ..spawning.pool_tunnel import PoolTunnel
     from ..streams.dialer import Dialer
     from ..streams.listener import TunnelListener
 
@@ -87,6 +95,62 @@ _OVER = frozenset({MemberState.FAILED, MemberState.CLOSED})
 _BEFORE = frozenset({MemberState.OPENING, MemberState.WAITING})
 
 
+class _Figures(NamedTuple):
+    """The parts of the figures: replaced as a whole, as any thread may read them."""
+
+    metrics: Callable[[], Metrics]
+    recent: Callable[[], Sequence[ConnectionRecord]]
+    is_over: bool
+    before: ContinuedFigures | None
+
+
+class ContinuedFigures:
+    """The figures of a tunnel until another one took its place; its open connections may still add to them.
+
+    :param tunnel: the tunnel.
+    :param before: the figures that it has continued itself; ``None`` if there are none.
+    """
+
+    def __init__(self, tunnel: Tunnel | PoolTunnel, before: ContinuedFigures | None) -> None:
+        self._parts = _Figures(tunnel.metrics, tunnel.recent, False, before)
+
+    def end(self) -> None:
+        """Keep the last figures, and forget the tunnel, which has ended."""
+        parts = self._parts
+        metrics, recent = parts.metrics(), parts.recent()
+        self._parts = _Figures(lambda: metrics, lambda: recent, True, parts.before)
+
+    def metrics(self, own: Metrics) -> Metrics:
+        """Return the sums of these counters and those of the other tunnel."""
+        from ..spawning.totals import add_metrics
+
+        parts = self._folded()
+        found = add_metrics([parts.metrics(), own])
+        return found if parts.before is None else parts.before.metrics(found)
+
+    def recent(self, own: Sequence[ConnectionRecord]) -> Sequence[ConnectionRecord]:
+        """Return the last connections that ended, of these and those of the other tunnel."""
+        from ..spawning.totals import last_of
+
+        parts = self._folded()
+        found = last_of([parts.recent(), own])
+        return found if parts.before is None else parts.before.recent(found)
+
+    def _folded(self) -> _Figures:
+        """Return the parts, as one where nothing adds to them any more: there may be a reload each minute."""
+        parts = self._parts
+        if parts.is_over and parts.before is not None and parts.before.is_over:
+            metrics, recent = parts.before.metrics(parts.metrics()), parts.before.recent(parts.recent())
+            parts = self._parts = _Figures(lambda: metrics, lambda: recent, True, None)
+        return parts
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing adds to the figures any more."""
+        parts = self._folded()
+        return parts.is_over and parts.before is None
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A tunnel of a group at one time.
@@ -95,21 +159,75 @@ class Snapshot:
     :param state: its state.
     :param problem: why it waits or has failed; empty if it does neither.
     :param status: the exit status that stands for why it has failed; 0 if it has not.
-    :param opened: the tunnel, once it has been open, also after its end.
     :param since: when the state last changed, in seconds since 1970.
+    :param ends: its listener, its factory and what relays between them, once it has been open, also after its end.
+    :param title: its listening address and its target; empty before it has been open.
+    :param before: the figures that it continues, of tunnels in whose place it is; ``None`` if there are none.
+    :param is_continued: whether another tunnel continues its figures, and shows them.
     """
 
     plan: Plan
     state: MemberState = MemberState.OPENING
     problem: str = ""
     status: int = 0
-    opened: Opened | None = None
     since: float = dataclasses.field(default_factory=time.time)
+    ends: Ends | None = None
+    title: str = ""
+    before: ContinuedFigures | None = None
+    is_continued: bool = False
 
     @property
     def name(self) -> str:
         """The tunnel's name."""
         return self.plan.name
+
+    @property
+    def has_opened(self) -> bool:
+        """True once it has been open, also after its end. All that follows is of such a tunnel."""
+        return self.ends is not None
+
+    @property
+    def relay(self) -> Tunnel | PoolTunnel:
+        """The relaying part: the engine's tunnel, or that of the workers."""
+        assert self.ends is not None, "it has been open"
+        assert self.ends.relay is not None, "it relays"
+        return self.ends.relay
+
+    @property
+    def receive(self) -> TunnelListener:
+        """Its listener."""
+        assert self.ends is not None, "it has been open"
+        return self.ends.receive
+
+    @property
+    def make_send(self) -> Dialer:
+        """Its factory."""
+        assert self.ends is not None, "it has been open"
+        return self.ends.make_send
+
+    def metrics(self) -> Metrics:
+        """Return all counters, also of the tunnels whose figures it continues."""
+        own = self.relay.metrics()
+        return own if self.before is None else self.before.metrics(own)
+
+    def stats(self) -> Stats:
+        """Return the same figures in brief."""
+        return self.metrics().stats()
+
+    def recent(self) -> Sequence[ConnectionRecord]:
+        """Return the last connections that ended, also of those tunnels."""
+        own = self.relay.recent()
+        return own if self.before is None else self.before.recent(own)
+
+    @property
+    def live(self) -> int:
+        """The number of open connections; asks no worker."""
+        return self.relay.stats().active if isinstance(self.relay, Tunnel) else sum(self.relay.loads())
+
+    @property
+    def reset_count(self) -> int:
+        """The number of connections that have ended because relay closed them: at the end of a drain."""
+        return self.relay.metrics().ended["closed"]
 
 
 class Member:
@@ -141,15 +259,30 @@ class Member:
         return self.now.state
 
     @property
-    def opened(self) -> Opened | None:
-        """The tunnel, once it has been open, also after its end."""
-        return self.now.opened
+    def has_opened(self) -> bool:
+        """True once it has been open, also after its end. The next three are of such a tunnel."""
+        return self.now.has_opened
+
+    @property
+    def relay(self) -> Tunnel | PoolTunnel:
+        """The relaying part: the engine's tunnel, or that of the workers."""
+        return self.now.relay
+
+    @property
+    def receive(self) -> TunnelListener:
+        """Its listener."""
+        return self.now.receive
+
+    @property
+    def make_send(self) -> Dialer:
+        """Its factory."""
+        return self.now.make_send
 
     def begin(self, attempt: BackgroundCall) -> None:
         """Note the call that opens it; :meth:`outcome` has what comes of it."""
         self._attempt = attempt
 
-    def outcome(self) -> Opened:
+    def outcome(self) -> Ends:
         """Return what the call has opened.
 
         :raises OSError: if the tunnel cannot be opened, as the following do.
@@ -160,28 +293,24 @@ class Member:
         assert self._attempt is not None, "it has begun"
         # Taken away: close() must not give up what the caller owns from now on.
         attempt, self._attempt = self._attempt, None
-        made: Opened = attempt.outcome()
+        made: Ends = attempt.outcome()
         return made
 
     def change(self, plan: Plan, receive: TunnelListener, make_send: Dialer) -> None:
         """Take another plan, by which the tunnel runs already."""
-        assert self.opened is not None, "only an open tunnel changes in place"
-        opened = plan.opened(self.opened.tunnel, receive, make_send)
-        opened = dataclasses.replace(opened, before=self.opened.before)
-        self.now = dataclasses.replace(self.now, plan=plan, opened=opened)
+        ends = Ends(receive, make_send, self.relay)
+        self.now = dataclasses.replace(self.now, plan=plan, ends=ends, title=_title(plan, ends))
 
     def relisten(self, receive: TunnelListener) -> None:
         """Take another listener, from which the tunnel accepts already."""
-        assert self.opened is not None, "it runs"
-        self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, receive=receive))
+        self.now = dataclasses.replace(self.now, ends=Ends(receive, self.make_send, self.relay))
 
-    def continue_in(self, opened: Opened) -> Opened:
-        """Return a tunnel that takes its place, with its figures, if it is open or drains."""
-        if self.opened is None or self.state.is_over:
-            return opened
-        self.continued = ContinuedFigures(self.opened.tunnel, self.opened.before)
-        self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, is_continued=True))
-        return dataclasses.replace(opened, before=self.continued)
+    def continue_in(self, other: Member) -> None:
+        """Leave the figures to a tunnel that takes its place, if it is open or drains."""
+        if self.has_opened and not self.state.is_over:
+            self.continued = ContinuedFigures(self.relay, self.now.before)
+            self.now = dataclasses.replace(self.now, is_continued=True)
+            other.now = dataclasses.replace(other.now, before=self.continued)
 
     # -- the events of the table ------------------------------------------------------------------------------------
 
@@ -190,10 +319,10 @@ class Member:
         self._expect("wait", *_BEFORE)
         self._become(MemberState.WAITING, problem=problem)
 
-    def on_opened(self, opened: Opened) -> None:
-        """Take the open tunnel."""
+    def on_opened(self, ends: Ends) -> None:
+        """Take what has been opened."""
         self._expect("open", *_BEFORE)
-        self._become(MemberState.LISTENING, problem="", opened=opened)
+        self._become(MemberState.LISTENING, problem="", ends=ends, title=_title(self.plan, ends))
 
     def on_failed(self, problem: str, status: int) -> None:
         """Take a failure that a retry cannot fix.
@@ -203,10 +332,8 @@ class Member:
         """
         if self.state.is_over or self.state is MemberState.DRAINING:
             return
-        opened = self.opened
         self._become(MemberState.FAILED, problem=problem, status=status)
-        if opened is not None:
-            opened.close()
+        self._close_ends()
 
     def on_drained(self) -> None:
         """Take the end of the drain."""
@@ -218,8 +345,8 @@ class Member:
 
         :raises ConflictError: if it does not listen.
         """
-        opened = self._expect("pause", *_OPEN)
-        opened.tunnel.pause()
+        self._expect("pause", *_OPEN)
+        self.relay.pause()
         self._become(MemberState.PAUSED)
 
     def resume(self) -> None:
@@ -227,8 +354,8 @@ class Member:
 
         :raises ConflictError: if it does not listen.
         """
-        opened = self._expect("resume", *_OPEN)
-        opened.tunnel.resume()
+        self._expect("resume", *_OPEN)
+        self.relay.resume()
         self._become(MemberState.LISTENING)
 
     def drain(self, seconds: float, drained: Callable[[], object], drains: Drains) -> None:
@@ -240,9 +367,9 @@ class Member:
         :param drains: closes the tunnel.
         :raises ConflictError: if it is not open.
         """
-        opened = self._expect("drain", *_OPEN, MemberState.DRAINING)
+        self._expect("drain", *_OPEN, MemberState.DRAINING)
         self._become(MemberState.DRAINING)
-        drains.begin(opened.tunnel, seconds, drained, self.plan.options.drain_spread)
+        drains.begin(self.relay, seconds, drained, self.plan.options.drain_spread)
 
     def close(self) -> None:
         """End it at once, and wait until all is closed."""
@@ -250,15 +377,22 @@ class Member:
             self._attempt.give_up()
         if not self.state.is_over:
             self._become(MemberState.CLOSED, problem="")
-        if self.opened is not None:
-            self.opened.close()
+        self._close_ends()
 
-    def _expect(self, event: str, *states: MemberState) -> Opened:
+    def _close_ends(self) -> None:
+        if self.now.ends is not None:
+            self.now.ends.close()
+
+    def _expect(self, event: str, *states: MemberState) -> None:
         if self.state not in states:
             remedy = "wait until it listens" if self.state in _BEFORE else "relay ctl reload opens it again"
             raise ConflictError(f"{self.name}: cannot {event}: it is {self.state.value}; {remedy}")
-        return self.now.opened  # type: ignore[return-value]  # there is one in all states after those before
 
     def _become(self, state: MemberState, **changes: object) -> None:
         since = self.now.since if state is self.state else time.time()
         self.now = dataclasses.replace(self.now, state=state, since=since, **changes)  # type: ignore[arg-type]
+
+
+def _title(plan: Plan, ends: Ends) -> str:
+    assert ends.relay is not None, "it relays"
+    return plan.title(format_address(ends.relay.address), ends.make_send.target)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_server, over_i2p, to_i2p
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
@@ -17,13 +17,10 @@ from ..api.urls import dialer_of_ways, listener
 from ..engine.acceptor import own_listener
 from ..engine.managed_tunnel import ManagedTunnel
 from ..engine.outlets import Outlets
-from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
-from ..eventloop.sockets import format_address
 from ..streams.listener import TunnelListener
 from .bridges import with_bridge
-from .continued_figures import ContinuedFigures
 from .exposure import warn_if_open, warn_if_unsure
 from .failures import carriers_quiet, configuration_read
 from .options import Options
@@ -45,65 +42,24 @@ Opening = Callable[[Any], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """An open tunnel.
+class Ends:
+    """The live parts of a tunnel. The thread that opens them hands them over to the main thread, which owns them then.
 
-    :param tunnel: the tunnel.
-    :param receive: its listener.
+    :param receive: its listener, which listens already.
     :param make_send: its factory.
-    :param title: its listening address and its target.
-    :param before: the figures that it continues, of tunnels in whose place it is; ``None`` if there are none.
-    :param is_continued: whether another tunnel continues its figures, and shows them.
+    :param relay: what relays between the two; ``None`` before that: no client is accepted yet.
     """
 
-    tunnel: Tunnel | PoolTunnel
     receive: TunnelListener
     make_send: Dialer
-    title: str
-    before: ContinuedFigures | None = None
-    is_continued: bool = False
-
-    def metrics(self) -> Metrics:
-        """Return all counters, also of the tunnels whose figures it continues."""
-        own = self.tunnel.metrics()
-        return own if self.before is None else self.before.metrics(own)
-
-    def stats(self) -> Stats:
-        """Return the same figures in brief."""
-        return self.metrics().stats()
-
-    def recent(self) -> Sequence[ConnectionRecord]:
-        """Return the last connections that ended, also of those tunnels."""
-        own = self.tunnel.recent()
-        return own if self.before is None else self.before.recent(own)
-
-    @property
-    def live(self) -> int:
-        """The number of open connections; asks no worker."""
-        return self.tunnel.stats().active if isinstance(self.tunnel, Tunnel) else sum(self.tunnel.loads())
-
-    @property
-    def reset_count(self) -> int:
-        """The number of connections that have ended because relay closed them: at the end of a drain."""
-        return self.tunnel.metrics().ended["closed"]
+    relay: Tunnel | PoolTunnel | None = None
 
     def close(self) -> None:
-        """Close the tunnel."""
-        self.tunnel.close()
-
-
-class Bound(NamedTuple):
-    """A tunnel that does not accept clients yet."""
-
-    receive: TunnelListener
-    """Its listener, which listens already."""
-    make_send: Dialer
-    """Its factory."""
-
-    def close(self) -> None:
-        """Close both."""
+        """Close all of them."""
+        if self.relay is not None:
+            return self.relay.close()  # it has the other two
         self.receive.close()
-        self.make_send.close()
+        return self.make_send.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +135,7 @@ class Plan:
         inherited: Inherited | None = None,
         outlets: Outlets | None = None,
         paused: bool = False,
-    ) -> Opened:
+    ) -> Ends:
         """Check what can be checked on this machine, then listen and relay.
 
         A listener on a server that cannot be reached retries, unless the options have ``fail_fast``.
@@ -194,7 +150,7 @@ class Plan:
         """
         return self.start(self.bind(preflight, opening, inherited), outlets=outlets, paused=paused)
 
-    def bind(self, preflight: Preflight, opening: Opening | None = None, inherited: Inherited | None = None) -> Bound:
+    def bind(self, preflight: Preflight, opening: Opening | None = None, inherited: Inherited | None = None) -> Ends:
         """Check what can be checked on this machine, and listen; no client is accepted yet.
 
         The parameters and the errors are those of :meth:`open`.
@@ -204,9 +160,9 @@ class Plan:
         receive = self._listen(opening, inherited)
         warn_if_open(receive)
         warn_if_unsure(self.routes.where)
-        return Bound(receive, make_send)
+        return Ends(receive, make_send)
 
-    def start(self, bound: Bound, *, outlets: Outlets | None = None, paused: bool = False) -> Opened:
+    def start(self, bound: Ends, *, outlets: Outlets | None = None, paused: bool = False) -> Ends:
         """Relay between a listener and a factory.
 
         :param outlets: as for :meth:`open`.
@@ -214,9 +170,9 @@ class Plan:
         :raises OSError: if the system has no descriptor left; the listener is closed then.
         :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
-        return self.opened(self._tunnel(bound, outlets=outlets, paused=paused), *bound)
+        return dataclasses.replace(bound, relay=self._tunnel(bound, outlets=outlets, paused=paused))
 
-    def _tunnel(self, bound: Bound, *, outlets: Outlets | None, paused: bool) -> Tunnel | PoolTunnel:
+    def _tunnel(self, bound: Ends, *, outlets: Outlets | None, paused: bool) -> Tunnel | PoolTunnel:
         limits = self.options.of_tunnel(self.name)
         if self.in_workers is None:
             return _tunnel(bound, limits, outlets=outlets, paused=paused)
@@ -225,11 +181,6 @@ class Plan:
         tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits, paused=paused)
         tunnel.on_over(bound.make_send.close)  # it serves the probes
         return tunnel
-
-    def opened(self, tunnel: Tunnel | PoolTunnel, receive: TunnelListener, make_send: Dialer) -> Opened:
-        """Return a tunnel that runs by this plan, with its title."""
-        title = self.title(format_address(tunnel.address), make_send.target)
-        return Opened(tunnel, receive, make_send, title)
 
     def check(self, preflight: Preflight) -> None:
         """Check the files, keys and secrets before anything is opened or connected to.
@@ -433,9 +384,9 @@ def _proxy(
     return address, listen_at_port
 
 
-def _tunnel(bound: Bound, limits: dict[str, Any], *, outlets: Outlets | None, paused: bool) -> Tunnel:
+def _tunnel(bound: Ends, limits: dict[str, Any], *, outlets: Outlets | None, paused: bool) -> Tunnel:
     try:
-        return ManagedTunnel(*bound, outlets=outlets, paused=paused, **limits)
+        return ManagedTunnel(bound.receive, bound.make_send, outlets=outlets, paused=paused, **limits)
     except BaseException:
         bound.receive.close()
         raise

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # each has a reporter
     from ..engine.records import Stats
     from .member import Snapshot
-    from .plan import Opened
 
 
 class Reporter:
@@ -27,10 +26,10 @@ class Reporter:
     def on_turn(self) -> None:
         """The main thread has handled what there was."""
 
-    def on_opened(self, name: str, opened: Opened) -> None:
+    def on_opened(self, tunnel: Snapshot) -> None:
         """A tunnel listens for the first time."""
 
-    def on_changed(self, name: str, opened: Opened) -> None:
+    def on_changed(self, tunnel: Snapshot) -> None:
         """A tunnel that listened has another listener or another target."""
 
     def on_postponed(self, name: str, problem: str, *, is_first: bool) -> None:

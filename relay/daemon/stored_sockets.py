@@ -148,9 +148,9 @@ def _fits(one: socket.socket, where: object) -> bool:
 
 def _listening(member: Snapshot) -> tuple[socket.socket, Any] | None:
     """Return the listening TCP socket of a tunnel that relay has opened itself, and its address; ``None`` if none."""
-    if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
+    if not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
         return None
-    found = member.opened.receive.listening
+    found = member.receive.listening
     if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:

@@ -183,12 +183,11 @@ class _Watchdog:
         if self._round is not None and (names := self._round.pending):
             logger.error("%s: its loop does not turn; the watchdog of systemd is not fed", min(names))
         self.due = now + self._period
-        members = [one for one in self._group.members if one.opened is not None and not one.state.is_over]
+        members = [one for one in self._group.members if one.has_opened and not one.state.is_over]
         asked = self._round = _Round(now, {member.name for member in members})
         for member in members:
-            assert member.opened is not None
             # A tunnel that has ended meanwhile has no loop any more, and must not count as stuck.
-            if not member.opened.tunnel.ping(functools.partial(self._on_answer, asked, member.name)):
+            if not member.relay.ping(functools.partial(self._on_answer, asked, member.name)):
                 asked.pending.discard(member.name)
         self._feed(asked)
 

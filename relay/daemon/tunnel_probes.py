@@ -84,11 +84,11 @@ class TunnelProbes:
         from .probing import ProbeTarget
 
         member = self._group.member(name)
-        if member is None or member.opened is None or member.state not in _LISTENING or not _has_probe(member):
+        if member is None or member.state not in _LISTENING or not _has_probe(member):
             return None
         if name in self._group.without_probes or _targets_of(member) is not None:  # these are probed one by one
             return None
-        dial, version = member.opened.make_send, member.plan.options.send_proxy
+        dial, version = member.make_send, member.plan.options.send_proxy
         header = b"" if version is None else build_local(version)
         return ProbeTarget(name, *_settings_of(member), dial, str(dial.target), header)
 
@@ -105,7 +105,7 @@ def _settings_of(member: Snapshot) -> tuple[str, float, float]:
 
 def _targets_of(member: Snapshot) -> TargetGroup | None:
     """Return the targets of a tunnel; ``None`` unless it is open and has several."""
-    return target_group(member.opened.make_send) if member.opened is not None else None
+    return target_group(member.make_send) if member.has_opened else None
 
 
 def _has_probe(member: Snapshot) -> bool:

@@ -42,8 +42,8 @@ def test_it_prints_its_title_and_its_address_without_a_name(echo_server, capsys,
     caplog.set_level(logging.INFO, "relay.cli")
     target = "{}:{}".format(*echo_server.address)
     with relaying(":0", target, "listening on ") as (group, reporter):
-        wait_until(lambda: group.members[0].opened is not None)
-        opened = group.members[0].opened
+        wait_until(lambda: group.members[0].has_opened)
+        (opened,) = group.members
         with opened.make_send() as stream:
             stream.socket.settimeout(WAIT)
             stream.socket.sendall(b"hello")
@@ -51,7 +51,7 @@ def test_it_prints_its_title_and_its_address_without_a_name(echo_server, capsys,
             assert receive_all(stream.socket) == b"hello"
     assert reporter.error is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == f"listening on 127.0.0.1:{opened.tunnel.address[1]} → {target}"
+    assert line == f"listening on 127.0.0.1:{opened.relay.address[1]} → {target}"
     assert caplog.messages == ["SIGTERM: closing", "0 connections, 0 B received, 0 B sent, 0 failed"]
 
 

@@ -44,7 +44,7 @@ def test_several_targets_have_the_hops_that_all_of_them_have(other, hops):
 def hops_of(plan):
     """Return the hops in the log of a tunnel."""
     tunnel = SimpleNamespace(address=("127.0.0.1", 1080), connections=list)
-    member = SimpleNamespace(name=plan.name, opened=SimpleNamespace(tunnel=tunnel), plan=plan)
+    member = SimpleNamespace(name=plan.name, has_opened=True, relay=tunnel, plan=plan)
     (logged,) = _tunnels(SimpleNamespace(members=[member]))
     return logged.hops
 

@@ -32,7 +32,7 @@ def state(group, name):
 
 
 def address_of(group, name):
-    return next(member.opened for member in group.members if member.name == name).tunnel.address
+    return group.member(name).relay.address
 
 
 def connect(group, name):

@@ -37,7 +37,7 @@ def instance(group):
 
 
 def connect(group):
-    return socket.create_connection(group.members[0].opened.tunnel.address, WAIT)
+    return socket.create_connection(group.members[0].relay.address, WAIT)
 
 
 def test_it_keeps_the_contract_of_the_double(instance, group):
@@ -50,7 +50,7 @@ def test_it_keeps_the_contract_of_the_double(instance, group):
 def test_a_part_of_the_connections_goes_over_all_tunnels(instance, group):
     with contextlib.ExitStack() as stack:
         for member in (group.members[0], group.members[0], group.members[1], group.members[1]):
-            client = stack.enter_context(socket.create_connection(member.opened.tunnel.address, WAIT))
+            client = stack.enter_context(socket.create_connection(member.relay.address, WAIT))
             client.sendall(b"x")
             assert client.recv(1) == b"x"
         ids = [each.id for each in instance.connections()]
@@ -64,7 +64,7 @@ def test_a_part_of_the_connections_goes_over_all_tunnels(instance, group):
 
 def test_it_shows_a_tunnel(instance, group, echo_server):
     tunnel = instance.tunnels()[0]
-    host, port = group.members[0].opened.tunnel.address
+    host, port = group.members[0].relay.address
     assert (tunnel.name, tunnel.state, tunnel.required, tunnel.hops) == ("a", "listening", True, "up")
     assert (tunnel.listen, tunnel.target) == (f"{host}:{port}", "{}:{}".format(*echo_server.address))
     assert tunnel.figures.accepted == 0
@@ -202,7 +202,7 @@ def test_loops_are_timed(instance, group):
 
 def test_a_loop_that_does_not_turn_is_named(instance, group):
     release = threading.Event()
-    group.members[1].opened.tunnel.ping(lambda: release.wait(WAIT))
+    group.members[1].relay.ping(lambda: release.wait(WAIT))
     try:
         assert instance.stuck_loops(0.05) == ["b"]
     finally:

@@ -1,7 +1,8 @@
-"""One tunnel of a group: every row of its table of states, and the pairs that are errors."""
+"""One tunnel of a group: every row of its table of states, the pairs that are errors, and figures that it continues."""
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import state_table
 
 from relay.daemon import member as module
 from relay.daemon.failures import ConflictError
-from relay.daemon.member import Member, MemberState
+from relay.daemon.member import ContinuedFigures, Member, MemberState
+from relay.engine.statistics import Statistics
 
 EVENTS = ("postponed", "opened", "failed", "close", "pause", "resume", "drain", "drained")
 OVER = (MemberState.FAILED, MemberState.CLOSED)
@@ -23,12 +25,13 @@ ERRORS = [
 ]
 
 
-class Opened:
-    """An open tunnel that notes what is done to it, and its drains."""
+class Ends:
+    """What has been opened for a tunnel; it notes what is done to it, and its drains."""
 
     def __init__(self):
         self.calls = []
-        self.tunnel = self
+        self.relay = self.make_send = self
+        self.address, self.target = "here", "there"
 
     def pause(self):
         self.calls.append("pause")
@@ -48,8 +51,10 @@ class Rig:
     """A member, and the events of the table as methods."""
 
     def __init__(self, state):
-        self.member = Member(SimpleNamespace(name="t", options=SimpleNamespace(drain=7.0, drain_spread=3.0)))
-        self.open = Opened()
+        self.member = Member(
+            SimpleNamespace(name="t", title="{} → {}".format, options=SimpleNamespace(drain=7.0, drain_spread=3.0))
+        )
+        self.open = Ends()
         self.given_up = []
         if state not in (MemberState.OPENING, MemberState.FAILED):
             if state is MemberState.WAITING:
@@ -107,7 +112,7 @@ def test_each_row_of_the_table(rig, state, event, following):
     assert now.state.value == following
     assert bool(now.problem) == (following in ("waiting", "failed"))
     assert now.status == (2 if following == "failed" else 0)
-    assert (now.opened is not None) == (state not in ("opening", "waiting", "failed") or event == "opened")
+    assert (now.has_opened) == (state not in ("opening", "waiting", "failed") or event == "opened")
     done = one.open.calls[len(before) :]
     if event in ("pause", "resume"):
         assert done == [event]
@@ -146,3 +151,37 @@ def test_what_is_over_stays_over(rig):
         one.close()
         one.failed()
         assert one.member.state is state
+
+
+NONE = Statistics("", None, None).metrics(())
+
+
+class Counting:
+    """A tunnel that has accepted so many."""
+
+    def __init__(self, accepted):
+        self.accepted = accepted
+
+    def metrics(self):
+        assert self.accepted is not None, "it is forgotten"
+        return NONE._replace(accepted=self.accepted)
+
+    def recent(self):
+        return []
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_tunnels_may_end_in_any_order(order):
+    tunnels = [Counting(10**power) for power in range(3)]
+    continued = []
+    for tunnel in tunnels:
+        continued.append(ContinuedFigures(tunnel, continued[-1] if continued else None))
+    for count, which in enumerate(order):
+        assert continued[-1].metrics(NONE).accepted == sum(one.accepted or 0 for one in tunnels) + 5000 * count
+        assert not continued[-1].is_over
+        tunnels[which].accepted += 5000  # the last bytes of its connections
+        continued[which].end()
+        tunnels[which].accepted, tunnels[which] = None, Counting(10**which)
+    assert continued[-1].metrics(NONE._replace(accepted=3)).accepted == 15114
+    assert continued[-1].recent([]) == []
+    assert continued[-1].is_over

@@ -134,7 +134,7 @@ def test_a_listener_that_closes_meanwhile_is_not_kept(looks):
         name="a",
         state=MemberState.LISTENING,
         plan=SimpleNamespace(routes=routes),
-        opened=SimpleNamespace(receive=SocketListener(receive)),
+        receive=SocketListener(receive),
     )
     manager = ServiceManager(stores=8)
     stored = StoredSockets(SimpleNamespace(members=[member], is_ending=False), manager)

@@ -22,9 +22,7 @@ ANYWHERE = [((), None)]
 
 def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, **options):
     plan = SimpleNamespace(options=Options(**options), routes=Routes(":1", out=out))
-    dial = Dialer("t:1")
-    opened = SimpleNamespace(make_send=dial) if is_open else None
-    return SimpleNamespace(name=name, plan=plan, opened=opened, state=state)
+    return SimpleNamespace(name=name, plan=plan, has_opened=is_open, make_send=Dialer("t:1"), state=state)
 
 
 class Prober:
@@ -65,14 +63,14 @@ def probes_of(*members):
 
 def test_a_tunnel_whose_session_another_process_is_about_to_have_is_not_probed(probers):
     one, several = member("one", probe="connect"), member("several", probe="connect")
-    several.opened.make_send = Targets()
+    several.make_send = Targets()
     probes, change = probes_of(one, several)
     change()
     assert [len(seen) for seen in probers[0].seen] == [1]
     probes._group.without_probes = frozenset({"one", "several"})
     change()
     assert [len(seen) for seen in probers[0].seen] == [1, 0]
-    assert not several.opened.make_send.schedules[0].is_wanted()
+    assert not several.make_send.schedules[0].is_wanted()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ class Targets(TargetGroup):
 def test_several_targets_are_probed_one_by_one(probers):
     """By themselves, so that one that fails gets no clients; the tunnel is ready if one of them passes."""
     made, targets = member(probe="http://path", probe_interval=5.0, connect_timeout=2.0), Targets()
-    made.opened.make_send = targets
+    made.make_send = targets
     probes, change = probes_of(made)
     change()
     assert probers == []
@@ -154,9 +152,9 @@ def test_several_targets_are_probed_one_by_one(probers):
     assert probes.status(made) == ProbeStatus("http", 5.0)
     targets.outcome = ProbeOutcome(17.0, 0.5, "t:1: status 503")
     assert probes.status(made) == ProbeStatus("http", 5.0, 17.0, 0.5, "t:1: status 503")
-    made.opened.make_send = Targets()  # after a reload
+    made.make_send = Targets()  # after a reload
     assert not found.is_wanted()
-    made.opened.make_send = targets
+    made.make_send = targets
     made.state = MemberState.DRAINING
     assert not found.is_wanted()
     change()

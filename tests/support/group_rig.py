@@ -52,7 +52,7 @@ class Group(_Group):
 
     def tunnel(self, name):
         """The engine's tunnel of that name."""
-        return self.now(name).opened.tunnel
+        return self.now(name).relay
 
     def connect(self, name):
         """A client of that tunnel."""

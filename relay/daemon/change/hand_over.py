@@ -245,7 +245,7 @@ class HandOver:
                     channel.send({"failing": member.name})
                 if _is_down(member):
                     channel.send({"down": member.name})
-                for target in disabled(member.opened.make_send) if member.opened is not None else ():
+                for target in disabled(member.make_send) if member.has_opened else ():
                     channel.send({"disabled": {"tunnel": member.name, "target": target}})
             channel.send({"offered": True})
             self._taken = _taken(channel.receive("prepared", _PREPARE_TIME), offers)
@@ -306,7 +306,7 @@ class HandOver:
         at_servers = [
             OldListener(member, group.supervisor.on_vacated)
             for member in group.tunnels
-            if member.opened is not None and member.state.accepts and _is_at_server(member)
+            if member.state.accepts and _is_at_server(member)
         ]
 
         def close_listeners() -> None:
@@ -361,7 +361,7 @@ class HandOver:
 
         found = {}
         for member in self._group.tunnels:
-            if member.opened is not None and isinstance(tunnel := member.opened.tunnel, Tunnel):
+            if member.has_opened and isinstance(tunnel := member.relay, Tunnel):
                 found[member.name] = [entry for entry, _ in entries_of(tunnel)]
         return {name: entries for name, entries in found.items() if entries}
 
@@ -382,8 +382,8 @@ class HandOver:
         """Leave all to the successor: the files of sockets, the clients, the operators, the service manager."""
         _disown(self._taken)  # first: a listener that closes removes a file that it owns
         for member in self._group.tunnels:
-            if member.state.accepts and member.opened is not None:
-                member.opened.tunnel.pause()
+            if member.state.accepts:
+                member.relay.pause()
         self._sockets.retire()
         self._group.supervisor = Supervisor()  # on_handed_over() has the last word to the old one, which may take long
 
@@ -413,23 +413,21 @@ def _wait_for_end(process: int) -> None:
 
 def _is_failing(member: Member) -> bool:
     """Return whether a tunnel has a problem that a retry cannot fix."""
-    opened = member.opened
-    is_refused = opened is not None and opened.make_send.state == CarrierState.FAILED.value
+    is_refused = member.has_opened and member.make_send.state == CarrierState.FAILED.value
     return is_refused or member.state is MemberState.FAILED
 
 
 def _is_down(member: Member) -> bool:
     """Return whether the hops of a tunnel are not up."""
-    opened = member.opened
-    return opened is not None and opened.make_send.state != _UP
+    return member.has_opened and member.make_send.state != _UP
 
 
 def _offer(member: Member) -> _Offer | None:
     """Return the listening socket of a tunnel that another process can take over."""
     where = member.plan.routes.where
-    if member.opened is None or not member.state.accepts or _is_at_server(member) or isinstance(where, SystemdListen):
+    if not member.state.accepts or _is_at_server(member) or isinstance(where, SystemdListen):
         return None
-    one = member.opened.receive.listening
+    one = member.receive.listening
     if one is None or one.fileno() < 0:
         return None
     return _Offer({"tunnel": member.name, "any_port": getattr(where, "port", None) == 0}, one)

@@ -83,8 +83,7 @@ class KeyedSessions:
         return found
 
     def _tunnels(self) -> list[tuple[Member, Tunnel]]:
-        tunnels = [(member, member.opened.tunnel) for member in self.members if member.opened is not None]
-        return [(member, tunnel) for member, tunnel in tunnels if isinstance(tunnel, Tunnel)]
+        return [(member, member.relay) for member in self.members if isinstance(member.relay, Tunnel)]
 
 
 def keys_to_targets(routes: Routes) -> set[str]:
@@ -111,13 +110,10 @@ def _users_of(path: str, routes: Routes) -> Callable[[ConnectionSummary], bool]:
 
 def _has_session(member: Member) -> bool:
     """Return whether this process has such a session for a tunnel; workers have their own."""
-    opened = member.opened
-    if opened is None or not member.state.accepts or not isinstance(opened.tunnel, Tunnel):
-        return False
-    return bool(keys_to_targets(member.plan.routes))
+    is_here = member.state.accepts and isinstance(member.relay, Tunnel)
+    return is_here and bool(keys_to_targets(member.plan.routes))
 
 
 def _release(member: Member) -> None:
     """Release the session of a tunnel, which ends with its last stream, and end the probes over it."""
-    if member.opened is not None:
-        member.opened.make_send.close()
+    member.make_send.close()

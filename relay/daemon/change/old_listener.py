@@ -65,14 +65,14 @@ class OldListener:
         if self.member.plan.entry is None:
             return None
         listen: Any = self.member.plan.entry.listen
-        if isinstance(listen, AT_PORT) and not listen.port and self.member.opened is not None:
-            return dataclasses.replace(listen, port=self.member.opened.tunnel.address[1])
+        if isinstance(listen, AT_PORT) and not listen.port and self.member.has_opened:
+            return dataclasses.replace(listen, port=self.member.relay.address[1])
         return listen
 
     def sockets(self) -> list[socket.socket]:
         """Return its TCP socket, if it has one."""
-        opened = self.member.opened
-        return [opened.receive.listening] if opened is not None and opened.receive.listening is not None else []
+        one = self.member.receive.listening if self.member.has_opened else None
+        return [one] if one is not None else []
 
     def vacate(self) -> None:
         """Close it. Idempotent.
@@ -81,8 +81,8 @@ class OldListener:
 
         :raises ValueError: if workers relay it.
         """
-        if not self.is_vacant and self.member.opened is not None:
-            changes.listen_nowhere(in_this_process(self.member.opened.tunnel))
+        if not self.is_vacant and self.member.has_opened:
+            changes.listen_nowhere(in_this_process(self.member.relay))
             self.is_vacant = True
             self._on_vacated(self.member.name)
 
@@ -96,12 +96,12 @@ class OldListener:
         :returns: why that fails; empty if it does not.
         """
         member = self.member
-        if not self.is_vacant or member.opened is None:
+        if not self.is_vacant or not member.has_opened:
             return ""
         try:
             receive = member.plan.listen(None, None)
             try:
-                call(functools.partial(self._take_back, in_this_process(member.opened.tunnel), receive))
+                call(functools.partial(self._take_back, in_this_process(member.relay), receive))
             except BaseException:
                 receive.close()
                 raise
@@ -123,14 +123,13 @@ def end_sessions(members: Iterable[Member]) -> None:
     begun = time.monotonic()
     joins = []
     for member in sorted(members, key=lambda one: one.plan.options.drain):
-        assert member.opened is not None, "it has listened"
-        if member.opened.receive.has_session:
-            join = member.opened.receive.join
+        if member.receive.has_session:
+            join = member.receive.join
             joins.append(join)
             join(max(0.0, begun + min(member.plan.options.drain, _VACATE_TIME) - time.monotonic()))
             # Those that are left hold the session, whose keys the next one needs.
-            for record in member.opened.tunnel.connections():
-                member.opened.tunnel.kill(record.id)
+            for record in member.relay.connections():
+                member.relay.kill(record.id)
     until = time.monotonic() + _CLOSE_TIME
     for join in joins:
         join(max(0.0, until - time.monotonic()))

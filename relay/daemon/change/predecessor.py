@@ -32,7 +32,7 @@ from ...transports.unix import UnixListener
 from ..failures import ProblemsError, describe_error, status_of
 from ..main_thread import UNDER_WAY
 from ..member import Member
-from ..plan import Bound
+from ..plan import Ends
 from ..preflight import Preflight
 from ..signals import Signals
 from .old_listener import OPENING_ERRORS
@@ -109,7 +109,7 @@ class Predecessor:
         # The tunnels that accepted no client, those with a problem that a retry cannot fix, and those without hops.
         self._states: dict[str, set[str]] = {"paused": set(), "failing": set(), "down": set()}
         self._disabled: dict[str, list[str]] = {}  # targets that got no connections, by tunnel
-        self._bound: dict[str, Bound] = {}  # the tunnels that have a listener
+        self._bound: dict[str, Ends] = {}  # the tunnels that have a listener
         # To the thread that waits for the release: what it calls then, or that there is nothing to wait for.
         self._waits: queue.SimpleQueue[Callable[[UpgradeError | None], object] | None] = queue.SimpleQueue()
 
@@ -320,7 +320,7 @@ class Predecessor:
         """Return whether a tunnel has a listener already."""
         return name in self._bound
 
-    def take_bound(self, name: str) -> Bound:
+    def take_bound(self, name: str) -> Ends:
         """Return that listener, which the caller owns from now on; on any thread."""
         return self._bound.pop(name)
 

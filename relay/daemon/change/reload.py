@@ -285,9 +285,9 @@ class Reloads:
                 later = self._group.later
                 postponed = functools.partial(later, self._on_late_problem, member)
                 each.hand_over(functools.partial(later, self._on_late_listener, member, each), postponed)
-            elif each.verdict >= Verdict.REROUTED and member.opened is not None:
-                self._group.reporter.on_changed(member.name, member.opened)
-                self._group.try_hops(member, member.opened, fatal=False)
+            elif each.verdict >= Verdict.REROUTED and member.has_opened:
+                self._group.reporter.on_changed(member.now)
+                self._group.try_hops(member, fatal=False)
         return member
 
     def _open(self, member: Member, each: Replacement) -> None:
@@ -304,13 +304,13 @@ class Reloads:
     def _start(self, member: Member, each: Replacement) -> None:
         assert each.bound is not None, "it listens"
         try:
-            opened = member.plan.start(each.bound, outlets=self._group.outlets)
+            ends = member.plan.start(each.bound, outlets=self._group.outlets)
         except (OSError, RuntimeError) as error:
             self._group.give_up(member, error)
         else:
             if each.is_replaced and each.member is not None:
-                opened = each.member.continue_in(opened)
-            self._group.start(member, opened)
+                each.member.continue_in(member)
+            self._group.start(member, ends)
 
     def _on_bound(self, member: Member, each: Replacement) -> None:
         """The listener of a new tunnel has opened after a while, or cannot be opened."""
@@ -335,8 +335,7 @@ class Reloads:
         if each.error is not None:
             self._group.reporter.on_failed(member.name, each.error)
         elif self._apply(each):
-            assert member.opened is not None, "it is open"
-            self._group.reporter.on_changed(member.name, member.opened)
+            self._group.reporter.on_changed(member.now)
 
     def _apply(self, each: Replacement) -> bool:
         """Change a tunnel that runs; return whether it has changed, or has ended meanwhile."""

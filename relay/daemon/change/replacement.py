@@ -37,7 +37,7 @@ from ...streams.dialer import Dialer
 from ...transports.tcp import Inherited
 from ..disabled_targets import disable, disabled, target_group
 from ..member import Member, MemberState
-from ..plan import Bound, Plan
+from ..plan import Ends, Plan
 from ..preflight import Preflight
 from ..probes import BackgroundCall, WarmUp
 from ..verdicts import EFFECTS, Change, Verdict
@@ -68,7 +68,7 @@ class Replacement:
         self.plan = plan
         self.member = member
         self.error: Exception | None = None
-        self.bound: Bound | None = None
+        self.bound: Ends | None = None
         """The listener and the factory, once they are open."""
         self.make_send: Dialer | None = None
         """The factory of another route, if only that changes."""
@@ -103,7 +103,7 @@ class Replacement:
         both = isinstance(old, TLSListen) and isinstance(new, TLSListen)
         if not both or _socket_kind(old) != _socket_kind(new):
             return False
-        return old.port == new.port and self.member.opened is not None  # type: ignore[union-attr]
+        return old.port == new.port and self.member.has_opened  # type: ignore[union-attr]
 
     @property
     def _changes_route(self) -> bool:
@@ -140,9 +140,10 @@ class Replacement:
     def _begin_warm_up(self) -> None:
         """Connect the hops of the new route, so that clients need not wait for them while the old ones are up."""
         assert self.plan is not None
-        plan, opened = self.plan, self.member.opened if self.member is not None else None
+        plan, member = self.plan, self.member
+        is_up = member is not None and member.has_opened and member.make_send.state == "up"
         # A session of the same keys can begin only when the old one has ended.
-        if opened is not None and opened.make_send.state == "up" and not keys_to_targets(plan.routes):
+        if is_up and not keys_to_targets(plan.routes):
             seconds = min(plan.options.connect_timeout or _WARM_UP, _WARM_UP)
             assert self.make_send is not None, "its route changes"
             self._warm_up = WarmUp(plan.name, self.make_send, seconds)
@@ -186,12 +187,12 @@ class Replacement:
         """Return what changes the access to the listener in place."""
         assert self.plan is not None
         assert self.member is not None
-        opened, where, keys = self.member.opened, self.plan.routes.where, self.plan.table.tunnel
-        if opened is None or not _ACCESS & set(self.change.keys):
+        where, keys = self.plan.routes.where, self.plan.table.tunnel
+        if not self.member.has_opened or not _ACCESS & set(self.change.keys):
             return
-        receive = opened.receive
+        receive = self.member.receive
         if self.member.plan.in_workers is None and {"allow", "deny"} & set(self.change.keys):
-            options, tunnel = self.plan.options, in_this_process(opened.tunnel)
+            options, tunnel = self.plan.options, in_this_process(self.member.relay)
             rules = rules_of(options.allow, options.deny)
             yield lambda: changes.set_rules(tunnel, rules)
         if isinstance(where, TLSListen):
@@ -249,16 +250,16 @@ class Replacement:
         member, plan = self.member, self.plan
         assert member is not None
         assert plan is not None
-        opened, options = member.opened, plan.options
-        if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
+        options = plan.options
+        if not member.has_opened or not (member.state.accepts or member.state is MemberState.WAITING):
             return self.discard()  # it has ended, or drains, since the reload has begun
         drain, limits = plan.drain_on_reload, options.of_tunnel(member.name)
         del limits["name"]
         if member.plan.in_workers is not None:
-            tunnel: Any = opened.tunnel
+            tunnel: Any = member.relay
             tunnel.update(**limits)
-            return member.change(plan, opened.receive, opened.make_send)
-        tunnel = in_this_process(opened.tunnel)
+            return member.change(plan, member.receive, member.make_send)
+        tunnel = in_this_process(member.relay)
         make_send, receive = self.make_send, None
         if self.bound is not None:
             receive = self.bound.receive
@@ -267,8 +268,8 @@ class Replacement:
             else:
                 self.bound.make_send.close()
         if make_send is not None:
-            disable(make_send, disabled(opened.make_send))  # by name: also those to which another way leads now
-            if (group := target_group(make_send)) is not None and (old := target_group(opened.make_send)) is not None:
+            disable(make_send, disabled(member.make_send))  # by name: also those to which another way leads now
+            if (group := target_group(make_send)) is not None and (old := target_group(member.make_send)) is not None:
                 group.take_over(old)
         limits = {name: value for name, value in limits.items() if name not in LISTS}
         try:
@@ -284,7 +285,7 @@ class Replacement:
         except RuntimeError:
             self.discard()
             raise
-        member.change(plan, receive or opened.receive, make_send or opened.make_send)
+        member.change(plan, receive or member.receive, make_send or member.make_send)
         return None
 
     def _tune(self) -> None:
@@ -323,7 +324,7 @@ def _socket_kind(address: Any) -> tuple[str, bool]:
     return address.host, has_mptcp(address)
 
 
-def _open_after(ending: Sequence[Member], opening: Callable[..., Bound], begin: Callable[[Any], object]) -> Bound:
+def _open_after(ending: Sequence[Member], opening: Callable[..., Ends], begin: Callable[[Any], object]) -> Ends:
     """Open a listener once sessions have ended that are in its way; see :class:`ListenerOpening`."""
     end_sessions(ending)
     return opening(begin)
@@ -342,7 +343,7 @@ class ListenerOpening:
         :class:`relay.daemon.probes.BackgroundCall`.
     """
 
-    def __init__(self, opening: Callable[..., Bound]) -> None:
+    def __init__(self, opening: Callable[..., Ends]) -> None:
         self._lock = threading.Lock()  # for the state and the handlers
         self._state = OpeningState.OPENING
         self._settled = threading.Event()
@@ -350,7 +351,7 @@ class ListenerOpening:
         self._handlers: tuple[Callable[[], object], Callable[[Exception], object]] | None = None
         self._call = BackgroundCall(opening, self._on_outcome, self._on_postponed)
 
-    def wait(self) -> Bound | None:
+    def wait(self) -> Ends | None:
         """Wait until the listener is open; ``None`` if it is postponed.
 
         :raises Exception: why it cannot be opened.

@@ -42,7 +42,7 @@ from ..disabled_targets import disable
 from ..failures import describe_error
 from ..group import Group
 from ..member import Member, MemberState
-from ..plan import Opened
+from ..plan import Ends
 from .keyed_sessions import keys_to_targets
 from .predecessor import Predecessor
 from .upgrade_channel import UpgradeError
@@ -71,7 +71,7 @@ class TakeOver:
 
     # -- the events of a tunnel ---------------------------------------------------------------------------------------
 
-    def opening_of(self, member: Member) -> Callable[[Any], Opened] | None:
+    def opening_of(self, member: Member) -> Callable[[Any], Ends] | None:
         """Return what starts a tunnel whose socket the other process has handed over; ``None`` for one without."""
         old = self._old
         if not old.has_bound(member.name):
@@ -80,11 +80,11 @@ class TakeOver:
         outlets = self._group.outlets
         return lambda _: member.plan.start(old.take_bound(member.name), outlets=outlets, paused=True)
 
-    def on_opened(self, member: Member, opened: Opened) -> bool:
+    def on_opened(self, member: Member) -> bool:
         """Take a tunnel that has opened; return whether it accepts no client yet."""
         old = self._old
         if member in self._first:
-            disable(opened.make_send, old.disabled_targets(member.name))
+            disable(member.make_send, old.disabled_targets(member.name))
         if not old.has_taken_over:
             self._trial_end = time.monotonic() + self._trial_time
             return True  # a client that it accepted now would be reset if the upgrade fails

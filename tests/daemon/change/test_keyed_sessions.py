@@ -62,7 +62,7 @@ def is_echoed(client):
 def test_they_end_with_their_connections_and_begin_with_the_next_client(opened, tmp_path, where):
     path = str(tmp_path / "keys")
     member, bridge = opened(path, where, drain=0.0)
-    address = member.opened.tunnel.address
+    address = member.relay.address
     sessions = KeyedSessions([member])
     assert sessions.members == [member]
     with socket.create_connection(address, WAIT) as client:
@@ -82,13 +82,13 @@ def test_they_end_with_their_connections_and_begin_with_the_next_client(opened, 
 def test_warm_streams_do_not_keep_a_session(opened, tmp_path):
     path = str(tmp_path / "keys")
     member, bridge = opened(path, warm=1)
-    member.opened.make_send.ready(WAIT)
+    member.make_send.ready(WAIT)
     bridge.stream()
     sessions = KeyedSessions([member])
     sessions.end()
     assert is_left(path)
     sessions.resume()
-    member.opened.make_send.ready(WAIT)
+    member.make_send.ready(WAIT)
     bridge.stream()
 
 
@@ -96,7 +96,7 @@ def test_other_tunnels_stay_as_they_are(opened):
     member, bridge = opened(None)
     sessions = KeyedSessions([member])
     assert not sessions.members
-    with socket.create_connection(member.opened.tunnel.address, WAIT) as client:
+    with socket.create_connection(member.relay.address, WAIT) as client:
         far = bridge.stream()
         sessions.end()
         exchange(client, far)
@@ -122,7 +122,7 @@ def test_only_what_goes_over_a_session_ends_with_it(opened, echo_server, tmp_pat
     path = str(tmp_path / "keys")
     member, bridge = opened(path, "rule", drain=0.0)
     bridge.names["site.i2p"] = DEST
-    address = member.opened.tunnel.address
+    address = member.relay.address
     sessions = KeyedSessions([member])
     with begin_socks(address) as direct, begin_socks(address) as late, begin_socks(address) as client:
         assert ask(direct, *echo_server.address) == 0
@@ -148,7 +148,7 @@ def test_only_what_goes_over_a_session_ends_with_it(opened, echo_server, tmp_pat
 def test_a_client_of_another_target_stays(opened, echo_server, tmp_path):
     path = str(tmp_path / "keys")
     member, bridge = opened(path, others=[((), TCPAddress(*echo_server.address))], drain=0.0)
-    address, make_send = member.opened.tunnel.address, member.opened.make_send
+    address, make_send = member.relay.address, member.make_send
     with socket.create_connection(address, WAIT) as first:
         exchange(first, bridge.stream())
         make_send.set_enabled(make_send.states()[0].target, False)

@@ -85,7 +85,7 @@ def test_workers_in_the_way_are_named_with_what_helps(address, remedy):
     tunnel = SimpleNamespace(name="one", address=address)
     words = f"^the workers of one listen at an address that has to be free first; {remedy}$"
     with pytest.raises(ValueError, match=words):
-        OldListener(SimpleNamespace(opened=SimpleNamespace(tunnel=tunnel))).vacate()
+        OldListener(SimpleNamespace(has_opened=True, relay=tunnel)).vacate()
 
 
 class Ending(TunnelListener):
@@ -95,7 +95,7 @@ class Ending(TunnelListener):
 
     def __init__(self, clock, name, drain, ends_at=None):
         self.plan = SimpleNamespace(options=SimpleNamespace(drain=drain))
-        self.opened = SimpleNamespace(receive=self, tunnel=self)
+        self.receive = self.relay = self
         self.killed = None
         self._clock, self._name, self._ends_at = clock, name, ends_at
 

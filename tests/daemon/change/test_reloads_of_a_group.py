@@ -61,7 +61,7 @@ def test_same_touches_nothing(up, places):
         assert group.rewrite(text) == {"one": "same"}
         assert group.rewrite("# a comment\n" + text) == {"one": "same"}
         assert repeats(client)
-    assert group.now("one").opened is before.opened
+    assert group.now("one").ends is before.ends
     assert group.reload_figures[:3] == (2, 0, True)
 
 
@@ -119,7 +119,7 @@ def test_rerouted_keeps_the_socket_and_the_open_connections(up, places):
         with first(group.connect("one"), b"b") as new:
             assert repeats(old) and repeats(new)
     assert group.tunnel("one") is tunnel and tunnel.address == address
-    assert places[1] in group.now("one").opened.title
+    assert places[1] in group.now("one").title
     wait_until(lambda: tunnel.stats().active == 0)
     assert (tunnel.stats().accepted, len(tunnel.recent())) == (2, 2)
 

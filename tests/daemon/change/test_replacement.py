@@ -44,10 +44,10 @@ class Member:
 
     def __init__(self, plan, receive=None, state=MemberState.LISTENING):
         self.plan, self.state = plan, state
-        self.opened = None
+        self.has_opened = receive is not None
         if receive is not None:
-            tunnel = SimpleNamespace(address=receive.getsockname())
-            self.opened = SimpleNamespace(receive=own_listener(receive), make_send=Dialer("one"), tunnel=tunnel)
+            self.receive, self.make_send = own_listener(receive), Dialer("one")
+            self.relay = SimpleNamespace(address=receive.getsockname())
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def test_one_of_several_ways_is_enough_and_all_are_waited_for(states, outcomes, 
 def test_a_session_of_the_same_keys_cannot_begin_before_the_old_one_has_ended(made, load, listener, target, begins):
     """So clients wait for it as they did for the first one."""
     change = made(load(":0"), load(":0", f"{target}{'&' if '?' in target else '?'}sam=127.0.0.1:1"), listener)
-    change.member.opened.make_send = SimpleNamespace(state="up")
+    change.member.make_send = SimpleNamespace(state="up")
     change.prepare(Preflight(names=False), Leaving([change]))
     assert change.error is None or not begins
     assert (change._warm_up is not None) is begins

@@ -26,7 +26,7 @@ ERRORS = [
 
 
 class Ends:
-    """What has been opened for a tunnel; it notes what is done to it, and its drains."""
+    """The live parts of a tunnel, all in one; it notes the calls and the drains."""
 
     def __init__(self):
         self.calls = []

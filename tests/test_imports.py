@@ -52,7 +52,7 @@ def test_a_tunnel_without_warm_streams_loads_nothing_for_them():
 
 def test_the_server_of_operators_imports_nothing_that_few_ask_for():
     """Each relay with a control socket starts it; the models of relay.toml, OpenAPI and metrics of the process wait."""
-    code = "import relay.cli.run, relay.daemon.operated, relay.daemon.instance, relay.operations.server"
+    code = "import relay.cli.run, relay.daemon.operator_sockets, relay.daemon.instance, relay.operations.server"
     assert not loaded_by(code) & {"pydantic", "prometheus_client", "relay.operations.openapi"}
 
 

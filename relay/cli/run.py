@@ -79,10 +79,10 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     :raises Exception: why it cannot relay.
     """
     from ..daemon.connection_log import connections_logged
-    from ..daemon.endpoint_plan import EndpointPlan, LogPlan
     from ..daemon.group import Group
     from ..daemon.member import Member
-    from ..daemon.operated import operated
+    from ..daemon.operator_sockets import operated
+    from ..daemon.options import EndpointPlan, LogPlan
     from .reporters import OneTunnel
 
     for loop in find_loops([plan]):
@@ -91,7 +91,7 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     reporter = OneTunnel(title, watch=options.watch, where=plan.routes.where)
     group = Group([Member(plan)], signals, reporter)
     if options.allow or options.deny or options.accept_proxy:
-        from ..daemon.useless_rules import warn_of_rules
+        from ..daemon.rule_notices import warn_of_rules
 
         warn_of_rules(plan)
     if options.processes is not None:

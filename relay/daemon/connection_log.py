@@ -15,9 +15,9 @@ from ..errors import can_retry
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
 from .change.transition import Step
-from .endpoint_plan import LogPlan
 from .failures import describe_error
 from .group import Group
+from .options import LogPlan
 from .signals import Signals
 from .ways import route_of_all
 

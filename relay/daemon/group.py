@@ -41,15 +41,13 @@ from ..streams import exit_drain
 from ..transports.tcp import Inherited
 from .drains import Drains
 from .failures import ConflictError, NotFoundError, ReloadError, describe_error, status_of
-from .main_thread import UNDER_WAY, MainThread
 from .member import Member, MemberState, Snapshot
 from .plan import Ends
 from .preflight import Preflight
 from .probes import BackgroundCall, HopProbe
-from .reporter import Reporter
-from .signals import Signals
+from .reporter import Reporter, Supervisor
+from .signals import UNDER_WAY, MainThread, Signals
 from .status import ReloadStatus, UpgradeReport, total
-from .supervisor import Supervisor
 from .worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:  # a command starts in half the time without them

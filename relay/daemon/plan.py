@@ -12,7 +12,7 @@ from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_ser
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress, is_loopback
 from ..api.urls import dialer_of_ways, listener
 from ..engine.acceptor import own_listener
 from ..engine.managed_tunnel import ManagedTunnel
@@ -20,12 +20,10 @@ from ..engine.outlets import Outlets
 from ..engine.tunnel import Tunnel, check_streams
 from ..errors import AddressError, ConnectError
 from ..streams.listener import TunnelListener
-from .bridges import with_bridge
-from .exposure import warn_if_open, warn_if_unsure
 from .failures import carriers_quiet, configuration_read
 from .options import Options
 from .probes import HopProbe, SessionProbe
-from .ways import Way, over, over_ways, targets_of
+from .ways import Way, over, over_ways, targets_of, with_bridge
 from .worker_processes import listen_for_workers
 
 if TYPE_CHECKING:  # a command starts faster without them
@@ -407,3 +405,23 @@ def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: 
 
 def _nothing(_: Any) -> None:
     pass
+
+
+def warn_if_unsure(where: Any) -> None:
+    """Log that an SSH server may listen on another address than requested."""
+    if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
+        logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
+
+
+def warn_if_open(listener: TunnelListener) -> None:
+    """Warn if other machines can use a proxy without a password, or send one unencrypted."""
+    address = listener.listening.getsockname() if listener.listening and listener.protected is not None else None
+    if not isinstance(address, tuple) or is_loopback(address[0]):
+        return
+    if listener.protected:
+        text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
+    else:
+        text = (
+            "proxy on %s port %d has no password: any host that can connect may use it; set --user and --password-file"
+        )
+    logger.warning(text, *address[:2])

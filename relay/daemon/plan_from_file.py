@@ -14,12 +14,11 @@ from ..config import LIMITS, LISTS, OTHERS, Config, Entry
 from ..config.lines import Path
 from ..config.models import File
 from ..errors import can_retry
-from .bridges import with_bridge, with_bridges, with_session
 from .failures import ProblemsError, describe_error
 from .loops import find_loops
 from .options import NOT_NONE, Options
 from .plan import Plan, make_plan, make_proxy_plan
-from .ways import Way
+from .ways import Way, with_bridge, with_bridges, with_session
 
 if TYPE_CHECKING:
     from ..access.access_list import EntryError

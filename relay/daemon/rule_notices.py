@@ -1,20 +1,29 @@
-"""Notices about the access lists of a file: rules that can never match a client of their tunnel."""
+"""Rules of access lists that can never match a client of their tunnel, and the notices about those of a file."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import pwd
 from collections.abc import Container, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..access.limit import LOGIN
-from ..access.useless import rules_in
-from ..addresses.values import UnixListen
-from ..config import Config, Entry
-from ..config.lines import Path
+from ..access.networks import version_at
+from ..access.useless import Known, Useless, find_useless, find_useless_senders, possible_kinds, rules_in
+from ..addresses.hops import ProxyListen
+from ..addresses.i2p import I2PListen
+from ..addresses.ssh import SSHListen
+from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixListen, is_loopback
 from .plan import Plan
-from .useless_rules import MOST, useless_rules
+
+if TYPE_CHECKING:  # a command line has no file
+    from ..config import Config, Entry
+    from ..config.lines import Path
+
+logger = logging.getLogger("relay.cli")
 
 
 class RuleNotice(NamedTuple):
@@ -113,3 +122,51 @@ def _limits_of_logins(plan: Plan) -> Iterator[RuleNotice]:
         if limit.name == LOGIN:
             text = "login: counts wrong passwords, but the clients of this listener do not log in; leave it out"
             yield RuleNotice(("tunnels", plan.name, "limit", number), text)
+
+
+MOST = 20  # lines about one tunnel: a list may have thousands of rules
+
+
+def useless_rules(plan: Plan, *, files: bool) -> Iterator[Useless]:
+    """Find the rules of a tunnel that can never match. This looks users up, which may block.
+
+    :param plan: the plan of the tunnel.
+    :param files: whether to read the files of rules, too.
+    :raises ValueError: if an entry is wrong.
+    :raises OSError: if a file cannot be read.
+    """
+    where: Any = plan.routes.where
+    host = where.host if isinstance(where, TCPAddress | TLSListen | ProxyListen) else ""
+    at_listener = Known(version=version_at(host), has_loopback=bool(host) and is_loopback(host))
+    senders, listener = plan.options.accept_proxy, _listener(where)
+    kinds = possible_kinds(
+        listener,
+        has_certificates=isinstance(where, TLSListen) and where.client_ca is not None,
+        has_login=plan.user is not None,
+        has_header=senders is not None,
+    )
+    known = at_listener._replace(user=plan.user, are_local=True) if senders is None else Known()
+    yield from find_useless(*plan.routes.lists, listener, kinds, known, files=files)
+    yield from find_useless_senders(senders or (), listener, at_listener)
+
+
+def warn_of_rules(plan: Plan) -> None:
+    """Warn of the rules of a command line that can never match, those of files left out.
+
+    :param plan: the plan of the tunnel.
+    """
+    with contextlib.suppress(ValueError):  # opening the tunnel fails then
+        for useless in itertools.islice(useless_rules(plan, files=False), MOST):
+            logger.warning("%s: %s", useless.place, useless)
+
+
+def _listener(where: object) -> str:
+    kinds: dict[type, str] = {
+        TLSListen: "tls",
+        UnixListen: "unix",
+        SystemdListen: "systemd",
+        SSHListen: "ssh",
+        I2PListen: "i2p",
+        ProxyListen: "tcp",
+    }
+    return kinds.get(type(where), "tcp")

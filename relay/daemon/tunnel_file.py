@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from ..config import Config, Written, read
 from ..config.models import File
-from .endpoint_plan import EndpointPlan, LogPlan
 from .failures import ProblemsError, ReloadError, configuration_read, describe_error, status_of
 from .member import Member
-from .options import LOG_INTERVAL, Options
+from .options import LOG_INTERVAL, EndpointPlan, LogPlan, Options
 from .plan import Plan
 from .plan_from_file import check_problems, plans_of
 from .rule_notices import rule_warnings

@@ -1,13 +1,17 @@
-"""Targets with the hops to them, and their texts in titles."""
+"""Targets with the hops to them: their texts in titles, and the SAM bridges and the session of addresses of I2P."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from ..addresses.hops import Command, Route
-from ..addresses.i2p import I2PTarget
+from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
+from ..addresses.options import set_options
 from ..addresses.printable import shown
 from ..addresses.values import Target
+from ..errors import AddressError
 
 Way = tuple[Route, Target | I2PTarget | Command]
 """The hops to a target, and the target."""
@@ -33,3 +37,56 @@ def route_of_all(ways: Sequence[tuple[Route, object]]) -> Route:
 def targets_of(ways: Sequence[Way]) -> str:
     """Return the targets of all ways, for a title."""
     return ", ".join(dict.fromkeys(shown(str(end)) for _, end in ways))
+
+
+Address = TypeVar("Address")
+
+
+def with_bridge(bridges: Bridges | None, address: Address) -> Address:
+    """Return an address with other SAM bridges if it is one of I2P, else the address itself.
+
+    :param bridges: ``None`` to leave the address as it is.
+    :raises AddressError: if the address has a bridge already.
+    """
+    router = router_of(address)
+    if bridges is None or router is None:
+        return address
+    router = set_options(router, sam=bridges)
+    changed: Any = router if isinstance(address, I2PRouter) else replace(cast("Any", address), router=router)
+    return cast("Address", changed)
+
+
+def with_bridges(bridges: Bridges | None, target: Target | I2PTarget | Command, route: Route) -> tuple[Any, Route]:
+    """Return a target and the hops to it with other SAM bridges; they are those of the last router on the way.
+
+    :raises AddressError: if one has a bridge already.
+    """
+    over_a_router = any(isinstance(hop, I2PRouter) for hop in route)
+    return target if over_a_router else with_bridge(bridges, target), tuple(with_bridge(bridges, hop) for hop in route)
+
+
+def with_session(
+    place: I2PListen,
+    target: object,
+    *,
+    keys: str | None,
+    session: str | None,
+    transient: bool,
+) -> I2PListen:
+    """Return an address to listen on at I2P, with the session that gives it its destination.
+
+    :param place: the address.
+    :param target: the address to connect to, whose text is the session's name by default.
+    :param keys: the file of the private key.
+    :param session: the session's name.
+    :param transient: whether the destination is not stored.
+    :raises AddressError: if an option is empty or in the address already, or a transient destination has a name.
+    """
+    given = {name: value for name, value in (("keys", keys), ("session", session)) if value is not None}
+    router = set_options(place.router, **given)
+    stored = router.keys or router.session
+    if transient and stored:
+        raise AddressError("--transient: a destination that is not saved has no keys and no session; leave one out")
+    if not (transient or stored):
+        router = replace(router, session=str(target))
+    return replace(place, router=router)

@@ -13,6 +13,8 @@ from ..api.urls import listener
 from ..engine.records import ConnectionRecord
 
 if TYPE_CHECKING:  # a command without workers starts none
+    import socket
+
     from ..carriers.listing import CarrierStatus
     from ..spawning.pool import WorkerPool
     from ..spawning.pool_tunnel import PoolTunnel
@@ -84,7 +86,7 @@ class WorkerProcesses:
         """Relay between a listener and what the values say.
 
         :param receive: the listener, of which the workers share the socket; the tunnel owns it from now on.
-        :param values: that :func:`relay.daemon.worker_recipe.make` needs in each worker, which can be pickled.
+        :param values: that :func:`relay.daemon.worker_processes.make` needs in each worker, which can be pickled.
         :param workers: how many workers relay it.
         :param options: of the :class:`~relay.Tunnel`.
         :param paused: whether it accepts no client at first.
@@ -101,7 +103,7 @@ class WorkerProcesses:
         try:
             pool = self._running()
             recipe = Recipe(
-                "relay.daemon.worker_recipe:make", {"values": base64.b64encode(pickle.dumps(values)).decode()}
+                "relay.daemon.worker_processes:make", {"values": base64.b64encode(pickle.dumps(values)).decode()}
             )
             return pool.open(recipe, listening, options, workers=workers, paused=paused)
         except BaseException:
@@ -153,3 +155,27 @@ class WorkerProcesses:
                 if self._on_ended is not None:
                     self._pool.log_connections(self._on_ended)
             return self._pool
+
+
+def make(receive: socket.socket, *, values: str) -> tuple[Any, Any]:
+    """Make the listener and the factory of a tunnel, in a worker.
+
+    :param receive: the socket that listens already.
+    :param values: the address of the listener, the target and the hops to it, pickled, in Base64. They come from the
+        command, over a socket that no other program has.
+    :raises OSError: if a file cannot be read.
+    :raises ValueError: if its content is wrong.
+    """
+    import base64
+    import pickle
+
+    from ..api.urls import dialer
+    from ..spawning.recipes import listen_at
+
+    where, end, via = pickle.loads(base64.b64decode(values))  # noqa: S301  (see above)
+    make_send = dialer(via, end)
+    try:
+        return listen_at(where, receive), make_send
+    except BaseException:
+        make_send.close()
+        raise

@@ -24,10 +24,10 @@ from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.cli.i2p_options import tell_published
 from relay.cli.run import serve
-from relay.daemon.bridges import with_bridge, with_bridges, with_session
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
 from relay.daemon.probes import SessionProbe
+from relay.daemon.ways import with_bridge, with_bridges, with_session
 from relay.streams.dialer import Dialer
 from relay.testing import SAMBridge
 

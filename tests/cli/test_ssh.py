@@ -31,7 +31,7 @@ import relay
 from relay.addresses.parse import parse_listen
 from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
-from relay.daemon.exposure import warn_if_unsure
+from relay.daemon.plan import warn_if_unsure
 from relay.daemon.probes import BackgroundCall, HopProbe
 from relay.streams.dialer import Dialer
 from relay.testing.ssh.login import LoginHandler

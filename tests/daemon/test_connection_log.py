@@ -12,8 +12,7 @@ from helpers import wait_until
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.daemon.connection_log import ConnectionLog, _tunnels
-from relay.daemon.endpoint_plan import LogPlan
-from relay.daemon.options import Options
+from relay.daemon.options import LogPlan, Options
 from relay.daemon.plan import make_plan, make_proxy_plan
 from relay.engine.outlets import Outlets
 from relay.transports.dynamic import parse_rule

@@ -8,7 +8,7 @@ import pytest
 from helpers import Thread, wait_until
 
 from relay.daemon.failures import ConflictError
-from relay.daemon.main_thread import MainThread
+from relay.daemon.signals import MainThread
 
 
 def run_one(main_thread, woken):

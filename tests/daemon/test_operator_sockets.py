@@ -15,8 +15,8 @@ import pytest
 from helpers import WAIT
 
 from relay.cli.run import load_server
-from relay.daemon.endpoint_plan import EndpointPlan
 from relay.daemon.operator_sockets import NONE, OperatorSockets
+from relay.daemon.options import EndpointPlan
 from relay.daemon.recent_log import RecentLog
 from relay.daemon.status import ReloadStatus
 

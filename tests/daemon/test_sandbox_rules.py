@@ -13,10 +13,10 @@ import pytest
 from sandbox_rig import error_of, in_child, needs_landlock
 
 import relay
-from relay.daemon import sandbox_rules
+from relay.daemon import sandboxed
 from relay.daemon.options import Options
 from relay.daemon.sandbox import Access, Sandbox, apply, merged
-from relay.daemon.sandbox_rules import NotConfinableError, TunnelRules, file_rules, system_rules
+from relay.daemon.sandboxed import NotConfinableError, TunnelRules, file_rules, system_rules
 from relay.daemon.tunnel_file import TunnelFile
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
@@ -116,7 +116,7 @@ def test_a_file_of_host_keys_may_be_written_to_and_its_folder_may_not(rules, tmp
 
 
 def test_the_configuration_can_be_read_by_ssh_again(rules, tmp_path):
-    ssh = sandbox_rules.which("ssh")
+    ssh = sandboxed.which("ssh")
     if ssh is None:
         pytest.skip("there is no ssh (Debian: openssh-client)")
     found = rules(tunnel("127.0.0.1:0", "db:5432", f'via = ["{SSH}"]')).paths
@@ -173,11 +173,11 @@ def test_the_interpreter_can_import_what_it_needs():
 
 def test_the_home_directory_of_a_service_is_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(sandbox_rules, "home", lambda: str(tmp_path))
+    monkeypatch.setattr(sandboxed, "home", lambda: str(tmp_path))
     for user, is_shared in ((0, True), (999, False), (1000, True)):
         monkeypatch.setattr(os, "getuid", lambda user=user: user)
-        assert sandbox_rules._is_shared(str(tmp_path)) is is_shared
-        assert sandbox_rules._is_shared(str(tmp_path.parent)) is True
+        assert sandboxed._is_shared(str(tmp_path)) is is_shared
+        assert sandboxed._is_shared(str(tmp_path.parent)) is True
 
 
 @needs_landlock

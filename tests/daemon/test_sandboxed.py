@@ -15,8 +15,7 @@ from relay import process
 from relay.addresses.parse import parse_listen, parse_target
 from relay.cli import output
 from relay.daemon import sandboxed
-from relay.daemon.endpoint_plan import EndpointPlan, LogPlan
-from relay.daemon.options import Options
+from relay.daemon.options import EndpointPlan, LogPlan, Options
 from relay.daemon.plan import make_plan
 from relay.daemon.sandbox import Access, Rules, Sandbox, SandboxError
 from relay.errors import RelayError

@@ -13,8 +13,7 @@ from service_manager_double import ServiceManager
 
 from relay.addresses.values import TCPAddress
 from relay.daemon.member import MemberState
-from relay.daemon.stored_sockets import StoredSockets
-from relay.daemon.systemd_supervisor import SystemdSupervisor
+from relay.daemon.systemd_supervisor import StoredSockets, SystemdSupervisor
 from relay.streams.listener import SocketListener
 from relay.transports import activated
 

@@ -15,9 +15,9 @@ from service_manager_double import ServiceManager
 
 from relay.cli.run import load_server
 from relay.daemon import systemd_supervisor
-from relay.daemon.endpoint_plan import EndpointPlan
 from relay.daemon.failures import ReloadError
-from relay.daemon.operated import operated
+from relay.daemon.operator_sockets import operated
+from relay.daemon.options import EndpointPlan
 from relay.daemon.systemd_supervisor import SystemdSupervisor, _Extension
 
 

@@ -1,4 +1,4 @@
-"""``relay.daemon.worker_recipe``: what a worker makes of the values of a plan."""
+"""``relay.daemon.worker_processes``: what a worker makes of the values of a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.daemon.worker_recipe import make
+from relay.daemon.worker_processes import make
 
 
 def packed(listen, target, via=()):

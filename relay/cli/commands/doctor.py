@@ -14,9 +14,9 @@ import click
 from ...addresses.hops import over_i2p
 from ...addresses.i2p import I2PTarget
 from ...addresses.printable import shown
-from ...daemon.bridges import with_bridge, with_bridges
 from ...daemon.failures import carriers_quiet, configuration_read
 from ...daemon.options import Options
+from ...daemon.ways import with_bridge, with_bridges
 from ..addresses import read_hops, read_target
 from ..i2p_options import read_bridges, sam
 from ..options import SECONDS, debug, finite_seconds, via

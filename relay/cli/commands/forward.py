@@ -11,9 +11,8 @@ from ...addresses.hops import Listen, ProxyListen, listens_at_server
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.mptcp import with_mptcp
 from ...addresses.values import TCPAddress
-from ...daemon.bridges import with_bridge, with_bridges
 from ...daemon.options import Options
-from ...daemon.ways import Way
+from ...daemon.ways import Way, with_bridge, with_bridges
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..i2p_options import read_bridges, sam

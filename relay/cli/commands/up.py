@@ -161,11 +161,10 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     from ...daemon.change.successor import Program
     from ...daemon.change.take_over import TakeOver
     from ...daemon.connection_log import connections_logged
-    from ...daemon.endpoint_plan import EndpointPlan
     from ...daemon.group import Group
     from ...daemon.kept_state import state_kept
-    from ...daemon.operated import operated
-    from ...daemon.operator_sockets import control_path
+    from ...daemon.operator_sockets import control_path, operated
+    from ...daemon.options import EndpointPlan
     from ...daemon.tunnel_file import TunnelFile
     from ..reporters import ManyTunnels
 

@@ -52,9 +52,9 @@ from ..failures import ConflictError, describe_error
 from ..group import Group
 from ..kept_state import KeptState
 from ..member import Member, MemberState
+from ..reporter import Supervisor
 from ..service_manager import is_stored_name
 from ..status import UpgradeReport
-from ..supervisor import Supervisor
 from .keyed_sessions import KeyedSessions
 from .old_listener import OPENING_ERRORS, OldListener, end_sessions
 from .reload import Reloads

@@ -30,11 +30,10 @@ from ...transports.activated import add_received
 from ...transports.tcp import Inherited
 from ...transports.unix import UnixListener
 from ..failures import ProblemsError, describe_error, status_of
-from ..main_thread import UNDER_WAY
 from ..member import Member
 from ..plan import Ends
 from ..preflight import Preflight
-from ..signals import Signals
+from ..signals import UNDER_WAY, Signals
 from .old_listener import OPENING_ERRORS
 from .transition import Step, Transition
 from .upgrade_channel import (
@@ -48,9 +47,9 @@ from .upgrade_channel import (
 )
 
 if TYPE_CHECKING:  # each of them exists before an upgrade
-    from ..endpoint_plan import EndpointPlan
     from ..kept_state import Entries, KeptState
     from ..operator_sockets import OperatorSockets
+    from ..options import EndpointPlan
 
 logger = logging.getLogger("relay.cli")
 

@@ -1,4 +1,4 @@
-"""``relay.daemon.useless_rules``: rules of a command line that can never match have warnings; nothing is opened."""
+"""``relay.daemon.rule_notices``: rules of a command line that can never match have warnings; nothing is opened."""
 
 from __future__ import annotations
 

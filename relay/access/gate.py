@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections import OrderedDict
@@ -18,9 +19,14 @@ from .table import Entry
 from .ticket import Ticket
 
 _NOBODY = Identity("unknown", "")
-_GUESSES = Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")  # of exposed listeners whose policy has no such limit
 _MOST_KNOWN = 4096  # addresses whose keys are remembered
 _TARPIT = 60.0  # seconds that a client is kept at most
+
+
+@functools.cache  # made when the first client guesses, and not at the import
+def _guesses() -> Limit:
+    """Return the limit of exposed listeners whose policy has none of this name."""
+    return Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")
 
 
 class Denial(NamedTuple):
@@ -68,7 +74,7 @@ class Gate:
         self.change(policy)
         # Bans of guessed passwords that outlived a restart must hold before the first new guess makes the limit.
         if self._guesses is None and book is not None and book.entries(LOGIN):
-            self._guesses = self._limiter(_GUESSES, None)
+            self._guesses = self._limiter(_guesses(), None)
 
     def change(self, policy: ClientPolicy) -> None:
         """Decide by another policy from now on; a limit whose name and clients stay keeps what it has counted.
@@ -88,7 +94,7 @@ class Gate:
         found = {limit.name: self._limiter(limit, before.get(limit.name)) for limit in policy.limits}
         self._guesses = found.pop(LOGIN, None)
         if self._guesses is None and LOGIN in before:
-            self._guesses = self._limiter(_GUESSES, before[LOGIN])
+            self._guesses = self._limiter(_guesses(), before[LOGIN])
         self._counting = tuple(found.values())
         # They are of the limits before.
         self._keys = {}
@@ -223,7 +229,7 @@ class Gate:
         if self._guesses is None:
             if not is_exposed:
                 return None
-            self._guesses = self._limiter(_GUESSES, None)
+            self._guesses = self._limiter(_guesses(), None)
         return self._guesses.limit if self._guesses.fail(identity or _NOBODY, now) else None
 
     # -- the ledger ---------------------------------------------------------------------------------------------------

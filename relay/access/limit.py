@@ -24,7 +24,7 @@ _LEAST_BANDWIDTH = 1000.0  # bytes a second
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _SIZE = rf"({_NUMBER}) ?(Ki|Mi|Gi|Ti|[kKMGT]?)"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}"
 
 
 class Action(enum.Enum):
@@ -123,7 +123,7 @@ class Limit:
             raise TypeError(f"limit: name: expected text, got {type(self.name).__name__}")
         if not self.name:
             object.__setattr__(self, "name", self._default_name())
-        if not _NAME.fullmatch(self.name):
+        if not re.fullmatch(_NAME, self.name):
             allowed = "use at most 64 letters, digits and . _ : / -"
             raise ValueError(f"limit: name: expected one word, got '{shown(self.name)}'; {allowed}")
         if self.name == LOGIN:
@@ -178,7 +178,7 @@ class Limit:
 _KEYS = tuple(field.name for field in dataclasses.fields(Limit) if field.init)
 
 
-LimitsLike = Iterable["Limit | Mapping[str, Any] | str"]
+LimitsLike = Iterable[Limit | Mapping[str, Any] | str]
 """The limits of a tunnel, as a caller gives them."""
 
 

@@ -37,7 +37,7 @@ LINGER = 5.0  # seconds; SAM streams have no half-close
 _MOST_BRIDGES = 8
 _LONGEST_NAME = 200  # characters of a session's name
 _LONGEST_VALUE = 1000  # characters of an option's value
-_OPTION = re.compile(r"(i2cp|inbound|outbound)\.[A-Za-z0-9_.-]{1,100}")
+_OPTION = r"(i2cp|inbound|outbound)\.[A-Za-z0-9_.-]{1,100}"
 
 
 Bridges = tuple[TCPAddress | TLSTarget, ...]
@@ -240,7 +240,7 @@ class I2PListen:
 
 def is_option(name: str) -> bool:
     """Return whether this is the name of an option of a session: ``i2cp.…``, ``inbound.…`` or ``outbound.…``."""
-    return _OPTION.fullmatch(name) is not None
+    return re.fullmatch(_OPTION, name) is not None
 
 
 def _check_option(name: str, value: str) -> None:

@@ -27,11 +27,11 @@ Secret = str | Callable[..., str]
 """A secret: text, or a callable that returns it."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 bytes: the last character holds four bits
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PROTOCOL = re.compile(r"[!-+\--~]{1,255}")  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
+_FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]"  # 32 bytes: the last character holds four bits
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_PROTOCOL = r"[!-+\--~]{1,255}"  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
-_MODE = re.compile(r"0?[0-7]{3}")
+_MODE = r"0?[0-7]{3}"
 _MOST_CARRIERS = 8
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 OPTION = "relay.option"
@@ -44,7 +44,8 @@ _secret_variables: set[str] = set()
 _options: dict[type, Mapping[str, Option]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+# No code compares or shows these two, and each method that a dataclass gets costs time at the import.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Kind:
     """The type of an option.
 
@@ -65,7 +66,7 @@ class Kind:
     is_repeatable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Option:
     """The declaration of an option.
 
@@ -121,7 +122,7 @@ def _declared(owner: type) -> Mapping[str, Option]:
     for one in fields(owner):
         if declared := one.metadata.get(OPTION):
             default = None if one.default is MISSING else one.default
-            found[one.name] = replace(declared, default=default)
+            found[one.name] = declared if declared.default is default else replace(declared, default=default)
     return found
 
 
@@ -252,7 +253,7 @@ def check_variable(name: str, value: str) -> None:
     :raises ValueError: if it is not the name of a variable.
     """
     _check_text(name, value)
-    if not _VARIABLE.fullmatch(value):  # not repeated: it may be a secret, by mistake
+    if not re.fullmatch(_VARIABLE, value):  # not repeated: it may be a secret, by mistake
         raise ValueError(f"{name}: that is not the name of a variable; letters, digits and _ are allowed")
     if value not in _secret_variables:
         # Before the calls, which pass all names on.
@@ -263,7 +264,7 @@ def check_variable(name: str, value: str) -> None:
 
 def _check_fingerprint(name: str, value: str) -> None:
     _check_text(name, value)
-    if not _FINGERPRINT.fullmatch(value):  # not repeated, as above
+    if not re.fullmatch(_FINGERPRINT, value):  # not repeated, as above
         raise ValueError(f"{name}: that is not a fingerprint; SHA256: and 43 characters, as ssh-keygen -l")
 
 
@@ -324,13 +325,13 @@ def _parse_seconds(text: str) -> float | None:
 
 
 def _parse_protocols(text: str) -> str:
-    if not all(map(_PROTOCOL.fullmatch, text.split(","))) or len(text) > _LONGEST_PROTOCOLS:
+    if not all(re.fullmatch(_PROTOCOL, one) for one in text.split(",")) or len(text) > _LONGEST_PROTOCOLS:
         raise ValueError("names of protocols with commas between them are allowed, such as h2,http/1.1")
     return text
 
 
 def _parse_mode(text: str) -> str:
-    if not _MODE.fullmatch(text):
+    if not re.fullmatch(_MODE, text):
         raise ValueError("the rights of the owner, the group and others are allowed, as chmod takes them, such as 0660")
     return text.zfill(4)
 

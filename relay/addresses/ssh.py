@@ -30,8 +30,8 @@ from .options import (
 from .values import TCPAddress, UnixAddress, check_port, is_ipv6, quoted
 
 _LONGEST_NAME = 255  # characters of a user or an alias
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-_NOT_IN_A_USER = re.compile(r"""[\s%:'"`$;&<>|(){}\[\]*?!#]|\\$""")
+_HOST = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+_NOT_IN_A_USER = r"""[\s%:'"`$;&<>|(){}\[\]*?!#]|\\$"""
 
 ANY_PORT = TCPAddress("127.0.0.1", 0)
 LISTEN = Option(TEXT, "as LISTEN or --on: where the server listens", example="HOST:PORT")
@@ -203,7 +203,10 @@ def _check_host(host: str) -> None:
     """Refuse a host that the client would take for an option or expand, or that a ``ProxyCommand``'s shell would."""
     if not isinstance(host, str):
         raise TypeError(f"host: expected a str, got {type(host).__name__}")
-    if not (("%" not in host and is_ipv6(host)) if ":" in host else _HOST.fullmatch(host)) or len(host) > _LONGEST_NAME:
+    if (
+        not (("%" not in host and is_ipv6(host)) if ":" in host else re.fullmatch(_HOST, host))
+        or len(host) > _LONGEST_NAME
+    ):
         allowed = "one is letters, digits, . _ + and - (not in front), or an IPv6 address without a zone"
         raise ValueError(f"host: {host!r} is not a host or an alias; {allowed}")
 
@@ -213,7 +216,7 @@ def _check_user(user: str | None) -> None:
         return
     if not isinstance(user, str):
         raise TypeError(f"user: expected a str, got {type(user).__name__}")
-    bad = not user or user.startswith("-") or not user.isprintable() or _NOT_IN_A_USER.search(user)
+    bad = not user or user.startswith("-") or not user.isprintable() or re.search(_NOT_IN_A_USER, user)
     if bad or len(user) > _LONGEST_NAME:
         allowed = "one has no spaces, no - in front, and nothing that a shell or ssh would expand"
         raise ValueError(f"user: {user!r} is not a user's name; {allowed}")

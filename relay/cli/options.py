@@ -13,6 +13,7 @@ import click
 from ..addresses.duration import parse_duration
 from ..addresses.options import Kind, Option
 from ..daemon.options import Options
+from ..engine.command_options import CommandOptions
 from ..engine.options import (
     COUNT,
     ENTRIES,
@@ -24,7 +25,6 @@ from ..engine.options import (
     TIME,
     TIME_OR_ZERO,
     WARM,
-    CommandOptions,
     tunnel_options,
 )
 from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers

@@ -30,6 +30,7 @@ from ..addresses.i2p import I2PRouter
 from ..addresses.options import Kind, Option, options_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
+from ..engine.command_options import CommandOptions
 from ..engine.options import (
     COUNT,
     ENTRIES,
@@ -40,7 +41,6 @@ from ..engine.options import (
     TIME,
     TIME_OR_ZERO,
     WARM,
-    CommandOptions,
     tunnel_options,
 )
 from ..engine.options import LIMITS as LIMITS_KIND

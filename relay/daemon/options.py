@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ..engine.options import CommandOptions, again
+from ..engine.command_options import CommandOptions
+from ..engine.options import again
 
 if TYPE_CHECKING:  # for tunnels in workers or with limits only
     from ..access.limit import Limit

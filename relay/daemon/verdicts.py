@@ -14,7 +14,8 @@ from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
 from ..addresses.values import TLSListen, TLSTarget, has_mptcp
 from ..config import LIMITS, LISTS, Entry
-from ..engine.options import CommandOptions, tunnel_options
+from ..engine.command_options import CommandOptions
+from ..engine.options import tunnel_options
 from .plan import Plan
 
 

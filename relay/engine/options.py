@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a command starts faster without them
 _LONGEST_LABEL = 64  # characters
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # as those of addresses
 class TunnelOption(Option):
     """The declaration of an option of tunnels; its ``help`` and ``details`` are those of the keyword.
 
@@ -56,9 +56,12 @@ def tunnel_options(owner: type[TunnelOptions]) -> Mapping[str, TunnelOption]:
     return cast("Mapping[str, TunnelOption]", options_of(owner))
 
 
-def _option(kind: Kind, default: Any, help: str, details: str = "", **others: Any) -> Any:  # noqa: A002
+def declare(kind: Kind, default: Any, help: str, details: str = "", **others: Any) -> Any:  # noqa: A002
+    """Return the field of an option; see :class:`TunnelOption`."""
     others.setdefault("key", others.get("command", ""))  # a key may mean the same in the same words
-    return dataclasses.field(default=default, metadata={OPTION: TunnelOption(kind, help, details, **others)})
+    return dataclasses.field(
+        default=default, metadata={OPTION: TunnelOption(kind, help, details, default=default, **others)}
+    )
 
 
 def again(name: str, default: Any) -> Any:
@@ -144,14 +147,14 @@ LABEL = Kind(str, "str", "TEXT", _label)
 _ADMIT = Kind(object, "Admit", "", lambda name, value: value)  # checked with the lists
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TunnelOptions:
     """Plain data: the options of a tunnel, each a field; ``None`` stands for none, or for no limit.
 
     The defaults are those of :class:`relay.Tunnel`. A value here is what a caller gave, until :meth:`checked`.
     """
 
-    nconnect: int = _option(
+    nconnect: int = declare(
         COUNT,
         -1,
         "the most connections at one time, connecting ones included; −1 for no limit",
@@ -160,35 +163,35 @@ class TunnelOptions:
         command="Maximum number of open connections; -1 for no limit. Further clients wait.",
         key="Maximum number of open connections; further clients wait. -1 is no limit. Default: -1.",
     )
-    timeout: float | None = _option(
+    timeout: float | None = declare(
         TIME,
         60.0,
         "seconds that a connection may last from its acceptance, also while bytes move; ``None`` for no limit",
         command="Maximum lifetime of a connection [no limit].",
         key="Maximum lifetime of a connection in seconds. Default: none.",
     )
-    connect_timeout: float | None = _option(
+    connect_timeout: float | None = declare(
         TIME,
         30.0,
         "seconds to get the outgoing stream, every handshake included; ``None`` for no limit",
         command="Maximum time to connect to the target, hops included [30; over I2P 90].",
         key="Maximum time in seconds to connect to the target, hops included. Default: 30, over I2P 90.",
     )
-    idle_timeout: float | None = _option(
+    idle_timeout: float | None = declare(
         TIME,
         None,
         "seconds without a byte moved in either direction; ``None`` for no limit",
         command="Close a connection after this long without traffic [no limit].",
         key="Seconds without traffic after which relay closes a connection. Default: none.",
     )
-    linger: float | None = _option(
+    linger: float | None = declare(
         TIME_OR_ZERO,
         60.0,
         "seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for no limit",
         command="Idle timeout after a half-close [60; over I2P 5].",
         key="The same after a half-close. Default: 60, over I2P 5.",
     )
-    first_byte_timeout: float | None = _option(
+    first_byte_timeout: float | None = declare(
         TIME,
         None,
         "seconds in which the target must send its first byte after the client's first one was passed to it, or end "
@@ -197,7 +200,7 @@ class TunnelOptions:
         command="Maximum time from the client's first byte to the target's first one [no limit].",
         key="Seconds in which the target must send its first byte after the client's first one. Default: none.",
     )
-    warm: int = _option(
+    warm: int = declare(
         WARM,
         0,
         "the streams to keep open for clients to come, at most 1024",
@@ -210,7 +213,7 @@ class TunnelOptions:
         "Not for proxies. Default: 0.",
         workers="part",
     )
-    warm_for: float = _option(
+    warm_for: float = declare(
         FINITE,
         WARM_FOR,
         "seconds after which such a stream is replaced if no client has come",
@@ -218,7 +221,7 @@ class TunnelOptions:
         topic="streams",
         key="Seconds after which relay replaces such a stream if no client has come. Default: 30.",
     )
-    source: str | None = _option(
+    source: str | None = declare(
         _SOURCE,
         None,
         'the address of this machine from which relay connects to the target, or ``"peer"`` for an address of the '
@@ -232,7 +235,7 @@ class TunnelOptions:
         "loopback that stands for the client. Only for a target over TCP without hops. Default: the system chooses.",
         is_default=False,
     )
-    limit: LimitsLike | None = _option(
+    limit: LimitsLike | None = declare(
         LIMITS,
         None,
         "limits of the clients: how often they may connect, how many at a time, how fast and how much they may send "
@@ -245,7 +248,7 @@ class TunnelOptions:
         "`action` and `name`. A list of a tunnel replaces that of the defaults; `[]` is none.",
         workers="one",
     )
-    accept_proxy: Collection[str] | None = _option(
+    accept_proxy: Collection[str] | None = declare(
         NETWORKS,
         None,
         "the balancers that may connect: addresses, networks such as ``10.0.0.0/8``, and ``unix`` for the clients of a "
@@ -260,7 +263,7 @@ class TunnelOptions:
         "Default: clients connect without a header.",
         is_default=False,
     )
-    send_proxy: Literal["v1", "v2"] | None = _option(
+    send_proxy: Literal["v1", "v2"] | None = declare(
         HEADER,
         None,
         "the version of the header of the PROXY protocol that relay sends to the target, before the first byte of each "
@@ -271,14 +274,14 @@ class TunnelOptions:
         "first byte. Not for proxies. Default: none.",
         is_default=False,
     )
-    name: str | None = _option(_NAME, None, "in the log, in ``repr`` and of the thread")
-    tag: str | None = _option(
+    name: str | None = declare(_NAME, None, "in the log, in ``repr`` and of the thread")
+    tag: str | None = declare(
         LABEL,
         None,
         "a text of at most 64 characters, such as who owns the tunnel; records of its connections have it",
         command="A text of at most 64 characters that logs, lists and metrics show.",
     )
-    allow: Entries = _option(
+    allow: Entries = declare(
         ENTRIES,
         None,
         'only these clients may connect: rules such as ``"cidr:10.0.0.0/8"``, ``"user:www-data"`` or ``"dns:*.svc"``, '
@@ -290,7 +293,7 @@ class TunnelOptions:
         key='Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of '
         "rules. See [access lists](limits.md#access-lists). A list of a tunnel replaces that of the defaults.",
     )
-    deny: Entries = _option(
+    deny: Entries = declare(
         ENTRIES,
         None,
         "these clients may not connect, in the same form; it wins over ``allow``",
@@ -298,7 +301,7 @@ class TunnelOptions:
         topic="lists",
         key="These clients may not connect: rules, and files of rules. It wins over `allow`. `[]` is none.",
     )
-    admit: Admit | None = _option(
+    admit: Admit | None = declare(
         _ADMIT,
         None,
         "called with the :class:`relay.Identity` of each client that the lists allow, or with ``None`` where nothing "
@@ -309,7 +312,7 @@ class TunnelOptions:
         "says.",
         workers="none",
     )
-    on_end: OnEnd | None = _option(
+    on_end: OnEnd | None = declare(
         _ON_END,
         None,
         "called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in the "
@@ -385,32 +388,3 @@ def part_of(message: Mapping[str, Any], workers: int) -> dict[str, Any]:
 
 LABELS = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.kind is LABEL)
 """The options of tunnels that are labels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandOptions(TunnelOptions):
-    """The options of a tunnel of a command or a file, and those about the end of its connections.
-
-    Where ``None`` is the default here, it stands for what goes with the route, or for no limit.
-    """
-
-    timeout: float | None = again("timeout", None)
-    connect_timeout: float | None = again("connect_timeout", None)
-    linger: float | None = again("linger", None)
-    drain: float = _option(
-        TIME_OR_ZERO,
-        30.0,
-        "seconds for open connections to finish after a signal",
-        command="Maximum time for open connections to finish after SIGTERM or SIGINT.",
-        topic="end",
-        key="Maximum time in seconds for open connections to finish after a signal. Default: 30.",
-    )
-    drain_spread: float = _option(
-        FINITE_OR_ZERO,
-        0.0,
-        "seconds at the end of ``drain`` over which the connections that are left end, one after the other",
-        command="End the connections that are left one after the other, over this last part of --drain.",
-        topic="end",
-        key="Seconds at the end of `drain` over which relay ends the connections that are left, one after the other, "
-        "so that their clients do not all reconnect at once. Default: 0.",
-    )

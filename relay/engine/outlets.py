@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ..access.ledger import LedgerEntry
@@ -20,7 +19,6 @@ class LedgerStore(Protocol):
         """Write entries, later."""
 
 
-@dataclass(slots=True)
 class Outlets:
     """The outlets of one process, which its tunnels share.
 
@@ -28,8 +26,13 @@ class Outlets:
     no lock is needed, and a change reaches each tunnel.
     """
 
-    on_ended: Callable[[str, ConnectionRecord], object] | None = None
-    """Called in the relay threads with the name of the tunnel and the record of each connection that ends. It must not
-    block or raise."""
-    store: LedgerStore | None = None
-    """Keeps the bans and quotas of the tunnels that are made from then on."""
+    __slots__ = ("on_ended", "store")
+
+    def __init__(
+        self, on_ended: Callable[[str, ConnectionRecord], object] | None = None, store: LedgerStore | None = None
+    ) -> None:
+        self.on_ended = on_ended
+        """Called in the relay threads with the name of the tunnel and the record of each connection that ends. It must
+        not block or raise."""
+        self.store = store
+        """Keeps the bans and quotas of the tunnels that are made from then on."""

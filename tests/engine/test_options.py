@@ -12,8 +12,9 @@ from relay.access.limit import Limit
 from relay.addresses.options import options_of
 from relay.api.i2p_tunnels import NOT_OF_A_CLIENT, NOT_OF_A_SERVER
 from relay.api.keywords import ClientKeywords, ServerKeywords
+from relay.engine.command_options import CommandOptions
 from relay.engine.keywords import SharedKeywords, TunnelKeywords
-from relay.engine.options import CommandOptions, TunnelOptions, made_of, part_of, tunnel_options
+from relay.engine.options import TunnelOptions, made_of, part_of, tunnel_options
 
 OPTIONS = tunnel_options(TunnelOptions)
 NOT_SENT = ("admit", "on_end")

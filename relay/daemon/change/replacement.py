@@ -32,7 +32,8 @@ from ...addresses.values import TLSListen, has_mptcp
 from ...config import LISTS
 from ...config.listen_conflicts import exclude_each_other, group_of
 from ...engine import changes
-from ...engine.options import CommandOptions, tunnel_options
+from ...engine.command_options import CommandOptions
+from ...engine.options import tunnel_options
 from ...streams.dialer import Dialer
 from ...transports.tcp import Inherited
 from ..disabled_targets import disable, disabled, target_group

@@ -72,7 +72,7 @@ MODULES = {
     "engine/shared_acceptor": ["engine/test_shared_acceptor.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],
-    "engine/stdio": ["engine/test_stdio.py", "engine/test_stdio_steps.py"],
+    "engine/stdio": ["engine/test_stdio.py"],
     "engine/tarpit": ["engine/test_tarpit.py"],
     "engine/tunnel": ["engine/test_tunnel.py", "engine/test_header_clients.py", "engine/test_header_sender.py"],
     "engine/warm_pool": ["engine/test_warm_pool.py"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 
 import pytest
 
@@ -98,3 +99,7 @@ def test_every_option_of_commands_and_files_has_its_texts():
 def test_a_command_has_other_defaults_and_the_same_declarations():
     assert CommandOptions().timeout is None
     assert options_of(CommandOptions)["timeout"].help == OPTIONS["timeout"].help
+
+
+def test_the_keywords_of_a_tunnel_have_types_at_run_time():
+    assert typing.get_type_hints(relay.Tunnel.__init__)["options"]

@@ -126,7 +126,7 @@ def check_host_port(host: str, port: int, *, least: int = 1) -> None:
     """
     if not isinstance(host, str):
         raise TypeError(f"host: expected a str, got {type(host).__name__}")
-    if not host or host.startswith("-") or not host.isprintable() or any(c in host for c in " []/@"):
+    if not host or host.startswith("-") or not host.isprintable() or not set(host).isdisjoint(" []/@"):
         raise ValueError(f"host: {host!r} is neither an address nor a name; 127.0.0.1, ::1 and db.internal are")
     if is_i2p(host):
         raise ValueError(f"host: {host!r} is a name of I2P, which is not looked up in the DNS; relay.i2p leads there")

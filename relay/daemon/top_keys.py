@@ -75,6 +75,8 @@ def compare_keys(started: File, current: File, new: File, given: Collection[str]
     """
     found = []
     for key in type(new).model_fields.keys() - TABLES:
+        if getattr(new, key) == getattr(started, key) == getattr(current, key):
+            continue
         effect = KeyEffect.OVERRIDDEN if key in given else _effect(key)
         before = started if effect in (KeyEffect.UPGRADE, KeyEffect.RESTART) else current
         if getattr(new, key) != getattr(before, key):

@@ -64,7 +64,8 @@ def with_files(plan: Plan) -> Plan:
 
 def values_of(plan: Plan) -> dict[str, Any]:
     """Return the value of each key of a tunnel: after defaults and hops have been applied."""
-    entry, tunnel, where = plan.table, plan.table.tunnel, plan.routes.where
+    entry, where = plan.table, plan.routes.where
+    tunnel = entry.tunnel
     destination = where.router if isinstance(where, I2PListen) else None
     targets = (entry.target, *(end for _, end in entry.others))
     values: dict[str, Any] = {

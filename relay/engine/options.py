@@ -374,8 +374,9 @@ def made_of(function: str, /, *left_out: str, **given: Any) -> TunnelOptions:
     :raises TypeError: if a keyword is none of them, or a value has the wrong type.
     :raises ValueError: if a value is not allowed.
     """
+    known = tunnel_options(TunnelOptions)
     for name in given:
-        if name not in tunnel_options(TunnelOptions) or name in left_out:
+        if name not in known or name in left_out:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
     return TunnelOptions(**given).checked()
 

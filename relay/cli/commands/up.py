@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +32,12 @@ from ..run import load_server
 
 if TYPE_CHECKING:  # the help is faster without them
     from ...daemon.change.predecessor import Predecessor
+    from ...daemon.group import Group
+    from ...daemon.kept_state import KeptState
     from ...daemon.member import Member
+    from ...daemon.operator_sockets import OperatorSockets
+    from ...daemon.options import EndpointPlan, LogPlan
+    from ...daemon.sandbox import Sandbox
     from ...daemon.tunnel_file import TunnelFile
 
 EXAMPLES = """A file:
@@ -159,12 +164,9 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
     from ...daemon.change.predecessor import Predecessor
     from ...daemon.change.reload import Reloads
     from ...daemon.change.successor import Program
-    from ...daemon.change.take_over import TakeOver
     from ...daemon.connection_log import connections_logged
     from ...daemon.group import Group
-    from ...daemon.kept_state import state_kept
-    from ...daemon.operator_sockets import control_path, operated
-    from ...daemon.options import EndpointPlan
+    from ...daemon.operator_sockets import operated
     from ...daemon.tunnel_file import TunnelFile
     from ..reporters import ManyTunnels
 
@@ -180,31 +182,67 @@ def _relay(file: Path | None, given: Mapping[str, object], shown: Options, signa
         stack.enter_context(contextlib.closing(config.processes))
         group = Group(members, signals, ManyTunnels(shown.watch))
         group.processes = config.processes
-        group.reloads = Reloads(group, config)
+        reloads = group.reloads = Reloads(group, config)
         endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
-        first, ledgers = endpoints, None
-        if predecessor is not None:
-            group.take_over = TakeOver(group, predecessor)
-            predecessor.connect(control_path(endpoints))  # first: it has the sockets that are opened below
-            first = EndpointPlan("none", config=config.path)  # the other one serves operators still
+        first = endpoints if predecessor is None else _take_over(group, predecessor, endpoints)
         sockets = stack.enter_context(operated(group, signals, first, load_server, predecessor))
-        if config.sandbox not in (None, "off"):
-            from ...daemon.sandboxed import sandboxed
-
-            with log_stopped():
-                group.reloads.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+        reloads.sandbox = _sandboxed(config, members, endpoints, log_plan)
         log = stack.enter_context(connections_logged(group, signals, log_plan))
-        if predecessor is not None:  # returns once the other one has vacated what is exclusive, such as the next file
-            ledgers = predecessor.prepare(members, sockets, endpoints)
-        state = stack.enter_context(state_kept(group.outlets, log_plan.state, ledgers))
-        if predecessor is not None:
-            predecessor.keep(state)
-        group.reloads.parts = (
+        state = stack.enter_context(_state_kept(group, log_plan, predecessor, sockets, endpoints))
+        reloads.parts = (
             lambda top: sockets.prepare(config.endpoints(top)),
             lambda top: log.prepare(config.log(top)),
         )
-        group.upgrades = HandOver(group, group.reloads, sockets, state, program)
+        group.upgrades = HandOver(group, reloads, sockets, state, program)
         return group.run()
+
+
+def _take_over(group: Group, predecessor: Predecessor, endpoints: EndpointPlan) -> EndpointPlan:
+    """Connect to the process whose place a group takes; return where to listen for operators until it releases them.
+
+    :param endpoints: where the other process listens for them.
+    """
+    from ...daemon.change.take_over import TakeOver
+    from ...daemon.operator_sockets import control_path
+    from ...daemon.options import EndpointPlan
+
+    group.take_over = TakeOver(group, predecessor)
+    predecessor.connect(control_path(endpoints))  # before anything is opened: it has the sockets
+    return EndpointPlan("none", config=endpoints.config)
+
+
+@contextlib.contextmanager
+def _state_kept(
+    group: Group,
+    log_plan: LogPlan,
+    predecessor: Predecessor | None,
+    sockets: OperatorSockets,
+    endpoints: EndpointPlan,
+) -> Iterator[KeptState]:
+    """Keep the bans and quotas of the tunnels, those of the process before this one as well."""
+    from ...daemon.kept_state import state_kept
+
+    if predecessor is None:
+        with state_kept(group.outlets, log_plan.state) as state:
+            yield state
+        return
+    # Returns once the other one has vacated what is exclusive, such as the file that is opened next.
+    ledgers = predecessor.prepare(group.tunnels, sockets, endpoints)
+    with state_kept(group.outlets, log_plan.state, ledgers) as state:
+        predecessor.keep(state)
+        yield state
+
+
+def _sandboxed(
+    config: TunnelFile, members: Sequence[Member], endpoints: EndpointPlan, log_plan: LogPlan
+) -> Sandbox | None:
+    """Restrict this process to what its tunnels need, as the file says; return the sandbox, if there is one."""
+    if config.sandbox in (None, "off"):
+        return None
+    from ...daemon.sandboxed import sandboxed
+
+    with log_stopped():
+        return sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
 
 
 def _first(config: TunnelFile, predecessor: Predecessor | None) -> list[Member]:

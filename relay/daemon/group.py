@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.outlets import Outlets
 from ..engine.records import Stats
-from ..engine.tunnel import Tunnel
 from ..eventloop import garbage
 from ..streams import exit_drain
 from ..transports.tcp import Inherited
@@ -140,8 +139,7 @@ class Group:
         self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
         self._closing = "closing"
         self._drains = Drains()
-        # Those that drain, and how many of their connections were reset before; None if these get no time to finish.
-        self._draining: dict[Member, int | None] = {}
+        self._draining: set[Member] = set()
         self._reset = 0  # connections that were reset because the drain was over, since the first signal
         self._drained_by = 0.0  # monotonic seconds
         self._done = False
@@ -578,16 +576,12 @@ class Group:
         self.reporter.on_end(why, step)
 
     def _drain(self, member: Member, seconds: float | None = None) -> None:
-        seconds = member.plan.options.drain if seconds is None else seconds
-        # Workers are not asked, which takes time: a reload replaces their tunnels, so they have reset none before.
-        before = member.now.reset_count if member.has_opened and isinstance(member.relay, Tunnel) else 0
         member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member), self._drains)
-        self._draining.setdefault(member, before if seconds else None)
+        self._draining.add(member)
 
     def _on_drained(self, member: Member) -> None:
-        member.on_drained()
-        before = self._draining.pop(member, None)
-        count = member.now.reset_count - before if before is not None else 0
+        count = member.on_drained()
+        self._draining.discard(member)
         if member in self._leaving:
             self._count_removed(member)
             del self._leaving[member]

@@ -242,6 +242,7 @@ class Member:
         self.continued: ContinuedFigures | None = None
         """Its figures, once another tunnel continues them."""
         self._attempt: BackgroundCall | None = None
+        self._reset_before: int | None = None  # connections before the drain; None if it gave them no time to finish
 
     @property
     def name(self) -> str:
@@ -335,10 +336,12 @@ class Member:
         self._become(MemberState.FAILED, problem=problem, status=status)
         self._close_ends()
 
-    def on_drained(self) -> None:
-        """Take the end of the drain."""
+    def on_drained(self) -> int:
+        """Take the end of the drain; return the number of connections that were reset because their time was over."""
         if self.state is MemberState.DRAINING:
             self._become(MemberState.CLOSED, problem="")
+        before, self._reset_before = self._reset_before, None
+        return self.now.reset_count - before if before is not None else 0
 
     def pause(self) -> None:
         """Accept no client until :meth:`resume`. In force when it returns.
@@ -358,16 +361,20 @@ class Member:
         self.relay.resume()
         self._become(MemberState.LISTENING)
 
-    def drain(self, seconds: float, drained: Callable[[], object], drains: Drains) -> None:
+    def drain(self, seconds: float | None, drained: Callable[[], object], drains: Drains) -> None:
         """Close the listener; open connections may finish. Does not wait.
 
         :param seconds: the most that they may take; those that are left are reset, perhaps one after the other over
-            the last seconds (``drain_spread`` of the plan).
+            the last seconds (``drain_spread`` of the plan). ``None`` for the tunnel's own limit.
         :param drained: called at the end, perhaps on another thread; must not block.
         :param drains: closes the tunnel.
         :raises ConflictError: if it is not open.
         """
         self._expect("drain", *_OPEN, MemberState.DRAINING)
+        seconds = self.plan.options.drain if seconds is None else seconds
+        if seconds and self.state is not MemberState.DRAINING:
+            # Workers are not asked, which takes time: a reload replaces their tunnels, so they have reset none before.
+            self._reset_before = self.now.reset_count if isinstance(self.relay, Tunnel) else 0
         self._become(MemberState.DRAINING)
         drains.begin(self.relay, seconds, drained, self.plan.options.drain_spread)
 

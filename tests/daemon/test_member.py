@@ -42,6 +42,9 @@ class Ends:
     def close(self):
         self.calls.append("close")
 
+    def metrics(self):
+        return SimpleNamespace(ended={"closed": 2})
+
     def begin(self, tunnel, seconds, drained, spread):
         assert tunnel is self
         self.calls.append(f"drain {seconds:g} {spread:g}")
@@ -143,6 +146,14 @@ def test_a_snapshot_stays_as_it_was(rig):
     before = one.member.now
     one.pause()
     assert (before.state, one.member.now.state) == (MemberState.LISTENING, MemberState.PAUSED)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(7.0, 2), (None, 2), (0.0, 0)])
+def test_connections_that_had_time_to_finish_are_counted_if_they_are_reset(rig, seconds, count):
+    one = rig("listening")
+    one.member.drain(seconds, lambda: None, one.open)
+    one.member.drain(0.0, lambda: None, one.open)  # sooner
+    assert [one.member.on_drained(), one.member.on_drained()] == [count, 0]
 
 
 def test_what_is_over_stays_over(rig):

@@ -21,7 +21,6 @@ that has a file (:mod:`.change.reload`), and the upgrade of one that takes the p
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
@@ -29,8 +28,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..engine.outlets import Outlets
@@ -40,10 +38,11 @@ from ..streams import exit_drain
 from ..transports.tcp import Inherited
 from .drains import Drains
 from .failures import ConflictError, NotFoundError, ReloadError, describe_error, status_of
+from .hop_trials import HopTrials
 from .member import Member, MemberState, Snapshot
 from .plan import Ends
 from .preflight import Preflight
-from .probes import BackgroundCall, HopProbe
+from .probes import BackgroundCall
 from .reporter import Reporter, Supervisor
 from .signals import UNDER_WAY, MainThread, Signals
 from .status import ReloadStatus, UpgradeReport, total
@@ -58,15 +57,6 @@ logger = logging.getLogger("relay.cli")
 _DELIVERY = 5.0  # seconds at least for what ended connections have sent; fleet.md promises an end in drain + 10 s
 
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class Probe:
-    """A probe of hops, and the tunnels that it is for: each with whether a failure ends it."""
-
-    members: list[tuple[Member, bool]]
-    trial: HopProbe | None = None
-    is_tried: bool = False  # whether the first attempt has ended
 
 
 class Upgrades(Protocol):
@@ -134,7 +124,8 @@ class Group:
         self._leaving: dict[Member, None] = {}  # those that a reload has removed, in their order
         self._removed = Stats(0, 0, 0, 0, {})  # the figures of those that have gone
         self._without_result = len(members)  # those that have neither opened nor failed yet
-        self._probes: dict[Hashable, Probe] = {}
+        self.hop_trials = HopTrials(self._main_thread.later, self._on_refused)
+        """The trials of the hops of its tunnels."""
         self._is_told_to_end = False  # since the first signal
         self._closes_at: float | None = None  # monotonic seconds; while the end waits to close the listeners
         self._closing = "closing"
@@ -371,10 +362,6 @@ class Group:
         elif member.has_opened:
             self._removed = total([self._removed, member.now.stats()])
 
-    def forget_probes(self) -> None:
-        """Try hops anew that have failed: that may have been fixed."""
-        self._probes.clear()
-
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def begin(self, member: Member) -> None:
@@ -432,7 +419,7 @@ class Group:
             member.pause()
         else:
             member.relay.resume()
-        self.try_hops(member)
+        self.hop_trials.begin(member)
         self.on_change([member.now])
 
     def _prepare(self) -> None:
@@ -460,53 +447,12 @@ class Group:
         if self.take_over is not None:
             self.take_over.on_failed(member, error)
 
-    def try_hops(self, member: Member, *, fatal: bool = True) -> None:
-        """Try the hops on the way to the target, once for all tunnels that have the same.
-
-        :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
-        """
-        key = member.plan.way
-        if key in self._probes:
-            probe = self._probes[key]
-            probe.members.append((member, fatal))
-            # It holds the connection, too: the tunnel of the probe may go first.
-            with contextlib.suppress(OSError):  # no thread or descriptor is left: its first client connects
-                member.make_send.subscribe(_hear_nothing)
-            # The trial has failed already, and reports only once.
-            if probe.trial is not None and probe.trial.error is not None:
-                self._main_thread.later(self._on_refused, probe)
-            return
-        options = member.plan.options
-        probe = self._probes[key] = Probe([(member, fatal)])
-        failed = functools.partial(self._main_thread.later, self._on_refused, probe)
-        tried = functools.partial(self._main_thread.later, self._on_tried, probe)
-        probe.trial = member.plan.trial(
-            member.make_send, options.connect_timeout, failed, tried, fail_fast=options.fail_fast
-        )
-
-    def has_tried_hops(self, member: Member) -> bool:
-        """Return whether the first attempt to connect the hops of a tunnel is over, whatever its outcome."""
-        probe = self._probes.get(member.plan.way)
-        return probe is None or probe.is_tried
-
-    def _on_tried(self, probe: Probe) -> None:
-        """The first attempt of a probe has ended; it may be that the hops are up only later."""
-        probe.is_tried = True
-
-    def _on_refused(self, probe: Probe) -> None:
-        """A hop has failed, and a retry cannot help."""
-        error = probe.trial.error if probe.trial is not None else None
-        assert error is not None, "that is what it failed with"
-        probe.is_tried = True
-        # Taken out: a tunnel that joins this probe later is reported by a call of its own.
-        members, probe.members = probe.members, []
-        for member, fatal in members:
-            if not member.state.accepts:
-                continue
-            if fatal and not (self.take_over is not None and self.take_over.spares(member)):
-                self.give_up(member, error)
-            else:
-                self.reporter.on_failed(member.name, error)
+    def _on_refused(self, member: Member, error: Exception, fatal: bool) -> None:
+        """A hop of a tunnel has failed, and a retry cannot help."""
+        if fatal and not (self.take_over is not None and self.take_over.spares(member)):
+            self.give_up(member, error)
+        else:
+            self.reporter.on_failed(member.name, error)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -633,7 +579,3 @@ def _log_reset(name: str, count: int) -> None:
     if count:
         connections = f"{count} connection{'' if count == 1 else 's'}"
         logger.warning("%sdrain over: %s reset; raise drain to give them longer", name, connections)
-
-
-def _hear_nothing(state: object, error: Exception | None) -> None:
-    pass

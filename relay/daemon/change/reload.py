@@ -251,7 +251,7 @@ class Reloads:
         self.file.current = new.file
         for key in new.keys:
             logger.log(logging.INFO if key.effect is KeyEffect.TUNED else logging.WARNING, "reload: %s", key)
-        group.forget_probes()  # what has failed may have been fixed
+        group.hop_trials.forget()  # what has failed may have been fixed
         before = {member.name: member for member in group.tunnels}
         kept = [each for each in replacements if each.verdict is not Verdict.GONE]
         after = [before[each.change.name] if each.error is not None else self._changed(each) for each in kept]
@@ -287,7 +287,7 @@ class Reloads:
                 each.hand_over(functools.partial(later, self._on_late_listener, member, each), postponed)
             elif each.verdict >= Verdict.REROUTED and member.has_opened:
                 self._group.reporter.on_changed(member.now)
-                self._group.try_hops(member, fatal=False)
+                self._group.hop_trials.begin(member, fatal=False)
         return member
 
     def _open(self, member: Member, each: Replacement) -> None:

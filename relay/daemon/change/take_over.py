@@ -137,7 +137,7 @@ class TakeOver:
         if member.state is MemberState.OPENING:
             return False
         # Hops that were down in the other process have no connection that could be lost.
-        is_tried = is_late or self._old.was_down(member.name) or self._group.has_tried_hops(member)
+        is_tried = is_late or self._old.was_down(member.name) or self._group.hop_trials.is_over(member)
         return is_tried or member.state is MemberState.WAITING
 
     def _take_over(self) -> None:

@@ -20,7 +20,6 @@ from helpers import BLOCK, WAIT, TLSEnd, black_hole, receive_all, refusing, wait
 
 import relay
 from relay import aio
-from relay.eventloop.background import IOThread
 from relay.streams.dialer import Dialer
 from relay.testing import Leaks, check_leaks
 from relay.testing.ssh.login import Login
@@ -31,6 +30,11 @@ BEATS = 50  # turns of the loop
 def run(work):
     """Return what a coroutine returns, in a loop of its own and within a time."""
     return asyncio.run(asyncio.wait_for(work, 3 * WAIT))
+
+
+def has_begun():
+    """Return whether the thread runs that relay moves bytes in, which an attempt needs first."""
+    return any(thread.name == "relay-io" for thread in threading.enumerate())
 
 
 async def until(condition):
@@ -53,10 +57,15 @@ class Gate:
         return True
 
     async def keep(self):
-        await until(self.reached.is_set)
-        for _ in range(BEATS):
-            await asyncio.sleep(0)
+        await beats(self.reached.is_set)
         self.opened.set()
+
+
+async def beats(begun):
+    """Return after many turns of the loop since something has begun."""
+    await until(begun)
+    for _ in range(BEATS):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -64,6 +73,34 @@ def gate():
     made = Gate()
     yield made
     made.opened.set()
+
+
+@pytest.fixture
+def lookup(monkeypatch, gate):
+    """The look-up of names, which waits at the gate; one that is unknown does not leave this machine."""
+    look_up = socket.getaddrinfo
+
+    def waiting(name, *some, **more):
+        gate.wait()
+        if name == "no.such.name":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(name, *some, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", waiting)
+
+
+@pytest.fixture
+def factory(monkeypatch, gate):
+    """The making of a factory, which waits at the gate."""
+    target = aio.target
+    monkeypatch.setattr(aio, "target", lambda *arguments: gate.wait() and target(*arguments))
+
+
+@pytest.fixture
+def login(monkeypatch, gate):
+    """The check of a key by the server, which waits at the gate."""
+    check = Login.check_auth_publickey
+    monkeypatch.setattr(Login, "check_auth_publickey", lambda self, *key: gate.wait() and check(self, *key))
 
 
 def url_of(server):
@@ -195,23 +232,28 @@ def test_no_attempt_has_a_thread_of_its_own(make_ssh_server, backend):
 # The loop goes on meanwhile.
 
 
-def test_the_loop_goes_on_while_the_factory_is_made(monkeypatch, gate, echo_server):
-    target = aio.target
-    monkeypatch.setattr(aio, "target", lambda *arguments: gate.wait() and target(*arguments))
+@pytest.mark.usefixtures("factory")
+def test_the_loop_goes_on_while_the_factory_is_made(gate, echo_server):
     check_the_loop_goes_on(gate, url_of(echo_server))
 
 
-def test_the_loop_goes_on_while_a_name_is_looked_up(monkeypatch, gate, echo_server):
-    look_up = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *some, **more: gate.wait() and look_up(*some, **more))
+@pytest.mark.usefixtures("lookup")
+def test_the_loop_goes_on_while_a_name_is_looked_up(gate, echo_server):
     check_the_loop_goes_on(gate, f"localhost:{echo_server.address[1]}")
 
 
-def test_the_loop_goes_on_while_it_logs_in(monkeypatch, gate, make_ssh_server, echo_server, backend):
+def test_the_loop_goes_on_while_it_logs_in(make_ssh_server, echo_server, backend):
     server = make_ssh_server()
-    serve = server._serve
-    monkeypatch.setattr(server, "_serve", lambda connection: gate.wait() and serve(connection))
-    check_the_loop_goes_on(gate, url_of(echo_server), f"{server.url}&backend={backend}")
+    server.freeze()
+
+    async def work():
+        connecting = asyncio.create_task(aio.connect(url_of(echo_server), [f"{server.url}&backend={backend}"]))
+        await beats(lambda: server.connections)
+        assert not connecting.done()
+        server.thaw()
+        assert await echoed(await connecting) == b"hello"
+
+    run(work())
 
 
 def test_the_loop_goes_on_while_the_server_connects(gate, make_ssh_server, echo_server, backend):
@@ -231,69 +273,68 @@ def check_the_loop_goes_on(gate, url, *via):
 
 
 @contextlib.contextmanager
-def looking_up(monkeypatch, gate):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gate.wait() and [])
+def looking_up(request, gate):
+    request.getfixturevalue("lookup")
     yield "no.such.name:1", [], gate.reached.is_set
 
 
 @contextlib.contextmanager
-def making(monkeypatch, gate):
-    monkeypatch.setattr(aio, "target", lambda *_: gate.wait() and relay.target("127.0.0.1:1"))
+def making(request, gate):
+    request.getfixturevalue("factory")
     yield "127.0.0.1:1", [], gate.reached.is_set
 
 
 @contextlib.contextmanager
-def connecting(monkeypatch, gate):
+def connecting(request, gate):
     with black_hole() as hole:
-        yield "{}:{}".format(*hole.getsockname()), [], lambda: IOThread._current is not None
+        yield "{}:{}".format(*hole.getsockname()), [], has_begun
 
 
 @contextlib.contextmanager
-def shaking_hands(monkeypatch, gate):
+def shaking_hands(request, gate):
     with silent() as (place, connected):
         yield f"tls://{place}", [], connected
 
 
 @contextlib.contextmanager
-def waiting_for_a_banner(monkeypatch, gate, backend="paramiko"):
+def waiting_for_a_banner(request, gate, backend="paramiko"):
     with silent() as (place, connected):
         yield "127.0.0.1:1", [f"ssh://me@{place}?config=/dev/null&backend={backend}"], connected
 
 
 @contextlib.contextmanager
-def waiting_for_a_banner_with_ssh(monkeypatch, gate):
-    with waiting_for_a_banner(monkeypatch, gate, "openssh") as given:
+def waiting_for_a_banner_with_ssh(request, gate):
+    with waiting_for_a_banner(request, gate, "openssh") as given:
         yield given
 
 
 @contextlib.contextmanager
-def logging_in(monkeypatch, gate, backend="paramiko"):
-    check = Login.check_auth_publickey
-    monkeypatch.setattr(Login, "check_auth_publickey", lambda self, *key: gate.wait() and check(self, *key))
+def logging_in(request, gate, backend="paramiko"):
+    request.getfixturevalue("login")
     with relay.testing.SSHServer() as server:
         yield "127.0.0.1:1", [f"{server.url}&backend={backend}"], gate.reached.is_set
 
 
 @contextlib.contextmanager
-def opening(monkeypatch, gate, backend="paramiko"):
+def opening(request, gate, backend="paramiko"):
     with relay.testing.SSHServer(permit=gate.wait) as server:
         yield "127.0.0.1:1", [f"{server.url}&backend={backend}"], gate.reached.is_set
 
 
 @contextlib.contextmanager
-def opening_with_ssh(monkeypatch, gate):
-    with opening(monkeypatch, gate, "openssh") as given:
+def opening_with_ssh(request, gate):
+    with opening(request, gate, "openssh") as given:
         yield given
 
 
 @contextlib.contextmanager
-def asking_a_proxy(monkeypatch, gate, protocol="socks5"):
+def asking_a_proxy(request, gate, protocol="socks5"):
     with silent() as (place, connected):
         yield "127.0.0.1:1", [f"{protocol}://{place}"], connected
 
 
 @contextlib.contextmanager
-def logging_in_through_a_program(monkeypatch, gate):
+def logging_in_through_a_program(request, gate):
     """A program that leads nowhere, as a ProxyCommand does."""
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder, "there")
@@ -302,7 +343,7 @@ def logging_in_through_a_program(monkeypatch, gate):
 
 
 @contextlib.contextmanager
-def meeting_a_bridge(monkeypatch, gate):
+def meeting_a_bridge(request, gate):
     with silent() as (place, connected):
         yield f"i2p://name.i2p?sam={place}", [], connected
 
@@ -332,9 +373,9 @@ STEPS = [
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-def test_an_attempt_that_is_given_up_leaves_nothing(step, how, monkeypatch, gate, spawner_thread):
+def test_an_attempt_that_is_given_up_leaves_nothing(step, how, request, gate, spawner_thread):
     """Also while the loop goes on."""
-    with step(monkeypatch, gate) as (url, via, reached):
+    with step(request, gate) as (url, via, reached):
 
         async def work():
             await asyncio.to_thread(int)  # the thread of the loop's own for such things
@@ -359,8 +400,8 @@ async def limited(work, limits):
 
 
 @pytest.mark.parametrize("step", [connecting, logging_in], ids=lambda step: step.__name__)
-def test_an_attempt_in_a_loop_that_is_closed_ends_with_its_time(step, monkeypatch, gate, spawner_thread):
-    with step(monkeypatch, gate) as (url, via, reached):
+def test_an_attempt_in_a_loop_that_is_closed_ends_with_its_time(step, request, gate, spawner_thread):
+    with step(request, gate) as (url, via, reached):
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda *_: None)  # "task was destroyed but it is pending": so it is
         loop.run_until_complete(asyncio.to_thread(int))
@@ -415,8 +456,7 @@ def late(monkeypatch):
     return made
 
 
-def test_who_never_tells_is_waited_for_no_longer(late, monkeypatch):
-    monkeypatch.setattr(aio, "LATE", 0.0)
+def test_who_never_tells_is_waited_for_no_longer(late):
     with pytest.raises(relay.ConnectError, match="the target: no answer in time") as caught:
         run(aio.connect("h:1", timeout=0.01))
     assert caught.value.reason == "connect_timeout"
@@ -471,7 +511,7 @@ def test_one_that_fails_ends_the_others_of_its_group(serve):
             with pytest.raises(ExceptionGroup) as caught:
                 async with asyncio.TaskGroup() as group:
                     others += [group.create_task(aio.connect("{}:{}".format(*hole.getsockname()))) for _ in range(5)]
-                    await until(lambda: IOThread._current is not None)
+                    await until(has_begun)
                     group.create_task(aio.connect(f"{host}:{port}"))
             assert caught.value.subgroup(relay.ConnectError) is not None
             assert all(task.cancelled() for task in others)
@@ -498,13 +538,10 @@ def failures(sshd, tmp_path):
     }
 
 
-def unknown(*_, **__):
-    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-
+@pytest.mark.usefixtures("lookup")
 @pytest.mark.parametrize("name", failures(SimpleNamespace(url="", known_hosts=""), Path()))
-def test_it_fails_as_connect_does(name, sshd, tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no name leaves this machine
+def test_it_fails_as_connect_does(name, sshd, tmp_path, gate):
+    gate.opened.set()
     (tmp_path / "hosts").write_text("")
     url, via = failures(sshd, tmp_path)[name]
     with pytest.raises((OSError, ValueError)) as plain:
@@ -517,8 +554,8 @@ def test_it_fails_as_connect_does(name, sshd, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [connecting, shaking_hands, logging_in], ids=lambda step: step.__name__)
-def test_the_time_is_kept(step, monkeypatch, gate):
-    with step(monkeypatch, gate) as (url, via, _), pytest.raises(relay.ConnectError) as caught:
+def test_the_time_is_kept(step, request, gate):
+    with step(request, gate) as (url, via, _), pytest.raises(relay.ConnectError) as caught:
         run(aio.connect(url, via, timeout=0.1))
     assert caught.value.reason == "connect_timeout"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import pty
 import select
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -445,6 +447,42 @@ def test_a_stream_that_ends_before_it_has_ever_answered_leads_nowhere(rig):
     assert raised.value.reason == "unreachable"
 
 
+@pytest.mark.parametrize("half_close", [True, False])
+def test_a_target_that_has_received_an_eof_may_send_nothing(rig, half_close):
+    one = rig(half_close=half_close)
+    one.stream.answered = False
+    one.end_input()
+    one.begin()
+    if half_close:
+        assert receive_all(one.far) == b""
+    one.far.close()
+    if half_close:
+        assert one.over() is True
+    else:
+        with pytest.raises(ConnectError, match="before sending any data"):
+            one.over()
+
+
+def test_the_failure_of_a_stream_may_be_known_a_moment_after_its_end(rig):
+    lost = CarrierError("ssh://bastion: the connection was lost")
+    ended = []
+    one = rig(failure=lambda: lost if ended and time.monotonic() >= ended[0] + SOON else None)
+    one.stream.settle = SOON
+    one.begin()
+    ended.append(time.monotonic())
+    one.far.close()
+    with pytest.raises(CarrierError):
+        one.over()
+
+
+def test_a_stream_without_a_target_has_a_name_too(rig):
+    one = rig().begin()
+    one.stream.target = ""
+    reset(one.far)
+    with pytest.raises(RelayError, match="^the stream: the connection was reset"):
+        one.over()
+
+
 def test_a_stream_that_has_answered_is_known_to(rig):
     one = rig()
     one.stream.answered = False
@@ -522,8 +560,9 @@ def test_it_ends_when_nobody_reads_the_output_and_the_input_has_ended(rig):
 def test_it_is_cut_when_nobody_reads_the_output_though_the_input_goes_on(rig):
     one = rig().begin()
     one.close(one.read)
-    with pytest.raises(BrokenPipeError, match="standard output: its reader has closed it"):
+    with pytest.raises(BrokenPipeError, match="standard output: its reader has closed it") as raised:
         one.over()
+    assert raised.value.errno == errno.EPIPE
     assert ending(one.far) == "reset"
 
 
@@ -580,6 +619,7 @@ def input_has_ended_and_the_stream_is_silent(one):
     assert receive_all(one.far) == b""
 
 
+@pytest.mark.usefixtures("_system")
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(
     "state",
@@ -593,7 +633,7 @@ def input_has_ended_and_the_stream_is_silent(one):
 def test_waiting_uses_no_processor(rig, pair, state):
     one = rig(pair)
     cancel = Cancellation()
-    one.begin(cancel=cancel)
+    one.begin(cancel=cancel, idle_timeout=1000)
     state(one)
     assert one.thread.is_alive()
     before = wakes(one.thread)
@@ -634,23 +674,49 @@ def test_the_other_direction_has_so_long_after_one_end(rig):
         flood(one.far)
 
 
-def test_bytes_put_the_limits_off(rig, clock):
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_bytes_put_the_limits_off(rig, clock, way):
     one = rig().begin(idle_timeout=SOON)
     for _ in range(6):
-        one.far.sendall(b".")
-        assert one.answer(1) == b"."
-        clock.now += SOON / 2
+        if way == "up":
+            os.write(one.write, b".")
+            assert receive_exactly(one.far, 1) == b"."
+        else:
+            one.far.sendall(b".")
+            assert one.answer(1) == b"."
+        clock.pass_by(SOON / 2)
     one.far.close()
     one.end_input()
     assert one.over() is True
 
 
-@pytest.mark.parametrize("name", ["idle_timeout", "linger"])
-def test_a_limit_that_cannot_be_is_named_and_the_stream_closed(rig, name):
+@pytest.mark.parametrize(("name", "seconds"), [("idle_timeout", -1), ("idle_timeout", 0), ("linger", -1)])
+def test_a_limit_that_cannot_be_is_named_and_the_stream_closed(rig, name, seconds):
     one = rig()
-    with pytest.raises(ValueError, match=name):
-        carry(one.stream, one.source, one.sink, **{name: -1})
+    with pytest.raises(ValueError, match=f"^{name}"):
+        carry(one.stream, one.source, one.sink, **{name: seconds})
     assert one.stream.fileno() == -1
+
+
+def test_a_linger_of_no_time_waits_for_no_answer(rig):
+    one = rig(half_close=False).begin(linger=0)
+    one.end_input()
+    assert one.over() is True
+
+
+def test_standard_input_and_output_are_the_client_if_no_other_is_given(listener):
+    code = "import socket, sys, relay; from relay.engine.stdio import carry"
+    code += "; carry(relay.Stream(socket.create_connection(('127.0.0.1', int(sys.argv[1])))))"
+
+    def answer():
+        with listener.accept()[0] as far:
+            far.sendall(receive_all(far)[::-1])
+
+    answering = Thread(answer)
+    argv = [sys.executable, "-c", code, str(listener.getsockname()[1])]
+    found = subprocess.run(argv, input=b"question", capture_output=True, timeout=WAIT, check=True)
+    assert found.stdout == b"noitseuq"
+    answering.result()
 
 
 def test_it_is_cut_when_it_is_cancelled(rig):

@@ -1,18 +1,21 @@
-"""``relay.daemon.worker_processes``: the pool of a command starts with its first tunnel, and keeps its size."""
+"""``relay.daemon.worker_processes``: the pool starts with its first tunnel, keeps its size, and gets plans."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import pickle
 import socket
 
 import pytest
+import trustme
 from helpers import WAIT, receive_exactly, wait_until
 
-from relay.addresses.parse import parse_listen, parse_target
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.api.urls import listener
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
-from relay.daemon.worker_processes import WorkerProcesses
+from relay.daemon.worker_processes import WorkerProcesses, make
 from relay.engine.acceptor import own_listener
 
 LIMITS = Options().settled(over_i2p=False).of_tunnel("one")
@@ -82,3 +85,37 @@ def test_without_workers_a_plan_needs_none(processes):
     where, end = parse_listen(":0"), parse_target("db:5432")
     assert make_plan(where, end, Options(workers=1, processes=processes), name="one").in_workers is None
     assert make_plan(where, end, Options(workers=2), name="one").in_workers is None
+
+
+def packed(listen, target, via=()):
+    values = parse_listen(listen), parse_target(target), parse_hops(via, "")
+    return base64.b64encode(pickle.dumps(values)).decode()
+
+
+@pytest.fixture
+def receive():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def test_a_socket_that_listens_is_the_listener(receive):
+    listener, make_send = make(receive, values=packed(":0", "db:5432"))
+    with contextlib.closing(make_send):
+        assert listener is receive
+        assert make_send.target == "db:5432"
+
+
+def test_a_listener_of_tls_wraps_it(receive, tmp_path):
+    cert = trustme.CA().issue_cert("localhost")
+    cert.private_key_and_cert_chain_pem.write_to_path(file := tmp_path / "pem")
+    file.chmod(0o600)
+    address = receive.getsockname()
+    listener, make_send = make(receive, values=packed(f"tls://127.0.0.1:0?cert={file}", "db:5432"))
+    with contextlib.closing(make_send), contextlib.closing(listener):
+        assert listener.address[:2] == address
+
+
+def test_a_file_that_is_missing_leaves_the_socket_to_the_caller(receive, tmp_path):
+    with pytest.raises((OSError, ValueError), match="missing"):
+        make(receive, values=packed(f"tls://127.0.0.1:0?cert={tmp_path}/missing", "db:5432"))
+    assert receive.fileno() >= 0

@@ -47,8 +47,6 @@ from ..access.limit import LimitsLike
 from ..access.policy import Admit, Entries
 from ..addresses.options import Secret
 from ..engine.observer import OnEnd
-
-__all__ = ["ClientKeywords", "I2PKeywords", "SSHKeywords", "ServerKeywords"]
 '''
 
 
@@ -62,8 +60,6 @@ from typing import Literal, TypedDict
 from ..access.limit import LimitsLike
 from ..access.policy import Admit, Entries
 from .observer import OnEnd
-
-__all__ = ["SharedKeywords", "TunnelKeywords"]
 '''
 
 

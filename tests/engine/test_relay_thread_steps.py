@@ -18,7 +18,6 @@ from relay.access.policy import ClientPolicy
 from relay.engine import relay_thread as module
 from relay.engine.connection_id import id_of
 from relay.engine.options import TunnelOptions
-from relay.engine.outlets import Outlets
 from relay.engine.records import ConnectionSummary
 from relay.engine.relay_thread import RelayThread
 from relay.streams.listener import SocketListener, TunnelListener
@@ -243,7 +242,9 @@ def living(one, count=1, started=NOW):
 def test_it_begins(make):
     one = make(policy=(policy := ClientPolicy()), source="127.0.0.2", send_proxy="v1")
     assert (one.name, one.limits.lifetime, one.keepalive_enabled_until, one.hooks) == ("it", 60.0, 0.0, ["start"])
-    assert one._statistics.given == ("it", 60.0, None, Outlets())
+    assert one._statistics.given[:3] == ("it", 60.0, None)
+    outlets = one._statistics.given[3]
+    assert (outlets.on_ended, outlets.store) == (None, None)
     assert one._observer is None
     assert one.entrance.given == (one, one._slots, policy, "v1", None)
     assert one._generations.given == (one.loop.timers,)
@@ -266,7 +267,7 @@ def test_without_a_policy_there_is_no_source(one):
 def test_whoever_wants_records_gets_them(make):
     one = make(on_end=print)
     assert one._observer.given == (print, "it")
-    assert one._statistics.given == ("it", 60.0, one._observer, Outlets())
+    assert one._statistics.given[:3] == ("it", 60.0, one._observer)
 
 
 def test_a_handshake_of_its_listener_has_its_limit(make):

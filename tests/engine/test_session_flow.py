@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.engine import flow_pair
 from relay.engine.flow_pair import FlowPair
 from relay.engine.session_flow import NOTHING, SessionFlow
 from relay.engine.workspace import Workspace
@@ -86,11 +87,12 @@ class Owner:
         self.client_stream = None
         self.target_stream = SimpleNamespace(settle=0.0, failure=None, half_close=True, answered=True)
         self.reason: str | None = None
+        self.closed_at: float | None = None
         self.deadline = self
         self.flows: FlowPair | None = None
 
     def close(self, reason: str, now: float) -> None:
-        self.reason = reason
+        self.reason, self.closed_at = reason, now
         self.flows.release()
 
     def update(self, now: float) -> None:
@@ -196,6 +198,7 @@ def test_the_end_waits_until_the_client_has_taken_what_came_before_it(bench):
     while bench.received() != b"nothing":
         pass
     bench.turn()
+    assert bench.down.last == 1.0
     assert bench.received() == b"last"
     assert bench.received() == END
     assert bench.down.ended
@@ -243,6 +246,50 @@ def test_a_stalled_session_is_not_read_from(bench):
     assert bench.down.mask & IN
     bench.turn()
     assert session.script == []
+
+
+def test_a_session_that_has_ended_is_not_read_again_once_it_has_sent_what_stalled_it(bench):
+    session = bench.session
+    session.script, session.waiting, session.takes, session.stalled = [END], b"reply", False, True
+    bench.far.send(b"x")
+    bench.turn()
+    session.takes = True
+    bench.turn()
+    bench.turn()
+    assert (session.sent, session.reads) == (b"reply", 1)
+
+
+@pytest.mark.parametrize("was_stalled", [False, True])
+def test_a_flow_that_a_meter_has_stopped_reads_nothing_when_the_transport_takes_more(bench, was_stalled):
+    session = bench.session
+    if was_stalled:
+        session.script, session.waiting, session.takes, session.stalled = [b"data"], b"reply", False, True
+        bench.far.send(b"x")
+        bench.turn()
+        session.takes = True
+        bench.turn()
+        session.sent = b""
+    bench.down.set_interest(0)
+    session.takes, session.script = False, [b"later"]
+    bench.client.send(b"data")
+    bench.turn()
+    session.takes = True
+    bench.far.send(b"x")
+    bench.turn()
+    bench.turn()
+    assert (session.sent, session.script) == (b"data", [b"later"])
+
+
+def test_a_stalled_session_sends_although_its_transport_has_hung_up(bench):
+    session = bench.session
+    session.waiting, session.takes, session.stalled = b"reply", False, True
+    bench.client.send(b"data")
+    bench.turn()
+    bench.down.set_interest(-1)
+    bench.down.go_on(1.0)
+    session.takes = True
+    bench.turn()
+    assert session.sent == b"replydata"
 
 
 def test_a_stalled_session_that_fails_ends_the_connection(bench):
@@ -295,7 +342,7 @@ def test_an_end_is_no_reason_to_wait_when_bytes_are_dropped(bench):
     bench.session.script, bench.session.ahead = [b"too late", END], 2
     bench.far.send(b"x")
     bench.turn()
-    assert bench.owner.reason == "done"
+    assert (bench.owner.reason, bench.owner.closed_at) == ("done", 1.0)
 
 
 def test_a_failure_of_the_session_ends_the_connection(bench):
@@ -357,6 +404,48 @@ def test_a_transport_that_was_full_is_not_waited_for_once_input_is_needed(bench)
     assert not bench.down.mask & OUT
 
 
+def test_a_flow_that_a_meter_has_stopped_sends_once_no_input_is_needed_and_reads_nothing(bench):
+    session = bench.session
+    session.takes, session.needs, session.script = False, True, [b"later"]
+    bench.down.set_interest(0)
+    bench.client.send(b"data")
+    bench.turn()
+    session.takes, session.needs = True, False
+    bench.down.go_on(1.0)
+    bench.far.send(b"x")
+    bench.turn()
+    bench.turn()
+    assert (session.sent, session.script) == (b"data", [b"later"])
+
+
+class Metered(SessionFlow):
+    """A flow that a meter stops after each piece."""
+
+    is_parked = True
+
+
+def test_what_waits_in_a_session_is_sent_although_a_meter_stops_its_flow(monkeypatch):
+    monkeypatch.setattr(flow_pair, "SessionFlow", Metered)
+    bench = Bench()
+    try:
+        bench.begin()
+        bench.session.script, bench.session.ahead, bench.session.waiting = [b"one", b"two"], 2, b"reply"
+        bench.far.send(b"x")
+        bench.turn()
+        bench.turn()
+        assert (bench.session.sent, bench.received()) == (b"reply", b"onetwo")
+    finally:
+        bench.close()
+
+
+def test_a_session_that_had_nothing_to_send_does_not_spin_once_it_needs_no_input(bench):
+    bench.session.needs = True
+    bench.down.set_interest(READ)
+    bench.session.needs = False
+    bench.down.go_on(1.0)
+    assert not bench.loop.poller.poll(0, 128)
+
+
 def discarding(bench):
     bench.down.use(bench.down.discard)
     bench.down.set_interest(READ)
@@ -376,7 +465,7 @@ def test_what_waits_is_sent_while_bytes_are_dropped(bench):
     session.script = [END]
     bench.far.send(b"x")
     bench.turn()
-    assert bench.owner.reason == "done"
+    assert (bench.owner.reason, bench.owner.closed_at) == ("done", 1.0)
 
 
 def test_a_stalled_session_is_not_read_from_while_bytes_are_dropped(bench):
@@ -404,4 +493,4 @@ def test_a_session_that_fails_while_bytes_are_dropped_ends_the_connection(bench)
     session.send = fail
     bench.far.send(b"x")
     bench.turn()
-    assert bench.owner.reason == "done"
+    assert (bench.owner.reason, bench.owner.closed_at) == ("done", 1.0)

@@ -68,7 +68,7 @@ MODULES = {
     "engine/questions": ["engine/test_questions.py", "engine/test_readings.py"],
     "engine/records": ["engine/test_records.py"],
     "engine/relay_thread": ["engine/test_relay_thread.py", "engine/test_relay_thread_steps.py"],
-    "engine/session_flow": ["engine/test_session_flow.py", "engine/test_session_flow_steps.py"],
+    "engine/session_flow": ["engine/test_session_flow.py"],
     "engine/shared_acceptor": ["engine/test_shared_acceptor.py"],
     "engine/spread": ["engine/test_spread.py"],
     "engine/statistics": ["engine/test_statistics.py"],

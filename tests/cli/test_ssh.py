@@ -121,13 +121,22 @@ def test_a_server_that_is_away_at_the_start_is_a_warning(start, target, ssh_serv
     assert command.end()[0] == 0
 
 
-def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, monkeypatch):
-    """The OpenSSH client has its turn first, for it may be paramiko's fault."""
+@pytest.fixture
+def unfinished(ssh_server, monkeypatch):
+    """The logins that the server has ended before it asked who comes: all of them."""
+    logins = []
 
     def hang_up(handler, message):
+        logins.append(handler)
         raise paramiko.SSHException("no")
 
     monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
+    return logins
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server):
+    """The OpenSSH client has its turn first, for it may be paramiko's fault."""
     command = start(":0", target, "--via", ssh_server.url)
     line = command.hear("trying the OpenSSH client instead")
     assert "the login was not finished); 3 times in a row; trying the OpenSSH" in line
@@ -136,17 +145,10 @@ def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, m
 
 
 def test_expose_at_a_server_that_ends_every_login_tries_the_client_once_and_ends(
-    expose, target, ssh_server, monkeypatch
+    expose, target, ssh_server, unfinished
 ):
-    logins = []
-
-    def hang_up(handler, message):
-        logins.append(handler)
-        raise paramiko.SSHException("no")
-
-    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
     status, said = expose(target, "--on", ssh_server.url).wait()
-    assert (status, len(logins)) == (1, 4)
+    assert (status, len(unfinished)) == (1, 4)
     *lines, last = said.splitlines()
     assert ["trying again in" in line for line in lines] == [True, True, False]
     assert all(f"WARNING {name_of(ssh_server.url)}: " in line for line in lines)
@@ -154,16 +156,9 @@ def test_expose_at_a_server_that_ends_every_login_tries_the_client_once_and_ends
     assert last.startswith(f"relay: {name_of(ssh_server.url)}: ") and last.endswith("; 4 times in a row")
 
 
-def test_expose_ends_with_one_line_where_the_first_login_must_not_fail(target, ssh_server, monkeypatch):
-    logins = []
-
-    def hang_up(handler, message):
-        logins.append(handler)
-        raise paramiko.SSHException("no")
-
-    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
+def test_expose_ends_with_one_line_where_the_first_login_must_not_fail(target, ssh_server, unfinished):
     done = run("expose", target, "--on", ssh_server.url, "--fail-fast")
-    assert (done.returncode, done.stdout, len(logins)) == (1, "", 1)
+    assert (done.returncode, done.stdout, len(unfinished)) == (1, "", 1)
     assert done.stderr.startswith("relay: ssh://") and done.stderr.count("\n") == 1
 
 

@@ -29,6 +29,7 @@ OPTIONS = {"nconnect", "timeout", "idle_timeout", "linger", "lifetime", "first_b
 OPTIONS |= {"access", "proxy_header", "send_proxy", "tag"}
 RULER = re.compile(r"#\s*-{2,}")
 NO_REASON = re.compile(r"#\s*(noqa|type:|fmt:|pragma|!|/)")
+PUBLIC = {"_replace", "_asdict", "_make", "_fields", "_exit"}  # of named tuples and os, whose pages describe them
 QUIET = 1.5  # seconds after which nothing more is expected
 DEADLINE = 30.0
 
@@ -71,6 +72,7 @@ def private_names(text: str) -> int:
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
         and not node.attr.startswith("__")
+        and node.attr not in PUBLIC
         and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     ]
     return len(names) + len(re.findall(r"monkeypatch\.\w+\(", text))

@@ -107,8 +107,9 @@ class FdCopier:
         except OSError as error:
             if error.errno in _UNFIT:
                 return self._switch_to_copy()
-            # A pipe fails in one way only.
-            raise (SinkError if isinstance(error, BrokenPipeError) else SourceError) from error
+            if not isinstance(error, BrokenPipeError):
+                raise SourceError from error
+            size = 0  # a pipe without a reader fails before it is known whether there is a byte to lose
         if not size:  # the end, or the mark of urgent data when the end is known already: a copy tells which
             self._switch_to_copy()
             return self._copy_some()

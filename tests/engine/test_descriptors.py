@@ -258,12 +258,28 @@ def test_a_splice_in_vain_waits_for_the_other_end(make, pipe, sockets, splices):
     assert mover._step == mover._copy_some, "after eight in a row"
 
 
-@pytest.mark.parametrize(("error", "raised"), [(BrokenPipeError(), SinkError), (ConnectionResetError(), SourceError)])
-def test_the_end_of_a_splice_that_fails(make, pipe, sockets, splices, error, raised):
-    splices.outcomes = [error]
-    with pytest.raises(raised) as caught:
+def test_the_end_of_a_splice_that_fails(make, pipe, sockets, splices):
+    splices.outcomes = [error := ConnectionResetError()]
+    with pytest.raises(SourceError) as caught:
         make(sockets[0].fileno(), pipe[1]).move()
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("sent", [b"", b"lost"])
+def test_a_pipe_without_a_reader_is_a_failure_only_where_there_are_bytes_to_lose(stack, make, sockets, sent):
+    near, far = sockets
+    read, write = os.pipe()
+    stack.callback(os.close, write)
+    os.close(read)
+    far.sendall(sent)
+    far.close()
+    mover = make(near.fileno(), write)
+    if sent:
+        with pytest.raises(SinkError) as caught:
+            mover.move()
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+    else:
+        assert mover.move() is Readiness.NOTHING
 
 
 # -- a file --------------------------------------------------------------------------------------------------------

@@ -230,6 +230,15 @@ def test_nothing_is_read_from_and_written_to_the_null_device(rig):
     assert one.over() is True
 
 
+def test_a_reader_that_leaves_as_the_stream_ends_has_lost_nothing(rig):
+    one = rig()
+    one.stream.answered = True
+    one.far.close()
+    one.end_input()
+    one.close(one.read)
+    assert one.begin().over() is True
+
+
 def test_the_kernel_moves_what_goes_into_a_pipe(rig, monkeypatch):
     calls = []
     splice = os.splice

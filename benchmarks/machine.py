@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 LOOPBACK = "127.0.0.1"
 START = 15.0  # seconds for a program to listen
@@ -37,13 +38,17 @@ class Process:
     :param arguments: the argument list.
     :param port: where it will listen on 127.0.0.1; it is waited for.
     :param log: takes what it prints.
+    :param patience: seconds for it to listen.
     :raises UnavailableError: if it cannot be started.
     :raises MeasurementError: if it ends, or does not listen in time.
     """
 
-    def __init__(self, arguments: list[str], port: int, log: Path) -> None:
+    running: ClassVar[list[Process]] = []  # all of them that this program has not yet ended
+
+    def __init__(self, arguments: list[str], port: int, log: Path, patience: float = START) -> None:
         self.port = port
-        self._log = log
+        self.log = log
+        self._patience = patience
         with log.open("wb") as output:
             try:
                 self._child = subprocess.Popen(
@@ -51,6 +56,7 @@ class Process:
                 )
             except OSError as error:
                 raise UnavailableError(f"{arguments[0]}: {error.strerror}") from None
+        self.running.append(self)
         try:
             self._wait()
         except BaseException:
@@ -59,16 +65,16 @@ class Process:
 
     def _wait(self) -> None:
         """Look at the table of listening ports: a connect would reach through a relay and disturb the target."""
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + self._patience
         while not _listens(self.port):
             if self._child.poll() is not None:
                 raise MeasurementError(f"ended with status {self._child.returncode}: {self._last_words()}")
             if time.monotonic() > deadline:
-                raise MeasurementError(f"does not listen after {START:.0f} s: {self._last_words()}")
+                raise MeasurementError(f"does not listen after {self._patience:.0f} s: {self._last_words()}")
             time.sleep(0.01)
 
     def _last_words(self) -> str:
-        return " / ".join(self._log.read_text(errors="replace").split("\n")[-4:]).strip(" /")
+        return " / ".join(self.log.read_text(errors="replace").split("\n")[-4:]).strip(" /")
 
     def signal(self, number: int) -> None:
         """Send a signal to the program, not to its children."""
@@ -76,31 +82,32 @@ class Process:
 
     def cpu(self) -> float:
         """The processor time used so far, in seconds: all threads, live children and those that ended."""
-        return sum(_cpu(pid) for pid in self._family())
+        return sum(_cpu(pid) for pid in family(self.pid))
 
     def memory(self) -> int:
         """The resident memory in bytes, children included."""
-        return sum(_memory(pid) for pid in self._family())
+        return sum(_memory(pid) for pid in family(self.pid))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     def children(self) -> list[int]:
         """The process ids of its children."""
-        return _children(self._child.pid)
-
-    def _family(self) -> list[int]:
-        family = [self._child.pid]
-        for pid in family:
-            family += _children(pid)
-        return family
+        return _children(self.pid)
 
     def close(self) -> None:
         """End it and its children, those in sessions of their own too, and wait for it."""
-        family = self._family()
-        for end, number in [(os.killpg, self._child.pid), *[(os.kill, pid) for pid in family]]:
+        pids = family(self.pid)
+        for end, number in [(os.killpg, self.pid), *[(os.kill, pid) for pid in pids]]:
             try:
                 end(number, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         self._child.wait()
+        if self in self.running:
+            self.running.remove(self)
 
     def __enter__(self) -> Process:
         return self
@@ -109,7 +116,7 @@ class Process:
         self.close()
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
     """The text of a file under /proc, empty if its process has ended meanwhile."""
     try:
         return path.read_text()
@@ -117,21 +124,33 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _children(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """The process ids of a program, its children, theirs, and so on."""
+    pids = [pid]
+    for one in pids:
+        pids += _children(one)
+    return pids
+
+
+def threads(pid: int) -> list[Path]:
+    """The folders of its threads in /proc; none if it has ended."""
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        return list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return []
-    return [int(child) for thread in threads for child in _read(Path(f"/proc/{pid}/task/{thread}/children")).split()]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for thread in threads(pid) for child in read(thread / "children").split()]
 
 
 def _cpu(pid: int) -> float:
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    fields = read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / TICKS  # utime, stime, cutime, cstime: proc(5)
 
 
 def _memory(pid: int) -> int:
-    for line in _read(Path(f"/proc/{pid}/status")).splitlines():
+    for line in read(Path(f"/proc/{pid}/status")).splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return 0
@@ -191,6 +210,16 @@ def free_port() -> int:
     with socket.create_server((LOOPBACK, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free port of 127.0.0.1 that the kernel gives to no other program, however late the right one listens."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((LOOPBACK, 0))
+        port: int = holder.getsockname()[1]
+        yield port
 
 
 def run(arguments: list[str], seconds: float) -> str:
@@ -254,7 +283,7 @@ def describe(versions: dict[str, list[str]], packages: list[str]) -> dict[str, s
     :param packages: the Python packages.
     :returns: a line of text for each.
     """
-    models = [line.split(":")[1].strip() for line in _read(Path("/proc/cpuinfo")).splitlines() if "model name" in line]
+    models = [line.split(":")[1].strip() for line in read(Path("/proc/cpuinfo")).splitlines() if "model name" in line]
     lines = {
         "cores": f"{len(os.sched_getaffinity(0))} × {models[0] if models else platform.machine()}",
         "kernel": f"{platform.system()} {platform.release()}",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
 
+from ..counted import CountedProcess
 from ..jobs import DIRECT, HELD, Job, Target
-from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
+from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, reserved_port, run
 from ..peers.i2p import World
 from ..peers.tcp import PEERS, STATUS, inside
 from ..sshd import DELAY, Server, delayed, linked, ssh_server
@@ -141,6 +142,29 @@ class Lab:
         with Process(PEERS[name].start(job), job.port, job.directory / "log") as process:
             with scraped_each_second(job.directory / STATUS) if name == "relay-status" else nullcontext():
                 yield Relay(job.port, process)
+
+    @contextmanager
+    def counted(
+        self, start: Callable[[Job], list[str]], target: Target, *, begin: bool = False
+    ) -> Iterator[CountedProcess]:
+        """One peer in front of ``target`` whose instructions are counted.
+
+        :param start: makes its argument list.
+        :param begin: whether its start counts, too.
+        """
+        with reserved_port() as port:
+            job = replace(self._job(target), port=port)
+            process = CountedProcess(start(job), port, job.directory, start=begin)
+        with process:
+            yield process
+
+    def folder(self) -> Path:
+        """An empty directory."""
+        return self._job(Target(0)).directory
+
+    def certificate(self) -> Path:
+        """A certificate for ``localhost`` in a directory of its own; returns the file of its authority."""
+        return self._job(Target(0)).certify()
 
     def command(self, name: str, target: Target) -> list[str]:
         """Return the command of a peer that connects standard input and output to ``target``."""

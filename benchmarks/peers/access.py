@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SHARED = 50_000_000  # bytes a second
 FAST = 10_000_000_000  # bytes a second, more than a stream reaches, so that what is compared moves as fast
-_RULES = [
+LISTS = [
     *("--deny", "10.66.0.0/16", "--deny", "192.0.2.1"),
     *("--allow", "10.0.0.0/8", "--allow", "2001:db8::/32", "--allow", "127.0.0.0/8"),
 ]
@@ -15,7 +15,7 @@ _LIMITS = [
     "per=identity,concurrent=100000,name=identity",
     "per=tunnel,concurrent=100000,name=all",
 ]
-RULES = [*_RULES, *(word for limit in _LIMITS for word in ("--limit", limit))]
+RULES = [*LISTS, *(word for limit in _LIMITS for word in ("--limit", limit))]
 """Five rules and five limits, all of which the client meets."""
 PACED = ["--limit", f"per=connection,bandwidth={FAST}B/s"]
 METERED = ["--limit", f"per=tunnel,bandwidth={FAST}B/s"]

@@ -17,7 +17,7 @@ STATUS = "status"  # the socket of the status server, in the directory of the jo
 SOURCES = Path(__file__).parents[1] / "c"
 
 
-def _relay(*options: str) -> Callable[[Job], list[str]]:
+def relay(*options: str) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
         target = f"{LOOPBACK}:{job.target.port}"
         if job.target.ca is not None:
@@ -28,7 +28,7 @@ def _relay(*options: str) -> Callable[[Job], list[str]]:
 
 
 def _relay_with_status(job: Job) -> list[str]:
-    return _relay("--status", f"unix://{job.directory / STATUS}")(job)
+    return relay("--status", f"unix://{job.directory / STATUS}")(job)
 
 
 def inside(kind: str) -> Callable[[Job], list[str]]:
@@ -41,7 +41,9 @@ def inside(kind: str) -> Callable[[Job], list[str]]:
     return start
 
 
-def _haproxy(tuning: str, options: str, threads: int = 1) -> Callable[[Job], list[str]]:
+def haproxy(
+    tuning: str, options: str, threads: int = 1, rules: str = "", server: str = ""
+) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
         tls = f" ssl verify required ca-file {job.target.ca} sni str(localhost)" if job.target.ca else ""
         configuration = job.write(
@@ -60,7 +62,8 @@ defaults
     timeout server 1h
 listen bench
     bind {LOOPBACK}:{job.port}
-    server target {LOOPBACK}:{job.target.port}{tls}
+    {rules}
+    server target {LOOPBACK}:{job.target.port}{tls} {server}
 """,
         )
         return [program("haproxy"), "-db", "-f", configuration]
@@ -122,6 +125,10 @@ def _c(job: Job, *rate: str) -> list[str]:
     return [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(job.target.port), *rate]
 
 
+def _least(job: Job) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("least.py")), str(job.port), str(job.target.port)]
+
+
 def _c_paced(job: Job) -> list[str]:
     return _c(job, str(access.FAST))
 
@@ -139,26 +146,27 @@ def _workers(count: int) -> str:
 
 
 PEERS = {
-    "relay": Peer("relay", _relay()),
-    "relay-warm": Peer(f"relay, warm = {WARM[1]}", _relay(*WARM)),
-    "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
-    "relay-rules": Peer("relay, 5 rules, 5 limits", _relay(*access.RULES)),
-    "relay-paced": Peer("relay, bandwidth of each stream", _relay(*access.PACED)),
-    "relay-metered": Peer("relay, bandwidth of all streams", _relay(*access.METERED)),
-    "relay-shared": Peer("relay, 50 MB/s for all streams", _relay(*access.SHARING)),
+    "relay": Peer("relay", relay()),
+    "relay-warm": Peer(f"relay, warm = {WARM[1]}", relay(*WARM)),
+    "relay-limits": Peer("relay, limits set", relay(*LIMITS)),
+    "relay-rules": Peer("relay, 5 rules, 5 limits", relay(*access.RULES)),
+    "relay-paced": Peer("relay, bandwidth of each stream", relay(*access.PACED)),
+    "relay-metered": Peer("relay, bandwidth of all streams", relay(*access.METERED)),
+    "relay-shared": Peer("relay, 50 MB/s for all streams", relay(*access.SHARING)),
     "relay-status": Peer("relay, scraped each second", _relay_with_status),
-    "haproxy": Peer("HAProxy", _haproxy("", "option splice-auto")),
+    "haproxy": Peer("HAProxy", haproxy("", "option splice-auto")),
     "haproxy-tuned": Peer(
         "HAProxy tuned",
-        _haproxy("tune.pipesize 1048576", "option splice-request\n    option splice-response"),
+        haproxy("tune.pipesize 1048576", "option splice-request\n    option splice-response"),
     ),
     "nginx": Peer("nginx stream", _nginx),
     "socat": Peer("socat", _socat),
     "stunnel": Peer("stunnel", _stunnel),
     "c": Peer("C, epoll + splice", _c),
+    "python": Peer("Python, least relay", _least),
     "c-paced": Peer("C, paced by the kernel", _c_paced),
     "relay-callable": Peer("relay.Tunnel, own callable", inside("callable")),
-    "relay-beside": Peer("relay, busy program beside", _relay()),
+    "relay-beside": Peer("relay, busy program beside", relay()),
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
     **ssh.PEERS,
@@ -168,7 +176,7 @@ PEERS = {
     **zmq.PEERS,
     **{f"workers-{count}": Peer(f"relay, {_workers(count)}", inside(f"workers-{count}")) for count in (1, 2)},
     **{
-        f"haproxy-{count}": Peer(f"HAProxy, nbthread {count}", _haproxy("", "option splice-auto", count))
+        f"haproxy-{count}": Peer(f"HAProxy, nbthread {count}", haproxy("", "option splice-auto", count))
         for count in (1, 2)
     },
     **{f"nginx-{count}": Peer(f"nginx stream, {_workers(count)}", partial(_nginx, workers=count)) for count in (1, 2)},

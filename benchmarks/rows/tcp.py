@@ -11,7 +11,7 @@ from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import access, chain, growth, i2p, operations, socks, ssh, tls, up, warm, workers, zmq
+from . import access, chain, growth, i2p, instructions, operations, socks, ssh, tls, up, warm, workers, zmq
 
 
 def bulk(lab: Lab, peer: str, streams: int) -> Sample:
@@ -84,6 +84,7 @@ TABLES = {
     "operations": "Status and metrics",
     **workers.TABLES,
     **growth.TABLES,
+    **instructions.TABLES,
     "warm": "Streams that are ready: the first byte over a link of 50 ms",
 }
 ROWS = {
@@ -173,5 +174,6 @@ ROWS = {
     **operations.ROWS,
     **workers.ROWS,
     **growth.ROWS,
+    **instructions.ROWS,
     **warm.ROWS,
 }

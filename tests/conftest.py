@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -605,6 +606,14 @@ def java_double() -> Iterator[Any]:
 
     with contextlib.closing(i2p_world.Double("java", accept="accept")) as world:
         yield world
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets times of I2P for the test, such as ``times(remembered=(0.0, 0.0))``; see :mod:`i2p_times`."""
+    from i2p_times import set_times
+
+    return functools.partial(set_times, monkeypatch)
 
 
 I2P_WORLDS = {"double": "i2p_double", "java-double": "java_double", "i2pd": "i2p_routers"}

@@ -13,7 +13,7 @@ from helpers import WAIT, Server
 
 import relay
 from relay.engine.attempt import keywords_of
-from relay.streams.cancellation import Cancellation
+from relay.streams.promise import Cancellation
 
 ROOT = Path(relay.__file__).parent.parent
 

@@ -7,14 +7,13 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from ..eventloop.loop import Timers
 from ..streams.identity import Identity
 from .ledger import Book, LedgerEntry
-from .limit import LOGIN, MOST_LIMITS, Action, Limit
+from .limit import LOGIN, MOST_LIMITS, Limit
 from .limiter import Limiter, OnQuota, Rejection
-from .policy import ClientPolicy
+from .policy import ClientPolicy, Denial
 from .table import Entry
 from .ticket import Ticket
 
@@ -27,17 +26,6 @@ _TARPIT = 60.0  # seconds that a client is kept at most
 def _guesses() -> Limit:
     """Return the limit of exposed listeners whose policy has none of this name."""
     return Limit(name=LOGIN, per="ip", rate="5/1m", ban="1m")
-
-
-class Denial(NamedTuple):
-    """The rejection of a client."""
-
-    rule: str
-    """The rule, for the record and the log."""
-    action: Action = Action.RESET
-    """The way to end the connection."""
-    seconds: float = 0.0
-    """How long a tarpit keeps the client."""
 
 
 class Gate:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..streams.identity import Identity
-from .limit import Limit, must_stay_whole
+from .limit import Action, Limit, must_stay_whole
 from .senders import Senders
 
 
@@ -42,6 +42,17 @@ Admit = Callable[[Identity | None], bool | Limit | Sequence[Limit]]
 
 Entries = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
 """The entries of an access list: rules, and paths of files."""
+
+
+class Denial(NamedTuple):
+    """The rejection of a client."""
+
+    rule: str
+    """The rule, for the record and the log."""
+    action: Action = Action.RESET
+    """The way to end the connection."""
+    seconds: float = 0.0
+    """How long a tarpit keeps the client."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

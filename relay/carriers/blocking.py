@@ -12,8 +12,7 @@ from typing import Generic
 
 from ..errors import CarrierError, ConnectError
 from ..eventloop.histogram import CONNECT_TIMES, Durations
-from ..streams.cancellation import Cancellation
-from ..streams.promise import Promise
+from ..streams.promise import Cancellation, Promise
 from .link import AnyLink, Connector
 
 logger = logging.getLogger("relay")

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from typing import Generic
 
 from ..errors import CarrierError, ConnectError, RelayError
-from ..streams.cancellation import Cancel
-from ..streams.path import StreamPath
-from ..streams.promise import Abort, CallbackChain, OnResult, Promise
-from ..streams.stream import Stream
+from ..streams.promise import Abort, CallbackChain, Cancel, OnResult, Promise
+from ..streams.stream import Stream, StreamPath
 from .carrier_set import SharedCarrier
 from .link import AnyLink
 

@@ -9,11 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import CarrierError, ConnectError, RelayError
 from ..eventloop.loop import Timer, Timers
-from ..streams.cancellation import Cancel
+from ..streams.promise import Cancel
+
+if TYPE_CHECKING:
+    from .carrier import Carrier
 
 logger = logging.getLogger("relay")
 
@@ -241,19 +244,6 @@ class Links(Generic[AnyLink]):
         self._close(link)
 
 
-class AwaitedCarrier(Protocol):
-    """A carrier, as a :class:`Waiter` sees it."""
-
-    name: str
-    error: Exception | None  # why it is not up
-
-    def call(self, function: Callable[[], object], /) -> bool:
-        """Call a function in the carrier's thread."""
-
-    def remove_waiter(self, waiter: Waiter[Any], /) -> None:
-        """Forget a waiter; in the carrier's thread."""
-
-
 class Waiter(Generic[Outcome]):
     """A caller that waits for the link of a carrier, until a deadline.
 
@@ -267,7 +257,7 @@ class Waiter(Generic[Outcome]):
 
     def __init__(
         self,
-        carrier: AwaitedCarrier,
+        carrier: Carrier[Any],
         callback: Callable[[Outcome | Exception], object],
         deadline: float | None,
         wait_for_reconnect: bool,

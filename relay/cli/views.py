@@ -12,7 +12,7 @@ from ..daemon.member import MemberState, Snapshot
 from ..daemon.status import UP, Rates, hop_state, total, worker_problem
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
-from .fleet_table import Column, Content
+from .live import Column, Content
 from .output import size, summary
 
 if TYPE_CHECKING:  # for tunnels in workers only

@@ -22,6 +22,8 @@ from ..api.urls import listen as listen_at
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, AuthenticationError, RelayError
 from ..spawning.child_tunnel import ChildTunnel
+from ..spawning.pool import open_child
+from ..spawning.recipes import Recipe
 from ..streams.checks import check_time
 from ..transports.chain import chain
 
@@ -62,7 +64,7 @@ class SSHTunnel(ChildTunnel):
     def wait_for_client(self) -> None:
         """Wait for a moment until a client has connected, so that :meth:`close` knows of the connection."""
         with contextlib.suppress(RelayError):
-            self._ask("wait_for_client", _ACCEPTED)
+            self._order("wait_for_client", _ACCEPTED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,18 +141,17 @@ class ServerRoute:
         :raises ValueError: if the configuration, or a file that it names, cannot be used.
         :raises OSError: if nothing can listen there.
         """
-        request = self._request(listen, place, check_time("timeout", timeout))
+        unused = check_time("timeout", timeout)
         with ssh_exceptions():
             try:
-                return _started(request)
+                return self._started(listen, place, unused)
             except AuthenticationError as error:
                 # A password is asked for only when the named server has said that one would help. For any other refusal
                 # the prompt would make the user type a password that goes nowhere, or to another host.
                 if not (self.asks and error.wants_secret and self.is_refused(error)):
                     raise
                 refusal = error
-            request = self._with_password(refusal)._request(listen, place, timeout)
-            return _started(request)
+            return self._with_password(refusal)._started(listen, place, unused)
 
     def stay(self, listen: str, place: TCPAddress) -> None:
         """Run a tunnel in this process until it is killed.
@@ -175,21 +176,27 @@ class ServerRoute:
             raise AuthenticationError(f"{refusal}; a password is required, and {why}: give password=") from refusal
         return self.with_password(password)
 
-    def _request(self, listen: str | None, place: TCPAddress, unused: float | None) -> dict[str, Any]:
-        """Return the request for the child's control socket; it may contain a password."""
-        hops = self.hops
-        far = over_i2p(hops, place)
-        options = {
+    def _started(self, listen: str | None, place: TCPAddress, unused: float | None) -> SSHTunnel:
+        tunnel = open_child(SSHTunnel, self.recipe(listen, place), None, {**self.options(place), "unused": unused})
+        _living.add(tunnel)
+        return tunnel
+
+    def recipe(self, listen: str | None, place: TCPAddress) -> Recipe:
+        """Return how the child makes the tunnel; it may contain a password."""
+        via = [*self.before, full_address(self.server)]
+        arguments = {"listen": listen, "target": f"tcp://{place}", "via": via}
+        return Recipe(f"{Recipe.__module__}:by_address", arguments, _READY[over_i2p(self.hops, place)])
+
+    def options(self, place: TCPAddress) -> dict[str, Any]:
+        """Return the options of the tunnel, which drains as the command does and outlives a silent client."""
+        return {
             "nconnect": -1,
             "timeout": None,
-            "connect_timeout": CONNECT_TIMEOUT if far else 30.0,
+            "connect_timeout": CONNECT_TIMEOUT if over_i2p(self.hops, place) else 30.0,
             "idle_timeout": None,
-            "linger": LINGER if to_i2p(hops, place) else 60.0,
+            "linger": LINGER if to_i2p(self.hops, place) else 60.0,
             "name": f"{self.server} to {place}",
         }
-        via = [*self.before, full_address(self.server)]
-        asked = {"listen": listen, "target": f"tcp://{place}", "via": via, "options": options}
-        return {**asked, "ready": _READY[far], "unused": unused}
 
 
 def backend_of(paramiko: bool | None) -> str:
@@ -214,12 +221,6 @@ def ssh_exceptions() -> Iterator[None]:
         raise kind(str(error)) from error
 
 
-def _started(request: dict[str, Any]) -> SSHTunnel:
-    tunnel = SSHTunnel(request)
-    _living.add(tunnel)
-    return tunnel
-
-
 def _ask_password(login: str) -> str | None:
     """Prompt on the program's terminal; return ``None`` without one, or if the program is in the background."""
     try:
@@ -242,10 +243,9 @@ def _close_all() -> None:
     """Close all tunnels concurrently when the program exits."""
     # Two rounds: all drain at the same time, and the program waits for the longest one. Closing each in turn would add
     # their times up.
-    living = [tunnel for tunnel in list(_living) if not tunnel._child.is_closing]
+    living = [tunnel for tunnel in list(_living) if tunnel.state in ("open", "paused")]
     for tunnel in living:
-        with contextlib.suppress(RelayError):
-            tunnel._ask("drain", _DRAIN)
+        tunnel.start_close(_DRAIN)
     for tunnel in living:
         tunnel.close()
 

@@ -248,6 +248,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+# Pydantic looks for the source of a class in all modules; a class that code has made has none.
+_WRITTEN_BY_CODE = {"use_attribute_docstrings": False}
+
 _TYPES: Mapping[Kind, Any] = {
     COUNT: Count,
     TIME: Seconds,
@@ -272,7 +275,7 @@ def _with_options(base: type[_Table], name: str, *, is_default: bool) -> Any:
         for key, option in _OPTIONS.items()
         if option.is_default is is_default
     }
-    return create_model(name, __base__=base, __doc__=base.__doc__, **keys)
+    return create_model(name, __base__=base, __doc__=base.__doc__, __cls_kwargs__=_WRITTEN_BY_CODE, **keys)
 
 
 def _type_of(option: Option) -> Any:
@@ -296,7 +299,7 @@ else:
     _OfDefaults = _with_options(_Table, "_OfDefaults", is_default=True)
 
 
-class Defaults(_OfDefaults):
+class Defaults(_OfDefaults, use_attribute_docstrings=True):
     """Values for all tunnels; a tunnel can override them."""
 
     carriers: Literal["shared", "per-worker"] | None = None
@@ -422,7 +425,7 @@ if TYPE_CHECKING:
 else:
     # Made from the options of the addresses, so that a new option is a key of the file without another line; a type
     # checker cannot see such a class.
-    Hop = create_model("Hop", __base__=_Hop, __doc__=_Hop.__doc__, **_hop_keys())
+    Hop = create_model("Hop", __base__=_Hop, __doc__=_Hop.__doc__, __cls_kwargs__=_WRITTEN_BY_CODE, **_hop_keys())
 
 
 def _kind(value: Any) -> str:

@@ -45,7 +45,7 @@ class Options(CommandOptions):
 
     def of_tunnel(self, name: str) -> dict[str, Any]:
         """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
-        return dataclasses.replace(self, name=name).as_message()
+        return {**self.as_message(), "name": name}
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.

@@ -168,7 +168,7 @@ class Plan:
         :raises OSError: if the system has no descriptor left; the listener is closed then.
         :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
-        return dataclasses.replace(bound, relay=self._tunnel(bound, outlets=outlets, paused=paused))
+        return Ends(bound.receive, bound.make_send, self._tunnel(bound, outlets=outlets, paused=paused))
 
     def _tunnel(self, bound: Ends, *, outlets: Outlets | None, paused: bool) -> Tunnel | PoolTunnel:
         limits = self.options.of_tunnel(self.name)

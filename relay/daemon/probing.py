@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..addresses.printable import shown
-from ..streams.cancellation import Cancellation
 from ..streams.dialer import introduced
+from ..streams.promise import Cancellation
 from ..targets.health import Action, Event, Health, HealthState, failure
 from ..targets.probe import answered
 from .status import ProbeStatus

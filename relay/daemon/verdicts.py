@@ -59,7 +59,8 @@ _FILES = {"listen": TUNED, "target": REROUTED}  # a file with the same name has 
 
 def with_files(plan: Plan) -> Plan:
     """Return a plan of a file with the identities that the files it names have now."""
-    return dataclasses.replace(plan, files={key: tuple(map(_identity, files)) for key, files in _files(plan.table)})
+    files = {key: tuple(map(_identity, paths)) for key, paths in _files(plan.table)}
+    return plan if files == plan.files else dataclasses.replace(plan, files=files)  # most tunnels name none
 
 
 def values_of(plan: Plan) -> dict[str, Any]:

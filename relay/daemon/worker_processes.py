@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a command without workers starts none
     from ..carriers.listing import CarrierStatus
     from ..spawning.pool import WorkerPool
     from ..spawning.pool_tunnel import PoolTunnel
+    from ..spawning.recipes import MakeListener
     from ..spawning.worker_slot import WorkerStatus
     from ..streams.listener import TunnelListener
     from ..transports.tcp import Inherited
@@ -36,7 +37,7 @@ def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> A
     """
     if not isinstance(address, TLSListen):
         return listener(address, inherited=inherited)
-    from ..transports.tls.shared_listener import SharedTLSListener
+    from ..transports.tls.listener import SharedTLSListener
 
     host, port = address.host, address.port
     return SharedTLSListener(
@@ -157,14 +158,14 @@ class WorkerProcesses:
             return self._pool
 
 
-def make(receive: socket.socket, *, values: str) -> tuple[Any, Any]:
-    """Make the listener and the factory of a tunnel, in a worker.
+def make(receive: socket.socket, *, values: str) -> tuple[Any, MakeListener]:
+    """Make the factory and the listener of a tunnel, in a worker.
 
     :param receive: the socket that listens already.
     :param values: the address of the listener, the target and the hops to it, pickled, in Base64. They come from the
         command, over a socket that no other program has.
-    :raises OSError: if a file cannot be read.
-    :raises ValueError: if its content is wrong.
+    :raises OSError: if a file cannot be read; the listener raises it, too.
+    :raises ValueError: if its content is wrong; the listener raises it, too.
     """
     import base64
     import pickle
@@ -173,9 +174,4 @@ def make(receive: socket.socket, *, values: str) -> tuple[Any, Any]:
     from ..spawning.recipes import listen_at
 
     where, end, via = pickle.loads(base64.b64decode(values))  # noqa: S301  (see above)
-    make_send = dialer(via, end)
-    try:
-        return listen_at(where, receive), make_send
-    except BaseException:
-        make_send.close()
-        raise
+    return dialer(via, end), lambda _: listen_at(where, receive)

@@ -19,9 +19,8 @@ from ..eventloop.loop import Timer
 from ..eventloop.poller import IN
 from ..eventloop.sockets import is_tls, quick_accept
 from ..streams.adapter import as_stream
-from ..streams.listener import PushingListener, SocketListener, TunnelListener
+from ..streams.listener import PushingListener, SocketListener, TunnelListener, UpgradeListener
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import UpgradeListener
 from ..types import Listener
 
 if TYPE_CHECKING:  # parts of one machine name each other

@@ -17,12 +17,11 @@ from ..eventloop.background import Home
 from ..eventloop.loop import Loop
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_error
-from ..streams.cancellation import Cancellation
 from ..streams.connect import ConnectRace, SocketDialer
 from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups, key_of
-from ..streams.request import Request
-from ..streams.stream import Stream
+from ..streams.promise import Cancellation
+from ..streams.stream import Request, Stream
 from ..types import MakeSend
 from .limits import Pending
 from .records import ConnectionSummary

@@ -1,14 +1,12 @@
 """Changes of a tunnel while it runs: its limits, its route, its listener; and its end, without waiting for it.
 
 Each but the end runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as
-it is. This is a part of :class:`~relay.engine.relay_thread.RelayThread` in a file of its own, so it uses what is
-private there.
+it is. What is changed is :class:`~relay.engine.relay_thread.RelayThread`; this says in which order.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,16 +15,13 @@ from ..access.policy import AccessRules
 from ..streams.checks import WARM_FOR, check_time
 from ..streams.listener import TunnelListener
 from ..types import Listener, MakeSend
-from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, own_listener
+from .acceptor import Acceptor, check_listener, own_listener
 from .connector import close_factory
 from .limits import Limits
 from .options import made_of
-from .records import ConnectionState, ConnectionSummary
+from .records import ConnectionSummary
 from .relay_thread import RelayThread
-from .tunnel import Tunnel, address_of, introduce_probes
-
-# They get the route of the time when it is made.
-_WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.ADMITTING, ConnectionState.QUEUED)
+from .tunnel import Tunnel, address_of
 
 
 class _NoAcceptor:
@@ -54,25 +49,9 @@ def update(tunnel: Tunnel, **options: Any) -> None:
     policy, limits = chosen.policy(), Limits.of(chosen)
 
     def change(relay: RelayThread, now: float) -> None:
-        old, before = relay.options, relay.limits
-        relay.options, relay.limits = dataclasses.replace(chosen, admit=old.admit, on_end=old.on_end), limits
-        relay.labels = chosen.labels
-        relay._statistics.lifetime = limits.lifetime
-        relay._set_limit(chosen.nconnect)
-        _limit_handshakes(relay)
-        for connection in relay.all_connections if limits.idle != before.idle else ():
-            connection.deadline.change_idle(limits.idle, now)
-        relay._acceptor = adapt_acceptor(relay, relay._acceptor)
-        kept = relay.entrance.policy
+        old, kept = relay.options, relay.entrance.policy
         relay.entrance.set_policy(dataclasses.replace(policy, rules=kept.rules, admit=kept.admit))
-        relay.entrance.set_header(chosen.send_proxy)
-        if chosen.source != relay._connector.source:
-            relay._connector.set_factory(relay._make_send, chosen.source)
-        introduce_probes(relay._make_send, chosen.send_proxy)
-        relay._connector.keep_warm(chosen.warm, chosen.warm_for)
-        # A higher limit has slots for those that wait.
-        relay.entrance.serve_queue(now)
-        relay.update_listening()
+        relay.change_options(dataclasses.replace(chosen, admit=old.admit, on_end=old.on_end), limits, now)
 
     in_thread(tunnel, change)
 
@@ -94,11 +73,7 @@ def reroute(
     """
 
     def change(relay: RelayThread, now: float) -> bool:
-        old, relay._make_send = relay._make_send, make_send
-        relay._connector.set_factory(make_send, source)
-        introduce_probes(make_send, relay.options.send_proxy)
-        close = functools.partial(close_factory, old, relay.name)
-        _retire(relay, lambda: relay._connector.submit(close), drain, spread)
+        relay.change_factory(make_send, source, drain, spread)
         return True
 
     if not in_thread(tunnel, change):
@@ -117,7 +92,7 @@ def relisten(tunnel: Tunnel, receive: Listener | TunnelListener, drain: float | 
     listener = own_listener(receive)
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        return _accept_from(relay, listener, relay._make_acceptor(listener), drain, spread)
+        return relay.change_listener(listener, relay.make_acceptor(listener), drain, spread)
 
     old = in_thread(tunnel, change)
     if old is None:
@@ -133,14 +108,14 @@ def listen_nowhere(tunnel: Tunnel) -> None:
 
     Open connections go on. For a listener that excludes its successor.
     """
-    old = in_thread(tunnel, lambda relay, now: _accept_from(relay, TunnelListener(), _NoAcceptor(), None))
+    old = in_thread(tunnel, lambda relay, now: relay.change_listener(TunnelListener(), _NoAcceptor()))
     if old is not None:
         old.close()
 
 
 def keep_warm(tunnel: Tunnel, count: int, seconds: float = WARM_FOR) -> None:
     """Keep another number of warm streams; 0 closes them. See ``warm`` of :class:`relay.Tunnel`."""
-    in_thread(tunnel, lambda relay, now: relay._connector.keep_warm(count, seconds))
+    in_thread(tunnel, lambda relay, now: relay.change_warm(count, seconds))
 
 
 def set_rules(tunnel: Tunnel, rules: AccessRules | None) -> None:
@@ -183,18 +158,17 @@ def replace(
     listener = own_listener(receive) if receive is not None else None
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        acceptor, old = relay._acceptor, relay._acceptor
+        old: Acceptor = _NoAcceptor()
+        acceptor = relay.make_acceptor(listener) if listener is not None else old
         if listener is not None:
-            acceptor = relay._make_acceptor(listener)
             # First, with the old rules in force: the clients in its backlog came under them.
-            old = _accept_from(relay, TunnelListener(), _NoAcceptor(), drain, spread)
+            old = relay.change_listener(TunnelListener(), _NoAcceptor(), drain, spread)
         tune()
         if make_send is not None:
             reroute(tunnel, make_send, drain, limits.get("source"), spread)
         update(tunnel, **limits)
         if listener is not None:
-            relay._acceptor, relay._receive = adapt_acceptor(relay, acceptor), listener
-            _limit_handshakes(relay)
+            relay.set_listener(listener, acceptor)
             relay.update_listening()
         return old
 
@@ -231,31 +205,6 @@ def start_close(tunnel: Tunnel, drain: float, closed: Callable[[], object], spre
     :param spread: seconds before the end of ``drain`` over which the connections are reset one after the other.
     """
     tunnel._relay.start_close(check_time("drain", drain, zero=True), closed, spread)
-
-
-def _accept_from(
-    relay: RelayThread, receive: TunnelListener, acceptor: Acceptor, drain: float | None, spread: float = 0.0
-) -> Acceptor:
-    """Accept from another listener; return the acceptor of the old one, which is still to be closed."""
-    old = relay._acceptor
-    if isinstance(old, SocketAcceptor):
-        old.take_backlog(time.monotonic())  # while it is the tunnel's, which stops it when there is no room left
-    relay._acceptor, relay._receive = acceptor, receive
-    _limit_handshakes(relay)
-    old.listen(False)
-    relay.update_listening()
-    _retire(relay, None, drain, spread)
-    return old
-
-
-def _limit_handshakes(relay: RelayThread) -> None:
-    relay._receive.handshake_timeout = relay.limits.handshake
-
-
-def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float | None, spread: float) -> None:
-    """Begin a generation with the connections that have the old route and listener."""
-    routed = [one for one in relay.all_connections if one.state not in _WITHOUT_ROUTE]
-    relay._generations.begin(routed, over, drain, spread)
 
 
 def in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:

@@ -71,22 +71,20 @@ import socket
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from ..access.ticket import Ticket
 from ..eventloop.poller import ERR, HUP
 from ..eventloop.sockets import format_address, keep_alive, set_to_reset
 from ..streams.fairness import source_of
 from ..streams.proxy_handshake import FinalReply, FinalStay, HandshakeReader, ProxyHandshake, watch
-from ..streams.request import RejectedRequest, Request
 from ..streams.session_socket import close_descriptor
-from ..streams.stream import Stream
-from .flow_pair import FlowPair
+from ..streams.stream import RejectedRequest, Request, Stream
+from .flow_pair import FlowPair, StreamPair
 from .limits import ConnectionDeadline, Pending
-from .metered_pair import MeteredPair
 from .records import ConnectionRecord, ConnectionState, ConnectionSummary
 from .tarpit import TarpitStay
 from .workspace import Workspace
 
-if TYPE_CHECKING:  # parts of one machine name each other
+if TYPE_CHECKING:  # parts of one machine name each other; few clients have a ticket
+    from ..access.ticket import Ticket
     from .relay_thread import RelayThread
 
 logger = logging.getLogger("relay")
@@ -258,9 +256,7 @@ class Connection:
             return None
         self.state = _OPEN
         self.summary.opened = now
-        ticket = self.ticket
-        is_free = ticket is None or not ticket.is_shaped
-        flows = self.flows = (FlowPair if is_free else MeteredPair)(self, work, client, target)
+        flows = self.flows = self._pair(stream)(self, work, client, target)
         up, down = flows.upstream, flows.downstream
         if stream is not None and not stream.answered:
             stream.received = down.count
@@ -282,18 +278,27 @@ class Connection:
             return self.close("overloaded", now)
         if request is not None and request.early:
             up.queue_first(memoryview(request.early))
+        self.pending = None
         self.deadline.start_open(now)
-        if self.pending is not None or request is not None:
-            self.pending = None
-            if self.summary.started <= owner.keepalive_enabled_until:  # it was not open then
-                self.enable_keepalive()
-        if stream is not None or self.client_stream is not None:
+        if self.summary.started <= owner.looked_until:  # it was not open then
+            self.lasts(now)
+        if isinstance(flows, StreamPair):
             flows.begin(now)
+        return None
 
-    def enable_keepalive(self) -> None:
-        """Turn TCP keepalive on, on both sides, if it is open."""
+    def _pair(self, stream: Stream | None) -> type[FlowPair]:
+        """Return the class of the flows to a stream, or to a plain socket."""
+        if self.ticket is not None and self.ticket.is_shaped:
+            from .metered_pair import MeteredPair  # most tunnels never need it
+
+            return MeteredPair
+        return FlowPair if stream is None and self.client_stream is None else StreamPair
+
+    def lasts(self, now: float) -> None:
+        """Turn TCP keepalive on, on both sides, and set the deadline, if it is open."""
         if self.target is None or self.state is _CONNECTING:
             return
+        self.deadline.look(now)
         for end in (self.client, self.target):
             try:
                 keep_alive(end)
@@ -340,10 +345,12 @@ class Connection:
                 target_stream.answered = True
             self.flows = None
             flows.release()
-        elif self.pending is not None or self.client.fileno() in self.owner.loop.handlers:
+        else:
             if self.pending is not None:
                 self.pending.abandon()
-            self.owner.loop.forget(self.client.fileno(), closing=True)
+            loop, descriptor = self.owner.loop, self.client.fileno()
+            if (handler := loop.handlers.get(descriptor)) is not None:
+                loop.leave(descriptor, handler, closing=True)
         self.deadline.release()
         clean = clean or reason == "done"
         self._close_end(self.client, self.client_stream, clean)

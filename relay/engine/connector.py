@@ -18,10 +18,10 @@ from ..eventloop.loop import Timer
 from ..eventloop.sockets import Endpoint, connect_error, format_address, open_socket
 from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
-from ..streams.cancellation import Cancellation
 from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
+from ..streams.promise import Cancellation
 from ..streams.stream import Stream
 from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
@@ -258,6 +258,8 @@ class Connector:
             attempt.plan.warm_calls += 1
         else:
             self.calls += 1
+            if self.calls >= self._owner.most_calls:
+                self._owner.update_listening()
         self._watch_soon(attempt, now)
         self.workers.submit(functools.partial(self._run_call, attempt, function))
 
@@ -333,3 +335,11 @@ def close_factory(factory: MakeSend, name: str) -> None:
             close()
         except Exception:
             logger.exception("%s: closing the factory failed", name)
+
+
+def introduce_probes(make_send: MakeSend, send_proxy: str | None) -> None:
+    """Let the probes of several targets begin with a header that says that they are relay's own, if clients' do."""
+    if isinstance(make_send, Dialer) and make_send.alternatives:
+        from ..access.proxy_header import build_local
+
+        make_send.introduce_probes(b"" if send_proxy is None else build_local(send_proxy))

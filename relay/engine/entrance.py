@@ -14,21 +14,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..access.gate import Denial, Gate
 from ..access.limit import Action, Limit
-from ..access.limiter import ALL
-from ..access.policy import AccessRules, ClientPolicy
-from ..access.ticket import Ticket
+from ..access.policy import AccessRules, ClientPolicy, Denial
 from ..addresses.printable import printable
 from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
 from ..streams.identity import identity_of_peer
-from ..streams.listener import TunnelListener
+from ..streams.listener import ScreenedAddress, TunnelListener, UpgradeListener
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
-from ..streams.request import RejectedRequest
-from ..streams.stream import Stream
-from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
+from ..streams.stream import RejectedRequest, Stream
 from ..streams.user_names import named, unnamed_user
 from .admission import Slots
 from .connection import Connection
@@ -38,6 +33,8 @@ from .records import ConnectionState
 from .tarpit import take_place
 
 if TYPE_CHECKING:  # few tunnels need them
+    from ..access.gate import Gate
+    from ..access.ticket import Ticket
     from .header_clients import HeaderClients
     from .header_sender import HeaderSender
     from .questions import Questions, Readings
@@ -133,6 +130,8 @@ class Entrance:
                     self.deny(connection, Denial(decision.rule), now)
 
     def _new_gate(self, policy: ClientPolicy) -> Gate:
+        from ..access.gate import Gate
+
         gate = Gate(policy, self._owner.loop.timers, book=self._keeper, on_quota=self._on_quota)
         if self._keeper is not None:
             self._keeper.ledger = gate
@@ -140,6 +139,8 @@ class Entrance:
 
     def _on_quota(self, limit: Limit, key: str, is_used_up: bool) -> None:
         """Log that most of a quota is used, or all of it."""
+        from ..access.limiter import ALL
+
         text = "%s: %s of the quota of %s is used (limit %s)"
         part, clients = "all" if is_used_up else "80 %", "all clients" if key == ALL else key
         self._quotas.log(time.monotonic(), text, self._owner.name, part, clients, limit.name)

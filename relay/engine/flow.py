@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
+_LAST = IN | END  # the event of a source whose last bytes have come
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
@@ -80,7 +81,7 @@ class Flow:
     def copy(self, event: int, now: float) -> None:
         """Copy the bytes of the source by way of this process."""
         if event != IN:
-            return self.on_other_event(event, now)
+            return self.copy_to_the_end(now) if event == _LAST else self.on_other_event(event, now)
         receive, send = self.receive, self.send  # locals, because Python 3.11 calls what is in a slot slowly
         try:
             data = receive(BUFFER)
@@ -307,7 +308,7 @@ class Flow:
         if self.mask < 0:
             if self.source.fileno() == self.descriptor:
                 loop.watch(self.descriptor, mask, self.handler)
-        elif not self.is_watched():
+        elif loop.handlers.get(self.descriptor) is not self.handler:  # the number is another socket's by now
             mask = -1
         elif mask < 0:
             loop.forget(self.descriptor)
@@ -315,14 +316,11 @@ class Flow:
             loop.poller.modify(self.descriptor, mask)
         self.mask = mask
 
-    def is_watched(self) -> bool:
-        """Return whether the loop watches the source, and not another socket that has got its number since."""
-        return self.work.loop.handlers.get(self.descriptor) == self.handler
-
     def use(self, handler: Callable[[int, float], None]) -> None:
         """Use another handler from now on."""
-        if self.mask >= 0 and self.is_watched():
-            self.work.loop.handlers[self.descriptor] = handler
+        handlers = self.work.loop.handlers
+        if self.mask >= 0 and handlers.get(self.descriptor) is self.handler:
+            handlers[self.descriptor] = handler
         # In this order, so that another thread that looks in between finds too few spliced bytes, never too many.
         if handler == self.splice:
             self.spliced -= self.moved
@@ -419,9 +417,8 @@ class Flow:
 
         :param own: whether the source was made by the engine, so that no other code can hold a copy of it.
         """
-        loop = self.work.loop
-        if self.mask >= 0 and loop.handlers.get(self.descriptor) == self.handler:
-            loop.forget(self.descriptor, own)
+        if self.mask >= 0:
+            self.work.loop.leave(self.descriptor, self.handler, own)
         if self.pending is not None or self.pipe is not None:
             self.drop()
         self.reverse = None  # type: ignore[assignment]

@@ -32,7 +32,9 @@ _HALF_CLOSED = ConnectionState.HALF_CLOSED  # by a name of the module, because P
 
 
 class FlowPair:
-    """The flows of a connection between its client and its target. Belongs to the relay thread.
+    """The flows of a connection between two plain sockets that the engine has made. Belongs to the relay thread.
+
+    An EOF of a plain socket is one, and each of them can be half-closed. A :class:`StreamPair` has to ask.
 
     :param connection: the connection.
     :param work: what all flows of the thread share.
@@ -50,15 +52,79 @@ class FlowPair:
     ) -> None:
         self.connection = connection
         self.is_closed = False
-        if connection.client_stream is None and connection.target_stream is None:  # then neither has a session
-            up, down = Flow(self, work, client, target), Flow(self, work, target, client)
-        else:
-            from_session, to_session = session_of(client) is not None, session_of(target) is not None
-            up = (SessionFlow if from_session else Flow)(self, work, client, target)
-            down = (SessionFlow if to_session else Flow)(self, work, target, client)
-            if from_session or to_session:
-                up.spliceable = down.spliceable = False
-        self.upstream, self.downstream = up, down
+        self.upstream = up = Flow(self, work, client, target)
+        self.downstream = down = Flow(self, work, target, client)
+        up.reverse = down
+        down.reverse = up
+
+    def close(self, reason: str, now: float) -> None:
+        """End the connection."""
+        self.connection.close(reason, now)
+
+    def release(self) -> None:
+        """Stop the flows, and forget them."""
+        self.is_closed = True
+        self.upstream.release(True)
+        self.downstream.release(True)
+        self.upstream = self.downstream = None  # type: ignore[assignment]
+
+    def unsent(self) -> tuple[int, int]:
+        """Return the bytes that the systems of the client and of the target have not acknowledged."""
+        return unsent(self.upstream.source), unsent(self.downstream.source)
+
+    def flow_ended(self, flow: Flow, now: float) -> None:
+        """Pass on the EOF of one direction."""
+        connection = self.connection
+        if flow.reverse.ended:
+            return connection.close("done", now)
+        connection.state = _HALF_CLOSED
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            if flow.sink.fileno() < 0:
+                return self.on_socket_error(flow.sink, now)
+            # It was reset; the flow that reads from it will see that.
+        return connection.deadline.update_linger(now)
+
+    def passes_end_of(self, flow: Flow) -> bool:
+        """Return whether the EOF of this flow's source is passed on to its sink at once."""
+        return True
+
+    def takes_urgent(self, flow: Flow) -> bool:
+        """Return whether the sink of this flow is TCP up to the peer."""
+        return flow.sink.family in (socket.AF_INET, socket.AF_INET6)
+
+    def on_socket_error(self, sock: socket.SocketType, now: float) -> None:
+        """End the connection, because a socket has failed; the reason is that of its stream, if this knows one."""
+        self.connection.close("client_reset" if sock is self.connection.client else "target_reset", now)
+
+    def close_unreachable(self, now: float, text: str = _SILENT) -> None:
+        """End the connection, because the target has sent nothing: in time, unless ``text`` says otherwise."""
+        connection, summary = self.connection, self.connection.summary
+        values = connection.tunnel_name, summary.target_name(), format_address(summary.peer)
+        self.upstream.work.log_problem("unreachable", text, *values)
+        connection.close("unreachable", now)
+
+
+class StreamPair(FlowPair):
+    """The flows of a connection with a stream at one end or both.
+
+    A stream may know why it has ended, may have no half-close, and may have a session that speaks by itself. The
+    parameters are those of :class:`FlowPair`.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
+    ) -> None:
+        self.connection = connection
+        self.is_closed = False
+        from_session, to_session = session_of(client) is not None, session_of(target) is not None
+        self.upstream = up = (SessionFlow if from_session else Flow)(self, work, client, target)
+        self.downstream = down = (SessionFlow if to_session else Flow)(self, work, target, client)
+        if from_session or to_session:
+            up.spliceable = down.spliceable = False
         up.reverse = down
         down.reverse = up
 
@@ -68,20 +134,16 @@ class FlowPair:
             if not self.is_closed and isinstance(flow, SessionFlow):
                 flow.go_on(now)
 
-    def close(self, reason: str, now: float) -> None:
-        """End the connection."""
-        self.connection.close(reason, now)
-
     def release(self) -> None:
         """Stop the flows, and forget them."""
-        connection, up, down = self.connection, self.upstream, self.downstream
+        connection = self.connection
         self.is_closed = True
-        up.release(connection.client_stream is None)
-        down.release(connection.target_stream is None)
+        self.upstream.release(connection.client_stream is None)
+        self.downstream.release(connection.target_stream is None)
         self.upstream = self.downstream = None  # type: ignore[assignment]
 
     def unsent(self) -> tuple[int, int]:
-        """Return the bytes that the systems of the client and of the target have not acknowledged."""
+        """Return the bytes that the transports of the client and of the target have not acknowledged."""
         client, target = self.connection.client_stream, self.connection.target_stream
         return (
             unsent(self.upstream.source) if client is None else client.queued(),
@@ -89,11 +151,9 @@ class FlowPair:
         )
 
     def flow_ended(self, flow: Flow, now: float) -> None:
-        """Pass on the EOF of one direction."""
+        """Pass on the EOF of one direction, once it is known to be one."""
         connection = self.connection
-        source, sink = connection.client_stream, connection.target_stream
-        if flow is self.downstream:
-            source, sink = sink, source
+        source, sink = self._streams(flow)
         if source is not None:
             if source.settle:
                 flow.ended = 0.0
@@ -106,33 +166,31 @@ class FlowPair:
             self.close_unreachable(now, _CLOSED_EARLY)
         elif source is not None and not source.half_close:
             self._discard_reverse(flow, now)
+        elif sink is None or sink.half_close:
+            super().flow_ended(flow, now)
+            if sink is not None and not self.is_closed:
+                session = session_of(flow.sink)
+                if session is not None and session.must_flush:
+                    flow.queue(NOTHING)
         else:
             connection.state = _HALF_CLOSED
-            if sink is None or sink.half_close:
-                try:
-                    flow.sink.shutdown(socket.SHUT_WR)
-                except OSError:
-                    if flow.sink.fileno() < 0:
-                        return self.on_socket_error(flow.sink, now)
-                    # It was reset; the flow that reads from it will see that.
-                if sink is not None and (session := session_of(flow.sink)) is not None and session.must_flush:
-                    flow.queue(NOTHING)
-                connection.deadline.update_linger(now)
-            else:
-                connection.deadline.update(now)
+            connection.deadline.update(now)
+        return None
 
     def passes_end_of(self, flow: Flow) -> bool:
         """Return whether the EOF of this flow's source is passed on to its sink at once."""
-        source, sink = self.connection.client_stream, self.connection.target_stream
-        if flow is self.downstream:
-            source, sink = sink, source
+        source, sink = self._streams(flow)
         return (sink is None or sink.half_close) and not (source is not None and source.settle)
 
     def takes_urgent(self, flow: Flow) -> bool:
         """Return whether the sink of this flow is TCP up to the peer: what has no half-close is another transport."""
-        sink = self.connection.client_stream if flow is self.downstream else self.connection.target_stream
-        is_tcp = flow.sink.family in (socket.AF_INET, socket.AF_INET6) and session_of(flow.sink) is None
-        return is_tcp and (sink is None or sink.half_close)
+        _, sink = self._streams(flow)
+        return super().takes_urgent(flow) and session_of(flow.sink) is None and (sink is None or sink.half_close)
+
+    def _streams(self, flow: Flow) -> tuple[Stream | None, Stream | None]:
+        """Return the streams of the source and of the sink of a flow; ``None`` for a plain socket."""
+        client, target = self.connection.client_stream, self.connection.target_stream
+        return (target, client) if flow is self.downstream else (client, target)
 
     def on_socket_error(self, sock: socket.SocketType, now: float) -> None:
         """End the connection, because a socket has failed; the reason is that of its stream, if this knows one."""
@@ -169,13 +227,6 @@ class FlowPair:
         """Return whether only the transport says that the target is there: no byte has come from it."""
         stream = self.connection.target_stream
         return stream is not None and not stream.answered and not self.downstream.moved
-
-    def close_unreachable(self, now: float, text: str = _SILENT) -> None:
-        """End the connection, because the target has sent nothing: in time, unless ``text`` says otherwise."""
-        connection, summary = self.connection, self.connection.summary
-        values = connection.tunnel_name, summary.target_name(), format_address(summary.peer)
-        self.upstream.work.log_problem("unreachable", text, *values)
-        connection.close("unreachable", now)
 
     def _discard_reverse(self, flow: Flow, now: float) -> None:
         self.connection.state = ConnectionState.DISCARDING

@@ -16,10 +16,10 @@ from ..access.proxy_header import AUTHORITY, ProxyHeader, ProxyHeaderError
 from ..access.senders import Senders
 from ..eventloop.sockets import format_address
 from ..streams.identity import Identity, name_of
+from ..streams.listener import ScreenedAddress, UpgradeListener
 from ..streams.proxy_handshake import ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import ScreenedAddress, UpgradeListener
 from .connection import Connection
 from .header_input import HeaderInput
 from .records import ConnectionState

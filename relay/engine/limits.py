@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # parts of one machine name each other
 _QUIET = 1.0
 _BEFORE_EOF = 0.25
 
+LOOK = 15.0  # seconds after its acceptance, at most, until the relay thread looks at a connection that lasts
+_AT_LOOK = -1  # the tick of a deadline that is set at this look, if its connection still lasts
+
 
 class Limits:
     """The limits of each connection of a tunnel, in seconds; ``None`` for no limit."""
@@ -45,8 +48,8 @@ class Limits:
         self.connect_limit = min(connecting) if connecting else None
         # For a handshake with the client, and for its request to a proxy.
         self.handshake = HANDSHAKE if self.connect_limit is None else self.connect_limit
-        # From the opening to the first look at an open connection. Including linger saves a second deadline for the
-        # many connections that end soon after their first EOF; a short one would only wake the thread in vain.
+        # From the opening to the first look at an open connection. With linger, the many connections that end soon
+        # after their first EOF need no second deadline; a short one would only wake the thread in vain.
         looks = [limit for limit in (lifetime, idle, first_byte) if limit is not None]
         if linger is not None and linger >= 1:
             looks.append(linger)
@@ -76,6 +79,8 @@ class ConnectionDeadline:
     """The time of the next look at the limits of one connection. Belongs to the relay thread.
 
     Bytes that move do not change the deadline. When it comes, the look tells whether they have postponed the limit.
+    Where no limit can come before the relay thread looks at all new connections (:data:`LOOK`), there is no deadline
+    until then.
 
     :param connection: the connection.
     :param limits: of the tunnel.
@@ -105,9 +110,18 @@ class ConnectionDeadline:
     def start_open(self, now: float) -> None:
         """Look at the limits of an open connection after a while, unless a look is due before that."""
         first = self.limits.first_check
-        if first is not None and not (self.tick and self.due <= now + first):
-            self.due = due = now + first
-            self._timers.set(self, due, now)
+        if first is None or (self.tick and self.due <= now + first):
+            return
+        if first > LOOK and not self.tick:  # most connections end before that, and need no timer
+            self.tick, self.due = _AT_LOOK, now + LOOK
+        else:
+            self._set(now + first, now)
+
+    def look(self, now: float) -> None:
+        """Set the deadline, if that was left to this look at a connection that lasts."""
+        if self.tick < 0:
+            self.tick = 0
+            self.update(now)
 
     def update(self, now: float) -> None:
         """Set the deadline to the next limit, unless it comes before that."""
@@ -130,11 +144,14 @@ class ConnectionDeadline:
 
     def stop(self) -> None:
         """Look no more."""
-        self._timers.cancel(self)
+        if self.tick > 0:
+            self._timers.cancel(self)
+        self.tick = 0
 
     def release(self) -> None:
         """Look no more, and forget the connection, which has ended."""
-        self._timers.cancel(self)
+        if self.tick > 0:
+            self._timers.cancel(self)
         self._connection = None
 
     def expire(self, now: float) -> None:
@@ -160,6 +177,8 @@ class ConnectionDeadline:
 
     def _set(self, due: float, now: float) -> None:
         self.due = due
+        if self.tick < 0:
+            self.tick = 0
         self._timers.set(self, due, now)
 
     def _next_limit(self, now: float) -> tuple[float | None, str]:

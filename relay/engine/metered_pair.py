@@ -14,7 +14,7 @@ from ..access.meter import Meter
 from ..access.ticket import Quota
 from ..streams.session_socket import session_of
 from .flow import Flow
-from .flow_pair import FlowPair
+from .flow_pair import StreamPair
 from .metered_flow import Budget, MeteredFlow, MeteredSessionFlow
 from .session_flow import SessionFlow
 from .workspace import Workspace
@@ -29,7 +29,7 @@ _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python 3.11 has no name for it
 _LEAST_PACED = 2_000_000.0  # bytes a second
 
 
-class MeteredPair(FlowPair):
+class MeteredPair(StreamPair):
     """The flows of a connection between its client and its target, with the limits of the client.
 
     Each direction has the whole bandwidth; a quota counts both.

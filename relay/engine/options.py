@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..addresses.options import OPTION, Kind, Option, options_of
 from ..addresses.printable import printable
@@ -151,7 +151,7 @@ _ADMIT = Kind(object, "Admit", "", lambda name, value: value)  # checked with th
 class TunnelOptions:
     """Plain data: the options of a tunnel, each a field; ``None`` stands for none, or for no limit.
 
-    The defaults are those of :class:`relay.Tunnel`. A value here is what a caller gave, until :meth:`checked`.
+    The defaults are those of :class:`relay.Tunnel`. :func:`made_of` checks what a caller gives.
     """
 
     nconnect: int = declare(
@@ -324,18 +324,6 @@ class TunnelOptions:
         workers="none",
     )
 
-    def checked(self) -> Self:
-        """Return the same with each value as a tunnel takes it: infinite times are ``None``, limits are a tuple.
-
-        :raises TypeError: if a value has the wrong type; the error names the option.
-        :raises ValueError: if one is not allowed.
-        """
-        found: dict[str, Any] = {}
-        for name, one in tunnel_options(TunnelOptions).items():
-            value = getattr(self, name)
-            found[name] = value if value is None and one.default is None else one.kind.check(name, value)
-        return dataclasses.replace(self, **found)
-
     def policy(self) -> ClientPolicy:
         """Return what is demanded of clients; reads the files of the access lists.
 
@@ -355,19 +343,20 @@ class TunnelOptions:
 
     def as_message(self) -> dict[str, Any]:
         """Return the keywords for a tunnel in another process: plain data, without what cannot be sent there."""
-        names = [name for name, one in tunnel_options(TunnelOptions).items() if one.workers != "none"]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: _plain(getattr(self, name)) for name in _SENT}
 
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
     if hasattr(value, "as_table"):
         return value.as_table()
     return list(map(_plain, value)) if isinstance(value, (list, tuple, set, frozenset)) else value
 
 
 def made_of(function: str, /, *left_out: str, **given: Any) -> TunnelOptions:
-    """Return the options that the keywords of a function say, checked.
+    """Return the options that the keywords of a function say, each as a tunnel takes it: infinite times are ``None``.
 
     :param function: its name, for the error.
     :param left_out: the options that it does not take.
@@ -375,10 +364,13 @@ def made_of(function: str, /, *left_out: str, **given: Any) -> TunnelOptions:
     :raises ValueError: if a value is not allowed.
     """
     known = tunnel_options(TunnelOptions)
-    for name in given:
-        if name not in known or name in left_out:
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        option = known.get(name)
+        if option is None or name in left_out:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-    return TunnelOptions(**given).checked()
+        checked[name] = value if value is None and option.default is None else option.kind.check(name, value)
+    return TunnelOptions(**checked)
 
 
 def part_of(message: Mapping[str, Any], workers: int) -> dict[str, Any]:
@@ -386,6 +378,8 @@ def part_of(message: Mapping[str, Any], workers: int) -> dict[str, Any]:
     parts = {name for name, one in tunnel_options(TunnelOptions).items() if one.workers == "part"}
     return {name: -(-value // workers) if name in parts else value for name, value in message.items()}
 
+
+_SENT = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.workers != "none")
 
 LABELS = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.kind is LABEL)
 """The options of tunnels that are labels."""

@@ -10,8 +10,7 @@ from ..addresses.hops import Route
 from ..eventloop.histogram import Histogram
 from ..eventloop.sockets import format_address
 from ..streams.identity import Identity, client_text, identity_of_peer
-from ..streams.path import StreamPath, hop_times
-from ..streams.request import Request
+from ..streams.stream import Request, StreamPath, hop_times
 from .connection_id import epoch, id_of, next_number
 
 if TYPE_CHECKING:  # few tunnels have balancers

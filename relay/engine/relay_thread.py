@@ -18,33 +18,33 @@ from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
 from ..eventloop.sockets import is_exposed
 from ..streams.identity import identity_of_process
-from ..streams.listener import TunnelListener
+from ..streams.listener import TunnelListener, UpgradeListener
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
-from ..streams.upgrade_listener import UpgradeListener
 from ..streams.user_names import named
 from ..types import MakeSend
-from .acceptor import make_acceptor
+from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
 from .connection_id import id_of, number_of
-from .connector import MOST_CALLS, Connector, close_factory
+from .connector import MOST_CALLS, Connector, close_factory, introduce_probes
 from .entrance import Entrance
 from .generation import Generations
 from .lifecycle import LoopThread
-from .limits import Limits
+from .limits import LOOK, Limits
 from .loops import LoopWatch
 from .observer import Observer
 from .options import TunnelOptions
 from .outlets import Outlets
-from .records import ConnectionRecord, Metrics, Stats
+from .records import ConnectionRecord, ConnectionState, Metrics, Stats
 from .statistics import Statistics
 from .workspace import Workspace
 
 logger = logging.getLogger("relay")
 
-_KEEPALIVE_AFTER = 15.0  # seconds after an accept when keepalive is turned on
 _JOIN_TIMEOUT = 0.5  # seconds that close() waits for threads that close streams
+# They get the route of the time when it is made.
+_WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.ADMITTING, ConnectionState.QUEUED)
 _all: weakref.WeakSet[RelayThread] = weakref.WeakSet()
 
 
@@ -78,7 +78,7 @@ class RelayThread(LoopThread):
         self.options, self.labels = options, options.labels
         self.limits = limits = Limits.of(options)
         name = options.name or ""
-        self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open
+        self.looked_until = 0.0  # the acceptance of the last connection that was looked at because it lasts
         self._receive = receive
         self._make_send = make_send
         receive.handshake_timeout = limits.handshake
@@ -97,8 +97,8 @@ class RelayThread(LoopThread):
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
             self._connector = Connector(self, make_send, options.source)
-            self._keepalive_timer = Timer(self.loop.timers, self._enable_keepalive)
-            self._acceptor = self._make_acceptor(receive)
+            self._look = Timer(self.loop.timers, self._look_at_new)
+            self._acceptor: Acceptor = self.make_acceptor(receive)
             # Before the thread starts: a fork from then on must find it, to close the copies of its descriptors.
             _all.add(self)
             self.start()
@@ -156,7 +156,7 @@ class RelayThread(LoopThread):
             self.run_in_thread(kill)
         return bool(killed)
 
-    _make_acceptor = make_acceptor
+    make_acceptor = make_acceptor
 
     # -- the relay thread -------------------------------------------------------------------------------------------
 
@@ -178,9 +178,74 @@ class RelayThread(LoopThread):
     def on_close(self, drain: float | None, now: float) -> None:
         """Take the first close; ``drain`` is that of :meth:`start_close`."""
 
+    # -- changes, each for new connections; see :mod:`.changes` -----------------------------------------------------
+
+    def change_options(self, options: TunnelOptions, limits: Limits, now: float) -> None:
+        """Go by other options; for open connections the limit of their number and the time to be idle change, too.
+
+        :param options: all of them; what clients have to fulfil is the entrance's.
+        :param limits: those of the options.
+        """
+        before, self.options, self.limits = self.limits, options, limits
+        self.labels = options.labels
+        self._statistics.lifetime = limits.lifetime
+        self._set_limit(options.nconnect)
+        self._receive.handshake_timeout = limits.handshake
+        for connection in self.all_connections if limits.idle != before.idle else ():
+            connection.deadline.change_idle(limits.idle, now)
+        self._acceptor = adapt_acceptor(self, self._acceptor)
+        self.entrance.set_header(options.send_proxy)
+        if options.source != self._connector.source:
+            self._connector.set_factory(self._make_send, options.source)
+        introduce_probes(self._make_send, options.send_proxy)
+        self._connector.keep_warm(options.warm, options.warm_for)
+        # A higher limit has slots for those that wait.
+        self.entrance.serve_queue(now)
+        self.update_listening()
+
+    def change_factory(
+        self, make_send: MakeSend, source: str | None, drain: float | None = None, spread: float = 0.0
+    ) -> None:
+        """Make streams by another factory; the old one is closed when the connections that are open now have ended."""
+        close = functools.partial(close_factory, self._make_send, self.name)
+        self._make_send = make_send
+        self._connector.set_factory(make_send, source)
+        introduce_probes(make_send, self.options.send_proxy)
+        self._retire(lambda: self._connector.submit(close), drain, spread)
+
+    def change_listener(
+        self, receive: TunnelListener, acceptor: Acceptor, drain: float | None = None, spread: float = 0.0
+    ) -> Acceptor:
+        """Accept from another listener; return the acceptor of the old one, which is still to be closed.
+
+        The clients that have connected to the old one are accepted first.
+        """
+        old = self._acceptor
+        if isinstance(old, SocketAcceptor):
+            old.take_backlog(time.monotonic())  # while it is the tunnel's, which stops it when there is no room left
+        self.set_listener(receive, acceptor)
+        old.listen(False)
+        self.update_listening()
+        self._retire(None, drain, spread)
+        return old
+
+    def set_listener(self, receive: TunnelListener, acceptor: Acceptor) -> None:
+        """Take another listener, at which :meth:`update_listening` accepts."""
+        self._acceptor, self._receive = adapt_acceptor(self, acceptor), receive
+        receive.handshake_timeout = self.limits.handshake
+
+    def change_warm(self, count: int, seconds: float) -> None:
+        """Keep another number of streams ready at once; the parameters are those of :meth:`keep_warm`."""
+        self._connector.keep_warm(count, seconds)
+
+    def _retire(self, over: Callable[[], object] | None, drain: float | None, spread: float) -> None:
+        """Begin a generation with the connections that have the old route and listener."""
+        routed = [one for one in self.all_connections if one.state not in _WITHOUT_ROUTE]
+        self._generations.begin(routed, over, drain, spread)
+
     def _set_limit(self, nconnect: int) -> None:
         self._slots.limit = nconnect
-        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
+        self.most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """Make a stream for a client."""
@@ -222,8 +287,8 @@ class RelayThread(LoopThread):
             identity = identity_of_process(client)
             connection.summary.identity = named(identity) if identity is not None else None
         connections[connection] = None
-        if self._keepalive_timer.due == math.inf:
-            self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
+        if self._look.due == math.inf:
+            self._look.start(now + LOOK, now)
         return connection
 
     def count_accepted(self) -> None:
@@ -242,8 +307,6 @@ class RelayThread(LoopThread):
             self._connector.connect(connection, now)
         except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
             self._connector.failed(connection, error, now)
-        if self._connector.calls >= self._most_calls:
-            self.update_listening()
 
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
         """Take a client that a listener object has accepted, perhaps when there was room no longer."""
@@ -331,15 +394,15 @@ class RelayThread(LoopThread):
         self._acceptor.listen(self.is_open and self._has_room())
 
     def _has_room(self) -> bool:
-        return self._slots.has_room() and self._connector.calls < self._most_calls
+        return self._slots.has_room() and self._connector.calls < self.most_calls
 
-    def _enable_keepalive(self, now: float) -> None:
-        """Turn keepalive on for the connections that have lasted; short ones are spared the system calls."""
-        before, self.keepalive_enabled_until = self.keepalive_enabled_until, now
+    def _look_at_new(self, now: float) -> None:
+        """Do for the connections that have lasted what short ones are spared: keepalive, and a deadline."""
+        before, self.looked_until = self.looked_until, now
         for connection in reversed(self._slots.connections):
             if connection.summary.started <= before:
                 break
-            connection.enable_keepalive()
+            connection.lasts(now)
 
     def close_listener(self) -> None:
         """Accept no client any more."""

@@ -49,15 +49,23 @@ class WorkerPlace(NamedTuple):
 
     number: int
     table: WorkerTable
-    incoming: socket.socket
-    """Gets the clients that others pass to this worker."""
-    outgoing: Sequence[socket.socket]
-    """Those to which this worker passes clients, by the numbers of their receivers."""
+    sockets: Sequence[socket.socket] = ()
+    """The incoming one, and the outgoing ones; none if this worker is the only one."""
+
+    @property
+    def incoming(self) -> socket.socket:
+        """The socket that gets the clients that others pass to this worker."""
+        return self.sockets[0]
+
+    @property
+    def outgoing(self) -> Sequence[socket.socket]:
+        """Those to which this worker passes clients, by the numbers of their receivers."""
+        return self.sockets[1:]
 
     def close(self) -> None:
         """Close all of it."""
         self.table.close()
-        for sock in (self.incoming, *self.outgoing):
+        for sock in self.sockets:
             sock.close()
 
 

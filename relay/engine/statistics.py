@@ -2,7 +2,7 @@
 
 Most figures of a connection are added up only when they are read, or when :data:`_MOST_WAITING` connections have ended:
 adding those of many at once costs a connection less, and a tunnel that is read each second seldom adds them itself.
-Until then they wait in a tuple for each connection, because the columns of many tuples are added up without a loop.
+Until then the connections wait, because the columns of many are added up faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
 from .outlets import Outlets
-from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, WarmFigures
+from .records import DIRECT, REASONS, ConnectionRecord, Metrics, WarmFigures
 
 logger = logging.getLogger("relay")
 
@@ -27,16 +27,12 @@ AGES = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 RECENT = 100
 """Ended connections that are remembered."""
 
-_MOST_WAITING = 200  # ended connections whose figures are not added up yet
+_MOST_WAITING = 100  # ended connections whose figures are not added up yet
 _RULES = ("access-list", "login")
 _MOST_RULES = 100  # that have a count of their own: each is a label of a metric, and a list may have thousands
 _OTHER = "other"
 _STATES = ("connecting", "open", "half-closed")
 _NONE = Outlets()
-
-# Of an ended connection: its reason, the bytes received and sent, its age, the time of its connect if that was direct,
-# and its summary if that has more to add.
-_Figures = tuple[str | None, int, int, float, float | None, ConnectionSummary | None]
 
 
 class Statistics:
@@ -57,8 +53,8 @@ class Statistics:
         self._observer = observer
         self._outlets = outlets
         self._has_warned = False
-        self._recent: collections.deque[Connection] = collections.deque(maxlen=RECENT)
-        self._waiting: list[_Figures] = []
+        self._recent: collections.deque[Connection] = collections.deque(maxlen=RECENT)  # whose figures are added up
+        self._waiting: list[Connection] = []  # that have ended since
         self._lock = threading.Lock()  # held while figures are added up; the relay thread never waits for it
         self._received = self._sent = self._spliced_received = self._spliced_sent = 0
         self._ended: collections.Counter[str] = collections.Counter(dict.fromkeys(REASONS, 0))
@@ -71,35 +67,23 @@ class Statistics:
 
     def add(self, connection: Connection) -> None:
         """Count a connection that has ended."""
-        summary = connection.summary
-        opened, path = summary.opened, summary.path
         record = None
         is_logged = logger.isEnabledFor(logging.INFO)
         on_ended = self._outlets.on_ended  # once: another thread may take it away
         if is_logged or self._observer is not None or on_ended is not None:
-            record = connection.record(summary.finished)
+            record = connection.record(connection.summary.finished)
             if is_logged:  # first: a program that sees the end finds its line
                 logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
         # The connection and not its record: most records are never asked for, and to make one takes time.
-        self._recent.append(connection)
-        has_more = path or summary.spliced or summary.rule
-        self._waiting.append(
-            (
-                summary.reason,
-                summary.received,
-                summary.sent,
-                summary.finished - summary.started,
-                opened - (summary.dialed or summary.started) if opened and path is None else None,
-                summary if has_more else None,
-            )
-        )
+        waiting = self._waiting
+        waiting.append(connection)
         # Where a reader holds the lock, that one adds up, and this thread relays.
-        if len(self._waiting) >= _MOST_WAITING and self._lock.acquire(blocking=False):
+        if len(waiting) >= _MOST_WAITING and self._lock.acquire(blocking=False):
             try:
                 self._add_up()
             finally:
                 self._lock.release()
-        if summary.reason == "lifetime" and not self._has_warned:
+        if connection.summary.reason == "lifetime" and not self._has_warned:
             self._warn_of_lifetime(connection)
         if record is not None:
             if self._observer is not None:
@@ -109,9 +93,10 @@ class Statistics:
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""
-        # The copy is one step for the interpreter: to iterate over a deque that another thread appends to raises an
-        # error.
-        return [connection.record(connection.summary.finished) for connection in self._recent.copy()]
+        with self._lock:
+            self._add_up()
+            recent = list(self._recent)
+        return [connection.record(connection.summary.finished) for connection in recent]
 
     def metrics(self, connections: Iterable[Connection], warm: WarmFigures | None = None) -> Metrics:
         """Return all counters.
@@ -167,26 +152,29 @@ class Statistics:
             return
         self._idle = None
         del self._waiting[: len(batch)]  # others may have been appended meanwhile; these wait for the next time
-        reasons, received, sent, ages, connects, more = zip(*batch, strict=True)
-        self._received += sum(received)
-        self._sent += sum(sent)
-        self._ended.update(reasons)
-        self._ages.add(list(ages))
-        direct = [seconds for seconds in connects if seconds is not None]
-        summaries: list[ConnectionSummary] = list(filter(None, more))
-        for summary in summaries:
-            if summary.rule is not None:
-                known = summary.rule in self._denied or len(self._denied) < _MOST_RULES
-                self._denied[summary.rule if known else _OTHER] += 1
-        for bytes_received, bytes_sent in [summary.spliced for summary in summaries if summary.spliced is not None]:
-            self._spliced_received += bytes_received
-            self._spliced_sent += bytes_sent
-        by_hops = [summary for summary in summaries if summary.path is not None]
-        through = [seconds for summary in by_hops if (seconds := summary.connect_time) is not None]
+        self._recent.extend(batch)
+        ended = [connection.summary for connection in batch]
+        self._received += sum([one.received for one in ended])
+        self._sent += sum([one.sent for one in ended])
+        self._ended.update([one.reason or "" for one in ended])
+        self._ages.add([one.finished - one.started for one in ended])
+        direct, by_hops = [], []
+        for one in ended:
+            if one.path is not None:
+                by_hops.append(one)
+            elif one.opened:
+                direct.append(one.opened - (one.dialed or one.started))
+            if one.rule is not None:
+                known = one.rule in self._denied or len(self._denied) < _MOST_RULES
+                self._denied[one.rule if known else _OTHER] += 1
+            if one.spliced is not None:
+                self._spliced_received += one.spliced[0]
+                self._spliced_sent += one.spliced[1]
+        through = [seconds for one in by_hops if (seconds := one.connect_time) is not None]
         self._connect_times.add(direct + through)
         if direct:
             self._hop_times.setdefault(DIRECT, Durations(CONNECT_TIMES)).add(direct)
-        parts = [part for summary in by_hops for part in summary.hop_times()]
+        parts = [part for one in by_hops for part in one.hop_times()]
         for label in {label for label, _ in parts}:
             times = self._hop_times.setdefault(label, Durations(CONNECT_TIMES))
             times.add([seconds for one, seconds in parts if one == label])

@@ -35,8 +35,8 @@ import socket
 import time
 
 from ..errors import ConnectError, RelayError
-from ..streams.cancellation import Cancel, Cancellation
 from ..streams.checks import check_time
+from ..streams.promise import Cancel, Cancellation
 from ..streams.stream import Stream
 from .descriptors import Direction, Interests, Readiness, SinkError, SourceError, is_same_socket, shut_down
 

@@ -18,6 +18,7 @@ from ..streams.dialer import Dialer
 from ..streams.listener import TunnelListener
 from ..types import Listener, MakeSend
 from .acceptor import check_listener, own_listener
+from .connector import introduce_probes
 from .keywords import TunnelKeywords
 from .options import TunnelOptions, made_of
 from .records import ConnectionRecord, Metrics, Stats
@@ -81,9 +82,11 @@ class Tunnel:
             check_factory(make_send)
         check_streams(make_send, chosen)
         introduce_probes(make_send, chosen.send_proxy)
-        self.name = chosen.name or f"relay tunnel {next(_numbers)}"
+        if not chosen.name:
+            chosen = dataclasses.replace(chosen, name=f"relay tunnel {next(_numbers)}")
+        self.name = chosen.name or ""
         self._address = address_of(receive)
-        self._relay = self._start(listener, make_send, dataclasses.replace(chosen, name=self.name), policy)
+        self._relay = self._start(listener, make_send, chosen, policy)
         if chosen.warm:
             self._relay.keep_warm(chosen.warm, chosen.warm_for)
 
@@ -193,14 +196,6 @@ def check_streams(make_send: MakeSend, options: TunnelOptions) -> None:
             "warm: the header of send_proxy goes before the TLS handshake, so that no stream can be opened before its "
             "client is there; set warm to 0"
         )
-
-
-def introduce_probes(make_send: MakeSend, send_proxy: str | None) -> None:
-    """Let the probes of several targets begin with a header that says that they are relay's own, if clients' do."""
-    if isinstance(make_send, Dialer) and make_send.alternatives:
-        from ..access.proxy_header import build_local
-
-        make_send.introduce_probes(b"" if send_proxy is None else build_local(send_proxy))
 
 
 def check_reads_headers(receive: TunnelListener, policy: ClientPolicy) -> None:

@@ -31,10 +31,8 @@ from ..errors import ConnectError
 from ..eventloop import poller
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
-from ..streams.path import StreamPath
-from ..streams.request import Request
 from ..streams.session_socket import close_descriptor, session_of
-from ..streams.stream import Stream
+from ..streams.stream import Request, Stream, StreamPath
 from .connection import Connection
 from .limits import Pending
 from .records import ConnectionSummary

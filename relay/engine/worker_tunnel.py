@@ -90,7 +90,8 @@ class WorkerRelayThread(RelayThread):
             acceptor.listen(False)  # it waits for the socket in another way if there is a limit
         super()._set_limit(quota(nconnect, self._table.workers, self._number))
 
-    def _make_acceptor(self, receive: TunnelListener) -> Acceptor:
+    def make_acceptor(self, receive: TunnelListener) -> Acceptor:
+        """Return the acceptor for this kind of listener, among those of the other workers."""
         if self._table.workers > 1 and receive.listening is not None:
             return SharedAcceptor(self, receive, self._place)
         return make_acceptor(self, receive)

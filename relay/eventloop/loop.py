@@ -172,17 +172,19 @@ class Loop:
         self.timers = Timers()
         self._new: set[int] = set()  # watched in this turn: its events are of an earlier socket with the same number
         self._garbage: list[socket.SocketType] = []
+        self.discard = self._garbage.append
+        """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
         self._calls: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = -1
         try:
-            self._wake_in, self._wake_out = _wakeup()
+            self._wakeup = _wakeup()
         # There was no descriptor for the wake-up; that of the epoll must not be left behind.
         except BaseException:
             self.poller.close()
             raise
-        self.watch(self._wake_in, IN, self._woken)
+        self.watch(self._wakeup[0], IN, self._woken)
 
     def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Call ``handler(event, now)`` on the events in ``mask``, and on errors and hang-ups."""
@@ -191,24 +193,27 @@ class Loop:
         self.handlers[descriptor] = handler
         self._new.add(descriptor)
 
-    def forget(self, descriptor: int, closing: bool = False) -> None:
-        """Watch a descriptor no longer.
-
-        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a child holds a
-            copy of it. relay knows of its own children and of forks (:func:`expect_child`), not of those that the
-            program starts by ``subprocess``. So only the engine passes this, for whom each system call counts.
-        """
-        if self.handlers.pop(descriptor, None) is not None and not (
-            closing and self.closing_forgets and not _has_children
-        ):
+    def forget(self, descriptor: int) -> None:
+        """Watch a descriptor no longer."""
+        if self.handlers.pop(descriptor, None) is not None:
             try:
                 self.poller.unregister(descriptor)
             except OSError:
                 pass  # another owner has closed it, which removed it
 
-    def discard(self, sock: socket.SocketType) -> None:
-        """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
-        self._garbage.append(sock)
+    def leave(self, descriptor: int, handler: Handler, closing: bool) -> None:
+        """Watch a descriptor no longer if this is its handler: else other code has closed it, and its number is reused.
+
+        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a child holds a
+            copy of it. relay knows of its own children and of forks (:func:`expect_child`), not of those that the
+            program starts by ``subprocess``. So only the engine passes this, for whom each system call counts.
+        """
+        handlers = self.handlers
+        if handlers.get(descriptor) is handler:
+            if closing and self.closing_forgets and not _has_children:
+                del handlers[descriptor]
+            else:
+                self.forget(descriptor)
 
     def call(self, function: Callable[[], object]) -> bool:
         """Call ``function`` in the loop's thread; safe from any thread.
@@ -222,7 +227,7 @@ class Loop:
             # One signal serves all calls until they are taken: a signal is a system call on the caller's thread. It is
             # written under the lock, so that `run` cannot end and close the descriptor in between.
             if len(self._calls) == 1:
-                _signal(self._wake_out)
+                _signal(self._wakeup[1])
         return True
 
     def is_here(self) -> bool:
@@ -241,14 +246,21 @@ class Loop:
         self._thread = threading.get_ident()
         # Locals: an attribute costs more than the comparison that it is for, in each turn of a busy loop.
         poll, handlers, timers, garbage, new = self.poller.poll, self.handlers, self.timers, self._garbage, self._new
-        now = time.monotonic()
-        while not self._stopped:
-            # One clock reading a turn serves every event of it.
-            wait = timers.first - now
+        clock = time.monotonic
+        now = clock()
+        while True:
+            if timers.first <= now:
+                timers.run(now)
+            # After the events and the deadlines: only now can no event of this turn meet a new socket of the number.
+            while garbage:
+                close_for_good(garbage.pop())
+            if self._stopped:
+                break
+            wait = timers.first - now  # more than 0: the deadlines up to now have been called
             if new:
                 new.clear()
-            events = poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
-            now = time.monotonic()
+            events = poll(wait if wait < _FAR else -1, _BATCH)
+            now = clock()  # one clock reading a turn serves every event of it
             try:
                 for descriptor, event in events:
                     handler = handlers.get(descriptor)
@@ -260,11 +272,6 @@ class Loop:
             # are skipped then come again with the next turn.
             except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
                 self._crashed(descriptor, error, now)
-            if timers.first <= now:
-                timers.run(now)
-            # After the events and the deadlines: only now can no event of this turn meet a new socket of the number.
-            if garbage:
-                self._close_garbage()
         # Those that `call` had accepted before the stop; their callers rely on it to release what they hold.
         self._run_calls()
         self._close_garbage()
@@ -297,7 +304,7 @@ class Loop:
         self._stopped = True
         self.poller.close()
         # A set: with an eventfd the two are one descriptor.
-        for descriptor in {self._wake_in, self._wake_out}:
+        for descriptor in set(self._wakeup):
             os.close(descriptor)
 
     def _close_garbage(self) -> None:
@@ -308,7 +315,7 @@ class Loop:
     def _woken(self, event: int, now: float) -> None:
         # Cleared before the calls are taken, so that a call made from now on signals anew.
         try:
-            os.read(self._wake_in, 8)
+            os.read(self._wakeup[0], 8)
         except BlockingIOError:
             pass
         self._run_calls()

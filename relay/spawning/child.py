@@ -1,11 +1,10 @@
-"""The child of :func:`relay.spawn`: one tunnel, or a worker for many, which ends with the program that started it.
+"""The child of a program that relays: a worker for many tunnels, or for one, which ends with the program.
 
-Nothing here is called by the program itself: :mod:`relay.spawning.spawn` starts an interpreter that calls :func:`main`.
+The program does not call this: :mod:`relay.spawning.parent` starts an interpreter that calls :func:`main`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -15,15 +14,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
-from ..api import urls
-from ..api.local import listen_privately
-from ..engine.tunnel import Tunnel
 from ..streams import exit_drain
 from ..transports.ssh.deferred import defer_invoke
-from .ephemeral import EphemeralTunnel
-from .wire import Channel, Message, answer_all, encode, from_error, from_log_record, to_socket
+from .wire import Message, encode, from_log_record, to_socket
 from .worker import Worker, add_secrets
 
 _LAST = 3  # seconds to end in, before the kernel ends the process
@@ -34,129 +28,42 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(control: socket.socket, descriptors: Sequence[int], request: Message) -> None:
-    """Run a tunnel until the program closes it, closes ``control`` or dies. Does not return, but may raise.
+    """Run the tunnels that the program opens until it closes ``control`` or dies. Does not return, but may raise.
 
     :param control: one end of a socketpair; the program has the other.
-    :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
-        the socket to listen with.
-    :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log),
-        ``program`` (the number of its process), ``secrets`` (environment variables that no other program gets) and
-        ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
-        seconds in which the hops must be up before it listens. Perhaps ``unused``: for an
-        :class:`~relay.spawning.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing
-        else. A request with ``worker`` has no tunnel: the program opens them later, see
-        :class:`~relay.spawning.worker.Worker`.
+    :param descriptors: the socket for what the program did not ask for: log records, what becomes of a tunnel.
+    :param request: ``level`` (of the log), ``program`` (the number of its process), ``secrets`` (environment variables
+        that no other program gets) and ``is_single``: whether there is one tunnel. The process ends with that, and on a
+        signal. Else signals end it only after the program has died: a service manager sends its SIGTERM to all
+        processes of a service, and the program lets connections finish then.
     """
     defer_invoke()
     _leave_standard_input()
-    # Before the tunnel is made, which may take minutes at I2P: a program that dies meanwhile leaves no child behind.
-    _set_parent_death_signal(request["program"])
+    program, is_single = request["program"], request["is_single"]
+    close_control = functools.partial(_close_control, control)
+    # Before a tunnel is made, which may take minutes at I2P: a program that dies meanwhile leaves no child behind.
+    # A process whose parent has died gets another one at once.
+    _set_parent_death_signal(program, close_control, lambda: is_single or os.getppid() != program)
     add_secrets(request["secrets"])
-    events, *receive = map(to_socket, descriptors)
-    channel, log = Channel(control), LogForwarder(events)  # two sockets: a program that takes no record gets answers
+    (events,) = map(to_socket, descriptors)
+    log = LogForwarder(events)  # two sockets: a program that takes no record gets answers
     # The root logger, because paramiko and other libraries log under names of their own.
     logging.getLogger().addHandler(log)
     logging.getLogger("relay").setLevel(request["level"])
-    if request.get("worker"):
-        _work(control, log, request["program"])
-    place = contextlib.ExitStack()
+    worker = Worker(control, log.report, log.offer, close_control if is_single else lambda: None)
     try:
-        tunnel = _tunnel(request, receive[0] if receive else None, place)
-    except (OSError, ValueError, TypeError) as error:
-        # The program raises the error: the child ends with status 0, as this is no crash.
-        channel.send({"error": from_error(error)})
-        os._exit(0)
-    except SystemExit:  # a signal came meanwhile
-        place.close()
-        os._exit(0)
-    # From here on a signal ends the reads below, so that the tunnel closes in order; before, it ended the process at
-    # once.
-    _on_a_signal(functools.partial(_close_control, control))
-    # The tunnel may end by itself, for want of use; the main thread then waits for a request that may never come.
-    threading.Thread(target=_end_with_the_tunnel, args=(tunnel, control), name="relay-end", daemon=True).start()
-    try:
-        channel.send({"address": tunnel.address, "name": tunnel.name})
-        _serve(tunnel, channel)
+        worker.serve(f"relay {'child' if is_single else 'worker'} {os.getpid()}")
     except OSError:
         pass  # the program is gone
     # From here on the kernel ends the process if anything hangs. The program may be gone, and could not do it.
     signal.alarm(_LAST)
-    tunnel.close()
-    place.close()
-    # After the close, so that every connection has its end in the figures.
-    last = {name: call() for name, call in _questions(tunnel).items()}
-    _deliver()
-    log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
-    # Not through the interpreter's own end, which might wait for long, and for what does not matter here.
-    os._exit(0)
-
-
-def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
-    """Run the tunnels that the program opens. Signals end the process only after the program has died.
-
-    A service manager sends its SIGTERM to all processes of a service, and the program lets connections finish then.
-    """
-
-    def end() -> None:
-        # A process whose parent has died gets another one at once.
-        if os.getppid() != program:
-            signal.alarm(_LAST)
-            _close_control(control)
-
-    worker = Worker(control, log.report, log.offer)
-    _on_a_signal(end, once=False)
-    try:
-        worker.serve()
-    except OSError:
-        pass  # the program is gone
-    signal.alarm(_LAST)
     worker.close()
-    _deliver()
-    log.finish({"over": True})
-    os._exit(0)
-
-
-def _deliver() -> None:
-    """Wait until the far ends have taken what was sent on connections that have ended."""
+    # The far ends take what was sent on connections that have ended.
     exit_drain.limit(_DELIVERY)
     exit_drain.drain()
-
-
-def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunnel:
-    """The tunnel that the program asks for.
-
-    :param request: see :func:`main`.
-    :param receive: a socket to listen with; ``None`` if there is an address.
-    :param place: receives the callbacks that remove files when the tunnel has ended.
-    """
-    with contextlib.ExitStack() as undo:
-        if receive is not None:
-            undo.callback(receive.close)
-        make_send: Any = urls.target(request["target"], via=request["via"])
-        if request.get("ready"):
-            undo.callback(make_send.close)
-            # Before it listens: a client that connects finds hops that are up.
-            make_send.ready(request["ready"])
-        if receive is None:
-            # Also undone when the tunnel cannot be made: its directory must not stay.
-            undo.push(place)
-            receive = _listening(request["listen"], place)
-            undo.callback(receive.close)
-        tunnel = _made(receive, make_send, request)
-        undo.pop_all()
-    return tunnel
-
-
-def _listening(address: str | None, place: contextlib.ExitStack) -> Any:
-    return place.enter_context(listen_privately()) if address is None else urls.listen(address)
-
-
-def _made(receive: Any, make_send: Any, request: Message) -> Tunnel:
-    # The process ID distinguishes a tunnel without a name: its number is that of the first tunnel in each child.
-    options = {**request["options"], "name": request["options"]["name"] or f"relay child {os.getpid()}"}
-    if "unused" in request:
-        return EphemeralTunnel(receive, make_send, unused=request["unused"], **options)
-    return Tunnel(receive, make_send, **options)
+    log.finish()
+    # Not through the interpreter's own end, which might wait for long, and for what does not matter here.
+    os._exit(0)
 
 
 def _leave_standard_input() -> None:
@@ -166,16 +73,27 @@ def _leave_standard_input() -> None:
     os.close(null)
 
 
-def _set_parent_death_signal(program: int) -> None:
+def _set_parent_death_signal(program: int, end: Callable[[], object], is_meant: Callable[[], bool]) -> None:
     """Request a signal from the kernel for the death of the program, and end on a signal.
 
     :param program: its process ID. If it died before the request, no signal comes: compare the parent afterwards.
+    :param end: called on a signal.
+    :param is_meant: returns whether a signal is to end the process.
 
     The end of ``control`` alone is not enough: a process that the program forked may hold its other end.
     """
     # An ignored signal stays ignored over an exec; the alarm must end the process whatever the program ignores.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _on_a_signal(sys.exit)
+
+    def handle(number: int, frame: object) -> None:
+        if is_meant():
+            for one in _ENDING:  # the kernel says it for each thread of the program that dies
+                signal.signal(one, signal.SIG_IGN)
+            signal.alarm(_LAST)
+            end()
+
+    for number in _ENDING:
+        signal.signal(number, handle)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread that started this one may have blocked them
     # Python runs a handler in the main thread only, between two of its instructions. While it waits in a call to the
     # kernel, a signal that another thread got does not interrupt that wait; a byte in this pipe makes a thread pass it
@@ -193,27 +111,10 @@ def _set_parent_death_signal(program: int) -> None:
             os._exit(0)
 
 
-def _on_a_signal(end: Callable[[], object], *, once: bool = True) -> None:
-    def handle(number: int, frame: object) -> None:
-        if once:
-            for one in _ENDING:  # the kernel says it for each thread of the program that dies
-                signal.signal(one, signal.SIG_IGN)
-            signal.alarm(_LAST)
-        end()
-
-    for number in _ENDING:
-        signal.signal(number, handle)
-
-
 def _pass_on(hears: int) -> None:
     """Wake the main thread, which acts upon signals, for the kernel may hand one to any thread."""
     os.read(hears, 1)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-
-def _end_with_the_tunnel(tunnel: Tunnel, control: socket.socket) -> None:
-    tunnel.join()
-    _close_control(control)
 
 
 def _close_control(control: socket.socket) -> None:
@@ -222,36 +123,6 @@ def _close_control(control: socket.socket) -> None:
         control.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it has come already
-
-
-def _questions(tunnel: Tunnel) -> dict[str, Callable[[], Any]]:
-    """The questions about a tunnel that the child answers, also after its end."""
-    return {
-        "connections": tunnel.connections,
-        "recent": tunnel.recent,
-        "stats": tunnel.stats,
-        "metrics": tunnel.metrics,
-    }
-
-
-def _serve(tunnel: Tunnel, channel: Channel) -> None:
-    """Answer the requests of the program until it closes ``control``."""
-
-    def drain(seconds: float) -> None:
-        # A drain takes long, and the program asks for figures meanwhile: this thread must go on answering.
-        threading.Thread(target=tunnel.close, args=(seconds,), name="relay-drain", daemon=True).start()
-
-    calls: dict[str, Callable[..., Any]] = {
-        "pause": tunnel.pause,
-        "resume": tunnel.resume,
-        "drain": drain,
-        "kill": tunnel.kill,
-        "secrets": add_secrets,
-    }
-    calls |= _questions(tunnel)
-    if isinstance(tunnel, EphemeralTunnel):
-        calls["wait_for_client"] = tunnel.wait_for_client
-    answer_all(channel, lambda request: calls[request["call"]](*request["arguments"]))
 
 
 class LogForwarder(logging.Handler):
@@ -290,11 +161,10 @@ class LogForwarder(logging.Handler):
         else:
             self.report(message)
 
-    def finish(self, message: Message) -> None:
-        """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""
+    def finish(self) -> None:
+        """Send what is queued, and wait until the program has taken it or is gone."""
         logging.getLogger().removeHandler(self)
         self._report_dropped()
-        self._lines.put(encode(message))
         self._lines.put(None)
         self._thread.join()
 

@@ -1,188 +1,111 @@
-"""A tunnel in a child process, as the program sees it."""
+"""A tunnel in a child process of its own, as the program sees it."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import logging
 import socket
-import threading
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..errors import RelayError
-from ..streams.checks import check_time
-from .parent import ChildProcess
+from .parent import NOT_STARTED
+from .pool_parts import Asked
+from .pool_tunnel import PoolTunnel
 from .questions import NoAnswerError
-from .wire import Message, to_address, to_metrics, to_record, to_stats
+from .recipes import Recipe
+from .worker_slot import WorkerSlot
 
 logger = logging.getLogger("relay")
 
 _ANSWER = 10.0  # seconds for an answer of the child
 _FAREWELL = 5.0  # seconds for the last message of a child that has ended
+_START = 60.0  # seconds for a child to listen: a name to listen at may have to be looked up
+_START_AT_I2P = 600.0  # the same where a router builds tunnels first
 
 
-class ChildTunnel:
+class ChildTunnel(PoolTunnel):
     """A tunnel in a child process, made by :func:`spawn`: the members of :class:`~relay.Tunnel`, and :attr:`pid`.
 
     Every member may be called from any thread. Those that ask the child raise :class:`RelayError` if it has died or
-    does not answer. In a forked child of the program it is closed, and the tunnel stays with the program.
+    does not answer within ten seconds. In a forked child of the program it is closed, and the tunnel stays with the
+    program.
 
-    It is no pool of one worker: no other process replaces this one. So its death is an error, and a child that does not
-    answer for a while is not killed. The child itself listens, and removes the file of a Unix socket if the program is
-    killed. It ends on a signal.
+    It is the only tunnel of a pool with one worker that is not replaced. So its death is an error, and a child that
+    does not answer for a while is not killed. The child itself listens, and removes the file of a Unix socket if the
+    program is killed. It ends on a signal.
 
-    :param request: see :func:`relay.spawning.child.main`.
-    :param receive: and the errors: as for :class:`ChildProcess`.
+    The parameters are those of :class:`~relay.spawning.pool_parts.TunnelParts`, with the place of the only worker. The
+    arguments of the recipe have ``listen``.
     """
 
-    def __init__(self, request: Message, receive: socket.socket | None = None) -> None:
+    _late = "the child process did not listen within {1:.0f} s"
+
+    def __init__(
+        self,
+        key: int,
+        slots: Sequence[WorkerSlot],
+        recipe: Recipe,
+        receive: socket.socket | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        (self._slot,) = slots
+        self._pid = self._slot.status().pid or 0  # 0 if it has died since it was up
         self._lost = ""  # why there are no answers
-        self._last: Message = {}  # answers to what may still be asked when the tunnel is closed
-        self._child = ChildProcess(request, receive)
-        self.name = self._child.name
-        self._address = to_address(self._child.answer["address"])
-        self._child.watch(self._on_message, on_over=self._on_over)
+        # The process ID distinguishes a tunnel without a name.
+        super().__init__(
+            key, slots, recipe, receive, {**options, "name": options["name"] or f"relay child {self._pid}"}
+        )
+        at_i2p = str(recipe.arguments["listen"]).lower().startswith("i2p")
+        self._start_timeout = (_START_AT_I2P if at_i2p else _START) + recipe.ready
 
     @property
     def pid(self) -> int:
         """The process id of the child."""
-        return self._child.pid
-
-    @property
-    def address(self) -> Any:
-        """The address of the listener, as ``getsockname()`` returns it."""
-        return self._address
-
-    def pause(self, close: bool = False) -> None:
-        """Accept no more connections; in force when the call returns.
-
-        :param close: whether live connections are ended, too, by a reset.
-        :raises RelayError: if the child has died or does not answer.
-        """
-        self._ask("pause", close)
-
-    def resume(self) -> None:
-        """Accept connections again after :meth:`pause`; in force when the call returns.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        self._ask("resume")
-
-    def connections(self) -> list[ConnectionRecord]:
-        """The live connections, one record each.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        return [to_record(fields) for fields in self._ask("connections")]
-
-    def recent(self) -> list[ConnectionRecord]:
-        """The last 100 connections that ended, oldest first, each with its reason.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        return [to_record(fields) for fields in self._ask("recent")]
-
-    def stats(self) -> Stats:
-        """The counters of the tunnel.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        return to_stats(self._ask("stats"))
-
-    def metrics(self) -> Metrics:
-        """All counters of the tunnel, for monitoring.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        return to_metrics(self._ask("metrics"))
-
-    def kill(self, connection_id: str) -> bool:
-        """Reset one open connection; see :meth:`relay.Tunnel.kill`.
-
-        :raises RelayError: if the child has died or does not answer.
-        """
-        return bool(self._ask("kill", connection_id))
+        return self._pid
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the child has ended, for whatever reason.
 
         :param timeout: seconds to wait; ``None`` for ever.
         """
-        self._child.join(timeout)
+        self._slot.join(timeout)
 
-    def close(self, drain: float = 0.0) -> None:
-        """Stop listening at once, end every connection, and wait for the child to end. Idempotent, from any thread.
+    def on_died(self, number: int, fate: str) -> int:
+        """Take the death of the child, which has not reported that the tunnel is closed."""
+        with self._changed:
+            if self._was_open:
+                self._lost = f"the child process {self._pid} {fate}, and its connections are lost; spawn it again"
+            else:
+                self._error = self._error or RelayError(NOT_STARTED.format(fate))
+        lost = super().on_died(number, fate)
+        self.finish()
+        if self._lost:
+            logger.error("%s: %s", self.name, self._lost)
+        return lost
 
-        Called from a log handler it marks the tunnel as closing and returns. A child that does not end is killed.
+    def abandon(self) -> None:
+        """Leave the tunnel to the program, in a forked child."""
+        self._lost = "it stays with the process that spawned it"
+        super().abandon()
 
-        :param drain: seconds that connections may take to finish first; those that are left are reset. A second call
-            with a shorter time shortens it.
-        :raises TypeError: if ``drain`` is not a number.
-        :raises ValueError: if it is negative.
+    def _answered(self, asked: Sequence[Asked]) -> list[Asked]:
+        """Wait for the answer.
+
+        :raises RelayError: if there is none, although the tunnel is not closed.
         """
-        seconds = check_time("drain", drain, zero=True)
-        self._child.is_closing = True
-        # The program's copy: as long as it is open, the kernel completes connections that no process accepts.
-        self._child.close_listener()
-        if seconds != 0:
-            with contextlib.suppress(RelayError):  # the child has ended: there is nothing left to wait for
-                self._ask("drain", seconds)
-        if not self._child.is_own_thread():
-            self._child.join(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-            self._child.end()
-        # In a log handler, which runs in the thread that watches the child: it must not wait for itself.
-        elif seconds == 0:
-            self._child.start_close()
-
-    def __enter__(self) -> ChildTunnel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closing" if self._child.is_closing else "open"
-        if not self._child.is_watched:
-            state = "lost" if self._lost or self._child.is_foreign else "closed"
-        return f"<{type(self).__name__} {self.name!r} at {self._address}, process {self.pid}, {state}>"
-
-    def _ask(self, call: str, *arguments: object) -> Any:
-        """Call a function of the child.
-
-        :param call: its name.
-        :param arguments: its arguments.
-        :raises RelayError: if the child does not answer in time, or has ended.
-        :raises Exception: what the function raised.
-        """
-        question = self._child.ask(call, *arguments)
-        # Not result(timeout): a TimeoutError may also be what the function of the child has raised.
-        if concurrent.futures.wait([question], _ANSWER).done:
-            try:
-                return question.result()
-            except NoAnswerError:
-                if self._child.is_foreign:
-                    raise RelayError(f"{self.name}: it stays with the process that spawned it") from None
-                # What it said last comes over another socket, which its other thread may still read.
-                self._child.join(_FAREWELL)
+        concurrent.futures.wait([each.question for each in asked], _ANSWER)
+        done = [each for each in asked if each.question.done()]
+        answered = [each for each in done if not isinstance(each.question.exception(), NoAnswerError)]
+        if not answered:
+            if len(done) == len(asked) and not self._slot.is_own_thread():
+                self._is_closed_within(_FAREWELL)  # what it said last comes over another socket
             if self._lost:
                 raise RelayError(f"{self.name}: {self._lost}")
-            if self._last:
-                return self._last.get(call)
-        raise RelayError(f"{self.name}: the child process {self.pid} did not answer within {_ANSWER:.0f} s")
+            if self._phase != "closed":
+                raise RelayError(f"{self.name}: the child process {self._pid} did not answer within {_ANSWER:.0f} s")
+        return answered
 
-    def _on_message(self, message: Message) -> None:
-        self._last = message["last"]
-        if message["expired"]:
-            self._child.is_closing = True
-
-    def _on_over(self) -> None:
-        # Without the last figures the child was killed, even if it was asked to end.
-        if not self._child.is_closing or not self._last:
-            self._lost = (
-                f"the child process {self.pid} {self._child.fate}, and its connections are lost; spawn it again"
-            )
-            logger.error("%s: %s", self.name, self._lost)
+    def __repr__(self) -> str:
+        state = "lost" if self._lost else "open" if self._phase == "paused" else self._phase
+        return f"<{type(self).__name__} {self.name!r} at {self._address}, process {self._pid}, {state}>"

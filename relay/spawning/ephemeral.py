@@ -7,8 +7,7 @@ from typing import Any
 
 from ..engine.connection import Connection
 from ..engine.records import ConnectionState
-from ..engine.relay_thread import RelayThread
-from ..engine.tunnel import Tunnel
+from ..engine.worker_tunnel import WorkerRelayThread, WorkerTunnel
 from ..eventloop.loop import Timer
 from ..eventloop.sockets import unread
 from ..streams.checks import check_time
@@ -17,7 +16,7 @@ from ..types import Listener, MakeSend
 _QUIET = 0.5  # seconds without a byte from a client after which it is taken to have said all
 
 
-class EphemeralTunnel(Tunnel):
+class EphemeralTunnel(WorkerTunnel):
     """A tunnel that closes itself when it is unused, and that lets every connection finish when it is closed.
 
     A plain tunnel that drains waits for its clients to end their connections. Here a client may never do that: a ØMQ
@@ -25,12 +24,9 @@ class EphemeralTunnel(Tunnel):
     the target's system has received everything: the target then reads EOF. A connection that its client has ended may
     take all the time that it needs to carry its last bytes to the target.
 
-    :param receive: and the others: as for :class:`Tunnel`.
+    :param receive: and the others, and the errors: as for :class:`WorkerTunnel`.
     :param unused: seconds without any connection, also after the last one has gone, after which it ends; ``None`` for
         never.
-    :raises TypeError: as for :class:`Tunnel`.
-    :raises ValueError: as for :class:`Tunnel`.
-    :raises OSError: as for :class:`Tunnel`.
     """
 
     def __init__(self, receive: Listener, make_send: MakeSend, *, unused: float | None = None, **options: Any) -> None:
@@ -38,7 +34,9 @@ class EphemeralTunnel(Tunnel):
         super().__init__(receive, make_send, **options)
 
     def _start(self, *arguments: Any) -> EphemeralRelayThread:
-        self._ephemeral = EphemeralRelayThread(self._unused, *arguments)
+        self._ephemeral = EphemeralRelayThread(
+            self._unused, *self._as_worker, *arguments, outlets=self._outlets, paused=self._is_paused_at_first
+        )
         return self._ephemeral
 
     @property
@@ -55,18 +53,18 @@ class EphemeralTunnel(Tunnel):
         return self._ephemeral.used.wait(timeout)
 
 
-class EphemeralRelayThread(RelayThread):
+class EphemeralRelayThread(WorkerRelayThread):
     """The relay thread of such a tunnel.
 
     :param unused: seconds without any connection after which it ends.
-    :param arguments: as for :class:`RelayThread`.
+    :param arguments: as for :class:`WorkerRelayThread`, and so are the keywords.
     """
 
-    def __init__(self, unused: float | None, *arguments: Any) -> None:
+    def __init__(self, unused: float | None, *arguments: Any, **keywords: Any) -> None:
         self._unused = unused
         self.used = threading.Event()
         self.expired = False
-        super().__init__(*arguments)
+        super().__init__(*arguments, **keywords)
 
     def on_start(self, now: float) -> None:
         """Give the first client its time."""

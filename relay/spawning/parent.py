@@ -1,23 +1,7 @@
-"""The program's side of a child process that relays; :mod:`relay.spawning.child` is the other.
-
-======== ============================ ======== ========================================================================
-state    event                        next     action
-======== ============================ ======== ========================================================================
-starting it does what it is asked to  up       return its first answer to the constructor
-starting an error, no answer in time  over     end it, raise; the listening socket stays with the caller
-up       :meth:`~ChildProcess.watch`  watched  start both threads
-watched  it takes no message          watched  kill it if it has a successor; else the question has no answer
-watched  a close                      closing  end its control socket, which tells it to end
-watched  its events end (its death)   over     note how it has ended, close the sockets, call ``on_over``
-closing  its events end               over     the same
-closing  it does not end in time      closing  kill it
-any      fork of the program          foreign  in the new process: close the sockets; ask and end nothing
-======== ============================ ======== ========================================================================
-"""
+"""The program's side of a child process that relays; :mod:`relay.spawning.child` is the other."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -25,27 +9,29 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..addresses.options import on_secret_variable, secret_variables
 from ..errors import RelayError
 from ..process import Process, end, start_python
 from .questions import NoAnswerError, Question, Questions
-from .wire import Channel, Message, to_error, to_log_record
+from .wire import Channel, Message, to_log_record
+
+if TYPE_CHECKING:
+    from .worker_slot import WorkerSlot
 
 logger = logging.getLogger("relay")
 
-_START = 60.0  # seconds for a child to listen: a name to listen at may have to be looked up
-_START_AT_I2P = 600.0  # the same where a router builds tunnels first
-_FAILED = 1.0  # seconds for a child that failed to start to end by itself and remove its files
-_END = 5.0  # seconds for any other child to end before it is killed
+_START = 60.0  # seconds for a child to be up
+_FAILED = 1.0  # seconds for a child that failed to start to end by itself
 
 # Everything that the child must know comes over a socket: other users can read arguments and environment.
 _CHILD = """
 import json, os, socket, sys
 control = socket.socket(fileno=os.dup(0))
-descriptors = socket.recv_fds(control, 1, 2)[1]
+descriptors = socket.recv_fds(control, 1, 1)[1]
 with control.makefile("rb") as lines:
     request = json.loads(lines.readline() or sys.exit())
 sys.path[:] = request["path"]
@@ -53,43 +39,32 @@ from relay.spawning.child import main
 main(control, descriptors, request)
 """
 
+NOT_STARTED = "the child process did not start: it {}; see its standard error"
+
 _living: set[ChildProcess] = set()
 
 
 class ChildProcess:
-    """A child process that answers questions, and sends log records unasked, until this program closes it or ends.
+    """A child process that answers questions, and sends messages unasked, until this program closes it or it ends.
 
-    The constructor starts it and waits until it does what it is asked to; :meth:`watch` starts two threads. One takes
-    the answers. The other one takes what the child says unasked, so that a slow log handler delays no answer.
+    The constructor starts it and waits until it is up. Two threads watch it from then on. One takes the answers. The
+    other one takes what the child says unasked, so that a slow log handler delays no answer.
 
-    :param request: what the child is to do; see :func:`relay.spawning.child.main`.
-    :param receive: the socket to listen with, if there is one.
-    :param on_begin: called with this object before the child is up, so that another thread can kill it meanwhile.
-    :param is_expendable: whether the child is killed if it takes no message for two seconds, because it has a
-        successor.
-    :raises Exception: what the child raised; ``receive`` then stays with the caller.
+    :param slot: its place. It takes what happens to the process: ``on_begin`` before it is up, so that another thread
+        can kill it meanwhile; ``on_message`` and ``on_over`` in the thread that watches it; ``on_answer`` in the other.
+    :param is_single: whether it has one tunnel, and no successor. It ends with that tunnel, and on a signal.
     :raises RelayError: if it does not start, or this program has no Python interpreter.
     :raises OSError: if the system has no room for another process.
+    :raises RuntimeError: if the system has no thread left.
     """
 
-    def __init__(
-        self,
-        request: Message,
-        receive: socket.socket | None = None,
-        *,
-        on_begin: Callable[[ChildProcess], object] = lambda _: None,
-        is_expendable: bool = False,
-    ) -> None:
-        self.is_closing = False
-        """``True`` once it is asked to end."""
+    def __init__(self, slot: WorkerSlot, *, is_single: bool = False) -> None:
         self.fate = ""
         """How it has ended; empty before that."""
-        self.is_foreign = False
-        """``True`` in a forked child of the program: the child process stays with the program."""
-        self._receive = receive
-        self._is_expendable = is_expendable
+        self._slot = slot
+        self._is_single = is_single
         self._gate = threading.Lock()  # held while the control socket is shut down or closed
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # while it starts
         with contextlib.ExitStack() as undo:
             self._control, its_control = socket.socketpair()
             undo.callback(self._control.close)
@@ -98,41 +73,22 @@ class ChildProcess:
                 self._process = start_python(_CHILD, its_control.fileno())
             undo.callback(end, self._process, _FAILED)
             # Before the child is asked anything: a place that is closed meanwhile can kill it while it starts.
-            on_begin(self)
-            self._channel = Channel(self._control)
+            slot.on_begin(self)
+            channel = Channel(self._control)
             self._events, its_events = socket.socketpair()
             undo.callback(self._events.close)
             with its_events:
-                self.answer = self._begin(request, its_events)
-                """The first answer of the child."""
-            self._undo = undo.pop_all()
-        self.name: str = self.answer["name"]
-
-    def watch(
-        self,
-        on_message: Callable[[Message], object],
-        on_answer: Callable[[], object] = lambda: None,
-        on_over: Callable[[], object] = lambda: None,
-    ) -> None:
-        """Take what the child says from now on. If that cannot be, the child is ended.
-
-        :param on_message: takes what it says unasked, in the thread that watches it.
-        :param on_answer: called when it has answered, in the thread that takes the answers. It must not block.
-        :param on_over: called after its end, in the thread that watches it.
-        :raises RuntimeError: if the system has no thread left.
-        """
-        watching = threading.Thread(target=self._watch, args=(on_message, on_over), name=self.name, daemon=True)
-        with self._undo:
+                self.name = self._begin(channel, its_events)
             # Only now: until the first answer has come, the constructor alone reads from the channel.
-            self._questions = Questions(self._control, self._channel, f"{self.name} answers", on_answer)
+            self._questions = Questions(self._control, channel, f"{self.name} answers", slot.on_answer)
             # Before the thread starts: it takes the child out again at its end, which may come at once.
             _living.add(self)
-            self._undo.callback(_living.discard, self)
-            self._thread = watching
-            watching.start()
+            undo.callback(_living.discard, self)
+            self._thread = threading.Thread(target=self._watch, name=self.name, daemon=True)
+            self._thread.start()
             if secret_variables() != self._secrets:  # one was named meanwhile
                 self.share_secrets()
-            self._undo.pop_all()
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -150,9 +106,9 @@ class ChildProcess:
         try:
             return self._questions.ask(call, arguments, logger.getEffectiveLevel(), descriptors)
         except TimeoutError:
-            if self._is_expendable:
+            if not self._is_single:
                 # A part of the message may be in its socket, and the next one would be read as its rest: it can never
-                # be asked again.
+                # be asked again. Its successor can.
                 self.kill()
             question = Question()
             question.set_exception(NoAnswerError("the child process takes no message"))
@@ -176,27 +132,13 @@ class ChildProcess:
             return False
         return threading.current_thread() is self._thread or self._questions.is_own_thread()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, and everything that it has said was taken.
-
-        :param timeout: seconds to wait; ``None`` for ever.
-        """
-        if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-
-    @property
-    def is_watched(self) -> bool:
-        """``True`` while it may still say something."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def close_listener(self) -> None:
-        """Close the program's copy of the listening socket. Idempotent."""
-        if self._receive is not None:
-            self._receive.close()
+    def join(self) -> None:
+        """Wait until it has ended, and everything that it has said was taken."""
+        assert self._thread is not None
+        self._thread.join()
 
     def start_close(self) -> None:
         """Let the child end as it would at the end of this program. Never blocks."""
-        self.is_closing = True
         with self._gate:
             try:
                 # Not closed: the thread that takes the answers reads from it until the child has closed its end.
@@ -204,49 +146,36 @@ class ChildProcess:
             except OSError:
                 pass  # it has ended
 
-    def end(self) -> None:
-        """Do the same, and wait; a child that does not end in time is killed."""
-        self.start_close()
-        self.join(_END)
-        if self.is_watched:
-            self.kill()
-            self.join(_END)
-
     def kill(self) -> None:
         """End it, whatever it does. Does not wait."""
         self._process.kill()
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _begin(self, request: Message, its_events: socket.socket) -> Message:
-        """Tell the child what to do, and wait until it does."""
-        patience = _START_AT_I2P if str(request.get("listen")).lower().startswith("i2p") else _START
-        patience += request.get("ready") or 0.0
-        deadline = time.monotonic() + patience
-        ends = [its_events] if self._receive is None else [its_events, self._receive]
+    def _begin(self, channel: Channel, its_events: socket.socket) -> str:
+        """Tell the child what it needs; return its name once it is up."""
+        deadline = time.monotonic() + _START
+        # What is named after this line is sent again at the end of the constructor: no name falls into the gap.
+        self._secrets = secret_variables()
+        request = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(self._secrets)}
+        answer = None
         try:
             # A line of its own: the kernel passes descriptors with a byte, and the child reads JSON only after that
             # line.
-            socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
-            # What is named after this line is sent again at the end of watch(): no name falls into the gap.
-            self._secrets = secret_variables()
-            own = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(self._secrets)}
-            self._channel.send({**request, **own, "path": _path()}, deadline)
-            answer = self._channel.receive(deadline)
+            socket.send_fds(self._control, [b"\n"], [its_events.fileno()])
+            channel.send({**request, "is_single": self._is_single, "path": _path()}, deadline)
+            answer = channel.receive(deadline)
         except TimeoutError:
-            raise RelayError(f"the child process did not listen within {patience:.0f} s") from None
+            raise RelayError(f"the child process did not listen within {_START:.0f} s") from None
         # The child is gone; how it ended says more than this error.
         except (BrokenPipeError, ConnectionResetError):
-            answer = None
+            pass
         if answer is None:
-            raise RelayError(
-                f"the child process did not start: it {_describe_exit(self._process)}; see its standard error"
-            )
-        if "error" in answer:
-            raise to_error(answer["error"])
-        return answer
+            raise RelayError(NOT_STARTED.format(_describe_exit(self._process)))
+        name: str = answer["name"]
+        return name
 
-    def _watch(self, on_message: Callable[[Message], object], on_over: Callable[[], object]) -> None:
+    def _watch(self) -> None:
         """Take what the child says unasked, until its end."""
         channel = Channel(self._events)
         try:
@@ -254,10 +183,10 @@ class ChildProcess:
                 if "log" in message:
                     _log(message["log"])
                 else:
-                    on_message(message)
+                    self._slot.on_message(message)
         finally:
             self._record_exit()
-            on_over()
+            self._slot.on_over()
 
     def _record_exit(self) -> None:
         # The event socket has ended, so the child is about to end: this does not wait for long.
@@ -269,7 +198,6 @@ class ChildProcess:
         with self._gate:
             self._control.close()
         self._events.close()
-        self.close_listener()
         _living.discard(self)
         # Last: those who find it set find everything released.
         self.fate = fate
@@ -278,11 +206,9 @@ class ChildProcess:
         """Reset the object in a forked child: the watching thread does not run, and no other thread releases a lock."""
         self._questions.after_fork()
         self._gate = threading.Lock()
-        self.is_closing = self.is_foreign = True
         self._process.returncode = 0  # not a child of this process
         self._control.close()
         self._events.close()
-        self.close_listener()
 
 
 def share_secrets() -> list[Question]:
@@ -318,20 +244,10 @@ def _describe_exit(process: Process) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def _close_all() -> None:
-    """At the interpreter's end, while there still is one for the log records."""
-    living = list(_living)
-    for child in living:  # all of them first, so that they end side by side
-        child.start_close()
-    for child in living:
-        child.end()
-
-
 def _forget_all() -> None:
     while _living:
         _living.pop()._forget()
 
 
 on_secret_variable.append(share_secrets)
-atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)

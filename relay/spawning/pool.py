@@ -11,7 +11,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.records import ConnectionRecord
 from .parent import ChildProcess, share_secrets
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..carriers.listing import CarrierStatus
 
 OnEnded = Callable[[str, ConnectionRecord], object]
+AnyTunnel = TypeVar("AnyTunnel", bound=PoolTunnel)
 
 _living: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
@@ -36,11 +37,15 @@ class WorkerPool:
     thread. In a forked child of the program the pool is closed, and stays with the program.
 
     :param workers: how many, checked by :func:`~relay.streams.checks.check_workers`.
+    :param replaces: whether a worker that dies or does not answer has a successor. If not, there is one worker and one
+        tunnel, and either ends with the other: see :class:`~relay.spawning.child_tunnel.ChildTunnel`.
     :raises RelayError: if a process does not start.
     :raises OSError: if the system has no room for it.
+    :raises RuntimeError: if it has no thread left.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, replaces: bool = True) -> None:
+        self.replaces = replaces
         # Held while tunnels are opened in processes, and while these come and go. Re-entrant for a log handler
         # that calls the pool: a worker that does not answer is logged under it.
         self._lock = threading.RLock()
@@ -49,9 +54,9 @@ class WorkerPool:
         self._on_ended: OnEnded | None = None
         self._slots = [WorkerSlot(number, self) for number in range(workers)]
         _living.add(self)
-        for slot in self._slots:
-            slot.start()
         try:
+            for slot in self._slots:
+                slot.start()
             for slot in self._slots:
                 # All are started before the first is waited for: an interpreter takes a while to begin.
                 slot.wait_for_start()
@@ -85,9 +90,35 @@ class WorkerPool:
         :param paused: whether it accepts no client at first.
         :raises Exception: what a worker raised; ``receive`` stays with the caller then.
         """
+        hosts = self._slots[: workers if receive is not None else 1]
+        tunnel = PoolTunnel(next(self._keys), hosts, recipe, receive, options)
+        self._open(tunnel, paused=paused)
+        return tunnel
+
+    def open_only(
+        self,
+        kind: type[AnyTunnel],
+        recipe: Recipe,
+        receive: socket.socket | None,
+        options: Mapping[str, Any],
+    ) -> AnyTunnel:
+        """Open the only tunnel, with which the pool ends; the pool also ends if that fails.
+
+        :param kind: the class of the tunnel.
+        :param recipe: and the others, and the errors: as for :meth:`open`.
+        """
+        try:
+            hosts = self._slots[: None if receive is not None else 1]
+            tunnel = kind(next(self._keys), hosts, recipe, receive, options)
+            tunnel.own(self)
+            self._open(tunnel)
+        except BaseException:
+            self.close()
+            raise
+        return tunnel
+
+    def _open(self, tunnel: PoolTunnel, *, paused: bool = False) -> None:
         with self._lock:
-            hosts = self._slots[: workers if receive is not None else 1]
-            tunnel = PoolTunnel(next(self._keys), hosts, recipe, receive, options)
             # Before it opens: a worker that answers at once must find it.
             self._tunnels[tunnel.key] = tunnel
             # Under the lock and before it opens, so that no worker accepts a client in between.
@@ -102,7 +133,6 @@ class WorkerPool:
             tunnel.disown()
             tunnel.close()
             raise
-        return tunnel
 
     def carriers(self) -> list[CarrierStatus]:
         """Return the carriers of the workers; those of a worker that does not answer are missing."""
@@ -140,20 +170,19 @@ class WorkerPool:
             process.ask("log_connections", self._on_ended is not None)
 
     def start_close(self) -> None:
-        """End all processes, and with them the tunnels. Does not wait."""
+        """Close all tunnels and end all processes. Does not wait."""
+        # Without the lock: open() may hold it while it waits for the worker whose thread calls this.
+        for tunnel in list(self._tunnels.values()):
+            tunnel.start_close(0.0)
         for slot in self._slots:
             slot.start_close()
 
     def close(self) -> None:
-        """Close all tunnels and end all processes. Idempotent."""
-        with self._lock:
-            tunnels = list(self._tunnels.values())
-        for tunnel in tunnels:
-            tunnel.start_close(0.0)
+        """Do the same, and wait. Idempotent."""
         self.start_close()
         for slot in self._slots:
             slot.close()
-        for tunnel in tunnels:
+        for tunnel in list(self._tunnels.values()):
             tunnel.finish()  # nothing more comes from processes that have ended
         _living.discard(self)
 
@@ -166,9 +195,7 @@ class WorkerPool:
         :raises RelayError: if it does not start.
         :raises OSError: if the system has no room for it.
         """
-        process = ChildProcess({"worker": True}, on_begin=slot.on_begin, is_expendable=True)
-        process.watch(slot.on_message, slot.on_answer, slot.on_over)
-        return process
+        return ChildProcess(slot, is_single=not self.replaces)
 
     def on_up(self, number: int) -> None:
         """Open the tunnels in the process of a worker, which is running now, unless they are open."""
@@ -191,12 +218,15 @@ class WorkerPool:
         if tunnel is not None:
             tunnel.on_message(number, message)
 
-    def on_died(self, number: int) -> int:
-        """Pass the death of a worker's process on to the tunnels; return the number of lost connections."""
+    def on_died(self, number: int, fate: str) -> int:
+        """Pass the death of a worker's process on to the tunnels; return the number of lost connections.
+
+        :param fate: how it has ended.
+        """
         with self._lock:
             tunnels = list(self._tunnels.values())
         # Outside the lock: the tunnels ask their other workers, and one that takes no message costs two seconds.
-        return sum(tunnel.on_died(number) for tunnel in tunnels)
+        return sum(tunnel.on_died(number, fate) for tunnel in tunnels)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -210,8 +240,23 @@ class WorkerPool:
         self._tunnels.clear()
 
 
+def open_child(
+    kind: type[AnyTunnel], recipe: Recipe, receive: socket.socket | None, options: Mapping[str, Any]
+) -> AnyTunnel:
+    """Open a tunnel in a child process that has no successor.
+
+    :param kind: :class:`~relay.spawning.child_tunnel.ChildTunnel`, or a subclass.
+    :param recipe: and the others, and the errors: as for :meth:`WorkerPool.open`.
+    """
+    return WorkerPool(1, replaces=False).open_only(kind, recipe, receive, options)
+
+
 def _close_all() -> None:
-    for pool in list(_living):
+    """At the interpreter's end, while there still is one for the log records."""
+    living = list(_living)
+    for pool in living:  # all of them first, so that they end side by side
+        pool.start_close()
+    for pool in living:
         pool.close()
 
 

@@ -25,14 +25,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..engine.worker_table import WorkerTable
 from ..errors import RelayError
 from .parent import ChildProcess
 from .questions import NoAnswerError, Question
 from .recipes import Recipe
-from .shared import SharedDescriptors
 from .totals import Totals
 from .wire import Message, to_address, to_error, to_metrics, to_record
 from .worker_slot import ANSWER, WorkerSlot
@@ -44,6 +43,8 @@ logger = logging.getLogger("relay")
 
 _START = 60.0  # seconds for all workers to open a tunnel
 _START_ELSEWHERE = 600.0  # the same where a router builds tunnels first
+# Kinds that keep the borders of messages: each has one client with its descriptor, and a reader takes whole ones.
+_KIND = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
 
 class PartState(enum.Enum):
@@ -82,37 +83,86 @@ def next_part_state(state: PartState, event: PartEvent) -> PartState:
     return _NEXT.get((state, event), state)
 
 
-class _Asked(NamedTuple):
+class SharedDescriptors:
+    """A listening socket, the counts of the workers, and a pair of sockets to each of them.
+
+    The clients that wait in the backlog, and those that are on their way to a worker, outlive every worker.
+
+    :param receive: the listening socket, if the workers share one.
+    :param workers: how many there are.
+    :raises OSError: if the system has no descriptor left; ``receive`` stays with the caller then.
+    """
+
+    def __init__(self, receive: socket.socket | None, workers: int) -> None:
+        self._receive = receive
+        self._timeout = None if receive is None else receive.gettimeout()
+        if receive is not None:
+            receive.setblocking(False)  # for all workers, so that no accept of theirs ever blocks
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._memory = WorkerTable.make(workers)
+        self._accepted = 0  # once the table is closed: its memory is gone then
+        self._is_open = True
+        try:
+            self._table = WorkerTable(self._memory, workers)
+            # A single worker passes no client on.
+            for _ in range(workers if workers > 1 else 0):
+                self._pairs.append(socket.socketpair(socket.AF_UNIX, _KIND))
+        except BaseException:
+            self._close_own()
+            raise
+
+    def of_worker(self, index: int) -> list[int]:
+        """Return the descriptors for a worker; see :class:`relay.spawning.worker.HostedTunnel`."""
+        to_it = [pair[0] for pair in self._pairs[index : index + 1]]
+        sockets = [*to_it, *(pair[1] for pair in self._pairs), *([] if self._receive is None else [self._receive])]
+        return [self._memory, *(sock.fileno() for sock in sockets)]
+
+    def accepted(self) -> int:
+        """Return the number of connections that all workers have ever accepted."""
+        return sum(self._table.accepted()) if self._is_open else self._accepted
+
+    def loads(self) -> list[int]:
+        """Return the numbers of open connections of the workers; none after the end."""
+        return self._table.loads() if self._is_open else []
+
+    def bury(self, index: int) -> int:
+        """Take note of the death of a worker; return the number of connections that ended with it."""
+        return self._table.bury(index) if self._is_open else 0
+
+    def release_listener(self) -> None:
+        """Leave the listening socket to the caller, in the mode that it had."""
+        receive, self._receive = self._receive, None
+        if receive is not None:
+            receive.settimeout(self._timeout)
+
+    def close_listener(self) -> None:
+        """Close the program's copy of the listening socket. Idempotent."""
+        if self._receive is not None:
+            self._receive.close()
+
+    def close(self) -> None:
+        """Close all of it. Idempotent."""
+        if self._is_open:
+            # The count stays after the shared memory is gone: figures of a closed tunnel may still be asked for.
+            self._accepted, self._is_open = self.accepted(), False
+            self.close_listener()
+            self._table.close()
+            self._close_own()
+
+    def _close_own(self) -> None:
+        os.close(self._memory)
+        for pair in self._pairs:
+            for sock in pair:
+                sock.close()
+
+
+class Asked(NamedTuple):
     """A question to a worker."""
 
     worker: int
     """The index of its part."""
     process: ChildProcess
     question: Question
-
-
-class _Round:
-    """A question to several loops, until all of them have turned.
-
-    :param left: the number of loops.
-    :param reply: called at the end.
-    """
-
-    __slots__ = ("_left", "_reply", "_lock")
-
-    def __init__(self, left: int, reply: Callable[[], object]) -> None:
-        self._left = left
-        self._reply = reply
-        self._lock = threading.Lock()
-
-    def on_answer(self, question: Future[Any]) -> None:
-        """Count one that has turned, or that is out of it: its worker is dead or stuck, and will be replaced."""
-        with self._lock:
-            # Answers come in the threads of several processes.
-            self._left -= 1
-            is_over = not self._left
-        if is_over:
-            self._reply()
 
 
 class TunnelParts:
@@ -125,6 +175,8 @@ class TunnelParts:
     :param options: of the :class:`~relay.Tunnel` in each worker.
     :raises OSError: if the system has no descriptor left.
     """
+
+    _late = "{}: the workers did not listen within {:.0f} s"
 
     def __init__(
         self,
@@ -142,6 +194,7 @@ class TunnelParts:
         self._address = None if receive is None else receive.getsockname()
         self._shared = SharedDescriptors(receive, len(slots))
         self._totals = Totals(len(slots))
+        self._start_timeout = _START if receive is not None else _START_ELSEWHERE
         self._changed = threading.Condition()  # guards what follows, and the totals
         self._parts = [PartState.ABSENT] * len(slots)
         self._was_open = False  # a part of it
@@ -171,10 +224,9 @@ class TunnelParts:
         :raises Exception: why one could not be opened.
         :raises RelayError: if that takes too long.
         """
-        seconds = _START if self._address is not None else _START_ELSEWHERE
         with self._changed:
-            if not self._changed.wait_for(lambda: self._phase == "closed" or self._are_settled(), seconds):
-                raise RelayError(f"{self.name}: the workers did not listen within {seconds:.0f} s")
+            if not self._changed.wait_for(lambda: self._phase == "closed" or self._are_settled(), self._start_timeout):
+                raise RelayError(self._late.format(self.name, self._start_timeout))
             if self._error is not None:
                 raise self._error
             if self._phase == "closed":
@@ -196,7 +248,7 @@ class TunnelParts:
         """Open the part of a worker, unless it is open, the tunnel is closing or another worker has it."""
         self._await_opening(self._opening(number))
 
-    def _opening(self, number: int) -> list[_Asked]:
+    def _opening(self, number: int) -> list[Asked]:
         """Begin to open the part of a worker; return the question, if there is one."""
         index = self._index(number)
         if index is None:
@@ -224,8 +276,8 @@ class TunnelParts:
             self._ask_one(index, "close", 0.0)
         return asked
 
-    def _await_opening(self, asked: Sequence[_Asked]) -> None:
-        for each in self._answered(asked):
+    def _await_opening(self, asked: Sequence[Asked]) -> None:
+        for each in self._await(asked):
             if (error := each.question.exception()) is not None:
                 assert isinstance(error, Exception)
                 self._on_failed(each.worker, error)
@@ -247,10 +299,15 @@ class TunnelParts:
                     self._totals.answered_recent(index, [to_record(fields) for fields in last["recent"]])
                 self._totals.ended(index)
                 self._enter(index, PartEvent.CLOSED)
+                if message["expired"]:
+                    self._phase = "closing"
             self._look_closed()
 
-    def on_died(self, number: int) -> int:
-        """Take the death of a worker; return the number of connections that it had here."""
+    def on_died(self, number: int, fate: str) -> int:
+        """Take the death of a worker; return the number of connections that it had here.
+
+        :param fate: how its process has ended.
+        """
         index = self._index(number)
         if index is None:
             return 0
@@ -319,17 +376,7 @@ class TunnelParts:
             if self._phase == before:
                 self._phase = after
 
-    def _ping(self, reply: Callable[[], object]) -> bool:
-        asked = self._ask_answering("turn")
-        if not asked:
-            return False
-        answers = _Round(len(asked), reply)
-        for each in asked:
-            each.question.add_done_callback(answers.on_answer)
-            self._slots[each.worker].expect_answers()
-        return True
-
-    def _figures(self, call: str) -> list[_Asked]:
+    def _figures(self, call: str) -> list[Asked]:
         """Ask the workers whose parts are open and which are not stuck; return those that answer in time."""
         return self._answered(self._ask_answering(call))
 
@@ -338,22 +385,26 @@ class TunnelParts:
         asked = [each for index in self._open_parts() for each in self._ask_one(index, call, *arguments)]
         return [each.question.result() for each in self._answered(asked)]
 
-    def _is_current(self, asked: _Asked) -> bool:
+    def _is_current(self, asked: Asked) -> bool:
         """Return whether the worker that was asked has still an open part; the totals have its last answer if not."""
         return self._parts[asked.worker] is PartState.OPEN and self._slots[asked.worker].process is asked.process
 
-    def _ask_answering(self, call: str) -> list[_Asked]:
+    def _ask_answering(self, call: str) -> list[Asked]:
         found = [index for index in self._open_parts() if self._slots[index].answering is not None]
         return [asked for index in found for asked in self._ask_one(index, call)]
 
-    def _ask_one(self, index: int, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> list[_Asked]:
+    def _ask_one(self, index: int, call: str, *arguments: object, descriptors: Sequence[int] = ()) -> list[Asked]:
         """Ask one worker, and do not wait; return the question, if the worker runs."""
         process = self._slots[index].process
         if process is None:
             return []
-        return [_Asked(index, process, process.ask(call, self.key, *arguments, descriptors=descriptors))]
+        return [Asked(index, process, process.ask(call, self.key, *arguments, descriptors=descriptors))]
 
-    def _answered(self, asked: Sequence[_Asked]) -> list[_Asked]:
+    def _answered(self, asked: Sequence[Asked]) -> list[Asked]:
+        """Wait for the answers that the caller of a member waits for; return the questions that have one."""
+        return self._await(asked)
+
+    def _await(self, asked: Sequence[Asked]) -> list[Asked]:
         """Wait for answers; return the questions that have one in time. A worker without one is stuck from then on."""
         # All at once, so that one that is stuck costs two seconds in all; one that is known to be stuck costs none.
         concurrent.futures.wait([each.question for each in asked if not self._slots[each.worker].problem], ANSWER)

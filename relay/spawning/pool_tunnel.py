@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +19,30 @@ from .worker_slot import WorkerStatus
 logger = logging.getLogger("relay")
 
 _END = 5.0  # seconds for the workers to close it
+
+
+class _Round:
+    """A question to several loops, until all of them have turned.
+
+    :param left: the number of loops.
+    :param reply: called at the end.
+    """
+
+    __slots__ = ("_left", "_reply", "_lock")
+
+    def __init__(self, left: int, reply: Callable[[], object]) -> None:
+        self._left = left
+        self._reply = reply
+        self._lock = threading.Lock()
+
+    def on_answer(self, question: Future[Any]) -> None:
+        """Count one that has turned, or that is out of it: its worker is dead or stuck, and will be replaced."""
+        with self._lock:
+            # Answers come in the threads of several processes.
+            self._left -= 1
+            is_over = not self._left
+        if is_over:
+            self._reply()
 
 
 class PoolTunnel(TunnelParts):
@@ -127,7 +153,14 @@ class PoolTunnel(TunnelParts):
         :param reply: called in another thread; it must not block.
         :returns: whether it will be called.
         """
-        return self._ping(reply)
+        asked = self._ask_answering("turn")
+        if not asked:
+            return False
+        answers = _Round(len(asked), reply)
+        for each in asked:
+            each.question.add_done_callback(answers.on_answer)
+            self._slots[each.worker].expect_answers()
+        return True
 
     def close(self, drain: float = 0.0) -> None:
         """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.
@@ -144,12 +177,14 @@ class PoolTunnel(TunnelParts):
         # The threads that watch a worker report its end; one that waited for that here would wait for itself.
         if any(slot.is_own_thread() for slot in self._slots):
             return
-        if not self._is_closed_within(None if seconds is None else seconds + _END):
-            self.give_up_closing()
         if self._own_pool is not None:
+            self._is_closed_within(seconds)
             self._own_pool.close()
+        elif not self._is_closed_within(None if seconds is None else seconds + _END):
+            self.give_up_closing()
 
     def _is_closed_within(self, seconds: float | None) -> bool:
+        seconds = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         with self._changed:
             return self._changed.wait_for(lambda: self._phase == "closed", seconds)
 
@@ -177,13 +212,8 @@ class PoolTunnel(TunnelParts):
 
     def give_up_closing(self) -> None:
         """End it, whatever the workers do: one that is stuck is killed. The log says so if another one has it open."""
-        if self._own_pool is not None:
-            self._own_pool.start_close()
-            ends = True
-        else:
-            killed = [slot.kill_stuck() for slot in self._slots]
-            ends = any(killed)
-        if not self._is_closed_within(_END if ends else 0.0):
+        killed = [slot.kill_stuck() for slot in self._slots]
+        if not self._is_closed_within(_END if any(killed) else 0.0):
             logger.warning("%s: its workers have not closed it within %g s", self.name, _END)
         self.finish()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -16,53 +17,58 @@ from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
 from ..addresses.values import TCPAddress, TLSListen, has_mptcp
 from ..api import urls
+from ..api.local import listen_privately
 from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 
 
+MakeListener = Callable[[contextlib.ExitStack], Any]
+"""Makes the listener of a tunnel. It may leave calls in the stack, for the time when the tunnel has ended."""
+
+
 class Recipe(NamedTuple):
-    """A function that makes the listener and the factory of a tunnel in a worker."""
+    """A function that makes the factory of a tunnel and its listener in a worker."""
 
     function: str
-    """``package.module:function``. It is called with the listening socket, ``None`` if it has to listen itself, and
-    with the arguments; it returns the listener and the factory."""
+    """``package.module:function``. It is called with the listening socket, ``None`` if the worker has to listen itself,
+    and with the arguments. It returns the factory, and a :data:`MakeListener`."""
     arguments: Message
     """Keywords; values that JSON has."""
+    ready: float = 0.0
+    """Seconds in which the hops must be up before it listens; 0 if they need not be."""
 
-    def make(self, receive: socket.socket | None) -> tuple[Any, Any]:
+    def make(self, receive: socket.socket | None) -> tuple[Any, MakeListener]:
         """Call the function.
 
-        :param receive: the listening socket, if there is one; it stays with the caller if the function raises.
+        :param receive: the listening socket, if there is one; it stays with the caller until the listener is made.
         :raises Exception: what the function raises.
         """
         module, name = self.function.split(":")
-        made: tuple[Any, Any] = getattr(import_module(module), name)(receive, **self.arguments)
+        made: tuple[Any, MakeListener] = getattr(import_module(module), name)(receive, **self.arguments)
         return made
 
 
 def by_address(
     receive: socket.socket | None, *, listen: str | None, target: str, via: Sequence[str]
-) -> tuple[Any, Any]:
-    """Make the listener and the factory that two addresses name; the recipe of :func:`relay.spawn`.
+) -> tuple[Any, MakeListener]:
+    """Make the factory and the listener that two addresses name; the recipe of :func:`relay.spawn`.
 
     :param receive: the listening socket, if there is one.
-    :param listen: an address as for :func:`relay.listen`; ``None`` for a socket of the caller.
+    :param listen: an address as for :func:`relay.listen`; ``None`` for a socket of the caller, and without one for a
+        private Unix socket.
     :param target: an address as for :func:`relay.target`.
     :param via: the hops on the way, the nearest first.
-    :raises Exception: as for :func:`relay.listen` and :func:`relay.target`.
+    :raises Exception: as for :func:`relay.target`; the listener raises as :func:`relay.listen` does.
     """
-    make_send = urls.target(target, via=via)
-    try:
-        if listen is None:
-            return receive, make_send
-        if receive is None:
-            return urls.listen(listen), make_send
-        return listen_at(parse_listen(listen), receive), make_send
-    except BaseException:
-        make_send.close()
-        raise
+
+    def make_listener(at_end: contextlib.ExitStack) -> Any:
+        if receive is not None:
+            return receive if listen is None else listen_at(parse_listen(listen), receive)
+        return at_end.enter_context(listen_privately()) if listen is None else urls.listen(listen)
+
+    return urls.target(target, via=via), make_listener
 
 
 def bind(address: Listen) -> socket.socket | None:

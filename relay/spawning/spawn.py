@@ -18,10 +18,12 @@ from ..engine.keywords import SharedKeywords
 from ..engine.options import TunnelOptions, made_of, tunnel_options
 from ..streams.checks import check_carriers, check_workers
 from .child_tunnel import ChildTunnel
+from .pool import WorkerPool, open_child
+from .pool_tunnel import PoolTunnel
+from .recipes import Recipe, bind, why_one_process
 
 if TYPE_CHECKING:
     from ..access.policy import Entries
-    from .pool_tunnel import PoolTunnel
 
 logger = logging.getLogger("relay")
 
@@ -107,28 +109,20 @@ def spawn(
     chosen = made_of("spawn", *_NOT_SENT, **{"timeout": None, **options})
     allow, deny = _entries("allow", chosen.allow), _entries("deny", chosen.deny)
     message = dataclasses.replace(chosen, allow=allow, deny=deny).as_message()
-    if workers is not None:
-        return _spawn_workers(listen, receive, target, via, message, workers, carriers)
-    request = {"listen": None if receive else listen, "target": target, "via": via, "options": message}
-    return ChildTunnel(request, receive)
+    arguments = {"listen": None if receive else listen, "target": target, "via": list(via)}
+    recipe = Recipe(f"{Recipe.__module__}:by_address", arguments)
+    if workers is None:
+        return open_child(ChildTunnel, recipe, receive, message)
+    return _spawn_workers(recipe, receive, message, workers, carriers)
 
 
 def _spawn_workers(
-    listen: str | socket.socket,
-    receive: socket.socket | None,
-    target: str,
-    via: Sequence[str],
-    options: dict[str, Any],
-    workers: Workers,
-    carriers: Carriers,
+    recipe: Recipe, receive: socket.socket | None, options: dict[str, Any], workers: Workers, carriers: Carriers
 ) -> PoolTunnel:
     """Return a tunnel with a pool of its own; the parameters are those of :func:`spawn`, checked."""
-    from .pool import WorkerPool
-    from .recipes import Recipe, bind, why_one_process
-
     count = check_workers(workers)
     check_carriers(carriers)
-    address = listen if isinstance(listen, str) else None
+    address, target, via = recipe.arguments["listen"], recipe.arguments["target"], recipe.arguments["via"]
     where = None if address is None else parse_listen(address)
     hops = parse_hops(via, target)
     ways = [(hops, parse_target(target, hops[-1] if hops else None))]
@@ -140,11 +134,7 @@ def _spawn_workers(
             receive = bind(where)
             if receive is not None:
                 undo.callback(receive.close)
-        pool = WorkerPool(1 if why else count)
-        undo.callback(pool.close)
-        recipe = Recipe(f"{Recipe.__module__}:by_address", {"listen": address, "target": target, "via": list(via)})
-        tunnel = pool.open(recipe, receive, options)
-        tunnel.own(pool)
+        tunnel = WorkerPool(1 if why else count).open_only(PoolTunnel, recipe, receive, options)
         undo.pop_all()
     return tunnel
 

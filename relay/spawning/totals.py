@@ -69,8 +69,10 @@ class Totals:
 
         :param accepted: the connections that all workers have ever accepted.
         """
-        answers = [answer for answer in self._answers if answer is not None]
-        return add_metrics([self._ended, *answers])._replace(accepted=accepted)
+        parts = [answer for answer in self._answers if answer is not None]
+        if self._ended is not _NONE or not parts:
+            parts.append(self._ended)
+        return add_metrics(parts)._replace(accepted=accepted)
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the last connections that ended, oldest first."""
@@ -95,6 +97,8 @@ def add_metrics(parts: Sequence[Metrics]) -> Metrics:
 
     :param parts: at least one.
     """
+    if len(parts) == 1:
+        return parts[0]
     return Metrics(
         accepted=sum(part.accepted for part in parts),
         states=_sum(part.states for part in parts),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..engine.records import ConnectionRecord, Metrics, Stats, WarmFigures
+from ..engine.records import ConnectionRecord, Metrics, WarmFigures
 from ..eventloop.histogram import Histogram
 from ..streams.identity import Certificate, Identity
 
@@ -200,11 +200,6 @@ def _to_identity(fields: Sequence[Any] | None) -> Identity | None:
     if certificate is None:
         return identity
     return identity._replace(certificate=Certificate(*map(to_address, certificate)))
-
-
-def to_stats(fields: list[Any]) -> Stats:
-    """A tunnel's counters."""
-    return Stats(*fields)
 
 
 def to_metrics(fields: list[Any]) -> Metrics:

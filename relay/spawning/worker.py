@@ -26,12 +26,15 @@ from ..engine.worker_table import WorkerTable
 from ..engine.worker_tunnel import WorkerTunnel
 from ..eventloop import garbage
 from ..eventloop.backoff import Backoff
+from .ephemeral import EphemeralTunnel
 from .recipes import Recipe
 from .wire import DescriptorChannel, Message, answer_all, from_error, to_socket
 
 logger = logging.getLogger("relay")
 
-_CALLS = frozenset({"connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn"})
+_CALLS = frozenset({"connections", "recent", "metrics", "kill", "pause", "resume", "take_backlog", "turn"}) | {
+    "wait_for_client",  # of an EphemeralTunnel
+}
 _BACKOFF = (0.5, 30.0)  # seconds between attempts to open a tunnel again, at first and at most
 
 
@@ -41,11 +44,17 @@ class Worker:
     :param control: one end of a socketpair; the program has the other.
     :param report: sends a message to the program unasked. It never waits.
     :param offer: does the same for a message that may be dropped where there are too many.
+    :param on_over: called at the end of a tunnel, in a thread of that.
     """
 
     def __init__(
-        self, control: socket.socket, report: Callable[[Message], object], offer: Callable[[Message], object]
+        self,
+        control: socket.socket,
+        report: Callable[[Message], object],
+        offer: Callable[[Message], object],
+        on_over: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_over = on_over
         self._offer = offer
         self._channel = DescriptorChannel(control)
         self._report = report
@@ -57,12 +66,13 @@ class Worker:
             "secrets": add_secrets,
         }
 
-    def serve(self) -> None:
+    def serve(self, name: str) -> None:
         """Answer the program until it closes the channel.
 
+        :param name: of this process.
         :raises OSError: if the program is gone.
         """
-        self._channel.send({"name": f"relay worker {os.getpid()}"})
+        self._channel.send({"name": name})
         # One thread answers all questions, in their order. The program takes a worker that does not answer for a stuck
         # one, so that no call may wait for the network: to open and to close a tunnel have threads of their own.
         answer_all(self._channel, self._answer)
@@ -82,8 +92,7 @@ class Worker:
             return self._own_calls[call](*arguments)
         key, *rest = arguments
         if call == "open":
-            forget = functools.partial(self._tunnels.pop, key, None)
-            # The tunnel's own thread removes it; a dict needs no lock for that.
+            forget = functools.partial(self._forget, key)
             self._tunnels[key] = HostedTunnel(key, descriptors, rest[0], self._report, forget, self._outlets)
             try:
                 self._tunnels[key].start()
@@ -98,6 +107,11 @@ class Worker:
             return None  # it has ended, or has never been opened here
         return tunnel.call(call, *rest)
 
+    def _forget(self, key: int) -> None:
+        """Remove a tunnel that has ended, in its own thread; a dict needs no lock for that."""
+        self._tunnels.pop(key, None)
+        self._on_over()
+
     def _log_connections(self, is_wanted: bool) -> None:
         self._outlets.on_ended = self._offer_ended if is_wanted else None
 
@@ -110,8 +124,8 @@ class HostedTunnel:
     """One tunnel of this process, from the request to open it until its end.
 
     :param key: its key.
-    :param descriptors: of the table, of the socket for clients from other workers, of those to each worker, and
-        perhaps of the listening socket. The tunnel owns them.
+    :param descriptors: of the table; if there are several workers, of the socket for clients from others, and of those
+        to each; perhaps of the listening socket. The tunnel owns them.
     :param request: ``recipe`` (the fields of a :class:`Recipe`), ``number`` and ``workers`` (the place of this
         process), ``options`` (of the :class:`~relay.Tunnel`), ``paused`` and ``again`` (whether it has been open
         before, and so is opened again and again until it is).
@@ -138,8 +152,9 @@ class HostedTunnel:
         # The program may close the tunnel while another thread opens it. The one that comes second sees what the first
         # one has done: _attempt() that it is closing, close() that there is a tunnel.
         self._closing = threading.Condition()
-        self._drain: tuple[float | None, float] = (None, 0.0)
-        self._is_closing = False
+        self._drain: tuple[float | None, float] | None = None  # how it closes; None before that
+        self._logs_in: Any = None  # the factory, while its hops are not up yet
+        self._at_end = contextlib.ExitStack()
         self._on_over = on_over
         self._outlets = outlets
         opening = functools.partial(self._open, descriptors, request)
@@ -170,10 +185,12 @@ class HostedTunnel:
     def close(self, drain: float | None, spread: float = 0.0) -> None:
         """Close it, after its connections or after so many seconds. Does not wait; :attr:`over` tells the end."""
         with self._closing:
-            self._is_closing, self._drain = True, (drain, spread)
+            self._drain = drain, spread
             self._closing.notify_all()
             if self._tunnel is not None:
                 self._tunnel.start_close(drain, spread)
+            logs_in = self._logs_in
+        _close(logs_in)  # so that it gives up
 
     def _open(self, descriptors: list[int], request: Message) -> None:
         place = None
@@ -187,14 +204,16 @@ class HostedTunnel:
         else:
             if tunnel is None:
                 place.close()
-                self._report({"closed": self._key, "last": None})
+                self._report({"closed": self._key, "last": None, "expired": False})
             else:
                 garbage.keep_all()
                 self._report({"opened": self._key, "address": tunnel.address})
                 tunnel.join()
                 last = {name: getattr(tunnel, name)() for name in ("metrics", "recent")}
-                self._report({"closed": self._key, "last": last})
+                expired = isinstance(tunnel, EphemeralTunnel) and tunnel.expired
+                self._report({"closed": self._key, "last": last, "expired": expired})
         finally:
+            self._at_end.close()
             self.over.set()
             self._on_over()
 
@@ -212,11 +231,16 @@ class HostedTunnel:
         make_send: Any = None
         own: socket.socket | None = None
         options = part_of(request["options"], self._workers)
+        kind = EphemeralTunnel if "unused" in options else WorkerTunnel
+        recipe = Recipe(*request["recipe"])
         try:
             # A copy, which the tunnel closes when it drains; the next attempt needs another one.
             own = None if receive is None else receive.dup()
-            listener, make_send = Recipe(*request["recipe"]).make(own)
-            tunnel = WorkerTunnel(
+            make_send, listen = recipe.make(own)
+            if recipe.ready:
+                self._log_in(make_send, recipe.ready)
+            listener = listen(self._at_end)
+            tunnel = kind(
                 listener,
                 make_send,
                 place=place,
@@ -236,9 +260,22 @@ class HostedTunnel:
             raise
         with self._closing:
             self._tunnel = tunnel
-            if self._is_closing:
+            if self._drain is not None:
                 tunnel.start_close(*self._drain)
         return tunnel
+
+    def _log_in(self, make_send: Any, seconds: float) -> None:
+        """Wait until the hops are up, before it listens: a client that connects finds them so.
+
+        :raises OSError: if they do not come up, or the tunnel is closed meanwhile.
+        """
+        with self._closing:
+            if self._drain is not None:
+                return  # it is closed as soon as it is open
+            self._logs_in = make_send
+        make_send.ready(seconds)
+        with self._closing:
+            self._logs_in = None
 
     def _on_late(self, number: int) -> None:
         """Report that another worker does not take a client, on the relay thread."""
@@ -246,7 +283,7 @@ class HostedTunnel:
 
     def _waited(self, seconds: float) -> bool:
         with self._closing:
-            return self._closing.wait_for(lambda: self._is_closing, seconds)
+            return self._closing.wait_for(lambda: self._drain is not None, seconds)
 
 
 def add_secrets(variables: Iterable[str]) -> None:
@@ -258,13 +295,14 @@ def add_secrets(variables: Iterable[str]) -> None:
 def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPlace, socket.socket | None]:
     """Return the place of this process, and the listening socket if there is one."""
     table, *others = descriptors
-    incoming, *outgoing = map(to_socket, others)
-    receive = outgoing.pop() if len(outgoing) > workers else None
+    # Those of the place, if there are other workers, and perhaps the listening one.
+    sockets = [to_socket(descriptor) for descriptor in others]
+    receive = sockets.pop() if len(sockets) in (1, workers + 2) else None
     if receive is not None:
         # First of all: the mode belongs to what all workers share, and dup() sets that of its original. An accept that
         # blocked, for as long as the time until the acceptor is made, would hold up another worker.
         receive.setblocking(False)
-    place = WorkerPlace(number, WorkerTable(table, workers), incoming, outgoing)
+    place = WorkerPlace(number, WorkerTable(table, workers), sockets)
     os.close(table)
     return place, receive
 

@@ -9,6 +9,7 @@ starting close              ended    kill the process
 running  no answer          stuck    log it; wait for no answer that is open; wait for ten seconds
 running  process dies       starting log it; start a process
 running  process dies young waiting  log it; wait, twice as long as before; nothing before the first time
+running  only process dies  ended    nothing: it has no successor, and its tunnel reports it
 running  close              ended    end the process; kill it if it has not ended within five seconds
 stuck    answer             running  log it; open the tunnels that it does not have
 stuck    time is over       stuck    kill the process
@@ -20,10 +21,12 @@ waiting  close              ended    nothing
 ======== ================== ======== ====================================================================
 
 Any other event changes nothing. A process that is up after *close* is ended. A process dies young within ten seconds of
-its start. If the first one does not start, the place is closed.
+its start. If the first one does not start, the place is closed. The *only process* is that of a pool
+without successors.
 
 *No answer*: a process has not answered a question for two seconds. Nothing asks in regular intervals: a question is one
 about figures, an action, or one of a watchdog. While a worker is stuck, it is not asked, and its last figures are used.
+The only process is never stuck: its tunnel waits longer for an answer, and raises an error.
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ class SlotEvent(enum.Enum):
     ANSWER = "answer"
     DIED = "process dies"
     DIED_YOUNG = "process dies young"
+    DIED_ONLY = "only process dies"
     TIME = "time is over"
     CLOSE = "close"
 
@@ -84,6 +88,7 @@ _NEXT = {
     (SlotState.RUNNING, SlotEvent.NO_ANSWER): SlotState.STUCK,
     (SlotState.RUNNING, SlotEvent.DIED): SlotState.STARTING,
     (SlotState.RUNNING, SlotEvent.DIED_YOUNG): SlotState.WAITING,
+    (SlotState.RUNNING, SlotEvent.DIED_ONLY): SlotState.ENDED,
     (SlotState.RUNNING, SlotEvent.CLOSE): SlotState.ENDED,
     (SlotState.STUCK, SlotEvent.ANSWER): SlotState.RUNNING,
     (SlotState.STUCK, SlotEvent.TIME): SlotState.STUCK,
@@ -124,6 +129,7 @@ class WorkerSlot:
     def __init__(self, number: int, owner: WorkerPool) -> None:
         self.number = number
         self._owner = owner
+        self._replaces = owner.replaces
         self._changed = threading.Condition()  # guards what follows
         self._state = SlotState.STARTING
         self._process: ChildProcess | None = None
@@ -179,14 +185,14 @@ class WorkerSlot:
     def expect_answers(self) -> None:
         """Look whether the process answers within two seconds what it was asked. Does not wait."""
         with self._changed:
-            self._expects_answers = True
+            self._expects_answers = self._replaces
             self._changed.notify_all()
 
     def suspect(self, process: ChildProcess) -> None:
         """Take note that a process has not answered for two seconds."""
         with self._changed:
             # The suspicion may be about a predecessor.
-            if self._process is not process or self._state is not SlotState.RUNNING:
+            if self._process is not process or self._state is not SlotState.RUNNING or not self._replaces:
                 return
             self._enter(SlotEvent.NO_ANSWER)
             problem = self.problem
@@ -234,8 +240,15 @@ class WorkerSlot:
     def close(self) -> None:
         """Do the same, and wait; a process that does not end in time is killed."""
         self.start_close()
-        if not self.is_own_thread():
-            self._thread.join()
+        self.join()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the last process has ended, except in a thread that watches it.
+
+        :param timeout: seconds to wait at most; ``None`` for no limit.
+        """
+        if self._thread.is_alive() and not self.is_own_thread():  # it may not even have started
+            self._thread.join(timeout)
 
     def after_fork(self) -> None:
         """Leave the process to the program, in a forked child."""
@@ -367,9 +380,10 @@ class WorkerSlot:
             self._process = None
             fate = "did not answer and was killed" if self._was_killed else process.fate
             self._was_killed = False
-        state = self._enter(SlotEvent.DIED_YOUNG if is_young else SlotEvent.DIED)
+        event = SlotEvent.DIED_YOUNG if is_young else SlotEvent.DIED
+        state = self._enter(event if self._replaces else SlotEvent.DIED_ONLY)
         # Also when the place is closed: the tunnels count what ended with it.
-        lost = self._owner.on_died(self.number)
+        lost = self._owner.on_died(self.number, fate)
         if state is SlotState.ENDED:
             return state
         with self._changed:

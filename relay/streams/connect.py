@@ -18,7 +18,7 @@ from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
 from .dialer import Dialer
 from .happy_eyeballs import HappyEyeballs, interleave
-from .names import BoundName, Found, Name
+from .lookups import BoundName, Found, Name
 from .promise import Abort, OnResult
 from .source import Source
 from .stream import Stream

@@ -15,12 +15,9 @@ from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
 from ..eventloop.background import Home
-from .cancellation import Cancel
-from .path import HANDSHAKE, StreamPath
-from .promise import Abort, CallbackChain, OnResult, Promise
-from .request import Request
+from .promise import Abort, CallbackChain, Cancel, OnResult, Promise
 from .source import Source
-from .stream import Stream
+from .stream import HANDSHAKE, Request, Stream, StreamPath
 from .trace import SILENT, Trace
 
 logger = logging.getLogger("relay")

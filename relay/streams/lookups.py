@@ -1,4 +1,7 @@
-"""Look-ups of host names for the clients of one tunnel: a few at a time, one for equal names, the rest in a queue."""
+"""Host names that are looked up for every connection, and the look-ups for the clients of one tunnel.
+
+These are a few at a time, one for equal names, the rest in a queue.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 from ..errors import ConnectError
 from ..eventloop.loop import Loop
 from ..eventloop.sockets import Endpoint
 from .fairness import ROOM, crowding
+from .source import Source
+
+Found = Sequence[Endpoint] | BaseException
+"""The result of a look-up: the addresses, or what it has raised."""
 
 _MOST = 64  # look-ups on threads at one time
 _SHARE = 32  # of them, for clients of one source: slow names of one client leave threads to the others
@@ -18,7 +26,57 @@ _WAITING = 1024  # names that wait for a thread
 _PATIENCE = 30.0  # seconds after which a look-up counts as hung: the next client that asks starts another one
 _ATTEMPTS = 3  # threads on one name at one time, hung ones included
 
-Found = Sequence[Endpoint] | BaseException
+
+class Name(Protocol):
+    """A host name that is looked up for every connection."""
+
+    host: str
+
+    def look_up(self) -> Sequence[Endpoint]:
+        """Ask the system; blocks as long as its resolver does. Raises what the system raises."""
+
+    def endpoints(self, found: Found) -> Sequence[Endpoint]:
+        """Return where to connect, given what a look-up of the same host returned or raised.
+
+        :raises ConnectError: if there is nothing to connect to.
+        """
+
+
+def resolved(name: Name) -> Sequence[Endpoint]:
+    """Look a name up and return where to connect; blocks.
+
+    :raises ConnectError: if there is no address (``unreachable``), or none may be connected to (``denied``).
+    """
+    found: Found
+    try:
+        found = name.look_up()
+    except (OSError, UnicodeError) as error:
+        found = error
+    return name.endpoints(found)
+
+
+class BoundName:
+    """A name to which connections come from one address of this machine.
+
+    :param target: the name of the target, for errors.
+    :param name: looks it up.
+    :param source: the address of this machine.
+    """
+
+    __slots__ = ("host", "look_up", "_target", "_name", "_source")
+
+    def __init__(self, target: str, name: Name, source: Source) -> None:
+        self.host = name.host
+        # The look-up of the host alone, so that clients with other sources share it; the family is chosen from its
+        # result.
+        self.look_up = name.look_up
+        self._target = target
+        self._name = name
+        self._source = source
+
+    def endpoints(self, found: Found) -> Sequence[Endpoint]:
+        """Return the addresses of the source's family; see :meth:`Name.endpoints`."""
+        return self._source.of(self._target, self._name.endpoints(found))
 
 
 def key_of(host: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..eventloop.loop import Handler, Loop, Timer
 from ..eventloop.poller import READ
 from .listener import TunnelListener
-from .request import RejectedRequest, Request
+from .stream import RejectedRequest, Request
 
 logger = logging.getLogger("relay")
 

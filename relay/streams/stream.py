@@ -1,17 +1,124 @@
-"""Streams: a kernel socket, and the facts about its transport that a socket cannot report."""
+"""Streams: a kernel socket, and the facts about its transport that a socket cannot report.
+
+Two of these are values of their own: the :class:`StreamPath`, and the :class:`Request` of a proxy's client.
+"""
 
 from __future__ import annotations
 
 import socket as sockets
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from ..addresses.hops import Command, Proxy, Route
+from ..addresses.ssh import SSHServer
 from ..eventloop.sockets import is_tls, reset, unsent
 from .identity import Identity
-from .path import StreamPath
-from .request import Request
 from .session_socket import SessionSocket
+
+HANDSHAKE = 0
+"""The number of a TLS handshake with the target."""
+
+# Labels become series of metrics, which must have a bound however long a route is.
+_MOST = 10  # labels by number; those beyond share the last one
+
+
+class StreamPath(NamedTuple):
+    """The way in which a stream was made, as its dialers know it."""
+
+    steps: tuple[tuple[int, float], ...]
+    """The number of what was reached, and the seconds that it took: 1 for the first hop of the route, one more than the
+    hops for the target. A hop that was up already has no step."""
+    carrier: str | None = None
+    """The name of the shared connection that it goes over."""
+    attempts: int = 1
+    """How often it was begun, because a carrier was lost meanwhile."""
+    warm: bool = False
+    """Whether it was open before its client came, so that its client has waited for no step."""
+    route: Route | None = None
+    """The hops on its way, if its dialer has several ways; ``None`` for those of the dialer."""
+
+    def extended(self, number: int, seconds: float) -> StreamPath:
+        """Return the path with a further step."""
+        return self._replace(steps=(*self.steps, (number, seconds)))
+
+
+def hop_times(path: StreamPath, route: Route) -> tuple[tuple[str, float], ...]:
+    """Return the seconds of each step, by the number and the kind of what was reached.
+
+    :param path: of a stream.
+    :param route: the hops on its way.
+    """
+    found: dict[str, float] = {}
+    for number, seconds in path.steps:
+        label = _label(number, route)
+        found[label] = found.get(label, 0.0) + seconds
+    return tuple(found.items())
+
+
+def _label(number: int, route: Route) -> str:
+    target = len(route) + 1
+    if number == HANDSHAKE:
+        return f"{min(target, _MOST)}:tls"
+    if number >= target:
+        return f"{min(target, _MOST)}:target"
+    hop = route[number - 1]
+    if isinstance(hop, Proxy):
+        kind: str = hop.protocol
+    else:
+        kind = "ssh" if isinstance(hop, SSHServer) else "exec" if isinstance(hop, Command) else "i2p"
+    return f"{min(number, _MOST)}:{kind}"
+
+
+class Request:
+    """A client's request for a stream to an address that it names.
+
+    :param host: a name, or an IPv4 or IPv6 address without brackets; the listener has checked it.
+    :param port: from 1 to 65535.
+    :param success_reply: bytes for the client once there is the stream, before any other byte.
+    :param failure_reply: returns the bytes for the client if there is no stream, given the reason: ``refused``,
+        ``unreachable``, ``connect_timeout``, ``denied`` or another word of a connection's record.
+    :param early: bytes that the client has sent already for the target.
+    :param login: the protocol, ``socks`` or ``http``, and the user who has logged in; ``None`` if none has.
+    """
+
+    __slots__ = ("host", "port", "success_reply", "failure_reply", "early", "login")
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        success_reply: bytes,
+        failure_reply: Callable[[str], bytes],
+        early: bytes = b"",
+        login: tuple[str, str] | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.success_reply = success_reply
+        self.failure_reply = failure_reply
+        self.early = early
+        self.login = login
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<request for {self}>"
+
+
+class RejectedRequest(NamedTuple):
+    """The answer to a client that gets no stream, before one was dialed."""
+
+    last: bytes
+    """The last bytes for the client."""
+    problem: str
+    """The problem, for the log; empty if it is not worth a line."""
+    reason: str = "denied"
+    """The word for it in the connection's record."""
+    guessed: bool = False
+    """``True`` for a wrong user or password: the client may be guessing."""
+
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 

@@ -21,14 +21,12 @@ from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, is_i2p
 from ..errors import AddressError, ConnectError, can_retry
 from ..eventloop.sockets import Endpoint
-from ..streams.cancellation import Cancel
 from ..streams.checks import check_time
 from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
-from ..streams.names import Name, resolved
-from ..streams.promise import Abort, OnResult
-from ..streams.request import Request
-from ..streams.stream import Stream
+from ..streams.lookups import Name, resolved
+from ..streams.promise import Abort, Cancel, OnResult
+from ..streams.stream import Request, Stream
 from .chain import chain
 from .tcp import tcp
 

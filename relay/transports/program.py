@@ -41,18 +41,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from ..errors import ConnectError
+from ..errors import ConnectError, RelayError
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..eventloop.sockets import drop_unread, shut_down
 from ..eventloop.unix_reset import leave_unread, socketpair
-from ..process import Process, StandardError, StandardErrorPipe, begin
+from ..process import Process, StandardError, StandardErrorPipe, begin, program_error
 from ..streams import exit_drain
 from ..streams.pair_end import Reading
 from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
-from .program_errors import end_error, missing, start_error
 
 _MOMENT = 1.0  # seconds for a program to end once its stream is closed and it has read everything, until SIGTERM
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
@@ -403,3 +402,47 @@ def _signal_group(process: Process, number: int) -> None:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
         pass  # no such process, or not a child of this one
+
+
+def start_error(name: str, error: Exception) -> OSError:
+    """Return the error of a program that was not started.
+
+    :param name: the program's.
+    :param error: what the system reports; an error of relay stays as it is.
+    """
+    if isinstance(error, RelayError):
+        return error
+    return ConnectError(f"{name}: cannot be started: {getattr(error, 'strerror', None) or error}")
+
+
+def missing(program: str) -> str:
+    """Return why there is no such program, and what to do.
+
+    :param program: its name, which is looked for in ``PATH``, or its path.
+    """
+    if os.path.dirname(program):
+        if os.path.exists(program):
+            return f"{program} is not an executable file; check the path, or run chmod +x"
+        return f"there is no {program}; check the spelling"
+    return f"there is no {program} in PATH; install it, or give its whole path"
+
+
+def end_error(name: str, status: int, last: str) -> ConnectError | None:
+    """Return the error of a program that has ended; ``None`` if its status is 0.
+
+    :param name: the program's.
+    :param status: its exit status, or the signal that ended it, negative.
+    :param last: the last line of its standard error, if any.
+    """
+    if status > 0:
+        return program_error(name, f"ended with status {status}", last)
+    if status < 0:
+        return program_error(name, f"was ended by {_signal_name(-status)}", last)
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -15,7 +15,7 @@ from ..addresses.values import TCPAddress, check_host_port, refuse_onion
 from ..errors import ConnectError
 from ..eventloop.sockets import MPTCP, Endpoint, check_mptcp, duplicate
 from ..streams.connect import SocketDialer
-from ..streams.names import resolved
+from ..streams.lookups import resolved
 
 
 def tcp(host: str, port: int, *, mptcp: bool = False) -> SocketDialer:
@@ -62,7 +62,7 @@ def _literal(host: str, port: int, protocol: int) -> Endpoint | None:
 
 
 class _Name:
-    """A host name and a port; see :class:`relay.streams.names.Name`."""
+    """A host name and a port; see :class:`relay.streams.lookups.Name`."""
 
     __slots__ = ("host", "port", "_protocol")
 

@@ -66,6 +66,28 @@ def test_what_is_remembered_about_an_address_holds_for_nobody_else():
     assert len(access._known) <= 4096
 
 
+def test_a_file_without_a_rule_allows_nobody(tmp_path):
+    (tmp_path / "list").write_text("# nobody\n")
+    assert AccessList(tmp_path / "list").decide(tcp("10.1.2.3")) == (False, "allow")
+
+
+@pytest.mark.parametrize("entry", [b"bytes", 7, None])
+def test_an_entry_of_another_type_is_an_error(entry):
+    with pytest.raises(TypeError, match="deny: expected a rule such as"):
+        AccessList(None, [entry])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [(".", "not a regular file"), ("none", "No such file or directory; expected a file"), ("bad", "bad, line")],
+)
+def test_a_file_that_is_wrong_from_the_beginning_is_an_error(tmp_path, monkeypatch, name, problem):
+    (tmp_path / "bad").write_text("nonsense\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^allow: {tmp_path}.*{problem}"):
+        AccessList([f"file:{name}"])
+
+
 def test_a_client_of_which_nothing_is_known_is_denied_by_any_list():
     assert AccessList(["0.0.0.0/0"]).decide(None) == (False, "unknown")
     assert AccessList(None, ["0.0.0.0/0"]).decide(None) == (False, "unknown")

@@ -4,10 +4,10 @@ import gc
 
 import pytest
 
-from relay.access.gate import Denial, Gate
+from relay.access.gate import Gate
 from relay.access.limit import MOST_LIMITS, Action, Limit, check_limits
 from relay.access.meter import Meter
-from relay.access.policy import ClientPolicy, Decision
+from relay.access.policy import ClientPolicy, Decision, Denial
 from relay.access.ticket import Ticket
 from relay.eventloop.loop import Timers
 from relay.streams.identity import Identity

@@ -1,4 +1,4 @@
-"""``relay.access.rule_file``: lines of a file; ``tests/transports/i2p/test_access.py`` has its changes."""
+"""``relay.access.rule_file``: lines of a file, and when it is read again."""
 
 from __future__ import annotations
 
@@ -68,6 +68,45 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, caplog, monkeyp
     assert len(readings) == 2
     assert file.rules is not before
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("change", ["time", "size", "file"])
+def test_any_difference_is_a_change(tmp_path, change):
+    path, new = tmp_path / "list", tmp_path / "new"
+    path.write_text("user:a\n")
+    os.utime(path, ns=(5, 5))
+    file = RuleFile(str(path))
+    new.write_text("user:b\n" + "\n" * (change == "size"))
+    if change == "file":
+        os.replace(new, path)
+    else:
+        path.write_text(new.read_text())
+    os.utime(path, ns=(5, 5) if change != "time" else (5, 6))
+    before = file.rules
+    file.refresh("web")
+    assert file.rules is not before
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_file_that_cannot_be_read_counts_as_it_was_and_that_is_said_once_each_time(tmp_path, caplog, is_folder):
+    path, away = tmp_path / "list", tmp_path / "away"
+    path.write_text("user:a\n")
+    file = RuleFile(str(path))
+    before = file.rules
+    for _ in range(2):
+        caplog.clear()
+        path.rename(away)
+        if is_folder:
+            path.mkdir()
+        file.refresh("web")
+        file.refresh("web")
+        problem = "not a regular file" if is_folder else "No such file or directory"
+        assert caplog.messages == [f"web: {path}: {problem}; the previous list stays in force"]
+        if is_folder:
+            path.rmdir()
+        away.rename(path)
+        file.refresh("web")
+    assert file.rules is before
 
 
 def test_the_log_says_that_a_file_was_read_again(tmp_path, caplog):

@@ -180,7 +180,7 @@ def test_a_child_process_leads_there(bridge, spawner_thread):
 
 
 def test_a_destination_that_cannot_be_reached_yet_is_tried_again(bridge):
-    bridge.answers.append(lambda end: bridge._create(end))
+    bridge.answers.append(lambda end: bridge.create(end))
     bridge.answers.extend(["STREAM STATUS RESULT=CANT_REACH_PEER"])
     with relay.connect(f"{NAME}?sam={bridge.name}", timeout=WAIT) as connected:
         answer_stream(bridge, connected)

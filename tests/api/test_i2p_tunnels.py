@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import inspect
 import socket
 import threading
-import time
 
 import pytest
-from helpers import PROMPT, WAIT, exchange, refusing, wait_until
+from helpers import WAIT, exchange, wait_until
 from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
@@ -30,12 +28,11 @@ def bridge():
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, times):
     """The directory for the keys of sessions."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(
-        "relay.transports.i2p.connector._REMEMBERED", (0.1, 0.1)
-    )  # these bridges do not remember old sessions
+    # these bridges do not remember old sessions
+    times(remembered=(0.1, 0.1))
     return tmp_path / "data" / "relay" / "i2p"
 
 
@@ -84,8 +81,6 @@ def test_a_client_leads_to_the_destination(bridge):
         assert (tunnel.dest, tunnel.b32) == (KEY.destination, KEY.b32)
         assert (tunnel.remotedest, tunnel.session, tunnel.state) == (DEST, "me", "up")
         assert tunnel.connections()[0].target == f"i2p://{b32_of(DEST)}"
-        limits = tunnel._relay.limits  # the server's come from the same defaults
-        assert (limits.connect, limits.linger, limits.lifetime) == (90.0, 5.0, None)
         assert repr(tunnel).startswith("<TunnelClient 'me' at 127.0.0.1:")
     assert (tunnel.dest, tunnel.remotedest, tunnel.state) == (KEY.destination, DEST, "closed")
 
@@ -137,11 +132,6 @@ def test_a_closed_client_asks_no_more(bridge):
     assert tunnel.state == "closed"
 
 
-def test_a_client_shares_its_session_with_who_asks_for_the_same(bridge):
-    with make_client(bridge, "a"), make_client(bridge, "a", dest=DEST), make_client(bridge, "b"):
-        assert len([line for line in bridge.asked if line.startswith("SESSION CREATE")]) == 2
-
-
 def test_a_client_gets_a_new_destination_after_a_loss_and_says_so(bridge):
     states = []
     with make_client(bridge, on_state=states.append) as tunnel:
@@ -173,7 +163,7 @@ def test_a_client_blocks_until_it_is_ready(bridge):
     def create(end):
         made.set()
         go_on.wait(WAIT)
-        bridge._create(end)
+        bridge.create(end)
 
     bridge.answers.append(create)
     tunnels = []
@@ -227,24 +217,6 @@ def test_a_servers_name_has_keys_in_the_users_data_directory(router, home):
             make_server(router, "web")
     with make_server(router, "web") as second, make_server(router, "other") as other:
         assert second.dest == first.dest != other.dest
-
-
-def test_a_transient_server_keeps_nothing(router, home):
-    with make_server(router) as one, make_server(router) as other:
-        assert one.dest != other.dest
-        assert not home.exists()
-
-
-def test_a_servers_session_comes_back_with_its_destination(router):
-    states = []
-    with make_server(router, on_state=states.append) as server:
-        dest = server.dest
-        assert server.wait_published(WAIT)
-        router.kill()
-        wait_until(lambda: server.state == "backing off")
-        router.restart()
-        wait_until(lambda: states.count("up") == 2, 2 * WAIT)
-        assert server.dest == dest
 
 
 # What they raise, and that nothing is left then: the fixture of all tests looks.
@@ -307,20 +279,6 @@ def test_a_bridge_that_is_named_wrongly_is_told_at_once():
             make(("127.0.0.1", 7656))
 
 
-@contextlib.contextmanager
-def at_once():
-    begun = time.monotonic()
-    yield
-    assert time.monotonic() - begun < PROMPT
-
-
-MAKERS = [
-    lambda sam, **options: relay.TunnelServer("", 80, sam, **options),
-    lambda sam, **options: relay.TunnelClient("", 0, NAME, sam, **options),
-]
-both = pytest.mark.parametrize("make", MAKERS, ids=["server", "client"])
-
-
 def test_a_service_sees_an_address_for_each_destination(router, listener):
     port = listener.getsockname()[1]
     with (
@@ -379,56 +337,7 @@ def test_a_service_decides_about_each_destination(router, listener, answer):
         assert seen == [tunnel.b32]
 
 
-@both
-def test_where_there_is_no_bridge(make):
-    with refusing() as (host, port), at_once():
-        with pytest.raises(
-            relay.ConnectError, match="no SAM bridge there .*check that a router is running there"
-        ) as failure:
-            make(f"{host}:{port}")
-        assert failure.value.reason == "refused"
-
-
-@both
-def test_where_something_else_is(make, serve):
-    web = serve(lambda connection: (connection.recv(100), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
-    with at_once(), pytest.raises(relay.SAMError, match="not a SAM bridge"):
-        make("{}:{}".format(*web.address))
-
-
-ANSWERS = [
-    ("HELLO REPLY RESULT=NOVERSION", relay.SAMError, "none of SAM 3.1 to 3.3; update the router"),
-    ("HELLO REPLY RESULT=I2P_ERROR MESSAGE=Authorization", relay.AuthenticationError, "rejects the login"),
-]
-
-
-@both
-@pytest.mark.parametrize(("answer", "error", "said"), ANSWERS, ids=["old", "password"])
-def test_where_the_bridge_does_not_talk_to_us(bridge, make, answer, error, said):
-    bridge.hello = [answer] * 10
-    with at_once(), pytest.raises(error, match=said):
-        make(bridge.name, user="me", password="hunter2")
-
-
-@both
-def test_where_the_file_of_the_keys_is_damaged(bridge, make, tmp_path):
-    keys = tmp_path / "keys.dat"
-    keys.touch(0o600)
-    keys.write_bytes(b"\0" * 500)
-    with at_once(), pytest.raises(relay.SAMError, match=r"keys\.dat: not an I2P private key"):
-        make(bridge.name, keys=keys)
-    assert keys.read_bytes() == b"\0" * 500
-
-
-@both
-def test_where_the_router_does_not_take_the_keys(bridge, make, tmp_path):
-    bridge.answers.append("SESSION STATUS RESULT=INVALID_KEY")
-    with at_once(), pytest.raises(relay.SAMError, match="rejects the private key") as failure:
-        make(bridge.name, keys=tmp_path / "keys.dat")
-    assert failure.value.result == "INVALID_KEY"
-
-
 def test_where_the_port_is_taken(bridge, listener):
-    with at_once(), pytest.raises(OSError, match="another program listens there"):
+    with pytest.raises(OSError, match="another program listens there"):
         make_client(bridge, port=listener.getsockname()[1])
     assert bridge.hellos == []

@@ -18,9 +18,7 @@ from helpers import WAIT, echo, receive_all, send_and_end
 import relay
 import relay.aio
 from relay.addresses import hops, ssh, values
-from relay.addresses.hops import Command, Proxy
-from relay.addresses.i2p import I2PRouter, I2PTarget
-from relay.addresses.i2p_parser import parse_sam
+from relay.addresses.i2p import I2PRouter
 from relay.api import urls
 
 
@@ -146,30 +144,6 @@ class Dialer:
         self.deadline = deadline
         self.end.setblocking(False)
         return self.end
-
-
-def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
-    seen = []
-    monkeypatch.setattr("relay.transports.chain.chain", lambda *arguments: seen.append(arguments))
-    relay.target("db.internal:5432", via=["ssh://me@a", "ssh://b:2222"])
-    relay.target("unix:///run/db", via=("ssh://a",))
-    relay.target("name.i2p:81", via=["ssh://a"])
-    relay.target("name.i2p:81", via=["socks5://a:1"])
-    relay.target("i2p://name.i2p?sam=h:1")
-    relay.target("tls://name.i2p:443")
-    relay.target("exec:cat")
-    assert seen == [
-        (
-            (ssh.SSHServer("a", "me"), ssh.SSHServer("b", port=2222)),
-            values.TCPAddress("db.internal", 5432),
-        ),
-        ((ssh.SSHServer("a"),), values.UnixAddress("/run/db")),
-        ((ssh.SSHServer("a"),), I2PTarget("name.i2p", 81)),
-        ((Proxy("socks5", "a", 1),), values.TCPAddress("name.i2p", 81)),
-        ((), I2PTarget("name.i2p", None, I2PRouter(parse_sam("h:1")))),
-        ((), values.TLSTarget("name.i2p", 443)),
-        ((), Command("cat")),
-    ]
 
 
 def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):

@@ -81,3 +81,15 @@ def test_closing_has_a_thread_of_its_own(world):
     world.calls.close(world, over.set)
     assert over.wait(WAIT)
     assert [world.told.get(timeout=WAIT) for _ in range(2)] == [("closed", "relay c closing")] * 2
+
+
+def test_a_close_that_fails_is_logged_and_the_rest_is_closed(world, caplog):
+    class Link:
+        def close(self):
+            raise RuntimeError("a bug")
+
+    over = threading.Event()
+    world.calls.close(Link(), over.set)
+    assert over.wait(WAIT)
+    assert world.told.get(timeout=WAIT) == ("closed", "relay c closing")
+    assert "c: closing it failed" in caplog.text

@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from carrier_rig import REFUSED, Connector, outcome_of, turned
 from helpers import PROMPT, WAIT, Thread, wait_until
 from state_table import rows_of
 
@@ -23,74 +24,6 @@ from relay.carriers.pool import acquire
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
 from relay.eventloop import backoff
 from relay.eventloop.loop import Timers
-
-
-class Link:
-    """A link that does what the test says."""
-
-    def __init__(self, lost):
-        self.lose = lambda: lost(CarrierError("c: the line went dead"))
-        self.checked = threading.Event()
-        self.closed = threading.Event()
-        self.abandoned = False
-        self.answers = True
-        self.streams = 0
-        self.rtt = None
-        self._idle = None
-
-    def when_idle(self, call):
-        self._idle = call
-        if not self.streams:
-            call()
-
-    def end_streams(self):
-        self.streams = 0
-        if self._idle is not None:
-            self._idle()
-
-    def confirm(self, done):
-        if self.answers:
-            done()
-
-    def check(self):
-        self.checked.set()
-
-    def close(self):
-        self.closed.set()
-
-    def abandon(self):
-        self.abandoned = True
-
-
-class Connector:
-    """A connector whose attempts end as the test says: an exception, or a link."""
-
-    def __init__(self, *outcomes):
-        self.outcomes = list(outcomes)
-        self.links = []
-        self.attempts = 0
-        self.asked = []
-        self.alternatives = []
-        self.closed = threading.Event()
-        self.answers = True
-
-    def connect(self, deadline, cancel, lost):
-        self.attempts += 1
-        outcome = self.outcomes.pop(0) if self.outcomes else None
-        if callable(outcome):
-            outcome = outcome(cancel)
-        if isinstance(outcome, Exception):
-            raise outcome
-        self.links.append(Link(lost))
-        self.links[-1].answers = self.answers
-        return self.links[-1]
-
-    def alternative(self, error):
-        self.asked.append(error)
-        return self.alternatives.pop() if self.alternatives else ""
-
-    def close(self):
-        self.closed.set()
 
 
 @pytest.fixture(autouse=True)
@@ -114,13 +47,6 @@ def carried():
         one.close()
 
 
-def outcome_of(carrier, timeout=WAIT, **options):
-    """Return the outcome that a waiter gets."""
-    told = queue.SimpleQueue()
-    carrier.when_up(told.put, time.monotonic() + timeout, **options)
-    return told.get(timeout=WAIT)
-
-
 def held_back(cancel):
     """An attempt that lasts until it is cancelled."""
     select.select([cancel], [], [], WAIT)
@@ -128,13 +54,10 @@ def held_back(cancel):
     return ConnectError("c: the attempt was given up")
 
 
-REFUSED = ConnectError("c: connection refused", reason="refused")
-
-
 def test_whoever_waits_gets_the_link(carried):
     carrier, connector = carried()
     link = outcome_of(carrier)
-    assert link is connector.links[0] and carrier.state is CarrierState.UP
+    assert link is connector.links[0] and repr(carrier) == "<relay.Carrier c, up>"
     told = []
     carrier.when_up(told.append, None)
     assert told == [link], "one that is up is told at once"
@@ -157,35 +80,6 @@ def test_a_lost_link_is_made_again_and_the_old_one_closed(carried):
     assert outcome_of(carrier) is connector.links[1]
 
 
-def test_a_link_that_is_lost_before_it_is_known_is_made_again(carried):
-    class Hasty(Connector):
-        def connect(self, deadline, cancel, lost):
-            link = super().connect(deadline, cancel, lost)
-            if self.attempts == 1:
-                link.lose()
-            return link
-
-    connector = Hasty()
-    carrier = Carrier("c", connector, None)
-    carrier.begin()
-    try:
-        wait_until(lambda: carrier.state is CarrierState.UP and connector.attempts == 2)
-        assert connector.links[0].closed.wait(WAIT)
-    finally:
-        carrier.close()
-
-
-def test_a_patient_waiter_outlasts_failures(carried):
-    carrier, connector = carried(REFUSED, REFUSED, REFUSED)
-    assert outcome_of(carrier) is connector.links[0]
-    assert connector.attempts == 4
-
-
-def test_an_impatient_one_is_told_of_the_first(carried):
-    carrier, _ = carried(*[REFUSED] * 50)
-    assert outcome_of(carrier, wait_for_reconnect=False) is REFUSED
-
-
 def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
     monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
     monkeypatch.setattr(retry, "_MAX_BACKOFF_WITH_WAITERS", 60.0)
@@ -195,35 +89,34 @@ def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
     assert outcome_of(carrier, wait_for_reconnect=False) is connector.links[0]
 
 
-@pytest.mark.parametrize("error", [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd")])
+class PassingError(SAMError):
+    passing = True
+
+
+MENDED = [
+    REFUSED,
+    ConnectionResetError(104, "reset"),
+    TimeoutError(),
+    OSError(24, "too many files"),
+    PassingError("c: not now", result="I2P_ERROR"),
+]
+FINAL = [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd"), SAMError("c: no", result="X")]
+
+
+@pytest.mark.parametrize("error", MENDED, ids=lambda one: type(one).__name__)
+def test_what_time_may_mend_is_tried_again(carried, error):
+    carrier, connector = carried(error, error)
+    assert outcome_of(carrier) is connector.links[0]
+    assert connector.attempts == 3
+
+
+@pytest.mark.parametrize("error", FINAL, ids=lambda one: type(one).__name__)
 def test_what_time_does_not_mend_is_final(carried, error):
     carrier, connector = carried(error)
     assert outcome_of(carrier) is error
     assert carrier.state is CarrierState.FAILED and carrier.error is error
     assert outcome_of(carrier) is error, "whoever comes later is told at once"
     assert connector.attempts == 1
-
-
-def test_a_callback_that_exits_is_a_failure(carried):
-    def leave(cancel):
-        raise SystemExit(3)
-
-    carrier, _ = carried(leave)
-    assert str(outcome_of(carrier)) == "SystemExit(3)"
-    assert carrier.state is CarrierState.FAILED
-
-
-def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
-    carried(ValueError("odd"))
-    wait_until(lambda: "c: odd; will not retry until a client connects" in caplog.text)
-    assert "Traceback" in caplog.text
-
-
-def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
-    carrier, connector = carried(AuthenticationError("c: no"))
-    outcome_of(carrier)
-    monkeypatch.setattr(retry, "RETRY_REJECTED_AFTER", 0.0)
-    assert outcome_of(carrier) is connector.links[0]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +131,7 @@ def test_clients_start_an_attempt_after_a_pause_whose_length_is_logged(carried, 
     """Each rejected login may be one of those for which a server bans its client."""
     carrier, connector = carried(error)
     wait_until(lambda: f"c: no; will not retry until a client connects more than {words} later" in caplog.text)
+    assert ("Traceback" in caplog.text) is isinstance(error, ValueError)
     for seconds, attempts in ((0.0, 1), (0.5 * pause, 1), (1.1 * pause, 2)):
         carrier.since = time.monotonic() - seconds
         outcome = outcome_of(carrier)
@@ -326,23 +220,19 @@ def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
     assert str(outcome_of(carrier, timeout=0.05)) == "c: not connected in time: connection refused"
 
 
-def test_who_gives_up_is_not_told(carried):
-    carrier, _ = carried(held_back)
-    told = []
-    give_up = carrier.when_up(told.append, None)
-    wait_until(lambda: carrier._waiters)
-    give_up()
-    wait_until(lambda: not carrier._waiters)
-    carrier.close()
-    assert told == []
-
-
-def test_waiters_shorten_the_back_off(carried, monkeypatch):
+@pytest.mark.parametrize("comes", ["before the failure", "after it"])
+def test_a_client_that_waits_shortens_the_back_off(carried, monkeypatch, comes):
     monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
     monkeypatch.setattr(retry, "_MAX_BACKOFF_WITH_WAITERS", 0.02)
-    carrier, connector = carried(REFUSED)
-    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
-    assert outcome_of(carrier) is connector.links[0]
+    go, told = threading.Event(), queue.SimpleQueue()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and REFUSED)
+    if comes == "after it":
+        go.set()
+        wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
+    carrier.when_up(told.put, None)
+    turned(carrier)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[0]
 
 
 @pytest.fixture
@@ -359,12 +249,6 @@ def delays(monkeypatch):
     return asked
 
 
-def test_the_back_off_doubles_up_to_a_limit(carried, delays):
-    carrier, _ = carried(*[REFUSED] * 5)
-    wait_until(lambda: carrier.state is CarrierState.UP)
-    assert delays == [0.5, 1.0, 2.0, 3.0, 3.0]
-
-
 @pytest.mark.parametrize(("steady", "delay"), [(0.0, 0.5), (60.0, 2.0)])
 def test_the_back_off_begins_anew_after_a_connection_that_lasted(carried, delays, monkeypatch, steady, delay):
     monkeypatch.setattr(retry, "_STABLE_AFTER", steady)
@@ -373,25 +257,6 @@ def test_the_back_off_begins_anew_after_a_connection_that_lasted(carried, delays
     connector.links[0].lose()
     wait_until(lambda: len(connector.links) == 2)
     assert delays == [0.5, 1.0, delay]
-
-
-def test_the_back_off_is_short_while_somebody_waits(carried, delays, monkeypatch):
-    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
-    entered, go = threading.Event(), threading.Event()
-
-    def refuse(cancel):
-        entered.set()
-        go.wait(WAIT)
-        return REFUSED
-
-    carrier, connector = carried(refuse)
-    assert entered.wait(WAIT)
-    told = queue.SimpleQueue()
-    carrier.when_up(told.put, None)
-    wait_until(lambda: carrier._waiters)
-    go.set()
-    assert told.get(timeout=WAIT) is connector.links[0]
-    assert delays == [2.0]
 
 
 def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
@@ -419,22 +284,22 @@ def test_a_bug_of_one_who_waits_harms_nobody_else(carried, caplog):
     assert "c: a caller that waited for it failed" in caplog.text
 
 
-def test_a_link_that_is_lost_while_it_is_handed_over_is_made_again(carried):
-    go = threading.Event()
-    carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
-    call = carrier._io_thread.loop.call
+def test_a_link_that_is_lost_before_it_is_known_is_made_again(monkeypatch):
+    class Hasty(Connector):
+        def connect(self, deadline, cancel, lost):
+            link = super().connect(deadline, cancel, lost)
+            if self.attempts == 1:
+                link.lose()
+            return link
 
-    def hand_over(function):
-        if getattr(function, "func", None) == carrier._connected and len(connector.links) == 1:
-            connector.links[0].lose()
-        return call(function)
-
-    carrier._io_thread.loop.call = hand_over
+    connector = Hasty()
+    carrier = Carrier("c", connector, None)
+    carrier.begin()
     try:
-        go.set()
-        wait_until(lambda: carrier.link is not None and carrier.link is connector.links[-1] and connector.links[1:])
+        wait_until(lambda: carrier.state is CarrierState.UP and connector.attempts == 2)
+        assert connector.links[0].closed.wait(WAIT)
     finally:
-        del carrier._io_thread.loop.call
+        carrier.close()
 
 
 @pytest.fixture
@@ -457,18 +322,6 @@ def no_threads(monkeypatch):
     return refuse
 
 
-def test_a_lost_link_is_made_again_also_without_a_thread_to_close_it(carried, no_threads):
-    carrier, connector = carried()
-    link = outcome_of(carrier)
-    refused = no_threads("closing")
-    link.lose()
-    wait_until(lambda: len(connector.links) == 2 and carrier.state is CarrierState.UP)
-    assert link.closed.is_set()
-    carrier.close()
-    assert connector.closed.is_set() and connector.links[1].closed.is_set()
-    assert refused == ["relay c closing"] * 2
-
-
 def test_no_thread_to_connect_is_no_final_failure(carried, no_threads, monkeypatch):
     carrier, connector = carried()
     link = outcome_of(carrier)
@@ -477,20 +330,6 @@ def test_no_thread_to_connect_is_no_final_failure(carried, no_threads, monkeypat
     wait_until(lambda: len(refused) > 2)
     monkeypatch.undo()
     assert outcome_of(carrier) is connector.links[1]
-
-
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError(), OSError(24, "too many files")])
-def test_what_time_may_mend_is_tried_again(carried, error):
-    carrier, connector = carried(error)
-    assert outcome_of(carrier) is connector.links[0]
-
-
-def test_a_link_is_checked(carried):
-    carrier, _ = carried(check_interval=0.01)
-    link = outcome_of(carrier)
-    assert link.checked.wait(WAIT)
-    link.checked.clear()
-    assert link.checked.wait(WAIT), "again and again"
 
 
 def test_a_check_that_fails_is_not_the_last_one(carried, caplog):
@@ -517,48 +356,6 @@ def test_close_does_not_wait_for_an_attempt_that_does_not_listen(carried):
     assert connector.closed.wait(WAIT) and connector.links[0].closed.is_set(), "what comes of it is let go"
 
 
-def test_a_connector_that_fails_to_close_is_logged(carried, caplog):
-    carrier, connector = carried()
-    link = outcome_of(carrier)
-
-    def fail():
-        raise RuntimeError("a bug")
-
-    link.close = fail
-    carrier.close()
-    assert connector.closed.is_set()
-    assert "c: closing it failed" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "state", [CarrierState.CONNECTING, CarrierState.UP, CarrierState.BACKING_OFF, CarrierState.FAILED]
-)
-def test_close_is_prompt_in_every_state(carried, monkeypatch, state):
-    outcome = {
-        CarrierState.CONNECTING: held_back,
-        CarrierState.BACKING_OFF: REFUSED,
-        CarrierState.FAILED: HostKeyError("c: no"),
-    }.get(state)
-    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
-    carrier, connector = carried(outcome)
-    wait_until(lambda: carrier.state is state)
-    begun = time.monotonic()
-    carrier.close()
-    assert time.monotonic() - begun < PROMPT
-    assert carrier.state is CarrierState.CLOSED and connector.closed.is_set()
-    assert all(link.closed.is_set() for link in connector.links)
-    carrier.close()
-    assert isinstance(outcome_of(carrier), CarrierError)
-
-
-def test_whoever_waits_when_it_is_closed_is_told(carried):
-    carrier, _ = carried(held_back)
-    told = queue.SimpleQueue()
-    carrier.when_up(told.put, None)
-    carrier.close()
-    assert str(told.get(timeout=WAIT)) == "c: the connection was closed"
-
-
 def test_a_watcher_that_raises_is_logged(carried, caplog):
     carrier, _ = carried()
 
@@ -571,79 +368,17 @@ def test_a_watcher_that_raises_is_logged(carried, caplog):
     wait_until(lambda: "c: a watcher of the state failed" in caplog.text)
 
 
-def test_who_asks_with_an_equal_key_shares(carried):
-    connectors = [Connector(), Connector()]
-    one, release = acquire("k", lambda: Carrier("c", connectors[0], None))
-    other, release_other = acquire("k", lambda: Carrier("c", connectors[1], None))
-    assert one is other and not connectors[1].attempts
-    wait_until(lambda: one.state is CarrierState.UP)
-    release(0.01)
-    release(0.01)
-    assert one.state is CarrierState.UP, "the other one holds it, and letting go twice is letting go once"
-    release_other(WAIT)
-    wait_until(lambda: one.state is CarrierState.CLOSED)
-    new, release_new = acquire("k", lambda: Carrier("c", connectors[1], None))
-    assert new is not one
-    release_new(WAIT)
-
-
-def test_one_that_was_closed_is_not_shared():
-    one, release = acquire("k", lambda: Carrier("c", Connector(), None))
-    one.close()
-    new, release_new = acquire("k", lambda: Carrier("c", Connector(), None))
-    assert new is not one
-    release(0.01)
-    wait_until(lambda: new.state is CarrierState.UP)
-    release_new(WAIT)
-    wait_until(lambda: new.state is CarrierState.CLOSED)
-
-
-def test_it_lives_as_long_as_a_stream_rides_on_it():
-    connector = Connector()
-    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
-    link = outcome_of(carrier)
-    link.streams = 1
-    release(0.01)
-    assert carrier.state is CarrierState.UP
-    link.end_streams()
-    wait_until(lambda: carrier.state is CarrierState.CLOSED)
-    assert link.closed.wait(WAIT)
-
-
-def test_it_is_taken_up_again_while_a_stream_rides_on_it():
-    connector = Connector()
-    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
-    link = outcome_of(carrier)
-    link.streams = 1
-    release(0.01)
-    again, release_again = acquire("k", lambda: pytest.fail("it is still there"))
-    link.end_streams()
-    assert again is carrier and carrier.state is CarrierState.UP
-    release_again(WAIT)
-    wait_until(lambda: carrier.state is CarrierState.CLOSED)
-
-
 def test_letting_go_without_patience_waits_for_nothing():
     connector, go = Connector(), threading.Event()
     carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.close = lambda: go.wait(WAIT)
-    Thread(release, 0.0).result(PROMPT)
+    for _ in range(2):
+        Thread(release, 0.0).result(PROMPT)
     assert not connector.closed.is_set()
     wait_until(lambda: carrier.state is CarrierState.CLOSED)
     go.set()
     assert connector.closed.wait(WAIT)
-
-
-def test_the_last_stream_ends_it_also_without_a_thread(no_threads):
-    connector = Connector()
-    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
-    link = outcome_of(carrier)
-    link.streams = 1
-    release(0.01)
-    no_threads("")
-    link.end_streams()
-    assert connector.closed.wait(WAIT) and carrier.state is CarrierState.CLOSED
 
 
 def test_a_forked_child_needs_no_lock_of_ours(carried):
@@ -708,12 +443,6 @@ def test_a_link_is_renewed_beside_the_old_one_which_ends_with_its_last_stream(ca
     assert set(states) == {CarrierState.UP}, "it was up all the time"
 
 
-def test_an_old_link_without_streams_ends_at_once(carried):
-    carrier, connector = carried()
-    old, _ = renewed(carrier, connector)
-    assert old.closed.wait(WAIT)
-
-
 def test_only_the_link_that_is_up_is_renewed_and_once(carried):
     go = threading.Event()
     carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
@@ -728,54 +457,34 @@ def test_only_the_link_that_is_up_is_renewed_and_once(carried):
     assert connector.attempts == 2
 
 
-def turned(carrier):
-    """Wait until all that was begun before has been looked at."""
-    looked = threading.Event()
-    assert carrier.call(looked.set)
-    assert looked.wait(WAIT)
+IN_VAIN = {
+    "refused": "connection refused",
+    "no answer": "the new connection brings no answer",
+    "lost": "the line went dead",
+}
 
 
-def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
-    carrier, connector = carried(None, REFUSED)
-    link = outcome_of(carrier)
-    carrier.replace(link, "deaf")
-    wait_until(lambda: "c: connection refused; the old one is kept" in caplog.text)
-    assert carrier.link is link and carrier.state is CarrierState.UP and not link.closed.is_set()
-    carrier.replace(link, "deaf")
-    wait_until(lambda: carrier.link is connector.links[-1] is not link)
-
-
-def test_why_a_link_was_not_replaced(carried):
-    rejected = HostKeyError("c: no")
-    carrier, _ = carried(None, rejected)
+@pytest.mark.parametrize(("how", "words"), IN_VAIN.items(), ids=IN_VAIN)
+def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog, monkeypatch, how, words):
+    """Some servers end a connection right after the login."""
+    carrier, connector = carried(None, *[REFUSED] * (how == "refused"))
     link = outcome_of(carrier)
     assert carrier.replacement_error is None
-    carrier.replace(link, "it was up for long")
-    wait_until(lambda: carrier.replacement_error is rejected)
-    assert (carrier.state, carrier.link) == (CarrierState.UP, link)
-
-
-def test_the_old_link_is_kept_where_the_new_one_brings_no_answer(carried, caplog, monkeypatch):
-    """Some servers end a connection right after the login."""
-    monkeypatch.setattr(blocking, "_ANSWER", 0.0)
-    carrier, connector = carried()
-    link = outcome_of(carrier)
     connector.answers = False
+    if how == "no answer":
+        monkeypatch.setattr(blocking, "_ANSWER", 0.0)
     carrier.replace(link, "deaf")
-    wait_until(lambda: "c: the new connection brings no answer; the old one is kept" in caplog.text)
-    assert connector.links[1].closed.is_set()
-    assert carrier.link is link and not link.closed.is_set()
-
-
-def test_the_old_link_is_kept_where_the_new_one_is_lost_before_it_answers(carried, caplog):
-    carrier, connector = carried()
-    link = outcome_of(carrier)
-    connector.answers = False
+    if how == "lost":
+        wait_until(lambda: len(connector.links) == 2)
+        connector.links[1].lose()
+    wait_until(lambda: f"c: {words}; the old one is kept" in caplog.text)
+    assert str(carrier.replacement_error) == f"c: {words}"
+    assert all(one.closed.is_set() for one in connector.links[1:])
+    assert carrier.link is link and carrier.state is CarrierState.UP and not link.closed.is_set()
+    assert carrier.losses == 0
+    connector.answers = True
     carrier.replace(link, "deaf")
-    wait_until(lambda: len(connector.links) == 2)
-    connector.links[1].lose()
-    wait_until(lambda: "c: the line went dead; the old one is kept" in caplog.text)
-    assert connector.links[1].closed.is_set() and carrier.link is link and carrier.losses == 0
+    wait_until(lambda: carrier.link is connector.links[-1] is not link)
 
 
 def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):
@@ -882,23 +591,8 @@ def test_it_is_idle_when_no_link_of_it_has_a_stream(carried):
     assert idle.wait(WAIT)
 
 
-def test_it_is_not_idle_while_an_old_link_has_a_stream(carried):
-    carrier, connector = carried()
-    old, _ = renewed(carrier, connector, streams=1)
-    idle = idle_of(carrier)
-    assert not idle.is_set()
-    old.end_streams()
-    assert idle.wait(WAIT)
-
-
 def test_it_is_idle_without_a_link(carried):
-    carrier, _ = carried(held_back)
-    assert idle_of(carrier).wait(WAIT)
-
-
-def test_it_is_idle_when_its_link_is_lost_with_all_streams(carried, monkeypatch):
-    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
-    carrier, _ = carried()
+    carrier, _ = carried(None, held_back)
     link = outcome_of(carrier)
     link.streams = 1
     idle = idle_of(carrier)
@@ -906,17 +600,7 @@ def test_it_is_idle_when_its_link_is_lost_with_all_streams(carried, monkeypatch)
     link.lose()
     link.end_streams()
     assert idle.wait(WAIT)
-
-
-def test_who_waits_for_it_to_be_idle_is_told_also_if_its_link_is_renewed_meanwhile(carried):
-    carrier, connector = carried()
-    outcome_of(carrier).streams = 1
-    idle = idle_of(carrier)
-    old, _ = renewed(carrier, connector, streams=1)
-    turned(carrier)
-    assert not idle.is_set()
-    old.end_streams()
-    assert idle.wait(WAIT)
+    assert idle_of(carrier).wait(WAIT)
 
 
 def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
@@ -957,51 +641,12 @@ def test_an_attempt_has_its_time(carried):
         carrier.close()
 
 
-class PassingError(SAMError):
-    passing = True
-
-
-def test_what_a_bridge_refuses_for_now_is_tried_again(carried):
-    carrier, connector = carried(PassingError("c: not now", result="I2P_ERROR"))
-    assert outcome_of(carrier) is connector.links[0]
-
-
-def test_what_a_bridge_refuses_for_good_is_final(carried):
-    error = SAMError("c: no", result="INVALID_KEY")
-    carrier, _ = carried(error)
-    assert outcome_of(carrier) is error
-    assert carrier.state is CarrierState.FAILED
-
-
-def test_a_forked_child_abandons_it(carried):
-    carrier, _ = carried()
-    link = outcome_of(carrier)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writer, repr((carrier.state.value, link.abandoned, link.closed.is_set())).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as said:
-        assert said.read() == "('closed', True, False)"
-    os.waitpid(child, 0)
-    assert carrier.state is CarrierState.UP and not link.abandoned
-
-
 def test_many_threads_close_it_at_once(carried):
     carrier, _ = carried()
     outcome_of(carrier)
     for thread in [Thread(carrier.close) for _ in range(8)]:
         thread.result()
     assert carrier.state is CarrierState.CLOSED
-
-
-def test_it_says_what_it_does(carried):
-    carrier, _ = carried()
-    outcome_of(carrier)
-    assert repr(carrier) == "<relay.Carrier c, up>"
 
 
 def test_what_to_do_about_a_failure_is_said_once(carried, caplog):
@@ -1169,15 +814,6 @@ def test_a_forked_child_abandons_it_in_every_state(monkeypatch, state):
 
 def test_the_table_has_these_rows():
     assert rows_of(module) == [row[:3] for row in STATE_ROWS]
-
-
-def test_the_back_off_ends_sooner_for_a_client_that_waits_for_one_attempt(monkeypatch):
-    still = Still(monkeypatch)
-    still.do("begin")
-    still.do("failed")
-    still.carrier.when_up(still.outcomes.append, None, wait_for_reconnect=False)
-    still.do("client asks")
-    assert still.carrier._timer.due <= time.monotonic()
 
 
 def test_users_see_five_states():

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from carrier_rig import REFUSED, Connector, Link, outcome_of
 from helpers import WAIT, wait_until
 
 from relay.carriers import carrier_set, retry
@@ -20,67 +21,7 @@ from relay.carriers.listing import carriers
 from relay.carriers.pool import CarrierRef
 from relay.errors import AuthenticationError, CarrierError, ConnectError
 
-REFUSED = ConnectError("c: connection refused", reason="refused")
 DENIED = AuthenticationError("c: rejected")
-
-
-class Link:
-    """A link that does what the test says."""
-
-    rtt = None
-    router = ""
-
-    def __init__(self, lost):
-        self.error = CarrierError("c: the line went dead")
-        self.lose = lambda: lost(self.error)
-        self.closed = threading.Event()
-        self.is_doubtful = False
-        self.streams = 0
-        self._idle = None
-
-    def when_idle(self, call):
-        self._idle = call
-        if not self.streams:
-            call()
-
-    def end_streams(self):
-        wait_until(lambda: self._idle is not None)
-        self.streams = 0
-        self._idle()
-
-    def confirm(self, done):
-        done()
-
-    def check(self):
-        pass
-
-    def close(self):
-        self.closed.set()
-
-    def abandon(self):
-        pass
-
-
-class Connector:
-    """Makes links; an attempt fails with the first of the errors, if there is one."""
-
-    def __init__(self):
-        self.errors = []
-        self.attempts = 0
-        self.link = None
-
-    def connect(self, deadline, cancel, lost):
-        self.attempts += 1
-        if self.errors:
-            raise self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
-        self.link = Link(lost)
-        return self.link
-
-    def alternative(self, error):
-        return ""
-
-    def close(self):
-        pass
 
 
 class World:
@@ -103,9 +44,7 @@ class World:
         return self.links
 
     def outcome(self, timeout=WAIT, **options):
-        told = queue.SimpleQueue()
-        self.set.when_up(told.put, time.monotonic() + timeout, **options)
-        return told.get(timeout=WAIT)
+        return outcome_of(self.set, timeout, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +158,7 @@ def test_who_waits_gets_the_first_that_is_up_again(world, first):
     given_up = []
     rig.set.when_up(given_up.append, time.monotonic() + WAIT)()
     rig.connectors[first].errors = []
-    assert told.get(timeout=WAIT) is rig.connectors[first].link
+    assert told.get(timeout=WAIT) is rig.connectors[first].links[-1]
     assert given_up == []
 
 
@@ -358,8 +297,8 @@ def test_a_set_that_is_taken_up_again_is_not_closed_by_the_earlier_release(world
     called = []
     second.streams = 1
     rig.set.when_idle(lambda: called.append("earlier"))
-    wait_until(lambda: second._idle is not None)
-    first.streams, first._idle = 1, None
+    wait_until(lambda: second.idle_call is not None)
+    first.streams, first.idle_call = 1, None
     rig.set.when_idle(lambda: called.append("later"))
     second.end_streams()
     first.end_streams()
@@ -392,7 +331,7 @@ def test_streams_over_a_link_that_was_replaced_go_on_when_the_new_one_is_lost_an
     wait_until(lambda: carrier.link is not old)
     for connector in connectors:
         connector.errors = [REFUSED]
-        connector.link.lose()
+        connector.links[-1].lose()
     wait_until(lambda: shared.link is None)
     holder.close(0.0)
     done = threading.Event()

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from carrier_rig import Connector, turned
 from helpers import WAIT, Thread, wait_until
 
 import relay
@@ -17,55 +18,21 @@ from relay.carriers.carrier import Carrier
 from relay.carriers.dialer import as_oserror, dial, wait_until_up
 from relay.carriers.link import CarrierState
 from relay.errors import CarrierError, ConnectError, HostKeyError, RelayError
-from relay.streams.cancellation import Cancellation
-
-
-class Link:
-    """A link whose streams the test plays."""
-
-    streams = 0
-    rtt = None
-
-    def __init__(self, lost):
-        self.lose = lambda: lost(CarrierError("c: the line went dead"))
-
-    def when_idle(self, call):
-        call()
-
-    def check(self):
-        pass
-
-    def close(self):
-        pass
-
-    def abandon(self):
-        pass
+from relay.streams.promise import Cancellation
 
 
 class World:
     """A carrier, and what its attempts and its streams come to."""
 
     def __init__(self):
-        self.attempts = []  # outcomes of the next ones; a link where there is none
-        self.links = []
-        self.carrier = Carrier("c", self, None)
+        self.connector = Connector()
+        self.links = self.connector.links
+        self.carrier = Carrier("c", self.connector, None)
         self.carrier.begin()
         self.outcomes = []  # of the next streams; a stream where there is none
         self.begun = []  # the links under the streams
         self.given_up = threading.Event()
         self.far = []
-
-    def connect(self, deadline, cancel, lost):
-        outcome = self.attempts.pop(0) if self.attempts else None
-        if callable(outcome):
-            outcome = outcome(cancel)
-        if isinstance(outcome, Exception):
-            raise outcome
-        self.links.append(Link(lost))
-        return self.links[-1]
-
-    def alternative(self, error):
-        return ""
 
     def begin(self, link, told):
         self.begun.append(link)
@@ -84,9 +51,6 @@ class World:
         told = queue.SimpleQueue()
         deadline = None if seconds is None else time.monotonic() + seconds
         return told, dial(self.carrier, self.begin, deadline, told.put, **options)
-
-    def close(self):
-        """As a connector: there is nothing to close."""
 
     def end(self):
         self.carrier.close()
@@ -110,7 +74,7 @@ def world(monkeypatch):
 
 def lose(world, *attempts):
     """The next attempts come to this."""
-    world.attempts = list(attempts)
+    world.connector.outcomes[:] = attempts
     world.links[0].lose()
     wait_until(lambda: world.carrier.link is not world.links[0])
 
@@ -132,7 +96,7 @@ def test_it_waits_for_the_link(world):
     go = threading.Event()
     lose(world, lambda cancel: go.wait(WAIT) and None)
     told, _ = world.dial()
-    wait_until(lambda: world.carrier._waiters)
+    turned(world.carrier)
     go.set()
     with told.get(timeout=WAIT) as stream:
         assert [number for number, _ in stream.path.steps] == [1, 2]
@@ -185,9 +149,9 @@ def test_the_deadline_holds_while_it_waits(world):
 def test_who_gives_up_while_it_waits_is_not_told(world):
     lose(world, held_back)
     told, give_up = world.dial()
-    wait_until(lambda: world.carrier._waiters)
+    turned(world.carrier)
     give_up()
-    wait_until(lambda: not world.carrier._waiters)
+    turned(world.carrier)
     world.carrier.close()
     assert told.empty() and not world.begun
 
@@ -250,11 +214,11 @@ def test_waiting_can_be_cancelled(world):
     lose(world, held_back)
     cancel = Cancellation()
     waiting = Thread(lambda: wait_until_up(world.carrier, None, cancel, wait_for_reconnect=True))
-    wait_until(lambda: world.carrier._waiters)
+    turned(world.carrier)
     cancel.set()
     with pytest.raises(ConnectError, match="c: the attempt was given up"):
         waiting.result()
-    wait_until(lambda: not world.carrier._waiters)
+    turned(world.carrier)
     cancel.close()
 
 

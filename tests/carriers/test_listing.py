@@ -4,51 +4,12 @@ from __future__ import annotations
 
 import time
 
+from carrier_rig import Connector, outcome_of
 from helpers import wait_until
 
 from relay.carriers.carrier import Carrier
-from relay.carriers.link import CarrierState
 from relay.carriers.listing import carriers
-from relay.errors import CarrierError, ConnectError
-
-
-class Link:
-    def __init__(self, streams, lost):
-        self.streams = streams
-        self.rtt = 0.25
-        self.router = ""
-        self.lost = lost
-
-    def when_idle(self, call):
-        call()
-
-    def check(self):
-        pass
-
-    def close(self):
-        pass
-
-    def abandon(self):
-        pass
-
-
-class Connector:
-    def __init__(self, *outcomes):
-        self.outcomes = [*outcomes]
-        self.links = []
-
-    def connect(self, deadline, cancel, lost):
-        outcome = self.outcomes.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        self.links.append(Link(outcome, lost))
-        return self.links[-1]
-
-    def alternative(self, error):
-        return ""
-
-    def close(self):
-        pass
+from relay.errors import ConnectError
 
 
 def status_of(carrier):
@@ -56,13 +17,13 @@ def status_of(carrier):
 
 
 def test_a_carrier_that_is_up_shows_its_streams_and_since_when():
-    carrier = Carrier("ssh://me@here", Connector(3), None, kind="ssh")
+    carrier = Carrier("ssh://me@here", Connector(), None, kind="ssh")
     try:
         before = time.time()
         status = status_of(carrier)
         assert (status.state, status.rtt, sum(status.metrics.counts)) == ("connecting", None, 0)
         carrier.begin()
-        wait_until(lambda: carrier.state is CarrierState.UP)
+        outcome_of(carrier).streams = 3
         status = status_of(carrier)
         assert (status.kind, status.state, status.streams, status.losses) == ("ssh", "up", 3, 0)
         assert (status.error, status.rtt) == ("", 0.25)
@@ -75,13 +36,13 @@ def test_a_carrier_that_is_up_shows_its_streams_and_since_when():
 
 
 def test_losses_are_counted_and_the_error_is_shown_without_the_name():
-    connector = Connector(0, 0, *[ConnectError("c: no route")] * 9)
+    connector = Connector(None, None, *[ConnectError("c: no route")] * 9)
     carrier = Carrier("c", connector, None)
     try:
         carrier.begin()
         for number in (1, 2):
             wait_until(lambda: carrier.link is not None)
-            carrier.link.lost(CarrierError("c: the line went dead"))
+            carrier.link.lose()
             wait_until(lambda number=number: status_of(carrier).losses == number)
             if number == 1:
                 assert status_of(carrier).error in ("the line went dead", "")  # it may be up again

@@ -7,39 +7,12 @@ import os
 import threading
 
 import pytest
+from carrier_rig import Connector
 from helpers import WAIT, Thread, wait_until
 
 from relay.carriers.carrier import Carrier
 from relay.carriers.link import CarrierState
 from relay.carriers.pool import CarrierRef
-
-
-class Link:
-    """A link with as many streams as the test says."""
-
-    def __init__(self):
-        self.streams = 0
-        self.rtt = None
-        self._idle = None
-
-    def when_idle(self, call):
-        if self.streams:
-            self._idle = call
-        else:
-            call()
-
-    def end_streams(self):
-        self.streams = 0
-        self._idle()
-
-    def check(self):
-        pass
-
-    def close(self):
-        pass
-
-    def abandon(self):
-        pass
 
 
 class World:
@@ -52,14 +25,8 @@ class World:
     def make(self):
         if self.errors:
             raise self.errors.pop()
-        self.carriers.append(Carrier("c", self, None))
+        self.carriers.append(Carrier("c", Connector(), None))
         return self.carriers[-1]
-
-    def connect(self, deadline, cancel, lost):
-        return Link()
-
-    def close(self):
-        pass
 
     def holder(self, key="k"):
         return CarrierRef("c", key, self.make)
@@ -195,9 +162,20 @@ def test_it_does_not_wait_for_streams_for_long(world):
     holder.close(drain_timeout=0.0)
     holder.close(drain_timeout=0.0)
     assert carrier.state is CarrierState.UP
-    wait_until(lambda: link._idle)
     link.end_streams()
     wait_until(lambda: carrier.state is CarrierState.CLOSED)
+
+
+def test_it_is_taken_up_again_while_a_stream_uses_it(world):
+    first, second = world.holder(), world.holder()
+    carrier = up(first.carrier())
+    carrier.link.streams = 1
+    first.close(drain_timeout=0.0)
+    assert second.carrier() is carrier
+    carrier.link.end_streams()
+    assert carrier.state is CarrierState.UP
+    second.close()
+    assert carrier.state is CarrierState.CLOSED
 
 
 def test_a_holder_that_is_forgotten_has_let_go(world):

@@ -68,29 +68,6 @@ def test_a_process_that_drains_without_a_file():
     )
 
 
-def test_a_tunnel_is_a_row(printed):
-    print_tunnels([{**TUNNEL, "via": ["ssh://me@x", "i2p:"]}])
-    head, row = printed()
-    assert head == ["tunnel", "state", "from", "→", "to", "open", "total", "received", "sent", "failed"]
-    assert row == [
-        "db",
-        "listening",
-        ":1",
-        "→",
-        "t:2",
-        "via",
-        "ssh://me@x,",
-        "i2p:",
-        "1",
-        "12",
-        "1.5",
-        "kB",
-        "0",
-        "B",
-        "3",
-    ]
-
-
 @pytest.mark.parametrize(
     ("fields", "state"),
     [({"hops": "backing off"}, "backing off"), ({"state": "paused", "hops": "backing off"}, "paused")],

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import click
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, receive_all, refusing, wait_until
+from helpers import WAIT, receive_all, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey
@@ -238,29 +238,11 @@ def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
 # What ends it at once: one line, and a status.
 
 
-def expose_at(sam, *options):
-    return run("expose", "127.0.0.1:1", "--on", "i2p", "--transient", "--sam", sam, *options)
-
-
-def forward_to(sam, *options):
-    return run("forward", ":0", "i2p://name.i2p", "--sam", sam, *options)
-
-
-both = pytest.mark.parametrize("command", [expose_at, forward_to])
-
-
 def check(done, status, words):
     assert done.returncode == status
     assert words in done.stderr
     assert done.stderr.startswith("relay: ")
     assert done.stderr.count("\n") == 1
-
-
-@both
-def test_no_bridge_there(command):
-    with refusing() as (host, port):
-        done = command(f"{host}:{port}", "--fail-fast")
-        check(done, 1, "no SAM bridge there (connection refused); check that a router is running there")
 
 
 def test_a_router_that_comes_up_later(router, start, expose, target):
@@ -275,18 +257,6 @@ def test_a_router_that_comes_up_later(router, start, expose, target):
     client.hear(": connected")
     for command in (server, client):
         assert command.end()[0] == 0
-
-
-@both
-def test_something_else_there(command, serve):
-    web = serve(lambda connection: (connection.recv(100), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
-    check(command("{}:{}".format(*web.address)), 1, "not a SAM bridge")
-
-
-@both
-def test_an_old_bridge_there(command):
-    with SAMBridge(versions=("3.0", "3.0")) as router:
-        check(command(router.sam), 1, "supports none of SAM 3.1 to 3.3; update the router")
 
 
 def test_a_wrong_password(monkeypatch):

@@ -48,26 +48,6 @@ def test_the_process_at_an_address(runs):
     assert [running.process_at(f"127.0.0.1:{port}") for port in range(1, 5)] == [None, 7, 7, None]
 
 
-def test_the_names_of_tunnels_for_a_completion(runs):
-    assert running.tunnel_names(None) == []
-    runs.update(one=tunnels("failed"), other=tunnels("closed", "listening"))
-    assert running.tunnel_names(None) == ["t1", "t1", "t2"]
-    assert running.tunnel_names("other") == ["t1", "t2"]
-
-
-def test_the_relay_is_the_only_one(runs):
-    with pytest.raises(ValueError, match="no relay with a control socket is running; start relay up"):
-        with running.connected(None):
-            pass
-    runs.update(one=tunnels())
-    with running.connected(None) as client:
-        assert client.path == "one"
-    runs.update(other=tunnels())
-    with pytest.raises(ValueError, match="2 relays are running; choose one: --control one .7.; --control other"):
-        with running.connected(None):
-            pass
-
-
 @pytest.mark.parametrize("silent", [TimeoutError("timed out"), BlockingIOError(errno.EAGAIN, "backlog full")])
 def test_a_relay_that_does_not_answer_is_running(runs, silent):
     runs["hung"] = silent

@@ -22,6 +22,7 @@ from helpers import (
     fate_of_client,
     is_gone,
     receive_all,
+    receive_exactly,
     refusing,
     send_and_end,
     wait_until,
@@ -111,13 +112,19 @@ def test_a_carrier_that_is_lost_is_told_and_comes_back(start, target, ssh_server
     assert command.end()[0] == 0
 
 
-def test_a_server_that_is_away_at_the_start_is_a_warning(start, target, ssh_server):
-    ssh_server.stop()
-    command = start(":0", target, "--via", ssh_server.url)
-    address = address_of(line_of(command, VIA))
-    assert "WARNING" in command.hear("connection refused")
-    ssh_server.start()
-    assert speak(address) == b"hello"
+def test_a_relay_that_was_stopped_does_not_take_its_own_silence_for_the_servers(start, target, ssh_server):
+    """For longer than three intervals, as a laptop that sleeps; after that the server has one interval to answer."""
+    command = start(":0", target, "--via", f"{ssh_server.url}&keepalive=1&backend=paramiko")
+    with socket.create_connection(address_of(line_of(command, VIA)), WAIT) as client:
+        client.sendall(b"before")
+        assert receive_exactly(client, 6) == b"before"
+        command.process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(3.5)
+        command.process.send_signal(signal.SIGCONT)
+        threading.Event().wait(1.5)
+        client.sendall(b"after")
+        assert receive_exactly(client, 5) == b"after"
+    assert ssh_server.logins == 1
     assert command.end()[0] == 0
 
 
@@ -254,13 +261,6 @@ def test_expose_behind_a_hop_at_a_port_and_at_a_path(expose, target, make_ssh_se
     assert command.end()[0] == 0
 
 
-def test_forward_may_listen_on_a_server(start, target, ssh_server):
-    command = start(f"{ssh_server.url}&listen=:0", target)
-    match = line_of(command, ON)
-    assert speak(address_of(match)) == b"hello"
-    assert command.end()[0] == 0
-
-
 def test_what_is_exposed_comes_back_with_its_server(expose, target, ssh_server):
     command = expose(target, "--on", ssh_server.url)
     address = address_of(line_of(command, ON))
@@ -371,14 +371,6 @@ def test_what_was_opened_is_the_outcome():
     assert opened.closed == 0
 
 
-def test_an_error_is_the_outcome():
-    over = threading.Event()
-    attempt = BackgroundCall(lambda _: 1 / 0, over.set, pytest.fail)
-    assert over.wait(WAIT)
-    with pytest.raises(ZeroDivisionError):
-        attempt.outcome()
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_what_is_opened_and_not_wanted_is_closed(when):
     go, over = threading.Event(), threading.Event()
@@ -415,43 +407,42 @@ class Factory(Dialer):
         self.watchers[0](state, None)
 
 
-@pytest.mark.parametrize("error", [relay.HostKeyError("x"), relay.AuthenticationError("x"), relay.RelayError("no ssh")])
-def test_a_trial_ends_with_what_another_try_would_not_mend(error):
-    ended = []
-    trial = HopProbe(Factory(error), 3, lambda: ended.append(True))
-    wait_until(lambda: ended)
-    assert trial.error is error
+AWAY, OTHER, LOST = relay.ConnectError("away"), relay.HostKeyError("another server"), relay.CarrierError("lost")
+CONNECTING, UP, FAILED = CarrierState.CONNECTING, CarrierState.UP, CarrierState.FAILED
+TRIALS = {
+    "a host key": ([OTHER], "", [], "another server"),
+    "a login": ([relay.AuthenticationError("refused")], "", [], "refused"),
+    "no program": ([relay.RelayError("no ssh")], "", [], "no ssh"),
+    "success": ([None], "", [], ""),
+    "a server that is away": ([AWAY], "", [], ""),
+    "a server that is away, and must not be": ([AWAY], "fail fast", [], "away"),
+    "a connection that is lost": ([LOST], "", [], ""),
+    "a failure before it was up once": ([AWAY, OTHER], "", [CONNECTING, FAILED], "another server"),
+    "a failure after that": ([AWAY, OTHER], "", [UP, FAILED], ""),
+    "a failure that was faster than its watch": ([AWAY, OTHER], "failed", [], "another server"),
+    "one that passes": ([AWAY, LOST], "failed", [], ""),
+}
 
 
-@pytest.mark.parametrize("error", [None, relay.ConnectError("away"), relay.CarrierError("lost")])
-def test_a_trial_leaves_the_rest_to_the_carrier(error):
-    tried, factory = threading.Event(), Factory(error)
-    trial = HopProbe(factory, WAIT, pytest.fail, tried.set)
-    assert tried.wait(WAIT)
-    assert trial.error is None
-    assert 0.0 < factory.timeout <= WAIT
-
-
-def test_a_trial_goes_on_until_the_carrier_was_up_once():
-    ended = []
-    factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
-    trial = HopProbe(factory, 3, lambda: ended.append(True))
-    wait_until(lambda: factory.watchers)
-    factory.become(CarrierState.CONNECTING)
-    assert not ended
-    factory.become(CarrierState.FAILED)
-    wait_until(lambda: ended)
-    assert str(trial.error) == "it is another server now"
-
-
-def test_a_trial_is_over_once_the_carrier_was_up():
-    ended = []
-    factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
-    HopProbe(factory, 3, lambda: ended.append(True))
-    wait_until(lambda: factory.watchers)
-    for state in (CarrierState.UP, CarrierState.FAILED):
+@pytest.mark.parametrize(("errors", "how", "changes", "error"), TRIALS.values(), ids=TRIALS)
+def test_a_trial_ends_with_what_another_try_would_not_mend(errors, how, changes, error):
+    factory, ended = Factory(*errors), threading.Event()
+    if how == "failed":
+        factory.state = "failed"
+    trial = HopProbe(factory, WAIT, ended.set, fail_fast=how == "fail fast")
+    wait_until(lambda: len(factory.errors) < len(errors))
+    if changes:
+        wait_until(lambda: factory.watchers)
+    for state in changes:
         factory.become(state)
-    assert len(factory.errors) == 1
+    if error:
+        assert ended.wait(WAIT)
+        assert str(trial.error) == error
+    else:
+        wait_until(lambda: "relay-trial" not in [one.name for one in threading.enumerate()])
+        assert not ended.is_set() and trial.error is None
+        assert len(factory.errors) == (1 if changes else 0)
+        assert 0.0 < factory.timeout <= WAIT
 
 
 class Ways(Factory):
@@ -495,30 +486,6 @@ def test_a_way_that_was_up_and_failed_during_the_first_attempt_does_not_end_it(o
     trial = HopProbe(Ways(*(works, away)[::order]), WAIT, pytest.fail, tried.set)
     assert tried.wait(WAIT)
     assert trial.error is None
-
-
-def test_a_trial_finds_a_failure_that_was_faster_than_its_watch():
-    factory = Factory(relay.ConnectError("away"), relay.AuthenticationError("refused"))
-    factory.state = "failed"
-    ended = threading.Event()
-    trial = HopProbe(factory, 3, ended.set)
-    assert ended.wait(WAIT)
-    assert str(trial.error) == "refused"
-
-
-def test_a_trial_that_must_not_fail_ends_with_any_failure():
-    ended = threading.Event()
-    trial = HopProbe(Factory(relay.ConnectError("away")), 3, ended.set, fail_fast=True)
-    assert ended.wait(WAIT)
-    assert str(trial.error) == "away"
-
-
-def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
-    factory = Factory(relay.ConnectError("away"), relay.CarrierError("three times"))
-    factory.state = "failed"
-    trial = HopProbe(factory, 3, pytest.fail)
-    wait_until(lambda: not factory.errors)
-    assert (trial.error, len(factory.watchers)) == (None, 1)
 
 
 @pytest.mark.parametrize("error", [relay.CarrierError("closed"), relay.AuthenticationError("refused")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.cli.fleet_table import lay_out
+from relay.cli.live import lay_out
 from relay.cli.output import size, summary
 from relay.cli.views import FleetView, TimedRates, TunnelView, Watched, age, shown_state
 from relay.daemon.status import hop_state, total
@@ -188,21 +188,6 @@ def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
     lines = [line.text for line in lay_out(content, 80, 22)]
     assert lines[1].split()[:3] == ["tunnel", "state", "from"]
     assert lines[3].startswith("busy    listening  c → d")
-
-
-def test_fifty_tunnels_with_two_hundred_connections_at_80_by_24():
-    way = "127.0.0.1:5432 → db.internal.example:5432 via ssh://me@bastion"
-    tunnels = [Fake([record(n, received=123_456_789) for n in range(number % 9)]) for number in range(50)]
-    members = [
-        Watched(f"tunnel-{number}", "listening", way, "", one, listens=True) for number, one in enumerate(tunnels)
-    ]
-    members[7] = Watched("tunnel-7", "failed", "", "127.0.0.1:80: Address already in use")
-    lines = [line.text for line in lay_out(FleetView(lambda: members)(), 80, 22)]
-    assert len(lines) <= 22 and all(len(line) <= 80 for line in lines)
-    assert any(line.startswith("and ") and line.endswith(" more") for line in lines)
-    assert lines[2].startswith("tunnel-7") and "failed" in lines[2]
-    busiest = lines[3]
-    assert busiest.startswith("tunnel-8") and " listening " in busiest and "988 MB" in busiest and " 8 " in busiest
 
 
 def test_what_has_ended_is_told_once():

@@ -13,7 +13,6 @@ import weakref
 import paramiko
 import pytest
 from helpers import (
-    BLOCK,
     PROMPT,
     WAIT,
     Thread,
@@ -101,9 +100,6 @@ def test_its_arguments_keep_their_order_and_defaults(world, echo_server):
 def test_bad_arguments_are_named_at_the_call(server, values, error, text):
     with pytest.raises(error, match=text):
         RevFwTunnel(*values, server.transport)
-
-
-def test_something_else_than_a_transport():
     with pytest.raises(TypeError, match="ssh_transport: expected a paramiko.Transport, got SSHClient"):
         RevFwTunnel(0, LOOPBACK, 9, paramiko.SSHClient())
 
@@ -440,41 +436,6 @@ def test_more_than_there_is_room_for_is_refused(world, monkeypatch):
     exchange(world.client(tunnel), world.accept(listening))
 
 
-def test_a_target_that_refuses(world):
-    with refusing() as (host, port):
-        tunnel = tunnel_to(world.transport, (host, port))
-        tunnel.start()
-        assert ending(world.client(tunnel)) in ("end of file", "reset")
-        tunnel.stop_thread()
-
-
-def test_new_keys_meanwhile(ssh_server):
-    """Nothing is lost or blocked when both sides exchange keys while channels come, carry bytes and go."""
-    with contextlib.closing(World(ssh_server)) as world:
-        tunnel = world.tunnel(world.serve(echo))
-        over = threading.Event()
-
-        def rekey():
-            while not over.is_set():
-                ssh_server.rekey()
-
-        def call():
-            for _ in range(5):
-                with socket.create_connection((LOOPBACK, tunnel.server_port), WAIT) as client:
-                    sending = Thread(send_and_end, client, BLOCK)
-                    assert receive_all(client) == BLOCK
-                    sending.result()
-
-        rekeying = Thread(rekey)
-        callers = [Thread(call) for _ in range(3)]
-        try:
-            for caller in callers:
-                caller.result(60)
-        finally:
-            over.set()
-            rekeying.result()
-
-
 # -- channels --
 
 
@@ -586,23 +547,6 @@ def test_last_bytes_that_nobody_reads_do_not_outlive_a_pause(world):
 
 
 # -- the handlers --
-
-
-def test_a_thread_for_a_channel(world, echo_server):
-    port, came = world.channels()
-    client = world.client(port)
-    channel = came.get(timeout=WAIT)
-    logger = X2GoLogger()
-    values = {"chan": channel, "addr": echo_server.address[0], "port": echo_server.address[1], "logger": logger}
-    thread = RevFwChannelThread(channel, echo_server.address, target=rev_forward_channel_handler, kwargs=values)
-    assert thread.channel is channel and (thread.remote_host, thread.remote_port) == echo_server.address
-    assert thread.daemon
-    thread.start()
-    send_and_end(client, b"echo")
-    assert receive_all(client) == b"echo"
-    thread.join(WAIT)
-    assert not thread.is_alive()
-    assert logger.said == [(64, logger.said[0][1])]
 
 
 def test_a_thread_without_a_target_does_the_usual(echo_server):

@@ -295,5 +295,5 @@ def test_whose_a_refusal_is():
 def test_what_the_child_is_told_over_i2p():
     """Everything takes longer there."""
     way = zmqtunnel.ServerRoute.made("me@far", "paramiko", None, None, ["i2p:"])
-    request = way._request(None, TCPAddress("127.0.0.1", 1), 60.0)
-    assert (request["ready"], request["options"]["connect_timeout"], request["unused"]) == (120.0, 90.0, 60.0)
+    place = TCPAddress("127.0.0.1", 1)
+    assert (way.recipe(None, place).ready, way.options(place)["connect_timeout"]) == (120.0, 90.0)

@@ -98,11 +98,15 @@ def receive():
         yield made
 
 
-def test_a_socket_that_listens_is_the_listener(receive):
-    listener, make_send = make(receive, values=packed(":0", "db:5432"))
+def made(receive, listen):
+    make_send, make_listener = make(receive, values=packed(listen, "db:5432"))
     with contextlib.closing(make_send):
-        assert listener is receive
         assert make_send.target == "db:5432"
+    return make_listener(contextlib.ExitStack())
+
+
+def test_a_socket_that_listens_is_the_listener(receive):
+    assert made(receive, ":0") is receive
 
 
 def test_a_listener_of_tls_wraps_it(receive, tmp_path):
@@ -110,12 +114,11 @@ def test_a_listener_of_tls_wraps_it(receive, tmp_path):
     cert.private_key_and_cert_chain_pem.write_to_path(file := tmp_path / "pem")
     file.chmod(0o600)
     address = receive.getsockname()
-    listener, make_send = make(receive, values=packed(f"tls://127.0.0.1:0?cert={file}", "db:5432"))
-    with contextlib.closing(make_send), contextlib.closing(listener):
+    with contextlib.closing(made(receive, f"tls://127.0.0.1:0?cert={file}")) as listener:
         assert listener.address[:2] == address
 
 
 def test_a_file_that_is_missing_leaves_the_socket_to_the_caller(receive, tmp_path):
     with pytest.raises((OSError, ValueError), match="missing"):
-        make(receive, values=packed(f"tls://127.0.0.1:0?cert={tmp_path}/missing", "db:5432"))
+        made(receive, f"tls://127.0.0.1:0?cert={tmp_path}/missing")
     assert receive.fileno() >= 0

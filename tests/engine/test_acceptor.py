@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -9,16 +10,16 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import WAIT, Server, ending, receive_exactly, wait_until
+from helpers import WAIT, Server, ending, few_descriptors, receive_exactly, wait_until
 
 import relay
 from relay.engine import acceptor, changes
 from relay.engine.acceptor import check_listener
-from relay.engine.admission import SpareDescriptor
 from relay.eventloop.poller import IN
 from relay.streams.listener import PushingListener
 from relay.testing import FakeListener
@@ -59,10 +60,27 @@ def flaky(*failures: OSError) -> Flaky:
     return listening
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Pauses after a failure that tests can wait for; returns what makes others of them."""
+
+    def pause(first: float, longest: float) -> None:
+        monkeypatch.setattr(acceptor, "_BACKOFF", (first, longest))
+
+    pause(0.01, 0.02)
+    return pause
+
+
 def is_served(address: Any) -> bool:
     with socket.create_connection(address, timeout=WAIT) as client:
-        client.sendall(b"x")
-        return receive_exactly(client, 1) == b"x"
+        return is_repeated(client)
+
+
+def is_repeated(client: socket.socket) -> bool:
+    """Return whether the far end repeats what a client says."""
+    client.settimeout(WAIT)
+    client.sendall(b"x")
+    return receive_exactly(client, 1) == b"x"
 
 
 RAISE = "; raise the limit of open files (ulimit -n)"
@@ -73,9 +91,8 @@ RAISE = "; raise the limit of open files (ulimit -n)"
     [(errno.EMFILE, RAISE), (errno.ENFILE, RAISE), (errno.ENOBUFS, ""), (errno.ENOMEM, ""), (errno.EPERM, "")],
 )
 def test_accepting_goes_on_after_a_failure_with_one_warning(
-    echo_server: Server, number: int, hint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    echo_server: Server, number: int, hint: str, short_pauses: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
     listening = flaky(*(OSError(number, "no") for _ in range(20)))  # without an end of its growth they take hours
     with relay.Tunnel(listening, echo_server.factory(), name="it") as tunnel:
         assert is_served(tunnel.address)
@@ -87,9 +104,9 @@ def test_accepting_goes_on_after_a_failure_with_one_warning(
 
 @pytest.mark.parametrize("kind", ["socket", "object"])
 def test_each_pause_after_a_failure_is_twice_the_one_before(
-    echo_server: Server, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    echo_server: Server, kind: str, short_pauses: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.05))
+    short_pauses(0.01, 0.05)
     failures = [OSError(errno.EPERM, "no") for _ in range(5)]
     receive: Any = flaky(*failures) if kind == "socket" else FakeListener()
     if kind == "object":
@@ -98,20 +115,15 @@ def test_each_pause_after_a_failure_is_twice_the_one_before(
     begun = time.monotonic()
     with relay.Tunnel(receive, echo_server.factory(), name="it") as tunnel:
         with receive.connect() if kind == "object" else socket.create_connection(tunnel.address) as client:
-            client.settimeout(WAIT)
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
+            assert is_repeated(client)
         assert tunnel.metrics().accept_errors == {"EPERM": 5}
     assert time.monotonic() - begun >= 0.01 + 0.02 + 0.04 + 0.05 + 0.05
     assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EPERM])
-def test_room_is_made_where_a_descriptor_is_what_it_lacks(
-    echo_server: Server, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_room_is_made_where_a_descriptor_is_what_it_lacks(echo_server: Server, number: int, short_pauses: Any) -> None:
     """A client that has made no request yet goes for one that may."""
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
     listening = flaky()
     with (
         relay.Tunnel(SOCKSListener(listening), echo_server.factory()) as tunnel,
@@ -127,10 +139,7 @@ def test_room_is_made_where_a_descriptor_is_what_it_lacks(
                 assert len(tunnel.connections()) == 2
 
 
-def test_a_tunnel_that_is_paused_after_a_failure_accepts_nobody(
-    echo_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+def test_a_tunnel_that_is_paused_after_a_failure_accepts_nobody(echo_server: Server, short_pauses: Any) -> None:
     listening = flaky(OSError(errno.EPERM, "no"))
     with relay.Tunnel(listening, echo_server.factory()) as tunnel:
         with socket.create_connection(tunnel.address, timeout=WAIT) as client:
@@ -140,8 +149,7 @@ def test_a_tunnel_that_is_paused_after_a_failure_accepts_nobody(
             assert not select.select([client], [], [], 0.05)[0]  # the time is what is looked at
             assert tunnel.stats().accepted == before
             tunnel.resume()
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
+            assert is_repeated(client)
 
 
 class Stubborn(FakeListener):
@@ -164,31 +172,26 @@ def test_a_listener_that_cannot_be_closed_is_told(
 def test_an_object_is_asked_for_clients_on_a_thread_of_its_own(echo_server: Server) -> None:
     receive = FakeListener()
     with relay.Tunnel(receive, echo_server.factory(), name="it"), receive.connect() as client:
-        client.settimeout(WAIT)
-        client.sendall(b"x")
-        assert receive_exactly(client, 1) == b"x"
+        assert is_repeated(client)
         (thread,) = [thread for thread in threading.enumerate() if thread.name == "it accept"]
         assert thread.daemon
     assert not thread.is_alive()
 
 
 def test_what_an_object_returns_that_is_no_stream_is_an_error_of_its_own(
-    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+    echo_server: Server, short_pauses: Any
 ) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
     receive = FakeListener()
     receive.put("no stream")
     with relay.Tunnel(receive, echo_server.factory()) as tunnel, receive.connect() as client:
-        client.settimeout(WAIT)
-        client.sendall(b"x")
-        assert receive_exactly(client, 1) == b"x"
+        assert is_repeated(client)
         assert tunnel.metrics().accept_errors == {"other": 1}
 
 
 def test_the_end_of_a_tunnel_ends_the_pause_of_its_listener(
-    echo_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    echo_server: Server, short_pauses: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (WAIT * 10, WAIT * 10))
+    short_pauses(WAIT * 10, WAIT * 10)
     receive = FakeListener()
     receive.fail(OSError(errno.EPERM, "no"))
     with relay.Tunnel(receive, echo_server.factory(), name="it") as tunnel:
@@ -223,49 +226,38 @@ def test_what_is_no_listener(make: Any, error: type[Exception], text: str) -> No
             check_listener(wrong)
 
 
-@pytest.mark.parametrize("has_descriptor", [True, False])
-def test_the_backlog_of_a_listener_that_fails_is_tried_once(
-    echo_server: Server, has_descriptor: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("fails", ["the accept", "a spare descriptor"])
+def test_the_backlog_of_a_listener_that_fails_is_tried_once(echo_server: Server, fails: str) -> None:
     """The clients still wait there; another try would end more half-open connections for nothing."""
-    listening = Flaky()
-    listening.failures = []
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    with relay.Tunnel(listening, echo_server.factory()) as tunnel:
-        tunnel.pause()
-        with socket.create_connection(tunnel.address, timeout=WAIT):
-            tries = []
-            monkeypatch.setattr(tunnel._relay, "make_room", tries.append)  # type: ignore[attr-defined]
-            if has_descriptor:
+    listening, other = flaky(), relay.listen(":0")
+    with (
+        relay.Tunnel(listening, echo_server.factory()) as tunnel,
+        socket.socket() as client,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def relisten(thread: Any, now: float) -> None:
+            client.connect(tunnel.address)
+            if fails == "the accept":
                 listening.failures = [OSError(errno.EMFILE, "no") for _ in range(3)]
             else:
-                monkeypatch.setattr(tunnel._relay, "has_spare_fd", lambda: False)  # type: ignore[attr-defined]
-            changes.in_thread(tunnel, _take_backlog)
-            assert len(tries) == 1
-            monkeypatch.undo()
+                stack.enter_context(few_descriptors(0))
+            changes.relisten(tunnel, other, None)
+            stack.close()
 
-
-def _take_backlog(thread: Any, now: float) -> None:
-    made = thread._acceptor
-    made.listening = True  # without the loop, which would accept, too
-    made.take_backlog(now)
-    made.listening = False
+        changes.in_thread(tunnel, relisten)
+        assert tunnel.metrics().accept_errors == {"EMFILE": 1}
+        assert is_served(tunnel.address)
 
 
 def test_a_client_that_is_gone_before_it_is_accepted_is_nothing(
     echo_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    listening = Flaky()
-    listening.failures = [ConnectionAbortedError(errno.ECONNABORTED, "gone")]
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
     with (
-        relay.Tunnel(listening, echo_server.factory()) as tunnel,
+        relay.Tunnel(flaky(ConnectionAbortedError(errno.ECONNABORTED, "gone")), echo_server.factory()) as tunnel,
         socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
-        client.sendall(b"x")
-        assert receive_exactly(client, 1) == b"x"
+        assert is_repeated(client)
     assert caplog.records == []
 
 
@@ -275,7 +267,7 @@ def test_a_storm_is_accepted_in_growing_batches(echo_server: Server, caplog: pyt
         clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(200)]
         tunnel.resume()
         wait_until(lambda: tunnel.stats().accepted == 200)
-        assert tunnel._relay._acceptor._batch > 1  # type: ignore[attr-defined]
+        assert changes.in_thread(tunnel, lambda thread, now: thread._acceptor._batch) > 1
         for client in clients:
             client.close()
         assert is_served(tunnel.address)
@@ -290,22 +282,21 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
         relay.Tunnel(receive, echo_server.factory()) as tunnel,
         socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
-        client.sendall(b"x")
-        assert receive_exactly(client, 1) == b"x"
+        assert is_repeated(client)
         number = receive.fileno()
         receive.close()
         ours, theirs = socket.socketpair()
         with ours, theirs:
             assert number in (ours.fileno(), theirs.fileno()), "the number was to be somebody else's"
             seen = threading.Event()
-            tunnel._relay.loop.call(lambda: tunnel._relay.loop.watch(number, IN, lambda event, now: seen.set()))
+            loop = changes.in_thread(tunnel, lambda thread, now: thread.loop)
+            loop.call(lambda: loop.watch(number, IN, lambda event, now: seen.set()))
             tunnel.pause()
             tunnel.resume()
             (theirs if ours.fileno() == number else ours).send(b"x")
             assert seen.wait(WAIT), "another socket was taken for the listening one"
-            tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.forget(number))
-        client.sendall(b"y")
-        assert receive_exactly(client, 1) == b"y"
+            changes.in_thread(tunnel, lambda thread, now: loop.forget(number))
+        assert is_repeated(client)
     text = "the listening socket was closed by other code; no client is accepted any more"
     assert f"{tunnel.name}: {text}" in caplog.messages
 
@@ -322,27 +313,20 @@ def test_a_tunnel_without_clients_holds_three_descriptors(echo_server: Server) -
         tunnel.resume()
         assert held() == before + 3
         with socket.create_connection(tunnel.address, timeout=WAIT) as client:
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
-            assert tunnel._relay._spare._descriptor is not None
+            assert is_repeated(client)
+            assert changes.in_thread(tunnel, lambda thread, now: thread.release_spare_fd()), (
+                "the first client opens one"
+            )
 
 
-def test_a_client_is_not_accepted_before_there_is_a_spare_descriptor(
-    echo_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
-    asked: list[int] = []
-
-    def is_available(spare: SpareDescriptor) -> bool:
-        asked.append(tunnel.stats().accepted)
-        return len(asked) > 3
-
-    monkeypatch.setattr(SpareDescriptor, "is_available", is_available)
-    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
-    assert asked[:4] == [0, 0, 0, 0]
+def test_a_client_is_not_accepted_before_there_is_a_spare_descriptor(echo_server: Server, short_pauses: Any) -> None:
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel, socket.socket() as client:
+        client.settimeout(WAIT)
+        with few_descriptors(0):
+            client.connect(tunnel.address)
+            wait_until(lambda: tunnel.metrics().accept_errors.get("EMFILE", 0) > 2)
+            assert tunnel.stats().accepted == 0
+        assert is_repeated(client)
 
 
 class Deliverer(PushingListener):
@@ -400,27 +384,16 @@ class StubbornDeliverer(Deliverer):
         raise ZeroDivisionError
 
 
-def test_a_listener_that_delivers_needs_no_thread(echo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_delivers_needs_no_thread(echo_server: Server) -> None:
+    """Its clients may come on a thread of its own, or on that of the tunnel."""
     receive = Deliverer()
     with relay.Tunnel(receive, echo_server.factory(), name="t") as tunnel:
         wait_until(lambda: receive.taker is not None)
-        assert receive.loop is tunnel._relay.loop
+        assert receive.loop is changes.in_thread(tunnel, lambda thread, now: thread.loop)
         assert "t accept" not in [thread.name for thread in threading.enumerate()]
-        with receive.bring() as client:
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
-        threads: list[threading.Thread] = []
-        offered = tunnel._relay.offered
-        seen = lambda *what: (threads.append(threading.current_thread()), offered(*what))  # noqa: E731
-        monkeypatch.setattr(tunnel._relay, "offered", seen)
-        receive.bring().close()
-        brought: list[socket.socket] = []
-        tunnel._relay.loop.call(lambda: brought.append(receive.bring()))
-        wait_until(lambda: brought)
-        with brought[0] as client:
-            client.sendall(b"y")
-            assert receive_exactly(client, 1) == b"y"
-        assert {thread.name for thread in threads} == {"t"}
+        for client in (receive.bring(), changes.in_thread(tunnel, lambda thread, now: receive.bring())):
+            with client:
+                assert is_repeated(client)
         assert {record.peer for record in tunnel.connections() + tunnel.recent()} == {"somebody"}
     assert receive.calls == ["deliver", "keep", "close", "join"]
 
@@ -433,8 +406,7 @@ def test_a_paused_tunnel_has_nobody_delivered(echo_server: Server) -> None:
         with receive.bring() as client:
             assert tunnel.stats().accepted == 0
             tunnel.resume()
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
+            assert is_repeated(client)
 
 
 def test_whoever_is_delivered_too_late_is_ended(echo_server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import struct
@@ -25,10 +26,10 @@ from helpers import (
 
 import relay
 from relay.engine.attempt import Plan, keywords_of
-from relay.streams.cancellation import Cancellation
 from relay.streams.connect import SocketDialer
 from relay.streams.dialer import Dialer
-from relay.streams.path import StreamPath
+from relay.streams.promise import Cancellation
+from relay.streams.stream import StreamPath
 
 
 def reset(client: socket.socket) -> None:
@@ -125,6 +126,13 @@ def with_keywords(a: int, peer: int, identity: int = 0, *, destination: int, dea
     """Name all of them."""
 
 
+class Callee:
+    """An object that can be called."""
+
+    def __call__(self, deadline: Any = None) -> None:
+        """Make no stream."""
+
+
 NO_SIGNATURE = type("NoSignature", (), {"__signature__": "wrong", "__call__": lambda self: None})()
 
 
@@ -132,6 +140,10 @@ NO_SIGNATURE = type("NoSignature", (), {"__signature__": "wrong", "__call__": la
     ("factory", "names"),
     [
         (with_keywords, {"peer", "identity", "destination", "deadline", "cancel"}),
+        (functools.partial(with_keywords, cancel=1), {"peer", "identity", "destination", "deadline", "cancel"}),
+        (lambda peer=None: None, {"peer"}),
+        (Callee(), {"deadline"}),
+        (dict.get, set()),
         (lambda peer, /: None, set()),
         (lambda *peer: None, set()),
         (lambda **cancel: None, set()),
@@ -352,7 +364,9 @@ def test_a_dial_that_fails_ends_its_connection(caplog: pytest.LogCaptureFixture)
     assert dialer.given_up == []
 
 
-def test_a_dialed_stream_that_is_none_ends_its_connection(listener: socket.socket) -> None:
+def test_a_dialed_stream_that_is_none_ends_its_connection(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
     dialer = Dialing()
     with (
         relay.Tunnel(relay.listen(":0"), dialer) as tunnel,
@@ -362,6 +376,7 @@ def test_a_dialed_stream_that_is_none_ends_its_connection(listener: socket.socke
         dialer.asked[0][1](relay.Stream(listener.dup()))
         assert ending(client) == "reset"
         assert ended_with(tunnel, "factory_error")
+    assert "ValueError: the factory returned a listening socket; return a connected one" in caplog.text
 
 
 @pytest.mark.parametrize("is_closed", [False, True])

@@ -112,6 +112,16 @@ def test_an_attempt_that_has_begun_keeps_its_route(serve):
         assert receive_exactly(client, 1) == b"a"
 
 
+def test_warm_streams_of_another_route_replace_the_old_ones(world):
+    tunnel, _, b, connect = world
+    changes.keep_warm(tunnel, 1)
+    wait_until(lambda: tunnel.metrics().warm.ready == 1)
+    changes.reroute(tunnel, b, None)
+    wait_until(lambda: tunnel.metrics().warm.ready == 1 and b.calls == 1)
+    connect(b"b")
+    assert tunnel.metrics().warm.hits == 1
+
+
 def test_open_connections_are_cut_if_that_is_wanted(world):
     tunnel, a, b, connect = world
     old = connect(b"a")
@@ -163,7 +173,7 @@ def test_the_clients_of_the_old_listener_get_no_more_slots_than_there_are(world)
         counts.append(tunnel.stats().accepted)
 
     waiting = []
-    tunnel._relay.run_in_thread(fill_and_move)
+    changes.in_thread(tunnel, lambda thread, now: fill_and_move())
     assert counts == [2]
     for client in waiting:
         client.close()
@@ -305,7 +315,8 @@ def test_a_listener_its_rules_and_its_limits_come_at_once(world, monkeypatch):
     seen = []
 
     def note(function, *arguments, **keywords):
-        seen.append((tunnel._relay.is_on_relay_thread(), tunnel._relay._acceptor.listening))
+        listens = changes.in_thread(tunnel, lambda thread, now: thread.listening)
+        seen.append((threading.current_thread().name == tunnel.name, listens))
         return function(*arguments, **keywords)
 
     for name in ("update", "reroute"):
@@ -356,7 +367,7 @@ def test_an_error_is_raised_in_the_callers_thread(world, monkeypatch):
     def fail(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(relay_thread.RelayThread, "_make_acceptor", fail)
+    monkeypatch.setattr(relay_thread.RelayThread, "make_acceptor", fail)
     with relay.listen(":0") as spare, pytest.raises(RuntimeError, match="thread"):
         changes.relisten(tunnel, spare, None)
     connect(b"a")

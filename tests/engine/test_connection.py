@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
+import select
 import socket
 import threading
 
 import pytest
-from helpers import WAIT, ended, ending, exchange, wait_until
+from helpers import WAIT, ended, ending, exchange, receive_exactly, receive_rest, wait_until
 from state_table import rows_of
 
 import relay
@@ -25,7 +29,7 @@ from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.streams.listener import TunnelListener
 from relay.streams.proxy_handshake import ProxyHandshake
-from relay.streams.request import RejectedRequest, Request
+from relay.streams.stream import RejectedRequest, Request
 from relay.testing import FakeListener, pair
 
 GONE = relay.CarrierError("i2p: gone")
@@ -63,11 +67,12 @@ class Owner:
 
     def __init__(self, stack):
         self.name = "t"
+        self.labels = {}
         self.limits = Limits(None, 30.0, 60.0, 10.0)
         self.loop = Loop()
         stack.callback(self.loop.close)
         stack.callback(self.loop._close_garbage)
-        self.keepalive_enabled_until = 0.0
+        self.looked_until = 0.0
         self.entrance = self
         self.half_open = {}
         self.has_slot = True
@@ -370,8 +375,9 @@ def test_each_row_of_the_table(owner, state, event, following, reason, client):
         owner.turn_until(lambda: owner.stream.settle < 0)
     owner.turn_until(lambda: owner.state() == following)
     assert owner.connection.summary.reason == reason and owner.over == ([] if reason is None else [reason])
+    assert reason is None or owner.connection.summary.finished == owner.now
     if isinstance(client, bytes):
-        assert owner.client.recv(100) == client
+        assert receive_rest(owner.client) == client
     elif client is not None:
         assert ending(owner.client) == client
     if state == "connecting" and following not in ("open", "tarpit"):
@@ -385,7 +391,7 @@ def test_every_state_can_be_closed(owner, state):
     EVENTS["close"](owner)
     owner.connection.close("again", owner.now)
     assert owner.state() == "closed" and owner.over == ["closed"]
-    assert not owner.loop.handlers.keys() - {owner.loop._wake_in}
+    assert len(owner.loop.handlers) == 1, "that of its own wake-up"
 
 
 @pytest.mark.parametrize("state", WAYS)
@@ -398,6 +404,119 @@ def test_a_forked_child_closes_its_descriptors_in_every_state(owner, state):
 
 def test_the_table_has_these_rows():
     assert rows_of(module) == [row[:3] for row in STATE_ROWS]
+
+
+# -- its end, at the sockets ------------------------------------------------------------------------------------------
+
+
+def test_a_client_may_get_an_end_of_file_for_a_denial(owner):
+    owner.connection.fail("denied", owner.now, clean=True)
+    assert owner.client.recv(1) == b""
+    owner.client.close()
+    owner.turn_until(lambda: owner.state() == "closed")
+    assert owner.over == ["denied"]
+
+
+def test_a_bad_request_has_its_reason_in_the_record(owner):
+    begin(owner)
+    owner.client.sendall(b"nonsense")
+    owner.turn_until(lambda: owner.state() == "replying")
+    assert receive_rest(owner.client) == b"what?"
+    owner.client.close()
+    owner.turn_until(lambda: owner.state() == "closed")
+    assert owner.over == ["denied"]
+
+
+def test_a_stream_that_is_not_used_is_reset_and_its_client_told(owner):
+    owner.connection.summary.request = Request("db", 1, b"yes", lambda reason: f"no: {reason}".encode())
+    owner.connection.target = owner.near
+    owner.connection.fail("refused", owner.now)
+    assert owner.client.recv(100) == b"no: refused"
+    owner.turn_until(lambda: True)
+    assert ending(owner.target) == "reset"
+    owner.connection.close("done", owner.now)
+    owner.connection.fail("late", owner.now)
+    assert owner.over == ["done"] and owner.state() == "closed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "half_close", "asked", "target"),
+    [
+        ("idle", {}, True, False, "reset"),
+        ("idle", {"clean_target": True}, True, False, "end of file"),
+        ("idle", {"clean": True}, True, False, "end of file"),
+        ("done", {}, True, False, "end of file"),
+        ("linger", {}, False, True, "end of file"),  # it has everything, and no half-close tells it so
+        ("linger", {}, True, True, "reset"),
+        ("linger", {}, False, False, "reset"),
+        ("idle", {}, False, True, "reset"),
+    ],
+)
+@pytest.mark.parametrize("has_unread", [True, False])
+def test_what_its_target_sees_of_its_end(owner, reason, options, half_close, asked, target, has_unread):
+    owner.open(half_close=half_close, answered=True)
+    if asked:
+        owner.client.shutdown(socket.SHUT_WR)
+        owner.turn_until(lambda: owner.state() == "half-closed")
+        if half_close:
+            assert owner.target.recv(1) == b""
+    if has_unread:
+        owner.target.sendall(b"unread")
+    owner.connection.close(reason, owner.now, **options)
+    owner.turn_until(lambda: True)
+    is_clean = options.get("clean") or reason == "done"
+    if has_unread and is_clean:
+        return  # the kernel resets it, before or after the end of file
+    if target == "end of file" or not (asked and half_close):
+        assert ending(owner.target) == target
+    assert ending(owner.client) == ("end of file" if is_clean else "reset")
+
+
+def test_a_target_that_has_gone_is_no_error(owner):
+    owner.open()
+    reset(owner.target)
+    owner.connection.close("idle", owner.now, clean_target=True)
+    assert owner.over == ["idle"]
+
+
+def test_a_record_that_is_read_while_it_ends_is_that_of_the_summary(owner):
+    """Another thread reads it, and finds flows that are released."""
+    owner.open()
+    summary = owner.connection.summary
+    summary.received, summary.sent = 1, 2
+    flows, owner.connection.flows = owner.connection.flows, object()
+    record = owner.connection.record(owner.now)
+    assert (record.received, record.sent, owner.connection.bytes_moved()) == (1, 2, (1, 2, 0, 0))
+    owner.connection.flows = flows
+
+
+def test_its_text_has_its_client_its_target_and_its_state(owner):
+    assert repr(owner.connection) == "<connection from a client to None: connecting>"
+    owner.connection.summary.target = "db:5432"
+    owner.connection.close("idle", owner.now)
+    assert repr(owner.connection) == "<connection from a client to db:5432: idle>"
+
+
+def test_keepalive_that_the_kernel_does_not_have_is_no_error(owner, caplog):
+    owner.open()
+    caplog.set_level(logging.DEBUG, "relay")
+    with socket.socket() as wrong:
+        wrong.close()
+        owner.connection.target, target = wrong, owner.connection.target
+        owner.connection.lasts(owner.now)
+        owner.connection.target = target
+    assert owner.connection.client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    problem = f"[Errno {errno.EBADF}] {os.strerror(errno.EBADF)}"
+    assert caplog.messages == [f"{owner.connection!r}: keep-alive: {problem}"]
+
+
+@pytest.mark.parametrize(("error", "is_gone"), [(True, True), (False, False)])
+def test_an_error_queue_is_no_hang_up(owner, error, is_gone):
+    """Such as time stamps: the kernel reports them as an error, and the socket has none."""
+    if error:
+        reset(owner.client)
+    owner.connection.client_event(select.POLLERR, owner.now)
+    assert owner.connection.is_closed is is_gone
 
 
 def test_records_have_four_words_for_the_states():
@@ -461,6 +580,7 @@ def test_a_denied_client_is_reset_and_told_of(world, caplog):
     assert closed.wait(WAIT)
     assert ended(one.tunnel) == ["denied"]
     record = one.tunnel.recent()[0]
+    assert record.rule == "access-list"
     assert record.peer == "the peer" and record.target is None and record.received == record.sent == 0
     assert one.tunnel.stats().failed == {"denied": 1} and one.tunnel.stats().accepted == 1
     assert "t: x.b32.i2p is on the list of those who are not let in" in caplog.text
@@ -502,3 +622,53 @@ def test_a_denied_client_of_a_tunnel_that_is_paused_is_let_go(world):
         one.listener.put(stream)
         one.tunnel.resume()
         assert ending(client) == "reset"
+
+
+# -- what a listener knows of a client ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early", [b"", b"early"])
+def test_a_stream_brings_what_its_listener_knows(early):
+    listener, reply = FakeListener(), b"welcome"
+    near, client = pair(socket.AF_INET)
+    stream = relay.Stream(near)
+    stream.request = Request("db", 5432, reply, lambda reason: b"no", early)
+    stream.identity, stream.server_name = relay.Identity("i2p", "somebody"), "db.example"
+    asked = []
+
+    def factory(destination, identity):
+        asked.append((str(destination), identity))
+        return world
+
+    world, far = pair(socket.AF_INET)
+    client.settimeout(WAIT)
+    far.settimeout(WAIT)
+    with client, far, relay.Tunnel(listener, factory, tag="mine") as tunnel:
+        listener.put(stream, ("192.0.2.7", 5))
+        assert receive_exactly(client, len(reply)) == reply
+        assert receive_exactly(far, len(early)) == early
+        exchange(client, far)
+        (record,) = tunnel.connections()
+        assert (record.target, record.identity, record.server_name) == ("db:5432", stream.identity, "db.example")
+        assert record.tag == "mine"
+    assert asked == [("db:5432", stream.identity)]
+    assert tunnel.recent()[0].tag == "mine"
+
+
+def test_a_proxy_client_that_goes_before_its_reply_is_client_reset():
+    listener = FakeListener()
+    near, client = pair(socket.AF_INET)
+    stream = relay.Stream(near)
+    stream.request = Request("db", 5432, b"welcome", lambda reason: b"no")
+    made, far = pair(socket.AF_INET)
+
+    @relay.nonblocking
+    def factory():
+        reset(client)
+        return made
+
+    far.settimeout(WAIT)
+    with far, relay.Tunnel(listener, factory) as tunnel:
+        listener.put(stream)
+        assert ended(tunnel) == ["client_reset"]
+        assert ending(far) == "reset"

@@ -12,6 +12,12 @@ from relay.engine import connection_id
 from relay.engine.connection_id import epoch, id_of, next_number, number_of
 
 
+@pytest.fixture
+def set_base(monkeypatch):
+    """Sets what is random in the ids of this process."""
+    return lambda base: monkeypatch.setattr(connection_id, "_base", base)
+
+
 def test_an_id_is_a_uuid_of_version_7_with_the_time_of_the_acceptance():
     now = time.monotonic()
     found = uuid.UUID(text := id_of(next_number(), now))
@@ -28,15 +34,15 @@ def test_ids_sort_by_the_time_and_differ_at_the_same_time():
 
 @pytest.mark.parametrize("base", [0, 1, (1 << 62) - 1, (1 << 74) - 1, 1 << 73])
 @pytest.mark.parametrize("number", [1, 2, 1 << 40])
-def test_the_number_of_an_id_is_found(monkeypatch, base, number):
-    monkeypatch.setattr(connection_id, "_base", base)
+def test_the_number_of_an_id_is_found(set_base, base, number):
+    set_base(base)
     text = id_of(number, 5.0)
     assert uuid.UUID(text).version == 7
     assert number_of(text) == number_of(text.upper()) == number
 
 
-def test_the_largest_number_is_found_and_none_beyond_it(monkeypatch):
-    monkeypatch.setattr(connection_id, "_base", 5)
+def test_the_largest_number_is_found_and_none_beyond_it(set_base):
+    set_base(5)
     assert number_of(id_of((1 << 62) - 1, 5.0)) == (1 << 62) - 1
     assert number_of(id_of(1 << 62, 5.0)) is None
 
@@ -44,9 +50,9 @@ def test_the_largest_number_is_found_and_none_beyond_it(monkeypatch):
 @pytest.mark.parametrize(
     "text", ["1" * 31, "1" * 33, "1_" * 15 + "11", "+" + "1" * 31, " " + "1" * 31, "1" * 31 + "\n", "١" * 32]
 )
-def test_what_is_a_number_for_python_is_not_always_one_of_an_id(monkeypatch, text):
+def test_what_is_a_number_for_python_is_not_always_one_of_an_id(set_base, text):
     value = int(text, 16)
-    monkeypatch.setattr(connection_id, "_base", (value >> 64 & 0xFFF) << 62 | value & (1 << 62) - 1)
+    set_base((value >> 64 & 0xFFF) << 62 | value & (1 << 62) - 1)
     assert number_of(f"{value & (1 << 128) - 1:032x}") == 0
     assert number_of(text) is None
 
@@ -56,15 +62,15 @@ def test_other_text_has_no_number(text):
     assert number_of(text) is None
 
 
-def test_the_id_of_another_process_has_no_number_of_this_one(monkeypatch):
-    monkeypatch.setattr(connection_id, "_base", 1 << 70)
+def test_the_id_of_another_process_has_no_number_of_this_one(set_base):
+    set_base(1 << 70)
     text = id_of(5, 0.0)
-    monkeypatch.setattr(connection_id, "_base", (1 << 70) + 1000)
+    set_base((1 << 70) + 1000)
     assert number_of(text) is None
 
 
-def test_ids_begin_with_eighty_random_bits(monkeypatch):
-    monkeypatch.setattr(connection_id, "_base", 0)
+def test_ids_begin_with_eighty_random_bits(monkeypatch, set_base):
+    set_base(0)
     monkeypatch.setattr(os, "urandom", lambda size: bytes(range(1, size + 1)))
     connection_id._seed()
     assert connection_id._base == 0x0102030405060708090A

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pwd
 import socket
@@ -12,18 +13,20 @@ import time
 import types
 
 import pytest
-from helpers import WAIT, wait_until
+from helpers import WAIT, ended, ending, wait_until
 
 import relay
-from relay.access.gate import Denial
 from relay.access.options import check_policy
-from relay.access.policy import ClientPolicy, Decision
+from relay.access.policy import ClientPolicy, Decision, Denial
+from relay.addresses.printable import printable
 from relay.engine import questions
 from relay.engine.acceptor import own_listener
 from relay.engine.options import TunnelOptions
 from relay.engine.records import ConnectionState
 from relay.engine.relay_thread import RelayThread
 from relay.streams import user_names
+from relay.streams.stream import RejectedRequest
+from relay.testing import pair
 
 
 class Rules:
@@ -53,18 +56,18 @@ class Rules:
 def make(request):
     """Make a relay thread at a listener, whose factory counts its calls."""
 
-    def make(receive, denies=lambda identity: False, admit=None, nconnect=-1, files=()):
+    def make(receive, denies=lambda identity: False, admit=None, nconnect=-1, files=(), name="it", factory=None):
         rules = Rules(denies, files)
         dialed = []
 
         @relay.nonblocking
-        def factory(identity, destination=None):
+        def refuse(identity, destination=None):
             dialed.append(identity)
             raise ConnectionRefusedError
 
         policy = ClientPolicy(rules=rules, admit=admit)
-        options = TunnelOptions(name="it", nconnect=nconnect, timeout=None, connect_timeout=10.0, linger=None)
-        thread = RelayThread(own_listener(receive), factory, options, policy)
+        options = TunnelOptions(name=name, nconnect=nconnect, timeout=None, connect_timeout=10.0, linger=None)
+        thread = RelayThread(own_listener(receive), factory or refuse, options, policy)
         request.addfinalizer(lambda: (thread.close(0.0), thread.join(WAIT)))
         thread.rules, thread.dialed = rules, dialed
         return thread
@@ -146,25 +149,45 @@ def test_a_client_at_a_unix_socket_is_its_process_whatever_its_socket_is_called(
     assert "peer=203" not in caplog.text
 
 
+@pytest.fixture
+def look_up_by(monkeypatch):
+    """Lets a function stand for ``pwd.getpwuid``; no name is known before."""
+
+    def look_up_by(getpwuid):
+        monkeypatch.setattr(user_names, "_names", {})
+        monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+
+    return look_up_by
+
+
+@pytest.fixture
+def short_wait(monkeypatch):
+    """Gives names and files of rules 0.05 s."""
+    monkeypatch.setattr(questions, "_DEADLINE", 0.05)
+
+
+def ends_at(path):
+    """Connect to a Unix socket; return how that ends."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(path)
+        return ending(client)
+
+
 @pytest.mark.parametrize("denies", [None, lambda identity: False])
-def test_the_name_of_a_user_is_looked_up_before_the_client_is_judged(make, tmp_path, monkeypatch, denies):
-    monkeypatch.setattr(user_names, "_names", {})
+def test_the_name_of_a_user_is_looked_up_before_the_client_is_judged(make, tmp_path, look_up_by, denies):
     seen = []
 
     def getpwuid(number):
         seen.append((number, threading.current_thread()))
         return types.SimpleNamespace(pw_name="alice")
 
-    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    look_up_by(getpwuid)
     thread = make(relay.listen(f"unix://{tmp_path}/s"))
     if denies is None:
         thread.run_in_thread(lambda: thread.entrance.set_policy(None))
     for _ in range(2):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(f"{tmp_path}/s")
-            client.settimeout(WAIT)
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
+        assert ends_at(f"{tmp_path}/s") == "reset"
     assert [identity.user for identity in thread.dialed] == ["alice", "alice"]
     assert thread.rules.seen == (thread.dialed if denies is not None else [])
     ((number, looker),) = seen
@@ -173,21 +196,17 @@ def test_the_name_of_a_user_is_looked_up_before_the_client_is_judged(make, tmp_p
     assert looker is not seen[-1]
 
 
-def test_a_user_whose_name_is_not_found_in_time_is_its_number(make, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(user_names, "_names", {})
-    monkeypatch.setattr(questions, "_DEADLINE", 0.05)
+def test_a_user_whose_name_is_not_found_in_time_is_its_number(make, tmp_path, look_up_by, short_wait, caplog):
     answered = threading.Event()
-    monkeypatch.setattr(questions, "look_up", lambda number: answered.wait(WAIT))
+    look_up_by(lambda number: answered.wait(WAIT) and types.SimpleNamespace(pw_name="alice"))
     thread = make(relay.listen(f"unix://{tmp_path}/s"))
     for _ in range(2):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(f"{tmp_path}/s")
-            client.settimeout(WAIT)
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
+        assert ends_at(f"{tmp_path}/s") == "reset"
     assert [identity.user for identity in thread.dialed] == [str(os.getuid())] * 2
-    answered.set()
     assert caplog.text.count("were not read within 0.05 s") == 1
+    answered.set()
+    # The answer is kept for the next client. It must also come before the names of this process are restored.
+    wait_until(lambda: ends_at(f"{tmp_path}/s") and thread.dialed[-1].user == "alice")
 
 
 def test_another_policy_holds_for_the_next_client(make):
@@ -258,8 +277,7 @@ def test_clients_that_come_while_rules_are_read_share_one_reading_that_begins_la
     assert len(rules.readers) in (2, 3)
 
 
-def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make, monkeypatch, caplog):
-    monkeypatch.setattr(questions, "_DEADLINE", 0.05)
+def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make, monkeypatch, short_wait, caplog):
     receive = listen()
     thread = make(receive, files=["list"])
     rules = thread.rules
@@ -268,17 +286,15 @@ def test_a_reading_that_hangs_keeps_back_only_the_clients_that_came_in_time(make
         with socket.create_connection(receive.getsockname()):
             assert rules.reading.wait(WAIT)
             reset_client(receive)
-        wait_until(lambda: not thread.entrance._readings._reading_next and len(thread.dialed) == 2)
-        monkeypatch.setattr(questions, "Question", None)  # from now on no client waits
-        reset_client(receive)
+        wait_until(lambda: len(thread.dialed) == 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(questions, "Question", None)  # no client waits
+            reset_client(receive)
         assert len(thread.dialed) == 3
         assert len(rules.readers) == 1
     finally:
         rules.readable.set()
-    monkeypatch.undo()
-    wait_until(lambda: not thread.entrance._readings._reading)
-    reset_client(receive)
-    assert len(rules.readers) == 2
+    wait_until(lambda: reset_client(receive) and len(rules.readers) == 2)
     assert caplog.text.count("it: the files of allow and deny, or the name of a user, were not read within 0.05 s") == 1
 
 
@@ -312,6 +328,7 @@ def test_other_rules_end_the_connections_that_they_deny(make):
         wait_until(lambda: [one.state for one in thread.all_connections] == [ConnectionState.ADMITTING])
         rules = Rules(lambda identity: True)
         thread.run_in_thread(lambda: thread.entrance.set_rules(rules, thread.all_connections, time.monotonic()))
+        assert thread.entrance.policy.rules is rules
         assert client.recv(2) == b"\5\0"
         assert client.recv(10)[:2] == b"\5\2"
     asked.set()
@@ -339,12 +356,16 @@ def tarpit(make):
         asked.set()
 
 
-def test_clients_in_the_tarpit_go_when_no_descriptor_is_left(tarpit):
+def test_clients_that_are_not_served_go_when_no_descriptor_is_left(tarpit, caplog):
     thread, clients = tarpit
     thread.run_in_thread(lambda: thread.make_room(time.monotonic()))
-    for client in clients[1:]:
+    for client in clients:
         with pytest.raises(ConnectionResetError):
             client.recv(1)
+    assert sorted(record.reason for record in thread.recent()) == ["denied", "denied", "overloaded"]
+    assert (
+        "it: 1 clients at a time are half-open; the oldest of the largest source are reset (127.0.0.1:" in caplog.text
+    )
 
 
 def test_a_tunnel_that_drains_keeps_nobody_in_its_tarpit(make):
@@ -365,7 +386,7 @@ def test_a_tunnel_that_drains_keeps_nobody_in_its_tarpit(make):
         asked.set()
 
 
-def test_connections_that_were_opened_before_a_ban_are_no_further_guesses(make):
+def test_connections_that_were_opened_before_a_ban_are_no_further_guesses(make, caplog):
     receive = relay.socks_listen("127.0.0.1", 0, user="alice", password="secret")
     thread = make(receive)
     policy = check_policy(limit=[{"name": "login", "per": "ip", "rate": "2/1m", "ban": "1m", "action": "tarpit"}])
@@ -384,6 +405,8 @@ def test_connections_that_were_opened_before_a_ban_are_no_further_guesses(make):
     wait_until(lambda: thread.count == 0)
     rules = [record.rule for record in thread.recent()]
     assert (rules.count("login"), rules.count("ban login")) == (2, 4)
+    (line,) = [message for message in caplog.messages if message.endswith(" wrong passwords; it is rejected for 60 s")]
+    assert line.startswith("it: 127.0.0.1:") and " sent 2 " in line
 
 
 def test_a_wrong_password_is_rejected_also_while_the_tunnel_drains(make, caplog):
@@ -425,3 +448,169 @@ def test_other_rules_leave_alone_what_the_end_of_another_connection_has_ended(ma
         ("refused", None),
     ]
     assert caplog.text.count("denied peer=") == 1
+
+
+# -- the line about a denied client, which programs such as fail2ban read ---------------------------------------------
+
+
+class Header:
+    """The header of a client of a balancer; without a source the address is the balancer's."""
+
+    def __init__(self, source):
+        self.source = source
+
+
+B32 = "abc.b32.i2p"
+
+
+@pytest.mark.parametrize(
+    ("peer", "rule", "about", "line"),
+    [
+        (("192.0.2.7", 5), None, {}, "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=-"),
+        (("2001:db8::7", 5, 0, 0), "one", {}, "peer=[2001:db8::7]:5 tunnel=my_tunnel_2.x-y_z rule=one"),
+        (("192.0.2.7", 5), "bad\n", {}, "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=bad\\n"),
+        # Its client has chosen the name of its socket.
+        ("192.0.2.99:5", "r", {"identity": None}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
+        (b"\0192.0.2.99:5", "r", {"identity": None}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
+        (
+            "192.0.2.99:5",
+            "r",
+            {"identity": relay.Identity("unix", "some body")},
+            "peer=unix:some_body tunnel=my_tunnel_2.x-y_z rule=r",
+        ),
+        (
+            "",
+            "r",
+            {"identity": relay.Identity("i2p", "somebody", destination=B32)},
+            f"peer={B32} tunnel=my_tunnel_2.x-y_z rule=r",
+        ),
+        # Its server says who it is.
+        (
+            ("192.0.2.7", 5),
+            "r",
+            {"identity": relay.Identity("ssh", "192.0.2.7", is_verified=False)},
+            "peer=ssh:192.0.2.7 tunnel=my_tunnel_2.x-y_z rule=r",
+        ),
+        # A balancer.
+        (
+            ("192.0.2.7", 5),
+            "r",
+            {"header": Header(("192.0.2.50", 9))},
+            "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=r",
+        ),
+        (("192.0.2.7", 5), "r", {"header": Header(None)}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
+        (
+            ("192.0.2.7", 5),
+            "r",
+            {"header": Header(None), "identity": relay.Identity("i2p", "", destination=B32)},
+            f"peer={B32} tunnel=my_tunnel_2.x-y_z rule=r",
+        ),
+    ],
+)
+def test_the_line_about_a_denied_client_has_no_address_that_others_have_chosen(make, caplog, peer, rule, about, line):
+    thread = make(listen(), name="my tunnel/2.x-y_z")
+    near, client = pair(socket.AF_INET)
+    near.setblocking(False)
+
+    def deny():
+        connection = thread.admit(near, None, peer, time.monotonic())
+        connection.summary.rule = rule
+        for name, value in about.items():
+            setattr(connection.summary, name, value)
+        thread.entrance.log_denied(connection, time.monotonic())
+        connection.close("denied", time.monotonic())
+
+    with client:
+        thread.run_in_thread(deny)
+    assert caplog.record_tuples == [("relay", logging.WARNING, f"denied {line}")]
+
+
+def test_a_long_rule_and_a_long_problem_are_cut_in_the_log(make, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    thread = make(listen())
+    near, client = pair(socket.AF_INET)
+    near.setblocking(False)
+
+    def reject():
+        connection = thread.admit(near, None, ("192.0.2.7", 5), time.monotonic())
+        for is_guess in (False, True):
+            rejection = RejectedRequest(b"", "\x07" + "x" * 600, guessed=is_guess)
+            thread.entrance.on_rejected_request(connection, rejection, time.monotonic())
+        thread.entrance.on_rejected_request(connection, RejectedRequest(b"", ""), time.monotonic())
+        connection.summary.rule = "r" * 300
+        thread.entrance.log_denied(connection, time.monotonic())
+        connection.close("denied", time.monotonic())
+
+    with client:
+        thread.run_in_thread(reject)
+    problem = f"it: {printable(chr(7) + 'x' * 600, 500)} (client 192.0.2.7:5)"
+    levels = [record.levelno for record in caplog.records[:4]]
+    assert levels == [logging.INFO, logging.WARNING, logging.WARNING, logging.WARNING]
+    assert caplog.messages[:4] == [
+        problem,
+        "denied peer=192.0.2.7:5 tunnel=it rule=login",
+        problem,
+        f"denied peer=192.0.2.7:5 tunnel=it rule={printable('r' * 300, 200)}",
+    ]
+
+
+# -- slots of clients that first send a request ------------------------------------------------------------------------
+
+
+def test_the_next_in_the_queue_gets_the_slot_of_one_that_only_gets_a_reply(make):
+    receive = relay.socks_listen("127.0.0.1", 0)
+    go = threading.Event()
+
+    def factory(destination):
+        assert go.wait(WAIT)
+        raise ConnectionRefusedError
+
+    thread = make(receive, nconnect=1, factory=factory)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(receive.address, WAIT)) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"\5\1\0")
+            assert client.recv(2) == b"\5\0"
+        for client in clients:
+            client.sendall(b"\5\1\0\1\x7f\0\0\1\0\x50")
+        wait_until(lambda: states(thread) == ["CONNECTING", "QUEUED", "QUEUED"])
+        assert not thread.listening
+        go.set()
+        for client in clients:
+            assert client.recv(10)[:2] == b"\5\5"  # refused
+            assert client.recv(1) == b""
+        wait_until(lambda: states(thread) == ["REPLYING"] * 3)
+        assert thread.listening
+    wait_until(lambda: thread.count == 0)
+    records = thread.recent()
+    assert [record.reason for record in records] == ["refused"] * 3
+    assert all(record.connect_time is None and 0 <= record.age < WAIT for record in records)
+
+
+@pytest.mark.parametrize(
+    ("size", "lines"),
+    [
+        (
+            900,
+            [
+                "it: 80 % of the quota of 127.0.0.1 is used (limit each)",
+                "it: 80 % of the quota of all clients is used (limit all)",
+            ],
+        ),
+        (
+            1200,
+            [
+                "it: all of the quota of 127.0.0.1 is used (limit each)",
+                "it: all of the quota of all clients is used (limit all)",
+            ],
+        ),
+    ],
+)
+def test_a_quota_that_is_used_is_in_the_log_with_its_client(serve, caplog, size, lines):
+    limit = [{"name": "each", "per": "ip", "quota": "1KB/hour"}, {"name": "all", "per": "tunnel", "quota": "1KB/hour"}]
+    server = serve(lambda connection: connection.sendall(bytes(size)))
+    with relay.Tunnel(listen(), server.factory(), limit=limit, name="it") as tunnel:
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            assert ending(client) == ("end of file" if size < 1000 else "reset")
+        assert ended(tunnel) == ["done" if size < 1000 else "quota"]
+    assert sorted(message for message in caplog.messages if "is used" in message) == lines

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
+from flow_bench import HandLoop
 
-from relay.access.proxy_header import Address, ProxyHeader, ProxyHeaderError, build_v1
-from relay.engine.header_input import _PIECE, HeaderInput
-from relay.eventloop.poller import READ
+from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1
+from relay.engine.header_input import HeaderInput
 
 LINE = build_v1(Address("192.0.2.7", 5), Address("198.51.100.1", 443))
 NOW = 12.5
-
-
-class Loop:
-    """A loop that notes what it watches."""
-
-    def __init__(self):
-        self.handlers = {}
-
-    def watch(self, descriptor, mask, handler):
-        self.handlers[descriptor] = mask, handler
-
-    def forget(self, descriptor):
-        del self.handlers[descriptor]
+ENDED = "the connection has ended within the header"
 
 
 class Reading:
     """A reader of the bytes of a client, and what it has reported."""
 
     def __init__(self, client):
-        self.loop, self.client, self.reported = Loop(), client, []
+        self.loop, self.client, self.reported = HandLoop(), client, []
         self.reader = HeaderInput(client, self.loop, lambda *report: self.reported.append(report))
 
-    @property
-    def is_watched(self):
-        return list(self.loop.handlers.items()) == [(self.client.fileno(), (READ, self.reader.on_event))]
+    def begin(self):
+        """Begin, and turn until there are no more events; return the only report, or ``None``."""
+        self.reader.begin(NOW)
+        return self.rest()
 
-    @property
-    def outcome(self):
-        """The only report, after which nothing is watched."""
-        assert not self.loop.handlers
+    def rest(self):
+        while self.loop.turn(NOW):
+            pass
+        is_watched = self.client.fileno() in self.loop.handlers
+        assert is_watched is not bool(self.reported)
+        if is_watched:
+            return None
         ((outcome, now),) = self.reported
         assert now == NOW
         return outcome
@@ -56,103 +49,79 @@ def ends():
 
 
 @pytest.fixture
-def reading(ends):
-    return Reading(ends[0])
+def make():
+    with contextlib.ExitStack() as stack:
+
+        def make(client):
+            made = Reading(client)
+            stack.callback(made.loop.close)
+            return made
+
+        yield make
 
 
-def test_a_header_that_has_come_is_read_at_once_and_nothing_after_it(reading, ends):
+def test_a_header_that_has_come_is_read_and_nothing_after_it(make, ends):
     ends[1].sendall(LINE + b"GET")
-    reading.reader.begin(NOW)
-    assert isinstance(reading.outcome, ProxyHeader)
-    assert reading.outcome.source == ("192.0.2.7", 5)
+    header = make(ends[0]).begin()
+    assert isinstance(header, ProxyHeader)
+    assert (header.source, header.destination) == (("192.0.2.7", 5), ("198.51.100.1", 443))
     assert ends[0].recv(10) == b"GET"
 
 
-def test_a_header_may_come_in_pieces(reading, ends):
-    reading.reader.begin(NOW - 1)
+def test_a_header_may_come_in_pieces(make, ends):
+    reading = make(ends[0])
+    assert reading.begin() is None
     assert not reading.reader.begun
+    reading.reader.on_event(0, NOW)  # a wake-up without a byte
+    assert (reading.rest(), reading.reader.begun) == (None, False)
     for byte in LINE[:-1]:
         ends[1].sendall(bytes([byte]))
-        reading.reader.on_event(READ, NOW - 1)
+        assert reading.rest() is None
         assert reading.reader.begun
-        assert reading.is_watched
-        assert not reading.reported
     ends[1].sendall(LINE[-1:])
-    reading.reader.on_event(READ, NOW)
-    assert reading.outcome.destination == ("198.51.100.1", 443)
+    assert reading.rest().destination == ("198.51.100.1", 443)
 
 
-def test_a_wake_up_without_a_byte_changes_nothing(reading):
-    reading.reader.begin(NOW)
-    reading.reader.on_event(READ, NOW)
-    assert reading.is_watched
-    assert (reading.reported, reading.reader.begun) == ([], False)
-
-
-@pytest.mark.parametrize("before", [b"", b"PROXY TCP4 "])
-def test_a_client_that_ends_within_its_header_is_rejected(reading, ends, before):
-    ends[1].sendall(before)
+@pytest.mark.parametrize(("sent", "problem"), [(b"", ENDED), (b"PROXY TCP4 ", ENDED), (b"GET / HTTP/1.1\r\n\r\n", "")])
+def test_a_client_without_a_header_is_rejected(make, ends, sent, problem):
+    ends[1].sendall(sent)
     ends[1].shutdown(socket.SHUT_WR)
-    reading.reader.begin(NOW)
-    if before:
-        assert reading.is_watched
-        reading.reader.on_event(READ, NOW)
-    assert isinstance(reading.outcome, ProxyHeaderError)
-    assert str(reading.outcome) == "the connection has ended within the header"
-
-
-def test_what_is_no_header_is_rejected(reading, ends):
-    ends[1].sendall(b"GET / HTTP/1.1\r\n\r\n")
-    reading.reader.begin(NOW)
-    assert isinstance(reading.outcome, ProxyHeaderError)
+    outcome = make(ends[0]).begin()
+    assert isinstance(outcome, ProxyHeaderError)
+    assert problem in str(outcome)
 
 
 class OtherReader:
     """A socket from which other code reads after each look at it."""
 
-    def __init__(self, sock, seen):
-        self.sock, self.seen = sock, seen
+    def __init__(self, sock):
+        self.sock, self.sizes = sock, []
 
     def fileno(self):
         return self.sock.fileno()
 
     def recv(self, size, flags=0):
-        return self.seen if flags else self.seen[: size - 1]
+        self.sizes.append(size)
+        return self.sock.recv(size if flags else size - 1, flags)
 
 
-def test_bytes_that_other_code_has_read_are_an_error(ends):
-    reading = Reading(OtherReader(ends[0], LINE))
-    reading.reader.begin(NOW)
-    assert isinstance(reading.outcome, ConnectionResetError)
-
-
-def test_the_error_of_the_socket_is_reported(reading, ends):
-    class Lost(OtherReader):
-        def recv(self, size, flags=0):
-            raise ConnectionResetError("lost")
-
-    reading = Reading(Lost(ends[0], b""))
-    reading.reader.begin(NOW)
-    assert isinstance(reading.outcome, ConnectionResetError)
-    assert str(reading.outcome) == "lost"
-
-
-def test_a_look_takes_no_more_than_a_piece(ends):
-    sizes = []
-
-    class Sized(OtherReader):
-        def recv(self, size, flags=0):
-            sizes.append((size, flags))
-            return self.seen[:size]
-
-    Reading(Sized(ends[0], LINE)).reader.begin(NOW)
-    assert sizes == [(_PIECE, socket.MSG_PEEK), (len(LINE), 0)]
-
-
-def test_a_bug_rejects_the_client(reading, ends, caplog, monkeypatch):
-    monkeypatch.setattr(reading.reader, "_reader", None)
+def test_bytes_that_other_code_has_read_are_an_error(make, ends):
+    other = OtherReader(ends[0])
     ends[1].sendall(LINE)
-    reading.reader.begin(NOW)
-    assert isinstance(reading.outcome, ProxyHeaderError)
-    assert str(reading.outcome) == "a bug in relay; the log has it"
+    assert isinstance(make(other).begin(), ConnectionResetError)
+    assert other.sizes == [4096, len(LINE)], "a look takes no more than a piece"
+
+
+def test_the_error_of_the_socket_is_reported(make, ends):
+    ends[0].send(b"unread")
+    ends[1].close()
+    assert isinstance(make(ends[0]).begin(), ConnectionResetError)
+
+
+def test_a_bug_rejects_the_client(make, ends, caplog, monkeypatch):
+    monkeypatch.setattr(HeaderReader, "feed", lambda reader, data: 1 / 0)
+    ends[1].sendall(LINE)
+    outcome = make(ends[0]).begin()
+    assert isinstance(outcome, ProxyHeaderError)
+    assert str(outcome) == "a bug in relay; the log has it"
     assert "this is a bug in relay" in caplog.text

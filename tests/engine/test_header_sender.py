@@ -29,6 +29,8 @@ from relay.access.proxy_header import (
 from relay.engine.header_sender import HeaderSender
 from relay.testing import FakeListener, pair
 
+NOWHERE = ("0.0.0.0", 0)
+
 
 class Sending:
     """A tunnel that sends headers, the test, and its target."""
@@ -146,16 +148,20 @@ def test_a_client_of_a_unix_socket_has_no_address(sending, version, tmp_path):
     assert server.recv(100) == b"hello"
 
 
+SSH = {"server": "me@host"}
+
+
 @pytest.mark.parametrize(
-    ("identity", "entries"),
+    ("identity", "entries", "ends"),
     [
-        (relay.Identity("i2p", "a.b32.i2p", destination="a.b32.i2p"), {DESTINATION: "a.b32.i2p"}),
-        (relay.Identity("ssh", "me@host", "not an address", 1, server="me@host"), {SERVER: "me@host"}),
-        (relay.Identity("socks", "alice", login="alice"), {CLIENT: "socks:alice"}),
-        (relay.Identity("tls", "x" * 255, certificate=None), {CLIENT: "tls:" + "x" * 251}),
+        (relay.Identity("i2p", "a.b32.i2p", destination="a.b32.i2p"), {DESTINATION: "a.b32.i2p"}, (None, None)),
+        (relay.Identity("ssh", "me@host", "not an address", 1, **SSH), {SERVER: "me@host"}, (None, None)),
+        (relay.Identity("ssh", "me@host", "192.0.2.7", 5, **SSH), {SERVER: "me@host"}, (("192.0.2.7", 5), NOWHERE)),
+        (relay.Identity("socks", "alice", login="alice"), {CLIENT: "socks:alice"}, (None, None)),
+        (relay.Identity("tls", "x" * 255, certificate=None), {CLIENT: "tls:" + "x" * 251}, (None, None)),
     ],
 )
-def test_the_identity_of_another_client_is_in_entries(sending, identity, entries):
+def test_the_identity_of_another_client_is_in_entries(sending, identity, entries, ends):
     listener = FakeListener()
     world = sending(receive=listener)
     near, client = pair()
@@ -164,22 +170,8 @@ def test_the_identity_of_another_client_is_in_entries(sending, identity, entries
         stream.identity = identity
         listener.put(stream)
         header = read_header(world.accept())
-    assert header.source is None
+    assert (header.source, header.destination) == ends
     assert {kind: header.text(kind) for kind, _ in header.entries if kind != UNIQUE_ID} == entries
-
-
-def test_the_address_of_an_ssh_servers_client_is_passed_on(sending):
-    listener = FakeListener()
-    world = sending(receive=listener)
-    near, client = pair()
-    with client:
-        stream = relay.Stream(near)
-        stream.identity = relay.Identity("ssh", "me@host", "192.0.2.7", 5, server="me@host", is_verified=False)
-        listener.put(stream)
-        header = read_header(world.accept())
-    assert header.source == ("192.0.2.7", 5)
-    assert header.destination == ("0.0.0.0", 0)
-    assert header.text(SERVER) == "me@host"
 
 
 def test_a_warm_stream_gets_the_header_with_its_client(sending):
@@ -307,21 +299,16 @@ def session_of(cipher):
 
 
 @pytest.mark.parametrize("cipher", [("X", "TLSv1.3", 256), None])
-def test_the_cipher_of_a_session_may_not_be_known(cipher):
-    header = header_from(HeaderSender("v2").header(connection_of(stream=session_of(cipher))))
+@pytest.mark.parametrize("local", [("127.0.0.1", 80), "/a/path", (), ("1",)])
+def test_the_cipher_and_the_address_of_the_client_may_not_be_known(cipher, local):
+    header = header_from(HeaderSender("v2").header(connection_of(local, session_of(cipher))))
     assert header.ssl() == SSLEntry("TLSv1.3", cipher and "X")
+    assert (header.source, header.destination) == (("192.0.2.7", 5), local if len(local) == 2 else NOWHERE)
 
 
 def test_a_header_of_version_1_has_nothing_of_a_session():
     data = HeaderSender("v1").header(connection_of(stream=session_of(None)))
     assert data == b"PROXY TCP4 192.0.2.7 127.0.0.1 5 80\r\n"
-
-
-@pytest.mark.parametrize("local", ["/a/path", (), ("1",)])
-def test_a_socket_whose_name_is_no_address_has_none_in_the_header(local):
-    header = header_from(HeaderSender("v2").header(connection_of(local)))
-    assert header.source == ("192.0.2.7", 5)
-    assert header.destination == ("0.0.0.0", 0)
 
 
 @pytest.mark.parametrize("introduces", [True, False])

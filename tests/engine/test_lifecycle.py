@@ -12,7 +12,7 @@ from helpers import WAIT, wait_until
 from state_table import rows_of
 
 from relay.engine import lifecycle as module
-from relay.engine.lifecycle import LoopThread, TunnelState
+from relay.engine.lifecycle import LoopThread
 
 
 class Life(LoopThread):
@@ -65,16 +65,32 @@ class Life(LoopThread):
         self.loop.close()
         self.calls.append("tear down")
 
+    @property
+    def text(self):
+        """Its state in the table."""
+        return self._state.text
+
+    @property
+    def drain_due(self):
+        return self._drain_timer.due
+
+    @property
+    def spread_timer(self):
+        return self._spread._timer
+
     def drain_sooner(self):
-        before = self._drain_timer.due, self._spread._timer.due
+        before = self.drain_due, self.spread_timer.due
         self._close(WAIT, 1.0)
-        assert self._drain_timer.due < before[0] and self._spread._timer.due < before[1]
+        assert self.drain_due < before[0] and self.spread_timer.due < before[1]
 
     def spread_ends_one(self):
         self.left = 2
         self._close(900.0, 800.0)
-        self._spread._timer.expire(self._spread._timer.due)
-        assert self._spread._timer.due < self._drain_timer.due
+        self.spread_timer.expire(self.spread_timer.due)
+        assert self.spread_timer.due < self.drain_due
+
+    def drain_is_over(self):
+        self.loop.timers.run(time.monotonic() + 2000.0)
 
     def last_ends(self):
         self.left = 0
@@ -84,6 +100,7 @@ class Life(LoopThread):
         """Call it in the thread, and return what it led to."""
         self.calls.clear()
         self.run_in_thread(lambda: function(*arguments))
+        self.run_in_thread(lambda: None)  # after what it has put off
         return self.calls[:]
 
     def finish(self):
@@ -95,23 +112,23 @@ class Life(LoopThread):
 
 WAY = {
     "open": [],
-    "paused": [("_pause", False)],
-    "draining": [("_close", 1000.0)],
-    "closing": [("_close", 0.0)],
+    "paused": [("pause", False)],
+    "draining": [("start_close", 1000.0)],
+    "closing": [("start_close", 0.0)],
 }
 ENDS = ["close the listener", "reset", "stop the loop"]
 STATE_ROWS = [
-    ("open", "pause", "paused", ("_pause", False), ["do not accept"]),
-    ("open", "close", "closing", ("_close", 0.0), [*ENDS, "stop the loop"]),
-    ("open", "close with drain", "draining", ("_close", 1000.0), ["close the listener"]),
-    ("paused", "resume", "open", ("_resume",), ["accept"]),
-    ("paused", "close", "closing", ("_close", 0.0), [*ENDS, "stop the loop"]),
-    ("paused", "close with drain", "draining", ("_close", 1000.0), ["close the listener"]),
-    ("draining", "pause", "draining", ("_pause", False), []),
+    ("open", "pause", "paused", ("pause", False), ["do not accept"]),
+    ("open", "close", "closing", ("start_close", 0.0), [*ENDS, "stop the loop"]),
+    ("open", "close with drain", "draining", ("start_close", 1000.0), ["close the listener"]),
+    ("paused", "resume", "open", ("resume",), ["accept"]),
+    ("paused", "close", "closing", ("start_close", 0.0), [*ENDS, "stop the loop"]),
+    ("paused", "close with drain", "draining", ("start_close", 1000.0), ["close the listener"]),
+    ("draining", "pause", "draining", ("pause", False), []),
     ("draining", "last connection ends", "closing", ("last_ends",), ["stop the loop"]),
     ("draining", "spread timer", "draining", ("spread_ends_one",), ["reset one"]),
-    ("draining", "drain timer", "closing", ("_stop", 0.0), ["reset", "stop the loop", "stop the loop"]),
-    ("draining", "close", "closing", ("_close", 0.0), ["reset", "stop the loop", "stop the loop"]),
+    ("draining", "drain timer", "closing", ("drain_is_over",), ["reset", "stop the loop", "stop the loop"]),
+    ("draining", "close", "closing", ("start_close", 0.0), ["reset", "stop the loop", "stop the loop"]),
     ("draining", "close with drain", "draining", ("drain_sooner",), []),
     ("closing", "loop has stopped", "closed", ("finish",), ["tear down"]),
     ("closed", "pause, resume or close", "closed", None, []),
@@ -137,7 +154,7 @@ def life():
 def go_to(one, state):
     for name, *arguments in WAY[state]:
         one.do(getattr(one, name), *arguments)
-    assert one._state.text == state
+    assert one.text == state
 
 
 @pytest.mark.parametrize(("state", "event", "following", "call", "calls"), [row for row in STATE_ROWS if row[3]])
@@ -151,7 +168,7 @@ def test_each_row_of_the_table(life, state, event, following, call, calls):
         assert one.calls == calls and one.is_closed
     else:
         assert one.do(getattr(one, name), *arguments) == calls
-    assert one._state.text == following
+    assert one.text == following
 
 
 def test_nothing_is_done_after_the_end(life):
@@ -175,7 +192,7 @@ def test_a_forked_child_abandons_it_in_every_state(life, state):
     one.resume()
     one.close(5.0)
     one.join()
-    assert one.calls == [] and one._state is TunnelState.ABANDONED and one.state == "closed" and one.is_closed
+    assert one.calls == [] and one.text == "abandoned" and one.state == "closed" and one.is_closed
 
 
 def test_the_table_has_these_rows():
@@ -186,39 +203,24 @@ def test_the_table_has_these_rows():
 def test_without_a_connection_a_drain_is_over_at_once(life, state):
     one = life(connections=0)
     go_to(one, state)
-    one.do(one._close, 1000.0)
-    assert one.state == "closing" and one._state is TunnelState.CLOSING
+    one.do(one.start_close, 1000.0)
+    assert one.state == "closing" and one.text == "closing"
 
 
 def test_a_pause_may_end_a_drain(life):
     one = life()
     go_to(one, "draining")
-    assert one.do(one._pause, True) == ["reset", "stop the loop"]
-    assert one._state is TunnelState.CLOSING
-
-
-def test_a_drain_ends_with_its_timer(life):
-    one = life()
-    go_to(one, "draining")
-    assert one.do(one.loop.timers.run, time.monotonic() + 2000.0)[0] == "reset"
-    assert one._state is TunnelState.CLOSING
+    assert one.do(one.pause, True) == ["reset", "stop the loop"]
+    assert one.text == "closing"
 
 
 def test_a_later_drain_changes_nothing(life):
     one = life()
-    go_to(one, "draining")
-    due = one._drain_timer.due
-    one.do(one._close, 2000.0)
-    one.do(one._close, None)
-    assert one._drain_timer.due == due
-
-
-def test_callbacks_are_called_at_its_end(life):
-    one = life()
-    over = threading.Event()
-    one.end_callbacks.add(over.set)
-    one.finish()
-    assert over.wait(WAIT)
+    one.do(one.start_close, 1000.0, None, 500.0)
+    due = one.drain_due, one.spread_timer.due
+    one.do(one.start_close, 2000.0)
+    one.do(one.start_close, None)
+    assert (one.drain_due, one.spread_timer.due) == due
 
 
 def test_who_closes_it_without_waiting_is_called_back_once(life):
@@ -255,7 +257,8 @@ def test_who_closes_it_while_it_ends_is_called_back_once(life):
 
 def test_it_has_a_daemon_thread_of_its_name(life):
     one = life()
-    assert (one.name, one._thread.name, one._thread.daemon) == ("life", "life", True)
+    assert one.name == "life"
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "life"] == [True]
 
 
 def test_other_threads_pause_it_and_go_on_when_it_has_paused(life):
@@ -274,7 +277,7 @@ def test_it_answers_a_ping_in_its_thread_until_its_end(life):
     answers, answered = [], threading.Event()
     assert one.ping(lambda: (answers.append(threading.current_thread()), answered.set())) is True
     assert answered.wait(WAIT)
-    assert answers == [one._thread]
+    assert [thread.name for thread in answers] == ["life"]
     one.finish()
     assert one.ping(answered.set) is False
 
@@ -282,10 +285,8 @@ def test_it_answers_a_ping_in_its_thread_until_its_end(life):
 def test_a_forked_child_pings_nobody(life):
     one = life()
     one.loop.call = lambda call: pytest.fail("its lock may be held for ever")
-    state = one._state
     one.abandon()
     assert one.ping(lambda: None) is False
-    one._state = state
     del one.loop.call
 
 
@@ -294,31 +295,31 @@ def test_another_thread_begins_a_drain(life, drain, due, caplog):
     one = life()
     begun = time.monotonic()
     one.start_close(drain)
-    wait_until(lambda: one._state is TunnelState.DRAINING)
+    wait_until(lambda: one.text == "draining")
     one.run_in_thread(lambda: None)
     assert one.drains == [drain]
     ended = time.monotonic()
     if due is None:
-        assert one._drain_timer.due == math.inf
+        assert one.drain_due == math.inf
     else:
-        assert begun + due <= one._drain_timer.due <= ended + due
-    assert one._spread._timer.due == math.inf, "nothing is reset before the end"
+        assert begun + due <= one.drain_due <= ended + due
+    assert one.spread_timer.due == math.inf, "nothing is reset before the end"
     assert caplog.messages == []
 
 
 def test_another_thread_begins_a_drain_whose_end_is_spread(life):
     one = life()
     one.start_close(1000.0, spread=500.0)
-    wait_until(lambda: one._state is TunnelState.DRAINING)
+    wait_until(lambda: one.text == "draining")
     one.run_in_thread(lambda: None)
-    assert one._spread._timer.due < one._drain_timer.due
+    assert one.spread_timer.due < one.drain_due
 
 
 def test_a_close_waits_for_the_end_after_its_drain(life):
     one = life()
     closer = threading.Thread(target=one.close, args=[1000.0])
     closer.start()
-    wait_until(lambda: one._state is TunnelState.DRAINING)
+    wait_until(lambda: one.text == "draining")
     assert one.drains == [1000.0]
     assert not one.is_closed
     one.finish()
@@ -341,35 +342,21 @@ def test_who_closes_it_while_it_runs_is_not_called_back_before_its_end(life):
 def test_a_join_may_end_before_it(life):
     one = life()
     one.join(0.0)
-    assert one._thread.is_alive()
+    assert not one.is_closed
 
 
 def test_each_step_gets_the_time(life):
     begun = time.monotonic()
     one = life()
     one.pause(True)
-    one.do(one._close, 0.0)
+    one.do(one.start_close, 0.0)
     assert len(one.times) == 4  # the start, a reset, the close, and its reset
     assert all(begun <= moment <= time.monotonic() for moment in one.times)
-
-
-def test_a_drain_of_the_same_end_starts_no_timer_again(life, monkeypatch):
-    one = life()
-    starts = []
-    one._spread = SimpleNamespace(start=lambda *arguments: starts.append(arguments))
-    now = time.monotonic()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    one.do(one._close, 1000.0)
-    assert starts == [(now + 1000.0, 0.0, now)]
-    one.do(one._close, 1000.0)
-    assert len(starts) == 1
-    one.do(one._close, 999.0)
-    assert starts[1:] == [(now + 999.0, 0.0, now)]
 
 
 def test_it_is_closing_when_its_connections_are_reset(life):
     one = life()
     states = []
-    one.end_all = lambda now: states.append(one._state)
-    one.do(one._close, 0.0)
-    assert states == [TunnelState.CLOSING]
+    one.end_all = lambda now: states.append(one.text)
+    one.do(one.start_close, 0.0)
+    assert states == ["closing"]

@@ -5,52 +5,48 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from relay.engine.limits import ConnectionDeadline, Limits
+from relay.engine.options import TunnelOptions
 from relay.engine.records import ConnectionState
 from relay.eventloop.loop import Timers
 from relay.eventloop.poller import READ
 from relay.streams.checks import check_count, check_time
 from relay.streams.proxy_handshake import HandshakeReader
 
+NUMBER = "idle_timeout: expected a number of seconds or None"
+POSITIVE = "idle_timeout: must be greater than 0, got"
+
 
 @pytest.mark.parametrize(
-    ("given", "taken"), [(1, 1.0), (0.5, 0.5), (Decimal("2.5"), 2.5), (None, None), (math.inf, None)]
+    ("given", "taken"),
+    [
+        *[(1, 1.0), (0.5, 0.5), (Decimal("2.5"), 2.5), (None, None), (math.inf, None)],
+        *((given, NUMBER) for given in (True, "60", b"60", [])),
+        *((given, POSITIVE) for given in (-1, -0.001, math.nan, -math.inf, 0)),
+        (10**5000, "idle_timeout: number too large; use None"),
+    ],
+    ids=range(15),
 )
-def test_a_time_is_a_number_of_seconds_or_none(given: Any, taken: float | None) -> None:
-    assert check_time("timeout", given) == taken
+def test_a_time_is_a_positive_number_of_seconds_or_none(given, taken):
+    if isinstance(taken, str):
+        with pytest.raises(TypeError if taken == NUMBER else ValueError, match=taken):
+            check_time("idle_timeout", given)
+    else:
+        assert check_time("idle_timeout", given) == taken
 
 
-@pytest.mark.parametrize("given", [True, "60", b"60", [], object()])
-def test_what_is_not_a_number_is_named(given: Any) -> None:
-    with pytest.raises(TypeError, match="idle_timeout: expected a number of seconds or None"):
-        check_time("idle_timeout", given)
-
-
-@pytest.mark.parametrize("given", [-1, -0.001, math.nan, -math.inf, 0])
-def test_what_cannot_be_a_limit_is_named(given: float) -> None:
-    with pytest.raises(ValueError, match="timeout: must be greater than 0, got"):
-        check_time("timeout", given)
-
-
-def test_a_number_that_no_float_can_hold() -> None:
-    with pytest.raises(ValueError, match="timeout: number too large; use None"):
-        check_time("timeout", 10**5000)
-
-
-def test_zero_is_allowed_where_it_means_something() -> None:
+def test_zero_is_allowed_where_it_means_something():
     assert check_time("linger", 0, zero=True) == 0.0
     with pytest.raises(ValueError, match="at least 0"):
         check_time("linger", -1, zero=True)
 
 
 @pytest.mark.parametrize(("given", "error"), [(0, ValueError), (-2, ValueError), (1.0, TypeError), (True, TypeError)])
-def test_a_count_is_positive_or_minus_one(given: Any, error: type) -> None:
-    assert check_count(-1) == -1
-    assert check_count(7) == 7
+def test_a_count_is_positive_or_minus_one(given, error):
+    assert (check_count(-1), check_count(7)) == (-1, 7)
     with pytest.raises(error, match="nconnect"):
         check_count(given)
 
@@ -69,7 +65,7 @@ def test_a_count_is_positive_or_minus_one(given: Any, error: type) -> None:
         ((None, None, None, None, 0.3), 0.3),
     ],
 )
-def test_the_first_look_is_at_the_shortest_limit_that_matters(limits: Terms, first: float | None) -> None:
+def test_the_first_look_is_at_the_shortest_limit_that_matters(limits, first):
     assert Limits(*limits).first_check == first
 
 
@@ -77,9 +73,7 @@ def test_the_first_look_is_at_the_shortest_limit_that_matters(limits: Terms, fir
     ("lifetime", "connect", "limit", "handshake"),
     [(None, None, None, 30), (60, None, 60, 60), (None, 40, 40, 40), (60, 40, 40, 40), (7, 40, 7, 7)],
 )
-def test_a_connect_and_a_handshake_have_the_time_of_the_shorter_limit(
-    lifetime: float | None, connect: float | None, limit: float | None, handshake: float
-) -> None:
+def test_a_connect_and_a_handshake_have_the_time_of_the_shorter_limit(lifetime, connect, limit, handshake):
     limits = Limits(lifetime, connect, 3, 2)
     assert (limits.lifetime, limits.connect, limits.idle, limits.linger) == (lifetime, connect, 3, 2)
     assert (limits.connect_limit, limits.handshake) == (limit, handshake)
@@ -88,11 +82,11 @@ def test_a_connect_and_a_handshake_have_the_time_of_the_shorter_limit(
 class CountedTimers(Timers):
     """Timers that count how often a deadline was set, which costs something."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.sets = 0
 
-    def set(self, item: Any, due: float, now: float) -> None:
+    def set(self, item, due, now):
         self.sets += 1
         super().set(item, due, now)
 
@@ -108,22 +102,22 @@ class Subject:
 
     def __init__(
         self,
-        state: ConnectionState,
-        limits: Terms,
+        state,
+        limits,
         *,
-        pending: Any = None,
-        half_close: bool = True,
-        last: tuple[float, float] = (0.0, 0.0),
-        ended: tuple[float, float] = (0.0, 0.0),
-        first: tuple[float, float] = (0.0, 0.0),
-        masks: tuple[int, int] = (READ, READ),
-    ) -> None:
+        pending=None,
+        half_close=True,
+        last=(0.0, 0.0),
+        ended=(0.0, 0.0),
+        first=(0.0, 0.0),
+        masks=(READ, READ),
+    ):
         self.state = state
-        self.summary: Any = SimpleNamespace(started=STARTED, opened=OPENED)
+        self.summary = SimpleNamespace(started=STARTED, opened=OPENED)
         self.pending = pending
-        self.client_stream: Any = SimpleNamespace(half_close=half_close)
+        self.client_stream = SimpleNamespace(half_close=half_close)
         self.queued = (0, 0)
-        self.flows: Any = None
+        self.flows = None
         if state in (ConnectionState.OPEN, ConnectionState.HALF_CLOSED, ConnectionState.DISCARDING):
             up, down = (
                 SimpleNamespace(last=last[side], ended=ended[side], first=first[side], mask=masks[side])
@@ -135,10 +129,10 @@ class Subject:
         self.timers = CountedTimers()
         self.deadline = ConnectionDeadline(self, Limits(*limits), self.timers)
 
-    def limit_reached(self, reason: str, now: float) -> None:
+    def limit_reached(self, reason, now):
         self.ends.append((reason, now))
 
-    def close(self, reason: str, now: float) -> None:
+    def close(self, reason, now):
         self.ends.append((reason, now))
 
     @property
@@ -149,12 +143,12 @@ class Subject:
             return None
         return self.deadline.due
 
-    def look(self, now: float) -> None:
+    def look(self, now):
         """Let the timers look at this time, as the loop does."""
         self.timers.run(now)
 
 
-def begun(begun: bool) -> HandshakeReader:
+def begun(begun) -> HandshakeReader:
     reader = HandshakeReader.__new__(HandshakeReader)
     reader.begun = begun
     return reader
@@ -162,6 +156,12 @@ def begun(begun: bool) -> HandshakeReader:
 
 S = ConnectionState
 NONE = (None, None, None, None)
+
+
+def test_the_options_of_a_tunnel_and_its_limits():
+    options = TunnelOptions(timeout=1, connect_timeout=2, idle_timeout=3, linger=4, first_byte_timeout=5)
+    limits = Limits.of(options)
+    assert (limits.lifetime, limits.connect, limits.idle, limits.linger, limits.first_byte) == (1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,7 @@ NONE = (None, None, None, None)
     ],
     ids=lambda value: value.text if isinstance(value, ConnectionState) else None,
 )
-def test_each_state_has_its_limit(
-    state: ConnectionState, limits: Terms, options: dict[str, Any], due: float | None, reason: str | None
-) -> None:
+def test_each_state_has_its_limit(state, limits, options, due, reason):
     subject = Subject(state, limits, **options)
     subject.deadline.update(STARTED)
     assert subject.due == due
@@ -235,9 +233,7 @@ def test_each_state_has_its_limit(
         (False, (130, 0), (129.5, 129.9), None),  # it is the target that has not ended
     ],
 )
-def test_the_end_of_a_target_is_held_back_from_a_client_without_half_close(
-    half_close: bool, ended: tuple[float, float], last: tuple[float, float], due: float | None
-) -> None:
+def test_the_end_of_a_target_is_held_back_from_a_client_without_half_close(half_close, ended, last, due):
     subject = Subject(S.HALF_CLOSED, NONE, half_close=half_close, ended=ended, last=last)
     subject.deadline.update(130.0)
     assert subject.due == pytest.approx(due)
@@ -246,7 +242,7 @@ def test_the_end_of_a_target_is_held_back_from_a_client_without_half_close(
         assert subject.ends == [("done", 135.0)]
 
 
-def test_the_end_of_a_target_is_not_held_back_from_a_client_without_a_stream() -> None:
+def test_the_end_of_a_target_is_not_held_back_from_a_client_without_a_stream():
     subject = Subject(S.HALF_CLOSED, NONE, ended=(0, 130))
     subject.client_stream = None
     subject.deadline.update(130.0)
@@ -254,20 +250,20 @@ def test_the_end_of_a_target_is_not_held_back_from_a_client_without_a_stream() -
 
 
 @pytest.mark.parametrize(("connect", "due"), [(None, 115), (4, 109)])
-def test_a_client_has_a_while_for_the_first_byte_of_its_request(connect: float | None, due: float) -> None:
+def test_a_client_has_a_while_for_the_first_byte_of_its_request(connect, due):
     subject = Subject(S.REQUESTING, (None, connect, None, None))
     subject.deadline.start_request(105.0)
     assert subject.due == due
 
 
 @pytest.mark.parametrize(("connect", "due"), [(None, None), (40, 140)])
-def test_a_connect_has_a_while_from_the_acceptance(connect: float | None, due: float | None) -> None:
+def test_a_connect_has_a_while_from_the_acceptance(connect, due):
     subject = Subject(S.CONNECTING, (None, connect, None, None))
     subject.deadline.start_connecting(STARTED, 105.0)
     assert subject.due == due
 
 
-def test_an_open_connection_without_limits_is_never_looked_at() -> None:
+def test_an_open_connection_without_limits_is_never_looked_at():
     subject = Subject(S.OPEN, (None, 40, None, 0.5))
     subject.deadline.start_open(OPENED)
     subject.deadline.update(OPENED)
@@ -276,7 +272,7 @@ def test_an_open_connection_without_limits_is_never_looked_at() -> None:
 
 @pytest.mark.parametrize("method", ["start_open", "update"])
 @pytest.mark.parametrize(("before", "sets"), [(None, 1), (119.0, 0), (120.0, 0), (121.0, 1)])
-def test_a_look_that_is_due_earlier_costs_nothing_more(method: str, before: float | None, sets: int) -> None:
+def test_a_look_that_is_due_earlier_costs_nothing_more(method, before, sets):
     subject = Subject(S.OPEN, (None, None, 10, None))
     if before is not None:
         subject.deadline._set(before, OPENED)
@@ -286,7 +282,7 @@ def test_a_look_that_is_due_earlier_costs_nothing_more(method: str, before: floa
 
 
 @pytest.mark.parametrize("method", ["start_open", "update", "update_linger"])
-def test_a_look_that_is_over_is_no_look_that_is_due(method: str) -> None:
+def test_a_look_that_is_over_is_no_look_that_is_due(method):
     subject = Subject(S.HALF_CLOSED, (None, None, None, 10), ended=(OPENED, 0))
     subject.deadline._set(105.0, STARTED)
     subject.deadline.stop()
@@ -298,9 +294,7 @@ def test_a_look_that_is_over_is_no_look_that_is_due(method: str) -> None:
     ("linger", "before", "due", "sets"),
     [(None, 200.0, 200.0, 0), (10, None, 120.0, 1), (10, 119.0, 119.0, 0), (10, 120.0, 120.0, 0), (10, 121, 120.0, 1)],
 )
-def test_the_end_of_one_direction_brings_a_look_nearer_only_if_it_lingers(
-    linger: float | None, before: float | None, due: float, sets: int
-) -> None:
+def test_the_end_of_one_direction_brings_a_look_nearer_only_if_it_lingers(linger, before, due, sets):
     subject = Subject(S.HALF_CLOSED, (None, None, None, linger), ended=(OPENED, 0))
     if before is not None:
         subject.deadline._set(before, OPENED)
@@ -309,13 +303,13 @@ def test_the_end_of_one_direction_brings_a_look_nearer_only_if_it_lingers(
     assert (subject.due, subject.timers.sets) == (due, sets)
 
 
-def test_without_linger_the_end_of_one_direction_brings_no_look_though_another_limit_does() -> None:
+def test_without_linger_the_end_of_one_direction_brings_no_look_though_another_limit_does():
     subject = Subject(S.HALF_CLOSED, (None, None, 10, None), ended=(OPENED, 0))
     subject.deadline.update_linger(OPENED)
     assert subject.due is None
 
 
-def test_another_limit_of_time_without_traffic_leaves_the_others() -> None:
+def test_another_limit_of_time_without_traffic_leaves_the_others():
     subject = Subject(S.OPEN, (90, 40, None, 7))
     subject.deadline.change_idle(20.0, OPENED)
     limits = subject.deadline.limits
@@ -323,7 +317,7 @@ def test_another_limit_of_time_without_traffic_leaves_the_others() -> None:
     assert subject.due == 130.0
 
 
-def test_another_limit_of_time_without_traffic_brings_no_look_at_what_is_not_open() -> None:
+def test_another_limit_of_time_without_traffic_brings_no_look_at_what_is_not_open():
     subject = Subject(S.CONNECTING, (90, 40, None, 7))
     subject.deadline.change_idle(20.0, OPENED)
     assert (subject.deadline.limits.idle, subject.due) == (20.0, None)
@@ -332,7 +326,7 @@ def test_another_limit_of_time_without_traffic_brings_no_look_at_what_is_not_ope
     assert (subject.deadline.limits.idle, subject.due) == (30.0, None)
 
 
-def test_a_deadline_that_is_stopped_or_released_looks_no_more() -> None:
+def test_a_deadline_that_is_stopped_or_released_looks_no_more():
     subject = Subject(S.OPEN, (90, 40, 20, 7))
     subject.deadline.start_open(OPENED)
     subject.deadline.stop()
@@ -346,9 +340,54 @@ def test_a_deadline_that_is_stopped_or_released_looks_no_more() -> None:
     assert subject.ends == []
 
 
+@pytest.mark.parametrize(
+    ("limits", "linger_at", "due"),
+    [
+        ((60, None, None, None), None, 160.0),  # from the acceptance
+        ((None, None, 60, None), None, 170.0),
+        ((None, None, None, 60), None, None),  # none has to come before an end
+        ((None, None, 60, 60), 112.0, 170.0),
+        ((None, None, 200, 60), 112.0, 172.0),
+    ],
+)
+def test_a_limit_that_is_far_has_a_deadline_once_the_thread_has_looked_at_the_connection(
+    limits: Terms, linger_at: float | None, due: float | None
+) -> None:
+    subject = Subject(S.OPEN, limits)
+    subject.deadline.start_open(OPENED)
+    assert subject.timers.first == math.inf, "a connection that ends soon costs no timer"
+    if linger_at is not None:
+        subject.state, subject.flows.upstream.ended = S.HALF_CLOSED, linger_at
+        subject.deadline.update_linger(linger_at)
+        assert subject.timers.first == math.inf
+    subject.deadline.look(115.0)
+    assert subject.due == due
+    subject.deadline.look(116.0)
+    assert subject.due == due, "it looks once"
+
+
+@pytest.mark.parametrize("linger", [0, 2, 14])
+def test_a_limit_that_comes_before_this_look_has_a_deadline_at_once(linger: float) -> None:
+    subject = Subject(S.OPEN, (60, None, None, linger))
+    subject.deadline.start_open(OPENED)
+    subject.state, subject.flows.upstream.ended = S.HALF_CLOSED, 111.0
+    subject.deadline.update_linger(111.0)
+    assert subject.due is not None
+    assert subject.due <= 111.0 + linger
+    subject.look(112.0 + linger)
+    assert subject.ends == [("linger", 112.0 + linger)]
+
+
+def test_a_connection_that_has_ended_is_not_looked_at() -> None:
+    subject = Subject(S.OPEN, (60, None, None, None))
+    subject.deadline.start_open(OPENED)
+    subject.deadline.release()
+    assert subject.timers.first == math.inf
+
+
 def test_bytes_that_have_moved_postpone_the_limit_at_the_next_look() -> None:
     subject = Subject(S.OPEN, (None, None, 20, None))
-    subject.deadline.start_open(OPENED)
+    subject.deadline.update(OPENED)
     assert subject.due == 130.0
     subject.flows.upstream.last = 125.0
     subject.look(131.0)
@@ -362,9 +401,7 @@ def test_bytes_that_have_moved_postpone_the_limit_at_the_next_look() -> None:
     [(S.OPEN, (None, None, 20, None), "idle"), (S.HALF_CLOSED, (None, None, None, 20), "linger")],
 )
 @pytest.mark.parametrize("queued", [(5, 0), (0, 5), (1, 0), (0, 1)])
-def test_bytes_that_still_leave_the_kernel_postpone_the_limit(
-    state: ConnectionState, limits: Terms, reason: str, queued: tuple[int, int]
-) -> None:
+def test_bytes_that_still_leave_the_kernel_postpone_the_limit(state, limits, reason, queued):
     subject = Subject(state, limits, ended=(OPENED, 0))
     subject.deadline.update(OPENED)
     assert subject.due == 130.0
@@ -378,14 +415,14 @@ def test_bytes_that_still_leave_the_kernel_postpone_the_limit(
     assert subject.ends == [(reason, 173.0)], "none has left since"
 
 
-def test_the_time_without_traffic_begins_with_the_opening() -> None:
+def test_the_time_without_traffic_begins_with_the_opening():
     subject = Subject(S.OPEN, (None, None, 20, None))
     subject.summary.opened = 0.0
     subject.deadline.update(0.0)
     assert subject.due == 20.0
 
 
-def test_bytes_that_have_all_left_the_kernel_postpone_nothing() -> None:
+def test_bytes_that_have_all_left_the_kernel_postpone_nothing():
     subject = Subject(S.OPEN, (None, None, 20, None))
     subject.deadline.update(OPENED)
     subject.queued = (5, 5)
@@ -403,14 +440,14 @@ def test_bytes_that_have_all_left_the_kernel_postpone_nothing() -> None:
         (S.DISCARDING, (None, None, None, 20), "done"),
     ],
 )
-def test_bytes_in_the_kernel_postpone_no_other_limit(state: ConnectionState, limits: Terms, reason: str) -> None:
+def test_bytes_in_the_kernel_postpone_no_other_limit(state, limits, reason):
     subject = Subject(state, limits, ended=(STARTED, 0))
     subject.queued = (5, 0)
     subject.deadline.expire(120.0)
     assert subject.ends == [(reason, 120.0)]
 
 
-def test_without_linger_bytes_in_the_kernel_postpone_idle_all_the_same() -> None:
+def test_without_linger_bytes_in_the_kernel_postpone_idle_all_the_same():
     subject = Subject(S.HALF_CLOSED, (None, None, 20, None), ended=(STARTED, 0))
     subject.queued = (5, 0)
     subject.deadline.expire(130.0)
@@ -418,7 +455,7 @@ def test_without_linger_bytes_in_the_kernel_postpone_idle_all_the_same() -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"last": (125.0, 0.0), "masks": (READ, 0)}], ids=["no byte", "parked"])
-def test_there_is_no_limit_of_the_first_byte_before_it_is_asked_for_and_read(options: dict[str, Any]) -> None:
+def test_there_is_no_limit_of_the_first_byte_before_it_is_asked_for_and_read(options):
     """The client has sent nothing, or a limit of bandwidth keeps relay itself from reading the answer."""
     subject = Subject(S.OPEN, (None, None, None, None, 20), **options)
     subject.deadline.update(130.0)
@@ -434,7 +471,7 @@ def test_there_is_no_limit_of_the_first_byte_before_it_is_asked_for_and_read(opt
     assert subject.ends == [("unreachable", 215)]
 
 
-def test_a_bug_ends_the_connection() -> None:
+def test_a_bug_ends_the_connection():
     subject = Subject(S.OPEN, NONE)
     subject.deadline.crashed(120.0)
     assert subject.ends == [("factory_error", 120.0)]

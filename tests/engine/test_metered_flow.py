@@ -3,140 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
-import sys
 
 import pytest
+from flow_bench import CLIENT, Bench, Reluctant, available, put, take, take_all
 from helpers import BLOCK
 
-from relay.access.gate import Gate
-from relay.access.limit import check_limits
-from relay.access.policy import ClientPolicy
-from relay.engine.connection import Connection
-from relay.engine.limits import Limits
+from relay.engine.flow import BUFFER
 from relay.engine.metered_flow import MeteredFlow, MeteredSessionFlow
-from relay.engine.workspace import Workspace
-from relay.eventloop.loop import Loop
-from relay.eventloop.pipes import PipePool
-from relay.streams.identity import Identity
-from relay.streams.request import Request
-from relay.streams.session_socket import SessionSocket
-from relay.testing import pair
+from relay.eventloop.poller import IN, OUT, READ
+from relay.streams.stream import Request
 
-CLIENT = Identity("tcp", "192.0.2.7", "192.0.2.7", 5)
-PACING = 47
-
-
-class Plain(SessionSocket):
-    """A session that changes nothing; a read of its transport brings all that it was asked for at least."""
-
-    def __init__(self, transport):
-        super().__init__(transport)
-        self.transport = transport
-        self.held = b""
-        self.shutdown, self.send, self.close = transport.shutdown, transport.send, transport.close
-
-    has_input = property(lambda self: bool(self.held))
-    must_flush = property(lambda self: False)
-    is_stalled = property(lambda self: False)
-
-    def recv(self, size, flags=0):
-        data = self.held or self.transport.recv(16384, flags)
-        self.held = data[size:]
-        return data[:size]
-
-
-class Bench:
-    """Connections of one client, whose loop and clock the test turns."""
-
-    def __init__(self, stack, limits, *, splice=True, family=socket.AF_INET):
-        self.name = "t"
-        self.labels = {}
-        self.limits = Limits(None, None, None, None)
-        self.keepalive_enabled_until = 0.0
-        self.now = 1000.0
-        self.loop = Loop()
-        self.over = []
-        self.stack = stack
-        self.family = family
-        self.gate = Gate(ClientPolicy(limits=check_limits(limits)), self.loop.timers)
-        pipes = PipePool() if splice else None
-        self.work = Workspace(self.loop, pipes)
-        if pipes is not None:
-            stack.callback(pipes.close)
-        stack.callback(self.loop.close)
-        stack.callback(self.loop._close_garbage)
-        self.entrance = self
-        self.introduce = None
-        self.lines = []
-
-    def connection_over(self, connection):
-        self.over.append((connection.summary.reason, connection.summary.rule))
-
-    def connect(self, session=False, early=b""):
-        """Open a connection; its ends take what they can get."""
-        client, near = pair(self.family)
-        target, far = pair(self.family)
-        for end in (client, near, target, far):
-            self.stack.callback(end.close)
-            end.setblocking(False)
-        connection = Connection(self, Plain(near) if session else near, None, "a client", self.now)
-        connection.ticket = self.gate.enter(CLIENT, self.now)
-        if early:
-            connection.summary.request = Request("host", 1, b"", lambda reason: b"", early)
-        if session:
-            connection.client_stream = type(
-                "S", (), {"half_close": True, "settle": 0.0, "failure": None, "reset": close}
-            )()
-        connection.open(far, None, self.work, self.now)
-        self.stack.callback(lambda: connection.close("closed", self.now))
-        line = Line(connection, client, target)
-        self.lines.append(line)
-        return line
-
-    def close_stream(self, stream, clean):
-        pass
-
-    def run(self, seconds, step=1 / 256):
-        """Let the time pass, while every client sends what it can and every target reads it."""
-        end = self.now + seconds
-        while self.now < end:
-            for line in self.lines:
-                line.fill()
-            for descriptor, event in self.loop.poller.poll(0, 128):
-                handler = self.loop.handlers.get(descriptor)
-                if handler is not None:
-                    handler(event, self.now)
-            for line in self.lines:
-                line.drain()
-            self.now += step
-            if self.loop.timers.first <= self.now:
-                self.loop.timers.run(self.now)
-
-
-def close(self=None):
-    pass
-
-
-class Line:
-    def __init__(self, connection, client, target):
-        self.connection, self.client, self.target = connection, client, target
-        self.sent = self.received = 0
-        self.total = 1 << 62
-        self.is_whole = True
-
-    def fill(self):
-        with contextlib.suppress(BlockingIOError, ConnectionResetError, BrokenPipeError):
-            while self.sent < self.total:
-                begin = self.sent % len(BLOCK)
-                self.sent += self.client.send(BLOCK[begin : begin + min(1 << 18, self.total - self.sent)])
-
-    def drain(self):
-        with contextlib.suppress(BlockingIOError, ConnectionResetError):
-            while piece := self.target.recv(1 << 18):
-                begin = self.received % len(BLOCK)
-                self.is_whole = self.is_whole and piece == (BLOCK + BLOCK)[begin : begin + len(piece)]
-                self.received += len(piece)
+GONE = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+# A meter grants a sixteenth of a second at once, and two of them before it has to wait.
+SLOW = {"per": "tunnel", "bandwidth": 16_000}
+TURN = 1000
+FREE = {"per": "tunnel", "bandwidth": 1_000_000_000}
+EACH = pytest.mark.parametrize("splice", [False, True], ids=["copy", "splice"])
 
 
 @pytest.fixture
@@ -145,151 +29,405 @@ def stack():
         yield stack
 
 
+# -- over seconds -----------------------------------------------------------------------------------------------------
+
+
+class Busy:
+    """A client that sends what it can, and a target that reads it."""
+
+    def __init__(self, line, total=1 << 62, sent=0):
+        self.line, self.total, self.sent = line, total, sent
+        self.received, self.is_whole = 0, True
+
+    def step(self):
+        with contextlib.suppress(ConnectionError):
+            while self.sent < self.total:
+                begin = self.sent % len(BLOCK)
+                piece = BLOCK[begin : begin + min(1 << 18, self.total - self.sent)]
+                if not (taken := put(self.line.client, piece)):
+                    break
+                self.sent += taken
+        with contextlib.suppress(ConnectionError):
+            while piece := take(self.line.target, 1 << 18):
+                begin = self.received % len(BLOCK)
+                self.is_whole = self.is_whole and piece == (BLOCK + BLOCK)[begin : begin + len(piece)]
+                self.received += len(piece)
+
+
+def pass_by(bench, busy, seconds, step=1 / 256):
+    for one in busy:
+        one.step()
+    bench.pass_by(seconds, step, lambda: [one.step() for one in busy])
+
+
 @pytest.mark.parametrize(
-    ("count", "rate", "splice", "session"),
-    [
-        (1, 2_000_000, False, False),
-        (1, 2_000_000, True, False),
-        (1, 2_000_000, False, True),
-        (7, 2_000_000, True, False),
-        (7, 2_000_000, False, True),
-        (100, 2_000_000, True, False),
-    ],
+    ("count", "splice", "session"),
+    [(1, False, False), (1, True, False), (1, False, True), (7, True, False), (7, False, True), (100, True, False)],
 )
-def test_a_shared_bandwidth_is_exact_and_fair_over_ten_seconds(stack, count, rate, splice, session):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": rate}], splice=splice)
-    lines = [bench.connect(session) for _ in range(count)]
-    bench.run(10.0, step=1 / 32 if count == 100 else 1 / 128)
-    received = [line.received for line in lines]
+def test_a_shared_bandwidth_is_exact_and_fair_over_ten_seconds(stack, count, splice, session):
+    rate = 2_000_000
+    bench = Bench(stack, limits=[{"per": "tunnel", "bandwidth": rate}], splice=splice, family=socket.AF_INET)
+    busy = [
+        Busy(bench.connect(client={}, sessions={"client": b""}) if session else bench.connect()) for _ in range(count)
+    ]
+    pass_by(bench, busy, 10.0, step=1 / 32 if count == 100 else 1 / 128)
+    received = [one.received for one in busy]
     assert sum(received) == pytest.approx(rate * 10, rel=0.05)
     assert min(received) >= rate * 10 / count / 2
-    assert all(line.is_whole for line in lines)
+    assert all(one.is_whole for one in busy)
+    assert count > 1 or busy[0].line.record.engine == ("splice" if splice else "copy")
 
 
-def test_a_splice_stays_one_with_a_shared_bandwidth(stack):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "50MB/s"}])
-    line = bench.connect()
-    bench.run(1.0)
-    assert line.connection.record(bench.now).engine == "splice"
+@pytest.mark.parametrize(
+    ("limits", "family", "count", "received"),
+    [
+        # The kernel sends the first ten segments at once, and one has 64 KiB on the loopback.
+        ([{"per": "connection", "bandwidth": "20kB/s"}], socket.AF_INET, 1, [80_000]),
+        ([{"per": "connection", "bandwidth": "1MB/s"}], socket.AF_UNIX, 3, [4_000_000] * 3),
+        (
+            [{"per": "tunnel", "bandwidth": "2MB/s"}, {"per": "ip", "bandwidth": "1MB/s"}],
+            socket.AF_INET,
+            1,
+            [4_000_000],
+        ),
+    ],
+    ids=["slow TCP", "another kind", "the narrower of two"],
+)
+def test_the_bandwidth_of_each_connection_holds(stack, limits, family, count, received):
+    bench = Bench(stack, limits=limits, family=family)
+    busy = [Busy(bench.connect()) for _ in range(count)]
+    pass_by(bench, busy, 4.0, step=1 / 64)
+    assert [one.received for one in busy] == pytest.approx(received, rel=0.08)
 
 
-def test_a_small_bandwidth_of_one_tcp_connection_is_exact(stack):
-    """The kernel sends the first ten segments at once, and one has 64 KiB on the loopback."""
-    bench = Bench(stack, [{"per": "connection", "bandwidth": "20kB/s"}])
-    line = bench.connect()
-    assert isinstance(line.connection.flows.downstream, MeteredFlow)
-    bench.run(10.0, step=1 / 64)
-    assert line.received == pytest.approx(200_000, rel=0.05)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel has no pacing")
-def test_a_large_bandwidth_of_one_tcp_connection_is_left_to_the_kernel(stack):
-    bench = Bench(stack, [{"per": "connection", "bandwidth": "3MB/s"}])
-    line = bench.connect()
-    flows = line.connection.flows
-    assert not isinstance(flows.upstream, MeteredFlow) and not isinstance(flows.downstream, MeteredFlow)
-    for sock in (flows.upstream.source, flows.upstream.sink):
-        assert int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, PACING, 8), sys.byteorder) == 3_000_000
-
-
-def test_the_bandwidth_of_one_connection_of_another_kind_is_metered_alone(stack):
-    bench = Bench(stack, [{"per": "connection", "bandwidth": "1MB/s"}], family=socket.AF_UNIX)
-    lines = [bench.connect() for _ in range(3)]
-    bench.run(4.0)
-    for line in lines:
-        assert line.received == pytest.approx(4_000_000, rel=0.08)
-
-
-def test_each_direction_has_the_whole_bandwidth(stack):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "1MB/s"}])
-    line = bench.connect()
-    back = Line(line.connection, line.target, line.client)
-    bench.lines.append(back)
-    line.drain, back.drain = back.drain, line.drain
-    bench.run(4.0)
-    assert line.received + back.received == pytest.approx(8_000_000, rel=0.08)
-
-
-def test_the_narrower_of_two_bandwidths_holds(stack):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "2MB/s"}, {"per": "ip", "bandwidth": "1MB/s"}])
-    lines = [bench.connect() for _ in range(4)]
-    bench.run(6.0)
-    assert sum(line.received for line in lines) == pytest.approx(6_000_000, rel=0.06)
-
-
-@pytest.mark.parametrize("splice", [False, True])
+@EACH
 @pytest.mark.parametrize("session", [False, True])
 def test_a_transfer_ends_whole_with_its_end_of_file(stack, splice, session):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "1MB/s"}], splice=splice)
-    line = bench.connect(session)
-    line.total = 1_500_000
-    bench.run(0.5)
-    line.client.shutdown(socket.SHUT_WR) if line.sent == line.total else None
-    bench.run(2.0)
-    if line.sent == line.total:
-        with contextlib.suppress(OSError):
-            line.client.shutdown(socket.SHUT_WR)
-    bench.run(0.5)
-    assert line.received == line.total and line.is_whole
-    assert line.connection.state.text == "half-closed"
+    bench = Bench(stack, limits=[{"per": "tunnel", "bandwidth": "1MB/s"}], splice=splice, family=socket.AF_INET)
+    line = bench.connect(client={}, sessions={"client": b""}) if session else bench.connect()
+    busy = Busy(line, 1_500_000)
+    while busy.sent < busy.total:
+        pass_by(bench, [busy], 0.1)
+    line.client.shutdown(socket.SHUT_WR)
+    pass_by(bench, [busy], 2.0)
+    assert busy.received == busy.total
+    assert busy.is_whole
+    assert line.record.state == "half-closed"
     line.target.shutdown(socket.SHUT_WR)
-    bench.run(0.1)
-    assert [reason for reason, _ in bench.over] == ["done"]
+    bench.until(lambda: bench.reasons)
+    assert bench.reasons == ["done"]
 
 
 @pytest.mark.parametrize("session", [False, True])
 def test_what_comes_with_the_request_of_a_proxy_client_counts(stack, session):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "2kB/s"}, {"name": "q", "quota": "5kB/day"}])
-    line = bench.connect(session, early=BLOCK[:4000])
-    line.sent, line.total = 4000, 6000
-    bench.run(1.5)
-    assert line.received == 4000
-    bench.run(2.0)
-    assert line.received == 5000 and line.is_whole
-    assert bench.over == [("quota", "limit q")]
+    bench = Bench(stack, limits=[{"per": "tunnel", "bandwidth": "2kB/s"}, {"name": "q", "quota": "5kB/day"}])
+    request = Request("host", 1, b"", lambda reason: b"", BLOCK[:4000])
+    line = bench.connect(client={} if session else None, sessions={"client": b""} if session else {}, request=request)
+    busy = Busy(line, 6000, sent=4000)
+    pass_by(bench, [busy], 1.5)
+    assert busy.received == 4000
+    pass_by(bench, [busy], 2.0)
+    assert busy.received == 5000
+    assert busy.is_whole
+    assert bench.ends == [("quota", "limit q")]
 
 
-@pytest.mark.parametrize("splice", [False, True])
-def test_a_quota_ends_the_connection_after_its_last_byte(stack, splice):
-    bench = Bench(stack, [{"name": "q", "quota": "3MB/day"}], splice=splice)
-    lines = [bench.connect(), bench.connect()]
-    bench.run(1.0)
-    assert sum(line.received for line in lines) == 3_000_000
-    assert bench.over == [("quota", "limit q")] * 2
+@EACH
+def test_a_quota_ends_the_connections_after_its_last_byte(stack, splice):
+    bench = Bench(stack, limits=[{"name": "q", "quota": "3MB/day"}], splice=splice)
+    busy = [Busy(bench.connect()) for _ in range(2)]
+    for one in busy:
+        one.line.up.spliceable = splice
+    pass_by(bench, busy, 1.0)
+    assert sum(one.received for one in busy) == 3_000_000
+    assert bench.ends == [("quota", "limit q")] * 2
     assert bench.gate.enter(CLIENT, bench.now).rule == "limit q"
 
 
-def test_a_transfer_of_exactly_the_quota_is_whole(stack):
-    bench = Bench(stack, [{"name": "q", "quota": "1MB/day"}])
-    line = bench.connect()
-    line.total = 1_000_000
-    line.fill()
-    bench.run(0.5)
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+def connect(bench, splice=False, moved=0, **options):
+    """A connection whose flow from the client has moved some bytes, and splices from now on, or not."""
+    line = bench.connect(**options)
+    line.up.spliceable = splice
+    if moved:
+        assert pass_on(line, bytes(moved)) == moved
+    if splice:
+        line.up.use(line.up.splice)
+    return line
+
+
+def pass_on(line, data=b"", turns=1):
+    """Send something, and return how much arrives in so many turns, without time passing."""
+    assert put(line.client, data) == len(data)
+    for _ in range(turns):
+        line.bench.turn(0.0)
+    return len(take_all(line.target))
+
+
+@EACH
+def test_a_step_moves_what_is_granted_and_a_flow_without_a_grant_is_parked_until_its_turn(stack, splice):
+    bench = Bench(stack, limits=[SLOW, {"name": "q", "quota": "1MB/day"}])
+    line = connect(bench, splice)
+    begun = bench.now
+    assert [pass_on(line, bytes(5 * TURN)), pass_on(line), pass_on(line)] == [TURN, TURN, 0]
+    assert (line.moved[0], line.up.last, line.up.spliced_bytes()) == (2 * TURN, begun, 2 * TURN * splice)
+    assert (line.up.mask & READ, line.down.mask & READ) == (0, READ)
+    line.target.send(b"reply")
+    bench.rest()
+    assert take(line.client) == b"reply"
+    for count in (3, 4, 5):
+        bench.turn(1 / 16 + 0.002)
+        assert (line.moved[0], line.up.last) == (count * TURN, bench.now)
+        assert line.up.mask == line.up.reads & ~READ, "as it has read all that it might, it waits without an event"
+    assert bench.work.throttled == pytest.approx(3 / 16, rel=0.2)
+    bench.turn(1 / 16 + 0.002)
+    assert (line.moved[0], line.up.mask & READ) == (5 * TURN, READ)
+    waited = bench.work.throttled
+    bench.turn(1.0)
+    take_all(line.target)
+    assert pass_on(line, b"x") == 1
+    assert bench.work.throttled == waited
+
+
+@EACH
+def test_what_was_granted_and_not_read_is_given_back(stack, splice):
+    bench = Bench(stack, limits=[SLOW])
+    idle, line = connect(bench, splice), connect(bench)
+    idle.up.handler(IN, bench.now)
+    assert [pass_on(line, bytes(5 * TURN)), pass_on(line), pass_on(line)] == [TURN, TURN, 0]
+
+
+@EACH
+def test_other_events_ask_for_nothing(stack, splice):
+    bench = Bench(stack, limits=[SLOW])
+    line, other = connect(bench, splice, wrap=Reluctant), connect(bench)
+    line.near.takes = [0]
+    line.target.send(b"reply")
+    bench.turn(0.0)
+    line.up.handler(OUT, bench.now)
+    assert take(line.client) == b"reply"
+    assert (line.down.last, line.up.mask & OUT) == (bench.now, 0)
+    assert pass_on(other, bytes(5 * TURN), turns=3) == 2 * TURN
+
+
+@EACH
+def test_a_read_counts_for_all_limits_and_takes_no_more_than_the_buffer_or_the_pipe(stack, splice):
+    bench = Bench(stack, limits=[FREE, {"name": "q", "quota": "400kB/day"}, {"name": "r", "quota": "1MB/day"}])
+    line = connect(bench, splice)
+    line.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    line.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    sizes = []
+    line.client.send(BLOCK[:200_000])
+    while sum(sizes) < 200_000:
+        sizes.append(pass_on(line))
+    assert sizes == ([200_000] if splice else [BUFFER] * 3 + [200_000 - 3 * BUFFER])
+    line.client.send(BLOCK[:200_000])
+    line.client.send(b"too much")
+    bench.rest()
+    assert len(take_all(line.target)) == 200_000
+    assert bench.ends == [("quota", "limit q")]
+
+
+@EACH
+@pytest.mark.parametrize("event", ["end", "bytes", "reset"])
+def test_an_end_needs_no_quota(stack, splice, event):
+    bench = Bench(stack, limits=[FREE, {"name": "q", "quota": "1kB/day"}])
+    line = connect(bench, splice)
+    assert pass_on(line, bytes(1000)) == 1000
+    if event == "end":
+        line.client.shutdown(socket.SHUT_WR)
+    elif event == "bytes":
+        line.client.send(b"x")
+    else:
+        line.up.source.send(b"unread")
+        line.client.close()  # which is a reset, as something was not read
+    bench.turn()
+    assert event != "end" or line.up.ended == bench.now
+    assert bench.reasons == ([] if event == "end" else ["quota"])
+    assert line.record.state == ("half-closed" if event == "end" else "closed")
+
+
+@EACH
+def test_the_end_comes_in_a_step_of_its_own(stack, splice):
+    bench = Bench(stack, limits=[FREE])
+    line = connect(bench, splice, wrap=Reluctant)
+    line.client.send(b"last")
     line.client.shutdown(socket.SHUT_WR)
-    bench.run(0.1)
-    assert line.received == 1_000_000 and line.connection.state.text == "half-closed"
+    bench.turn()
+    assert (take(line.target), line.up.ended, line.far.flags) == (b"last", 0.0, [] if splice else [0])
+    bench.turn()
+    assert (take(line.target), line.up.ended) == (b"", bench.now)
 
 
-def test_a_parked_flow_that_is_closed_leaves_nothing_behind(stack):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "1MB/s"}])
-    lines = [bench.connect(), bench.connect(session=True)]
-    bench.run(0.5)
-    kinds = [type(line.connection.flows.upstream) for line in lines]
-    assert kinds == [MeteredFlow, MeteredSessionFlow]
-    assert any(line.connection.flows.upstream.budget.is_waiting for line in lines)
-    for line in lines:
-        line.connection.close("killed", bench.now)
-    assert bench.loop.timers.first == float("inf")
-    bench.run(1.0)
-    assert len(bench.over) == 2
-
-
-def test_a_reset_of_the_sink_while_a_flow_is_parked_ends_the_connection(stack):
-    bench = Bench(stack, [{"per": "tunnel", "bandwidth": "100kB/s"}])
+def test_bulk_out_of_a_unix_socket_is_metered_as_well(stack):
+    bench = Bench(stack, limits=[FREE, {"name": "q", "quota": "400kB/day"}])
     line = bench.connect()
-    bench.run(0.5)
-    line.target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    line.target.close()
-    bench.lines.clear()
-    bench.run(1.0)
-    assert [reason for reason, _ in bench.over] == ["target_reset"]
+    for end in (line.client, line.far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    line.client.send(BLOCK[:500_000])
+    assert [pass_on(line) for _ in range(7)] == [BUFFER] * 6 + [400_000 - 6 * BUFFER]
+    bench.rest()
+    assert bench.ends == [("quota", "limit q")]
+
+
+# -- when a meter grants something ------------------------------------------------------------------------------------
+
+
+def parked(stack, splice=False, more=b"", limits=(), **options):
+    """A connection that waits for its turn, at whose source more has come."""
+    bench = Bench(stack, limits=[SLOW, *limits])
+    line = connect(bench, splice, **options)
+    pass_on(line, bytes(2 * TURN), turns=2)
+    put(line.client, more)
+    line.up.handler(IN, bench.now)
+    assert not line.up.mask & READ
+    return line
+
+
+@EACH
+def test_a_parked_flow_whose_sink_takes_too_little_waits_for_that(stack, splice):
+    line = parked(stack, splice, BLOCK[:900], wrap=Reluctant)
+    if splice:
+        line.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        filled = 0
+        while sent := put(line.up.sink.sock, bytes(500)):
+            filled += sent
+    else:
+        line.far.takes = [2, 0]
+    line.bench.turn(0.1)
+    assert line.held()
+    assert (line.up.mask & READ, line.down.mask & OUT) == (0, OUT)
+    got = take_all(line.target)
+    line.bench.rest()
+    got += take_all(line.target)
+    assert got[-900:] == BLOCK[:900]
+    assert line.up.mask & READ
+
+
+@pytest.mark.parametrize("event", ["end", "reset", "end without quota", "close"])
+def test_a_parked_flow_finds_that_its_connection_has_ended(stack, caplog, event):
+    """No event reports the end of a source that is not read."""
+    if event == "end without quota":
+        bench = Bench(stack, limits=[SLOW, {"name": "q", "quota": "2kB/day"}])
+        line, other = connect(bench), connect(bench)
+        pass_on(line, bytes(1500), turns=2)
+        line.up.handler(IN, bench.now)
+        pass_on(other, bytes(500), turns=4)
+    else:
+        line = parked(stack)
+        bench = line.bench
+    if event == "close":
+        line.connection.close("killed", bench.now)
+    elif event == "reset":
+        line.up.source.send(b"unread")
+        line.client.close()
+    else:
+        line.client.shutdown(socket.SHUT_WR)
+    bench.turn(0.1)
+    if "end" in event:
+        assert (take(line.target), line.up.mask & READ, line.up.ended) == (b"", 0, bench.now)
+    bench.rest()
+    assert line.record.state == ("half-closed" if "end" in event else "closed")
+    assert "".join(bench.reasons) == {"reset": "client_reset", "close": "killed"}.get(event, "")
+    assert caplog.messages == []
+
+
+def test_a_grant_that_comes_too_late_is_given_back(stack):
+    line = parked(stack)
+    bench, other = line.bench, connect(line.bench)
+    line.client.shutdown(socket.SHUT_WR)
+    line.up.end(bench.now)
+    ended = line.up.ended
+    bench.turn(0.1)
+    assert (line.up.ended, line.up.mask & READ) == (ended, 0)
+    assert pass_on(other, bytes(5 * TURN)) == TURN
+
+
+@pytest.mark.parametrize("is_exhausted", [False, True])
+def test_a_parked_flow_that_has_to_wait_again_is_not_watched(stack, is_exhausted):
+    bench = Bench(stack, limits=[SLOW])
+    line, other = connect(bench), connect(bench)
+    pass_on(line, bytes(TURN if is_exhausted else 500))
+    pass_on(other, bytes(5 * TURN), turns=3)
+    line.client.send(bytes(100))
+    line.up.handler(IN, bench.now)
+    line.up.granted(bench.now)
+    assert (available(line.up.source), line.up.mask & READ) == (100, 0)
+    bench.turn(0.2)
+    assert available(line.up.source) == 0
+
+
+@pytest.mark.parametrize("mask", [-1, OUT])
+def test_a_parked_flow_keeps_waiting_for_what_else_it_waited_for(stack, mask):
+    line = parked(stack, more=b"bytes")
+    line.up.set_interest(mask)
+    line.bench.now += 0.1
+    line.bench.loop.timers.run(line.bench.now)
+    assert take(line.target) == b"bytes"
+    assert line.up.mask == max(mask, 0) | line.up.reads
+
+
+def test_a_flow_whose_bytes_are_dropped_from_now_on_leaves_its_meters(stack):
+    bench = Bench(stack, limits=[SLOW, {"name": "q", "quota": "5kB/day"}])
+    line = connect(bench, target={"half_close": False})
+    pass_on(line, bytes(2500), turns=3)
+    line.target.send(b"bye")
+    line.target.shutdown(socket.SHUT_WR)
+    bench.rest()
+    assert (take_all(line.client), line.record.state) == (b"bye", "half-closed")
+    line.client.send(bytes(100_000))
+    bench.rest()
+    assert (available(line.up.source), line.moved[0], bench.reasons) == (0, 2 * TURN, [])
+    assert line.up.handler == line.up.discard
+    line.client.shutdown(socket.SHUT_WR)
+    bench.rest()
+    assert bench.reasons == ["done"]
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_a_parked_flow_that_is_closed_leaves_nothing_behind(stack, session):
+    bench = Bench(stack, limits=[SLOW])
+    line = bench.connect(client={} if session else None, sessions={"client": b""} if session else {})
+    assert type(line.up) is (MeteredSessionFlow if session else MeteredFlow)
+    pass_on(line, bytes(3 * TURN), turns=3)
+    assert bench.loop.timers.first < float("inf")
+    up = line.up
+    line.connection.close("killed", bench.now)
+    assert bench.loop.timers.first == float("inf")
+    assert not hasattr(up, "receive")
+    other = connect(bench)
+    bench.turn(1.0)
+    assert pass_on(other, bytes(5 * TURN), turns=3) == 2 * TURN
+
+
+def test_what_came_before_a_reset_is_passed_on_and_counted_whatever_is_granted(stack):
+    bench = Bench(stack, limits=[SLOW, {"name": "q", "quota": "5kB/day"}])
+    line = connect(bench, moved=500)
+    line.client.send(bytes(4500))
+    line.down.sink_failed(bench.now)
+    assert (len(take_all(line.target)), line.moved, bench.reasons) == (4500, (5000, 0), ["client_reset"])
+    assert bench.gate.enter(CLIENT, bench.now).rule == "limit q"
+
+
+# -- out of a session -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_session_has_read_ahead_is_metered(stack):
+    bench = Bench(stack, limits=[SLOW])
+    line = bench.connect(client={}, sessions={"client": BLOCK[:5000]})
+    assert len(take_all(line.target)) == 2 * TURN
+    bench.rest()
+    for _ in range(3):
+        bench.turn(1 / 16 + 0.002)
+        bench.turn(0.0)
+    assert line.moved[0] == 5000
+
+
+def test_a_look_at_the_transport_does_not_tell_whether_a_session_has_ended(stack):
+    bench = Bench(stack, limits=[{"name": "q", "quota": "1kB/day"}])
+    line = bench.connect(client={}, sessions={"client": bytes(1000)})
+    line.client.shutdown(socket.SHUT_WR)
+    bench.rest()
+    assert bench.ends == [("quota", "limit q")]

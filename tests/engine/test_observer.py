@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 from helpers import WAIT, Thread
@@ -15,244 +14,201 @@ from relay.engine.observer import Observer, check_callback
 from relay.engine.records import ConnectionRecord
 
 
-def record(number: int) -> ConnectionRecord:
+def record(number):
     return ConnectionRecord(("127.0.0.1", number), "db:5432", 1.0, 0, 0, "copy", "closed", "done")
 
 
-def test_records_come_in_order_on_one_thread_that_ends_with_the_observer() -> None:
-    seen: list[tuple[int, str]] = []
-    observer = Observer(lambda it: seen.append((it.peer[1], threading.current_thread().name)), "web")
-    assert "web on_end" not in [thread.name for thread in threading.enumerate()]
+class Seen:
+    """A callable that notes the records, and what it finds out about its thread."""
+
+    def __init__(self, look=lambda: None):
+        self.numbers, self.look, self.found = [], look, []
+
+    def __call__(self, record):
+        self.numbers.append(record.peer[1])
+        self.found.append(self.look())
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """A system without threads, until it is undone, and how often one was asked for."""
+    system = SimpleNamespace(asked=0, undo=monkeypatch.undo)
+
+    def fail(*arguments):
+        system.asked += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    return system
+
+
+def has_thread():
+    return "web on_end" in [thread.name for thread in threading.enumerate()]
+
+
+def test_records_come_in_order_on_one_thread_that_ends_with_the_observer():
+    seen = Seen(lambda: (threading.current_thread().name, threading.current_thread().daemon))
+    observer = Observer(seen, "web")
+    assert not has_thread()
     for number in range(100):
         observer.put(record(number))
     observer.close()
-    assert seen == [(number, "web on_end") for number in range(100)]
-    assert "web on_end" not in [thread.name for thread in threading.enumerate()]
+    assert seen.numbers == list(range(100))
+    assert set(seen.found) == {("web on_end", True)}, "it does not hold up the end of the program"
+    assert not has_thread()
 
 
-def test_without_a_record_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[threading.Thread] = []
-    observer = Observer(lambda it: None, "web")
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", started.append)
-        patched.setattr(threading.Thread, "join", _no_thread)
-        observer.close()
-    assert started == []
-
-
-def test_its_thread_does_not_hold_up_the_end_of_the_program() -> None:
-    seen: list[bool] = []
-    observer = Observer(lambda it: seen.append(threading.current_thread().daemon), "web")
+def test_it_knows_its_own_thread():
+    seen = Seen(lambda: observer.is_on_its_thread())
+    observer = Observer(seen, "web")
+    assert not observer.is_on_its_thread()
     observer.put(record(1))
     observer.close()
-    assert seen == [True]
+    assert seen.found == [True]
+    assert not Thread(observer.is_on_its_thread).result()
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
-def test_what_the_callable_raises_is_logged_and_the_next_record_comes(
-    error: BaseException, caplog: pytest.LogCaptureFixture
-) -> None:
-    seen: list[int] = []
-
-    def fail_first(it: ConnectionRecord) -> None:
-        seen.append(it.peer[1])
-        if len(seen) == 1:
+def test_what_the_callable_raises_is_logged_and_the_next_record_comes(error, caplog):
+    def fail_first():
+        if len(seen.numbers) == 1:
             raise error
 
-    observer = Observer(fail_first, "web")
+    seen = Seen(fail_first)
+    observer = Observer(seen, "web")
     observer.put(record(1))
     observer.put(record(2))
     observer.close()
-    assert seen == [1, 2]
+    assert seen.numbers == [1, 2]
     (line,) = caplog.records
     assert line.getMessage() == "web: on_end failed"
-    assert line.exc_info and line.exc_info[1] is error
+    assert line.exc_info[1] is error
 
 
-class Slow:
-    """A callable that waits for ``go``."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self.began = threading.Event()
-        self.go = threading.Event()
-
-    def __call__(self, it: ConnectionRecord) -> None:
-        self.began.set()
-        assert self.go.wait(WAIT)
-        self.seen.append(it.peer[1])
-
-
-def test_beyond_the_limit_records_are_dropped_and_counted(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(observer_module, "_LIMIT", 10)
-    slow = Slow()
-    observer = Observer(slow, "web")
-    observer.put(record(0))
-    assert slow.began.wait(WAIT)  # so that none of the next ten has been taken
-    for number in range(1, 31):
+@pytest.mark.parametrize(("before", "after", "seen_numbers"), [(0, 0, []), (1, 1, [0, 1]), (1, 0, [0]), (0, 1, [0])])
+def test_where_there_is_no_thread_the_next_record_and_the_end_try_again(
+    no_threads, caplog, before, after, seen_numbers
+):
+    seen = Seen()
+    observer = Observer(seen, "web")
+    for number in range(before):
         observer.put(record(number))
-    slow.go.set()
+    if before or after:
+        no_threads.undo()
+    for number in range(before, before + after):
+        observer.put(record(number))
     observer.close()
-    assert slow.seen == list(range(11))
-    assert [line.getMessage() for line in caplog.records] == [
-        "web: on_end: too slow, 10 records are waiting; dropping records",
-        "web: on_end: 20 records were dropped",
-    ]
+    assert (seen.numbers, caplog.messages, no_threads.asked) == (seen_numbers, [], before)
 
 
-class Stepwise:
-    """A callable that ends each call only when the test lets it, and has begun the next one then."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self._began, self._go = threading.Semaphore(0), threading.Semaphore(0)
-
-    def __call__(self, it: ConnectionRecord) -> None:
-        self.seen.append(it.peer[1])
-        self._began.release()
-        assert self._go.acquire(timeout=WAIT)
-
-    def has_begun(self) -> bool:
-        return self._began.acquire(timeout=WAIT)
-
-    def step(self, count: int) -> None:
-        for _ in range(count):
-            self._go.release()
-            assert self.has_begun()
-
-    def end(self) -> None:
-        self._go.release(1000)
-
-
-def test_once_there_were_too_many_records_are_dropped_until_fewer_than_half_of_them_wait(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(observer_module, "_LIMIT", 11)
-    stepwise = Stepwise()
-    observer = Observer(stepwise, "web")
-    try:
-        observer.put(record(0))
-        assert stepwise.has_begun()
-        for number in range(1, 13):  # 11 wait, and the last one is dropped
-            observer.put(record(number))
-        stepwise.step(6)
-        observer.put(record(13))  # 5 wait
-        stepwise.step(1)
-        for number in range(14, 22):  # 4 wait, and then 11, and the last one is dropped
-            observer.put(record(number))
-    finally:
-        stepwise.end()
-        observer.close()
-    assert stepwise.seen == [*range(12), *range(14, 21)]
-    assert [line.getMessage() for line in caplog.records] == [
-        "web: on_end: too slow, 11 records are waiting; dropping records",
-        "web: on_end: 2 records were dropped",
-        "web: on_end: too slow, 11 records are waiting; dropping records",
-        "web: on_end: 1 records were dropped",
-    ]
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_end_does_not_wait_for_ever(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
-) -> None:
-    monkeypatch.setattr(observer_module, "_PATIENCE", 0.01)
-    slow = Slow()
-    observer = Observer(slow, "web")
-    join = threading.Thread.join
-
-    def join_in_time(thread: threading.Thread, timeout: float | None = None) -> None:
-        assert timeout == 0.01
-        join(thread, timeout)
-
-    try:
-        for number in range(count):
-            observer.put(record(number))
-        assert slow.began.wait(WAIT)
-        with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "join", join_in_time)
-            observer.close()
-    finally:
-        slow.go.set()
-    (line,) = caplog.records
-    text = "web: on_end: still running after 0.01 s, {} records are waiting; not waiting for it any longer"
-    assert line.getMessage() == text.format(count - 1)
-    assert observer._thread is not None
-    observer._thread.join(WAIT)
-    assert slow.seen == list(range(count))  # late, but not lost
-
-
-def test_a_system_without_threads_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    seen: list[int] = []
-    observer = Observer(lambda it: seen.append(it.peer[1]), "web")
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", _no_thread)
-        observer.put(record(1))
-    observer.put(record(2))
+def test_records_for_which_there_is_no_thread_at_the_end_are_counted(no_threads, caplog):
+    seen = Seen()
+    observer = Observer(seen, "web")
+    observer.put(record(3))
     observer.close()
-    assert seen == [1, 2]
-    unlucky = Observer(lambda it: seen.append(it.peer[1]), "web")
-    monkeypatch.setattr(threading.Thread, "start", _no_thread)
-    unlucky.put(record(3))
-    unlucky.close()
-    assert seen == [1, 2]
+    assert seen.numbers == []
     assert [line.levelno for line in caplog.records] == [logging.ERROR]
     assert caplog.messages == ["web: on_end: no thread available, 1 records were dropped"]
 
 
-def test_a_record_for_which_there_was_no_thread_is_passed_on_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    observer = Observer(lambda it: seen.append(it.peer[1]), "web")
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", _no_thread)
-        observer.put(record(1))
-    observer.close()
-    assert seen == [1]
+# -- a callable that is too slow --------------------------------------------------------------------------------------
 
 
-def _no_thread(thread: threading.Thread, *arguments: Any) -> None:
-    raise RuntimeError("can't start new thread")
+class Stepwise(Seen):
+    """A callable that ends each call only when the test lets it, and has begun the next one then."""
+
+    def __init__(self):
+        super().__init__(self.step_on)
+        self.began, self.go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def step_on(self):
+        self.began.release()
+        assert self.go.acquire(timeout=WAIT)
+
+    def has_begun(self):
+        return self.began.acquire(timeout=WAIT)
+
+    def step(self, count):
+        for _ in range(count):
+            self.go.release()
+            assert self.has_begun()
+
+    def end(self):
+        self.go.release(20_000)
 
 
-def test_it_knows_its_own_thread() -> None:
-    answers: list[bool] = []
-    observer = Observer(lambda it: answers.append(observer.is_on_its_thread()), "web")
-    assert not observer.is_on_its_thread()
-    observer.put(record(1))
-    observer.close()
-    assert answers == [True]
-    assert not Thread(observer.is_on_its_thread).result()
+LIMIT = 10_000
+FULL = f"web: on_end: too slow, {LIMIT} records are waiting; dropping records"
 
 
-async def _coroutine_function(it: ConnectionRecord) -> None: ...
+def test_once_too_many_wait_records_are_dropped_until_fewer_than_half_of_them_do(caplog):
+    stepwise = Stepwise()
+    observer = Observer(stepwise, "web")
+
+    def put(first, last):
+        for number in range(first, last + 1):
+            observer.put(record(number))
+
+    try:
+        put(0, 0)
+        assert stepwise.has_begun()
+        put(1, LIMIT + 20)  # so many wait, and twenty are dropped
+        stepwise.step(LIMIT // 2)
+        put(-1, -1)  # dropped, because half of them wait
+        stepwise.step(1)
+        put(LIMIT + 21, LIMIT + LIMIT // 2 + 22)  # the last one is dropped
+    finally:
+        stepwise.end()
+        observer.close()
+    assert stepwise.numbers == [*range(LIMIT + 1), *range(LIMIT + 21, LIMIT + LIMIT // 2 + 22)]
+    dropped = "web: on_end: {} records were dropped"
+    assert caplog.messages == [FULL, dropped.format(21), FULL, dropped.format(1)]
 
 
-class _Asynchronous:
-    async def __call__(self, it: ConnectionRecord) -> None: ...
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_end_does_not_wait_for_ever(monkeypatch, caplog, count):
+    monkeypatch.setattr(observer_module, "_PATIENCE", 0.01)
+    stepwise = Stepwise()
+    observer = Observer(stepwise, "web")
+    for number in range(count):
+        observer.put(record(number))
+    assert stepwise.has_begun()
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "web on_end"]
+    Thread(observer.close).result()
+    stepwise.end()
+    text = "web: on_end: still running after 0.01 s, {} records are waiting; not waiting for it any longer"
+    assert caplog.messages == [text.format(count - 1)]
+    thread.join(WAIT)
+    assert stepwise.numbers == list(range(count)), "late, but not lost"
 
 
-async def _asynchronous_generator(it: ConnectionRecord) -> AsyncIterator[None]:
+# -- what can be called -----------------------------------------------------------------------------------------------
+
+
+async def coroutine_function(it): ...
+
+
+class Asynchronous:
+    async def __call__(self, it): ...
+
+
+async def asynchronous_generator(it):
     yield
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [
-        (5, "on_end: expected a callable, got int"),
-        (_coroutine_function, "on_end: a coroutine function cannot be called from a thread"),
-        (_asynchronous_generator, "on_end: a coroutine function cannot be called from a thread"),
-        (_Asynchronous(), "on_end: a coroutine function cannot be called from a thread"),
+    [(5, "on_end: expected a callable, got int")]
+    + [
+        (given, "on_end: a coroutine function cannot be called from a thread")
+        for given in (coroutine_function, asynchronous_generator, Asynchronous())
     ],
 )
-def test_what_cannot_be_called_is_named(given: Any, said: str) -> None:
+def test_what_cannot_be_called_is_named(given, said):
     with pytest.raises(TypeError, match=said):
         check_callback(given)
 
 
-@pytest.mark.parametrize("given", [None, print, Slow()])
-def test_what_can_be_called_is_taken(given: Callable[..., Any] | None) -> None:
+@pytest.mark.parametrize("given", [None, print, Seen()])
+def test_what_can_be_called_is_taken(given):
     check_callback(given)

@@ -20,8 +20,7 @@ from relay.engine.records import (
     WarmFigures,
 )
 from relay.eventloop.histogram import Histogram
-from relay.streams.path import StreamPath
-from relay.streams.request import Request
+from relay.streams.stream import Request, StreamPath
 
 PEER = ("192.0.2.7", 5)
 ROUTE = (parse_hop("socks5://192.0.2.1:1080"),)

@@ -47,20 +47,21 @@ def test_it_ends_when_the_time_is_over(stay):
     assert ends == [170.0]
 
 
-def test_other_events_change_nothing_and_the_end_of_the_client_ends_it(stay):
-    stay, loop, ends = stay
-    stay._on_event(0, 101.0)
+def test_other_events_change_nothing_and_the_end_of_the_client_ends_it(stay, connected):
+    _, loop, ends = stay
+    on_event = loop.handlers[connected[0].fileno()]
+    on_event(0, 101.0)
     assert ends == []
-    stay._on_event(ERR | HUP, 102.0)
+    on_event(ERR | HUP, 102.0)
     assert ends == [102.0]
     loop.timers.run(1000.0)
     assert ends == [102.0]
 
 
 @pytest.mark.parametrize("event", [event for event in (END, ERR, HUP) if event])  # not each system has END
-def test_each_event_that_is_an_end_of_the_client_ends_it(stay, event):
-    stay, _, ends = stay
-    stay._on_event(event, 101.0)
+def test_each_event_that_is_an_end_of_the_client_ends_it(stay, connected, event):
+    _, loop, ends = stay
+    loop.handlers[connected[0].fileno()](event, 101.0)
     assert ends == [101.0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pydoc
 import queue
 import re
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 from helpers import (
-    BLOCK,
     WAIT,
     Certificates,
     Relayed,
@@ -34,6 +32,7 @@ from helpers import (
 
 import relay
 from relay.access.proxy_header import build_local
+from relay.engine import changes
 from relay.engine.managed_tunnel import ManagedTunnel
 from relay.engine.records import REASONS, ConnectionRecord
 from relay.engine.tunnel import introduce_probes
@@ -216,21 +215,6 @@ def test_stats_count_what_lives_and_what_has_ended(relayed: Callable[..., Relaye
     assert (stats.accepted, stats.received, stats.sent, stats.failed) == (4, 11, 11, {})
 
 
-def test_only_the_last_hundred_are_remembered_oldest_first(relayed: Callable[..., Relayed]) -> None:
-    made = relayed()
-    ports = []
-    for _ in range(105):
-        client, far = made.connect()
-        ports.append(client.getsockname()[1])
-        client.close()
-        far.close()
-    wait_until(lambda: made.tunnel.stats().active == 0)
-    assert (
-        sorted(record.peer[1] for record in made.tunnel.recent()) == sorted(ports[5:])
-        or len(made.tunnel.recent()) == 100
-    )
-
-
 def test_a_paused_tunnel_lets_callers_wait(relayed: Callable[..., Relayed]) -> None:
     made = relayed()
     client, far = made.connect()
@@ -267,74 +251,6 @@ def test_members_of_a_closed_tunnel_answer(relayed: Callable[..., Relayed]) -> N
         made.client()
 
 
-@pytest.mark.parametrize(("drain", "error"), [(-1, ValueError), ("now", TypeError), (float("nan"), ValueError)])
-def test_a_bad_drain_is_named_and_closes_nothing(relayed: Callable[..., Relayed], drain: Any, error: type) -> None:
-    made = relayed()
-    with pytest.raises(error, match="drain"):
-        made.tunnel.close(drain)
-    exchange(*made.connect())
-
-
-def test_a_shorter_drain_overtakes_a_longer_one(relayed: Callable[..., Relayed]) -> None:
-    made = relayed()
-    client, far = made.connect()
-    exchange(client, far)
-    draining = Thread(made.tunnel.close, 60)
-    wait_until(lambda: repr(made.tunnel).endswith("closing>"))
-    exchange(client, far)
-    made.tunnel.close()
-    draining.result()
-    assert ending(client) == "reset"
-
-
-def test_the_factory_is_closed_with_the_tunnel() -> None:
-    class Factory:
-        closed = 0
-
-        def __call__(self) -> socket.socket:
-            return socket.socketpair()[0]
-
-        def close(self) -> None:
-            self.closed += 1
-
-    factory = Factory()
-    relay.Tunnel(relay.listen(":0"), factory).close()
-    assert factory.closed == 1
-
-
-def test_a_constructor_that_raises_leaves_everything_with_the_caller() -> None:
-    with relay.listen(":0") as receive:
-        with pytest.raises(ValueError, match="nconnect"):
-            relay.Tunnel(receive, lambda: None, nconnect=0)
-        assert receive.fileno() >= 0
-
-
-def test_each_end_of_a_connection_is_one_line_at_info(
-    relayed: Callable[..., Relayed], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "relay"):
-        made = relayed(name="logged")
-        client, far = made.connect()
-        exchange(client, far)
-        client.close()
-        far.close()
-        ended(made.tunnel)
-    (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
-    assert record.connection == made.tunnel.recent()[0]
-    assert record.getMessage().startswith("logged: ")
-    assert "done" in record.getMessage()
-
-
-def test_many_tunnels_do_not_share_anything(relayed: Callable[..., Relayed]) -> None:
-    many = [relayed() for _ in range(8)]
-    pairs = [made.connect() for made in many]
-    threads = [Thread(lambda client=client: (client.sendall(BLOCK * 4), client.shutdown(1))) for client, _ in pairs]
-    readers = [Thread(receive_all, far) for _, far in pairs]
-    assert all(reader.result() == BLOCK * 4 for reader in readers)
-    for thread in threads:
-        thread.result()
-
-
 def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
     inside = threading.Event()
 
@@ -351,20 +267,6 @@ def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
             client.settimeout(WAIT)
             assert ending(client) == "reset"
         assert tunnel.stats().accepted == 0
-
-
-def test_a_listener_object_is_not_asked_beyond_the_limit(echo_server: Server) -> None:
-    listener = FakeListener()
-    with relay.Tunnel(listener, echo_server.factory(), nconnect=1) as tunnel:
-        with listener.connect() as first:
-            exchange_with_echo(first)
-            second = listener.connect()
-            with second:
-                second.sendall(b"late")
-                assert tunnel.stats().active == 1
-                first.close()
-                second.settimeout(WAIT)
-                assert receive_exactly(second, 4) == b"late"
 
 
 def exchange_with_echo(client: socket.socket) -> None:
@@ -472,28 +374,6 @@ def test_a_name_that_is_no_text(listener: socket.socket) -> None:
         relay.Tunnel(listener, relay.tcp("127.0.0.1", 1), name=5)  # type: ignore[arg-type]
 
 
-async def coroutine() -> None:
-    """Make a stream, some time."""
-
-
-async def generator() -> Any:
-    yield
-
-
-class Later:
-    """A factory whose call is a coroutine function."""
-
-    async def __call__(self) -> None:
-        """Make a stream, some time."""
-
-
-@pytest.mark.parametrize("wrong", [coroutine, generator, Later()])
-def test_a_factory_must_not_be_a_coroutine_function(listener: socket.socket, wrong: Any) -> None:
-    text = "^make_send: a coroutine function cannot be called from a thread; give a plain callable$"
-    with pytest.raises(TypeError, match=text):
-        relay.Tunnel(listener, wrong)
-
-
 class Probed(Dialer):
     """A dialer of several targets that are probed."""
 
@@ -574,18 +454,26 @@ def test_a_header_is_sent_to_the_target(serve: Callable[..., Server]) -> None:
         assert re.fullmatch(rb"PROXY TCP4 127.0.0.1 127.0.0.1 \d+ \d+\r\nx", came.get(timeout=WAIT))
 
 
-def test_a_target_that_sends_nothing_is_given_up(relayed: Callable[..., Relayed]) -> None:
-    made = relayed(first_byte_timeout=0.05)
+def test_a_target_that_sends_nothing_is_given_up(
+    relayed: Callable[..., Relayed], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = relayed(first_byte_timeout=0.05, name="it")
     client, far = made.connect()
     client.sendall(b"x")
     assert receive_exactly(far, 1) == b"x"
     assert ending(client) == ending(far) == "reset"
     assert ended(made.tunnel) == ["unreachable"]
+    where, peer = ("{}:{}".format(*end.getsockname()) for end in (made.target, client))
+    (line,) = caplog.messages
+    assert line.startswith(f"it: {where}: ") and line.endswith(f" (client {peer})")
 
 
-def test_a_source_that_cannot_be_is_named(listener: socket.socket) -> None:
-    with pytest.raises(ValueError, match="^source: "):
-        relay.Tunnel(listener, relay.unix("/nowhere"), source="peer")
+@pytest.mark.parametrize(
+    ("make_send", "warm"), [(relay.unix("/nowhere"), 0), (relay.tcp("192.0.2.1", 1), 0), (relay.tcp("127.0.0.1", 1), 1)]
+)
+def test_a_source_that_cannot_be_is_named(listener: socket.socket, make_send: Any, warm: int) -> None:
+    with pytest.raises(ValueError, match="^source: " if not warm else "^(source|warm): "):
+        relay.Tunnel(listener, make_send, source="peer", warm=warm)
     assert listener.fileno() >= 0
 
 
@@ -604,3 +492,21 @@ def test_the_end_of_a_tunnel_logs_how_many_lines_were_left_out(caplog: pytest.Lo
     lines = [message for message in caplog.messages if message.startswith("web: ")]
     left_out = [int(found[1]) for line in lines if (found := re.search(r"; (\d+) more like this", line))]
     assert 0 < len(lines) + sum(left_out) == clients > len(lines)
+
+
+def test_another_header_and_another_route_are_those_of_the_probes_too(listener: socket.socket) -> None:
+    first, second = Probed("db:5432"), Probed("db:5433")
+    first.alternatives = second.alternatives = ("another",)  # type: ignore[assignment]
+    with relay.Tunnel(listener, first) as tunnel:
+        changes.update(tunnel, send_proxy="v1", linger=None)
+        assert first.header == build_local("v1")
+        changes.reroute(tunnel, second, None)
+        assert second.header == build_local("v1")
+
+
+def test_a_handshake_has_the_time_of_a_connect() -> None:
+    receive = relay.socks_listen("127.0.0.1", 0)
+    with relay.Tunnel(receive, relay.dynamic(), connect_timeout=20.0) as tunnel:
+        assert receive.handshake_timeout == 20.0
+        changes.update(tunnel, connect_timeout=10.0, linger=None)
+        assert receive.handshake_timeout == 10.0

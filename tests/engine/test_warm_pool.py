@@ -12,9 +12,11 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+from helpers import few_descriptors
 from state_table import rows_of
 
 import relay
+from relay.addresses.printable import printable
 from relay.engine import warm_pool as module
 from relay.engine.attempt import Plan
 from relay.engine.limits import Limits
@@ -87,7 +89,8 @@ class Rig:
         self.far = []
         self.clients = []
         self.closed = []
-        self.pool = WarmPool(self, self, Plan(self.dialer))
+        self.plan = Plan(self.dialer)
+        self.pool = WarmPool(self, self, self.plan)
         self.pool.change(count, KEEP, NOW)
 
     # -- the connector
@@ -117,6 +120,22 @@ class Rig:
     def state(self):
         return self.pool.state.value
 
+    @property
+    def timer(self):
+        """The timer of its next step."""
+        return self.pool._timer
+
+    @property
+    def failures(self):
+        """Those in a row."""
+        return self.pool._backoff.failures
+
+    def give_up(self, *attempts):
+        """Close the streams of attempts that are under way; of all, if none is named."""
+        for attempt in attempts or self.attempts[:]:
+            self.attempts.remove(attempt)
+            attempt.connection.close("discarded", NOW)
+
     def make(self, now=NOW):
         near, far = socket.socketpair()
         near.setblocking(False)
@@ -130,9 +149,8 @@ class Rig:
         client = SimpleNamespace(summary=SimpleNamespace())
         client.open = lambda target, stream, work, now: self.clients.append(target)
         given = self.pool.give(client, NOW)
-        timer = self.pool._timer
-        if given and timer.due < NOW + 0.01:
-            timer.expire(timer.due)
+        if given and self.timer.due < NOW + 0.01:
+            self.retry()
         return given
 
     def streams(self):
@@ -148,14 +166,13 @@ class Rig:
         self.streams()[0].close("expired", NOW + KEEP)
 
     def retry(self):
-        timer = self.pool._timer
-        timer.expire(timer.due)
+        self.timer.expire(self.timer.due)
 
     last = retry  # the time is over for which a stream must last
 
     def hang(self):
         """The last attempts were calls that are given up and do not return."""
-        self.pool._plan.warm_calls = 2
+        self.plan.warm_calls = 2
         self.fail()
         self.retry()
 
@@ -202,7 +219,7 @@ class Rig:
 
     def finish(self):
         self.stop()
-        self.loop._close_garbage()
+        self.turn()
         self.loop.close()
         for one in (*self.far, *self.clients):
             one.close()
@@ -307,10 +324,10 @@ def test_the_next_stream_is_opened_after_the_clients_first_bytes_and_never_put_o
     made = in_state(rig, "filling")
     client = SimpleNamespace(summary=SimpleNamespace(), open=lambda *_: made.clients.append(_[0]))
     assert made.pool.give(client, NOW)
-    due = made.pool._timer.due
+    due = made.timer.due
     assert (made.begun, due) == (0, NOW + 0.001)
     assert made.pool.give(client, NOW + 0.0005)
-    assert made.pool._timer.due == due
+    assert made.timer.due == due
     made.retry()
     assert made.begun == 2
 
@@ -357,7 +374,7 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
     for _ in range(9):
         assert len(made.attempts) == 1, "one at a time"
         made.fail()
-        delays.append(made.pool._timer.due - NOW)
+        delays.append(made.timer.due - NOW)
         made.retry()
     longest = (0.5, 1, 2, 4, 8, 16, 30, 30, 30)
     assert all(0.5 <= delay / most <= 1 for delay, most in zip(delays, longest, strict=True))
@@ -370,47 +387,68 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
     made.make()
     assert made.use()
     made.fail()
-    assert made.pool._timer.due - NOW <= 0.5, "a stream that was used ends the row of failures"
+    assert made.timer.due - NOW <= 0.5, "a stream that was used ends the row of failures"
 
 
-def test_a_long_error_is_logged_in_part(rig, caplog):
-    made = rig()
-    for _ in range(2):
-        made.fail(OSError("x" * 2000))
-        made.retry()
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "x" * 499 in line and "x" * 501 not in line
+def twice(error):
+    return lambda made: (made.fail(error), made.retry(), made.fail(error))
 
 
-@pytest.mark.parametrize("error", [CarrierError("the connection was lost"), REFUSED])
-def test_a_lost_carrier_is_logged_by_itself(rig, caplog, error):
-    made = rig()
-    made.fail(error)
-    assert not caplog.records, "one failure is not worth a line"
-    made.retry()
-    made.fail(error)
-    assert bool(caplog.records) == (error is REFUSED)
+def closed_at_once(factory):
+    """Two streams of this factory are closed at once."""
+
+    def event(made):
+        made.stop()
+        made.attempts.clear()
+        made.pool.change_plan(Plan(factory), NOW)
+        made.start()
+        for _ in range(2):
+            made.make()
+            made.end_at_once()
+            made.retry()
+
+    return event
+
+
+@pytest.mark.parametrize(
+    ("event", "cause"),
+    [
+        (twice(REFUSED), str(REFUSED)),
+        (twice(CarrierError("the connection was lost")), None),  # which is logged by itself
+        (twice(OSError("x" * 2000)), printable("x" * 2000, 500)),
+        (closed_at_once(OverHop()), "db:5432: it closed the stream at once; check it, or set warm to 0"),
+        (closed_at_once(lambda: None), "the target: it closed the stream at once; check it, or set warm to 0"),
+        (
+            lambda made: (made.pool.make_room(NOW), made.retry(), made.pool.make_room(NOW)),
+            "no descriptor is left for a warm stream; raise the limit of open files (ulimit -n)",
+        ),
+        (Rig.hang, "db:5432: no answer in time; earlier calls of it have not returned"),
+    ],
+)
+def test_the_second_failure_in_a_row_is_worth_a_line_with_its_cause(rig, caplog, event, cause):
+    event(rig())
+    text = f"web: no stream is ready for the next client: {cause}; relay retries, and clients connect without it"
+    assert caplog.messages == ([text] if cause is not None else [])
 
 
 def test_streams_that_end_at_once_are_failures_until_one_stays(rig, caplog):
     made = rig()
     made.make()
     made.end_at_once()
-    made.attempts.clear()
-    made.pool._connecting.clear()
+    made.give_up()
     for _ in range(2):
         made.retry()
         made.make()
         assert not made.attempts, "the others wait until this one has lasted"
         made.end_at_once()
     made.retry()
-    assert made.pool._backoff.failures == 3
+    assert made.failures == 3
     assert "it closed the stream at once" in caplog.records[0].getMessage()
     assert len(caplog.records) == 1
     made.make()
     made.last()
     made.end(after=2.0)
-    assert (made.pool._backoff.failures, made.state) == (0, "filling")
+    assert (made.failures, made.state) == (0, "filling")
 
 
 @pytest.mark.parametrize(("after", "state"), [(0.999, "backing off"), (1.0, "filling")])
@@ -422,19 +460,7 @@ def test_a_stream_that_has_lasted_for_a_second_has_not_ended_at_once(rig, after,
 
 def test_the_others_are_opened_when_the_first_stream_after_a_failure_has_lasted_for_a_second(rig):
     made = in_state(rig, "proving")
-    assert made.pool._timer.due == NOW + 1.0
-
-
-@pytest.mark.parametrize(("factory", "name"), [(OverHop(), "db:5432"), (lambda: None, "the target")])
-def test_the_log_names_the_target_that_ends_streams_at_once(rig, caplog, factory, name):
-    made = in_state(rig, "stopped")
-    made.pool.change_plan(Plan(factory), NOW)
-    made.start()
-    for _ in range(2):
-        made.make()
-        made.end_at_once()
-        made.retry()
-    assert f"next client: {name}: it closed the stream at once" in caplog.text
+    assert made.timer.due == NOW + 1.0
 
 
 def test_a_stream_that_was_never_answered_is_a_failure_when_it_ends_late(rig):
@@ -462,14 +488,22 @@ def test_other_numbers_and_times(rig):
     made = in_state(rig, "filling")
     made.pool.change(3, 10.0, NOW)
     assert made.begun == 1
-    assert all(NOW + 9 <= stream._timer.due <= NOW + 10 for stream in made.streams())
     made.make()
+    made.loop.timers.run(NOW + 8.9)
+    assert len(made.streams()) == 3
     newest = made.streams()[2]
     made.pool.change(1, 10.0, NOW)
     assert made.streams() == [newest]
     made.use()
     made.pool.change(0, 10.0, NOW)
-    assert (made.state, made.pool._connecting) == ("stopped", {})
+    assert made.state == "stopped"
+
+
+def test_a_shorter_time_to_keep_streams_is_for_those_that_are_ready_too(rig):
+    made = in_state(rig, "filling")
+    made.pool.change(2, 10.0, NOW)
+    made.loop.timers.run(NOW + 10.0)
+    assert (made.streams(), made.pool.figures()[4]) == ([], 2)
 
 
 def test_a_stream_for_which_there_is_no_room_any_more_is_closed(rig):
@@ -487,7 +521,7 @@ def test_what_is_closed_for_want_of_room_is_discarded_and_not_replaced(rig):
     ends = made.record_ends()
     made.make(NOW + 2)
     assert [end[1:] for end in ends] == [("discarded", NOW + 2)]
-    assert made.pool._counts == {"hit": 1}
+    assert made.pool.figures() == (1, 1, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -506,9 +540,8 @@ def test_a_stream_is_told_when_and_why_it_ends(rig, event, ended, reason):
     made = rig(count=3)
     made.make()
     made.make()
-    made.attempts[1:] = []
-    for stream in list(made.pool._connecting)[1:]:
-        stream.close("discarded", NOW)
+    if made.attempts[1:]:
+        made.give_up(*made.attempts[1:])
     ends = made.record_ends()
     event(made)
     assert [end[1:] for end in ends] == [(reason, NOW + 3)] * ended
@@ -534,7 +567,7 @@ def test_another_factory_replaces_the_streams(rig):
     old = made.streams()
     other = OverHop()
     made.pool.change_plan(Plan(other), NOW)
-    made.loop._close_garbage()
+    made.turn()
     assert [stream.target.fileno() for stream in old] == [-1, -1]
     assert [attempt.plan.factory for attempt in made.attempts] == [other]
 
@@ -558,21 +591,16 @@ def test_an_attempt_has_a_deadline_and_hurries_no_hop(rig, limit):
     assert attempt.connection.summary.started == NOW
 
 
-def test_the_spare_descriptor_is_for_clients(rig, monkeypatch):
-    def full(endpoint, kind):
-        raise OSError(errno.EMFILE, "Too many open files")
-
+def test_a_connect_is_that_of_the_relay_thread_without_its_spare_descriptor(rig):
     made = rig()
-    monkeypatch.setattr(module, "open_socket", full)
-    with pytest.raises(OSError, match="Too many open files"):
-        made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
-
-
-def test_a_connect_is_that_of_the_relay_thread(rig, monkeypatch):
-    made = rig()
-    monkeypatch.setattr(module, "open_socket", lambda *arguments: arguments)
-    endpoint = Endpoint(socket.AF_INET, ("127.0.0.1", 1))
-    assert made.pool.open(endpoint) == (endpoint, socket.SocketType)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = Endpoint(socket.AF_INET, listening.getsockname())
+        opened, status = made.pool.open(endpoint)
+        assert type(opened) is socket.SocketType and status in (0, errno.EINPROGRESS)
+        assert not opened.getblocking()
+        opened.close()
+        with few_descriptors(0), pytest.raises(OSError, match="Too many open files"):
+            made.pool.open(endpoint)
 
 
 def test_jobs_and_streams_are_passed_to_the_connector(rig):
@@ -583,27 +611,12 @@ def test_jobs_and_streams_are_passed_to_the_connector(rig):
     assert (done, made.closed) == ([1], [(stream, False)])
 
 
-def test_the_log_says_that_no_descriptor_is_left(rig, caplog):
-    made = in_state(rig, "filling")
-    made.pool.make_room(NOW)
-    made.retry()
-    made.pool.make_room(NOW)
-    assert (
-        "next client: no descriptor is left for a warm stream; raise the limit of open files (ulimit -n);"
-        in caplog.text
-    )
-
-
-def test_without_descriptors_clients_come_first(rig, monkeypatch):
-    def full(endpoint, kind):
-        raise OSError(errno.EMFILE, "Too many open files")
-
+def test_without_descriptors_clients_come_first(rig):
     made = in_state(rig, "stopped")
     made.answer = "stream"
     made.pool.change(12, KEEP, NOW)
     kept = made.streams()[3:]
-    monkeypatch.setattr(module, "open_socket", full)
-    with pytest.raises(OSError, match="Too many open files"):
+    with few_descriptors(0), pytest.raises(OSError, match="Too many open files"):
         made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
     assert (made.streams(), made.state) == (kept, "backing off"), "a quarter is closed, and none is opened"
     made.pool.make_room(NOW)
@@ -615,21 +628,14 @@ def test_without_descriptors_clients_come_first(rig, monkeypatch):
 
 def test_calls_that_hang_are_no_more_than_the_streams(rig):
     made = in_state(rig, "filling")
-    plan = made.pool._plan
     made.use()
-    plan.warm_calls = 1  # that of the stream that is missing
+    made.plan.warm_calls = 1  # that of the stream that is missing
     made.fail()
     made.retry()
     assert (made.state, made.attempts) == ("backing off", [])
-    plan.warm_calls = 0
+    made.plan.warm_calls = 0
     made.retry()
     assert (made.state, len(made.attempts)) == ("trying", 1)
-
-
-def test_the_log_says_that_calls_hang(rig, caplog):
-    made = rig()
-    made.hang()
-    assert "next client: db:5432: no answer in time; earlier calls of it have not returned;" in caplog.text
 
 
 def test_a_pool_that_backs_off_goes_on_doing_so_if_the_hop_goes_down_and_a_kept_stream_ends(rig):
@@ -673,7 +679,7 @@ def test_a_hop_is_watched_once(rig):
 
 def test_a_hop_that_goes_down_ends_no_wait(rig):
     made = in_state(rig, "backing off")
-    made.pool._timer.stop()
+    made.timer.stop()
     made.dialer.change(Hop.DOWN)
     made.turn()
     assert (made.state, made.begun) == ("backing off", 0)

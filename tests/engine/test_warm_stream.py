@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from types import SimpleNamespace
 
 import pytest
 from state_table import rows_of
@@ -13,8 +12,7 @@ from relay.engine import warm_stream as module
 from relay.engine.warm_stream import WarmState, WarmStream
 from relay.errors import ConnectError
 from relay.eventloop.loop import Loop
-from relay.streams.path import StreamPath
-from relay.streams.stream import Stream
+from relay.streams.stream import Stream, StreamPath
 
 NOW = time.monotonic()
 WORK = object()
@@ -101,12 +99,17 @@ class Rig:
         self.far.close()
         self.pool.loop.turn()
 
-    def pass_time(self):
-        timer = self.stream._timer
-        timer.expire(timer.due)
+    def pass_time(self, seconds=LIMIT + KEEP):
+        """Let all be due that is due by then; the loop's clock stays."""
+        self.pool.loop.timers.run(NOW + seconds)
+
+    def turn(self):
+        """A turn of the loop, which closes what was discarded."""
+        self.pool.loop.call(list)
+        self.pool.loop.turn()
 
     def finish(self):
-        self.pool.loop._close_garbage()
+        self.turn()
         for one in (self.near, self.far, self.stream.target):
             if one is not None:
                 one.close()
@@ -155,7 +158,7 @@ def test_each_row(rig, row):
     assert made.attempt.calls == (["abandoned"] if before == "connecting" and after == "over" else [])
     is_watched = made.near.fileno() in made.pool.loop.handlers
     assert is_watched == (after == "ready")
-    made.pool.loop._close_garbage()
+    made.turn()
     is_closed = before == "ready" and event != "give"
     assert (made.near.fileno() < 0) == is_closed
     if event == "give":
@@ -211,19 +214,16 @@ def test_a_system_without_an_event_for_the_end(rig, monkeypatch, how):
         made.pool.loop.turn()
         assert made.pool.calls == []
         assert made.pool.loop.poller.poll(0) == [], "they wake the thread once"
+        assert not made.stream.has_ended()
+        assert made.near.recv(100) == b"hello"
         made.reset()
     elif how == "EOF":
-        made.end()
+        made.far.shutdown(socket.SHUT_WR)
+        assert made.stream.has_ended(), "before the loop has looked"
+        made.pool.loop.turn()
     else:
         made.reset()
     assert made.pool.calls == ["ended"]
-
-
-def test_an_end_without_an_event_for_it_is_noticed_before_the_loop_has_looked(rig, monkeypatch):
-    monkeypatch.setattr("relay.eventloop.poller.END", 0)
-    made = rig("ready")
-    made.far.shutdown(socket.SHUT_WR)
-    assert made.stream.has_ended()
 
 
 def test_a_record_says_that_the_client_has_waited_for_nothing(rig):
@@ -249,7 +249,10 @@ def test_a_stream_of_a_transport_is_closed_by_its_transport(rig):
 def test_another_age_holds_from_the_opening_on(rig):
     made = rig("ready")
     made.stream.change_age(10.0, NOW + 5)
-    assert made.stream._timer.due == NOW + 10
+    made.pass_time(9.9)
+    assert made.pool.calls == []
+    made.pass_time(10.1)
+    assert made.pool.calls == ["expired"]
 
 
 def test_a_bug_in_a_handler_ends_the_stream_alone(rig, caplog):
@@ -265,7 +268,7 @@ def test_a_server_that_speaks_first_gets_an_end_of_file_and_no_reset(rig, event)
     made = rig("ready")
     made.far.sendall(b"220 mail.example ESMTP")
     getattr(made, event)()
-    made.pool.loop._close_garbage()
+    made.turn()
     assert made.far.recv(1) == b""
 
 
@@ -276,17 +279,20 @@ def test_a_stream_begins_with_nothing(rig):
     assert stream.summary.started == NOW
     stream.wait_for_target(made.attempt, NOW + LIMIT, NOW)
     assert stream.pending is made.attempt
-    stream._timer.expire(stream._timer.due)
-    assert str(made.pool.calls[0]) == "the target: no answer in time; check that it is reachable"
+    made.stream.close("discarded", NOW)
+    made.pass_time()
+    assert str(made.pool.calls[1]) == "the target: no answer in time; check that it is reachable"
 
 
 def test_another_age_holds_for_a_stream_that_is_not_open_yet(rig):
     made = rig("connecting")
     made.stream.change_age(10.0, NOW)
-    assert made.stream._timer.due == NOW + LIMIT
+    made.pass_time(LIMIT - 1)
+    assert made.pool.calls == []
     made.open()
-    assert made.stream._timer.due == NOW + 10
     assert made.stream.opened == NOW
+    made.pass_time(10.1)
+    assert made.pool.calls == ["ready", "expired"]
 
 
 def test_a_path_that_is_not_known_is_that_of_a_warm_stream(rig):
@@ -330,65 +336,3 @@ def test_a_stream_whose_target_gets_no_new_clients_is_expired(rig, is_withdrawn,
     assert made.stream.spoilt() == ("expired" if is_withdrawn else None)
     made.far.close()
     assert made.stream.spoilt() == "ended"
-
-
-def test_a_bug_closes_it(rig):
-    made = rig("ready")
-    made.stream.crashed(NOW + 3)
-    assert (made.pool.calls, made.pool.told) == (["failed"], [(made.stream, NOW), (made.stream, NOW + 3)])
-
-
-def test_what_has_come_of_a_stream_that_has_ended_is_not_read(rig, monkeypatch):
-    monkeypatch.setattr(module, "_drop_greeting", lambda sock: pytest.fail("it has ended"))
-    made = rig("ready")
-    made.far.sendall(b"421 too busy\r\n")
-    made.end()
-    assert made.pool.calls == ["ended"]
-
-
-def test_what_has_come_by_a_session_is_not_read(rig, monkeypatch):
-    """A session has no socket with a buffer of its own, and its end is one of its protocol."""
-    asked = []
-    monkeypatch.setattr(module, "session_of", lambda sock: asked.append(sock) or object())
-    monkeypatch.setattr(module, "_drop_greeting", lambda sock: pytest.fail("it is a session"))
-    made = rig("ready")
-    made.close()
-    assert asked == [made.near]
-
-
-class Read:
-    """A socket that notes how it is read, and has this outcome."""
-
-    def __init__(self, outcome=b"x"):
-        self.outcome, self.calls = outcome, []
-
-    def recv(self, *arguments):
-        self.calls.append(arguments)
-        if isinstance(self.outcome, OSError):
-            raise self.outcome
-        return self.outcome
-
-
-@pytest.mark.parametrize(
-    ("outcome", "is_end"), [(b"x", False), (b"", True), (BlockingIOError(), False), (ConnectionResetError(), True)]
-)
-def test_a_look_at_the_end_takes_nothing_and_does_not_wait(outcome, is_end):
-    sock = Read(outcome)
-    assert module._is_at_end(sock) is is_end
-    assert sock.calls == [(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)]
-
-
-@pytest.mark.parametrize("outcome", [b"220 ready", ConnectionResetError()])
-def test_a_greeting_is_read_without_a_wait(outcome):
-    sock = Read(outcome)
-    module._drop_greeting(sock)
-    assert sock.calls == [(1 << 16, socket.MSG_DONTWAIT)]
-
-
-def test_a_look_at_the_loop_does_not_wait(rig, monkeypatch):
-    waits = []
-    poll = SimpleNamespace(register=lambda *arguments: None, poll=lambda wait: waits.append(wait) or [])
-    made = rig("ready")
-    monkeypatch.setattr(module, "select", SimpleNamespace(poll=lambda: poll))
-    assert not made.stream.has_ended()
-    assert waits == [0]

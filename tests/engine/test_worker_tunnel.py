@@ -6,23 +6,26 @@ import contextlib
 import os
 import queue
 import socket
+import stat
 
 import pytest
-from helpers import WAIT, Thread, TLSEnd, ending, receive_all, wait_until
+from helpers import WAIT, Thread, TLSEnd, ending, receive_all, receive_exactly, wait_until
 
 import relay
+from relay.access.proxy_header import build_local
 from relay.engine import changes, shared_acceptor
 from relay.engine.shared_acceptor import WorkerPlace
 from relay.engine.worker_table import AWAY, WorkerTable
 from relay.engine.worker_tunnel import WorkerTunnel
+from relay.transports.proxies.socks_server import SOCKSListener
 from relay.transports.tls.listener import TLSListener, server_credentials
 
 
 class Workers:
     """Tunnels that share a listening socket and their counts."""
 
-    def __init__(self, count, server, **options):
-        self.listening = relay.listen(":0")
+    def __init__(self, count, server, listen=":0", **options):
+        self.listening = relay.listen(listen)
         self.listening.setblocking(False)  # dup() sets the mode of its original, for all tunnels
         self.address = self.listening.getsockname()
         self.memory = WorkerTable.make(count)
@@ -34,8 +37,8 @@ class Workers:
         self.options = options
 
     def start(self, number, receive=None, **more):
-        incoming, outgoing = self.pairs[number][0].dup(), [pair[1].dup() for pair in self.pairs]
-        place = WorkerPlace(number, WorkerTable(self.memory, len(self.pairs)), incoming, outgoing)
+        sockets = [end.dup() for end in (self.pairs[number][0], *(pair[1] for pair in self.pairs))]
+        place = WorkerPlace(number, WorkerTable(self.memory, len(self.pairs)), sockets)
         receive = receive or self.listening.dup()
         options = {"timeout": None, **self.options, **more}
         tunnel = WorkerTunnel(receive, self.server.factory(), place=place, **options)
@@ -47,8 +50,9 @@ class Workers:
         wait_until(lambda: len(self.tunnels) == len(self.pairs) and max(self.table._loads) < AWAY)
 
     def connect(self):
-        client = socket.create_connection(self.address)
+        client = socket.socket(self.listening.family)
         client.settimeout(WAIT)
+        client.connect(self.address)
         self.clients.append(client)
         return client
 
@@ -106,8 +110,9 @@ def test_clients_that_wait_are_spread_too(make):
     assert workers.table.loads() == [60, 20]
 
 
-def test_a_client_that_was_passed_is_as_any_other(make):
-    workers = make(2)
+@pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
+def test_a_client_that_was_passed_is_as_any_other(make, tmp_path, kind):
+    workers = make(2, listen={"tcp": ":0", "tcp6": "[::1]:0", "unix": f"unix://{tmp_path}/s"}[kind])
     first, second = workers.start(0), workers.start(1)
     workers.wait_until_all_take()
     workers.connect_all(1)
@@ -116,11 +121,51 @@ def test_a_client_that_was_passed_is_as_any_other(make):
     workers.connect_all(1)
     wait_until(lambda: other.stats().active == 1)
     (record,) = other.connections()
-    assert record.peer == workers.clients[1].getsockname()
+    if kind == "unix":
+        assert (record.peer, record.identity.process) == ("", os.getpid())
+    else:
+        assert record.peer == workers.clients[1].getsockname()
+    assert not any(map(os.get_inheritable, open_sockets()))
     for client in workers.clients:
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b""
     wait_until(lambda: workers.table.loads() == [0, 0])
+
+
+def open_sockets():
+    with os.scandir("/dev/fd") as entries:
+        descriptors = [int(entry.name) for entry in entries]
+    found = []
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # that of the listing is closed
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                found.append(descriptor)
+    return found
+
+
+def test_a_proxys_client_that_was_passed_sends_its_request_there(make):
+    workers = make(2)
+    first, second = (workers.start(number, SOCKSListener(workers.listening.dup())) for number in range(2))
+    workers.wait_until_all_take()
+    for _ in range(6):
+        client = workers.connect()
+        client.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1\0\x50")
+        assert receive_exactly(client, 12)[:4] == b"\5\0\5\0"
+        exchange_with_echo(client)
+    assert workers.table.loads() == [3, 3]
+    assert first.stats().active == second.stats().active == 3
+
+
+def test_a_check_of_a_balancer_is_no_client_of_a_worker_either(make):
+    workers = make(2, accept_proxy=["127.0.0.1"])
+    tunnel = workers.start(0)
+    check = workers.connect()
+    check.sendall(build_local("v2"))
+    assert receive_all(check) == b""
+    client = workers.connect()
+    client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 5 6\r\n")
+    exchange_with_echo(client)
+    assert (tunnel.stats().accepted, tunnel.connections()[-1].peer) == (1, ("192.0.2.7", 5))
 
 
 def tls_client(workers, certificates):
@@ -180,16 +225,41 @@ def test_a_worker_that_closes_takes_the_clients_on_their_way_to_it(make):
     assert workers.table.accepted() == [3, 3]
 
 
-def test_at_the_limit_it_takes_no_more_of_them(make):
+@pytest.mark.parametrize("closes", [True, False])
+def test_at_the_limit_it_takes_no_more_of_them(make, closes):
     workers = make(2, nconnect=2)
-    tunnel = workers.start(1, paused=True)
-    for number in (1, 2):
+    tunnel = workers.start(1, paused=closes)
+
+    def pass_two(*_):
         with workers.connect().dup() as client:  # any socket will do
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, client.fileno().to_bytes(4, "little"))]
-            workers.pairs[1][1].sendmsg([b"\x00\x00" + number.to_bytes(8, "little"), b'["127.0.0.1", 1]'], rights)
-    tunnel.start_close(WAIT)
+            for number in (1, 2):
+                head = b"\x00\x00" + number.to_bytes(8, "little")
+                workers.pairs[1][1].sendmsg([head, b'["127.0.0.1", 1]'], rights)
+
+    if closes:
+        pass_two()
+        tunnel.start_close(WAIT)
+    else:
+        workers.listening.close()
+        workers.listening = relay.listen(":0")
+        workers.address = workers.listening.getsockname()
+        changes.in_thread(tunnel, pass_two)  # both are there when it looks
     wait_until(lambda: workers.table.accepted() == [0, 1])
-    assert tunnel.stats().active == 1
+    tunnel.turn()
+    assert (tunnel.stats().active, workers.table.accepted()) == (1, [0, 1])
+
+
+def test_while_most_connections_are_short_a_worker_keeps_twice_as_many(make):
+    workers = make(2)
+    first = workers.start(0)
+    for _ in range(64):
+        workers.connect_all(1)
+        workers.clients.pop().close()
+        wait_until(lambda: first.stats().active == 0)
+    workers.table.store_load(1, 22)  # a worker that does not look
+    workers.connect_all(50)
+    assert first.stats().active == 50
 
 
 def test_a_worker_that_takes_no_client_is_reported(make, monkeypatch):
@@ -204,18 +274,23 @@ def test_a_worker_that_takes_no_client_is_reported(make, monkeypatch):
     second = workers.start(1, on_late=late.put)
     for client in waiting:
         exchange_with_echo(client)
-    wait_until(lambda: second.stats().active == 2 and not first._relay._acceptor._passed._due)
+    wait_until(lambda: second.stats().active == 2)
+    second.pause()
+    first.turn()
     while not late.empty():
         late.get()
-    second.pause()
     workers.connect_all(2)
+    first.turn()
     assert late.empty(), "a worker that has paused is not late"
 
 
 def test_a_client_for_which_only_a_dead_worker_was_woken(make):
     workers = make(2)
-    tunnel = workers.start(0)
-    tunnel._relay.run_in_thread(tunnel._relay._acceptor._forget)  # as if the kernel had woken another one
+    receive = workers.listening.dup()
+    tunnel = workers.start(0, receive)
+    tunnel.turn()  # it listens
+    # As if the kernel had woken another one.
+    changes.in_thread(tunnel, lambda thread, now: thread.loop.forget(receive.fileno()))
     client = workers.connect()
     tunnel.take_backlog()
     exchange_with_echo(client)
@@ -238,6 +313,7 @@ def test_a_worker_keeps_what_it_cannot_pass_on(make):
             workers.pairs[1][1].send(bytes(10))  # full
     workers.connect_all(10)
     assert (first.stats().active, workers.table.accepted()) == (10, [10, 0])
+    assert workers.table.better(0, -1) == (1, 1), "the next one would be the first"
 
 
 def test_a_client_whose_descriptor_was_lost_is_counted(make):
@@ -316,7 +392,7 @@ def test_it_closes_without_waiting(make):
     tunnel.start_close(None)
     workers.clients[0].close()
     tunnel.join(WAIT)
-    assert tunnel._relay.is_closed
+    assert repr(tunnel).endswith("closed>")
 
 
 def test_its_connections_may_end_one_after_the_other(make):

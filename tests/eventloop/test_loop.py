@@ -187,7 +187,7 @@ def test_a_socket_is_closed_only_after_its_turn(loop: Loop) -> None:
     states: list[bool] = []
 
     def handle(event: int, now: float) -> None:
-        loop.forget(ours.fileno(), closing=True)
+        loop.leave(ours.fileno(), loop.handlers[ours.fileno()], closing=True)
         loop.discard(ours)
         states.append(ours.fileno() >= 0)
         loop.stop()
@@ -223,7 +223,7 @@ def test_a_copy_in_a_child_keeps_no_closed_socket_in_the_loop(
                 watch.end()
             else:
                 expect_child()
-                loop.forget(number, closing=True)
+                loop.leave(number, loop.handlers[number], closing=True)
             os.dup2(new.fileno(), number)  # closes it, and gives its number to another socket, at once
             theirs.close()
             Watch(ours, loop, handle).set_interest(IN)

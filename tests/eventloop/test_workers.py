@@ -13,6 +13,11 @@ from relay.eventloop.loop import Loop
 from relay.eventloop.workers import Workers
 
 
+def alive() -> list[str]:
+    """Return the names of the threads that work, or wait for work."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("test worker")]
+
+
 @pytest.fixture
 def loop() -> Iterator[Loop]:
     one = Loop()
@@ -29,7 +34,7 @@ def pool(loop: Loop) -> Iterator[Workers]:
     one = Workers(loop, "test worker")
     yield one
     loop.call(one.close)
-    wait_until(lambda: not one._threads)
+    wait_until(lambda: not alive())
     one.join(WAIT)
 
 
@@ -75,7 +80,7 @@ def test_a_thread_without_work_ends(loop: Loop, pool: Workers, monkeypatch: pyte
         done = threading.Event()
         loop.call(lambda done=done: pool.submit(done.set))  # type: ignore[misc]
         assert done.wait(WAIT)
-        wait_until(lambda: not pool._threads)
+        wait_until(lambda: not alive())
 
 
 def test_what_was_submitted_before_the_close_is_done(loop: Loop, pool: Workers) -> None:
@@ -88,7 +93,7 @@ def test_what_was_submitted_before_the_close_is_done(loop: Loop, pool: Workers) 
 
     loop.call(submit_and_close)
     wait_until(lambda: len(seen) == 50)
-    wait_until(lambda: not pool._threads)
+    wait_until(lambda: not alive())
 
 
 def test_work_waits_for_a_system_that_is_out_of_threads(

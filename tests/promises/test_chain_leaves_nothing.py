@@ -17,7 +17,7 @@ from helpers import PROMPT, WAIT, Server, Thread, fate_of_client, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey, b32_of
-from relay.streams.cancellation import Cancellation
+from relay.streams.promise import Cancellation
 from relay.testing import SAMBridge, SSHServer, check_leaks
 
 DEADLINE = 6.0  # seconds, in which all get as far as they get, unless the machine is very busy

@@ -12,10 +12,10 @@ from relay.transports.i2p.key_file import path_of_session
 
 
 @pytest.fixture(autouse=True)
-def data_home(monkeypatch, tmp_path):
+def data_home(monkeypatch, times, tmp_path):
     """A directory for the user's data; and no test waits until a router has forgotten the last session of a key."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
+    times(remembered=(0.0, 0.0))
 
 
 def dest_of(world, **options):

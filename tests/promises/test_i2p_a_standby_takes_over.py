@@ -25,7 +25,7 @@ from relay.cli.doctor.report import Status
 from relay.streams import accept_queue
 from relay.streams.promise import Promise
 from relay.testing import SAMBridge
-from relay.transports.i2p import connector, key_file, messages, probe, reachability, standby
+from relay.transports.i2p import key_file, messages, probe, standby
 from relay.transports.i2p.probe import OtherRelay
 
 KEY = PrivateKey.generate()
@@ -38,17 +38,14 @@ def personality(request):
 
 
 @pytest.fixture
-def machines(monkeypatch, serve, tmp_path, personality):
+def machines(monkeypatch, times, serve, tmp_path, personality):
     """Two machines, each with a bridge, a copy of the keys and a service that sends its letter; and a client's bridge.
 
     A bridge finds at once that a destination has ended, so that no probe waits for an answer.
     """
     monkeypatch.setattr(messages.ServedElsewhereError, "pause", 0.01)
-    monkeypatch.setattr(standby, "AGAIN", 1.0)
-    monkeypatch.setattr(probe, "REACH", 1.0)
-    monkeypatch.setattr(probe, "ANSWER", 3.0)  # for a probe that is under way when a bridge ends
-    monkeypatch.setattr(standby, "AT_ONCE", 0.0)
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.0, 0.0))
+    # The answer: for a probe that is under way when a bridge ends.
+    times(ask_again=1.0, probe_reach=1.0, probe_answer=3.0, ask_nobody_before=0.0, remembered=(0.0, 0.0))
     with contextlib.ExitStack() as stack:
         clients = stack.enter_context(SAMBridge(personality=personality, lease_life=0.0))
         yield [Machine(stack, clients, personality, serve, tmp_path, name) for name in ("a", "b")]
@@ -125,9 +122,8 @@ def test_one_serves_and_the_other_takes_over_and_is_not_cut_when_the_first_one_r
     assert which == first.letter
 
 
-def test_of_two_that_serve_it_at_once_the_one_that_no_client_reaches_ends(machines, monkeypatch, caplog):
-    monkeypatch.setattr(reachability, "AFTER", (0.01,))
-    monkeypatch.setattr(reachability, "SHARED", (0.01, 0.01))
+def test_of_two_that_serve_it_at_once_the_one_that_no_client_reaches_ends(machines, monkeypatch, times, caplog):
+    times(check_after=(0.01,), check_shared=(0.01, 0.01))
     first, second = machines
     first.start()
     tunnel = first.client(first.server.dest)
@@ -229,10 +225,10 @@ def test_it_takes_over_after_three_questions_without_an_answer_from_two_sessions
     assert all(prober.closed for prober in probers)
 
 
-def test_doctor_compares_the_clock_with_that_of_the_relay_that_serves_it(machines, monkeypatch):
+def test_doctor_compares_the_clock_with_that_of_the_relay_that_serves_it(machines, monkeypatch, times):
     first, second = machines
     first.start()
-    monkeypatch.setattr(probe, "REACH", WAIT)
+    times(probe_reach=WAIT)
     router = parse_listen(f"i2p:?sam={second.bridge.sam}&in_depth=0&out_depth=0").router
     route = RouteProbe((router,), threading.Event())
     deadline = time.monotonic() + WAIT
@@ -244,7 +240,7 @@ def test_doctor_compares_the_clock_with_that_of_the_relay_that_serves_it(machine
     assert "no client finds it" in found.text
     first.server.close()
     first.server.join()
-    monkeypatch.setattr(probe, "REACH", 0.5)
+    times(probe_reach=0.5)
     assert route.other_relay(KEY, deadline).status is Status.SKIPPED
     second.bridge.kill()
     found = route.other_relay(KEY, deadline)
@@ -253,8 +249,8 @@ def test_doctor_compares_the_clock_with_that_of_the_relay_that_serves_it(machine
     route.close()
 
 
-def test_a_relay_that_is_started_again_at_once_asks_nobody(machines, monkeypatch):
-    monkeypatch.setattr(standby, "AT_ONCE", WAIT)
+def test_a_relay_that_is_started_again_at_once_asks_nobody(machines, monkeypatch, times):
+    times(ask_nobody_before=WAIT)
     first, second = machines
     first.start()
     second.start()
@@ -266,7 +262,7 @@ def test_a_relay_that_is_started_again_at_once_asks_nobody(machines, monkeypatch
     assert first.server.state in ("up", "published")
 
 
-def test_a_relay_that_has_stood_by_asks_when_it_is_started_again(machines, monkeypatch):
+def test_a_relay_that_has_stood_by_asks_when_it_is_started_again(machines, times):
     first, second = machines
     first.start()
     second.start()
@@ -276,7 +272,7 @@ def test_a_relay_that_has_stood_by_asks_when_it_is_started_again(machines, monke
     first.wait_for("standing by")
     first.server.close()
     first.server.join()
-    monkeypatch.setattr(standby, "AT_ONCE", WAIT)
+    times(ask_nobody_before=WAIT)
     first.start()
     assert first.server.state == "standing by"
 
@@ -316,8 +312,8 @@ def test_a_relay_with_more_clients_than_it_accepts_is_not_down(machines):
         assert second.server.state == "standing by"
 
 
-def test_a_relay_that_was_killed_asks(machines, monkeypatch):
-    monkeypatch.setattr(standby, "AT_ONCE", WAIT)
+def test_a_relay_that_was_killed_asks(machines, monkeypatch, times):
+    times(ask_nobody_before=WAIT)
     first, second = machines
     first.start()
     monkeypatch.setattr(key_file.KeyFile, "was_left", property(lambda self: True))

@@ -14,9 +14,9 @@ from relay.transports.i2p import key_file as keyfiles
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def at_once(times):
     """No test waits until a router has forgotten the last session of a key."""
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
+    times(remembered=(0.0, 0.0))
 
 
 @pytest.fixture

@@ -70,38 +70,6 @@ def test_a_private_key_in_its_place_is_not_repeated():
         assert len(str(failed.value)) < 300
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind"),
-    [
-        ({"port": 0}, ValueError),
-        ({"port": 65536}, ValueError),
-        ({"port": "80"}, TypeError),
-        ({"samaddr": "127.0.0.1"}, ValueError),
-        ({"samaddr": "127.0.0.1:99999"}, ValueError),
-        ({"nconnect": 0}, ValueError),
-        ({"timeout": -1}, ValueError),
-        ({"connect_timeout": "soon"}, TypeError),
-        ({"linger": -1}, ValueError),
-        ({"in_depth": 8}, ValueError),
-        ({"out_depth": "1"}, TypeError),
-        ({"accept": "both"}, ValueError),
-        ({"user": "me\n"}, ValueError),
-        ({"password": "x"}, ValueError),
-        ({"session": "a\nb"}, ValueError),
-        ({"session": None}, TypeError),
-        ({"nonsense": 1}, TypeError),
-        ({"inbound.length": "a\nb"}, ValueError),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_an_argument_that_cannot_be_right(wrong, kind):
-    given = {"session": "", "port": 9, "samaddr": "127.0.0.1:1", **wrong}
-    with pytest.raises(kind) as failed:
-        relay.TunnelServer(**given)
-    name = next(iter(wrong))
-    assert ("sam" if name == "samaddr" else name) in str(failed.value)
-
-
 def fails(make, sam, **options):
     """The error of a server and of a client, in one line, in time."""
     begin = time.monotonic()

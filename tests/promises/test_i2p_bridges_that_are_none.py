@@ -102,10 +102,9 @@ SECOND_WORDS = {
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(times):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", TIMEOUT)
-    monkeypatch.setattr("relay.transports.i2p.connector._ATTEMPT", TIMEOUT)
+    times(hello=TIMEOUT, attempt=TIMEOUT)
 
 
 def server(sam):
@@ -177,9 +176,9 @@ class Bridge(ScriptedBridge):
         self._command = command
         self._words = itertools.chain(words, itertools.repeat(words[-1]))
 
-    def _answer(self, line):
+    def answer_to(self, line):
         if not line.startswith(self._command):
-            return super()._answer(line)
+            return super().answer_to(line)
         words = next(self._words)
         if callable(words):
             return lambda there: words(there.socket)
@@ -187,9 +186,9 @@ class Bridge(ScriptedBridge):
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", WAIT)  # these answer
-    monkeypatch.setattr("relay.transports.i2p.connector._ATTEMPT", WAIT)
+def scripted(times):
+    # these answer
+    times(hello=WAIT, attempt=WAIT)
     made = []
 
     def make(command, *words):
@@ -239,8 +238,8 @@ def test_instead_of_a_destination(value, scripted):
 @pytest.mark.parametrize(
     "words", [b"x" * 9000, b"\xff\xfe\n", Flood(b"SESSION STATUS ")], ids=["long", "bytes", "flood"]
 )
-def test_nonsense_on_the_control_socket_ends_the_session_and_a_new_one_is_made(words, scripted, monkeypatch):
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.05))
+def test_nonsense_on_the_control_socket_ends_the_session_and_a_new_one_is_made(words, scripted, times):
+    times(back_off=(0.01, 0.05))
     bridge = scripted("nothing", b"")
     with relay.TunnelClient("", 0, DEST, bridge.name, **SHORT) as tunnel:
         states = []
@@ -268,9 +267,9 @@ ACCEPT_WORDS = {
 
 
 @pytest.mark.parametrize("what", ACCEPT_WORDS)
-def test_instead_of_who_connects(what, scripted, echo_server, monkeypatch):
+def test_instead_of_who_connects(what, scripted, echo_server, times):
     """The next one is served."""
-    monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.01, 0.05))
+    times(accept_again=(0.01, 0.05))
     words = ACCEPT_WORDS[what]
 
     def somebody(connection):

@@ -25,13 +25,10 @@ from i2p_world import Cable
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(times):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 0.2))
-    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.1)
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.1, 1.0))
-    monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.02, 0.2))
-    monkeypatch.setattr("relay.transports.i2p.opening._AGAIN", (0.02, 0.2))
+    times(back_off=(0.05, 0.2), back_off_with_waiters=0.1, remembered=(0.1, 1.0))
+    times(accept_again=(0.02, 0.2), stream_again=(0.02, 0.2))
 
 
 def down(*bridges):
@@ -208,9 +205,8 @@ def test_a_router_that_refuses_for_a_while(world, over_i2p):
     assert rig.server.dest == dest
 
 
-def test_a_duplicate_id_is_another_id_at_once(world, monkeypatch):
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (3 * PROMPT, 3 * PROMPT))
-    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 3 * PROMPT)
+def test_a_duplicate_id_is_another_id_at_once(world, times):
+    times(back_off=(3 * PROMPT, 3 * PROMPT), back_off_with_waiters=3 * PROMPT)
     world.servers.refuse_sessions(1, "DUPLICATED_ID")
     begin = time.monotonic()
     with world.serve(9):

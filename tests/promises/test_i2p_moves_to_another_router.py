@@ -23,14 +23,10 @@ def routers():
 
 
 @pytest.fixture(autouse=True)
-def times(monkeypatch, tmp_path):
+def quick(monkeypatch, times, tmp_path):
     """A back-off would outlast the test, and a session counts as stable at once."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (600.0, 600.0))
-    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 600.0)
-    monkeypatch.setattr("relay.carriers.retry._STABLE_AFTER", 0.0)
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.3, 0.3))
-    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", 1.0)
+    times(back_off=(600.0, 600.0), back_off_with_waiters=600.0, stable_after=0.0, remembered=(0.3, 0.3), hello=1.0)
 
 
 def name_of(*routers):

@@ -17,6 +17,7 @@ from sam_rig import ScriptedBridge
 
 import relay
 from relay.addresses.destinations import PrivateKey
+from relay.carriers.listing import carriers
 from relay.transports.i2p import key_file as keyfiles
 
 PIECE = 16  # characters or bytes in a row that betray it
@@ -36,12 +37,12 @@ class Secret:
 
 
 @pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
+def home(monkeypatch, times, tmp_path):
     """A directory for the user's data; files are open to all users, unless relay restricts them.
 
     No test waits until a router has forgotten the last session of a key.
     """
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
+    times(remembered=(0.0, 0.0))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     before = os.umask(0)
     yield
@@ -77,7 +78,7 @@ def test_not_in_the_log_nor_in_what_objects_say_of_themselves(i2p_double, over_i
         bridge.refuse_sessions(1, "INVALID_ID")
         bridge.kill()
     wait_until(lambda: rig.server.state == rig.tunnel.state == "backing off")
-    things = [rig.server, rig.tunnel, rig.server._listener, rig.tunnel._sender, rig.server._listener._carrier]
+    things = [rig.server, rig.tunnel, rig.server._listener, rig.tunnel._sender, *carriers()]
     said = [repr(one) + str(one) for one in things]
     said += [repr(tunnel.recent() + tunnel.connections()) for tunnel in (rig.server, rig.tunnel)]
     for text in (everything.text, *said):
@@ -89,8 +90,8 @@ REFUSALS = ["INVALID_KEY", "I2P_ERROR", "DUPLICATED_DEST", "nonsense"]
 
 
 @pytest.mark.parametrize("result", REFUSALS)
-def test_not_in_an_error(i2p_double, everything, tmp_path, result, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.connector._DUPLICATE", 0.1)
+def test_not_in_an_error(i2p_double, everything, tmp_path, result, times):
+    times(duplicate=0.1)
     path = tmp_path / "keys.dat"
     keyfiles.write(path, PrivateKey.generate())
     secret = Secret(keyfiles.read(path))
@@ -104,7 +105,7 @@ def test_not_in_an_error(i2p_double, everything, tmp_path, result, monkeypatch):
 class Parrot(ScriptedBridge):
     """A bridge that repeats what it gets, as errors of parsers do: first when it refuses, then after all is well."""
 
-    def _answer(self, line):
+    def answer_to(self, line):
         if line.startswith("SESSION CREATE"):
             private = line.partition("DESTINATION=")[2].split()[0]
             if len(self.asked) == 1:
@@ -112,7 +113,7 @@ class Parrot(ScriptedBridge):
             self.made = f"SESSION STATUS RESULT=OK DESTINATION={private}"
             return self._session
         self.controls[0].say(self.made)
-        return super()._answer(line)
+        return super().answer_to(line)
 
     def _session(self, end):
         self.controls.append(end)

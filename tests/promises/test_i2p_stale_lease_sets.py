@@ -14,18 +14,11 @@ LONG = 1000.0  # seconds; the router forgets when the test says so, and not whil
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(times):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.02, 0.1))
-    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.05)
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 2.0))
-    monkeypatch.setattr("relay.transports.i2p.replacement._REPLACE_AGAIN", (0.5, 1.0))
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.3)
-    for name, value in {"AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
-        monkeypatch.setattr(f"relay.transports.i2p.reachability.{name}", value)
-    monkeypatch.setattr("relay.transports.i2p.probe.HEAD_START", 0.01)
-    monkeypatch.setattr("relay.transports.i2p.probe.REACH", 2.0)
-    monkeypatch.setattr("relay.transports.i2p.probe.ANSWER", 0.4)
+    times(back_off=(0.02, 0.1), back_off_with_waiters=0.05, remembered=(0.05, 2.0), replace_again=(0.5, 1.0))
+    times(silent=0.3, check_again=0.05, check_after=(0.2, 0.4), probe_head_start=0.01, probe_reach=2.0)
+    times(probe_answer=0.4)
 
 
 def is_served(rig):
@@ -124,9 +117,9 @@ def test_a_client_that_has_gone_deaf(world, over_i2p):
     assert "carrier_lost" not in rig.tunnel.stats().failed
 
 
-def test_clients_that_do_not_wait_for_long(world, over_i2p, monkeypatch):
+def test_clients_that_do_not_wait_for_long(world, over_i2p, times):
     """Trap 2 is noticed by all of them together."""
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 1.0)
+    times(silent=1.0)
     rig = over_i2p(world, linger=0)
     exchange(*rig.connect())
     world.clients.settings.stale = 600.0

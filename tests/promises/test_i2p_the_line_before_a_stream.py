@@ -29,10 +29,10 @@ class Bridge(ScriptedBridge):
         self._wanted = threading.Semaphore(0)
         self._over = False
 
-    def _answer(self, line):
+    def answer_to(self, line):
         if line.startswith("STREAM FORWARD"):
             self.port = int(line.partition(" PORT=")[2].split()[0])
-        return self._hand_one_over if line.startswith("STREAM ACCEPT") else super()._answer(line)
+        return self._hand_one_over if line.startswith("STREAM ACCEPT") else super().answer_to(line)
 
     def _hand_one_over(self, end):
         end.say("STREAM STATUS RESULT=OK")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from helpers import WAIT, Server, Thread, fate_of_client, wait_until
 
 import relay
-from relay.transports.tls.client_certificate import certificate_of
+from relay.transports.tls.context import certificate_of
 
 
 class Target(Server):

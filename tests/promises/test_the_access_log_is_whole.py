@@ -126,8 +126,8 @@ def test_fail2ban_never_bans_a_balancer(start, tmp_path):
     for sent in (b"", b"GET / HTTP/1.0\r\n\r\n", b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n"):
         with socket.create_connection(address, timeout=WAIT) as balancer:
             balancer.sendall(sent)
-            balancer.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(OSError):  # relay has reset it already, perhaps before its end
+                balancer.shutdown(socket.SHUT_WR)
                 assert balancer.recv(1) == b""
     status, log = command.end()
     assert status == 0

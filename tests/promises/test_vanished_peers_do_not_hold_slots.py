@@ -23,7 +23,7 @@ KEEP_ALIVE = "02"  # the timer that runs, in the column `tr` of /proc/net/tcp (p
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Connections that do not last are spared the system calls; here a second is long enough to last."""
-    monkeypatch.setattr("relay.engine.relay_thread._KEEPALIVE_AFTER", 1.0)
+    monkeypatch.setattr("relay.engine.relay_thread.LOOK", 1.0)
 
 
 def settings(end):

@@ -14,19 +14,12 @@ import time
 import pytest
 from helpers import WAIT, Thread, wait_until
 
-import relay
 from relay.engine.statistics import Statistics
 from relay.spawning import child, parent
-from relay.spawning.wire import Channel, to_error
+from relay.spawning.pool_parts import SharedDescriptors
+from relay.spawning.wire import Channel, encode
 
-OPTIONS = {
-    "nconnect": -1,
-    "timeout": None,
-    "connect_timeout": 30.0,
-    "idle_timeout": None,
-    "linger": 60.0,
-    "name": "bare",
-}
+KEY = 7
 
 
 class Bare:
@@ -41,25 +34,28 @@ class Bare:
         its_control.close()
         its_events.close()
         self.channel = Channel(self.control)
-        path = parent._path()
-        self.request = {
-            "listen": ":0",
-            "target": "127.0.0.1:1",
-            "via": [],
-            "level": 30,
-            "program": os.getpid(),
-            "secrets": [],
-            "options": OPTIONS,
-            "path": path,
-        }
+        self.request = {"level": 30, "program": os.getpid(), "secrets": [], "is_single": True, "path": parent._path()}
         self.request.update(request)
 
     def begin(self):
         self.channel.send(self.request)
         return self.channel.receive(time.monotonic() + WAIT)
 
-    def ask(self, call, *arguments, number=1):
-        self.channel.send({"number": number, "call": call, "arguments": arguments, "level": 30})
+    def open(self):
+        """Begin, open a tunnel, and wait until it listens."""
+        assert self.begin()["name"] == f"relay {'child' if self.request['is_single'] else 'worker'} {self.process.pid}"
+        arguments = {"listen": ":0", "target": "127.0.0.1:1", "via": []}
+        request = {"recipe": ["relay.spawning.recipes:by_address", arguments], "options": {"name": "bare"}}
+        request |= {"number": 0, "workers": 1, "paused": False, "again": False}
+        shared = SharedDescriptors(None, 1)
+        assert self.ask("open", KEY, request, descriptors=shared.of_worker(0)) == {"number": 1, "value": None}
+        shared.close()
+        opened = Channel(self.events).receive(time.monotonic() + WAIT)
+        assert opened["opened"] == KEY
+
+    def ask(self, call, *arguments, number=1, descriptors=()):
+        message = {"number": number, "call": call, "arguments": arguments, "level": 30, "descriptors": len(descriptors)}
+        socket.send_fds(self.control, [encode(message)], descriptors)
         return self.channel.receive(time.monotonic() + WAIT)
 
     def last(self):
@@ -87,23 +83,22 @@ def bare():
 
 
 METRICS = json.loads(json.dumps(Statistics("", None, None).metrics([])))
-LAST = {
-    "last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}, 0, 0], "metrics": METRICS},
-    "expired": False,
-}
+LAST = {"closed": KEY, "last": {"metrics": METRICS, "recent": []}, "expired": False}
 
 
-def test_it_ends_when_the_program_has_nothing_more_to_ask(bare):
+@pytest.mark.parametrize("is_single", [True, False])
+def test_it_ends_when_the_program_has_nothing_more_to_ask(is_single):
     """The end of file alone does it: no parent has died here."""
-    assert bare.begin()["name"] == "bare"
-    assert bare.ask("stats", number=7) == {"number": 7, "value": [0, 0, 0, 0, {}, 0, 0]}
-    bare.control.shutdown(socket.SHUT_WR)
-    assert bare.last() == [LAST]
-    assert bare.process.wait(WAIT) == 0
+    with Bare(is_single=is_single) as bare:
+        bare.open()
+        assert bare.ask("metrics", KEY, number=7) == {"number": 7, "value": METRICS}
+        bare.control.shutdown(socket.SHUT_WR)
+        assert bare.last() == [LAST]
+        assert bare.process.wait(WAIT) == 0
 
 
 def test_it_ends_when_the_program_is_gone(bare):
-    bare.begin()
+    bare.open()
     bare.control.close()
     bare.events.close()
     assert bare.process.wait(WAIT) == 0
@@ -115,8 +110,8 @@ def test_it_ends_before_it_has_begun(bare):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_on_a_signal(bare, number):
-    bare.begin()
+def test_with_a_single_tunnel_it_ends_on_a_signal(bare, number):
+    bare.open()
     bare.process.send_signal(number)
     assert bare.last() == [LAST]
     assert bare.process.wait(WAIT) == 0
@@ -135,18 +130,33 @@ def test_a_signal_that_the_program_ignores_or_blocks_ends_it(monkeypatch):
         signal.signal(signal.SIGTERM, ignored)
 
 
-def test_it_ends_when_its_last_connection_has_drained(bare):
-    bare.begin()
-    assert bare.ask("drain", WAIT) == {"number": 1, "value": None}
+def test_it_ends_with_its_single_tunnel(bare):
+    bare.open()
+    assert bare.ask("close", KEY, WAIT) == {"number": 1, "value": None}
     assert bare.last() == [LAST]
     assert bare.process.wait(WAIT) == 0
 
 
+def test_a_signal_ends_the_login_before_it_listens(bare, tmp_path):
+    """And the child in order: what the login has made is removed."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(WAIT)
+        bare.begin()
+        via = [f"ssh://me@127.0.0.1:{silent.getsockname()[1]}?config=/dev/null&known_hosts=/dev/null&backend=paramiko"]
+        recipe = ["relay.spawning.recipes:by_address", {"listen": ":0", "target": "a:1", "via": via}, WAIT]
+        request = {"recipe": recipe, "options": {"name": "bare"}, "number": 0, "workers": 1}
+        shared = SharedDescriptors(None, 1)
+        bare.ask("open", KEY, {**request, "paused": False, "again": False}, descriptors=shared.of_worker(0))
+        shared.close()
+        with silent.accept()[0]:
+            bare.process.terminate()
+            assert [message.get("failed") for message in bare.last()] == [KEY]
+            assert bare.process.wait(WAIT) == 0
+
+
 def test_it_does_not_end_and_the_kernel_ends_it():
     """A job that hangs in the child cannot keep it alive: an alarm is set before anything is asked to end."""
-    hang = (
-        "import relay.engine.tunnel, threading; relay.engine.tunnel.Tunnel.close = lambda *_: threading.Event().wait()"
-    )
+    hang = "import relay.spawning.worker, threading; relay.spawning.worker.Worker.close = threading.Event().wait"
     code = parent._CHILD.replace(
         "from relay.spawning.child",
         f"{hang}\nimport relay.spawning.child; relay.spawning.child._LAST = 1\nfrom relay.spawning.child",
@@ -162,31 +172,6 @@ def test_it_does_not_end_and_the_kernel_ends_it():
         parent._CHILD = original
 
 
-@pytest.mark.parametrize(
-    ("request_", "kind"),
-    [
-        ({"target": "nonsense"}, relay.AddressError),
-        ({"listen": "nonsense"}, relay.AddressError),
-        ({"via": ["far"]}, relay.AddressError),
-        ({"options": {**OPTIONS, "timeout": -1}}, ValueError),
-        ({"options": {**OPTIONS, "unknown": 1}}, TypeError),
-        ({"listen": "192.0.2.1:0"}, OSError),
-    ],
-)
-def test_what_it_cannot_do_it_says(request_, kind):
-    with Bare(**request_) as bare:
-        error = to_error(bare.begin()["error"])
-        assert isinstance(error, kind)
-        assert bare.process.wait(WAIT) == 0
-
-
-def test_the_file_of_a_unix_socket_goes_when_the_target_is_wrong(tmp_path):
-    path = tmp_path / "socket"
-    with Bare(listen=f"unix://{path}", target="nonsense") as bare:
-        assert "error" in bare.begin()
-    assert not path.exists()
-
-
 @pytest.fixture
 def forwarder():
     """A log forwarder in this process, and what it sends to."""
@@ -196,7 +181,7 @@ def forwarder():
         made = child.LogForwarder(near)
         yield made, Channel(far)
         far.shutdown(socket.SHUT_RDWR)
-        made.finish({})
+        made.finish()
 
 
 def record(text, *args):
@@ -215,7 +200,8 @@ def test_log_records_come_in_order_and_before_the_end(forwarder):
     log, channel = forwarder
     for number in range(100):
         log.handle(record("%d", number))
-    finishing = Thread(log.finish, {"last": {}})
+    log.report({"last": {}})
+    finishing = Thread(log.finish)
     deadline = time.monotonic() + WAIT
     said = [channel.receive(deadline) for _ in range(101)]
     assert [message["log"]["msg"] for message in said[:-1]] == [str(number) for number in range(100)]

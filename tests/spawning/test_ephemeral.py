@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -12,8 +13,13 @@ import pytest
 from helpers import BLOCK, PROMPT, WAIT, Thread, ending, flood, receive_all, receive_exactly, wait_until
 
 import relay
+from relay.engine.shared_acceptor import WorkerPlace
+from relay.engine.worker_table import WorkerTable
 from relay.spawning import ephemeral
+from relay.spawning.child_tunnel import ChildTunnel
 from relay.spawning.ephemeral import EphemeralTunnel
+from relay.spawning.pool import open_child
+from relay.spawning.recipes import Recipe
 
 SOON = 0.3  # seconds that a test waits for
 LONG = 1000.0  # seconds that pass when the test says so
@@ -32,9 +38,21 @@ def make(listening):
         def make(**options):
             factory = relay.tcp(*listening.getsockname())
             options.setdefault("timeout", None)
-            return stack.enter_context(EphemeralTunnel(relay.listen(":0"), factory, **options))
+            return stack.enter_context(ephemeral_tunnel(relay.listen(":0"), factory, **options))
 
         yield make
+
+
+def ephemeral_tunnel(receive, factory, **options):
+    """Make one in this process, which is its only worker then."""
+    memory = WorkerTable.make(1)
+    place = WorkerPlace(0, WorkerTable(memory, 1))
+    os.close(memory)
+    try:
+        return EphemeralTunnel(receive, factory, place=place, **options)
+    except BaseException:
+        place.close()
+        raise
 
 
 def client_of(tunnel):
@@ -113,7 +131,7 @@ def test_it_tells_that_somebody_has_come(make):
 def test_times_that_are_none(listening, unused):
     with relay.listen(":0") as receive:
         with pytest.raises((ValueError, TypeError), match="timeout"):
-            EphemeralTunnel(receive, relay.tcp("127.0.0.1", 1), unused=unused)
+            ephemeral_tunnel(receive, relay.tcp("127.0.0.1", 1), unused=unused)
 
 
 def test_a_client_that_stays_is_quiet_for_a_moment_and_ends(make, listening):
@@ -254,3 +272,12 @@ def test_without_time_it_ends_at_once(make, listening, monkeypatch):
         tunnel.close()
         assert time.monotonic() - begin < PROMPT
         assert ending(client) == "reset"
+
+
+def test_a_child_that_ends_unused_is_closed_and_not_lost(caplog):
+    arguments = {"listen": None, "target": "127.0.0.1:1", "via": []}
+    recipe = Recipe("relay.spawning.recipes:by_address", arguments)
+    with open_child(ChildTunnel, recipe, None, {"name": "unused", "unused": SOON}) as tunnel:
+        tunnel.join(WAIT)
+        assert (tunnel.state, tunnel.stats().accepted, caplog.messages) == ("closed", 0, [])
+        assert not os.path.exists(os.path.dirname(tunnel.address))

@@ -14,7 +14,6 @@ import pytest
 from helpers import WAIT, Thread, receive_exactly, receive_rest, wait_until
 
 import relay
-from relay.process import start
 from relay.spawning import parent, pool_parts, pool_tunnel, worker_slot
 from relay.spawning.parent import ChildProcess
 from relay.spawning.pool import WorkerPool
@@ -29,12 +28,6 @@ OPTIONS = {
     "idle_timeout": None,
     "linger": 60.0,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
 
 
 @pytest.fixture
@@ -168,19 +161,6 @@ def test_limits_change_and_stay_changed_in_the_successor(open_tunnel, pool):
     for client in clients:
         client.close()
     wait_until(lambda: tunnel.stats().accepted == 3)
-
-
-def test_one_connection_is_killed(open_tunnel):
-    tunnel = open_tunnel("killing")
-    with relay.connect("{}:{}".format(*tunnel.address)) as client:
-        wait_until(lambda: tunnel.stats().active == 1)
-        (record,) = tunnel.connections()
-        assert not tunnel.kill("no id")
-        assert tunnel.kill(record.id)
-        client.settimeout(WAIT)
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-    assert [one.reason for one in tunnel.recent()] == ["killed"]
 
 
 def test_the_loops_turn(open_tunnel, pool):

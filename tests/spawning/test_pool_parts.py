@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
 
 import pytest
 from helpers import Thread
@@ -13,7 +14,7 @@ from state_table import rows_of
 import relay
 from relay.engine.statistics import Statistics
 from relay.spawning import pool_parts, questions
-from relay.spawning.pool_parts import PartEvent, PartState, next_part_state
+from relay.spawning.pool_parts import PartEvent, PartState, SharedDescriptors, next_part_state
 from relay.spawning.pool_tunnel import PoolTunnel
 from relay.spawning.questions import Question
 from relay.spawning.recipes import Recipe
@@ -101,7 +102,7 @@ def test_an_answer_of_a_dead_process_is_not_that_of_its_successor(tunnel, slots)
     def die():
         """It answers, and is replaced before the answer is used."""
         slots[0].process = Process()
-        tunnel.on_died(0)
+        tunnel.on_died(0, "died")
         tunnel.open_at(0)
         tunnel.on_message(0, {"opened": 7, "address": ["127.0.0.1", 1]})
         return sent(6)
@@ -122,7 +123,7 @@ def test_what_has_changed_while_a_part_opens_is_in_force_then(tunnel, slots):
     tunnel.on_message(1, {"opened": 7, "address": ["127.0.0.1", 1]})
     assert slots[1].process.calls[1:] == [("pause", False), ("update", {"nconnect": 3})]
     slots[1].process = Process()
-    tunnel.on_died(1)
+    tunnel.on_died(1, "died")
     tunnel.open_at(1)
     ((_, request),) = slots[1].process.calls
     assert (request["paused"], request["options"]["nconnect"], request["again"]) == (True, 3, True)
@@ -134,7 +135,7 @@ def test_what_has_changed_while_a_part_opens_is_in_force_then(tunnel, slots):
 def test_connections_of_a_part_that_has_not_reported_that_it_is_open_are_lost_with_it(tunnel):
     tunnel.open()
     tunnel._shared._table.admit(0, 1)
-    assert tunnel.on_died(0) == 1
+    assert tunnel.on_died(0, "died") == 1
     assert tunnel.loads() == [0, 0]
 
 
@@ -165,13 +166,13 @@ def test_the_last_worker_may_close_it_while_another_thread_reads_its_loads(tunne
 def test_the_others_look_for_clients_after_a_death(tunnel, slots):
     """The kernel wakes one worker for a client, and that one may be dead."""
     open_all(tunnel)
-    tunnel.on_died(0)
+    tunnel.on_died(0, "died")
     assert slots[1].process.calls[-1] == ("take_backlog",)
 
 
 def test_a_part_for_which_no_descriptor_is_left_has_failed(tunnel, monkeypatch, caplog):
     open_all(tunnel)
-    tunnel.on_died(1)
+    tunnel.on_died(1, "died")
 
     def exhausted(descriptor):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -212,3 +213,60 @@ def test_all_workers_pause_before_one_closes_if_connections_may_finish(tunnel, s
     tunnel.start_close(0.0)
     for slot in slots:
         assert slot.process.calls[1:] == [("pause", False), ("close", 3.0, 2.0), ("close", 0.0, 0.0)]
+
+
+def test_each_worker_gets_its_own_end_and_those_to_all():
+    with relay.listen(":0") as listening:
+        shared = SharedDescriptors(listening, 3)
+        lists = [shared.of_worker(index) for index in range(3)]
+        assert {tuple(found[2:]) for found in lists} == {tuple(lists[0][2:])}
+        assert len({found[1] for found in lists}) == 3
+        assert all(len(found) == 6 for found in lists)
+        for number, found in enumerate(lists):
+            with socket.socket(fileno=os.dup(found[2 + number])) as to_it, socket.socket(fileno=os.dup(found[1])) as it:
+                to_it.send(b"client")
+                assert it.recv(10) == b"client"
+        shared.close()
+        assert listening.fileno() == -1
+        shared.close()
+
+
+def test_a_single_worker_passes_no_client_on():
+    with relay.listen(":0") as listening:
+        shared = SharedDescriptors(listening, 1)
+        assert shared.of_worker(0)[1:] == [listening.fileno()]
+        shared.close()
+
+
+def test_a_listener_that_is_released_stays_open():
+    with relay.listen(":0") as listening:
+        shared = SharedDescriptors(listening, 1)
+        assert not os.get_blocking(listening.fileno())
+        shared.release_listener()
+        shared.close()
+        assert listening.fileno() != -1
+        assert os.get_blocking(listening.fileno())
+
+
+def test_the_counts_stay_after_the_end():
+    shared = SharedDescriptors(None, 2)
+    shared._table.admit(0, 1)
+    shared._table.admit(1, 1)
+    assert (shared.loads(), shared.accepted(), shared.bury(0)) == ([1, 1], 2, 1)
+    shared.close()
+    assert (shared.loads(), shared.accepted(), shared.bury(1)) == ([], 2, 0)
+
+
+def test_without_descriptors_nothing_is_left_open(monkeypatch):
+    made = []
+
+    def exhausted(*_):
+        if len(made) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append((socket.socket(), socket.socket()))
+        return made[-1]
+
+    monkeypatch.setattr(socket, "socketpair", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        SharedDescriptors(None, 3)
+    assert [sock.fileno() for pair in made for sock in pair] == [-1] * 4

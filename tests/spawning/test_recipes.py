@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 
 import pytest
@@ -74,8 +76,8 @@ def test_a_listener_that_does_more_takes_the_socket_over(kind, certificates):
 def test_one_socket_and_two_makers():
     with bind(parse_listen(":0")) as shared, socket.create_server(("127.0.0.1", 0)) as target:
         arguments = {"listen": ":0", "target": f"127.0.0.1:{target.getsockname()[1]}", "via": []}
-        listener, make_send = Recipe(BY_ADDRESS, arguments).make(shared)
-        assert listener is shared
+        make_send, listen = Recipe(BY_ADDRESS, arguments).make(shared)
+        assert listen(contextlib.ExitStack()) is shared
         accepting = Thread(target.accept)
         stream = make_send()
         stream.close()
@@ -83,19 +85,26 @@ def test_one_socket_and_two_makers():
         make_send.close()
 
 
+def made(arguments, receive=None):
+    """Make the listener and the factory, and close both."""
+    make_send, listen = Recipe(BY_ADDRESS, {"target": "127.0.0.1:1", "via": [], **arguments}).make(receive)
+    with contextlib.closing(make_send), contextlib.ExitStack() as at_end, listen(at_end) as listener:
+        return listener.getsockname()
+
+
 def test_a_recipe_without_a_socket_listens_itself():
-    listener, make_send = Recipe(BY_ADDRESS, {"listen": ":0", "target": "127.0.0.1:1", "via": []}).make(None)
-    assert listener.getsockname()[1]
-    listener.close()
-    make_send.close()
+    assert made({"listen": ":0"})[1]
 
 
-def test_the_socket_stays_with_the_caller_if_it_fails():
+def test_without_an_address_it_listens_privately_until_the_end():
+    path = made({"listen": None})
+    assert os.path.isabs(path)
+    assert not os.path.exists(os.path.dirname(path))
+
+
+@pytest.mark.parametrize("wrong", [{"listen": ":0", "target": "no port"}, {"listen": "?"}])
+def test_the_socket_stays_with_the_caller_if_it_fails(wrong):
     with bind(parse_listen(":0")) as shared:
-        for arguments in (
-            {"listen": ":0", "target": "no port", "via": []},
-            {"listen": "?", "target": "a:1", "via": []},
-        ):
-            with pytest.raises(relay.AddressError):
-                Recipe(BY_ADDRESS, arguments).make(shared)
+        with pytest.raises(relay.AddressError):
+            made(wrong, shared)
         assert shared.fileno() != -1

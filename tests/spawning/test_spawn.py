@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 
@@ -10,15 +11,8 @@ import pytest
 from helpers import WAIT
 
 import relay
-from relay.process import start
 from relay.spawning import parent
 from relay.testing import SAMBridge
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
 
 
 def test_a_program_without_an_interpreter(monkeypatch):
@@ -46,6 +40,29 @@ def test_a_child_that_is_killed_as_it_starts(monkeypatch):
         relay.spawn(":0", "127.0.0.1:1")
 
 
+def test_a_child_that_is_killed_before_it_listens(monkeypatch, caplog):
+    kill = "import relay.spawning.worker; relay.spawning.worker.Recipe.make = lambda *_: os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(parent, "_CHILD", parent._CHILD.replace("from relay", f"{kill}\nfrom relay"))
+    with pytest.raises(relay.RelayError, match=r"^the child process did not start: it was killed by signal 9; see its"):
+        relay.spawn(":0", "127.0.0.1:1")
+    assert caplog.messages == []
+
+
+def test_a_program_without_a_thread_left(monkeypatch):
+    start = threading.Thread.start
+
+    def exhausted(thread):
+        if thread.name.startswith("relay worker"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        patch.setattr(threading.Thread, "start", exhausted)
+        with pytest.raises(RuntimeError, match="thread"):
+            relay.spawn(listening, "127.0.0.1:1")
+        assert listening.fileno() >= 0
+
+
 def test_a_child_that_does_not_listen_in_time(monkeypatch):
     monkeypatch.setattr("relay.spawning.parent._START", 0.2)
     monkeypatch.setattr(parent, "_CHILD", "import signal; signal.pause()")
@@ -54,7 +71,7 @@ def test_a_child_that_does_not_listen_in_time(monkeypatch):
 
 
 def test_a_child_that_listens_at_i2p_has_more_time(monkeypatch, echo_server):
-    monkeypatch.setattr("relay.spawning.parent._START", 0.2)
+    monkeypatch.setattr("relay.spawning.child_tunnel._START", 0.2)
     with SAMBridge() as router:
         router.hold_answers("SESSION CREATE")
         threading.Timer(0.5, router.release_answers).start()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import relay
-from relay.engine.records import ConnectionRecord, Stats
+from relay.engine.records import ConnectionRecord
 from relay.spawning.wire import (
     Channel,
     encode,
@@ -24,7 +24,6 @@ from relay.spawning.wire import (
     to_error,
     to_log_record,
     to_record,
-    to_stats,
 )
 
 
@@ -102,13 +101,11 @@ def test_every_kind_of_address(address):
     assert to_address(over_the_wire(address)) == address
 
 
-def test_a_record_and_the_figures():
+def test_a_record():
     record = ConnectionRecord(("127.0.0.1", 5), None, 0.25, 1 << 60, 0, "copy", "closed", "done")
     record = record._replace(hop_times=(("1:ssh", 0.5), ("2:target", 0.25)), carrier="ssh://a", attempts=2)
     assert to_record(over_the_wire(record)) == record
     assert type(to_record(over_the_wire(record)).peer) is tuple
-    figures = Stats(3, 1, 5, 7, {"refused": 2})
-    assert to_stats(over_the_wire(figures)) == figures
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ class Process:
 class Owner:
     """Starts such processes, and keeps what happens."""
 
-    def __init__(self):
+    def __init__(self, replaces=True):
+        self.replaces = replaces
         self.started = []
         self.up = []
         self.died = 0
@@ -94,7 +95,8 @@ class Owner:
     def on_message(self, number, message):
         raise AssertionError("none of them says anything")
 
-    def on_died(self, number):
+    def on_died(self, number, fate):
+        assert fate == "was killed by signal 9" or "did not answer" in fate
         self.died += 1
         return 7
 
@@ -297,9 +299,25 @@ def test_closing_kills_a_process_that_starts(owner):
         made.wait_for_start()
 
 
+def test_the_only_process_has_no_successor(caplog):
+    owner = Owner(replaces=False)
+    slot = WorkerSlot(0, owner)
+    slot.start()
+    slot.wait_for_start()
+    wait_until(lambda: owner.up == [0])
+    (process,) = owner.started
+    process.asked = 0.0
+    slot.suspect(process)
+    assert slot.answering is process, "it is never stuck"
+    process.die()
+    slot.join(WAIT)
+    assert (slot.status(), owner.died, owner.up) == ((1, None, "ended", 0), 1, [0])
+    assert caplog.messages == [], "its tunnel reports it"
+
+
 def test_its_own_thread_does_not_wait_for_itself(owner, slot):
     """A log handler may close the pool, in the thread that reports the death of a process."""
     closed = []
-    owner.on_died = lambda number: closed.append(slot.close()) or 0
+    owner.on_died = lambda *_: closed.append(slot.close()) or 0
     owner.started[0].die()
     wait_until(lambda: closed and slot.status().state == "ended")

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import BLOCK, WAIT, receive_all, receive_exactly, wait_until
+from helpers import WAIT, receive_all, wait_until
 
 from relay.streams.adapter import as_stream
 from relay.streams.stream import Stream
@@ -141,20 +141,6 @@ def test_end_and_close_of_an_object_never_overlap() -> None:
         assert receive_all(theirs) == b""
         stream.close()
         assert [calls.get(timeout=WAIT) for _ in range(3)] == ["end begins", "end is over", "close"]
-
-
-def test_short_sends_of_an_object_lose_nothing() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        theirs.settimeout(WAIT)
-        stream = as_stream(HalfClosing(ours))
-        stream.socket.setblocking(True)
-        thread = threading.Thread(target=lambda: (stream.socket.sendall(BLOCK), stream.socket.shutdown(1)))
-        thread.start()
-        assert receive_exactly(theirs, len(BLOCK)) == BLOCK
-        assert theirs.recv(1) == b""
-        thread.join(WAIT)
-        stream.close()
 
 
 def test_a_stream_passes_through() -> None:

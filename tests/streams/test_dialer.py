@@ -12,10 +12,9 @@ from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
 
 import relay
 from relay.engine.attempt import Attempt
-from relay.streams.cancellation import Cancellation
 from relay.streams.dialer import Dialer, Upgrade
-from relay.streams.path import HANDSHAKE
-from relay.streams.promise import CallbackChain, Promise
+from relay.streams.promise import CallbackChain, Cancellation, Promise
+from relay.streams.stream import HANDSHAKE
 
 
 class FakeDialer(Dialer):
@@ -108,15 +107,6 @@ def test_a_client_that_goes_ends_the_attempt(dialer):
         relay.eventloop.sockets.reset(client)
         assert factory.given_up.wait(WAIT)
         assert ended(tunnel) == ["client_reset"]
-
-
-def test_the_connect_timeout_ends_the_attempt(dialer):
-    factory = dialer(None)
-    with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05) as tunnel:
-        assert fate_of_client(tunnel.address) == "reset"
-        assert factory.given_up.wait(WAIT)
-        assert ended(tunnel) == ["connect_timeout"]
-    assert factory.asked[0][0] is not None
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -266,13 +256,6 @@ def test_an_upgrade_makes_another_stream(dialer):
         assert stream.socket.getpeername() == other.far[0].getsockname()
         assert [number for number, _ in stream.path.steps] == [1, HANDSHAKE]
     assert inner.far[0].recv(1) == b""
-
-
-def test_a_refused_stream_is_not_upgraded(dialer):
-    factory = upgraded(dialer(REFUSED), lambda *_: pytest.fail("there is nothing to upgrade"))
-    with pytest.raises(relay.ConnectError, match="refused"):
-        factory()
-    assert factory.target == "better"
 
 
 def test_a_stream_that_is_not_upgraded_is_closed(dialer):

@@ -1,4 +1,4 @@
-"""The stream value, resets, and the mark of a factory that never blocks."""
+"""The stream value, its resets and its path, and the mark of a factory that never blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from helpers import WAIT
 
 import relay
+from relay.addresses.parse import parse_hops
 from relay.eventloop.sockets import keep_alive, reset
+from relay.streams.stream import HANDSHAKE, StreamPath, hop_times
 from relay.testing import pair
 
 
@@ -91,3 +93,31 @@ def test_a_file_of_the_socket_does_not_keep_it_open() -> None:
         reset(ours)
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)
+
+
+def route(*hops):
+    return parse_hops(list(hops), "db:5432")
+
+
+@pytest.mark.parametrize(
+    ("hops", "steps", "labels"),
+    [
+        ([], [1], ["1:target"]),
+        ([], [1, HANDSHAKE], ["1:target", "1:tls"]),
+        (["ssh://a"], [2], ["2:target"]),
+        (["ssh://a"], [1, 2, HANDSHAKE], ["1:ssh", "2:target", "2:tls"]),
+        (["ssh://a", "socks5://b:1", "http://c:1"], [1, 2, 3, 4], ["1:ssh", "2:socks5", "3:http", "4:target"]),
+        (["i2p:", "exec:nc %h %p"], [1, 2, 3], ["1:i2p", "2:exec", "3:target"]),
+        ([f"socks5://h{number}:1" for number in range(12)], [9, 10, 12, 13], ["9:socks5", "10:socks5", "10:target"]),
+    ],
+)
+def test_each_step_has_a_label(hops, steps, labels):
+    path = StreamPath(tuple((number, 0.5) for number in steps))
+    assert [label for label, _ in hop_times(path, route(*hops))] == labels
+
+
+def test_steps_to_the_same_are_added_up():
+    """A session that the address of the target stands for is no hop of the route."""
+    path = StreamPath(((1, 0.5),), "i2p:").extended(1, 0.25)
+    assert hop_times(path, ()) == (("1:target", 0.75),)
+    assert path.carrier == "i2p:"

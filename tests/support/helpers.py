@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import hashlib
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -73,6 +74,26 @@ def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
             _report()
             raise AssertionError(f"still not true after {timeout} s; standard error has the state of the process")
         threading.Event().wait(0.002)
+
+
+@contextlib.contextmanager
+def few_descriptors(left: int) -> Iterator[None]:
+    """Leave this process so many descriptors that are free. Every thread of it meets that, and pytest itself."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/dev/fd"))) + left + 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(taken.pop())
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 TIME_WAIT = "06"  # the state in /proc/net/tcp

@@ -19,17 +19,10 @@ from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.listener import I2PListener
 
 
-def make_prompt(monkeypatch: Any) -> None:
+def make_prompt(times: Any) -> None:
     """Remove the pauses that only real routers need."""
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.05))
-    monkeypatch.setattr(
-        "relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0)
-    )  # this bridge forgets at once, unless it is set otherwise
-    monkeypatch.setattr("relay.transports.i2p.session._REST", 0.0)
-    monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.01, 0.05))
-    monkeypatch.setattr("relay.transports.i2p.probe.HEAD_START", 0.01)
-    monkeypatch.setattr("relay.transports.i2p.reachability.AGAIN", 0.02)
-    monkeypatch.setattr("relay.transports.i2p.reachability.RARELY", 0.1)
+    times(back_off=(0.01, 0.05), session_rest=0.0, accept_again=(0.01, 0.05), probe_head_start=0.01)
+    times(check_again=0.02, check_rarely=0.1, remembered=(0.0, 0.0))  # an embedded bridge forgets at once by default
 
 
 class States:

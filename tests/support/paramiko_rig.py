@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import paramiko
@@ -20,11 +21,12 @@ from sshd import embedded
 
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
-from relay.streams.cancellation import Cancellation
+from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.paramiko import backend
+from relay.transports.ssh.paramiko.mux import Mux
 
 
 class Lost(queue.SimpleQueue):
@@ -82,6 +84,17 @@ def open_stream(connection: Any, place: Any, seconds: float | None = WAIT, **opt
     return outcome
 
 
+def thread_of_connection() -> backend.Transport:
+    """Return the thread of the only connection."""
+    (thread,) = (one for one in threading.enumerate() if isinstance(one, backend.Transport))
+    return thread
+
+
+def mux_of(connection: backend.Connection) -> Mux:
+    """Return the channels of a connection."""
+    return connection._mux
+
+
 def asleep(thread: threading.Thread) -> int:
     """Return how often a thread has gone to sleep by itself."""
     with open(f"/proc/self/task/{thread.native_id}/status") as file:
@@ -96,6 +109,7 @@ class ScriptedServer(paramiko.ServerInterface):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.settimeout(WAIT)
         self.key = _new_key()
+        self.windows: dict[int, int] = {}  # the bytes that the client has allowed in all, by its number of the channel
         self.transport: Any = None
         self.options = options
         self._thread = threading.Thread(target=self._serve, daemon=True, name="scripted server")
@@ -106,11 +120,21 @@ class ScriptedServer(paramiko.ServerInterface):
             connection, _ = self.listener.accept()
         except OSError:
             return
-        self.transport = _Recording(connection, self.received)
+        self.transport = _Recording(connection, self._receive)
         for name, value in self.options.items():
             setattr(self.transport, name, value)
         self.transport.add_server_key(self.key)
         self.transport.start_server(event=threading.Event(), server=self)
+
+    def _receive(self, kind: int, content: bytes) -> None:
+        if kind == 90:
+            start = 4 + int.from_bytes(content[:4], "big")
+            number, window = struct.unpack_from(">II", content, start)
+            self.windows[number] = window
+        elif kind == 93:
+            number, size = struct.unpack(">II", content)
+            self.windows[number - 7] += size
+        self.received.put((kind, content))
 
     def check_auth_none(self, username: str) -> int:
         return paramiko.AUTH_SUCCESSFUL
@@ -151,6 +175,11 @@ class ScriptedServer(paramiko.ServerInterface):
             assert got == kind, f"{kind} was expected, not {got} {content!r}"
             return content
 
+    def is_heard(self) -> None:
+        """Wait until the client has handled all that was sent."""
+        self.send(80, "no-such-request", True)
+        self.expect(82)
+
     def expect_open(self) -> int:
         """Open a channel; returns the near end's number of it."""
         content = self.expect(90)
@@ -177,11 +206,11 @@ class ScriptedServer(paramiko.ServerInterface):
 class _Recording(paramiko.Transport):
     """A server that handles nothing but the login."""
 
-    def __init__(self, connection: socket.socket, received: queue.SimpleQueue[tuple[int, bytes]]) -> None:
+    def __init__(self, connection: socket.socket, received: Callable[[int, bytes], None]) -> None:
         super().__init__(connection)
         self.set_log_channel("relay.testing.ssh")
         for kind in (*range(80, 83), *range(90, 101)):
-            self._handler_table[kind] = lambda message, kind=kind: received.put((kind, message.asbytes()))
+            self._handler_table[kind] = lambda message, kind=kind: received(kind, message.asbytes())
 
 
 def _new_key() -> paramiko.PKey:

@@ -19,8 +19,7 @@ from helpers import WAIT, Thread, receive_exactly, receive_rest
 
 from relay.addresses.hops import Command
 from relay.errors import CarrierError, ConnectError
-from relay.streams.cancellation import Cancellation
-from relay.streams.promise import Promise
+from relay.streams.promise import Cancellation, Promise
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import resolve_settings
 

@@ -282,8 +282,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 def members() -> int:
     """The number of users of the io_thread."""
-    io_thread = IOThread._current
-    return len(io_thread._clients) if io_thread is not None else 0
+    return len(IOThread.clients())
 
 
 def converse(dialogue, data, step=1):

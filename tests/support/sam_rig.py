@@ -37,6 +37,7 @@ class End:
         self.socket = connection
         self.peer = connection.getpeername()
         self.over = threading.Event()
+        self.asked: list[str] = []
         self._file = connection.makefile("rb")
 
     def line(self) -> str:
@@ -93,10 +94,11 @@ class ScriptedBridge:
         self._server = Server(self._handle)
         self.address: tuple[str, int] = self._server.address
         self.name = "{}:{}".format(*self.address)
+        self.dialer = tcp(*self.address)  # by which relay gets here; a test may replace its ``dial``
 
     def bridge(self, login: tuple[str, str] | None = None) -> Bridge:
         """Ours that leads here."""
-        return Bridge(self.name, tcp(*self.address), login)
+        return Bridge(self.name, self.dialer, login)
 
     def stream(self) -> End:
         """The far end of the next stream."""
@@ -117,7 +119,8 @@ class ScriptedBridge:
             end.say(hello)
         while line := end.line():
             self.asked.append(line)
-            answer = self.answers.popleft() if self.answers else self._answer(line)
+            end.asked.append(line)
+            answer = self.answers.popleft() if self.answers else self.answer_to(line)
             if callable(answer):
                 answer(end)
                 return
@@ -126,10 +129,10 @@ class ScriptedBridge:
             if line.startswith("STREAM CONNECT") and answer == OK:
                 return self._hand_over(end)
 
-    def _answer(self, line: str) -> str | Callable[[End], object]:
+    def answer_to(self, line: str) -> str | Callable[[End], object]:
         command = " ".join(line.split(" ")[:2])
         if command == "SESSION CREATE":
-            return self._create
+            return self.create
         if command == "NAMING LOOKUP":
             name = line.rpartition("NAME=")[2]
             known = self.names.get(name)
@@ -138,7 +141,7 @@ class ScriptedBridge:
             return f"PONG{line[4:]}" if self.pongs else ""
         return "" if command.startswith("PONG") else OK
 
-    def _create(self, end: End) -> None:
+    def create(self, end: End) -> None:
         self.controls.append(end)
         end.say(f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}")
         while line := end.line():
@@ -202,6 +205,11 @@ class Opened:
         """End it, and look whether every stream has been counted to its end."""
         self.session.close()
         wait_until(lambda: self.session.streams == 0)
+
+
+def io_thread_ends() -> None:
+    """Wait until nothing needs the I/O thread any more."""
+    wait_until(lambda: "relay-io" not in {thread.name for thread in threading.enumerate()})
 
 
 def pass_deadlines(session: Session, seconds: float) -> None:

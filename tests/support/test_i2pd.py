@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import i2p_world
 import i2pd
@@ -66,13 +64,6 @@ def test_it_answers_outside_and_inside(network):
             pass
 
 
-def test_a_program_inside_reaches_it(network, router):
-    code = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2]))).getpeername())"
-    argv = [sys.executable, "-c", code, *map(str, router.inside)]
-    with network.run(argv, stdout=subprocess.PIPE) as process:
-        assert process.communicate(timeout=WAIT)[0].decode() == f"{router.inside}\n"
-
-
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_it_ends_and_comes_back_as_who_it_was(router, how):
     identity = (router.folder / "router.keys").read_bytes()
@@ -87,14 +78,6 @@ def test_it_ends_and_comes_back_as_who_it_was(router, how):
         pass
     assert (router.folder / "router.keys").read_bytes() == identity
     assert "starting" in router.log()
-
-
-def test_restarted_it_is_another_process(router):
-    pid = router.pid
-    router.restart()
-    assert router.pid != pid
-    with SAM(router.sam):
-        pass
 
 
 def test_frozen_it_says_nothing_and_its_connections_stay(router):

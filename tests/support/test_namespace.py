@@ -11,18 +11,13 @@ from pathlib import Path
 
 import pytest
 from helpers import (
-    BLOCK,
     WAIT,
-    Thread,
-    ending,
     fate_of_client,
     is_running,
-    receive_all,
     receive_exactly,
-    send_and_end,
     wait_until,
 )
-from namespace import HARD_END, LOOPBACK, Namespace, Unavailable
+from namespace import LOOPBACK, Namespace, Unavailable
 
 HERE = Path(__file__).parent
 ADDRESS = "198.18.0.1"
@@ -84,17 +79,6 @@ def test_the_machines_own_ports_are_out_of_reach(namespace, listener):
         inside.connect(listener.getsockname())
 
 
-def test_any_address_of_the_network_can_be_used(namespace):
-    with namespace.socket() as listening, namespace.socket() as client:
-        listening.bind(("198.18.0.7", 0))
-        listening.listen()
-        client.connect(listening.getsockname())
-
-
-def test_programs_inside_are_the_same_user(namespace):
-    assert python(namespace, "import os; print(os.getuid(), os.getgid())") == f"{os.getuid()} {os.getgid()}"
-
-
 def test_a_program_can_enter(namespace):
     code = "import namespace, socket, sys; namespace.enter(int(sys.argv[1])); print(socket.if_nameindex())"
     argv = [sys.executable, "-c", code, str(namespace.pid)]
@@ -149,29 +133,6 @@ def test_all_of_it_ends_when_the_program_is_killed(namespace):
     wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_a_door_keeps_half_close(ends):
-    client, far = ends
-    send_and_end(client, b"question")
-    assert receive_all(far) == b"question"
-    send_and_end(far, b"answer")
-    assert receive_all(client) == b"answer"
-
-
-def test_a_door_passes_every_byte_both_ways(ends):
-    sending = [Thread(send_and_end, end, BLOCK * 8) for end in ends]
-    receiving = [Thread(receive_all, end) for end in ends]
-    for thread in sending:
-        thread.result()
-    assert all(thread.result() == BLOCK * 8 for thread in receiving)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_door_passes_resets(ends, which):
-    ends[which].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD_END)
-    ends[which].close()
-    assert ending(ends[1 - which]) == "reset"
-
-
 def test_a_door_resets_who_is_refused_inside(door, inside):
     inside.close()
     assert fate_of_client(door.address) == "reset"
@@ -189,18 +150,3 @@ def test_a_shut_door_refuses_and_stays_its_own(door, ends):
     client, far = ends  # made before
     client.sendall(b"still there")
     assert receive_exactly(far, 11) == b"still there"
-
-
-def test_many_come_through_a_door_at_once(namespace, door, inside):
-    count = 300
-    clients = [socket.create_connection(door.address, WAIT) for _ in range(count)]
-    for number, client in enumerate(clients):
-        client.sendall(b"%d\n" % number)
-    seen = set()
-    for _ in range(count):
-        with inside.accept()[0] as far:
-            far.settimeout(WAIT)
-            seen.add(int(far.makefile().readline()))
-    for client in clients:
-        client.close()
-    assert seen == set(range(count))

@@ -354,22 +354,6 @@ def test_attempts_of_many_threads(group, targets):
     assert [one.active for one in made.states()] == [0, 0, 0]
 
 
-def test_a_tunnel_fails_over_between_real_servers(echo_server, caplog):
-    caplog.set_level(logging.WARNING)
-    gone = socket.create_server(("127.0.0.1", 0))
-    port = gone.getsockname()[1]
-    gone.close()
-    made = TargetGroup([relay.tcp("127.0.0.1", port), relay.tcp(*echo_server.address)], name="echo")
-    with relay.Tunnel(socket.create_server(("127.0.0.1", 0)), made) as tunnel:
-        for _ in range(3):
-            with socket.create_connection(tunnel.address, WAIT) as client:
-                client.sendall(b"ping")
-                assert client.recv(4) == b"ping"
-        wait_until(lambda: made.states()[1].active == 0)
-        assert {record.target for record in tunnel.recent()} == {"{}:{}".format(*echo_server.address)}
-        assert made.states()[0].state in ("down", "probing")
-
-
 def test_a_port_that_lacks_for_one_target_leaves_the_next_one(group, targets):
     made = group()
     targets[0].outcome = OSError(errno.EADDRNOTAVAIL, "no port is left")

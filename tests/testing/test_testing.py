@@ -165,23 +165,8 @@ def test_what_the_body_raises_is_passed_on():
 # The conformance test: what is right passes.
 
 
-def test_a_socketpair_passes():
-    check_stream(pair)
-
-
 def test_tcp_passes():
     check_stream(lambda: pair(socket.AF_INET), abort=reset)
-
-
-def test_a_stream_with_an_on_close_passes():
-    closed = []
-
-    def make():
-        near, far = pair()
-        return relay.Stream(near, on_close=lambda: closed.append(near)), far
-
-    check_stream(make)
-    assert len(closed) == len(set(map(id, closed)))
 
 
 class Object:
@@ -305,18 +290,6 @@ def test_an_on_close_that_is_called_by_nobody_or_twice_fails():
 
     with pytest.raises(AssertionError, match="on_close is called once"):
         check_stream(make, timeout=WAIT)
-
-
-def test_a_factory_passes(listener):
-    check_factory(lambda: socket.create_connection(listener.getsockname()), listener)
-
-
-def test_a_factory_without_half_close_passes(listener):
-    check_factory(
-        lambda: relay.Stream(socket.create_connection(listener.getsockname()), half_close=False),
-        listener,
-        half_close=False,
-    )
 
 
 def test_a_factory_that_reaches_nobody_fails(listener):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from typing import get_args
@@ -156,13 +155,3 @@ def test_who_waits_in_vain_hears_of_the_hop_that_failed(world):
         told = r"^hop 1 of 3 \(ssh://first\): refused \(not connected in time\)$"
         with pytest.raises(relay.ConnectError, match=told):
             factory(deadline=time.monotonic() + 0.2)
-
-
-def test_a_failure_is_said_by_the_hop_that_it_belongs_to(world, caplog):
-    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused") for _ in range(30)]
-    with chain((SSHServer("first"), SSHServer("second"), SSHServer("third")), DB) as factory:
-        with factory(deadline=time.monotonic() + WAIT):
-            pass
-    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    failures = [text for text in said if "refused" in text]
-    assert failures and all(text.startswith("ssh://first: refused; trying again") for text in failures)

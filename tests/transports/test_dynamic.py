@@ -16,11 +16,10 @@ from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.streams.connect import SocketDialer
-from relay.streams.request import Request
+from relay.streams.stream import Request
 from relay.testing import SAMBridge
 from relay.transports import dynamic as module
 from relay.transports.dynamic import dynamic, parse_rule
-from relay.transports.proxies.socks_server import socks_listen
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -327,21 +326,6 @@ def test_networks_that_are_refused_are_refused_to_names(resolves, rules, address
             assert raised.value.reason == "denied"
 
 
-def test_a_client_that_names_a_refused_network_is_denied(resolves, serve):
-    server = serve(echo)
-    resolves("127.0.0.1")
-    port = server.address[1].to_bytes(2, "big")
-    name = b"\5\1\0\5\1\0\3" + bytes([12]) + b"name.invalid" + port
-    with (
-        relay.Tunnel(socks_listen("127.0.0.1", 0), dynamic(rules=GUARD)) as guarded,
-        relay.Tunnel(socks_listen("127.0.0.1", 0), dynamic(rules=["*=direct"])) as other,
-    ):
-        for tunnel, code in ((guarded, 2), (other, 0)):
-            with socket.create_connection(tunnel.address, WAIT) as client:
-                client.sendall(name)
-                assert receive_exactly(client, 12)[:4] == bytes([5, 0, 5, code])
-
-
 def test_a_way_whose_hold_fails_is_held_by_the_next_client(monkeypatch):
     with contextlib.closing(dynamic(["exec:true"])) as factory:
         way = next(iter(factory._routes.values()))
@@ -365,19 +349,6 @@ def test_a_way_that_does_not_lead_there():
         with pytest.raises(relay.ConnectError, match="its way does not lead there") as raised:
             factory.select(asked("example.com"))
         assert raised.value.reason == "denied"
-
-
-def test_inside_a_tunnel_over_a_hop(ssh_server, serve):
-    server = serve(echo)
-    with relay.Tunnel(socks_listen("127.0.0.1", 0), dynamic([ssh_server.url])) as tunnel:
-        with socket.create_connection(tunnel.address, WAIT) as client:
-            name = b"localhost"
-            port = server.address[1].to_bytes(2, "big")
-            client.sendall(b"\5\1\0" + b"\5\1\0\3" + bytes([len(name)]) + name + port)
-            assert receive_exactly(client, 12)[:4] == b"\5\0\5\0"
-            client.sendall(b"hello")
-            assert receive_exactly(client, 5) == b"hello"
-            assert tunnel.connections()[0].target == f"localhost:{server.address[1]}"
 
 
 def test_repr_tells_no_secret():

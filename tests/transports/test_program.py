@@ -17,7 +17,6 @@ from helpers import (
     BLOCK,
     PROMPT,
     WAIT,
-    Server,
     Thread,
     fate_of_client,
     is_running,
@@ -28,20 +27,20 @@ from helpers import (
     wait_until,
 )
 from program_rig import BRIDGE, CASES, command, failure, finish, said
+from state_table import rows_of
 
 import relay
 from relay.addresses.hops import Command
 from relay.addresses.values import TCPAddress
-from relay.errors import ConnectError
+from relay.errors import ConnectError, RelayError
+from relay.eventloop import unix_reset
 from relay.eventloop.background import IOThread
-from relay.eventloop.sockets import reset
 from relay.process import start
 from relay.streams import pair_end
-from relay.streams.cancellation import Cancellation
-from relay.streams.promise import Promise
+from relay.streams.promise import Cancellation, Promise
 from relay.testing import check_factory, check_stream
 from relay.transports import program
-from relay.transports.program import ProgramStream, run
+from relay.transports.program import ProgramState, ProgramStream, _Program, end_error, run, start_error
 from relay.transports.program_dialer import Local, Programs
 
 STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
@@ -316,13 +315,6 @@ def test_a_reset_ends_it_before_it_sees_the_end_of_its_input(tmp_path):
         assert not (tmp_path / str(number)).exists()
 
 
-def test_a_reset_of_one_that_has_ended():
-    stream = opened("true")
-    assert receive_all(stream.socket) == b""
-    stream.reset()
-    stream.reset()
-
-
 def test_the_holder_may_end_both_directions_and_go_on_later(quick):
     stream = opened("cat")
     stream.socket.shutdown(socket.SHUT_RDWR)
@@ -440,22 +432,6 @@ def test_a_program(case):
     case(opened)
 
 
-def test_its_name_shows_the_program_and_no_argument():
-    factory = Local(Command("/usr/bin/nc --password hunter2 %h %p"))
-    assert factory.target == "exec:nc …"
-    assert "hunter2" not in repr(factory)
-
-
-def test_as_a_hop_it_is_told_where_to_lead(serve):
-    server: Server = serve(lambda end: end.sendall(end.recv(100)[::-1]))
-    hop = Command(f"{shlex.join(BRIDGE)} %h %p")
-    assert hop.is_hop
-    with Local(hop.to(TCPAddress(*server.address)))() as stream:
-        stream.socket.settimeout(WAIT)
-        stream.socket.sendall(b"word")
-        assert receive_all(stream.socket) == b"drow"
-
-
 def test_a_hop_that_fails_is_named_by_the_error():
     with refusing() as (host, port), Local(Command(f"{shlex.join(BRIDGE)} %h %p").to(TCPAddress(host, port)))() as made:
         made.socket.settimeout(WAIT)
@@ -464,26 +440,8 @@ def test_a_hop_that_fails_is_named_by_the_error():
     assert text.startswith("exec:") and "ended with status 1 (ConnectionRefusedError: " in text
 
 
-def test_what_it_leads_to_may_have_another_name_than_it_has_in_errors():
-    factory = Local(Command("sh -c 'exit 1'"))
-    factory.target = "db:5432"
-    with factory() as made:
-        assert made.target == "db:5432"
-        made.socket.settimeout(WAIT)
-        assert receive_until_reset(made.socket) == b""
-        assert str(failure(made)) == "exec:sh …: ended with status 1"
-
-
 def test_a_factory_in_a_tunnel(listener):
     check_factory(Local(command(*BRIDGE, *map(str, listener.getsockname()))), listener)
-
-
-def test_a_socket_for_a_user_leaves_nothing():
-    user = Local(Command("cat")).open_socket(time.monotonic() + WAIT)
-    user.settimeout(WAIT)
-    user.sendall(b"word")
-    assert user.recv(10) == b"word"
-    user.close()
 
 
 def test_a_program_that_reads_slowly_gets_all_that_was_sent_before_the_close(tmp_path, monkeypatch):
@@ -524,29 +482,267 @@ def test_a_program_that_fails_resets_the_client_of_a_tunnel(relayed, caplog):
     assert any("exec:sh …: ended with status 1 (no more)" in one.getMessage() for one in caplog.records)
 
 
-def test_a_program_that_is_missing_resets_the_client_of_a_tunnel(relayed):
-    rig = relayed(Local(Command("no-such-program")))
-    with pytest.raises(ConnectionResetError):
-        receive_all(rig.client())
-    wait_until(rig.tunnel.recent)
-    assert rig.tunnel.recent()[0].reason == "unreachable"
-
-
-def test_a_client_that_resets_ends_the_program(relayed, tmp_path):
-    taken = tmp_path / "taken"
-    rig = relayed(Local(command("sh", "-c", 'echo on; cat >"$0.part" && mv "$0.part" "$0"', str(taken))))
-    client = rig.client()
-    assert receive_exactly(client, 3) == b"on\n"
-    reset(client)
-    wait_until(rig.tunnel.recent)
-    assert rig.tunnel.recent()[0].reason == "client_reset"
-    rig.close()
-    assert not taken.exists()
-
-
 def test_closing_a_tunnel_ends_its_programs(relayed):
     rig = relayed(Local(Command("sh -c 'echo on; exec sleep 1000'")))
     clients = [rig.client() for _ in range(5)]
     for client in clients:
         assert receive_exactly(client, 3) == b"on\n"
     rig.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(24, "Too many open files"), "exec:it: cannot be started: Too many open files"),
+        (RuntimeError("no thread"), "exec:it: cannot be started: no thread"),
+    ],
+)
+def test_a_program_that_was_not_started(error, text):
+    made = start_error("exec:it", error)
+    assert isinstance(made, ConnectError)
+    assert str(made) == text
+
+
+def test_an_error_of_relay_stays_as_it_is():
+    error = RelayError("relay ends")
+    assert start_error("exec:it", error) is error
+
+
+@pytest.mark.parametrize(
+    ("status", "last", "text"),
+    [
+        (3, "", "exec:it: ended with status 3"),
+        (1, "no such host", "exec:it: ended with status 1 (no such host)"),
+        (-15, "", "exec:it: was ended by SIGTERM"),
+        (-63, "last words", "exec:it: was ended by signal 63 (last words)"),
+    ],
+)
+def test_a_failure_at_its_end(status, last, text):
+    made = end_error("exec:it", status, last)
+    assert str(made) == text
+    assert made.reason == "target_reset"
+
+
+SOON = 1000.0  # seconds; the tests call what a timer would
+
+
+class Child:
+    """A process that is only a number; it ends when it is signalled, or when the test says so."""
+
+    pid = 0
+    status = 0
+
+    def wait(self):
+        return self.status
+
+
+class Rig:
+    """A program, and what was done to it. Its events are called on the I/O thread, as always."""
+
+    def __init__(self, monkeypatch):
+        self.signals = []
+        self.future = Future()
+        self.answer = Promise()
+        self.child = Child()
+        self.stream = self.copy = None
+        monkeypatch.setattr(program, "begin", lambda *_, **__: self.future)
+        monkeypatch.setattr(program, "_MOMENT", SOON)
+        monkeypatch.setattr(program, "_PATIENCE", SOON)
+        monkeypatch.setattr(program, "_signal_group", lambda _, number: self.signals.append(signal.Signals(number)))
+        monkeypatch.setattr(os, "pidfd_open", lambda _: os.eventfd(0))
+        self.io_thread = IOThread.acquire(self)  # it lasts as long as the test
+        self.program = _Program("exec:it", "exec:it", None, self.answer.put, None, False)
+        self.program.begin(["it"])
+
+    def do(self, call, *arguments):
+        """Call it on the I/O thread, and wait until all that it has asked for there is done."""
+        failed = []
+
+        def run():
+            try:
+                call(*arguments)
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                failed.append(error)
+
+        loop = self.io_thread.loop
+        loop.call(run)
+        for _ in range(3):
+            done = threading.Event()
+            loop.call(done.set)
+            assert done.wait(WAIT)
+        if failed:
+            raise failed[0]
+
+    def started(self):
+        self.do(self.future.set_result, self.child)
+
+    def failed(self):
+        self.do(self.future.set_exception, OSError(24, "Too many open files"))
+
+    def report(self):
+        """Return the outcome that was reported; the stream is kept open."""
+        outcome = self.answer.get(time.monotonic() + WAIT, None)
+        self.stream = outcome
+        return outcome
+
+    def closed(self):
+        self.do(self.program.closed)
+
+    def reset(self):
+        self.do(self.program.terminate)
+
+    def time_is_over(self):
+        self.do(self.program._end_it, time.monotonic())
+
+    def ends(self, status=0):
+        self.child.status = status
+        self.do(self.program._on_exit, 0, 0.0)
+
+    def finish(self):
+        state = self.program._state
+        if state is ProgramState.STARTING:
+            self.failed()
+        elif state in program._STARTED:
+            self.ends()
+        elif state is ProgramState.RESETTING:
+            self.do(self.program._copies_closed, 0.0)
+        if self.copy is not None:
+            self.copy.close()
+        if self.stream is not None:
+            self.stream.close()
+        self.io_thread.release(self)
+
+    def abandon(self):
+        """No test forks."""
+
+
+@pytest.fixture
+def rig(monkeypatch):
+    made = Rig(monkeypatch)
+    yield made
+    made.finish()
+
+
+def reads(rig):
+    """The program has something to read, and has read some of it a moment ago."""
+    rig.stream.socket.send(b"bytes")
+    rig.time_is_over()
+
+
+def deadline(rig):
+    rig.do(rig.program._too_late, 0.0)
+    with pytest.raises(ConnectError, match="not started in time"):
+        rig.report()
+
+
+def started(rig):
+    rig.started()
+    assert rig.report().status is None
+
+
+def not_started(rig):
+    rig.failed()
+    with pytest.raises(ConnectError, match="cannot be started: Too many open files"):
+        rig.report()
+
+
+def ends_well(rig):
+    rig.ends()
+    assert rig.stream.socket.recv(1) == b""
+
+
+def fails(rig):
+    """Let it fail, while another process keeps a copy of its end."""
+    rig.copy = rig.program._theirs.dup()
+    rig.ends(3)
+    assert rig.stream.failure().reason == "target_reset"
+
+
+def fails_when_closed(rig):
+    rig.stream.socket.close()
+    rig.ends(3)
+
+
+def a_bug(rig):
+    rig.do(rig.program.crashed, 0.0)
+
+
+def copies_are_closed(rig):
+    rig.copy.close()
+    wait_until(lambda: rig.program._far is None)
+    with pytest.raises(ConnectionResetError):
+        rig.stream.socket.recv(1)
+
+
+def copies_stay_open(rig):
+    rig.do(rig.program._copies_closed, 0.0)
+
+
+TERM, KILL = signal.SIGTERM, signal.SIGKILL
+RUNNING = [started]
+LEAVING = [started, Rig.closed]
+TERMINATED = [started, Rig.reset]
+RESETTING = [started, fails]
+WAY = {
+    "STARTING": [],
+    "RUNNING": RUNNING,
+    "LEAVING": LEAVING,
+    "TERMINATED": TERMINATED,
+    "RESETTING": RESETTING,
+    "STARTED": RUNNING,
+    "any": [started, ends_well],
+}
+# The columns of the table, then the event, and the signals that it sends. At the end its process group is killed.
+ROWS = [
+    ("STARTING", "started", "RUNNING", started, []),
+    ("STARTING", "cannot be started", "OVER", not_started, []),
+    ("STARTING", "deadline", "STARTING", deadline, []),
+    ("RUNNING", "the stream is closed", "LEAVING", Rig.closed, []),
+    ("RUNNING", "the stream is reset", "TERMINATED", Rig.reset, [TERM]),
+    ("LEAVING", "the time is over, it reads", "LEAVING", reads, []),
+    ("LEAVING", "the time is over", "TERMINATED", Rig.time_is_over, [TERM]),
+    ("LEAVING", "the stream is reset", "TERMINATED", Rig.reset, [TERM]),
+    ("TERMINATED", "the stream is reset", "TERMINATED", Rig.reset, [TERM]),
+    ("TERMINATED", "the time is over", "TERMINATED", Rig.time_is_over, [KILL]),
+    ("STARTED", "it ends well", "OVER", ends_well, [KILL]),
+    ("STARTED", "it fails", "OVER", fails_when_closed, [KILL]),
+    ("STARTED", "it fails", "RESETTING", fails, [KILL]),
+    ("STARTED", "a bug in a handler", "the same", a_bug, [KILL]),
+    ("RESETTING", "the copies are closed", "OVER", copies_are_closed, []),
+    ("RESETTING", "the time is over", "OVER", copies_stay_open, []),
+    ("any", "another one", "the same", Rig.closed, []),
+]
+
+
+def test_the_table_has_the_same_rows():
+    assert rows_of(program) == [row[:3] for row in ROWS]
+
+
+@pytest.mark.parametrize(("state", "event", "next_state", "act", "signals"), ROWS)
+def test_each_row(rig, monkeypatch, state, event, next_state, act, signals):
+    if not unix_reset_works() and next_state == "RESETTING":
+        pytest.skip("this machine has no reset of Unix sockets")
+    for step in WAY[state]:
+        step(rig)
+    rig.signals.clear()
+    before = rig.program._state
+    act(rig)
+    assert rig.program._state is (before if next_state == "the same" else ProgramState[next_state])
+    assert rig.signals == signals
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "LEAVING", "TERMINATED"])
+def test_what_holds_for_each_that_has_started(rig, state):
+    for step in WAY[state]:
+        step(rig)
+    ends_well(rig)
+    assert rig.program._state is ProgramState.OVER
+
+
+def unix_reset_works():
+    near, far = unix_reset.socketpair()
+    with near, far:
+        copy = unix_reset.leave_unread(near)
+        if copy is not None:
+            copy.close()
+    return copy is not None

@@ -158,8 +158,7 @@ def _report(
     from ..doctor.files import mode_checks
     from ..doctor.jobs import run_jobs
     from ..doctor.machine import machine
-    from ..doctor.output import print_section, print_summary
-    from ..doctor.report import Report, Section
+    from ..doctor.report import Report, Section, print_section, print_summary
 
     def show(section: Section) -> None:
         if not as_json:

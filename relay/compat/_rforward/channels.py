@@ -142,7 +142,7 @@ class ChannelQueue(PushingListener):
         self._living: set[Any] = set()  # open channels
 
     def has_room(self) -> bool:
-        """Return true if there is room for another channel."""
+        """Return true if there is room for another channel. Never blocks."""
         with self._lock:
             return self._open and len(self._living) < _MOST
 

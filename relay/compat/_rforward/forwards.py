@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import paramiko
 
@@ -25,7 +25,10 @@ from ...transports.ssh.open_failures import PROHIBITED, SHORTAGE
 from ...transports.ssh.paramiko.messages import CONFIRMED, OPEN, REFUSED, guarded
 from .requests import Requests
 
-__all__ = ["Forwards", "Owner"]
+if TYPE_CHECKING:
+    from .channels import ChannelQueue
+
+__all__ = ["Forwards", "ChannelQueue"]
 
 check(COMPAT, "relay.compat.rforward")
 
@@ -49,16 +52,6 @@ _making = threading.Lock()
 _known: weakref.WeakValueDictionary[int, Forwards] = weakref.WeakValueDictionary()
 
 
-class Owner(Protocol):
-    """The owner of a forward. Both methods are called in the transport's thread and must not block."""
-
-    def has_room(self) -> bool:
-        """Return true if there is room for another channel."""
-
-    def take(self, channel: paramiko.Channel) -> object:
-        """Take ownership of the channel."""
-
-
 class Forwards:
     """The forwards on one open transport; see :meth:`of`. Safe from any thread.
 
@@ -68,10 +61,10 @@ class Forwards:
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
         self._lock = threading.Lock()  # guards the following; never held while foreign code runs
-        self._places: dict[TCPAddress, Owner | None] = {}  # None: cancelled, but not confirmed by the server
+        self._places: dict[TCPAddress, ChannelQueue | None] = {}  # None: cancelled, but not confirmed by the server
         self._choosing = 0  # pending requests whose port the server chooses
         self._held: list[tuple[_Incoming, Any]] = []
-        self._announced: deque[Owner] = deque()
+        self._announced: deque[ChannelQueue] = deque()
         # The caller may have its own handler for other kinds of channels: what relay does not know goes on to it.
         self._before = transport._handler_table[OPEN]
         self.requests = Requests(transport)
@@ -94,7 +87,7 @@ class Forwards:
 
     # -- forwards --
 
-    def listen(self, place: TCPAddress, owner: Owner, seconds: float) -> TCPAddress | None:
+    def listen(self, place: TCPAddress, owner: ChannelQueue, seconds: float) -> TCPAddress | None:
         """Ask the server to listen. The owner is registered before, so a client that connects at once is served.
 
         :param place: address to listen on; with port 0 the server chooses a port.
@@ -196,7 +189,7 @@ class Forwards:
 
     # -- channels --
 
-    def announce(self, owner: Owner) -> None:
+    def announce(self, owner: ChannelQueue) -> None:
         """Give ``owner`` a channel of the accept queue: the last one of a foreign handler, or the oldest."""
         with self._lock:
             self._announced.append(owner)
@@ -205,12 +198,12 @@ class Forwards:
         if threading.current_thread() is not self._transport:
             self._hand_out(None)
 
-    def find(self, host: str, port: int) -> tuple[bool, Owner | None]:
+    def find(self, host: str, port: int) -> tuple[bool, ChannelQueue | None]:
         """Look up a forwarded address: return true if it is known, and the owner that still takes its channels."""
         with self._lock:
             return self._find(host, port)
 
-    def _find(self, host: str, port: int) -> tuple[bool, Owner | None]:
+    def _find(self, host: str, port: int) -> tuple[bool, ChannelQueue | None]:
         # relay asks for 127.0.0.1; a server may name its loopback differently when a client comes.
         for name in (host, "127.0.0.1") if host in ("localhost", "") else (host,):
             if (place := TCPAddress(name, port)) in self._places:
@@ -302,7 +295,7 @@ class Forwards:
 class _Request:
     """One request to listen."""
 
-    def __init__(self, place: TCPAddress, owner: Owner) -> None:
+    def __init__(self, place: TCPAddress, owner: ChannelQueue) -> None:
         self.place = place
         self.owner = owner
         self.answered = False

@@ -40,7 +40,7 @@ class Conversation(ABC):
         self.version = ""  # "" until HELLO is answered
         self.role = ""  # or "session", "accept", "forward", "connect"
         self.session: Session | None = None  # to which it belongs
-        self.self_contained = False
+        self.self_contained = False  # accepts more than one stream
         self.over = False
         self._received = b""
         self._paused = False
@@ -352,7 +352,7 @@ class Conversation(ABC):
         return session.destination.acceptors.accept(self)
 
     def take(self, offer: Offer) -> None:
-        """Take a stream; see :class:`~relay.testing.sam.destination.Acceptor`."""
+        """Accept one stream; after FORWARD, each."""
         line = b"" if self._hides_peer else self.first_line(offer)
         if not self.self_contained:
             return self._become(offer.end, line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import PrivateKey
 from ...eventloop.loop import Timer
@@ -13,31 +13,12 @@ from .stream import End, Offer
 from .values import Settings
 from .wire import Hub
 
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .router import Router
+
 PENDING = 128  # unaccepted streams; i2pd's limit
 KNOWN = 1000  # lease sets of other destinations that are remembered
-
-
-class Acceptor(Protocol):
-    """Receiver of streams: a conversation after ACCEPT or FORWARD."""
-
-    self_contained: bool  # accepts more than one
-
-    def take(self, offer: Offer) -> None:
-        """Accept one stream."""
-
-
-class Home(Protocol):
-    """Router of a destination."""
-
-    hub: Hub
-    streams: int  # accepted ones, from or to its destinations
-    settings: Settings
-
-    def end_stream(self, end: End) -> None:
-        """End a stream because its destination has ended."""
-
-    def bury(self, destination: Destination) -> None:
-        """Record the end of a destination."""
 
 
 class Acceptors:
@@ -45,8 +26,8 @@ class Acceptors:
 
     def __init__(self) -> None:
         self.pending: dict[Offer, None] = {}
-        self._armed: Acceptor | None = None
-        self._waiting: deque[Acceptor] = deque()
+        self._armed: Conversation | None = None
+        self._waiting: deque[Conversation] = deque()
 
     @property
     def accepting(self) -> bool:
@@ -72,7 +53,7 @@ class Acceptors:
         else:
             offer.refuse()
 
-    def accept(self, acceptor: Acceptor) -> None:
+    def accept(self, acceptor: Conversation) -> None:
         """Add a receiver."""
         if self._armed is None:
             # In front: after a dismissal others may still wait, and the next ACCEPT is the one that i2pd serves first.
@@ -81,7 +62,7 @@ class Acceptors:
         else:
             self._waiting.append(acceptor)
 
-    def dismiss(self, acceptor: Acceptor) -> None:
+    def dismiss(self, acceptor: Conversation) -> None:
         """Remove a receiver. As with i2pd, no other one takes its place until the next ACCEPT."""
         if acceptor is self._armed:
             self._armed = None
@@ -108,7 +89,7 @@ class Acceptors:
                 if not acceptor.self_contained:
                     break
 
-    def _give(self, acceptor: Acceptor, offer: Offer) -> None:
+    def _give(self, acceptor: Conversation, offer: Offer) -> None:
         # The CONNECT of the other side is answered before bytes can flow: they would come ahead of its status line.
         offer.accept()
         acceptor.take(offer)
@@ -122,7 +103,7 @@ class Destination:
     :param born: monotonic seconds when it is ready.
     """
 
-    def __init__(self, router: Home, key: PrivateKey, born: float) -> None:
+    def __init__(self, router: Router, key: PrivateKey, born: float) -> None:
         self.router = router
         self.key = key
         self.base64 = key.destination

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import PrivateKey, b32_of, is_base64
 from ...eventloop.loop import Timer
@@ -19,6 +19,9 @@ from .stream import End
 from .values import Command, Fault, Settings, masked
 from .wire import Hub
 
+if TYPE_CHECKING:
+    from .conversation import Conversation
+
 CONVERSATIONS = 8192  # sockets at one time; more are closed
 GRAVES = 1000  # ended destinations that are remembered
 # The client stays in the backlog, so the socket would be readable again at once and the thread would spin.
@@ -26,25 +29,15 @@ SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 RETRY = 0.1  # seconds until accept is retried after a lack of descriptors
 
 
-class Client(Protocol):
-    """A program's conversation with the bridge, as the router needs it."""
-
-    def created(self) -> None:
-        """Report that its session is ready."""
-
-    def end(self) -> None:
-        """Close the socket."""
-
-
 class Session:
     """A session, from SESSION CREATE until its control socket ends."""
 
-    def __init__(self, id: str, destination: Destination, options: Mapping[str, str], control: Client) -> None:  # noqa: A002
+    def __init__(self, id: str, destination: Destination, options: Mapping[str, str], control: Conversation) -> None:  # noqa: A002
         self.id = id
         self.destination = destination
         self.options = options
         self.control = control
-        self.sockets: set[Client] = set()  # of its ACCEPTs and FORWARDs
+        self.sockets: set[Conversation] = set()  # of its ACCEPTs and FORWARDs
         self.ready = Timer(destination.hub.loop.timers, lambda now: control.created())
         destination.sessions.add(self)
 
@@ -114,7 +107,7 @@ class Router:
         network: Network,
         settings: Settings,
         addressbook: Callable[[], Mapping[str, str]],
-        make: Callable[[Router, socket.socket], Client],
+        make: Callable[[Router, socket.socket], Conversation],
     ) -> None:
         self.network = network
         self.hub = network.hub
@@ -124,7 +117,7 @@ class Router:
         self.streams = 0
         self.sessions: dict[str, Session] = {}
         self.destinations: dict[str, Destination] = {}
-        self.conversations: set[Client] = set()
+        self.conversations: set[Conversation] = set()
         self._addressbook = addressbook
         self._make = make
         self._farewell = True  # whether the far ends of streams get EOF
@@ -221,7 +214,7 @@ class Router:
 
     # -- sessions --
 
-    def create(self, id: str, key: PrivateKey, options: Mapping[str, str], control: Client) -> Session:  # noqa: A002
+    def create(self, id: str, key: PrivateKey, options: Mapping[str, str], control: Conversation) -> Session:  # noqa: A002
         """Create a session, which is ready when its destination is. Sessions with the same keys share a destination."""
         now = time.monotonic()
         destination = self.destinations.get(key.b32)

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...eventloop.loop import Timer
-from .values import Settings
-from .wire import Hub, Wire
+from .wire import Wire
+
+if TYPE_CHECKING:
+    from .destination import Destination
 
 MOST = 64 << 20  # bytes that a network buffers for programs that do not read; beyond that senders wait
 FAIR = 256 << 10  # bytes that each stream may buffer in any case, so that a stalled one does not stop the others
 TAIL = 8 << 10  # bytes that i2pd 2.45.1 still writes after the far end has closed
-
-
-class Waiting(Protocol):
-    """The receivers of a destination, and the streams that wait for one."""
-
-    pending: dict[Offer, None]  # unaccepted streams
-
-
-class Owner(Protocol):
-    """Destination of one end of a stream."""
-
-    ends: set[End]
-
-    @property
-    def acceptors(self) -> Waiting:
-        """The streams that wait there."""
-
-    @property
-    def hub(self) -> Hub:
-        """The thread and the buffers of the network."""
-
-    @property
-    def settings(self) -> Settings:
-        """The personality and the times of its router."""
 
 
 class End:
@@ -46,7 +24,7 @@ class End:
 
     __slots__ = ("destination", "peer", "_wire", "_early", "_over")
 
-    def __init__(self, destination: Owner) -> None:
+    def __init__(self, destination: Destination) -> None:
         self.destination = destination
         self.peer: End | None = None  # None: bytes are discarded
         self._wire: Wire | None = None

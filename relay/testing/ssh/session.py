@@ -13,8 +13,8 @@ from typing import Any
 from ...addresses.values import TCPAddress, UnixAddress
 from ...errors import ConnectError
 from ...process import Process
-from ...streams.cancellation import Cancellation
 from ...streams.connect import SocketDialer
+from ...streams.promise import Cancellation
 from ...transports.tcp import tcp
 from ...transports.unix import unix
 from .channel import GONE, Channel, GatedSocket, Remote, Transport, move

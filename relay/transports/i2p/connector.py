@@ -13,7 +13,7 @@ import select
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import PrivateKey
 from ...addresses.i2p import I2PRouter
@@ -22,23 +22,26 @@ from ...carriers.link import Lost
 from ...carriers.renewal import renew
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import IOThread
+from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
-from ...streams.cancellation import Cancel
 from ...streams.dialer import Network
-from ...streams.promise import Abort, Promise
+from ...streams.promise import Abort, Cancel, Promise
 from ...streams.stream import Stream
 from ...streams.trace import Stage, observed
 from ..credentials import secret_of
 from .bridge import Bridge
 from .conversation import Conversation
+from .key_file import SessionKey
 from .messages import Message, ServedElsewhereError, session_create, shown
-from .replacement import ReplacementPolicy
 from .routers import OneRouter, Routers
 from .session import Session
 
+if TYPE_CHECKING:
+    from .standby import Standby
+
 logger = logging.getLogger("relay")
 
-Keys = Callable[[], "SessionKey | None"]
+Keys = Callable[[], SessionKey | None]
 
 _ATTEMPT = 600.0  # seconds to create a session: tunnels may take a minute to build, and a new attempt begins anew
 _ATTEMPT_OF_SEVERAL = 120.0  # seconds of that for a router while there is another one to try
@@ -49,6 +52,7 @@ _DUPLICATE = 8.0  # seconds to retry the first session of some keys while the ro
 _AGAIN = 2.0  # seconds between these tries
 _OTHER_IDS = 3  # other random IDs that are tried if the router says that one is in use: more in use is no coincidence
 _REST = 2.0  # maximum back-off in seconds: the bridge is near, as a rule
+_REPLACE_AGAIN = (30.0, 900.0)  # seconds from one replacement for a destination to the next, and the maximum
 _CHECK = 30.0  # seconds between two keepalive probes
 
 _LENGTH = 3  # default hops of a tunnel
@@ -58,48 +62,6 @@ _QUANTITY = 3  # default tunnels in each direction: routers differ (2, 5)
 _ENCRYPTION = "4,0"
 
 
-class Turn(Protocol):
-    """Decides whether a session may be created: another machine may have one of the same keys."""
-
-    def wait(self, deadline: float, cancel: Cancel) -> float:
-        """Return if it may be created now. Called with the keys open, in a thread that may block.
-
-        :param deadline: monotonic seconds.
-        :param cancel: ends the wait.
-        :returns: until when it may; ``deadline`` at most.
-        :raises ServedElsewhereError: if another machine has a session.
-        :raises OSError: if that is not known.
-        """
-
-    def on_loss(self, error: CarrierError) -> None:
-        """Note why a session has ended; in any thread."""
-
-    def close(self) -> None:
-        """Free what it has, as there will be no further session."""
-
-
-class SessionKey(Protocol):
-    """Private key of a session's destination, reserved until :meth:`close`."""
-
-    @property
-    def key(self) -> PrivateKey:
-        """The key."""
-
-    @property
-    def path(self) -> Path | None:
-        """File of the key; ``None`` if it has none."""
-
-    @property
-    def seconds_since_session(self) -> float:
-        """Seconds from the end of the last session with this key to when it was opened; infinite if unknown."""
-
-    def mark_session_ended(self) -> None:
-        """Record that a session with this key has ended."""
-
-    def close(self) -> None:
-        """Release the key for other sessions."""
-
-
 def make_carrier(
     name: str,
     router: I2PRouter,
@@ -107,7 +69,7 @@ def make_carrier(
     keys: Keys,
     number: int | None = None,
     *,
-    turn: Turn | None = None,
+    standby: Standby | None = None,
     quiet: bool = False,
 ) -> Carrier[Session]:
     """Return a supervised session; :meth:`relay.carriers.carrier.Carrier.begin` creates it.
@@ -118,11 +80,11 @@ def make_carrier(
     :param keys: called before the first attempt, in a thread that may block. It returns the key, which is closed with
         the carrier, or ``None`` for a new destination after each loss.
     :param number: as for :class:`relay.carriers.carrier.Carrier`. Each of several begins with another router.
-    :param turn: is asked before each session; ``None`` if no other machine has the keys.
+    :param standby: is asked before each session; ``None`` if no other machine has the keys.
     :param quiet: log at debug level only.
     :raises OSError: if no thread or descriptor is available.
     """
-    connector = _SessionConnector(name, router, below, keys, (number or 1) - 1, turn, quiet=quiet)
+    connector = SessionConnector(name, router, below, keys, (number or 1) - 1, standby, quiet=quiet)
     carrier = Carrier(
         name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p", number=number
     )
@@ -132,7 +94,7 @@ def make_carrier(
     return carrier
 
 
-class _SessionConnector:
+class SessionConnector:
     """Creates one session after the other; see :class:`relay.carriers.link.Connector`."""
 
     def __init__(
@@ -142,12 +104,12 @@ class _SessionConnector:
         below: Network,
         keys: Keys,
         begin_with: int,
-        turn: Turn | None,
+        standby: Standby | None,
         *,
         quiet: bool,
     ) -> None:
         self.replacement = ReplacementPolicy()
-        self._turn = turn
+        self._standby = standby
         self._name = name
         self._quiet = quiet
         self._router = router
@@ -159,6 +121,7 @@ class _SessionConnector:
         self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+        """Create a session at the first router where that is possible."""
         # Here and not in the constructor: reading and locking a file may block, and this is a thread that may.
         self._keys.open()
         deadline = self._wait_for_turn(deadline, cancel)
@@ -185,10 +148,10 @@ class _SessionConnector:
                 return session
 
     def _wait_for_turn(self, deadline: float, cancel: Cancel) -> float:
-        if self._turn is None:
+        if self._standby is None:
             return deadline
         try:
-            return self._turn.wait(deadline, cancel)
+            return self._standby.wait(deadline, cancel)
         except ServedElsewhereError:
             # The other machine has had the key since, so that this one's mark in the key file would be wrong.
             self._had_last_session = False
@@ -225,8 +188,9 @@ class _SessionConnector:
         return f"trying the router {self._routers.first}" if error is self._routers.loss else ""
 
     def close(self) -> None:
-        if self._turn is not None:
-            self._turn.close()
+        """Release the key, and the connections to the routers."""
+        if self._standby is not None:
+            self._standby.close()
         if self._cancel_dial is not None:
             self._cancel_dial()
         for router in self._routers.all:
@@ -344,8 +308,8 @@ class _SessionConnector:
         """Note the time: a router that still runs remembers the session, and would end another of its keys with it."""
         self._keys.on_session_end(router)
         self._routers.on_loss(router, session_id, error)
-        if self._turn is not None:
-            self._turn.on_loss(error)
+        if self._standby is not None:
+            self._standby.on_loss(error)
         if self._keys.base64:
             # Without keys no router remembers anything that matters.
             self._cancel_dial = bridge.dial(time.monotonic() + _REACH, functools.partial(self._on_dialed, router))
@@ -436,6 +400,35 @@ class _KeyUse:
         )
         if _cancelled(cancel, left):
             raise CarrierError(f"{self._name}: the session was closed")
+
+
+class ReplacementPolicy:
+    """Replaces a session because a destination does not answer, less often each time that this does not help.
+
+    A destination may be served from another router now. A router that has not noticed sends to the old one, reports OK
+    for every stream, and no stream brings a byte. A new session looks the destination up again.
+    """
+
+    renew: Callable[[Session, str], None]
+
+    def __init__(self) -> None:
+        self._next: dict[str, tuple[float, Backoff]] = {}  # destination → not before, and the time until the one after
+
+    def on_silence(self, session: Session, dest: str) -> None:
+        """Replace the session because a stream to ``dest`` brings nothing; on the I/O thread."""
+        now = time.monotonic()
+        due, backoff = self._next.get(dest) or (0.0, Backoff(*_REPLACE_AGAIN))
+        if now < due:
+            return
+        # Clients of a proxy name the destinations; to forget all costs one early replacement at most.
+        if len(self._next) > 1000:
+            self._next.clear()
+        self._next[dest] = now + backoff.next(), backoff
+        self.renew(session, "a stream was opened but brings no data; the session may be unresponsive")
+
+    def on_reply(self, dest: str) -> None:
+        """Forget the replacements for a destination: bytes have come from it; in any thread."""
+        self._next.pop(dest, None)
 
 
 class _ProgressLog:

@@ -19,8 +19,8 @@ from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network
 from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
-from .connector import SessionKey, make_carrier
-from .key_file import KeyFile
+from .connector import make_carrier
+from .key_file import KeyFile, SessionKey
 from .opening import open_stream
 from .session import Session
 

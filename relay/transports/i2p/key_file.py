@@ -106,12 +106,12 @@ class KeyFile:
 
 
 class TransientKey:
-    """A key without a file.
+    """A key without a file, which no session had before.
 
     :param key: the key.
     """
 
-    path: Path | None = None
+    path = None
     seconds_since_session = math.inf
 
     def __init__(self, key: PrivateKey) -> None:
@@ -122,6 +122,9 @@ class TransientKey:
 
     def close(self) -> None:
         """Do nothing: nothing is locked."""
+
+
+SessionKey = KeyFile | TransientKey  # the private key of a session's destination, reserved until ``close``
 
 
 def _seconds_since_session(path: Path) -> float:

@@ -30,9 +30,8 @@ from ...streams.dialer import Network
 from ...streams.identity import Identity
 from ...streams.listener import PushingListener
 from ...streams.stream import Stream
-from .access import refusal
-from .connector import SessionKey, make_carrier
-from .key_file import KeyFile, TransientKey, path_of_session
+from .connector import make_carrier
+from .key_file import KeyFile, SessionKey, TransientKey, path_of_session
 from .listener_state import Action, Event, ListenerMachine, ListenerState, Watcher
 from .messages import ServedElsewhereError
 from .probe import hiding
@@ -72,7 +71,7 @@ class I2PListener(PushingListener):
         standby = Standby(name, place.router, below) if place.standby else None
         shared = standby.keys if standby is not None else None
         open_key = functools.partial(self._open_key, standby)
-        make = functools.partial(make_carrier, name, place.router, below, open_key, turn=standby)
+        make = functools.partial(make_carrier, name, place.router, below, open_key, standby=standby)
         # A key of its own: a listener's session is never shared, as a router delivers its streams to one place.
         self._holder: CarrierRef[Session] = CarrierRef(name, ("i2p listener", object()), make)
         self._carrier: SharedCarrier[Session] | None = None
@@ -201,7 +200,7 @@ class I2PListener(PushingListener):
         taken = self._queue.take()
         assert taken is not None  # there is no timeout
         stream, peer = taken
-        problem = refusal(self._name, self._lists, peer)
+        problem = self._refusal(stream.identity)
         if problem is not None:
             stream.denied = ConnectError(problem, reason="denied")
         return stream, peer
@@ -287,6 +286,18 @@ class I2PListener(PushingListener):
             standby.open(found.key, math.inf if found.was_left else found.seconds_since_session)
             self._receiver.destination = found.key.destination  # of the relay that serves it, too
         return found
+
+    def _refusal(self, identity: Identity | None) -> str | None:
+        """Return why the access lists reject a peer, for the log; reads those that have changed, so it may block."""
+        if not self._lists:
+            return None
+        if identity is None:
+            return "the peer has no valid destination"
+        self._lists.refresh(self._name)
+        decision = self._lists.decide(identity)
+        if decision.is_allowed:
+            return None
+        return f"{identity.name} is denied" if decision.rule.startswith("deny") else f"{identity.name} is not allowed"
 
     def _call(self, function: Callable[[], object]) -> None:
         if self._carrier is not None:

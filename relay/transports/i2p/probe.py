@@ -22,8 +22,8 @@ from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .connector import Keys, SessionKey, make_carrier
-from .key_file import TransientKey
+from .connector import Keys, make_carrier
+from .key_file import SessionKey, TransientKey
 from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session

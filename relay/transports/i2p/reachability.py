@@ -38,7 +38,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
@@ -51,6 +51,9 @@ from ...streams.stream import Stream
 from .messages import NotReachedError, ServedElsewhereError
 from .probe import OwnStreams, Probe, ProbeKeys, ProbeSession
 from .session import Session
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
 
 logger = logging.getLogger("relay")
 
@@ -127,22 +130,6 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
 }
 
 
-class Target(Protocol):
-    """The listener's part that receives streams, as a monitor needs it."""
-
-    def switch_to_accept(self, why: str) -> bool:
-        """Use STREAM ACCEPT if STREAM FORWARD has never delivered a stream.
-
-        :returns: whether it was switched.
-        """
-
-    def was_paused(self, since: float) -> bool:
-        """Return whether streams were kept waiting since then (monotonic seconds)."""
-
-    def had_traffic(self, since: float) -> bool:
-        """Return whether streams of clients have come, or brought bytes, since then (monotonic seconds)."""
-
-
 class ReachabilityMonitor:
     """Checks one session after the other, each repeatedly.
 
@@ -160,7 +147,7 @@ class ReachabilityMonitor:
         name: str,
         router: I2PRouter,
         below: Network,
-        target: Target,
+        target: Receiver,
         on_reachable: Callable[[], object],
         shared: ProbeKeys | None = None,
     ) -> None:

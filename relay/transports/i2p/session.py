@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import b32_of, is_base64
 from ...carriers.link import Lost
@@ -20,6 +20,9 @@ from .conversation import Conversation
 from .messages import Message, MessageError, is_timeout, naming_lookup, parse, ping, pong, unreachable
 from .unconfirmed import UnconfirmedStreams
 
+if TYPE_CHECKING:
+    from .connector import SessionConnector
+
 logger = logging.getLogger("relay")
 
 _MISSED = 3  # consecutive PINGs without a PONG after which the bridge counts as dead
@@ -29,19 +32,6 @@ _FRESH = 600.0  # seconds that they are kept
 _LONGEST = 4096  # characters of a destination; none in use has a quarter of that
 _LOOKUP_TIMEOUT = 60.0  # seconds for a name lookup; the router may have to fetch a lease set for it
 _PING_TIMEOUT = 10.0  # seconds for a PONG, when relay finds out whether the bridge sends any
-
-
-class Observer(Protocol):
-    """Receiver of reports on the streams of a session."""
-
-    def on_silence(self, session: Session, dest: str) -> None:
-        """A stream to this destination (base64) is open but brings nothing; on the I/O thread."""
-
-    def on_reply(self, dest: str) -> None:
-        """Bytes have come from this destination (base64); in any thread."""
-
-    def on_verdict(self, is_sound: bool) -> None:
-        """The reachability check has passed for some minutes, or has failed; on the I/O thread."""
 
 
 class Session:
@@ -66,7 +56,7 @@ class Session:
         self.destination = destination
         self.router = ""
         """The router in the list of carriers, if there are several; set by the connector."""
-        self.observer: Observer | None = None
+        self.observer: SessionConnector | None = None  # which streams answer is reported to it
         self.unconfirmed = UnconfirmedStreams(bridge.deadlines, self._on_silence, self._on_reply)
         self._control = control
         self._lost = lost

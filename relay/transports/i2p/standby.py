@@ -47,9 +47,8 @@ from ...addresses.i2p import I2PRouter
 from ...carriers.link import mark_reported
 from ...errors import CarrierError, ConnectError, can_retry
 from ...eventloop.background import IOThread
-from ...streams.cancellation import Cancel
 from ...streams.dialer import Network
-from ...streams.promise import Promise
+from ...streams.promise import Cancel, Promise
 from . import probe
 from .messages import NotReachedError, ServedElsewhereError
 from .probe import OtherRelay, OwnStreams, Probe, ProbeKeys, ProbeSession

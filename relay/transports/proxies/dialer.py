@@ -13,9 +13,8 @@ from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network, Upgrade
-from ...streams.path import StreamPath
 from ...streams.promise import Abort, CallbackChain, OnResult, Promise
-from ...streams.stream import Stream
+from ...streams.stream import Stream, StreamPath
 from ...streams.trace import Stage, report_to
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation

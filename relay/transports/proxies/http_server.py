@@ -11,7 +11,7 @@ import h11
 
 from ...addresses.options import Secret
 from ...streams.proxy_handshake import ProxyHandshake
-from ...streams.request import RejectedRequest, Request
+from ...streams.stream import RejectedRequest, Request
 from ..tcp import listen_tcp
 from .listener import Login, ProxyListener, checked_host, login_of
 

@@ -26,8 +26,7 @@ from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.proxy_handshake import FinalReply, HandshakeListener, HandshakeReader, ProxyHandshake
 from ...streams.rate_limited_log import RateLog
-from ...streams.request import RejectedRequest, Request
-from ...streams.stream import Stream
+from ...streams.stream import RejectedRequest, Request, Stream
 from ..credentials import secret_of
 
 logger = logging.getLogger("relay")

@@ -10,7 +10,7 @@ from ...addresses.hops import Place
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, UnixAddress
 from ...errors import CarrierError, RelayError
-from ...streams.cancellation import Cancel
+from ...streams.promise import Cancel
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Trace
 

@@ -19,10 +19,9 @@ from ...carriers.carrier_set import SharedCarrier, make_carriers
 from ...carriers.link import Lost
 from ...carriers.renewal import renew
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
-from ...streams.cancellation import Cancel
 from ...streams.connect import SocketDialer
 from ...streams.dialer import Dialer, Network
-from ...streams.promise import Abort, OnResult, Promise
+from ...streams.promise import Abort, Cancel, OnResult, Promise
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace, report_to
 from ..program_dialer import Programs

@@ -1,6 +1,6 @@
 """TLS sessions in the thread of an engine, which reads and writes them as it does sockets: no thread and no socketpair.
 
-The states are those of :mod:`relay.transports.tls.states`, with the engine as the holder. A session that the engine
+The states are those of :mod:`relay.transports.tls.session`, with the engine as the holder. A session that the engine
 closes before the far end has ended, or while something waits to be sent, goes on in the background loop.
 """
 
@@ -16,8 +16,7 @@ from typing import cast
 from ...eventloop.background import Home
 from ...streams.session_socket import SessionSocket
 from ...streams.stream import Stream
-from .session import Session
-from .states import Incoming, Outgoing
+from .session import Incoming, Outgoing, Session
 
 _SENDING, _ENDING, _ENDED = Outgoing.OPEN, Outgoing.ENDING, Outgoing.ENDED
 _RECEIVED_END = Incoming.ENDING

@@ -21,12 +21,11 @@ from ...eventloop.sockets import Endpoint, format_address
 from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
+from ...streams.listener import TunnelListener, UpgradeListener
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
-from ...streams.upgrade_listener import UpgradeListener
 from ..tcp import Inherited, listen_tcp
-from .client_certificate import identity_of_client
-from .context import Credentials, Path, load_chain, trusting
+from .context import Credentials, Path, identity_of_client, load_chain, trusting
 from .handshake import Handshake
 from .session import Session
 
@@ -363,3 +362,48 @@ class _Handshakes:
 def _source(under_way: tuple[Handshake, Any]) -> Hashable:
     handshake, peer = under_way
     return source_of(handshake.session.transport.socket, peer)
+
+
+class SharedTLSListener(TunnelListener):
+    """Listens, so that clients wait for the workers, and knows the certificate that these show.
+
+    The parameters and the errors are those of :func:`relay.transports.tls.listener.listen_tls`.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        cert: Path,
+        key: Path | None,
+        client_ca: Path | None,
+        mptcp: bool = False,
+        inherited: Inherited | None = None,
+    ) -> None:
+        self._credentials = server_credentials(cert, key, client_ca)  # the workers have their own
+        self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp, inherited=inherited)
+        """The listening socket."""
+        self.address: Any = self.listening.getsockname()
+        """The address of the listener, from :meth:`socket.socket.getsockname`."""
+
+    @property
+    def certificate_end(self) -> float | None:
+        """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
+        return self._credentials.not_after(self)  # no handshake here looks
+
+    @property
+    def certificate_loads(self) -> tuple[int, int]:
+        """The loads of certificates after their files have changed, and those that have failed."""
+        return self._credentials.loads, self._credentials.failures
+
+    def getsockname(self) -> Any:
+        """Return :attr:`address`."""
+        return self.address
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self.listening.close()
+
+    def __repr__(self) -> str:
+        return f"<relay.SharedTLSListener at {Endpoint(self.listening.family, self.address)}>"

@@ -1,10 +1,40 @@
 """TLS sessions as kernel sockets: the holder of a stream has one end of a socketpair, the session the other one.
 
-Its states are in :mod:`relay.transports.tls.states`.
+A session has two directions. :class:`Outgoing` is what the holder sends:
+
+======== ============================================ ======== ==================================================
+state    event                                        next     action
+======== ============================================ ======== ==================================================
+OPEN     the holder has ended its output              ENDING   encrypt close_notify
+ENDING   the transport has taken everything           ENDED    call what waits for that (:meth:`Session.drained`)
+ENDED    the holder has closed the stream             SHUT     shut the transport's output down, and wait for the
+                                                               far end's end
+======== ============================================ ======== ==================================================
+
+:class:`Incoming` is what the far end sends:
+
+======== ============================================ ======== ==================================================
+state    event                                        next     action
+======== ============================================ ======== ==================================================
+OPEN     close_notify                                 ENDING   none
+OPEN     data, and the outgoing direction is not OPEN REPLYING pass them on
+OPEN     the transport's end, which answers our       ENDING   none
+         close_notify (:meth:`Session._is_answered`)
+OPEN     any other end of the transport               over     reset the holder: bytes may be missing
+REPLYING close_notify                                 ENDING   none
+REPLYING the transport's end                          over     reset the holder: the reply may be cut
+ENDING   the holder has taken everything              ENDED    pass the end on
+======== ============================================ ======== ==================================================
+
+If the outgoing direction is SHUT, every end of the transport counts as close_notify. The session is over when
+``Incoming`` is ENDED and everything was sent: both sockets are closed. A reset by the far end, a broken record and an
+alert reset the holder; a reset by the holder, and a minute without progress after it has closed the stream, reset the
+far end.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import os
@@ -20,8 +50,25 @@ from ...streams import exit_drain
 from ...streams.pair_end import LINGER, PairEnd
 from ...streams.stream import Stream
 from .records import STEP, Records, TLSError, is_denial
-from .states import Incoming, Outgoing
-from .stream import TLSStream
+
+
+class Outgoing(enum.Enum):
+    """The state of what the holder sends."""
+
+    OPEN = "open"
+    ENDING = "ending"
+    ENDED = "ended"
+    SHUT = "shut"
+
+
+class Incoming(enum.Enum):
+    """The state of what the far end sends."""
+
+    OPEN = "open"
+    REPLYING = "replying"
+    ENDING = "ending"
+    ENDED = "ended"
+
 
 # The look-up of an Enum's member is slow, and these are needed for each event.
 _SENDING, _SENT_END = Outgoing.OPEN, Outgoing.ENDED
@@ -395,3 +442,23 @@ class Session:
         self._look_finished()
         self.closed()
         self.io_thread.release(self)
+
+
+class TLSStream(Stream):
+    """A stream whose socket is one end of a socketpair; a TLS session moves the bytes of the other one."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, sock: socket.socket, session: Session) -> None:
+        super().__init__(sock, target=session.name, failure=lambda: session.error, on_close=session.on_close())
+        self._session = session
+        self.unsent = session.records.unsent
+        self.drained = session.drained
+
+    def reset(self) -> None:
+        """Close so that the TLS peer sees a reset, and neither close_notify nor an end of file. Idempotent."""
+        # The session is marked before it can see the end: a closed socketpair alone looks like a clean one.
+        self._session.aborted = True
+        self.socket.close()
+        self._session.wake()
+        self.close()

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 from command_rig import commands, run, squeezed
-from helpers import BLOCK, WAIT, receive_all, receive_exactly, refusing, send_and_end
+from helpers import BLOCK, WAIT, receive_all, refusing, send_and_end
 
 from relay.addresses.parse import parse_hops
 from relay.addresses.values import TCPAddress
@@ -196,22 +196,6 @@ def test_bad_input_is_one_line(arguments, status, text):
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "secret" not in done.stderr
-
-
-def test_a_port_that_is_taken():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("socks", str(taken.getsockname()[1]))
-    assert done.returncode == 1
-    assert "Address already in use" in done.stderr
-
-
-def test_half_a_greeting_is_ended_in_time(start):
-    address = start(":0", "--connect-timeout", "0.2").address()
-    with socket.create_connection(address, WAIT) as client:
-        client.sendall(HELLO)
-        assert receive_exactly(client, 2) == NO_LOGIN
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
 
 
 def test_help_has_examples_and_they_are_right(start, tmp_path):

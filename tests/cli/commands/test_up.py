@@ -8,14 +8,12 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import threading
 from pathlib import Path
 
 import paramiko
 import pytest
-from command_rig import Terminal, commands, run
-from helpers import WAIT, ending, exchange, is_gone, receive_all, receive_exactly, send_and_end, wait_until
+from command_rig import commands, run
+from helpers import WAIT, ending, exchange, is_gone, receive_all, send_and_end, wait_until
 
 from relay.cli.commands import up
 from relay.config import read
@@ -250,83 +248,9 @@ def test_a_router_that_comes_up_later(start, target):
         assert fleet.command.end()[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, number):
-    goes_on = threading.Event()
-
-    def slow(connection):
-        connection.sendall(b"first")
-        assert goes_on.wait(WAIT)
-        connection.sendall(b"last")
-
-    place = "{}:{}".format(*serve(slow).address)
-    fleet = start(tunnel("a", ":0", place) + tunnel("b", ":0", place) + tunnel("idle", ":0", place))
-    addresses = fleet.wait_for("a", "b", "idle")
-    clients = [connect(address) for address in addresses[:2]]
-    for client in clients:
-        assert receive_exactly(client, 5) == b"first"
-    fleet.process.send_signal(number)
-    assert f"{number.name}: closing; 2 open, 30 s to finish" in fleet.command.hear("closing")
-    for address in addresses:
-        until_gone(address)
-    goes_on.set()
-    for client in clients:
-        assert receive_all(client) == b"last"
-        client.close()
-    assert fleet.command.wait()[0] == 0
-
-
-@pytest.mark.usefixtures("hang_up_heard")
-def test_a_hang_up_reloads(start, make_file, connect, target):
-    one = tunnel("one", ":0", target)
-    fleet = start(one, stdin=subprocess.DEVNULL)
-    client = connect(*fleet.wait_for("one"))
-    make_file(one + tunnel("two", ":0", target))
-    fleet.process.send_signal(signal.SIGHUP)
-    [two] = fleet.wait_for("two")
-    assert says_hello(connect(two))
-    assert "INFO reload: two: new" in fleet.command.hear("reload: ")
-    fleet.command.hear("reload: 1 of 2 tunnels changed")
-    make_file("this is no TOML")
-    fleet.process.send_signal(signal.SIGHUP)
-    assert re.match(r"[0-9:]+ ERROR reload: ", fleet.command.hear("reload: "))
-    assert fleet.command.hear("reload: ").endswith(" ERROR reload: nothing has changed\n")
-    assert says_hello(client)
-    assert fleet.command.end()[0] == 0
-
-
-@pytest.mark.usefixtures("hang_up_heard")
-def test_the_hang_up_of_a_terminal_ends_it(start, connect, target):
-    leader, terminal = os.openpty()
-    try:
-        fleet = start(tunnel("one", ":0", target), stdin=terminal)
-        fleet.wait_for("one")
-        fleet.process.send_signal(signal.SIGHUP)
-        assert "SIGHUP: closing" in fleet.command.hear("SIGHUP")
-        assert fleet.command.wait()[0] == 0
-    finally:
-        os.close(leader)
-        os.close(terminal)
-
-
 def until_gone(address):
     """Listening ends soon, but after the line that says so."""
     wait_until(lambda: is_gone(address))
-
-
-def test_a_second_signal_ends_all_at_once(start, connect, listener):
-    place = "{}:{}".format(*listener.getsockname())
-    fleet = start(tunnel("a", ":0", place))
-    client = connect(*fleet.wait_for("a"))
-    far, _ = listener.accept()
-    with far:
-        far.settimeout(WAIT)
-        exchange(client, far)
-        fleet.process.send_signal(signal.SIGTERM)
-        fleet.command.hear("closing")
-        fleet.process.send_signal(signal.SIGINT)
-        assert fleet.command.wait()[0] == 0
-        assert ending(client) == ending(far) == "reset"
 
 
 @pytest.mark.parametrize(
@@ -441,25 +365,6 @@ def test_the_file_of_the_working_directory_and_of_the_user(make_file, tmp_path, 
     done = run("up", cwd=tmp_path, env=environment)
     assert done.returncode == 2
     assert done.stderr == f"relay: relay.toml: no such file here, nor {users}; name a file\n"
-
-
-def test_watch_shows_a_table_of_the_tunnels(start, connect, listener):
-    place = "{}:{}".format(*listener.getsockname())
-    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as taken:
-        terminal = Terminal(stack)
-        text = tunnel("good", ":0", place) + tunnel("bad", taken.getsockname()[1], place)
-        fleet = start(text, "--watch", stderr=terminal.its, env={**os.environ, "TERM": "xterm"})
-        terminal.wait_for("1 of 2 tunnels listen", "bad", "failed")
-        client = connect(*fleet.wait_for("good"))
-        far, _ = listener.accept()
-        with far:
-            far.settimeout(WAIT)
-            exchange(client, far)
-            terminal.wait_for("good", "bad", "1 open of 1 connection")
-        client.close()
-        fleet.process.send_signal(signal.SIGTERM)
-        terminal.wait_for("INFO 1 connection, ")
-        assert fleet.process.wait(WAIT) == 0
 
 
 def test_a_wrong_file_opens_nothing(make_file, target):

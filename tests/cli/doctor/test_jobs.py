@@ -102,11 +102,6 @@ def test_a_mistake_in_the_configuration_is_not_connected_to(probes, tmp_path):
     assert [check.step for check in section.checks] == ["configuration"]
 
 
-def test_the_address_to_listen_on_is_checked_after_the_route(probes):
-    (section,) = run_jobs([Job("a", "a", (), DB, parse_listen(":0"))], WAIT, lambda _: None)
-    assert [check.step for check in section.checks] == ["connect", "listen"]
-
-
 def test_no_session_with_the_keys_of_a_relay_that_runs(probes, tmp_path):
     router = I2PRouter(session="own")
     jobs = [Job("a", "a", (router,), TCPAddress("a.i2p", 80)), Job("b", "b", (), I2PTarget("a.i2p", router=router))]

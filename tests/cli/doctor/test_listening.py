@@ -7,14 +7,13 @@ import socket
 import time
 
 import pytest
-from helpers import WAIT, refusing
+from helpers import WAIT
 
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.parse import parse_listen
 from relay.addresses.values import TCPAddress
 from relay.cli.doctor.listening import check_listen
 from relay.cli.doctor.report import Check, Status
-from relay.errors import ConnectError
 
 
 class Probe:
@@ -158,21 +157,6 @@ def test_a_server_is_opened_on_request(listener):
     assert [(each.step, each.status) for each in found] == [("remote listen", Status.OK), ("gateway ports", Status.OK)]
 
 
-def test_a_server_that_listens_on_its_loopback_only():
-    with refusing() as (_, port):
-        probe = Probe([], TCPAddress("0.0.0.0", port))
-        _, found = check("ssh://server?listen=0.0.0.0:80", probe, open_remote=True)
-    assert (found.step, found.status) == ("gateway ports", Status.FAILED)
-    assert "GatewayPorts clientspecified" in found.advice
-
-
-def test_a_server_that_denies_it():
-    probe = Probe([], ConnectError("ssh://server: it is forbidden"))
-    (found,) = check("ssh://server?listen=:80", probe, open_remote=True)
-    assert (found.step, found.status, found.text) == ("remote listen", Status.FAILED, "it is forbidden")
-    assert "AllowTcpForwarding" in found.advice
-
-
 def test_a_destination_is_tested_with_another_one(tmp_path):
     """A session with the same keys would end that of a relay which runs."""
     probe = Probe([LOGGED_IN])
@@ -180,22 +164,6 @@ def test_a_destination_is_tested_with_another_one(tmp_path):
     assert (probe.route[-1].keys, probe.route[-1].session) == (None, "")
     assert [(each.step, each.status) for each in found[1:]] == [("key file", Status.SKIPPED)]
     assert check("i2p:", Probe([LOGGED_IN])) == [LOGGED_IN]
-
-
-def test_a_destination_is_proved_on_request():
-    probe = Probe([])
-    (found,) = check("i2p:?session=x", probe, open_remote=True)
-    assert (found.step, [router.session for router in probe.calls]) == ("published", [""])
-
-
-def test_the_lease_set_of_known_keys_is_looked_up(tmp_path):
-    from relay.addresses.destinations import PrivateKey
-    from relay.transports.i2p import key_file
-
-    key_file.write(tmp_path / "site.dat", key := PrivateKey.generate())
-    probe = Probe([])
-    (found,) = check(f"i2p:?keys={tmp_path}/site.dat", probe)
-    assert (found.step, probe.calls) == ("published", [key.b32])
 
 
 def test_a_key_that_a_standby_lacks_is_a_failure(tmp_path):

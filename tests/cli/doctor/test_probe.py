@@ -10,12 +10,10 @@ import pytest
 from helpers import WAIT, Thread, refusing
 
 from relay.addresses.parse import parse_hops, parse_target
-from relay.cli.doctor import explain
-from relay.cli.doctor.probe import FIRST_BYTES, RouteProbe, first_bytes
+from relay.cli.doctor.probe import RouteProbe, first_bytes
 from relay.cli.doctor.report import Status
 from relay.errors import ConnectError
 from relay.streams.stream import Stream
-from relay.streams.trace import Stage
 
 
 @pytest.fixture
@@ -37,13 +35,6 @@ def result_of(probe, target, seconds=WAIT):
     return [(check.step, check.status) for check in found], found
 
 
-def test_a_target_that_is_reached(probe, serve):
-    host, port = serve(lambda connection: (connection.sendall(b"220 ready\r\n"), connection.recv(1))).address
-    rows, checks = result_of(probe(), f"{host}:{port}")
-    assert rows == [("route", Status.OK), ("connect", Status.OK), ("first bytes", Status.OK)]
-    assert checks[-1].text == "220 ready"
-
-
 def test_a_target_that_refuses_and_the_next_one_of_the_same_route(probe, echo_server):
     made = probe()
     with refusing() as (host, port):
@@ -51,18 +42,6 @@ def test_a_target_that_refuses_and_the_next_one_of_the_same_route(probe, echo_se
     assert rows == [("route", Status.OK), ("connect", Status.FAILED)]
     rows, _ = result_of(made, "{}:{}".format(*echo_server.address))
     assert rows[1] == ("connect", Status.OK), "the steps of the first one are forgotten"
-
-
-def test_a_step_that_is_late_is_named_before_the_deadline(probe, serve, monkeypatch):
-    monkeypatch.setitem(explain.LIMITS, Stage.PROXY, (0.05, "no answer; look"))
-    over = threading.Event()
-    host, port = serve(lambda connection: over.wait(WAIT)).address
-    try:
-        rows, checks = result_of(probe(f"socks5://{host}:{port}"), "db:1")
-    finally:
-        over.set()
-    assert rows[-1] == ("proxy", Status.FAILED)
-    assert (checks[-1].text, checks[-1].advice) == ("no answer", "look")
 
 
 def test_a_cancellation_ends_the_wait(probe, serve):
@@ -74,22 +53,10 @@ def test_a_cancellation_ends_the_wait(probe, serve):
         assert begun.wait(WAIT)
         cancelled.set()
         made.wake()
-        rows, _ = caller.result()
+        _, checks = caller.result()
     finally:
         over.set()
-    assert rows[-1][1] is Status.FAILED
-
-
-def test_a_program_that_does_not_exist_has_no_step(probe):
-    rows, checks = result_of(probe(), "exec:no-such-program-at-all")
-    assert rows == [("connect", Status.FAILED)]
-    assert "no-such-program-at-all" in checks[0].text
-
-
-def test_a_wrong_route_is_a_check_of_its_own(probe):
-    made = probe("i2p:")
-    rows, checks = result_of(made, "127.0.0.1:1")
-    assert rows[0][1] is Status.FAILED and len(checks) == 1
+    assert (checks[-1].status, checks[-1].text) == (Status.FAILED, "cancelled")
 
 
 @pytest.fixture
@@ -103,21 +70,6 @@ def first(stream, seconds=WAIT):
     (check,) = first_bytes(stream, "db:1", time.monotonic() + seconds)
     assert check.step == "first bytes"
     return check
-
-
-def test_the_first_bytes_are_shown_on_one_line(pair):
-    near, far = pair
-    far.sendall(b"SSH-2.0-x\r\n\x1b[31m\xff")
-    check = first(Stream(near))
-    assert (check.status, check.facts) == (Status.OK, {"length": 17})
-    assert "\x1b" not in check.text and check.text.startswith("SSH-2.0-x")
-
-
-def test_silence_is_no_failure(pair, monkeypatch):
-    monkeypatch.setattr("relay.cli.doctor.probe.FIRST_BYTES", 0.05)
-    assert FIRST_BYTES > 0.05
-    check = first(Stream(pair[0]))
-    assert (check.status, check.facts) == (Status.OK, {"length": 0})
 
 
 def test_an_end_without_a_byte_is_a_warning_and_with_a_reason_a_failure(pair):

@@ -29,11 +29,6 @@ def transport(**values):
     return SimpleNamespace(**dict.fromkeys(names, None) | values)
 
 
-def test_a_server_that_has_not_greeted_is_none():
-    (check,) = ssh_steps.key_exchange(step(transport=transport()), ConnectError("no SSH server"), Status.FAILED)
-    assert (check.step, check.status, check.text) == ("ssh version", Status.FAILED, "no SSH server")
-
-
 def test_a_key_exchange_has_the_version_and_the_algorithms():
     agreed = transport(remote_version="SSH-2.0-x\x1b", kex="curve", host_key_type="ed", remote_cipher="aes")
     version, exchange = ssh_steps.key_exchange(step(transport=agreed), None, Status.OK)
@@ -56,13 +51,6 @@ def settings(tmp_path):
     return make
 
 
-def test_a_host_key_that_is_known_is_where_it_stands(settings):
-    (check,) = ssh_steps.host_key(step(settings=settings(f"bastion ssh-ed25519 {KEY}\n"), blob=BLOB), None, Status.OK)
-    assert (check.step, check.status) == ("host key", Status.OK)
-    assert check.text.startswith("ssh-ed25519 SHA256:") and "known_hosts" in check.text
-    assert len(check.facts["known"]) == 1
-
-
 @pytest.mark.parametrize("line", ["", f"@revoked bastion ssh-ed25519 {KEY}\n", f"other ssh-ed25519 {KEY}\n"])
 def test_a_host_key_that_would_be_stored_is_a_warning(settings, line):
     (check,) = ssh_steps.host_key(step(settings=settings(line), blob=BLOB), None, Status.OK)
@@ -76,14 +64,6 @@ def test_a_host_key_that_is_pinned(settings):
     error = HostKeyError("ssh://bastion: another key; compare it")
     (check,) = ssh_steps.host_key(step(settings=settings(""), blob=BLOB), error, Status.FAILED)
     assert (check.status, check.text, check.advice) == (Status.FAILED, "another key", "compare it")
-
-
-def test_a_login_says_what_was_offered_and_tried():
-    tried = step(offered=["publickey"], rejected=["a key\n"], accepted=["password"])
-    (check,) = ssh_steps.login(tried, None, Status.OK)
-    assert check.text == r"by password; the server offers publickey; rejected before: a key\n"
-    (check,) = ssh_steps.login(step(accepted=["none"]), None, Status.OK)
-    assert check.text == "by none; the server offers no other method"
 
 
 @pytest.mark.parametrize(
@@ -114,3 +94,11 @@ def test_the_stage_of_an_error_names_the_step(stage, name):
 def test_a_login_of_the_openssh_client():
     (check,) = ssh_steps.client(step(), None, Status.OK)
     assert (check.step, check.status) == ("login", Status.OK)
+
+
+def test_a_login_says_what_was_offered_and_tried():
+    tried = step(offered=["publickey"], rejected=["a key\n"], accepted=["password"])
+    (check,) = ssh_steps.login(tried, None, Status.OK)
+    assert check.text == r"by password; the server offers publickey; rejected before: a key\n"
+    (check,) = ssh_steps.login(step(accepted=["none"]), None, Status.OK)
+    assert check.text == "by none; the server offers no other method"

@@ -679,7 +679,7 @@ def test_without_a_thread_a_tunnel_goes_on_as_it_was_until_the_next_reload(up, p
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(RelayThread, "_make_acceptor", fail)
+        patched.setattr(RelayThread, "make_acceptor", fail)
         assert group.rewrite(moved + toml("two", places[1]))["two"] == "rerouted"
     assert "one: can't start new thread; it goes on as it was until the next reload" in caplog.messages
     with first(group.connect("one"), b"a"), first(group.connect("two"), b"b"):

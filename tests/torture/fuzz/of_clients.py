@@ -27,7 +27,7 @@ from relay.daemon.sockets import Endpoint
 from relay.eventloop.background import BUFFER
 from relay.operations.app import make_app
 from relay.streams.proxy_handshake import ProxyHandshake
-from relay.streams.request import RejectedRequest, Request
+from relay.streams.stream import RejectedRequest, Request
 from relay.transports.proxies.http_server import HTTPHandshake
 from relay.transports.proxies.listener import Login
 from relay.transports.proxies.socks_server import SOCKSHandshake

@@ -26,8 +26,7 @@ from relay.transports.ssh.openssh import diagnostics
 from relay.transports.ssh.openssh.channel_log import ChannelLog
 from relay.transports.ssh.openssh.control import Control
 from relay.transports.ssh.paramiko.forwards import Forwards
-from relay.transports.ssh.paramiko.mux import Mux
-from relay.transports.ssh.paramiko.requests import Requests
+from relay.transports.ssh.paramiko.mux import Mux, Requests
 from relay.transports.ssh.paramiko.transport import Transport
 from relay.transports.ssh.paramiko.wire import LONGEST, Wire
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import socket
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 from helpers import WAIT, Thread, black_hole, receive_exactly, refusing, wait_until
-from sam_rig import HELLO, ScriptedBridge
+from sam_rig import HELLO, io_thread_ends
 
 import relay
 from relay.errors import AuthenticationError, ConnectError, SAMError
@@ -20,13 +21,6 @@ from relay.transports.i2p.bridge import MAX_IDLE, Bridge
 from relay.transports.i2p.conversation import Conversation
 from relay.transports.i2p.messages import Message, ping
 from relay.transports.tcp import tcp
-
-
-@pytest.fixture
-def scripted():
-    made = ScriptedBridge()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -77,7 +71,7 @@ def far_end(scripted, conversation):
 def fill(bridge):
     """Do as a client does that has been served."""
     filled = threading.Event()
-    bridge._io_thread.loop.call(lambda: (bridge.fill(), filled.set()))
+    bridge.deadlines.loop.call(lambda: (bridge.fill(), filled.set()))
     assert filled.wait(WAIT)
 
 
@@ -126,8 +120,8 @@ def test_no_answer_to_the_connect():
 
 
 @pytest.mark.parametrize("seconds", [None, 5.0])
-def test_silence(scripted, bridge, monkeypatch, seconds):
-    monkeypatch.setattr(module, "HELLO", 0.05)
+def test_silence(scripted, bridge, times, seconds):
+    times(hello=0.05)
     scripted.hello = [None]
     error = error_of(bridge, seconds)
     assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
@@ -140,6 +134,7 @@ def test_silence(scripted, bridge, monkeypatch, seconds):
         ("HELLO REPLY RESULT=NOVERSION", SAMError, "supports none of SAM 3.1 to 3.3; update the router"),
         ('HELLO REPLY RESULT=I2P_ERROR MESSAGE="no such user"', AuthenticationError, "it reports: no such user"),
         ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "it reports: I2P_ERROR"),
+        (f'HELLO REPLY RESULT=I2P_ERROR MESSAGE="{"x" * 5000}"', AuthenticationError, "it reports: xxx"),
         ("HELLO REPLY", AuthenticationError, "it reports: nothing"),
         ("HTTP/1.0 400 Bad Request", SAMError, "not a SAM bridge"),
         ("220 mail.example ESMTP", SAMError, "not a SAM bridge"),
@@ -155,11 +150,6 @@ def test_what_is_no_bridge_or_wants_none_of_us(scripted, bridge, answer, kind, t
     assert len(str(error)) < 300
     assert str(error).count(bridge.name) == 1
     assert not bridge.idle.ready and len(scripted.hellos) == 1, "it is asked once"
-
-
-def test_what_a_bridge_says_of_a_refusal_is_shown_in_part(scripted, bridge):
-    scripted.hello = [f'HELLO REPLY RESULT=I2P_ERROR MESSAGE="{"x" * 5000}"']
-    assert len(str(error_of(bridge))) < 300
 
 
 def test_one_that_ends_without_an_answer(serve):
@@ -200,7 +190,7 @@ def test_who_gives_up_while_it_connects_is_not_told():
         meeting = Meeting(bridge, None)
         meeting.give_up()
         meeting.give_up()
-        wait_until(lambda: len(IOThread._current._clients) == 1)
+        wait_until(lambda: len(IOThread.clients()) == 1)
         bridge.close()
     assert meeting.told.empty()
 
@@ -235,7 +225,7 @@ def test_giving_up_races_with_the_answer(scripted):
         bridge.close()
         if not meeting.told.empty():
             meeting.outcome().close()
-        wait_until(lambda: IOThread._current is None)
+        io_thread_ends()
         assert meeting.told.empty()
 
 
@@ -279,7 +269,7 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
 def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     warm(bridge)
     stop, go = threading.Event(), threading.Event()
-    bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that relay has not seen it yet
+    bridge.deadlines.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that relay has not seen it yet
     assert stop.wait(WAIT)
     for end in list(scripted.ends):
         end.close()
@@ -293,8 +283,7 @@ def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
 
 def test_a_spare_that_the_bridge_closes_is_forgotten(scripted, bridge):
     warm(bridge)
-    for end in list(scripted.ends):
-        end.close()
+    far_end(scripted, bridge.idle.ready[0]).close()
     wait_until(lambda: not bridge.idle.ready)
     conversation = meet(bridge)
     assert works(conversation)
@@ -313,7 +302,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
         closing.result()
         conversation.close()
         bridge.close()
-        wait_until(lambda: IOThread._current is None)
+        io_thread_ends()
         assert told.empty()
 
 
@@ -325,35 +314,18 @@ def test_a_spare_that_is_pinged_is_kept(scripted, bridge):
     conversation.close()
 
 
-def test_a_ping_before_the_reply_is_answered_and_is_not_taken_for_the_reply(scripted, bridge):
-    warm(bridge)
-    conversation = meet(bridge)
-    told = queue.SimpleQueue()
-    conversation.ask(b"", time.monotonic() + WAIT, told.put)  # waits for a reply, but has not sent the request yet
-    end = far_end(scripted, conversation)
-    end.say("PING are you there")
-    wait_until(lambda: "PONG are you there" in scripted.asked)
-    end.say("PONG x")
-    assert told.get(timeout=WAIT).text == "x"
-    conversation.close()
-
-
-def test_those_that_nobody_needs_are_closed(scripted, bridge, monkeypatch):
-    monkeypatch.setattr(module, "REST", 0.05)
+def test_half_of_those_that_were_needed_stay_and_none_that_nobody_needs(scripted, bridge):
     meet(bridge).close()
-    for one in [meet(bridge) for _ in range(16)]:
-        one.close()
-    wait_until(lambda: bridge.idle.wanted == 0 and not bridge.idle.ready)
-    wait_until(lambda: len(IOThread._current._clients) == 1)
-    assert bridge.idle._rest.due == float("inf"), "and nothing is left that would wake anybody"
-
-
-def test_those_that_are_needed_stay(scripted, bridge, monkeypatch):
-    warm(bridge)
-    bridge.idle._was_used = True
-    bridge.idle.wanted = 2
-    bridge.idle._close_unused(time.monotonic())
-    assert bridge.idle.wanted == 1 and len(bridge.idle.ready) == 1
+    for meeting in [Meeting(bridge) for _ in range(16)]:
+        meeting.outcome().close()
+    wait_until(lambda: fill(bridge) or 1 < len(bridge.idle.ready) == bridge.idle.wanted)
+    loop, quiet = bridge.deadlines.loop, threading.Event()
+    for rests, left in (2, bridge.idle.wanted // 2), (4, 0):
+        loop.call(lambda rests=rests: loop.timers.run(time.monotonic() + rests * module.REST))
+        wait_until(lambda left=left: (len(bridge.idle.ready), bridge.idle.wanted) == (left, left))
+    wait_until(lambda: len(IOThread.clients()) == 1)
+    loop.call(lambda: loop.timers.first == math.inf and quiet.set())
+    assert quiet.wait(WAIT), "and nothing is left that would wake anybody"
 
 
 def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
@@ -391,10 +363,10 @@ def test_closing_closes_the_spares_and_no_conversation(scripted):
     conversation = meet(bridge)
     bridge.close()
     bridge.close()
-    wait_until(lambda: len(IOThread._current._clients) == 1)
+    wait_until(lambda: len(IOThread.clients()) == 1)
     assert works(conversation)
     conversation.close()
-    wait_until(lambda: IOThread._current is None)
+    io_thread_ends()
 
 
 def test_closing_closes_those_that_come(scripted):
@@ -404,23 +376,23 @@ def test_closing_closes_those_that_come(scripted):
         meeting = Meeting(bridge)
         bridge.close()
         meeting.outcome().close()
-        wait_until(lambda: IOThread._current is None)
+        io_thread_ends()
 
 
-def test_closing_does_not_wait_for_those_that_never_come(scripted, monkeypatch):
-    monkeypatch.setattr(module, "HELLO", 10 * WAIT)
+def test_closing_does_not_wait_for_those_that_never_come(scripted, times):
+    times(hello=10 * WAIT)
     bridge = scripted.bridge()
     meet(bridge).close()
     scripted.hello = [HELLO, None]
     meet(bridge).close()
     wait_until(lambda: len(scripted.hellos) == 3)
     bridge.close()
-    wait_until(lambda: IOThread._current is None)
+    io_thread_ends()
 
 
 def test_one_that_is_closed_begins_none(scripted, bridge):
     meet(bridge).close()
     bridge.close()
     assert str(error_of(bridge)) == f"{bridge.name}: the connection to the bridge was closed"
-    wait_until(lambda: IOThread._current is None)
+    io_thread_ends()
     assert not bridge.idle.ready and not bridge.idle.connecting and len(scripted.hellos) == 1

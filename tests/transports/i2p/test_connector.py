@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, exchange, refusing, wait_until
-from sam_rig import DEST, KEY, OK, ScriptedBridge
+from helpers import WAIT, exchange, refusing, wait_until
+from sam_rig import DEST, KEY, OK
 
 from relay.addresses.destinations import PrivateKey
 from relay.addresses.i2p import I2PRouter
@@ -23,7 +24,8 @@ from relay.streams.promise import Promise
 from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import connector
-from relay.transports.i2p.connector import make_carrier, options_of
+from relay.transports.i2p.connector import ReplacementPolicy, make_carrier, options_of
+from relay.transports.i2p.key_file import KeyFile
 from relay.transports.i2p.opening import open_stream
 from relay.transports.i2p.routers import Routers
 from relay.transports.i2p.session import Session
@@ -32,43 +34,27 @@ MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
 
 
 @pytest.fixture(autouse=True)
-def prompt(monkeypatch):
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.02))
-    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.02)
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.0, 0.0))
+def prompt(times):
+    times(back_off=(0.01, 0.02), back_off_with_waiters=0.02, remembered=(0.0, 0.0))
 
 
-@pytest.fixture
-def scripted():
-    made = ScriptedBridge()
-    yield made
-    made.close()
+class Key:
+    """A key of no file, of which a program has had a session so many seconds ago."""
 
+    path = None
 
-@pytest.fixture
-def bridge():
-    with SAMBridge() as made:
-        yield made
-
-
-class Held:
-    """A key as a file would hold it, and what was asked of it."""
-
-    def __init__(self, seconds_since_session=math.inf):
-        self.key = KEY
-        self.path = None
+    def __init__(self, seconds_since_session=math.inf, key=KEY):
+        self.key = key
         self.seconds_since_session = seconds_since_session
-        self.calls = []
 
     def __call__(self):
-        self.calls.append("open")
         return self
 
     def mark_session_ended(self):
-        self.calls.append("rest")
+        pass
 
     def close(self):
-        self.calls.append("close")
+        pass
 
 
 def no_keys():
@@ -143,32 +129,44 @@ def test_every_option_can_be_another(scripted):
 
 
 def test_with_keys_the_session_is_theirs_and_the_signature_is_no_question(scripted, make):
-    held = Held()
-    up(make(scripted, held))
+    up(make(scripted, Key()))
     assert f"DESTINATION={KEY.base64} " in asked(scripted)[0]
     assert "SIGNATURE_TYPE" not in asked(scripted)[0]
-    assert held.calls == ["open"]
 
 
-def test_keys_are_held_until_it_is_closed_over_all_losses(scripted, make):
-    held = Held()
-    carrier = make(scripted, held)
+@pytest.fixture
+def open_key(tmp_path):
+    """Opens the file of the keys."""
+    return functools.partial(KeyFile.open, tmp_path / "keys.dat", lambda: KEY)
+
+
+def test_keys_are_held_until_it_is_closed_over_all_losses(scripted, make, open_key):
+    carrier = make(scripted, open_key)
     first = up(carrier)
     scripted.controls[-1].close()
     wait_until(lambda: carrier.link not in (None, first))
+    with pytest.raises(SAMError, match="in use"):
+        open_key()
     carrier.close()
     assert carrier.join(WAIT)
-    assert held.calls == ["open", "rest", "close"]
+    with open_key() as file:
+        assert file.seconds_since_session < WAIT
 
 
-def test_keys_of_which_no_session_was_made_need_no_rest(make):
-    held = Held()
+def test_a_key_that_the_router_rejects_is_named_by_its_file(scripted, make, open_key, tmp_path):
+    scripted.answers.append("SESSION STATUS RESULT=INVALID_KEY")
+    assert f"the router rejects the private key in {tmp_path}/keys.dat" in str(failure(make(scripted, open_key)))
+
+
+def test_keys_of_which_no_session_was_made_need_no_rest(make, open_key):
     with refusing() as (host, port):
-        carrier = make(f"{host}:{port}", held)
-        failure(carrier)
+        carrier = make(f"{host}:{port}", open_key)
+        error = failure(carrier)
         carrier.close()
         assert carrier.join(WAIT)
-    assert held.calls == ["open", "close"]
+    assert (type(error), error.reason) == (ConnectError, "refused")
+    with open_key() as file:
+        assert file.seconds_since_session == math.inf
 
 
 def test_keys_that_are_not_to_be_had_are_the_error(scripted, make):
@@ -189,9 +187,9 @@ def test_after_each_loss_there_is_a_new_id(scripted, make):
     assert carrier.link.id != first.id
 
 
-def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, caplog):
+def test_that_it_takes_long_is_told_now_and_then(bridge, make, times, caplog):
     caplog.set_level(logging.INFO, "relay")
-    monkeypatch.setattr(connector, "_PROGRESS", 0.02)
+    times(progress=0.02)
     bridge.hold_answers("SESSION CREATE")
     carrier = make(bridge)
     wait_until(lambda: caplog.text.count("here: the router is still building tunnels, after ") >= 2)
@@ -199,9 +197,8 @@ def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, capl
     up(carrier)
 
 
-def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_ATTEMPT", 0.2)
-    monkeypatch.setattr("relay.streams.promise.LATE", 0.0)
+def test_an_attempt_has_an_end_all_the_same(bridge, make, times):
+    times(attempt=0.2, late_answer=0.0)
     bridge.settings.build_time = 60.0
     error = failure(make(bridge))
     assert isinstance(error, ConnectError)
@@ -219,43 +216,29 @@ def test_it_is_given_up_at_once_whatever_it_waits_for(bridge, make):
 # -- what the bridge answers --
 
 
-def test_nobody_there(make):
-    with refusing() as (host, port):
-        error = failure(make(f"{host}:{port}"))
-    assert isinstance(error, ConnectError)
-    assert error.reason == "refused"
-    assert "sam" in str(error) and "enabled" in str(error)
+@pytest.mark.parametrize(
+    ("hello", "answer", "kind", "result"),
+    [
+        ("HTTP/1.1 400 Bad Request", None, SAMError, ""),
+        ("HELLO REPLY RESULT=NOVERSION", None, SAMError, "NOVERSION"),
+        ("HELLO REPLY RESULT=I2P_ERROR", None, AuthenticationError, None),
+        (None, "SESSION STATUS RESULT=INVALID_KEY", SAMError, "INVALID_KEY"),
+    ],
+)
+def test_what_no_time_mends_is_final(scripted, make, hello, answer, kind, result):
+    scripted.hello = [hello] * (hello is not None)
+    scripted.answers.extend([answer] * (answer is not None))
+    carrier = make(scripted, Key(), user="me", password=lambda: "wrong!")
+    error = failure(carrier)
+    assert (type(error), getattr(error, "result", None), carrier.state) == (kind, result, CarrierState.FAILED)
+    assert "wrong!" not in str(error)
+    assert scripted.hellos == ["HELLO VERSION MIN=3.1 MAX=3.3 USER=me PASSWORD=wrong!"]
 
 
-def test_an_http_server_is_no_bridge(scripted, make):
-    scripted.hello = ["HTTP/1.1 400 Bad Request"]
-    carrier = make(scripted)
-    assert "not a SAM bridge" in str(failure(carrier))
-    assert carrier.state is CarrierState.FAILED
-
-
-def test_silence_instead_of_hello(scripted, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REACH", 0.1)
-    monkeypatch.setattr("relay.streams.promise.LATE", 0.0)
+def test_silence_instead_of_hello(scripted, make, times):
+    times(reach=0.1, late_answer=0.0)
     scripted.hello = [None] * 10
     assert failure(make(scripted)).reason == "connect_timeout"
-
-
-def test_too_old_a_bridge(scripted, make):
-    scripted.hello = ["HELLO REPLY RESULT=NOVERSION"]
-    carrier = make(scripted)
-    assert failure(carrier).result == "NOVERSION"
-    assert carrier.state is CarrierState.FAILED
-
-
-def test_a_wrong_password(make):
-    with SAMBridge(personality="java", user="me", password="right") as bridge:
-        carrier = make(bridge, user="me", password="wrong!")
-        error = failure(carrier)
-        assert isinstance(error, AuthenticationError)
-        assert "wrong!" not in str(error)
-        assert carrier.state is CarrierState.FAILED
-        up(make(bridge, user="me", password=lambda: "right"))
 
 
 def test_an_id_that_is_taken_is_another_one_at_once(bridge, make):
@@ -273,26 +256,25 @@ def test_a_router_where_every_id_is_taken_is_an_error(bridge, make):
     assert "reports each new session ID as in use" in str(error)
 
 
-def test_a_destination_that_another_session_has_is_tried_for_a_while_at_the_start(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_AGAIN", 0.01)
+def test_a_destination_that_another_session_has_is_tried_for_a_while_at_the_start(bridge, make, times):
+    times(duplicate_again=0.01)
     bridge.refuse_sessions(3, "DUPLICATED_DEST")
-    up(make(bridge, Held()))
+    up(make(bridge, Key()))
 
 
-def test_and_not_for_longer(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_AGAIN", 0.01)
-    monkeypatch.setattr(connector, "_DUPLICATE", 0.1)
+def test_and_not_for_longer(bridge, make, times):
+    times(duplicate_again=0.01, duplicate=0.1)
     bridge.refuse_sessions(10000, "DUPLICATED_DEST")
-    error = failure(make(bridge, Held()))
+    error = failure(make(bridge, Key()))
     assert error.result == "DUPLICATED_DEST"
     assert "another program" in str(error)
 
 
-def test_what_another_program_has_at_one_router_is_not_created_at_the_next_one(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_DUPLICATE", 0.0)
+def test_what_another_program_has_at_one_router_is_not_created_at_the_next_one(bridge, make, times):
+    times(duplicate=0.0)
     bridge.refuse_sessions(10000, "DUPLICATED_DEST")
     with SAMBridge(network=bridge) as other:
-        assert f"{bridge.sam}: the router already has" in str(failure(make([bridge.sam, other.sam], Held())))
+        assert f"{bridge.sam}: the router already has" in str(failure(make([bridge.sam, other.sam], Key())))
         assert not other.commands
 
 
@@ -314,18 +296,11 @@ def test_a_router_that_ends_each_session_at_once_is_left(scripted, bridge, make,
 
 
 def test_after_a_loss_it_is_waited_out(bridge, make):
-    carrier = make(bridge, Held())
+    carrier = make(bridge, Key())
     first = up(carrier)
     bridge.refuse_sessions(3, "DUPLICATED_DEST")
     bridge.cut()
     wait_until(lambda: carrier.link not in (None, first))
-
-
-def test_a_key_that_the_router_does_not_take_is_final(bridge, make):
-    bridge.refuse_sessions(1, "INVALID_KEY")
-    carrier = make(bridge, Held())
-    assert failure(carrier).result == "INVALID_KEY"
-    assert carrier.state is CarrierState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -361,10 +336,10 @@ def test_a_bridge_that_ends_the_conversation_instead_of_an_answer(scripted, make
 # -- keys that a router still remembers --
 
 
-def test_after_a_loss_the_keys_are_left_alone_for_a_while(bridge, make, monkeypatch, caplog):
+def test_after_a_loss_the_keys_are_left_alone_for_a_while(bridge, make, times, caplog):
     caplog.set_level(logging.INFO, "relay")
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.3, 1.0))
-    carrier = make(bridge, Held())
+    times(remembered=(0.3, 1.0))
+    carrier = make(bridge, Key())
     first = up(carrier)
     begun = time.monotonic()
     bridge.cut()
@@ -373,18 +348,17 @@ def test_after_a_loss_the_keys_are_left_alone_for_a_while(bridge, make, monkeypa
     assert "waiting 0 s, until the router has forgotten" in caplog.text
 
 
-def test_not_where_there_are_none(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
+def test_not_where_there_are_none(bridge, make, times):
+    times(remembered=(10 * WAIT, 10 * WAIT))
     carrier = make(bridge)
     first = up(carrier)
     bridge.cut()
     wait_until(lambda: carrier.link not in (None, first))
 
 
-def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
-    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.3, 0.3))
-    carrier = make(bridge, Held())
+def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, make, times):
+    times(remembered=(10 * WAIT, 10 * WAIT), back_off=(0.3, 0.3))
+    carrier = make(bridge, Key())
     first = up(carrier)
     bridge.kill()
     wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
@@ -392,20 +366,20 @@ def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, m
     wait_until(lambda: carrier.link not in (None, first))
 
 
-def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.5, 1.0))
+def test_also_what_another_program_has_used_just_before(bridge, make, times):
+    times(remembered=(0.5, 1.0))
     begun = time.monotonic()
-    up(make(bridge, Held(seconds_since_session=0.2)))
+    up(make(bridge, Key(seconds_since_session=0.2)))
     assert time.monotonic() - begun > 0.25
-    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 20 * WAIT))
-    up(make(bridge, Held(seconds_since_session=11 * WAIT)))  # no time is left to wait
+    times(remembered=(10 * WAIT, 20 * WAIT))
+    up(make(bridge, Key(seconds_since_session=11 * WAIT)))  # no time is left to wait
 
 
-def test_a_session_that_was_not_reachable_makes_the_wait_longer_and_a_sound_one_normal_again(monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (10.0, 35.0))
+def test_a_session_that_was_not_reachable_makes_the_wait_longer_and_a_sound_one_normal_again(monkeypatch, times):
+    times(remembered=(10.0, 35.0))
     monkeypatch.setattr(connector, "time", dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: 1000.0))
     router, other = routers = Routers("here", parse_sam(["a:1", "b:1"])).all
-    keys = connector._KeyUse("here", Held(), routers)
+    keys = connector._KeyUse("here", Key(), routers)
     keys.open()
 
     def wait_after(*verdicts):
@@ -421,9 +395,9 @@ def test_a_session_that_was_not_reachable_makes_the_wait_longer_and_a_sound_one_
     assert wait_after(True) == 10
 
 
-def test_the_verdict_on_a_session_reaches_its_keys(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.1, 1.0))
-    carrier = make(bridge, Held())
+def test_the_verdict_on_a_session_reaches_its_keys(bridge, make, times):
+    times(remembered=(0.1, 1.0))
+    carrier = make(bridge, Key())
     link = up(carrier)
     for _ in range(2):
         link.record_result(False)
@@ -433,9 +407,9 @@ def test_the_verdict_on_a_session_reaches_its_keys(bridge, make, monkeypatch):
     assert time.monotonic() - begun > 0.4
 
 
-def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
-    carrier = make(bridge, Held())
+def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, times):
+    times(remembered=(10 * WAIT, 10 * WAIT))
+    carrier = make(bridge, Key())
     up(carrier)
     bridge.cut()
     wait_until(lambda: carrier.state is CarrierState.CONNECTING)
@@ -454,8 +428,8 @@ def stream(session, dest):
     return answer.get(time.monotonic() + WAIT, None)
 
 
-def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted, make, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
+def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted, make, times):
+    times(silent=0.05)
     carrier = make(scripted)
     old = up(carrier)
     with contextlib.closing(stream(old, DEST)) as silent:
@@ -469,13 +443,67 @@ def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted
     assert not scripted.controls[1].over.is_set()
 
 
-def test_one_with_keys_is_not_for_it_would_be_the_same(scripted, make, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.02)
-    carrier = make(scripted, Held())
+def test_one_with_keys_is_not_for_it_would_be_the_same(scripted, make, times):
+    times(silent=0.02)
+    carrier = make(scripted, Key())
     session = up(carrier)
     with contextlib.closing(stream(session, DEST)), contextlib.closing(scripted.stream()):
         threading.Event().wait(0.1)
         assert carrier.link is session
+
+
+class Replaced:
+    """Counts what a policy replaces, by a clock of its own."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        self.now = 1000.0
+        self.policy = ReplacementPolicy()
+        self.policy.renew = self.renew
+        clock = dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: self.now)
+        monkeypatch.setattr(connector, "time", clock)
+
+    def renew(self, session, why):
+        self.count += 1
+
+    def silent(self, dest=DEST, after=0.0):
+        self.now += after
+        before = self.count
+        self.policy.on_silence(None, dest)
+        return self.count > before
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    return Replaced(monkeypatch)
+
+
+def test_replacing_gets_rarer_while_it_does_not_help(replaced):
+    for after, is_replaced in (0, True), (29, False), (2, True), (59, False), (2, True):
+        assert replaced.silent(after=after) is is_replaced
+    for _ in range(20):
+        replaced.silent(after=900)
+    assert not replaced.silent(after=899)
+    assert replaced.silent(after=2)
+    replaced.policy.on_reply(DEST)
+    assert replaced.silent(), "as prompt as at first"
+
+
+def test_a_destination_that_answers_makes_it_prompt_again(scripted, make):
+    carrier = make(scripted)
+    session = up(carrier)
+    for _ in range(2):
+        carrier.call(lambda session=session: session.observer.on_silence(session, DEST))
+        wait_until(lambda session=session: carrier.link not in (None, session))
+        session = carrier.link
+        session.observer.on_reply(DEST)
+
+
+def test_each_destination_counts_for_itself_and_not_without_bound(replaced):
+    assert all(replaced.silent(f"{number}") for number in range(900))
+    assert not replaced.silent("0")
+    assert all(replaced.silent(f"{number}") for number in range(900, 3000))
+    assert replaced.silent("0"), "it was forgotten"
 
 
 # -- the log --
@@ -495,11 +523,9 @@ def test_a_quiet_one_says_nothing_that_users_see(scripted, caplog):
 def test_no_key_is_in_the_log(scripted, make, caplog):
     caplog.set_level(logging.DEBUG)
     key = PrivateKey.generate()
-    held = Held()
-    held.key = key
     scripted.answers.extend(["SESSION STATUS RESULT=I2P_ERROR", MADE, OK])
-    carrier = make(scripted, held)
-    Thread(lambda: up(carrier, patient=True)).result()
+    carrier = make(scripted, Key(key=key))
+    up(carrier, patient=True)
     carrier.close()
     assert key.base64[600:640] not in caplog.text
     assert key.base64[600:640] not in repr(vars(carrier))

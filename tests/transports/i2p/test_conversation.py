@@ -11,6 +11,7 @@ import time
 
 import pytest
 from helpers import WAIT, Thread, receive_all, receive_exactly, wait_until
+from sam_rig import io_thread_ends
 
 import relay
 from relay.errors import ConnectError
@@ -20,13 +21,16 @@ from relay.transports.i2p.conversation import Conversation, read_line
 from relay.transports.i2p.messages import LONGEST, Message, MessageError, naming_lookup, ping, pong
 
 ASKED = naming_lookup("ME")
+REQUEST = b"NAMING LOOKUP NAME=ME\n"
 ANSWER = b"NAMING REPLY RESULT=OK NAME=ME VALUE=x\n"
+GONE = "the connection to the bridge was lost (the bridge closed the connection)"
 
 
 class Rig:
-    """A conversation over TCP; the test is the bridge."""
+    """A conversation over TCP; the test is the bridge, and holds the I/O thread."""
 
     def __init__(self):
+        self.io_thread = IOThread.acquire(self)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             near = socket.create_connection(listening.getsockname())
             self.far = listening.accept()[0]
@@ -35,34 +39,49 @@ class Rig:
         near.setblocking(False)
         self.stream = relay.Stream(near)
         self.conversation = Conversation(self.stream, "the bridge")
-        self.told = queue.SimpleQueue()
+        self.told, self.heard = queue.SimpleQueue(), queue.SimpleQueue()
 
     def ask(self, seconds=None, request=ASKED):
         deadline = None if seconds is None else time.monotonic() + seconds
         self.conversation.ask(request, deadline, self.told.put)
 
+    def listen(self):
+        self.conversation.listen(self.heard.put, self.told.put)
+
     def outcome(self):
         return self.told.get(timeout=WAIT)
+
+    def why(self):
+        """The text of the error with which it ended, after the name of the bridge."""
+        error = self.outcome()
+        assert isinstance(error, ConnectError), error
+        name, _, why = str(error).partition(": ")
+        assert name == "the bridge"
+        return why
+
+    def in_io_thread(self, function):
+        done = queue.SimpleQueue()
+        assert self.io_thread.loop.call(lambda: done.put(function()))
+        return done.get(timeout=WAIT)
 
     def turn(self):
         """Wait until the I/O thread has looked at all that has come."""
         for _ in range(3):
-            looked = threading.Event()
-            if self.conversation._io_thread.loop.call(looked.set):
-                assert looked.wait(WAIT)
+            self.in_io_thread(lambda: None)
 
-    def in_io_thread(self, function):
-        done = queue.SimpleQueue()
-        assert self.conversation._io_thread.loop.call(lambda: done.put(function()))
-        return done.get(timeout=WAIT)
+    def ends(self):
+        """Wait until the I/O thread has ended the conversation."""
+        wait_until(lambda: self.stream.fileno() < 0)
 
     def close(self):
         self.conversation.close()
         self.far.close()
-        wait_until(lambda: self.conversation._is_over)
-        if self.stream.fileno() >= 0:
-            wait_until(lambda: IOThread._current is None or self.stream.fileno() < 0)
-            self.stream.close()
+        self.turn()
+        self.stream.close()
+        self.io_thread.release(self)
+
+    def abandon(self):
+        self.far.close()
 
 
 @pytest.fixture
@@ -72,17 +91,10 @@ def rig():
     made.close()
 
 
-def is_lost(error, why):
-    return isinstance(error, ConnectError) and str(error) == f"the bridge: {why}"
-
-
-GONE = "the connection to the bridge was lost (the bridge closed the connection)"
-
-
 def test_what_is_asked_is_answered(rig):
     for _ in range(3):
         rig.ask(WAIT)
-        assert receive_exactly(rig.far, 22) == b"NAMING LOOKUP NAME=ME\n"
+        assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
         rig.far.sendall(ANSWER)
         answer = rig.outcome()
         assert isinstance(answer, Message) and answer.options["VALUE"] == "x"
@@ -111,46 +123,32 @@ def test_what_follows_the_answer_stays_for_whoever_takes_the_stream(rig):
 
 
 def test_a_stream_that_was_taken_is_watched_no_longer(rig):
-    member = object()
-    io_thread = IOThread.acquire(member)
     stream = rig.in_io_thread(rig.conversation.take)
-    try:
-        rig.far.sendall(b"these are not read here")
-        before = time.process_time()
-        threading.Event().wait(0.2)
-        assert time.process_time() - before < 0.1, "nor looked at"
-        assert stream.socket.recv(100) == b"these are not read here"
-        io_thread.loop.poller.register(stream.fileno(), 1)  # which fails for what is registered still
-    finally:
-        io_thread.release(member)
+    rig.far.sendall(b"these are not read here")
+    before = time.process_time()
+    threading.Event().wait(0.2)
+    assert time.process_time() - before < 0.1, "nor looked at"
+    assert stream.socket.recv(100) == b"these are not read here"
+    rig.io_thread.loop.poller.register(stream.fileno(), 1)  # which fails for what is registered still
     assert rig.told.empty()
-
-
-def test_nothing_is_left_of_one_that_was_taken(rig):
-    rig.in_io_thread(rig.conversation.take)
-    wait_until(lambda: IOThread._current is None)
     rig.conversation.close()
+    rig.turn()
     assert rig.stream.fileno() >= 0, "it belongs to somebody else"
 
 
 def test_several_answers_in_one_segment_come_one_by_one(rig):
-    heard = queue.SimpleQueue()
-
-    def first(answer):
-        rig.conversation.listen(heard.put, heard.put)
-        rig.told.put(answer)
-
-    rig.conversation.ask(ASKED, None, first)
+    answers = queue.SimpleQueue()
+    rig.conversation.ask(ASKED, None, lambda answer: (answers.put(answer), rig.listen()))
     rig.far.sendall(ANSWER + b"PING 1\nPING 2\nPI")
-    assert rig.outcome().result == "OK"
-    assert [heard.get(timeout=WAIT) for _ in range(2)] == [b"PING 1\n", b"PING 2\n"]
+    assert answers.get(timeout=WAIT).result == "OK"
+    assert [rig.heard.get(timeout=WAIT) for _ in range(2)] == [b"PING 1\n", b"PING 2\n"]
     rig.far.sendall(b"NG 3\n")
-    assert heard.get(timeout=WAIT) == b"PING 3\n"
+    assert rig.heard.get(timeout=WAIT) == b"PING 3\n"
 
 
 def test_a_ping_in_place_of_the_answer_is_answered(rig):
     rig.ask(WAIT)
-    assert receive_exactly(rig.far, 22)
+    assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
     rig.far.sendall(b"PING are you there\n")
     assert receive_exactly(rig.far, 19) == b"PONG are you there\n"
     assert rig.told.empty()
@@ -158,17 +156,36 @@ def test_a_ping_in_place_of_the_answer_is_answered(rig):
     assert rig.outcome().result == "OK"
 
 
-def test_silence_is_told_at_the_deadline(rig):
+@pytest.mark.parametrize("begin", [Rig.ask, Rig.listen])
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda rig: rig.far.close(), GONE),
+        (lambda rig: (rig.far.sendall(ANSWER[:-1]), rig.far.close()), GONE),
+        (lambda rig: reset(rig.far), "the connection to the bridge was lost (Connection reset by peer)"),
+    ],
+    ids=["close", "mid-line", "reset"],
+)
+def test_the_end_is_told_once(rig, begin, end, why):
+    begin(rig)
+    if begin is Rig.ask:
+        assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
+    rig.turn()
+    end(rig)
+    assert rig.why() == why
+    rig.ends()
+    assert rig.told.empty()
+    rig.listen()
+    assert rig.why() == why, "and to who listens later"
+
+
+@pytest.mark.parametrize("said", [b"", ANSWER[:-1]])
+def test_silence_is_told_at_the_deadline(rig, said):
     rig.ask(0.05)
+    rig.far.sendall(said)
     error = rig.outcome()
-    assert is_lost(error, "no answer in time") and error.reason == "connect_timeout"
-    assert receive_all(rig.far) == b"NAMING LOOKUP NAME=ME\n"
-
-
-def test_half_a_line_is_silence(rig):
-    rig.ask(0.05)
-    rig.far.sendall(ANSWER[:-1])
-    assert is_lost(rig.outcome(), "no answer in time")
+    assert (str(error), error.reason) == ("the bridge: no answer in time", "connect_timeout")
+    assert receive_all(rig.far) == REQUEST
 
 
 def test_a_deadline_ends_with_its_answer(rig):
@@ -180,35 +197,12 @@ def test_a_deadline_ends_with_its_answer(rig):
     assert rig.told.empty() and rig.conversation.alive
 
 
-def test_the_end_is_told(rig):
-    rig.ask(WAIT)
-    assert receive_exactly(rig.far, 22)
-    rig.far.close()
-    assert is_lost(rig.outcome(), GONE)
-    wait_until(lambda: rig.stream.fileno() < 0 and IOThread._current is None)
-
-
-def test_the_end_in_the_middle_of_a_line_is_told(rig):
-    rig.ask(WAIT)
-    assert receive_exactly(rig.far, 22)
-    rig.far.sendall(ANSWER[:-1])
-    rig.far.close()
-    assert is_lost(rig.outcome(), GONE)
-
-
 def test_a_hop_that_has_not_reached_the_bridge_after_all_is_told(rig):
     why = ConnectError("the bridge: connection refused, says ssh://bastion", reason="refused")
     rig.stream.failure = lambda: why
     rig.ask()
     rig.far.close()
     assert rig.outcome() is why
-
-
-def test_a_reset_is_told(rig):
-    rig.ask(WAIT)
-    rig.turn()
-    reset(rig.far)
-    assert is_lost(rig.outcome(), "the connection to the bridge was lost (Connection reset by peer)")
 
 
 @pytest.mark.parametrize(
@@ -220,19 +214,20 @@ def test_garbage_is_told_and_ends_it(rig, garbage):
     rig.far.sendall(garbage)
     error = rig.outcome()
     assert isinstance(error, MessageError) and str(error).startswith("the bridge: ")
+    rig.ends()
     assert rig.told.empty()
-    wait_until(lambda: rig.stream.fileno() < 0)
 
 
+@pytest.mark.parametrize("begin", [Rig.ask, Rig.listen])
 @pytest.mark.parametrize("piece", [1000, LONGEST, 1 << 20])
-def test_a_line_without_end_is_told_and_read_no_further(rig, piece):
-    rig.ask(WAIT)
+def test_a_line_without_end_is_told_and_read_no_further(rig, begin, piece):
+    begin(rig)
     sending = Thread(swallow, rig.far.sendall, b"x" * piece, 3 * LONGEST)
     error = rig.outcome()
     assert isinstance(error, MessageError) and "a line of more than 8192 bytes" in str(error)
-    wait_until(lambda: rig.stream.fileno() < 0)
+    rig.ends()
     sending.result()
-    assert rig.conversation.read <= 2 * LONGEST
+    assert rig.conversation.read <= 2 * LONGEST and rig.heard.empty()
 
 
 def swallow(send, data, total):
@@ -261,107 +256,57 @@ def test_what_nobody_asked_for_ends_it(rig):
     assert isinstance(error, MessageError) and str(error) == "the bridge: the bridge sent a line without a request"
 
 
-def test_asking_one_that_has_ended_is_told(rig):
-    rig.far.close()
-    wait_until(lambda: rig.conversation._is_over)
-    for _ in range(2):
-        rig.ask(WAIT)
-        assert is_lost(rig.outcome(), GONE)
-
-
 def test_asking_one_that_has_ended_is_told_also_when_the_io_thread_has_gone(rig):
     rig.far.close()
-    wait_until(lambda: IOThread._current is None and not rig.conversation._io_thread.thread.is_alive())
+    rig.ends()
+    for _ in range(2):
+        rig.ask(WAIT)
+        assert rig.why() == GONE
+    rig.io_thread.release(rig)
+    io_thread_ends()
     rig.ask(WAIT)
-    assert is_lost(rig.outcome(), GONE)
+    assert rig.why() == GONE
+    rig.io_thread = IOThread.acquire(rig)
 
 
-def test_asking_races_with_the_end():
+@pytest.mark.parametrize("begin", [Rig.ask, Rig.listen])
+def test_it_ends_while_it_is_asked_or_listened_to(begin):
     for turn in range(200):
         rig = Rig()
         closing = Thread(rig.far.close)
         if turn % 2:
             closing.join()
-        rig.ask()
-        assert is_lost_somehow(rig.outcome())
+        begin(rig)
+        assert rig.why().startswith("the connection to the bridge was lost")
         rig.turn()
         assert rig.told.empty()
         rig.close()
 
 
-def is_lost_somehow(error):
-    return isinstance(error, ConnectError) and str(error).startswith(
-        "the bridge: the connection to the bridge was lost"
-    )
-
-
 def test_a_bridge_that_does_not_read_is_told(rig):
     rig.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    rig.conversation.listen(rig.told.put, rig.told.put)
+    rig.listen()
     for _ in range(50):  # the kernel takes a few of them
         rig.conversation.say(pong("x" * 8000))
-    assert is_lost(rig.outcome(), "the connection to the bridge was lost (the bridge does not read its socket)")
-
-
-def test_lines_are_heard_and_the_end_once(rig):
-    heard, ended = queue.SimpleQueue(), queue.SimpleQueue()
-    rig.conversation.listen(heard.put, ended.put)
-    rig.far.sendall(b"one\ntwo\n")
-    assert heard.get(timeout=WAIT) == b"one\n" and heard.get(timeout=WAIT) == b"two\n"
-    rig.far.close()
-    assert is_lost(ended.get(timeout=WAIT), GONE)
-    rig.turn()
-    assert ended.empty()
-
-
-def test_listening_to_one_that_has_ended_is_told(rig):
-    ended = queue.SimpleQueue()
-    rig.far.close()
-    wait_until(lambda: rig.conversation._is_over)
-    rig.conversation.listen(ended.put, ended.put)
-    assert is_lost(ended.get(timeout=WAIT), GONE)
-
-
-def test_listening_races_with_the_end():
-    for turn in range(200):
-        rig = Rig()
-        ended = queue.SimpleQueue()
-        closing = Thread(rig.far.close)
-        if turn % 2:
-            closing.join()
-        rig.conversation.listen(ended.put, ended.put)
-        assert is_lost(ended.get(timeout=WAIT), GONE)
-        rig.turn()
-        assert ended.empty()
-        rig.close()
-
-
-def test_an_endless_line_ends_listening(rig):
-    heard, ended = queue.SimpleQueue(), queue.SimpleQueue()
-    rig.conversation.listen(heard.put, ended.put)
-    swallow(rig.far.sendall, b"x" * LONGEST, 3 * LONGEST)
-    assert isinstance(ended.get(timeout=WAIT), MessageError)
-    assert heard.empty()
+    assert rig.why() == "the connection to the bridge was lost (the bridge does not read its socket)"
 
 
 def test_what_is_said_is_sent(rig):
     rig.conversation.say(ping("a"))
     assert receive_exactly(rig.far, 7) == b"PING a\n"
     rig.far.close()
-    wait_until(lambda: rig.conversation._is_over)
+    rig.ends()
     rig.conversation.say(ping("b"))
 
 
 def test_who_closes_it_is_told_nothing(rig):
-    ended = queue.SimpleQueue()
-    rig.conversation.listen(ended.put, ended.put)
+    rig.listen()
     rig.ask(WAIT)
     rig.conversation.close()
     rig.conversation.close()
-    assert receive_all(rig.far) == b"NAMING LOOKUP NAME=ME\n"
-    wait_until(lambda: IOThread._current is None and rig.stream.fileno() < 0)
-    assert rig.told.empty() and ended.empty()
-    assert not rig.conversation.alive
+    assert receive_all(rig.far) == REQUEST
+    rig.ends()
+    assert rig.told.empty() and not rig.conversation.alive
 
 
 def test_closing_races_with_an_answer():
@@ -371,44 +316,39 @@ def test_closing_races_with_an_answer():
         answering = Thread(swallow, rig.far.sendall, ANSWER, 1)
         rig.conversation.close()
         answering.result()
+        rig.ends()
         rig.close()
         assert rig.told.qsize() <= 1
-        assert rig.stream.fileno() < 0
 
 
 def test_it_sees_whether_the_other_side_is_there(rig):
     assert rig.conversation.alive
     stop, go = threading.Event(), threading.Event()
-    rig.conversation._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
+    rig.io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
     assert stop.wait(WAIT)
     rig.far.close()
     wait_until(lambda: not rig.conversation.alive)
-    assert not rig.conversation._is_over, "the I/O thread has not seen it yet"
+    assert rig.stream.fileno() >= 0, "the I/O thread has not seen it yet"
     go.set()
 
 
-def test_a_bug_of_who_is_told_ends_it(rig, caplog):
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_bug_of_who_is_told_ends_it(rig, caplog, listens):
     def fail(answer):
-        raise RuntimeError("a bug")
+        raise RuntimeError("a bug of the test's")
 
-    rig.conversation.ask(ASKED, None, fail)
+    if listens:
+        rig.conversation.listen(fail, rig.told.put)
+    else:
+        rig.conversation.ask(ASKED, None, fail)
     rig.far.sendall(ANSWER)
-    assert receive_all(rig.far).endswith(b"NAME=ME\n")
-    wait_until(lambda: IOThread._current is None)
-    assert "a bug" in caplog.text
+    rig.ends()
+    assert "a bug of the test's" in caplog.text
+    if listens:
+        assert "a bug in relay" in rig.why()
 
 
-def test_a_bug_of_who_listens_is_told_as_the_end(rig, caplog):
-    def fail(line):
-        raise RuntimeError("a bug")
-
-    ended = queue.SimpleQueue()
-    rig.conversation.listen(fail, ended.put)
-    rig.far.sendall(b"line\n")
-    assert "a bug in relay" in str(ended.get(timeout=WAIT))
-
-
-def test_without_a_io_thread_the_stream_is_closed(monkeypatch):
+def test_without_an_io_thread_the_stream_is_closed(monkeypatch):
     def refuse(member):
         raise OSError(errno.EAGAIN, "can't start new thread")
 
@@ -417,19 +357,6 @@ def test_without_a_io_thread_the_stream_is_closed(monkeypatch):
     with far, pytest.raises(BlockingIOError):
         Conversation(relay.Stream(near), "the bridge")
     assert near.fileno() < 0
-
-
-def test_it_speaks_over_any_socket():
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    told = queue.SimpleQueue()
-    with far:
-        conversation = Conversation(relay.Stream(near), "the bridge")
-        conversation.ask(ASKED, None, told.put)
-        far.sendall(ANSWER)
-        assert told.get(timeout=WAIT).result == "OK"
-        conversation.close()
-        wait_until(lambda: near.fileno() < 0)
 
 
 def test_a_forked_child_closes_its_copy(rig):

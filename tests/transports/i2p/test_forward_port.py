@@ -26,8 +26,8 @@ from relay.transports.i2p.peer_uid import PeerUidLookup
 
 
 @pytest.fixture(autouse=True)
-def prompt(monkeypatch):
-    monkeypatch.setattr(forward_port, "AGAIN", 0.01)
+def prompt(times):
+    times(port_again=0.01)
 
 
 class Session:
@@ -104,12 +104,6 @@ def enter():
         one.close()
 
 
-def test_it_is_a_port_of_the_address_that_the_bridge_is_talked_to_from(enter):
-    entrance = enter()
-    assert entrance.port._socket.getsockname() == ("127.0.0.1", entrance.port.number)
-    assert entrance.port.number > 1023
-
-
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -152,9 +146,9 @@ def test_who_ends_before_the_line_is_complete_is_dropped(enter):
     assert entrance.on_stream.empty()
 
 
-def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, monkeypatch):
+def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, times):
     entrance = enter()
-    monkeypatch.setattr(forward_port, "LINE_TIMEOUT", 0.05)
+    times(port_line=0.05)
     with entrance.connect() as end:
         end.sendall(b"half")
         assert ending(end) == "reset"

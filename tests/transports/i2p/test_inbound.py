@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import queue
 import socket
 import threading
 
 import pytest
 from helpers import WAIT, receive_exactly, wait_until
-from sam_rig import DEST, OK, Opened, ScriptedBridge
+from sam_rig import DEST, OK, ScriptedBridge
 
 from relay.addresses.destinations import Peer
 from relay.errors import ConnectError, SAMError
 from relay.streams.stream import Stream
 from relay.transports.i2p import inbound
 from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
-from relay.transports.i2p.messages import LONGEST, MessageError
 
 PEER = f"{DEST} FROM_PORT=7 TO_PORT=80"
 
@@ -31,16 +29,9 @@ def scripted():
     made.close()
 
 
-@pytest.fixture
-def opened(scripted):
-    made = Opened(scripted)
-    yield made
-    made.close()
-
-
 @pytest.fixture(autouse=True)
-def prompt(monkeypatch):
-    monkeypatch.setattr(inbound, "AGAIN", (0.01, 0.05))
+def prompt(times):
+    times(accept_again=(0.01, 0.05))
 
 
 class Entrance:
@@ -118,7 +109,9 @@ def hand_over(scripted):
 
 def connect(entrance):
     """A connection to the port, as the router makes it."""
-    made = socket.create_connection(("127.0.0.1", entrance.way._port.number), WAIT)
+    (forward,) = [line for line in entrance.scripted.asked if line.startswith("STREAM FORWARD")][-1:]
+    port = int(forward.partition(" PORT=")[2].split()[0])
+    made = socket.create_connection(("127.0.0.1", port), WAIT)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 
@@ -160,46 +153,6 @@ def test_a_stream_comes_with_who_connects_and_its_ports(router):
             assert not stream.half_close
             assert stream.settle == 0.05
             assert router.entrance.way.delivered
-
-
-def test_nothing_that_comes_with_the_destination_is_lost(router):
-    with contextlib.closing(router.hand_over(f"{DEST}\nGET / HTTP/1.0\n\nmore".encode())) as end:
-        stream, peer = router.entrance.stream()
-        with stream:
-            assert peer == DEST
-            assert receive_exactly(stream.socket, 20) == b"GET / HTTP/1.0\n\nmore"
-            stream.socket.sendall(b"answer")
-            assert end.recv(6) == b"answer"
-
-
-@pytest.mark.parametrize("cut", [1, 100, len(DEST), len(DEST) + 1, len(PEER)])
-def test_a_destination_cut_anywhere_is_put_together(router, cut):
-    line = f"{PEER}\n".encode()
-    end = router.hand_over(line[:cut])
-    with contextlib.closing(end):
-        wait_until(lambda: _taken_by(router.entrance) == cut)
-        end.sendall(line[cut:] + b"rest")
-        stream, peer = router.entrance.stream()
-        with stream:
-            assert (peer, peer.port) == (DEST, 7)
-            assert receive_exactly(stream.socket, 4) == b"rest"
-
-
-def _taken_by(entrance):
-    """Return how much of a line has been read."""
-    if isinstance(entrance.way, ForwardStreams):
-        return max((len(arrival._line) for arrival in entrance.way._port._pending), default=0)
-    return max(
-        (len(request.conversation._line) for request in entrance.way._requests if request.conversation), default=0
-    )
-
-
-def test_a_line_that_comes_byte_by_byte(router):
-    with contextlib.closing(router.hand_over(*(bytes([byte]) for byte in f"{DEST}\nx".encode()))):
-        stream, peer = router.entrance.stream()
-        with stream:
-            assert peer == DEST
-            assert receive_exactly(stream.socket, 1) == b"x"
 
 
 def test_the_stream_is_counted_until_it_is_over(router):
@@ -249,17 +202,6 @@ def test_several_accepts_wait_where_it_speaks_more(enter, scripted, opened):
     assert entrance.asked() == inbound.SEVERAL
 
 
-def test_it_is_asked_again_as_soon_as_one_has_come(enter, scripted):
-    scripted.answers.extend([hand_over(scripted)] * 3)
-    entrance = enter(AcceptStreams).begin()
-    for count in range(1, 4):
-        with contextlib.closing(scripted.stream()) as end:
-            end.say(DEST)
-            entrance.stream()[0].close()
-            assert entrance.on_ready.get(timeout=WAIT) is None
-            assert entrance.asked() == count + 1
-
-
 def test_who_connects_may_be_said_before_ok(enter, scripted):
     """i2pd 2.45 does so now and then, where streams wait already."""
 
@@ -289,30 +231,17 @@ def test_an_error_that_comes_after_ok_is_no_stream(enter, scripted):
     assert entrance.on_stream.empty()
 
 
-@pytest.mark.parametrize("line", ["nonsense", "STREAM STATUS", "x" * (LONGEST + 1), "\0", f"{DEST} FROM_PORT=70000"])
-def test_whatever_is_said_instead_of_a_destination_it_is_asked_again(enter, scripted, line):
-    scripted.answers.append(hand_over(scripted))
-    entrance = enter(AcceptStreams).begin()
-    with contextlib.suppress(OSError):
-        scripted.stream().say(line)
-    error = entrance.trouble()
-    assert isinstance(error, (MessageError, ConnectError))
-    assert "\n" not in str(error) and len(str(error)) < 300
-    assert entrance.on_ready.get(timeout=WAIT) is None
-    assert entrance.on_stream.empty()
-
-
 @pytest.mark.parametrize("answer", ["STREAM STATUS RESULT=ALREADY_ACCEPTING", "SESSION STATUS RESULT=I2P_ERROR"])
 def test_what_the_bridge_does_not_serve_there_is_less_of(enter, scripted, opened, answer):
     opened.bridge.version = "3.3"
     scripted.answers.extend([OK, OK, *[answer] * (inbound.SEVERAL - 2)])
     entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
-    wait_until(lambda: entrance.asked() == inbound.SEVERAL and len(entrance.way._requests) == 2)
-    assert entrance.way._most == 2
+    wait_until(lambda: sum(end.over.is_set() for end in scripted.ends) == inbound.SEVERAL - 2)
     assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.on_ready.empty(), "nothing is wrong while one waits"
+    assert entrance.asked() == inbound.SEVERAL
 
 
 def test_a_refusal_is_told_and_asked_again(enter, scripted):
@@ -333,8 +262,8 @@ def test_a_router_that_does_not_know_the_session_ends_it(enter, scripted, opened
     assert "no longer knows the session" in str(opened.lost.get(timeout=WAIT))
 
 
-def test_an_accept_that_is_ended_after_a_while_is_mended_without_a_word(enter, scripted, monkeypatch):
-    monkeypatch.setattr(inbound, "STEADY", 0.0)
+def test_an_accept_that_is_ended_after_a_while_is_mended_without_a_word(enter, scripted, times):
+    times(accept_is_steady=0.0)
     scripted.answers.append(hand_over(scripted))
     entrance = enter(AcceptStreams).begin()
     scripted.stream().close()
@@ -360,8 +289,8 @@ def test_of_the_end_of_the_session_nothing_is_told_here(enter, scripted, opened)
     assert entrance.on_ready.get(timeout=WAIT) is None, "and no error before it"
 
 
-def test_silence_is_not_waited_for_without_end(enter, scripted, monkeypatch):
-    monkeypatch.setattr(inbound, "ANSWER", 0.1)
+def test_silence_is_not_waited_for_without_end(enter, scripted, times):
+    times(accept_answer=0.1)
     scripted.answers.append("")
     entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
@@ -395,14 +324,14 @@ def test_a_bridge_that_cannot_be_reached_any_more_is_tried_again(enter, scripted
 
 @pytest.mark.parametrize("kind", [AcceptStreams, ForwardStreams])
 @pytest.mark.parametrize("when", ["before HELLO", "before the answer", "open", "between two tries"])
-def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
+def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, times):
     if when == "before HELLO":
         scripted.hello = [None]
     elif when == "before the answer":
         scripted.answers.append("")
     elif when == "between two tries":
         scripted.answers.append("STREAM STATUS RESULT=I2P_ERROR")
-        monkeypatch.setattr(inbound, "AGAIN", (WAIT, WAIT))
+        times(accept_again=(WAIT, WAIT))
     entrance = enter(kind)
     hellos = len(scripted.hellos)
     entrance.call(entrance.way.begin)
@@ -410,11 +339,11 @@ def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     if when == "open":
         entrance.on_ready.get(timeout=WAIT)
     elif when == "between two tries":
-        wait_until(lambda: entrance.way._repetition.timer.due < math.inf)
-    talks = [request.conversation for request in entrance.way._requests if request.conversation is not None]
+        wait_until(lambda: any(end.over.is_set() for end in scripted.ends))  # no error is reported yet
+    talks = [end for end in scripted.ends if "".join(end.asked).startswith("STREAM ")] or scripted.ends[-1:]
     entrance.call(entrance.way.close)
     asked = entrance.asked()
-    wait_until(lambda: all(talk.stream.socket.fileno() < 0 for talk in talks))
+    wait_until(lambda: all(end.over.is_set() for end in talks))
     assert entrance.asked() == asked
     assert entrance.on_ready.empty()
 
@@ -422,14 +351,16 @@ def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
 # -- FORWARD --
 
 
-def test_the_router_is_told_a_port_of_the_loopback(enter, scripted):
+def test_the_router_is_given_a_port_of_the_loopback(enter, scripted):
     entrance = enter(ForwardStreams).begin()
-    assert f"STREAM FORWARD ID=ours PORT={entrance.way._port.number} SILENT=false" in scripted.asked
-    assert entrance.way._port._socket.getsockname()[0] == "127.0.0.1"
+    with connect(entrance) as end:
+        host, port = end.getpeername()
+        assert host == "127.0.0.1" and port > 1023
+        assert scripted.asked[-1] == f"STREAM FORWARD ID=ours PORT={port} SILENT=false"
 
 
-def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, monkeypatch):
-    monkeypatch.setattr(inbound, "STEADY", 0.0)
+def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, times):
+    times(accept_is_steady=0.0)
     scripted.answers.append(hand_over(scripted))
     entrance = enter(ForwardStreams).begin()
     scripted.stream().close()
@@ -441,8 +372,7 @@ def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, monkeypatc
 
 
 def test_a_burst_is_taken_whole(enter):
-    entrance = enter(ForwardStreams)
-    entrance.call(entrance.way.begin)
+    entrance = enter(ForwardStreams).begin()
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(connect(entrance)) for _ in range(200)]
         for number, end in enumerate(ends):

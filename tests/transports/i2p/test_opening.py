@@ -11,7 +11,7 @@ import time
 
 import pytest
 from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
-from sam_rig import DEST, OK, Opened, ScriptedBridge
+from sam_rig import DEST, OK, Opened, io_thread_ends
 
 from relay.addresses.destinations import b32_of
 from relay.errors import CarrierError, ConnectError, SAMError, can_retry
@@ -24,22 +24,8 @@ B32 = b32_of(DEST)
 
 
 @pytest.fixture
-def scripted():
-    made = ScriptedBridge()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def opened(scripted):
-    made = Opened(scripted)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(module, "_AGAIN", (0.01, 0.02))
+def quick(times):
+    times(stream_again=(0.01, 0.02))
 
 
 def connects(opened):
@@ -83,17 +69,6 @@ def test_what_comes_with_the_answer_is_not_lost(opened, self_contained):
         assert receive_exactly(stream.socket, 24) == b"220 STREAM STATUS\nready\n"
 
 
-def test_an_answer_cut_anywhere_is_put_together(opened):
-    def answer(far):
-        for byte in f"{OK}\nx".encode():
-            far.sendall(bytes([byte]))
-        far.over.wait()
-
-    opened.scripted.answers.append(answer)
-    with opened.open().stream() as stream:
-        assert receive_exactly(stream.socket, 1) == b"x"
-
-
 def test_the_end_of_the_holders_bytes_is_kept_from_the_router(opened):
     with opened.open(self_contained=True).stream() as stream:
         far = opened.scripted.stream()
@@ -126,7 +101,7 @@ def test_nothing_is_left_of_a_stream(opened):
     for self_contained in (False, True):
         opened.open(self_contained=self_contained).stream().close()
     opened.session.close()
-    wait_until(lambda: IOThread._current is None)
+    io_thread_ends()
     assert opened.session.streams == 0 and not opened.bridge.deadlines._due
 
 
@@ -136,19 +111,9 @@ def test_what_no_line_can_say_is_a_value_error(opened):
     assert opened.session.streams == 0
 
 
-def test_many_at_once(opened):
-    begun = [opened.open(self_contained=bool(number % 2)) for number in range(100)]
-    for one in begun:
-        stream = one.stream()
-        far = opened.scripted.stream()
-        far.sendall(b"x")
-        stream.close()
-    wait_until(lambda: opened.session.streams == 0)
-
-
 def test_what_lies_under_it_is_let_go_with_it(opened):
     closed = threading.Event()
-    reach = opened.bridge._dialer.dial
+    reach = opened.scripted.dialer.dial
 
     def dial(deadline, done, **options):
         def told(outcome):
@@ -157,7 +122,7 @@ def test_what_lies_under_it_is_let_go_with_it(opened):
 
         return reach(deadline, told, **options)
 
-    opened.bridge._dialer.dial = dial
+    opened.scripted.dialer.dial = dial
     for self_contained in (False, True):
         closed.clear()
         stream = opened.open(self_contained=self_contained).stream()
@@ -191,54 +156,17 @@ def test_a_refusal(opened, answer, reason, result, text):
     assert opened.session.streams == 0 and opened.lost.empty()
 
 
-@pytest.mark.parametrize("result", ["CANT_REACH_PEER", "ALIEN"])
-def test_what_the_router_says_to_a_refusal_is_in_its_text(opened, result):
+@pytest.mark.parametrize(("dest", "result"), [(DEST, "CANT_REACH_PEER"), (DEST, "ALIEN"), ("echo.i2p", "INVALID_KEY")])
+def test_what_the_router_says_to_a_refusal_is_in_its_text(opened, dest, result):
     opened.scripted.answers.append(f'STREAM STATUS RESULT={result} MESSAGE="Peer \u202e not found"')
-    text = str(opened.open(patient=False).error())
+    text = str(opened.open(dest, patient=False).error())
     assert text.endswith(r"; the router reports: Peer \u202e not found"), text
-
-
-def test_what_the_router_says_of_a_name_that_it_does_not_know_is_in_the_text(opened):
-    opened.scripted.answers += [
-        'STREAM STATUS RESULT=INVALID_KEY MESSAGE="no such thing"',
-        "NAMING REPLY RESULT=KEY_NOT_FOUND NAME=echo.i2p",
-    ]
-    error = opened.open("echo.i2p").error()
-    assert (
-        str(error)
-        == "i2p://echo.i2p: the router does not know this name or destination; the router reports: no such thing"
-    )
 
 
 def test_such_an_error_can_be_copied():
     error = UnreachableError("text", reason="connect_timeout", result="TIMEOUT")
     made = copy.copy(error)
     assert made is not error and (str(made), made.reason, made.result) == ("text", "connect_timeout", "TIMEOUT")
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "STREAM STATUS",
-        "STREAM STATUS RESULT=",
-        "SESSION STATUS RESULT=OK",
-        "HELLO REPLY RESULT=OK VERSION=3.3",
-        "NAMING REPLY RESULT=OK NAME=x VALUE=y",
-        "PONG",
-        "nonsense",
-        'STREAM STATUS RESULT="OK',
-        "\x00",
-        "é",
-        "x" * 9000,
-        "",
-    ],
-)
-def test_an_answer_that_is_none(opened, answer):
-    opened.scripted.answers.append(lambda far: far.say(answer))
-    error = opened.open(patient=False).error()
-    assert isinstance(error, ConnectError) and error.reason == "unreachable"
-    assert str(error).startswith(f"i2p://{B32}: ")
-    assert opened.session.streams == 0 and opened.session.failure() is None
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -260,8 +188,8 @@ def test_silence_ends_with_the_deadline(opened, said):
     assert str(error) == f"i2p://{B32}: the router did not connect in time"
 
 
-def test_silence_ends_also_where_nobody_has_a_deadline(opened, monkeypatch):
-    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.05)
+def test_silence_ends_also_where_nobody_has_a_deadline(opened, times):
+    times(stream_answer=0.05)
     opened.scripted.answers.append(lambda far: far.over.wait())
     assert opened.open(seconds=None).error().reason == "connect_timeout"
 
@@ -308,9 +236,9 @@ def test_it_is_tried_again_until_the_deadline_and_the_reason_told(opened, quick)
     assert error.result == "CANT_REACH_PEER" and 1 < len(connects(opened)) < 120
 
 
-def test_the_pauses_become_shorter_towards_the_deadline(opened, monkeypatch):
+def test_the_pauses_become_shorter_towards_the_deadline(opened, times):
     """A destination that appears before the deadline is reached, also if the next pause were longer than that."""
-    monkeypatch.setattr(module, "_AGAIN", (10.0, 10.0))
+    times(stream_again=(10.0, 10.0))
     opened.scripted.answers.append("STREAM STATUS RESULT=CANT_REACH_PEER")
     opened.open(seconds=4.0).stream().close()
     assert len(connects(opened)) == 2
@@ -331,7 +259,7 @@ def test_what_no_time_mends_is_told_at_once(opened, quick):
 @pytest.fixture
 def closed_door(opened):
     """The next so many connects to the bridge are refused."""
-    reach = opened.bridge._dialer.dial
+    reach = opened.scripted.dialer.dial
 
     def dial(deadline, done, **options):
         if not times:
@@ -341,7 +269,7 @@ def closed_door(opened):
         return lambda: None
 
     times = []
-    opened.bridge._dialer.dial = dial
+    opened.scripted.dialer.dial = dial
     return times
 
 
@@ -501,14 +429,14 @@ def test_who_gives_up_before_the_router_has_answered(opened):
     assert ended.wait(WAIT), "the router sees it"
 
 
-def test_who_gives_up_between_two_attempts(opened, monkeypatch):
-    monkeypatch.setattr(module, "_AGAIN", (5.0, 5.0))
+def test_who_gives_up_between_two_attempts(opened, times):
+    times(stream_again=(5.0, 5.0))
     opened.scripted.answers.append("STREAM STATUS RESULT=CANT_REACH_PEER")
     begun = opened.open()
     wait_until(lambda: connects(opened))
-    wait_until(lambda: any(type(one).__name__ == "_Pause" for one in tuple(IOThread._current._clients)))
+    wait_until(lambda: any(type(one).__name__ == "_Pause" for one in IOThread.clients()))
     given_up(opened, begun)
-    wait_until(lambda: not any(type(one).__name__ == "_Pause" for one in tuple(IOThread._current._clients)))
+    wait_until(lambda: not any(type(one).__name__ == "_Pause" for one in IOThread.clients()))
 
 
 def test_who_gives_up_while_a_name_is_looked_up(opened):

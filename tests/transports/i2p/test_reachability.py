@@ -10,7 +10,7 @@ import time
 
 import pytest
 from helpers import WAIT, Thread, exchange, wait_until
-from listener_rig import Clients, Listening, States, accept, make_prompt
+from listener_rig import Listening, States, accept, make_prompt
 from state_tables import rows
 
 from relay.addresses.destinations import Peer, PrivateKey
@@ -28,45 +28,21 @@ from relay.transports.i2p.reachability import ReachabilityMonitor
 
 
 @pytest.fixture(autouse=True)
-def prompt(monkeypatch):
-    make_prompt(monkeypatch)
-    monkeypatch.setattr(probe, "ANSWER", 5.0)
-    monkeypatch.setattr(reachability, "FIND", 2.0)
-    monkeypatch.setattr(reachability, "FIND_AGAIN", 2.0)
+def prompt(monkeypatch, times):
+    make_prompt(times)
+    times(probe_answer=5.0, find=2.0, find_again=2.0)
 
 
 @pytest.fixture
-def soon(monkeypatch):
+def soon(times):
     """Proofs that follow each other at once."""
-    monkeypatch.setattr(reachability, "AFTER", (0.02, 0.02, 0.02))
-    monkeypatch.setattr(reachability, "SELDOM", (0.2, 0.2))
+    times(check_after=(0.02, 0.02, 0.02), check_seldom=(0.2, 0.2))
 
 
 @pytest.fixture
-def bridge():
-    with SAMBridge() as made:
-        yield made
-
-
-@pytest.fixture
-def listen(bridge):
-    made = Listening(bridge)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clients(bridge):
-    made = Clients(bridge)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def fall_due(monkeypatch):
+def fall_due(times):
     """``fall_due(listener)``: the next proof falls due, and is made or not; none does so by itself."""
-    monkeypatch.setattr(reachability, "AFTER", (1000.0, 1000.0, 1000.0))
-    monkeypatch.setattr(reachability, "SELDOM", (1000.0, 1000.0))
+    times(check_after=(1000.0, 1000.0, 1000.0), check_seldom=(1000.0, 1000.0))
 
     def now(there):
         schedule = there._monitor._schedule
@@ -89,9 +65,9 @@ def creations(bridge):
     return len(options) - transient, transient
 
 
-def break_proofs(monkeypatch, there, answer=b"", times=1000):
+def break_proofs(monkeypatch, there, answer=b"", count=1000):
     """Answer no proof, or with this, so many times."""
-    left = [times]
+    left = [count]
     real = there._monitor.answers
 
     def answers(stream, peer):
@@ -168,9 +144,9 @@ def test_while_others_come_nothing_more_is_proved(bridge, listen, clients, fall_
     assert proofs(bridge) - begun == 7, "nobody has come"
 
 
-def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch):
+def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch, times):
     """That word is for what was seen to work, there and back."""
-    monkeypatch.setattr(probe, "ANSWER", 0.05)
+    times(probe_answer=0.05)
     there = listen(start=False)
     with monkeypatch.context() as broken:
         broken.setattr(OwnStreams, "reply_to", lambda self, stream, peer: peer in self._peers)
@@ -232,13 +208,9 @@ def test_a_destination_that_cannot_be_found_for_a_while_is_waited_for(bridge, li
     assert there.state == "published"
 
 
-def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, clients, caplog, monkeypatch):
+def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, clients, caplog, times):
     """Trap 1: of the keys of a session that has just ended another one comes at once, and is dead soon."""
-    monkeypatch.setattr(reachability, "AFTER", (0.1, 0.2, 0.2))
-    monkeypatch.setattr(probe, "ANSWER", 0.2)
-    monkeypatch.setattr(reachability, "FIND", 0.3)
-    monkeypatch.setattr(reachability, "FIND_AGAIN", 0.3)
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 4.0))
+    times(check_after=(0.1, 0.2, 0.2), probe_answer=0.2, find=0.3, find_again=0.3, remembered=(0.05, 4.0))
     bridge.settings.remember = 0.15
     bridge.settings.zombie_life = 0.05
     there = listen()
@@ -253,10 +225,10 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
             exchange(near.socket, far.socket)
 
 
-def test_the_keys_are_left_alone_until_the_router_has_forgotten_them(bridge, listen, monkeypatch, caplog):
+def test_the_keys_are_left_alone_until_the_router_has_forgotten_them(bridge, listen, times, caplog):
     """So trap 1 is not met at all."""
     caplog.set_level("INFO", "relay")
-    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.4, 4.0))
+    times(remembered=(0.4, 4.0))
     bridge.settings.remember = 0.3
     bridge.settings.zombie_life = 0.0
     states = States()
@@ -289,7 +261,7 @@ def test_the_session_of_the_proof_is_doubted_first(bridge, listen, monkeypatch, 
     there = listen()
     assert there.wait_published(WAIT)
     before = creations(bridge)
-    break_proofs(monkeypatch, there, b"somebody else's words\n", times=1)
+    break_proofs(monkeypatch, there, b"somebody else's words\n", count=1)
     there._call(lambda: there._monitor._due(time.monotonic()))
     wait_until(lambda: there._monitor._schedule.successes > 1)
     assert "a stream ended before its reply" in caplog.text
@@ -298,8 +270,8 @@ def test_the_session_of_the_proof_is_doubted_first(bridge, listen, monkeypatch, 
     assert there.state == "published"
 
 
-def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, monkeypatch, soon):
-    monkeypatch.setattr(probe, "ANSWER", 0.1)
+def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, monkeypatch, times, soon):
+    times(probe_answer=0.1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
@@ -315,11 +287,10 @@ def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, m
 
 @pytest.mark.parametrize("personality", ["i2pd", "java"])
 def test_a_session_that_the_router_never_publishes_is_made_again_and_how_its_streams_come_is_not_doubted(
-    personality, monkeypatch, caplog
+    personality, times, caplog
 ):
     """A stream that the router could not even open says nothing about STREAM FORWARD."""
-    monkeypatch.setattr(reachability, "FIND", 0.3)
-    monkeypatch.setattr(reachability, "FIND_AGAIN", 0.3)
+    times(find=0.3, find_again=0.3)
     with SAMBridge(personality=personality, publish_time=1e6) as bridge:
         listen, states = Listening(bridge), States()
         there = listen(start=False, states=states)
@@ -335,9 +306,8 @@ def test_a_session_that_the_router_never_publishes_is_made_again_and_how_its_str
     assert "session is not reachable from I2P" in caplog.text
 
 
-def test_a_session_that_is_found_late_is_not_given_up(monkeypatch):
-    monkeypatch.setattr(reachability, "FIND", 0.2)
-    monkeypatch.setattr(reachability, "FIND_AGAIN", WAIT)
+def test_a_session_that_is_found_late_is_not_given_up(times):
+    times(find=0.2, find_again=WAIT)
     with SAMBridge(publish_time=1.0) as bridge:
         listen = Listening(bridge)
         assert listen().wait_published(WAIT)
@@ -346,17 +316,17 @@ def test_a_session_that_is_found_late_is_not_given_up(monkeypatch):
         assert creations(bridge)[1] == 2, "the session of the proof was doubted"
 
 
-def test_without_them_it_is(bridge, listen, monkeypatch, soon):
+def test_without_them_it_is(bridge, listen, monkeypatch, times, soon):
     """So that the test before can fail."""
-    monkeypatch.setattr(probe, "ANSWER", 0.1)
+    times(probe_answer=0.1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
     wait_until(lambda: creations(bridge)[0] >= 2)
 
 
-def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypatch, soon):
-    monkeypatch.setattr(probe, "ANSWER", 0.1)
+def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypatch, times, soon):
+    times(probe_answer=0.1)
     monkeypatch.setattr("relay.streams.accept_queue.MOST", 1)
     there = listen()
     assert there.wait_published(WAIT)
@@ -380,16 +350,16 @@ def test_the_end_of_the_other_session_says_nothing(bridge, listen, soon):
     assert creations(bridge)[0] == 1
 
 
-def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, monkeypatch, caplog):
+def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, monkeypatch, times, caplog):
     caplog.set_level("DEBUG", "relay")
     there = listen()
     assert there.wait_published(WAIT)
     kept = []
-    monkeypatch.setattr(probe, "ANSWER", WAIT)
+    times(probe_answer=WAIT)
     monkeypatch.setattr(there._monitor, "answers", lambda stream, peer: kept.append(stream) or True)
     wait_until(lambda: kept)
     monkeypatch.undo()
-    make_prompt(monkeypatch)
+    make_prompt(times)
     for one in bridge.sessions:
         if one.destination != there.dest:
             bridge.cut(one.id)
@@ -402,8 +372,8 @@ def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, mon
     assert creations(bridge)[0] == 1
 
 
-def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog, monkeypatch):
-    monkeypatch.setattr(probe, "HEAD_START", WAIT)
+def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog, times):
+    times(probe_head_start=WAIT)
     bridge.settings.publish_time = 0.2
     there = listen()
     bridge.refuse_sessions(1000, "I2P_ERROR")
@@ -418,10 +388,8 @@ def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, capl
     assert "I2P_ERROR" not in caplog.text, "that is of no interest to users"
 
 
-def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
-    monkeypatch.setattr(probe, "HEAD_START", WAIT)
-    monkeypatch.setattr(reachability, "AGAIN", 0.1)
-    monkeypatch.setattr(reachability, "RARELY", 100.0)
+def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch, times):
+    times(probe_head_start=WAIT, check_again=0.1, check_rarely=100.0)
     monkeypatch.setattr(probe, "make_carrier", make_none)
     there = listen()
     wait_until(lambda: there._monitor._schedule._backoff.failures > 2)
@@ -479,8 +447,8 @@ def prover(bridge):
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monkeypatch):
-    monkeypatch.setattr(probe, "ANSWER", 0.1)
+def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, times):
+    times(probe_answer=0.1)
     prover._target.traffic = alive
     lost = threading.Event()
     carrier = make_carrier("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), lambda: None)

@@ -6,10 +6,10 @@ import os
 import socket
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import WAIT, wait_until
-from sam_rig import Opened, ScriptedBridge
 
 from relay.addresses.i2p import I2PListen
 from relay.streams.promise import Promise
@@ -18,12 +18,8 @@ from relay.transports.i2p.receiver import Receiver, Traffic, is_local, seconds_i
 
 
 @pytest.fixture
-def session():
-    scripted = ScriptedBridge()
-    opened = Opened(scripted)
-    yield opened.session
-    opened.close()
-    scripted.close()
+def session(opened):
+    return opened.session
 
 
 def pass_a_byte(near, far):
@@ -138,25 +134,10 @@ def test_what_still_waits_when_the_next_session_comes_pauses_that_one(there, ses
 # -- where the bridge is --
 
 
-def test_only_a_bridge_on_the_loopback_is_local(session, monkeypatch):
+def test_only_a_bridge_on_the_loopback_is_local(session):
     assert is_local(session)
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        stream = session._control.stream
-        monkeypatch.setattr(type(session), "control_socket", property(lambda self: ours))
-        assert not is_local(session), "over SSH or TLS"
-        monkeypatch.setattr(type(session), "control_socket", property(lambda self: Far(stream.socket)))
-        assert not is_local(session)
-    with socket.socket() as closed:
-        monkeypatch.setattr(type(session), "control_socket", property(lambda self: closed))
-        assert not is_local(session)
-
-
-class Far:
-    """A socket that is connected to another machine."""
-
-    def __init__(self, connection):
-        self.family = connection.family
-
-    def getpeername(self):
-        return ("192.0.2.1", 7656)
+    with ours, theirs, socket.socket() as closed:
+        far = SimpleNamespace(family=socket.AF_INET, getpeername=lambda: ("192.0.2.1", 7656))
+        for control in (ours, far, closed):  # over SSH or TLS; on another machine
+            assert not is_local(SimpleNamespace(control_socket=control))

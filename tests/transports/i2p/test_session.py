@@ -7,29 +7,13 @@ import threading
 import time
 
 import pytest
-from helpers import PROMPT, WAIT, receive_exactly, wait_until
-from sam_rig import DEST, KEY, OK, Opened, ScriptedBridge
+from helpers import WAIT, receive_exactly, wait_until
+from sam_rig import DEST, KEY, Opened, io_thread_ends
 
 from relay.errors import CarrierError
-from relay.eventloop.background import IOThread
 from relay.transports.i2p import session as module
 from relay.transports.i2p.messages import UnreachableError, session_create
 from relay.transports.i2p.session import Session
-
-
-@pytest.fixture
-def scripted():
-    made = ScriptedBridge()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def opened(scripted):
-    made = Opened(scripted)
-    yield made
-    made.close()
-
 
 ENDED = "the session: the router has ended the session"
 
@@ -81,7 +65,7 @@ def test_closing_it_is_no_loss(opened):
     opened.session.close()
     opened.session.close()
     assert opened.far_control.over.wait(WAIT)
-    wait_until(lambda: IOThread._current is None)
+    io_thread_ends()
     assert opened.lost.empty()
     assert str(opened.session.failure()) == "the session: the session was closed"
 
@@ -235,8 +219,8 @@ def test_a_name_is_looked_up_once(opened):
     assert session.known("echo.i2p") == DEST
 
 
-def test_a_name_is_looked_up_again_after_a_while(opened, monkeypatch):
-    monkeypatch.setattr(module, "_FRESH", 0.0)
+def test_a_name_is_looked_up_again_after_a_while(opened, times):
+    times(name_is_fresh=0.0)
     opened.scripted.names["echo.i2p"] = DEST
     for _ in range(2):
         assert looked_up(opened.session, "echo.i2p") == DEST
@@ -257,31 +241,10 @@ def test_an_unknown_name(opened):
     assert str(error) == "nobody.i2p: the router does not know this name"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "NAMING REPLY RESULT=OK NAME=x.i2p",
-        "NAMING REPLY RESULT=OK NAME=x.i2p VALUE=",
-        "NAMING REPLY RESULT=OK NAME=x.i2p VALUE=y.i2p",
-        f"NAMING REPLY RESULT=OK NAME=x.i2p VALUE={DEST[:-30]}",
-        f"NAMING REPLY RESULT=OK NAME=x.i2p VALUE={'A' * 516}BQ/{'A' * 7000}",
-        f"STREAM STATUS RESULT=OK VALUE={DEST}",
-        "NAMING REPLY",
-        "nonsense",
-        "x" * 9000,
-    ],
-)
-def test_an_answer_that_is_none(opened, answer):
-    opened.scripted.answers.append(answer)
-    error = looked_up(opened.session, "x.i2p")
-    assert isinstance(error, OSError) and len(str(error)) < 300
-    assert opened.session.known("x.i2p") is None
-
-
-def test_a_look_up_that_ends_without_an_answer(opened, monkeypatch):
+def test_a_look_up_that_ends_without_an_answer(opened, times):
     opened.scripted.answers.append(lambda far: far.close())
     assert isinstance(looked_up(opened.session, "x.i2p"), OSError)
-    monkeypatch.setattr(module, "_LOOKUP_TIMEOUT", 0.05)
+    times(look_up=0.05)
     opened.scripted.answers.append("")
     error = looked_up(opened.session, "x.i2p")
     assert str(error) == "x.i2p: name lookup timed out" and error.reason == "connect_timeout"
@@ -296,19 +259,11 @@ def test_a_look_up_ends_with_its_deadline(opened):
     assert str(told.get(timeout=WAIT)) == "x.i2p: name lookup timed out"
 
 
-def test_nothing_is_left_of_a_look_up(opened):
-    opened.scripted.names["echo.i2p"] = DEST
-    for name in ("echo.i2p", "nobody.i2p"):
-        looked_up(opened.session, name)
-    opened.session.close()
-    wait_until(lambda: IOThread._current is None)
-
-
 # -- streams that answer, and those that do not -----------------------------------------------------------------------
 
 
-def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
+def test_who_wants_to_know_is_told_of_silence_and_answers(opened, times):
+    times(silent=0.05)
     silent, answered = queue.SimpleQueue(), queue.SimpleQueue()
 
     class Observer:
@@ -322,23 +277,10 @@ def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
     with opened.open().stream():
         assert silent.get(timeout=WAIT) == (opened.session, DEST)
         opened.scripted.stream()
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", WAIT)
+    times(silent=WAIT)
     with opened.open(self_contained=True).stream() as stream:
         opened.scripted.stream().sendall(b"x")
         assert receive_exactly(stream.socket, 1) == b"x"
         opened.pass_deadlines()
         assert answered.get(timeout=WAIT) == DEST
     assert silent.empty()
-
-
-def test_nobody_need_know(opened, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.01)
-    with opened.open().stream():
-        threading.Event().wait(0.05)
-    assert opened.scripted.asked[-1].startswith("STREAM CONNECT") and OK
-
-
-def test_a_check_costs_nobody_time(opened):
-    begun = time.monotonic()
-    opened.session.check()
-    assert time.monotonic() - begun < PROMPT

@@ -7,7 +7,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import time
 from http import HTTPStatus
 
 import pytest
@@ -15,10 +14,7 @@ from helpers import (
     BLOCK,
     WAIT,
     Thread,
-    black_hole,
     ended,
-    ending,
-    expire,
     receive_all,
     receive_exactly,
     refusing,
@@ -29,12 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from relay.engine.attempt import Attempt
-from relay.streams.request import RejectedRequest, Request
+from relay.streams.stream import RejectedRequest, Request
 from relay.transports.dynamic import dynamic
-from relay.transports.proxies.http_server import HTTPHandshake, HTTPListener, http_listen
+from relay.transports.proxies.http_server import HTTPHandshake, http_listen
 from relay.transports.proxies.listener import Login
-from relay.transports.unix import listen_unix
 
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 LOGIN = Login("me", "sec:ret")
@@ -45,7 +39,6 @@ PROBLEMS = {
     407: ("it shows no user and password", "a wrong user or password"),
     431: ("its request cannot be read: ",),
 }
-LONG = 1000.0  # seconds of a limit that comes when the test says so
 
 
 def connect_to(place, *headers, version="1.1"):
@@ -136,14 +129,6 @@ def test_what_cannot_be_is_answered_by_the_book(text, who, status):
     assert "ret" not in outcome.problem and "wrong\n" not in outcome.problem
 
 
-def test_a_password_may_be_in_a_file_or_a_variable(tmp_path, monkeypatch):
-    (tmp_path / "password").write_text("secret\n")
-    (tmp_path / "password").chmod(0o600)
-    monkeypatch.setenv("PASSWORD", "secret")
-    for source in ({"password_file": str(tmp_path / "password")}, {"password_env": "PASSWORD"}):
-        http_listen("127.0.0.1", 0, user="me", **source).close()
-
-
 def test_what_follows_the_request_is_kept_whatever_its_header_says():
     assert heard(connect_to("a:1") + b"early").early == b"early"
     assert heard(connect_to("a:1", "Content-Length: 2") + b"early").early == b"early"
@@ -227,26 +212,6 @@ def test_a_target_that_refuses(proxy, connect):
     assert answer.endswith(b"\r\n\r\nThere is no connection: refused.\n")
 
 
-def test_a_target_that_does_not_answer_in_time(proxy, connect):
-    with black_hole() as nobody:
-        tunnel = proxy(connect_timeout=LONG, timeout=None)
-        client = connect(tunnel, connect_to("{}:{}".format(*nobody.getsockname())))
-        wait_until(lambda: any(isinstance(one.pending, Attempt) for one in tunnel._relay._slots.connections))
-        expire(tunnel, time.monotonic() + LONG)
-        assert receive_all(client).startswith(b"HTTP/1.1 504 ")
-
-
-def test_a_place_that_is_not_allowed(proxy, connect):
-    client = connect(proxy(dynamic(rules=["*=refuse"])), connect_to("127.0.0.1:80"))
-    assert receive_all(client).startswith(b"HTTP/1.1 403 ")
-
-
-def test_half_a_request_that_stays_is_ended_in_time(proxy, connect):
-    tunnel = proxy(connect_timeout=0.2)
-    assert ending(connect(tunnel, b"CONNECT a")) == "reset"
-    assert ended(tunnel) == ["connect_timeout"]
-
-
 def test_a_header_without_end_is_ended_at_once(proxy, connect):
     tunnel = proxy()
     client = connect(tunnel, b"CONNECT a:1 HTTP/1.1\r\nX: ")
@@ -255,32 +220,6 @@ def test_a_header_without_end_is_ended_at_once(proxy, connect):
     sending.result()
     client.close()
     assert ended(tunnel) == ["denied"]
-
-
-def test_over_a_unix_socket(echo_server, tmp_path):
-    with relay.Tunnel(HTTPListener(listen_unix(tmp_path / "proxy"), LOGIN), dynamic()) as tunnel:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(WAIT)
-            client.connect(tunnel.address)
-            send_and_end(client, connect_to("{}:{}".format(*echo_server.address), basic()) + b"hello")
-            assert receive_all(client) == GRANTED + b"hello"
-
-
-def test_arguments_that_cannot_be_right():
-    with pytest.raises(ValueError, match="user: password missing"):
-        http_listen("127.0.0.1", 0, user="me")
-    with pytest.raises(ValueError, match="port"):
-        http_listen("127.0.0.1", -1)
-
-
-def test_alone():
-    with http_listen("127.0.0.1", 0) as listener:
-        accepting = Thread(listener.accept)
-        with socket.create_connection(listener.getsockname(), WAIT) as client:
-            client.sendall(connect_to("a:1"))
-            stream, _ = accepting.result()
-            with stream:
-                assert str(stream.request) == "a:1"
 
 
 # -- real clients -----------------------------------------------------------------------------------------------------

@@ -9,13 +9,12 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, ending, exchange, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import WAIT, ending, exchange, receive_exactly, wait_until
 from proxy_world import members, tcp_pair
 
 import relay
 from relay.errors import CarrierError, ConnectError
 from relay.eventloop.background import IOThread
-from relay.eventloop.sockets import reset
 from relay.transports.proxies.negotiation import Negotiation, Question
 
 LATE = "no answer in time"
@@ -98,13 +97,6 @@ def test_questions_and_answers(make, kind):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_what_follows_the_answer_stays_in_the_socket(make, kind):
-    rig = make(kind, b"one\n")
-    send_and_end(rig.far, b"1\nearly\ndata")
-    assert receive_all(rig.outcome().socket) == b"early\ndata"
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_an_answer_in_pieces(make, kind):
     rig = make(kind, b"one\n")
     for byte in b"an answer byte by byte\n":
@@ -166,19 +158,6 @@ def test_no_question_at_all():
     wait_until(lambda: members() == 0)
 
 
-def exchange_blocking(stream, far):
-    stream.socket.settimeout(WAIT)
-    far.settimeout(WAIT)
-    exchange(stream.socket, far)
-
-
-def test_an_error_of_the_dialogue(make):
-    rig = make("tcp", b"one\n", error=ConnectError("not so"))
-    rig.far.sendall(b"1\n")
-    assert str(rig.outcome()) == "not so"
-    assert receive_all(rig.far) == b"one\n"
-
-
 @pytest.mark.parametrize("step", [0, 1])
 def test_no_answer_in_time(make, step):
     rig = make(seconds=0.2)
@@ -188,6 +167,12 @@ def test_no_answer_in_time(make, step):
     assert ending(rig.far) == "reset"
 
 
+def exchange_blocking(stream, far):
+    stream.socket.settimeout(WAIT)
+    far.settimeout(WAIT)
+    exchange(stream.socket, far)
+
+
 def test_a_deadline_that_is_over_already(make):
     assert make(seconds=-1.0).outcome().reason == "connect_timeout"
 
@@ -195,20 +180,6 @@ def test_a_deadline_that_is_over_already(make):
 def test_a_question_that_nobody_reads_in_time(make):
     rig = make("tcp", b"x" * (8 << 20), seconds=0.2)
     assert rig.outcome().reason == "connect_timeout"
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_an_end_in_place_of_an_answer(make, kind):
-    rig = make(kind)
-    send_and_end(rig.far, b"1\nhalf an ans")
-    assert str(rig.outcome()) == "lost: EOFError()"
-
-
-def test_a_reset_in_place_of_an_answer(make):
-    rig = make("tcp", b"one\n")
-    receive_exactly(rig.far, 4)
-    reset(rig.far)
-    assert str(rig.outcome()).startswith("lost: ConnectionResetError")
 
 
 @pytest.mark.parametrize("settle", [0.0, 0.05])
@@ -243,19 +214,6 @@ def test_giving_up_while_it_settles(make):
     assert not asked.is_set() and rig.told.empty()
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_giving_up(make, step):
-    rig = make()
-    rig.far.sendall(b"1\n" * step)
-    assert receive_exactly(rig.far, 4 + 4 * step) == b"one\ntwo\n"[: 4 + 4 * step]
-    rig.negotiation.give_up()
-    rig.negotiation.give_up()
-    assert rig.over.wait(WAIT)
-    assert ending(rig.far) == "reset"
-    wait_until(lambda: members() == 0)
-    assert rig.told.empty()
-
-
 def test_giving_up_when_it_is_done(make):
     rig = make("tcp", b"one\n")
     rig.far.sendall(b"1\n")
@@ -284,14 +242,6 @@ def test_it_begins_at_once_in_the_io_thread():
     io_thread.release(holder)
 
 
-def test_somebody_has_answered(make):
-    """The proxy's answer means that a target is there, also if a connection does not mean that."""
-    rig = make("unix", b"one\n", prepare=lambda stream: setattr(stream, "answered", False))
-    assert not rig.stream.answered
-    rig.far.sendall(b"1\n")
-    assert rig.outcome().answered
-
-
 def test_a_bug_ends_one_negotiation(make, caplog):
     rig = make("tcp", b"one\n", prepare=lambda stream: setattr(stream, "socket", Broken(stream.socket)))
     receive_exactly(rig.far, 4)
@@ -312,20 +262,6 @@ class Broken:
         if name == "recv":
             raise ZeroDivisionError
         return getattr(self._socket, name)
-
-
-def test_no_thread_to_be_had(monkeypatch):
-    """The stream stays whose it was."""
-
-    def hold(member):
-        raise OSError(11, "no thread")
-
-    near, far = tcp_pair()
-    monkeypatch.setattr(IOThread, "acquire", hold)
-    with far, relay.Stream(near) as stream:
-        with pytest.raises(OSError, match="no thread"):
-            Negotiation(stream, ask(b"one\n"), None, print, lost)
-        assert stream.fileno() >= 0
 
 
 def test_in_a_forked_child_the_descriptor_is_closed(make):

@@ -37,16 +37,14 @@ from hypothesis import strategies as st
 
 import relay
 from relay.engine import entrance
-from relay.engine.attempt import Attempt
 from relay.streams import proxy_handshake as handshake_module
-from relay.streams.request import RejectedRequest, Request
+from relay.streams.stream import RejectedRequest, Request
 from relay.testing import FakeListener
 from relay.transports.dynamic import dynamic
 from relay.transports.proxies import listener as module
 from relay.transports.proxies.http_server import http_listen
 from relay.transports.proxies.listener import Login, login_of
-from relay.transports.proxies.socks_server import SOCKSHandshake, SOCKSListener, socks_listen
-from relay.transports.unix import listen_unix
+from relay.transports.proxies.socks_server import SOCKSHandshake, socks_listen
 
 LONG = 1000.0  # seconds of a limit that comes when the test says so
 
@@ -255,9 +253,10 @@ def connect():
         yield make
 
 
-def is_asked_for(tunnel):
-    """Return whether a stream is being made for its one client."""
-    return any(isinstance(one.pending, Attempt) for one in tunnel._relay._slots.connections)
+def have_asked(tunnel, count=1):
+    """Return whether so many clients are there, and have named their targets."""
+    targets = [one.target for one in tunnel.connections()]
+    return len(targets) == count and None not in targets
 
 
 def ask(client, address):
@@ -335,7 +334,7 @@ def test_a_target_that_does_not_answer_in_time(proxy, connect):
     with black_hole() as nobody:
         client = connect(tunnel)
         asking = Thread(ask, client, nobody.getsockname())
-        wait_until(lambda: is_asked_for(tunnel))
+        wait_until(lambda: have_asked(tunnel))
         expire(tunnel, time.monotonic() + LONG)
         assert asking.result() == 6
         assert ending(client) == "end of file"
@@ -403,7 +402,7 @@ def test_a_client_that_resets_while_it_is_connected(proxy, connect):
     tunnel = proxy()
     with black_hole() as nobody:
         client = connect(tunnel, HELLO + request(nobody.getsockname()) + b"early")
-        wait_until(lambda: [record.target for record in tunnel.connections()] not in ([], [None]))
+        wait_until(lambda: have_asked(tunnel))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         assert ended(tunnel) == ["client_reset"]
@@ -436,15 +435,14 @@ def test_the_limit_of_connections_holds_for_those_who_have_named_their_target(pr
     assert receive_exactly(clients[0], 10) == GRANTED
     for client in clients[1:]:
         client.sendall(request(echo_server.address))
-    wait_until(lambda: len(tunnel._relay._slots.queued) == 2)
+    wait_until(lambda: have_asked(tunnel, 3))
     clients[0].close()
     assert receive_exactly(clients[1], 10) == GRANTED
     exchange_with_itself(clients[1])
-    assert len(tunnel._relay._slots.queued) == 1
+    assert sorted(one.state for one in tunnel.connections()) == ["connecting", "open"]
     clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     clients[2].close()
     wait_until(lambda: tunnel.stats().failed == {"client_reset": 1})  # it has no slot any more before it is counted
-    assert not tunnel._relay._slots.queued
     assert tunnel.stats().active == 1
 
 
@@ -456,7 +454,7 @@ def test_whoever_waits_for_its_turn_waits_no_longer_than_for_its_target(proxy, c
     first.sendall(request(echo_server.address))
     assert receive_exactly(first, 10) == GRANTED
     second.sendall(request(echo_server.address))
-    wait_until(lambda: tunnel._relay._slots.queued)
+    wait_until(lambda: have_asked(tunnel, 2))
     expire(tunnel, time.monotonic() + LONG)
     assert receive_all(second) == reply(6)
     exchange_with_itself(first)
@@ -472,7 +470,7 @@ def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(pr
     with refusing() as nowhere:
         for client in others:
             client.sendall(request(nowhere))
-        wait_until(lambda: len(tunnel._relay._slots.queued) == 49)
+        wait_until(lambda: have_asked(tunnel, 50))
         first.close()
         assert {receive_all(client) for client in others} == {reply(5)}
 
@@ -481,7 +479,7 @@ def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monk
     monkeypatch.setattr(entrance, "_MAX_HALF_OPEN", 2)
     tunnel = proxy(name="mine")
     first, second = (connect(tunnel, b"\5") for _ in range(2))
-    wait_until(lambda: len(tunnel._relay.entrance.half_open) == 2)
+    wait_until(lambda: tunnel.stats().active == 2)
     third = connect(tunnel, HELLO)
     assert receive_exactly(third, 2) == NO_LOGIN
     assert ending(first) == "reset"
@@ -490,7 +488,6 @@ def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monk
     assert receive_exactly(third, 10) == GRANTED
     second.sendall(HELLO[1:] + request(echo_server.address))
     assert receive_exactly(second, 12) == NO_LOGIN + GRANTED
-    assert tunnel._relay.listening
     (line,) = [record.getMessage() for record in caplog.records if "half-open" in record.getMessage()]
     peer = "{}:{}".format(*first.getsockname())
     assert line == f"mine: 2 clients at a time are half-open; the oldest of the largest source are reset ({peer})"
@@ -616,7 +613,7 @@ def test_a_call_that_comes_back_after_the_refusal_is_dropped(proxy, connect, ser
     tunnel = proxy(factory, connect_timeout=LONG, timeout=None)
     client = connect(tunnel)
     asking = Thread(ask, client, ("a", 1))
-    wait_until(lambda: is_asked_for(tunnel))
+    wait_until(lambda: have_asked(tunnel))
     expire(tunnel, time.monotonic() + LONG)
     assert asking.result() == 6
     go.set()
@@ -685,24 +682,14 @@ def test_a_tunnel_closes_the_listener(proxy):
         listener.accept()
 
 
-def test_over_a_unix_socket(echo_server, tmp_path):
-    with relay.Tunnel(SOCKSListener(listen_unix(tmp_path / "proxy")), dynamic()) as tunnel:
-        assert tunnel.address == str(tmp_path / "proxy")
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(WAIT)
-            client.connect(tunnel.address)
-            assert ask(client, echo_server.address) == 0
-            exchange_with_itself(client)
-    assert not (tmp_path / "proxy").exists()
-
-
 def test_a_forked_child_closes_its_copies(proxy, connect, echo_server):
-    tunnel = proxy()
+    listener = socks_listen("127.0.0.1", 0)
+    tunnel = proxy(listener=listener)
     client = connect(tunnel, b"\5")
     wait_until(lambda: tunnel.stats().active)
     pid = os.fork()
     if not pid:
-        os._exit(0 if tunnel._relay._receive.listening.fileno() < 0 else 1)
+        os._exit(0 if listener.listening.fileno() < 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     client.sendall(HELLO[1:])
     assert receive_exactly(client, 2) == NO_LOGIN
@@ -840,7 +827,7 @@ def test_a_client_that_goes_away_alone(alone):
         accepting.result()[0].close()
 
 
-def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(alone):
+def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(alone, caplog):
     failures = []
 
     class Flaky(socket.socket):
@@ -858,6 +845,7 @@ def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(al
         with talk(alone, HELLO + request(("a", 1))):
             assert ending(first) == "reset"
             accepting.result()[0].close()
+    assert "no more clients for now" in caplog.text
 
 
 def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog):
@@ -895,23 +883,6 @@ def test_a_silent_client_has_less_time_alone(alone, monkeypatch):
         assert ending(silent) == "reset"
         begun.sendall(HELLO[1:] + request(("a", 1)))
         accepting.result()[0].close()
-
-
-def test_running_out_of_descriptors_alone(alone, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_PAUSE", 0.01)
-    failures = [OSError(errno.EMFILE, "no more")]
-
-    class Flaky(socket.socket):
-        def accept(self):
-            if failures:
-                raise failures.pop()
-            return super().accept()
-
-    flaky = Flaky(fileno=alone.listening.detach())
-    alone.listening = flaky
-    with talk(alone, HELLO + request(("a", 1))):
-        Thread(alone.accept).result()[0].close()
-    assert "no more clients for now" in caplog.text
 
 
 def test_close_wakes_accept_and_resets_who_waits(alone):

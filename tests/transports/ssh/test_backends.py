@@ -13,11 +13,11 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import BLOCK, PROMPT, WAIT, Thread, black_hole, receive_all, receive_exactly, refusing, wait_until
 
 from relay.addresses.values import TCPAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError
-from relay.streams.cancellation import Cancellation
+from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.openssh import backend as openssh
@@ -38,14 +38,19 @@ class Client:
             until = time.monotonic() + timeout
             self.connection = connect(resolve_settings(server), stream, until, cancel or none, self.lost.append)
 
-    def outcome(self, server, **options):
-        """Return a stream to a server of the test, or why there is none."""
+    def begin(self, address, seconds=WAIT, **options):
+        """Begin to open a stream; return where its outcome comes."""
         told = queue.SimpleQueue()
-        self.connection.open(TCPAddress(*server.address), time.monotonic() + WAIT, told.put, **options)
-        return told.get(timeout=WAIT)
+        self.connection.open(TCPAddress(*address), time.monotonic() + seconds, told.put, **options)
+        return told
+
+    def outcome(self, address, seconds=WAIT, **options):
+        """Return a stream, or why there is none."""
+        return self.begin(address, seconds, **options).get(timeout=WAIT)
 
     def open(self, server, **options):
-        stream = self.outcome(server, **options)
+        """Return a stream to a server of the test."""
+        stream = self.outcome(server.address, **options)
         assert isinstance(stream, Stream)
         stream.socket.settimeout(WAIT)
         return stream
@@ -80,6 +85,34 @@ def test_a_stream_carries_both_ways_and_ends_cleanly(make, sshd, echo_server):
     stream.socket.shutdown(socket.SHUT_WR)
     assert fate(stream) is None
     assert stream.target == "{}:{}".format(*echo_server.address)
+
+
+@pytest.mark.parametrize("option", ["self_contained", "confirmed"])
+def test_a_target_that_refuses_is_an_error_where_the_caller_wants_one(make, sshd, option):
+    with refusing() as address:
+        error = make(sshd.server).outcome(address, **{option: True})
+    assert isinstance(error, ConnectError) and error.reason == "refused"
+
+
+def test_a_target_that_does_not_answer_is_a_timeout(make, sshd):
+    with black_hole() as hole:
+        error = make(sshd.server).outcome(hole.getsockname(), 0.3, self_contained=True)
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout" and "in time" in str(error)
+
+
+def test_a_callback_that_fails_ends_nothing_but_itself(make, sshd, echo_server, caplog):
+    client = make(sshd.server)
+
+    def opened(stream):
+        stream.close()
+        raise RuntimeError("not ours")
+
+    client.connection.open(TCPAddress(*echo_server.address), None, opened, confirmed=True)
+    wait_until(lambda: "not ours" in caplog.text)
+    with client.open(echo_server) as stream:
+        stream.socket.sendall(b"on")
+        assert receive_exactly(stream.socket, 2) == b"on"
+    assert client.lost == []
 
 
 def test_a_connection_that_is_given_is_used_and_closed(make, sshd, echo_server):
@@ -152,17 +185,68 @@ def test_idle_is_when_the_last_stream_is_over(make, sshd, echo_server, self_cont
     assert not never.is_set(), "the later one takes its place"
 
 
+def fill(stream):
+    """Send until nothing more goes in for a moment; return how much did."""
+    stream.socket.settimeout(0.2)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sent += stream.socket.send(BLOCK)
+    return sent
+
+
 def test_what_was_sent_goes_out_before_it_is_idle(make, sshd, serve):
-    received = []
-    target = serve(lambda connection: received.append(len(receive_all(connection))))
+    """The target reads late; as long as bytes are under way, the connection is needed."""
+    go, received = threading.Event(), []
+    target = serve(lambda connection: (go.wait(WAIT), received.append(len(receive_all(connection)))))
     client, idle = make(sshd.server), threading.Event()
     with client.open(target) as stream:
-        stream.socket.sendall(BLOCK * 4)
+        sent = fill(stream)
     client.connection.when_idle(idle.set)
+    assert not idle.wait(0.1)  # the time is what is looked at
+    go.set()
     assert idle.wait(WAIT)
     client.connection.close()
     wait_until(lambda: received)
-    assert received == [len(BLOCK) * 4]
+    assert received == [sent]
+
+
+@pytest.mark.parametrize("end", ["lost", "closed"])
+def test_idle_is_also_when_the_connection_is_over(make, make_sshd, echo_server, end):
+    sshd = make_sshd()
+    client = make(sshd.server)
+    with client.open(echo_server):
+        for _ in range(2):
+            idle = threading.Event()
+            client.connection.when_idle(idle.set)
+            sshd.kill() if end == "lost" else client.connection.close()
+            assert idle.wait(WAIT)
+
+
+def test_idle_is_when_what_came_in_is_over_as_well(make, sshd):
+    connection, came, idle = make(sshd.server).connection, queue.SimpleQueue(), threading.Event()
+    deadline = time.monotonic() + WAIT
+    place = connection.listen(TCPAddress("127.0.0.1", 0), lambda stream, peer: came.put(stream), deadline)
+    with socket.create_connection((place.host, place.port), WAIT):
+        stream = came.get(timeout=WAIT)
+        connection.when_idle(idle.set)
+        assert not idle.wait(0.1)  # the time is what is looked at
+        stream.close()
+    assert idle.wait(WAIT)
+    connection.stop_listening(place)
+
+
+def test_what_waits_for_a_server_that_dies_has_an_error(make, make_sshd):
+    sshd = make_sshd()
+    client = make(sshd.server)
+    sshd.freeze()
+    told = client.begin(("127.0.0.1", 9), confirmed=True)
+    listening = Thread(client.connection.listen, TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT)
+    wait_until(lambda: client.connection.streams == 1)
+    sshd.kill()
+    assert isinstance(told.get(timeout=WAIT), CarrierError)
+    with pytest.raises(CarrierError):
+        listening.result()
 
 
 def test_a_server_that_dies_is_reported_once_in_one_line(make, make_sshd, echo_server):
@@ -179,7 +263,7 @@ def test_a_server_that_dies_is_reported_once_in_one_line(make, make_sshd, echo_s
     assert "\n" not in str(error)
     assert "the connection was lost: " in str(error)
     assert "closed" in str(error) or "reset" in str(error)
-    assert isinstance(client.outcome(echo_server), CarrierError)
+    assert isinstance(client.outcome(echo_server.address), CarrierError)
     with pytest.raises(CarrierError):
         client.connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT)
     client.connection.stop_listening(TCPAddress("127.0.0.1", 1))
@@ -187,15 +271,20 @@ def test_a_server_that_dies_is_reported_once_in_one_line(make, make_sshd, echo_s
     assert client.lost == [error]
 
 
-def test_close_is_prompt_and_silent_also_if_the_server_is_frozen(make, make_sshd, echo_server):
-    sshd = make_sshd()
+def test_close_is_prompt_and_silent_also_if_the_server_is_frozen_and_nothing_goes_out(make, make_sshd, serve):
+    sshd, sink = make_sshd(), serve(receive_all)
     client = make(dataclasses.replace(sshd.server, keepalive=WAIT))
-    stream = client.open(echo_server)
+    streams = [client.open(sink) for _ in range(8)]
     sshd.freeze()
+    assert all(map(fill, streams))
+    told = client.begin(("192.0.2.1", 9), confirmed=True)
     begun = time.monotonic()
     client.connection.close()
     client.connection.close()
     assert time.monotonic() - begun < PROMPT
-    assert isinstance(fate(stream), CarrierError)
+    assert isinstance(told.get(timeout=WAIT), CarrierError)
+    for stream in streams:
+        error = fate(stream)
+        assert isinstance(error, CarrierError) and "was closed" in str(error)
     assert client.lost == []
     sshd.thaw()

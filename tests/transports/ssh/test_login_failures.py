@@ -130,6 +130,16 @@ NO_SERVERS = {
         "the server takes no connection now: it sent 'Exceeded MaxStartups'; check its MaxStartups and its log",
         "",
     ),
+    "penalty": (
+        sends(b"Not allowed at this time\r\n"),
+        "the server takes no connection now: it sent 'Not allowed at this time'; check its MaxStartups and its log",
+        "",
+    ),
+    "closed in the key exchange": (
+        sends(b"SSH-2.0-x\r\n"),
+        "the server has closed the connection (the key exchange was not finished)",
+        "the key exchange was not finished",
+    ),
 }
 
 

@@ -32,6 +32,8 @@ SAYINGS = [
         "no answer in time (reported by {}); check that the host is up",
     ),
     (2, "open failed", "unreachable", "the connect failed (reported by {}); check that it exists"),
+    (2, "", "unreachable", "the connect failed (reported by {}); check that it exists"),
+    (2, "Name or service not known", "unreachable", "Name or service not known (reported by {}); check that it exists"),
     (2, "No route to host", "unreachable", "No route to host (reported by {}); check that it exists"),
     (3, "no such thing", "denied", "denied by ssh://me@bastion: no such thing; the server does not support this kind"),
     (4, "too many", "denied", "denied by ssh://me@bastion: too many; the server has reached a limit"),

@@ -1,4 +1,4 @@
-"""Certificates in files: contexts that verify by default, and errors that name the argument and the file."""
+"""Certificates in files: contexts that verify by default, clear errors, and the names in a client's certificate."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.transports.tls import context as module
-from relay.transports.tls.context import Credentials, load_chain, not_after, trusting
+from relay.transports.tls.context import (
+    Credentials,
+    certificate_of,
+    identity_of_client,
+    load_chain,
+    not_after,
+    trusting,
+)
 
 
 def test_a_client_verifies_by_default():
@@ -33,59 +44,9 @@ def test_a_server_asks_for_certificates_only_with_an_authority(certificates):
     assert trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", certificates.ca).verify_mode == ssl.CERT_REQUIRED
 
 
-def test_a_file_without_certificates_is_named(tmp_path):
-    (tmp_path / "ca.pem").write_text("none")
-    with pytest.raises(ValueError, match="client_ca: .*ca.pem holds no certificate"):
-        trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", tmp_path / "ca.pem")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="ca: No such file.*nowhere.pem"):
-        trusting(ssl.Purpose.SERVER_AUTH, "ca", tmp_path / "nowhere.pem")
-    with pytest.raises(TypeError, match="ca: .*int"):
-        trusting(ssl.Purpose.SERVER_AUTH, "ca", 7)
-
-
 @pytest.fixture
 def context():
     return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-
-
-@pytest.mark.parametrize(
-    ("cert", "key", "message"),
-    [
-        ("EMPTY", "KEY", "cert: .*EMPTY holds no certificate"),
-        ("CERT", "EMPTY", "key: .*EMPTY holds no private key"),
-        ("CERT", None, "cert: .*CERT holds no private key"),
-        ("CERT", "OTHER", "key: .*OTHER is not that of the certificate"),
-        ("CERT", "ENCRYPTED", "key: .*ENCRYPTED is encrypted.*openssl pkey"),
-        ("BOTH ENCRYPTED", None, "cert: .*BOTH ENCRYPTED is encrypted.*openssl pkey"),
-    ],
-)
-def test_what_is_wrong_with_a_chain_is_said(context, certificates, tmp_path, cert, key, message):
-    from cryptography.hazmat.primitives import serialization as form
-
-    loaded = form.load_pem_private_key(certificates.key.read_bytes(), None)
-    encrypted = loaded.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.BestAvailableEncryption(b"x"))
-    contents = {
-        "EMPTY": b"none",
-        "CERT": certificates.cert.read_bytes(),
-        "KEY": certificates.key.read_bytes(),
-        "OTHER": trustme.CA().issue_cert("localhost").private_key_pem.bytes(),
-        "ENCRYPTED": encrypted,
-        "BOTH ENCRYPTED": certificates.cert.read_bytes() + encrypted,
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        load_chain(context, tmp_path / cert, None if key is None else tmp_path / key)
-
-
-def test_a_certificate_and_its_key_may_be_in_one_file(context, certificates, tmp_path):
-    both = tmp_path / "both.pem"
-    both.write_bytes(certificates.key.read_bytes() + certificates.cert.read_bytes())
-    load_chain(context, both, None)
-    load_chain(context, str(both), None)
 
 
 def test_a_context_tells_until_when_its_certificate_is_valid(tmp_path):
@@ -213,3 +174,87 @@ def test_relative_paths_are_those_of_the_start(bench, monkeypatch, tmp_path):
     bench.now += 1
     assert credentials.current("it") is not before
     assert credentials.failures == 0
+
+
+def encoded(names, alternatives=(), extension=None):
+    """Return a certificate of itself, and its public key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(oid, text) for oid, text in names])
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=9))
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=False)
+    made = builder.sign(key, hashes.SHA256())
+    return made.public_bytes(Encoding.DER), key.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def test_all_names_are_read():
+    alternatives = [
+        x509.DNSName("a.example"),
+        x509.UniformResourceIdentifier("spiffe://example/a"),
+        x509.DNSName("b.example"),
+    ]
+    names = [(x509.NameOID.ORGANIZATION_NAME, "Org"), (x509.NameOID.COMMON_NAME, "alice")]
+    data, key = encoded(names, alternatives)
+    certificate = certificate_of(data)
+    assert certificate.common_name == "alice"
+    assert certificate.dns == ("a.example", "b.example")
+    assert certificate.uri == ("spiffe://example/a",)
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(key)
+    import base64
+
+    assert certificate.spki == "sha256:" + base64.b64encode(digest.finalize()).decode()
+    assert certificate.name == "spiffe://example/a"
+
+
+def test_a_certificate_without_names_is_its_key():
+    data, _ = encoded([])
+    certificate = certificate_of(data)
+    assert (certificate.common_name, certificate.dns, certificate.uri) == (None, (), ())
+    assert certificate.name == certificate.spki
+
+
+def test_what_is_no_certificate_is_an_error():
+    with pytest.raises(ValueError, match=r"."):
+        certificate_of(b"nothing")
+
+
+def test_a_name_of_a_kind_that_the_library_does_not_know_is_an_error():
+    place = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), b"\x30\x02\xa3\x00")  # an x400Address
+    data, _ = encoded([(x509.NameOID.COMMON_NAME, "alice")], extension=place)
+    with pytest.raises(ValueError, match="the certificate of the client cannot be read"):
+        certificate_of(data)
+
+
+class Session:
+    """A session whose client has shown this."""
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def getpeercert(self, binary_form):
+        assert binary_form
+        return self.shown
+
+
+def test_the_identity_has_the_name_and_the_address():
+    data, _ = encoded([(x509.NameOID.COMMON_NAME, "a\x1b" * 30)])
+    identity = identity_of_client(Session(data), ("192.0.2.7", 5))
+    assert (identity.kind, identity.host, identity.port) == ("tls", "192.0.2.7", 5)
+    assert identity.name.isprintable()
+    assert identity.certificate.common_name == "a\x1b" * 30
+
+
+def test_a_client_without_a_certificate_has_no_name():
+    assert identity_of_client(Session(None), ("192.0.2.7", 5)) is None
+
+
+def test_a_client_with_a_certificate_that_cannot_be_read_is_nobody():
+    with pytest.raises(ValueError, match="the certificate of the client cannot be read"):
+        identity_of_client(Session(b"nothing"), None)

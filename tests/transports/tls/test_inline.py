@@ -24,7 +24,6 @@ from helpers import (
     ended,
     ending,
     fate_of_client,
-    receive_all,
     receive_exactly,
     wait_until,
 )
@@ -36,8 +35,7 @@ from relay.eventloop.loop import Loop
 from relay.streams.stream import Stream
 from relay.transports.tls.handshake import Handshake
 from relay.transports.tls.inline import InlineStream
-from relay.transports.tls.session import Session
-from relay.transports.tls.states import Incoming, Outgoing
+from relay.transports.tls.session import Incoming, Outgoing, Session
 
 LONG = 20000  # bytes; more than any flight of a handshake here
 RECORD = 16384 + 22  # bytes of the longest record of TLS 1.3
@@ -480,14 +478,6 @@ def test_what_comes_with_the_handshake_is_passed_on(relayed):
     speaking.result().close()
 
 
-def test_much_goes_each_way_at_once(relayed):
-    client, far = connect(relayed)
-    for sender, receiver in ((client, far), (far, client)):
-        sending = Thread(sender.sendall, BLOCK * 8)
-        assert receive_exactly(receiver, 8 << 20) == BLOCK * 8
-        sending.result()
-
-
 def test_a_warm_session_has_its_first_bytes(certificates, tmp_path):
     with contextlib.closing(Relayed(None, tmp_path, certificates, way_out="tls", timeout=None, warm=1)) as relayed:
         far = relayed.accept()
@@ -602,15 +592,3 @@ def test_a_handshake_is_given_up_from_any_thread():
         handshake.cancel()  # too late, which does nothing
     assert len(outcomes) == 1
     loop.close()
-
-
-def test_the_end_of_a_tunnel_lets_the_last_bytes_go(relayed):
-    client, far = connect(relayed)
-    client.sendall(b"last words")
-    client.shutdown(socket.SHUT_WR)
-    assert receive_all(far) == b"last words"
-    far.sendall(b"bye")
-    far.shutdown(socket.SHUT_WR)
-    assert receive_all(client) == b"bye"
-    assert ended(relayed.tunnel) == ["done"]
-    assert far.socket.recv(1) == b""

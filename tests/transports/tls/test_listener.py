@@ -32,9 +32,10 @@ from helpers import (
 )
 
 import relay
+from relay.eventloop.background import IOThread
 from relay.transports.tls import client as client_module
 from relay.transports.tls import listener as module
-from relay.transports.tls.listener import listen_tls
+from relay.transports.tls.listener import SharedTLSListener, listen_tls
 from relay.transports.tls.session import Session
 
 
@@ -81,16 +82,6 @@ def pair(listening, connect, certificates):
 # -- streams --------------------------------------------------------------------------------------------------------
 
 
-def test_it_accepts_streams(listening, connect, certificates):
-    connection = connect(listening)
-    client = TLSEnd(connection, certificates.client())
-    stream, peer = accepted(listening)
-    with stream:
-        assert peer == connection.getsockname()
-        exchange(client, stream.socket)
-        assert stream.half_close
-
-
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize(
     ("offered", "asked", "chosen"),
@@ -127,74 +118,12 @@ def test_a_name_that_is_not_ascii_disturbs_nothing(listening, connect, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_half_close_by_the_client(pair):
-    client, stream = pair
-    client.sendall(b"question")
-    client.shutdown(socket.SHUT_WR)
-    assert receive_all(stream.socket) == b"question"
-    assert stream.failure() is None
-    sending = Thread(stream.socket.sendall, BLOCK)
-    assert receive_exactly(client, len(BLOCK)) == BLOCK
-    sending.result()
-    stream.socket.shutdown(socket.SHUT_WR)
-    assert receive_all(client) == b""
-
-
-def test_half_close_by_the_holder(pair):
-    client, stream = pair
-    stream.socket.sendall(b"enough")
-    stream.socket.shutdown(socket.SHUT_WR)
-    assert receive_all(client) == b"enough"
-    sending = Thread(receive_exactly, stream.socket, len(BLOCK))
-    client.sendall(BLOCK)
-    client.shutdown(socket.SHUT_WR)
-    assert sending.result() == BLOCK
-    assert receive_all(stream.socket) == b""
-
-
 def test_a_truncated_client_is_a_failure(pair):
     client, stream = pair
     client.sendall(b"half of it")
     client.close()
     assert receive_until_reset(stream.socket) == b"half of it"
     assert stream.failure().reason == "client_reset"
-
-
-def test_a_reset_goes_to_the_client(pair):
-    client, stream = pair
-    stream.reset()
-    with pytest.raises(ConnectionResetError):
-        client.recv(1)
-
-
-def test_a_client_that_resets_is_a_failure(pair):
-    client, stream = pair
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    client.close()
-    assert ending(stream.socket) in ("end of file", "reset")
-    assert stream.failure().reason == "client_reset"
-
-
-def test_data_that_come_with_the_handshake_are_not_lost(listening, connect, certificates):
-    connection = connect(listening)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = certificates.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    connection.sendall(outgoing.read())
-    while True:
-        incoming.write(connection.recv(1 << 16))
-        with contextlib.suppress(ssl.SSLWantReadError):
-            tls.do_handshake()
-            break
-    tls.write(b"early bird")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.unwrap()
-    connection.sendall(outgoing.read())  # Finished, data and close_notify in one segment
-    stream, _ = accepted(listening)
-    with stream:
-        assert receive_all(stream.socket) == b"early bird"
-        assert stream.failure() is None
 
 
 def test_the_two_ends_of_ours_move_much_both_ways_at_once(listening, certificates):
@@ -216,16 +145,33 @@ def test_the_two_ends_of_ours_move_much_both_ways_at_once(listening, certificate
         assert near.failure() is None and far.failure() is None
 
 
-# -- clients that do not behave -------------------------------------------------------------------------------------
+def early_bird(connection, certificates):
+    """Send Finished, data and close_notify in one segment."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = certificates.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    connection.sendall(outgoing.read())
+    while True:
+        incoming.write(connection.recv(1 << 16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+            break
+    tls.write(b"early bird")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.unwrap()
+    connection.sendall(outgoing.read())
 
 
-def test_a_silent_client_holds_up_nobody(listening, connect, certificates):
-    silent = [connect(listening) for _ in range(20)]
-    client = TLSEnd(connect(listening), certificates.client())
+def test_data_that_come_with_the_handshake_are_not_lost(listening, connect, certificates):
+    early_bird(connect(listening), certificates)
     stream, _ = accepted(listening)
     with stream:
-        exchange(client, stream.socket)
-    assert len(silent) == 20
+        assert receive_all(stream.socket) == b"early bird"
+        assert stream.failure() is None
+
+
+# -- clients that do not behave -------------------------------------------------------------------------------------
 
 
 def test_a_silent_client_is_reset_in_time(listening, connect):
@@ -281,14 +227,10 @@ def test_a_client_that_has_begun_has_no_more_time_than_is_allowed(listening, con
     assert ending(begun) == "reset"
 
 
-def test_a_tunnel_without_limits_gives_handshakes_one(listening):
-    with relay.Tunnel(listening, relay.tcp("127.0.0.1", 1), timeout=None, connect_timeout=None):
-        assert listening.handshake_timeout == 30.0
-
-
-def test_a_handshake_has_no_more_time_than_its_connection(listening):
-    with relay.Tunnel(listening, relay.tcp("127.0.0.1", 1), timeout=4, connect_timeout=None):
-        assert listening.handshake_timeout == 4.0
+@pytest.mark.parametrize(("timeout", "seconds"), [(None, 30.0), (4, 4.0)])
+def test_a_handshake_has_no_more_time_than_its_connection_and_always_a_limit(listening, timeout, seconds):
+    with relay.Tunnel(listening, relay.tcp("127.0.0.1", 1), timeout=timeout, connect_timeout=None):
+        assert listening.handshake_timeout == seconds
 
 
 def test_the_oldest_handshakes_give_way(listening, connect, certificates, monkeypatch, caplog):
@@ -438,14 +380,11 @@ def test_over_ipv6(tmp_path):
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     authority.issue_cert("::1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     with relay.listen(f"tls://[::1]:0?cert={tmp_path}/both.pem") as listener:
-        with relay.tls("::1", listener.address[1], ca=tmp_path / "ca.pem")() as near, accepted(listener)[0] as far:
+        factory = relay.tls("::1", listener.address[1], ca=tmp_path / "ca.pem")
+        assert factory.target.startswith("tls://[::1]:")
+        with factory() as near, accepted(listener)[0] as far:
             near.socket.settimeout(WAIT)
             exchange(near.socket, far.socket)
-
-
-def test_it_is_on_the_loopback_unless_told_otherwise(certificates):
-    with relay.listen(f"tls://:0?cert={certificates.cert}&key={certificates.key}") as listener:
-        assert listener.address[0] == "127.0.0.1"
 
 
 def test_close_wakes_accept(listening):
@@ -476,11 +415,6 @@ def test_close_in_every_state(listening, connect, certificates):
         with pytest.raises(ConnectionRefusedError):
             connect(listening)
         exchange(kept, first.socket)  # what was accepted lives on
-
-
-def test_close_at_once(certificates):
-    for _ in range(20):
-        listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key).close()
 
 
 def test_the_port_is_free_after_close(listening, certificates):
@@ -625,14 +559,6 @@ def test_it_delivers_streams_without_a_thread_that_accepts(listening, connect, c
     assert len(taken) == 1
 
 
-def test_a_tunnel_has_no_thread_that_accepts(listening, serve, connect, certificates):
-    with relay.Tunnel(listening, serve(echoing).factory()):
-        end = TLSEnd(connect(listening), certificates.client())
-        end.sendall(b"ping")
-        assert receive_exactly(end, 4) == b"ping"
-        assert not [thread for thread in threading.enumerate() if thread.name.endswith(" accept")]
-
-
 # -- in a tunnel, which accepts and shakes hands itself ---------------------------------------------------------------
 
 
@@ -695,33 +621,6 @@ def test_a_client_that_ends_is_done_and_its_bytes_are_counted_in_plain(tunneled,
     (record,) = tunnel.recent()
     assert (record.received, record.sent) == (len(BLOCK), len(BLOCK))
     assert record.peer == connection.getsockname()
-
-
-def test_a_client_that_is_cut_is_reset(tunneled, listening, connect, certificates):
-    tunnel = tunneled()
-    connection = connect(listening)
-    TLSEnd(connection, certificates.client()).sendall(b"half")
-    wait_until(lambda: tunnel.connections() and tunnel.connections()[0].received == 4)
-    connection.shutdown(socket.SHUT_WR)
-    assert ended(tunnel) == ["client_reset"]
-
-
-def early_bird(connection, certificates):
-    """Send Finished, data and close_notify in one segment."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = certificates.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    connection.sendall(outgoing.read())
-    while True:
-        incoming.write(connection.recv(1 << 16))
-        with contextlib.suppress(ssl.SSLWantReadError):
-            tls.do_handshake()
-            break
-    tls.write(b"early bird")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.unwrap()
-    connection.sendall(outgoing.read())
 
 
 def test_what_comes_with_the_handshake_is_passed_on(tunneled, listening, connect, certificates):
@@ -790,18 +689,6 @@ def test_in_a_tunnel_the_oldest_handshakes_give_way(tunneled, listening, connect
     assert caplog.text.count("handshakes at a time") == 1
     assert tunnel.stats().accepted == 1, "half-open clients are no connections"
     second.close()
-
-
-def test_in_a_tunnel_a_flood_of_half_open_clients_keeps_no_client_out(
-    tunneled, listening, connect, certificates, monkeypatch
-):
-    monkeypatch.setattr(module, "_MOST", 32)
-    tunneled()
-    flood = [connect(listening) for _ in range(200)]
-    client = TLSEnd(connect(listening), certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
-    assert len(listening._handshakes) < 32 < len(flood)
 
 
 def test_in_a_tunnel_a_slow_handshake_has_a_deadline(tunneled, listening, connect):
@@ -940,3 +827,25 @@ def test_a_session_with_a_target_is_freed_with_its_connection(certificates, serv
         ended(tunnel)
         tunnel._relay.run_in_thread(lambda: None)
         wait_until(lambda: len(sessions) == 2 and not [one() for one in sessions if one() is not None])
+
+
+def test_it_listens_and_leaves_the_clients_to_others(certificates):
+    shared = SharedTLSListener("127.0.0.1", 0, cert=certificates.cert, key=certificates.key, client_ca=None)
+    with contextlib.closing(shared):
+        assert shared.certificate_end is not None
+        assert shared.getsockname() == shared.address == shared.listening.getsockname()
+        assert repr(shared) == f"<relay.SharedTLSListener at 127.0.0.1:{shared.address[1]}>"
+        with socket.create_connection(shared.address, WAIT) as client:
+            assert not IOThread.clients()
+            accepted, peer = shared.listening.accept()
+            accepted.close()
+            assert peer == client.getsockname()
+    shared.close()
+    assert shared.listening.fileno() < 0
+
+
+def test_it_names_a_wrong_certificate_before_it_listens(tmp_path):
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("no certificate")
+    with pytest.raises(ValueError, match="cert"):
+        SharedTLSListener("127.0.0.1", 0, cert=wrong, key=None, client_ca=None)

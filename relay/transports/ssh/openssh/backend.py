@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import math
 import os
 import select
+import socket
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Container
 
 from ....addresses.hops import Command
 from ....addresses.values import UnixAddress
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
+from ....eventloop.sockets import Endpoint, connect_blocking
 from ....streams import exit_drain
-from ....streams.cancellation import Cancel
 from ....streams.pair_end import LINGER
+from ....streams.promise import Cancel
 from ....streams.socket_proxy import self_contained as proxied
 from ....streams.stream import Stream
 from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import Accepted, Address, Connection, Lost, OnResult, Place, Settings
-from .channel_log import ChannelLog
+from .channel_log import ChannelLog, Key, is_plain, shown
 from .control import Control, close_forward, open_forward
 from .diagnostics import timeout_error
 from .host_keys import check_pin, check_writable
-from .local_forward import LocalForward, objection
 from .master import Master
-from .open_streams import OpenStreams
-from .opening import Opening
+from .opening import Opening, OpenStreams
 from .remote_forward import RemoteForwards
 from .sessions import Sessions
 
 logger = logging.getLogger("relay")
 
 _FORWARDS = 64  # targets whose listener is kept when no stream is being opened
+_BACKLOG_TIMEOUT = 60.0  # seconds for ssh to make room in a full backlog
+_NONBLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
 def connect(
@@ -314,22 +317,32 @@ class OpenSSH:
     # -- events of the master -------------------------------------------------------------------------------------
 
     def line(self, line: bytes) -> bool:
-        """Handle a line of standard error; with the lock held."""
+        """Handle a line of standard error; with the lock held.
+
+        :returns: whether it was handled; otherwise it is for the user.
+        """
         return self._channels.read(line)
 
     def is_urgent(self) -> bool:
-        """Return whether a caller waits for a line."""
+        """Return whether a caller waits for a line; on the loop's thread."""
         return bool(self._patient)
 
     def ready(self) -> None:
-        """Connect to the control socket: ssh has logged in; on the loop's thread."""
+        """Connect to the control socket: ssh has logged in; on the loop's thread.
+
+        :raises OSError: if there is none: then the line came from another program, such as ProxyCommand.
+        """
         path = self._master.path("control")
         # A request for a remote forward delays the replies after it until the server has replied.
         self._controls = [Control(self.loop, path, self._control_broken) for _ in range(2)]
         self._remote_forwards.control = self._controls[1]
 
     def ended(self, error: CarrierError, *, is_lost: bool) -> None:
-        """Fail everything: the process has ended; on the loop's thread."""
+        """Fail everything: the process has ended; on the loop's thread.
+
+        :param error: why it has ended.
+        :param is_lost: whether it was up, and relay has not closed it.
+        """
         self._sessions.ended(error)
         for control in self._controls:
             control.close()
@@ -367,6 +380,8 @@ class OpenSSH:
         self._controls[0].request(request, lambda answer: self._granted(forward, answer))
 
     def _granted(self, forward: LocalForward, answer: int | RelayError) -> None:
+        if isinstance(answer, CarrierError):
+            return  # ssh ends: what waits fails with the reason for that
         with self._master.lock:
             if isinstance(answer, RelayError):
                 self._forwards.pop(forward.place, None)
@@ -430,3 +445,108 @@ class OpenSSH:
                 opening.expire()
             self._next = min((one.deadline for one in self._unanswered), default=math.inf)
         self._set_timer()
+
+
+def objection(place: Address, known: Container[Address], expected: Container[Key]) -> ConnectError | None:
+    """Return why a target is unsupported.
+
+    :param place: the target.
+    :param known: the targets in use.
+    :param expected: the targets in use, as ssh logs them.
+    """
+    if place in known:
+        return None
+    if not is_plain(place):
+        return ConnectError(f"{str(place)!a}: control characters in an address are not supported", reason="denied")
+    if shown(place) in expected:
+        text = "another target in use begins with the same 100 characters"
+        return ConnectError(f"{place}: {text}; use the backend paramiko")
+    return None
+
+
+class LocalForward:
+    """A local forward: one target, and ssh's listener for it, a Unix socket. A connect to that opens a stream.
+
+    Every method but :meth:`connect_blocking` is called with the owner's lock held.
+
+    :param place: the target.
+    :param path: the path of the listener.
+    """
+
+    def __init__(self, place: Address, path: str) -> None:
+        self.place = place
+        self.path = path
+        self.name = str(place)
+        self.key = shown(place)
+        self.is_ready = False
+        self.is_connecting = False  # a thread connects the waiting streams, one after another
+        self.waiting: deque[Opening] = deque()
+        self.expected: deque[Opening] = deque()  # not yet in ssh's log; in the order of their connects
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a stream is being opened by the listener."""
+        return not self.is_ready or self.is_connecting or bool(self.waiting or self.expected)
+
+    @property
+    def wants_help(self) -> bool:
+        """True if its backlog is full, and no thread waits for room yet."""
+        return self.is_ready and bool(self.waiting) and not self.is_connecting
+
+    def connect(self, opening: Opening) -> socket.socket | None:
+        """Connect a stream; ``None`` if that has failed, or if it waits for :meth:`connect_blocking`."""
+        # Behind those that wait: ssh's log names streams by the order of their connects only.
+        if not self.is_ready or self.waiting or self.is_connecting:
+            self.waiting.append(opening)
+            return None
+        try:
+            made = socket.socket(socket.AF_UNIX, _NONBLOCKING)
+        except OSError as error:
+            self._failed(opening, error)
+            return None
+        if _NONBLOCKING == socket.SOCK_STREAM:
+            made.setblocking(False)
+        status = made.connect_ex(self.path)
+        if status == 0:
+            # With the lock held since before the connect, so that no line about it can have been read yet.
+            self.expected.append(opening)
+            return made
+        made.close()
+        if status == errno.EAGAIN:
+            self.waiting.append(opening)
+        else:
+            self._failed(opening, OSError(status, os.strerror(status)))
+        return None
+
+    def next_waiting(self) -> Opening | None:
+        """Return the next waiting stream, for the thread that connects them; ``None`` if there is none."""
+        self.is_connecting = bool(self.waiting)
+        if not self.waiting:
+            return None
+        opening = self.waiting.popleft()
+        self.expected.append(opening)  # before its connect, because ssh may be faster
+        return opening
+
+    def connect_blocking(self) -> socket.socket | OSError:
+        """Connect as soon as the backlog has room; without the lock, on the thread for waiting streams."""
+        try:
+            made = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            return error
+        status = connect_blocking(made, Endpoint(socket.AF_UNIX, self.path), time.monotonic() + _BACKLOG_TIMEOUT)
+        if status == 0:
+            return made
+        made.close()
+        return OSError(status, os.strerror(status))
+
+    def not_connected(self, opening: Opening, error: OSError) -> None:
+        """Report that the connect of a waiting stream has failed."""
+        # It never connected: the next line of the log is about the one behind it.
+        self.expected.remove(opening)
+        self._failed(opening, error)
+
+    def _failed(self, opening: Opening, error: OSError) -> None:
+        gone = error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET)
+        text = f"{self.name}: ssh accepts no stream: {error.strerror}"
+        opening.fail(CarrierError(text) if gone else ConnectError(text))
+        opening.owner.over(opening)

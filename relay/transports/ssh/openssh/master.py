@@ -33,13 +33,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import IN
 from ....process import DEVNULL, Process, start, written
-from ....streams.cancellation import Cancellation
+from ....streams.promise import Cancellation
 from ....streams.stream import Stream
 from ..connection import Settings
 from ..login_failures import unwritten_key
@@ -48,6 +48,9 @@ from .askpass import AskpassServer
 from .diagnostics import decoded, said, why
 from .host_keys import UNWRITTEN
 from .quickack import QuickAck
+
+if TYPE_CHECKING:
+    from .backend import OpenSSH
 
 logger = logging.getLogger("relay")
 
@@ -67,32 +70,6 @@ class MasterState(enum.Enum):
     """The state of the process; the docstring of the module has the table."""
 
     LOGIN, UP, REFUSED, CLOSING, ENDED = range(5)
-
-
-class Watcher(Protocol):
-    """The connection that handles the events of the master."""
-
-    def line(self, line: bytes) -> bool:
-        """Handle a line of standard error. Called with the lock held.
-
-        :returns: whether the line was handled; otherwise it is for the user.
-        """
-
-    def is_urgent(self) -> bool:
-        """Return whether a caller waits for a line. Called on the loop's thread."""
-
-    def ready(self) -> None:
-        """Handle the end of the login. Called on the loop's thread.
-
-        :raises OSError: if there is no control socket: then the line came from another program, such as ProxyCommand.
-        """
-
-    def ended(self, error: CarrierError, *, is_lost: bool) -> None:
-        """Handle the end of the process. Called on the loop's thread.
-
-        :param error: why it has ended.
-        :param is_lost: whether it was up, and relay has not closed it.
-        """
 
 
 class _StandardError:
@@ -146,11 +123,11 @@ class Master:
 
     :param settings: the server.
     :param stream: the connection for ssh, which the master owns; ``None`` if ssh connects itself.
-    :param watcher: handles its events, after :meth:`start`.
+    :param watcher: the connection, which handles its events after :meth:`start`.
     :raises OSError: if there are no descriptors left.
     """
 
-    def __init__(self, settings: Settings, stream: Stream | None, watcher: Watcher) -> None:
+    def __init__(self, settings: Settings, stream: Stream | None, watcher: OpenSSH) -> None:
         self.settings = settings
         self.name = f"relay ssh {settings.hostname}"  # of its threads
         self.lock = threading.Lock()  # guards the lines of standard error and all state that follows from them

@@ -1,4 +1,4 @@
-"""One stream and its state, from the request to the end of its channel.
+"""The streams of one ssh, and the state of each from the request to the end of its channel.
 
 ========= ===================== ========= ============================================================================
 state     event                 next      action
@@ -32,7 +32,7 @@ import math
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ....errors import CarrierError, ConnectError
 from ....eventloop.sockets import shut_down
@@ -41,6 +41,9 @@ from ..connection import OnResult
 from ..open_failures import open_timeout
 from .diagnostics import open_error
 
+if TYPE_CHECKING:
+    from .backend import OpenSSH
+
 Error = ConnectError | CarrierError
 
 
@@ -48,26 +51,6 @@ class OpeningState(enum.Enum):
     """The state of an opening; the docstring of the module has the table."""
 
     ASKED, CONNECTED, REPORTED, ANSWERED, OPEN, OVER = range(6)
-
-
-class Owner(Protocol):
-    """The connection to which the streams belong."""
-
-    @property
-    def server(self) -> str:
-        """The name of the server."""
-
-    def answered(self, opening: Opening) -> None:
-        """Stop watching the deadline of a stream. Called with the lock held."""
-
-    def over(self, opening: Opening) -> None:
-        """Stop counting a stream, which has ended. Called with the lock held."""
-
-    def soon(self, call: Callable[[], object], /) -> object:
-        """Call this on the loop's thread, without the lock."""
-
-    def unexplained_error(self, opening: Opening) -> Error | None:
-        """Read ssh's log; return why a stream has ended about which it has logged nothing. Acquires the lock."""
 
 
 class Opening:
@@ -99,7 +82,7 @@ class Opening:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: OpenSSH,
         name: str,
         done: OnResult | None = None,
         deadline: float | None = None,
@@ -236,3 +219,63 @@ class _OpenedStream(Stream):
         """Close. Idempotent; SSH has no reset, so the far end reads EOF."""
         self._opening.is_cut = True
         self.close()
+
+
+class OpenStreams:
+    """The streams of one ssh. Every method is called with the lock of its master held.
+
+    :param soon: calls a function on the loop's thread, without the lock.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], object]], object]) -> None:
+        self._soon = soon
+        self._open: set[Opening] = set()
+        self._on_idle: Callable[[], object] | None = None
+        self._on_sent: Callable[[], object] | None = None
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._open)
+
+    def add(self, opening: Opening) -> None:
+        """Count a stream."""
+        self._open.add(opening)
+
+    def remove(self, opening: Opening) -> None:
+        """Stop counting a stream, which has ended. Idempotent."""
+        if opening not in self._open:
+            return
+        self._open.remove(opening)
+        self._look_sent()
+        if not self._open:
+            self._call_idle()
+
+    def clear(self) -> None:
+        """Stop counting all streams: ssh has ended."""
+        self._open.clear()
+        self._look_sent()
+        self._call_idle()
+
+    def when_idle(self, call: Callable[[], object] | None) -> None:
+        """Call ``call`` once there is none; it replaces an earlier one."""
+        self._on_idle = call
+
+    def when_sent(self, call: Callable[[], object]) -> None:
+        """Call ``call`` once ssh has released every stream that its owner has closed; at exit."""
+        self._on_sent = call
+        self._look_sent()
+
+    def _call_idle(self) -> None:
+        call, self._on_idle = self._on_idle, None
+        if call is not None:
+            # Not here: the lock is held, and the callback closes the connection, which takes it.
+            self._soon(call)
+
+    def _look_sent(self) -> None:
+        call = self._on_sent
+        if call is None:
+            return
+        leaving = [one for one in self._open if one.leave()]
+        if not leaving:
+            self._on_sent = None
+            self._soon(call)

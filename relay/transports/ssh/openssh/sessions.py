@@ -38,7 +38,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ....addresses.hops import Command
 from ....errors import CarrierError, ConnectError, RelayError
@@ -54,6 +54,9 @@ from .control import ControlError, SessionControl
 from .master import Master
 from .opening import Error, Opening
 
+if TYPE_CHECKING:
+    from .backend import OpenSSH
+
 _AT_ONCE = 32  # pending requests; the backlog of ssh's control socket is 64
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _MOMENT = 1.0  # seconds after the owner has closed the stream, for a command to end by itself
@@ -65,17 +68,6 @@ class SessionState(enum.Enum):
     WAITING, ASKED, OPEN, LEAVING, LEFT, OVER = range(6)
 
 
-class _Owner(Protocol):
-    def begun(self, opening: Opening) -> None:
-        """Count a stream and watch its deadline. Called with the lock held."""
-
-    def over(self, opening: Opening) -> None:
-        """Stop counting a stream. Called with the lock held."""
-
-    def unexplained_error(self, opening: Opening) -> Error | None:
-        """Return why a stream has ended about which ssh has logged nothing. Acquires the lock."""
-
-
 class Sessions:
     """The commands of one ssh; everything but :meth:`open` is for the loop's thread.
 
@@ -84,7 +76,7 @@ class Sessions:
     :param owner: counts the commands.
     """
 
-    def __init__(self, master: Master, channels: ChannelLog, owner: _Owner) -> None:
+    def __init__(self, master: Master, channels: ChannelLog, owner: OpenSSH) -> None:
         self.master = master
         self.channels = channels
         self.owner = owner

@@ -15,7 +15,7 @@ from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import IN
 from ....streams import exit_drain
-from ....streams.cancellation import Cancel
+from ....streams.promise import Cancel
 from ....streams.stream import Stream
 from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import (
@@ -37,9 +37,8 @@ from .host_keys import verify, wanted_algorithms
 from .keepalive import Keepalive
 from .login import authenticate
 from .messages import DISCONNECT, printable, text
-from .mux import Mux
+from .mux import Mux, Requests
 from .opening import Opening
-from .requests import Requests
 from .transport import Transport, choose_algorithms, is_exiting
 from .wire import Wire
 

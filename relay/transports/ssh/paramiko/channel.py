@@ -112,7 +112,7 @@ class Channel:
         return ChannelStream(theirs, self)
 
     def receive(self, data: memoryview) -> None:
-        """Gather data, which are passed on before the next wait."""
+        """Gather data, which are passed on before the next wait: their memory is valid until then."""
         if self._receiving is not _RECEIVING_OPEN and self._receiving is not Receiving.DISCARDING:
             return
         window = self._window
@@ -305,7 +305,10 @@ class Channel:
         return bool(poller.poll(0))
 
     def leave(self) -> bool:
-        """Return at exit whether bytes of the owner may not have arrived; see :meth:`.mux.Entry.leave`."""
+        """Return at exit whether it is closed and not all that its owner sent is known to have arrived.
+
+        A stream whose owner has only the socket counts as closed from now on.
+        """
         if self._is_alone:
             self._hang_up()
         has_sent = self._has_sent or (self._inner is not None and unread(self._inner) > 0)

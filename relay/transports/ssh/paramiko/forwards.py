@@ -21,9 +21,8 @@ from ....errors import ForwardError
 from ..connection import Accepted, Address
 from ..open_failures import PROHIBITED, SHORTAGE
 from .messages import OPEN, REFUSED, guarded, text
-from .mux import Mux
+from .mux import Mux, Requests
 from .opening import accept
-from .requests import Requests
 from .transport import Transport
 
 logger = logging.getLogger("relay.ssh")

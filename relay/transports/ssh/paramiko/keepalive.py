@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ....eventloop.loop import Timer
-from .mux import Mux
-from .requests import Requests
+from .mux import Mux, Requests
 
 _SILENCE = 3  # times the interval without a byte from the server, after which it is unresponsive
 _LATE = 2.0  # times the interval without a byte, although a probe was sent in the middle

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
@@ -14,10 +14,10 @@ from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ....addresses.printable import one_line
 from ....errors import AuthenticationError, CarrierError
+from ...credentials import password_of, wants_prompt
 from ..connection import CLIENT_HINT, Settings
 from ..login_failures import login_rejected
 from .keys import Keys, Offer
-from .secrets import Secrets
 
 MOST_ATTEMPTS = 30  # of all kinds; the default limit of a server is six (MaxAuthTries)
 KEYS_BEFORE_PASSWORD = 4  # so that a password is among the six
@@ -25,6 +25,9 @@ LIKELY_LIMIT = 5  # rejections after which a connection that ends without a reas
 MOST_QUESTIONS = 32  # in one round, and rounds
 LONGEST_SHOWN = 200  # characters of a server's text
 
+_Answer = TypeVar("_Answer")
+
+_CHECK_INTERVAL = 0.1  # seconds; paramiko reports the end of the connection in no other way
 _NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253, section 11.1
 _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 
@@ -222,6 +225,69 @@ class _Answers:
             return ""
         self._spent = True
         return self._login.secrets.answer(question)
+
+
+class Secrets:
+    """The secrets of one login. Each call of the user's code has its own thread.
+
+    :param settings: the user and the credentials.
+    :param is_active: returns whether the connection is up.
+    """
+
+    def __init__(self, settings: Settings, is_active: Callable[[], bool]) -> None:
+        self._settings = settings
+        self._is_active = is_active
+        self._text: str | None = None
+        self.has_password = settings.server.has_password
+        self.asks = wants_prompt(settings.server.password)
+        """Whether the password is a callable that takes the question."""
+
+    def password(self) -> str:
+        """Return the password; a callable without parameters is called once.
+
+        :raises CarrierError: if the connection was lost meanwhile.
+        """
+        if self._text is None:
+            self._text = self._ask(f"{self._settings.user}@{self._settings.hostname}'s password: ")
+        return self._text
+
+    def answer(self, question: str) -> str:
+        """Return the answer to a question of the server.
+
+        :raises CarrierError: if the connection was lost meanwhile.
+        """
+        return self._ask(question) if self.asks else self.password()
+
+    def _ask(self, question: str) -> str:
+        return self.patiently(partial(password_of, self._settings.server, question)) or ""
+
+    def patiently(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Call a function that may block (the caller's code, an agent); stop waiting when the connection is lost.
+
+        :raises CarrierError: if the connection was lost meanwhile, or the system has no thread left.
+        """
+        answered: list[_Answer | BaseException] = []
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                answered.append(ask())
+            except BaseException as error:  # noqa: BLE001 - it is raised again below
+                answered.append(error)
+            done.set()
+
+        try:
+            # A daemon: a question that stays unanswered must not hold up the exit.
+            threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
+        except RuntimeError as error:
+            raise CarrierError(f"{self._settings.name}: {error}") from error
+        while not done.wait(_CHECK_INTERVAL):
+            if not self._is_active():
+                raise CarrierError(f"{self._settings.name}: the connection was lost while relay waited for a secret")
+        (answer,) = answered
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 class _Handler(AuthHandler):  # type: ignore[misc]

@@ -1,104 +1,49 @@
-"""The channels of one SSH connection: numbers, opening, and dispatch of messages (RFC 4254, section 5)."""
+"""The channels and the global requests of one SSH connection (RFC 4254, sections 4 and 5).
+
+A :class:`Mux` has the numbers of channels, opens them and dispatches messages to them.
+"""
 
 from __future__ import annotations
 
 import math
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ....errors import CarrierError
 from .messages import (
     ADJUST,
+    ASK,
     CLOSE,
     CONFIRMED,
     DATA,
+    DENIED,
     END,
     EXTENDED,
+    GRANTED,
+    NOTHING,
     REFUSED,
     REQUEST,
     REQUEST_GRANTED,
     REQUEST_REFUSED,
     guarded,
+    text,
 )
 from .transport import Transport
+
+if TYPE_CHECKING:
+    from .channel import Channel
+    from .opening import Opening
 
 GROWTH = 64 << 20  # bytes by which all windows of a connection may grow
 
 _UNSENT = 1 << 20  # bytes that wait for the connection before no more is read
 _LATER = 20_000  # messages that wait for new keys
 
-
-class Entry(Protocol):
-    """An open channel: the messages of the server for it, and the events of its connection."""
-
-    def __hash__(self) -> int:
-        """Entries are members of sets."""
-
-    def receive(self, data: memoryview, /) -> None:
-        """Handle data; the memory is valid until the next wait."""
-
-    def extended(self, kind: int, data: memoryview, /) -> None:
-        """Handle data of another kind (RFC 4254, section 5.2)."""
-
-    def adjust(self, size: int, /) -> None:
-        """Handle a window adjustment: the server accepts ``size`` more bytes."""
-
-    def end(self) -> None:
-        """Handle EOF."""
-
-    def close(self) -> None:
-        """Handle CLOSE."""
-
-    def requested(self, kind: bytes, wants_answer: bool, rest: memoryview, /) -> None:
-        """Handle a request of the server."""
-
-    def granted(self) -> None:
-        """Handle the success of a request."""
-
-    def denied(self) -> None:
-        """Handle the failure of a request."""
-
-    def deliver(self) -> None:
-        """Pass on the data that were gathered."""
-
-    def settle(self) -> None:
-        """Continue: the connection accepts data again."""
-
-    def look(self) -> bool:
-        """Return whether the owner of the stream has hung up."""
-
-    def leave(self) -> bool:
-        """At exit: return whether it is closed and not all that its owner sent is known to have arrived.
-
-        A stream whose owner has only the socket counts as closed from now on.
-        """
-
-    def fail(self, error: OSError, /) -> None:
-        """End the stream with a failure."""
-
-    def abandon(self) -> None:
-        """In a forked child: close only the descriptors."""
-
-
-class PendingEntry(Protocol):
-    """A channel that was requested and that the server has not opened yet."""
-
-    def is_wanted(self) -> bool:
-        """Return whether a caller still waits for it."""
-
-    def confirmed(self, number: int, remote: int, credit: int, packet: int, /) -> None:
-        """Handle the confirmation: the server has opened the channel.
-
-        :raises OSError: if there are no descriptors left.
-        """
-
-    def refused(self, code: int, text: str, /) -> None:
-        """Handle the failure: the server has not opened the channel."""
-
-    def resolve(self, outcome: OSError, /) -> None:
-        """Report an error to the caller."""
+Answered = Callable[["bytes | None"], object]
+"""Called with the data of the reply, or with ``None`` if the request has failed or the connection has ended."""
 
 
 class Mux:
@@ -111,17 +56,17 @@ class Mux:
     def __init__(self, transport: Transport, name: str) -> None:
         self.name = name
         self.packetizer, self.wire, self.loop = transport.packetizer, transport.wire, transport.wire.loop
-        self.touched: list[Entry] = []  # those with gathered data
-        self.held: dict[Entry, None] = {}  # those that wait until the connection accepts data
-        self.live: set[Entry] = set()  # those with a descriptor
+        self.touched: list[Channel] = []  # those with gathered data
+        self.held: dict[Channel, None] = {}  # those that wait until the connection accepts data
+        self.live: set[Channel] = set()  # those with a descriptor
         self.growth = GROWTH
         self.round_trip = math.inf
         """The least seconds until a reply of the server; infinite before the first one."""
         self.ended: OSError | None = None  # why no channel can be opened any more
         self._transport = transport
         # A number is in one of these three.
-        self._entries: dict[int, Entry] = {}  # open
-        self._pending: dict[int, PendingEntry] = {}  # requested
+        self._entries: dict[int, Channel] = {}  # open
+        self._pending: dict[int, Opening] = {}  # requested
         self._reserved: set[int] = set()  # about to be opened by the server, or to be closed by it
         self._free: list[int] = []
         self.streams = 0
@@ -179,7 +124,7 @@ class Mux:
 
     # -- opening --------------------------------------------------------------------------------------------------
 
-    def number(self, pending: PendingEntry | None = None) -> int:
+    def number(self, pending: Opening | None = None) -> int:
         """Reserve a free number.
 
         :param pending: the channel that is being requested; ``None`` for one that the server opens.
@@ -192,7 +137,7 @@ class Mux:
             self._pending[number] = pending
         return number
 
-    def put(self, number: int, entry: Entry) -> None:
+    def put(self, number: int, entry: Channel) -> None:
         """Register an open channel, which handles the messages for the number from now on."""
         self._pending.pop(number, None)
         self._reserved.discard(number)
@@ -272,7 +217,7 @@ class Mux:
 
     # -- messages for channels ------------------------------------------------------------------------------------
 
-    def _find(self, body: memoryview) -> Entry | None:
+    def _find(self, body: memoryview) -> Channel | None:
         (number,) = struct.unpack_from(">I", body)
         return self._entries.get(number)
 
@@ -366,3 +311,56 @@ class Mux:
         """In a forked child: close only the descriptors."""
         for entry in self.live:
             entry.abandon()
+
+
+class Requests:
+    """The requests of one connection that have no reply yet; for the transport's thread only."""
+
+    def __init__(self, transport: Transport, mux: Mux) -> None:
+        self._mux = mux
+        self._waiting: deque[tuple[float, Answered]] = deque()  # with the time of each request
+        self._has_spoken = transport.wire.is_prompt
+        transport.handle(ASK, self._on_request)
+        transport.handle(GRANTED, self._on_success)
+        transport.handle(DENIED, self._on_failure)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ask(self, name: str, data: bytes, answered: Answered) -> None:
+        """Send a request for which a reply is required; ``answered`` is called once."""
+        if self._mux.ended is not None:
+            answered(None)
+            return
+        # Before it is sent: replies come in the order of requests and name none.
+        self._waiting.append((time.monotonic(), answered))
+        self._mux.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
+
+    def fail(self) -> None:
+        """Fail the pending requests: the connection has ended."""
+        while self._waiting:
+            self._waiting.popleft()[1](None)
+
+    def _on_success(self, body: memoryview) -> None:
+        self._on_reply(bytes(body))
+
+    def _on_failure(self, body: memoryview) -> None:
+        self._on_reply(None)
+
+    def _on_reply(self, data: bytes | None) -> None:
+        if self._waiting:
+            asked, answered = self._waiting.popleft()
+            self._mux.replied(asked)
+            answered(data)
+
+    def _on_request(self, body: memoryview) -> None:
+        """Reject a request of the server, if it requires a reply."""
+        (length,) = struct.unpack_from(">I", body)
+        if body[4 + length]:
+            self._mux.send(bytes((DENIED,)))
+        elif not self._has_spoken:
+            # OpenSSH announces its host keys right after the login, and Nagle's algorithm delays its next reply until
+            # they are acknowledged. Data carry the acknowledgement: behind another server that is 40 ms earlier.
+            # `Opening.confirmed` does the same for each channel.
+            self._has_spoken = True
+            self._mux.send(NOTHING)

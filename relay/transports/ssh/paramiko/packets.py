@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import paramiko
 from cryptography.exceptions import InvalidTag
@@ -14,6 +14,9 @@ from paramiko.packet import NeedRekeyException
 
 from .messages import DATA, Handler
 from .wire import LONGEST, Wire
+
+if TYPE_CHECKING:
+    from .transport import Transport
 
 PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
 SLOTS = 8  # packets that are filled and sealed at once
@@ -36,13 +39,6 @@ _DAMAGE = ("Mismatched MAC", "Invalid packet blocking")  # paramiko's words for 
 _read_length = struct.Struct(">I").unpack_from
 
 
-class KeyExchange(Protocol):
-    """The state of a key exchange, as paramiko's transport has it."""
-
-    in_kex: bool  # keys are being exchanged
-    _expected_packet: tuple[int, ...]  # the only messages allowed next; empty for all
-
-
 class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
     """Packets over a :class:`Wire`; waiting for one turns the loop.
 
@@ -51,7 +47,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
-        self.transport: KeyExchange
+        self.transport: Transport
         self.handlers: dict[int, Handler] = {}  # of messages that do not go through paramiko
         self.deliver: Callable[[], object] = _nothing  # called before each wait
         self.greeting = ""  # the first line of the server

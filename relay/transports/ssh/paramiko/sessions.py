@@ -6,34 +6,21 @@ import shlex
 import struct
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ....errors import ConnectError
 from ....eventloop.loop import Timer
 from ....process import StandardError, program_error
-from ....streams.stream import Stream
 from ..open_failures import command_rejected
 from .channel import Channel
 from .messages import REQUEST, printable, text
 from .mux import Mux
 
+if TYPE_CHECKING:
+    from .opening import Opening
+
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _STDERR = 1  # RFC 4254, section 5.2
-
-
-class Opening(Protocol):
-    """The request for a command, as its channel uses it."""
-
-    pending: CommandChannel | None  # open, but the server has not accepted the command yet
-    is_alone: bool  # the caller uses nothing but the socket of the stream
-    window: int  # of the channel at first, in bytes
-
-    @property
-    def target(self) -> str:
-        """The name of the command."""
-
-    def resolve(self, outcome: Stream | OSError, /) -> None:
-        """Report the stream of the running command, or the error."""
 
 
 class CommandChannel(Channel):

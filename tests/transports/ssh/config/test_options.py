@@ -42,17 +42,6 @@ def told(tmp_path: Path) -> Callable[..., Options]:
     return ask
 
 
-def test_options_of_a_host(parser: str, told: Any) -> None:
-    text = (
-        "Host db\n HostName db.internal\n Port 2222\n User me\n IdentityFile /a\n IdentityFile /b\nHost *\n User you\n"
-    )
-    found = told(text, "db")
-    assert [found.text(name) for name in ("hostname", "port", "user")] == ["db.internal", "2222", "me"]
-    assert found.all("identityfile") == ["/a", "/b"]
-    other = told(text, "web")
-    assert [other.text(name) for name in ("hostname", "port", "user")] == ["web", "22", "you"]
-
-
 @pytest.mark.parametrize(
     ("host", "behind", "here"), [("db", False, True), ("db", True, False), ("x.i2p", False, False)]
 )

@@ -138,11 +138,6 @@ def test_a_key_beside_those_of_the_configuration(parser: None, told: Told, tmp_p
         told(text, keyfile=f"{mine}-not", identities_only=False)
 
 
-def test_the_configuration_may_change_while_we_run(parser: None, told: Told) -> None:
-    assert told("HostName one").hostname == "one"
-    assert told("HostName two").hostname == "two"
-
-
 def test_a_key_that_the_caller_names_must_be_there(told: Told, tmp_path: Path) -> None:
     with pytest.raises(AddressError, match=r"^ssh://db: keyfile=/no/key: no such file$"):
         told(keyfile="/no/key")

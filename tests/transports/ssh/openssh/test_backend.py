@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import (
-    BLOCK,
     SUPPORT,
     WAIT,
     Server,
@@ -31,18 +30,19 @@ from helpers import (
     refusing,
     wait_until,
 )
-from ssh_agent import RealAgent
-from sshd import make_key
+from sshd import embedded, make_key
 
 import relay
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
-from relay.streams.cancellation import Cancellation
+from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
+from relay.testing.ssh import session
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import IncompatibleError
-from relay.transports.ssh.openssh.backend import OpenSSH, connect
+from relay.transports.ssh.openssh.backend import LocalForward, OpenSSH, connect
+from relay.transports.ssh.openssh.opening import Opening
 
 
 class Client:
@@ -58,14 +58,14 @@ class Client:
         assert isinstance(made, OpenSSH)
         self.connection = made
 
-    def open(self, place: Any, timeout: float = WAIT, **options: Any) -> Stream:
-        outcome = self.outcome(place, timeout, **options)
+    def open(self, place: Any, **options: Any) -> Stream:
+        outcome = self.outcome(place, **options)
         if isinstance(outcome, OSError):
             raise outcome
         outcome.socket.settimeout(WAIT)
         return outcome
 
-    def outcome(self, place: Any, timeout: float = WAIT, **options: Any) -> Any:
+    def outcome(self, place: Any, **options: Any) -> Any:
         told = threading.Event()
         outcomes: list[Any] = []
 
@@ -73,7 +73,7 @@ class Client:
             outcomes.append(outcome)
             told.set()
 
-        self.connection.open(place, time.monotonic() + timeout, done, **options)
+        self.connection.open(place, time.monotonic() + WAIT, done, **options)
         assert told.wait(WAIT)
         assert len(outcomes) == 1
         return outcomes[0]
@@ -117,20 +117,6 @@ def place_of(server: Server) -> TCPAddress:
 # Streams.
 
 
-def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(ConnectError, match="reported by ssh://") as caught:
-        client.open(UnixAddress(str(tmp_path / "none")), self_contained=True)
-    assert caught.value.reason == "unreachable"
-
-
-def test_a_far_unix_socket_is_reached(client: Client, tmp_path: Path, serve: Callable[..., Server]) -> None:
-    far = serve(lambda end: end.sendall(b"far"), str(tmp_path / "far socket"))
-    with client.open(UnixAddress(far.address)) as stream:
-        assert receive_all(stream.socket) == b"far"
-        assert stream.failure is not None
-        assert stream.failure() is None
-
-
 @pytest.mark.parametrize("name", ["a b", "ö", "back\\slash", "x" * 60])
 def test_odd_names_are_told_apart(
     client: Client, tmp_path_factory: Any, serve: Callable[..., Server], name: str
@@ -156,36 +142,24 @@ def test_odd_names_are_told_apart(
 # Refusals.
 
 
-def test_a_refusal_is_a_failure_with_its_reason(client: Client) -> None:
-    with refusing() as address, client.open(TCPAddress(*address)) as stream:
-        with contextlib.suppress(ConnectionResetError):
-            assert receive_all(stream.socket) == b""
-        assert stream.failure is not None
-        error = stream.failure()
-        assert isinstance(error, ConnectError)
-        assert error.reason == "refused"
-
-
-def test_a_lasting_stream_has_the_exact_error_at_once(client: Client) -> None:
-    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
-        client.open(TCPAddress(*address), self_contained=True)
-    assert caught.value.reason == "refused"
-
-
-def test_refused_empty_and_good_targets_are_told_apart(client: Client, serve: Callable[..., Server]) -> None:
+def test_refused_empty_and_good_targets_are_told_apart_on_many_threads(
+    client: Client, serve: Callable[..., Server]
+) -> None:
     good = serve(lambda end: end.sendall(end.recv(100)))
     empty = serve(lambda end: end.recv(100))
-    kinds = ["refused", "empty", "good"] * 70
-    random.Random(3).shuffle(kinds)
     with refusing() as nobody:
         places = {"refused": TCPAddress(*nobody), "empty": place_of(empty), "good": place_of(good)}
-        streams = []
-        for kind in kinds:
-            stream = client.open(places[kind])
-            with contextlib.suppress(OSError):
-                stream.socket.sendall(b"ping")
-            streams.append(stream)
-        assert [told(stream) for stream in streams] == kinds
+
+        def work(kinds: list[str]) -> list[str]:
+            streams = [client.open(places[kind]) for kind in kinds]
+            for stream in streams:
+                with contextlib.suppress(OSError):
+                    stream.socket.sendall(b"ping")
+            return [told(stream) for stream in streams]
+
+        wanted = [random.Random(seed).choices([*places], k=35) for seed in range(6)]
+        threads = [Thread(work, kinds) for kinds in wanted]
+        assert [thread.result() for thread in threads] == wanted
 
 
 def told(stream: Stream) -> str:
@@ -198,26 +172,8 @@ def told(stream: Stream) -> str:
     return getattr(error, "reason", str(error)) if error is not None else "good" if data == b"ping" else "empty"
 
 
-def test_many_threads_open_at_once(client: Client, serve: Callable[..., Server]) -> None:
-    good = serve(lambda end: end.sendall(end.recv(100)))
-    with refusing() as nobody:
-        bad = TCPAddress(*nobody)
-
-        def work(kinds: list[str]) -> list[str]:
-            found = []
-            for kind in kinds:
-                stream = client.open(bad if kind == "refused" else place_of(good))
-                with contextlib.suppress(OSError):
-                    stream.socket.sendall(b"ping")
-                found.append(told(stream))
-            return found
-
-        wanted = [random.Random(seed).choices(["good", "refused"], k=20) for seed in range(6)]
-        threads = [Thread(work, kinds) for kinds in wanted]
-        assert [thread.result() for thread in threads] == wanted
-
-
-def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("is_killed", [False, True], ids=["it goes on", "it is killed"])
+def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..., Server], is_killed: bool) -> None:
     held = threading.Event()
     server = serve(lambda end: (held.wait(WAIT), end.sendall(end.recv(100))))
     client.open(place_of(server)).close()
@@ -235,10 +191,16 @@ def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..
             client.connection.open(place_of(server), time.monotonic() + WAIT, done)
         assert 100 < len(opened) < 200
     finally:
-        os.kill(client.process.pid, signal.SIGCONT)
+        os.kill(client.process.pid, signal.SIGKILL if is_killed else signal.SIGCONT)
     with news:
         assert news.wait_for(lambda: len(opened) == 300, WAIT)
     held.set()
+    if is_killed:
+        assert {type(one) for one in opened if not isinstance(one, Stream)} == {CarrierError}
+        for one in opened:
+            if isinstance(one, Stream):
+                assert told(one) == "carrier_lost"
+        return
     assert all(isinstance(one, Stream) for one in opened)
     for stream in opened:
         stream.socket.settimeout(WAIT)
@@ -246,19 +208,12 @@ def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..
     assert [told(stream) for stream in opened] == ["good"] * 300
 
 
-def test_a_target_that_does_not_answer_is_a_timeout(client: Client) -> None:
-    with black_hole() as listening:
-        place = TCPAddress(*listening.getsockname())
-        opening = Thread(lambda: client.open(place, self_contained=True))
+def test_a_stream_whose_target_does_not_answer_is_cut_at_its_deadline(client: Client) -> None:
+    with black_hole() as listening, client.open(TCPAddress(*listening.getsockname())) as stream:
         client.pass_deadlines()
-        with pytest.raises(ConnectError, match="in time") as caught:
-            opening.result()
-        assert caught.value.reason == "connect_timeout"
-        with client.open(place) as stream:
-            client.pass_deadlines()
-            assert receive_all(stream.socket) == b""
-            assert stream.failure is not None
-            assert getattr(stream.failure(), "reason", None) == "connect_timeout"
+        assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert getattr(stream.failure(), "reason", None) == "connect_timeout"
 
 
 def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server) -> None:
@@ -304,6 +259,42 @@ def test_listeners_that_were_not_used_for_longest_are_taken_back(client: Client,
         assert receive_all(stream.socket) == b"here"
 
 
+def test_a_listener_that_is_gone_is_a_lost_connection(client: Client, echo_server: Server) -> None:
+    client.open(place_of(echo_server)).close()
+    for path in Path(client.connection._master.folder).glob("[0-9]*"):
+        path.unlink()
+    error = client.outcome(place_of(echo_server))
+    assert isinstance(error, CarrierError)
+    assert "ssh accepts no stream: No such file" in str(error)
+
+
+def test_a_stream_that_waits_for_a_listener_fails_with_the_connection(client: Client) -> None:
+    """And not as if its target had refused it: then it would not be tried over the next connection."""
+    os.kill(client.process.pid, signal.SIGSTOP)
+    opening = Thread(client.outcome, TCPAddress("127.0.0.1", 9))
+    wait_until(lambda: client.connection.streams)
+    os.kill(client.process.pid, signal.SIGKILL)
+    error = opening.result()
+    wait_until(lambda: client.lost == [error])
+
+
+def test_a_waiting_stream_that_was_not_connected_is_not_expected(tmp_path: Path) -> None:
+    """Ssh's log names streams by the order of their connects only."""
+    outcomes: list[Any] = []
+    owner: Any = SimpleNamespace(
+        server="ssh://server", answered=lambda _: None, over=lambda _: None, soon=lambda call: call()
+    )
+    forward = LocalForward(TCPAddress("db", 1), str(tmp_path / "none"))
+    forward.is_ready = True
+    first, second = (Opening(owner, "db:1", outcomes.append) for _ in range(2))
+    forward.waiting.extend([first, second])
+    assert forward.next_waiting() is first and list(forward.expected) == [first]
+    forward.not_connected(first, OSError(24, "Too many open files"))
+    assert not forward.expected
+    assert [str(one) for one in outcomes] == ["db:1: ssh accepts no stream: Too many open files"]
+    assert forward.next_waiting() is second and list(forward.expected) == [second]
+
+
 def test_names_that_could_be_lines_are_refused(client: Client) -> None:
     with pytest.raises(ConnectError, match="control characters"):
         client.open(TCPAddress("a\ndebug1: channel 3: free", 80))
@@ -333,33 +324,6 @@ def test_what_ssh_receives_is_acknowledged_at_once(
 
 
 # The end of the connection.
-
-
-def test_killed_ssh_is_a_lost_carrier_for_every_stream(client: Client, echo_server: Server) -> None:
-    streams = [client.open(place_of(echo_server)) for _ in range(5)]
-    for stream in streams:
-        stream.socket.sendall(b"x")
-        assert receive_exactly(stream.socket, 1) == b"x"
-    client.process.kill()
-    for stream in streams:
-        with contextlib.suppress(ConnectionResetError):
-            assert receive_all(stream.socket) == b""
-        assert stream.failure is not None
-        assert isinstance(stream.failure(), CarrierError)
-        stream.close()
-    wait_until(lambda: client.lost)
-    assert len(client.lost) == 1
-    assert isinstance(client.outcome(place_of(echo_server)), CarrierError)
-    assert not Path(client.connection._master.folder).exists()
-
-
-def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., Client]) -> None:
-    sshd = make_sshd()
-    client = make_client(dataclasses.replace(sshd.server, keepalive=1.0))
-    sshd.freeze()
-    wait_until(lambda: client.lost)
-    assert "not responding" in str(client.lost[0])
-    sshd.thaw()
 
 
 def test_a_control_socket_that_breaks_is_a_lost_connection(client: Client) -> None:
@@ -415,39 +379,21 @@ def test_a_proxy_command_ends_with_the_connection(sshd: Any, tmp_path: Path) -> 
         wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
 
 
-def program(sshd: Any, tmp_path: Path, last: str) -> tuple[subprocess.Popen[bytes], int, Path]:
-    """A program that has a connection, the process id of its ssh, and its private directory."""
-    text = (
-        "import os, sys, time\n"
+def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path) -> None:
+    """Nor does a child of it end anything."""
+    program = (
+        "import os, sys\n"
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {SUPPORT!r}]\n"
         "from test_backend import Client, SSHServer\n"
         f"client = Client({sshd.server!r})\n"
         "folder = client.connection._master.folder\n"
-        f"print(client.process.pid, folder, flush=True)\n{last}\n"
+        "print(client.process.pid, folder, flush=True)\n"
+        "if not os.fork(): sys.exit()\nos.wait()\nassert os.path.exists(folder), 'a child has removed it'"
     )
-    (tmp_path / "program.py").write_text(text)
-    child = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    pid, folder = child.stdout.readline().split()
-    return child, int(pid), Path(os.fsdecode(folder))
-
-
-def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> None:
-    child, pid, folder = program(sshd, tmp_path, "time.sleep(60)")
-    with child:
-        os.kill(pid, 0)
-        child.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    shutil.rmtree(folder, ignore_errors=True)  # no other program does, unless it has looked for such
-
-
-def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path) -> None:
-    last = "if not os.fork(): sys.exit()\nos.wait()\nassert os.path.exists(folder), 'a child has removed it'"
-    child, pid, folder = program(sshd, tmp_path, last)
-    with child:
-        assert child.wait(WAIT) == 0
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    assert not folder.exists()
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=WAIT, check=True)
+    pid, folder = done.stdout.split()
+    wait_until(lambda: not Path(f"/proc/{int(pid)}").exists())
+    assert not Path(os.fsdecode(folder)).exists()
 
 
 # Reverse forwards.
@@ -472,32 +418,6 @@ class Accepted:
         return self.streams[-1]
 
 
-def test_the_server_listens_for_us(client: Client) -> None:
-    accepted = Accepted()
-    place = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
-    assert isinstance(place, TCPAddress)
-    with socket.create_connection((place.host, place.port)) as caller, accepted.next() as stream:
-        assert accepted.peers == [caller.getsockname()]
-        caller.sendall(BLOCK[:1000])
-        caller.shutdown(socket.SHUT_WR)
-        assert receive_all(stream.socket) == BLOCK[:1000]
-        assert stream.failure is not None
-        assert stream.failure() is None
-        stream.socket.sendall(b"reply")
-        stream.close()
-        assert receive_all(caller) == b"reply"
-    client.connection.stop_listening(place)
-    wait_until(lambda: is_gone((place.host, place.port)))  # ssh does not wait for the server
-
-
-def test_a_stream_of_a_listener_is_lost_with_the_connection(client: Client) -> None:
-    accepted = Accepted()
-    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
-    with socket.create_connection((place.host, place.port)), accepted.next() as stream:
-        client.process.kill()
-        assert told(stream) == "carrier_lost"
-
-
 def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
     """Prove that a stream from there gets through."""
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
@@ -508,30 +428,24 @@ def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
             assert receive_exactly(stream.socket, 1) == b"x"
 
 
-def test_a_port_that_was_taken_can_be_had_later(client: Client) -> None:
+@pytest.mark.parametrize("kind", ["port", "path"])
+def test_a_place_that_was_taken_can_be_had_later(client: Client, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "far"
     with socket.create_server(("127.0.0.1", 0)) as other:
-        place = TCPAddress(*other.getsockname())
+        path.touch()
+        place: Any = TCPAddress(*other.getsockname()) if kind == "port" else UnixAddress(str(path))
         for _ in range(2):
             with pytest.raises(ForwardError):
                 client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    path.unlink()
     for _ in range(2):  # ssh remembers what was refused, and that outlives what was granted
         accepted = Accepted()
         assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
-        greet(client, place, accepted, (place.host, place.port))
+        greet(client, place, accepted, (place.host, place.port) if kind == "port" else place.path)
         client.connection.stop_listening(place)
+        if kind == "path":
+            break  # sshd leaves the path
         wait_until(lambda: is_gone((place.host, place.port)))
-
-
-def test_a_far_unix_socket_that_was_taken_can_be_had_later(client: Client, tmp_path: Path) -> None:
-    place = UnixAddress(str(tmp_path / "far"))
-    Path(place.path).touch()
-    with pytest.raises(ForwardError):
-        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
-    Path(place.path).unlink()
-    accepted = Accepted()
-    client.connection.listen(place, accepted, time.monotonic() + WAIT)
-    greet(client, place, accepted, place.path)
-    client.connection.stop_listening(place)
 
 
 def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
@@ -578,10 +492,6 @@ def test_an_answer_that_comes_too_late_leaves_nothing(
 def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
     make_ssh_server: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sshd import embedded
-
-    from relay.testing.ssh import session
-
     client = make_client(embedded(make_ssh_server()))
     for policy in [one for one in vars(session).values() if hasattr(one, "check_port_forward_request")]:
         monkeypatch.setattr(policy, "check_port_forward_request", lambda self, address, port: 0x7FFFFFFF)
@@ -591,6 +501,7 @@ def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
 
 @pytest.mark.parametrize("port", [0x7FFFFFFF, 65536])
 def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """As ssh passes it on."""
     listening = client.connection._remote_forwards
     answered = listening._answered
     monkeypatch.setattr(listening, "_answered", lambda reverse, told: answered(reverse, port))
@@ -599,25 +510,7 @@ def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pyt
     assert not listening._forwards
 
 
-def test_a_listener_that_is_forbidden_is_a_forward_error(make_sshd: Any, make_client: Callable[..., Client]) -> None:
-    client = make_client(make_sshd("AllowTcpForwarding local").server)
-    with pytest.raises(ForwardError, match="does not listen"):
-        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
-
-
 # The login.
-
-
-def test_a_key_that_is_not_known_is_refused(sshd: Any, tmp_path: Path) -> None:
-    nothing = tmp_path / "known hosts 100%"
-    nothing.touch()
-    with pytest.raises(HostKeyError, match="not known") as caught:
-        Client(dataclasses.replace(sshd.server, known_hosts=str(nothing)))
-    assert str(nothing) in str(caught.value)
-    assert "SHA256:" in str(caught.value)
-    client = Client(dataclasses.replace(sshd.server, known_hosts=str(nothing), accept_new=True))
-    client.connection.close()
-    assert sshd.host_key_line.split()[1] in nothing.read_text()
 
 
 @pytest.mark.parametrize("name", ["/proc/kh", "missing/known_hosts", "."])
@@ -647,13 +540,6 @@ def fingerprint(path: Path) -> str:
     return subprocess.run(["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True).stdout.split()[1]
 
 
-def test_a_wrong_key_says_what_was_tried(sshd: Any, tmp_path: Path) -> None:
-    make_key(tmp_path / "wrong")
-    with pytest.raises(AuthenticationError, match="publickey") as caught:
-        Client(dataclasses.replace(sshd.server, keyfile=str(tmp_path / "wrong")))
-    assert str(tmp_path / "wrong") in str(caught.value)
-
-
 def test_a_passphrase_is_asked_for(sshd: Any, tmp_path: Path) -> None:
     line = make_key(tmp_path / "locked", "open sesame")
     keys = Path(f"{sshd.folder}/authorized_keys")
@@ -671,44 +557,6 @@ def test_a_passphrase_is_asked_for(sshd: Any, tmp_path: Path) -> None:
             Client(dataclasses.replace(locked, keyfile=str(public)))
     finally:
         keys.write_text(before)
-
-
-def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
-    from sshd import embedded
-
-    rig = make_ssh_server(users={"me": 'it\'s a "secret" 100%'})
-    server = embedded(rig, keyfile=None)
-    server = dataclasses.replace(server, user="me", backend="openssh")
-    Client(dataclasses.replace(server, password='it\'s a "secret" 100%')).connection.close()
-    with pytest.raises(AuthenticationError, match="; the password or the user name is wrong"):
-        Client(dataclasses.replace(server, password="wrong"))
-
-
-def test_a_wrong_passphrase_is_named_where_the_server_takes_passwords(make_ssh_server: Any, tmp_path: Path) -> None:
-    rig = make_ssh_server(users={"me": "secret"}, authorized_keys=[make_key(tmp_path / "locked", "open sesame")])
-    server = SSHServer(rig.address[0], "me", rig.address[1], known_hosts=rig.known_hosts, config=os.devnull)
-    locked = dataclasses.replace(server, keyfile=str(tmp_path / "locked"), passphrase="nope")
-    named = "locked is encrypted with another passphrase than the one that was given"
-    with pytest.raises(AuthenticationError, match=named):
-        Client(locked)
-    assert ("me", "password") not in rig.attempts, "none was given"
-    with pytest.raises(AuthenticationError, match=f"{named}; the password or the user name is wrong"):
-        Client(dataclasses.replace(locked, password="wrong"))
-
-
-def test_an_agent_with_too_many_keys_says_what_to_do(
-    make_sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sshd = make_sshd("MaxAuthTries 2")
-    with RealAgent(tmp_path / "agent") as agent:
-        for number in range(4):
-            make_key(tmp_path / f"key{number}")
-            agent.add(tmp_path / f"key{number}")
-        monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
-        with pytest.raises(AuthenticationError, match="Too many authentication failures") as caught:
-            Client(dataclasses.replace(sshd.server, keyfile=None))
-    assert "set keyfile" in str(caught.value)
-    assert "id_rsa" not in str(caught.value)
 
 
 def test_an_agent_that_hangs_is_named(sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -773,16 +621,3 @@ def test_no_ssh_says_what_to_do(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(relay.RelayError, match="install"):
         connect(settings, None, time.monotonic() + WAIT, cancel, print)
     cancel.close()
-
-
-def test_a_long_temporary_directory_does_not_matter(
-    sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, echo_server: Server
-) -> None:
-    long = tmp_path / ("long" * 30)
-    long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    client = Client(sshd.server)
-    with client.open(place_of(echo_server)):
-        pass
-    client.connection.close()
-    assert list(long.iterdir()) == []

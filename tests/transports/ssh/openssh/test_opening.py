@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from state_table import rows_of
 
 from relay.errors import ConnectError
 from relay.transports.ssh.openssh import opening as module
-from relay.transports.ssh.openssh.opening import Opening, OpeningState
+from relay.transports.ssh.openssh.opening import Opening, OpeningState, OpenStreams
 
 ERROR = ConnectError("server: it is gone")
 
@@ -182,3 +185,74 @@ def test_a_stream_that_the_server_has_opened_is_open():
     opening.opened()
     opening.ended()
     assert opening.failure() is None
+
+
+# Which streams are open, and who waits for their ends.
+
+
+class Streams:
+    """Streams of one ssh, and what was called."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.open = OpenStreams(lambda call: call())
+        self.sockets: list[socket.socket] = []
+
+    def stream(self, *, alone: bool = False, has_owner: bool = True) -> tuple[Opening, socket.socket, socket.socket]:
+        """An open stream: with its socket, and ssh's end."""
+        owner: Any = SimpleNamespace(server="ssh://server")
+        opening = Opening(owner, "there:1", alone=alone)
+        ours, theirs = socket.socketpair()
+        self.sockets += [ours, theirs]
+        if has_owner:
+            opening.stream(ours)
+        self.open.add(opening)
+        return opening, ours, theirs
+
+    def wait(self) -> None:
+        """Wait as the exit does."""
+        self.open.when_sent(lambda: self.called.append("sent"))
+
+
+@pytest.fixture
+def streams() -> Iterator[Streams]:
+    made = Streams()
+    yield made
+    for one in made.sockets:
+        one.close()
+
+
+def test_the_end_of_ssh_is_idle_and_sends_no_more(streams: Streams) -> None:
+    streams.stream()[1].close()
+    streams.open.when_idle(lambda: streams.called.append("idle"))
+    streams.wait()
+    streams.open.clear()
+    assert streams.called == ["sent", "idle"] and not len(streams.open)
+
+
+def test_a_stream_that_its_owner_has_closed_is_waited_for(streams: Streams) -> None:
+    closed, ours, _ = streams.stream()
+    streams.stream()  # stays open
+    streams.stream(has_owner=False)
+    ours.close()
+    streams.wait()
+    assert not streams.called
+    for _ in range(2):
+        streams.open.remove(closed)
+    assert streams.called == ["sent"]
+
+
+def test_a_socket_without_another_owner_counts_as_closed(streams: Streams) -> None:
+    opening, ours, theirs = streams.stream(alone=True)
+    ours.sendall(b"last words")
+    streams.wait()
+    assert not streams.called
+    assert theirs.recv(100) == b"last words" and theirs.recv(100) == b""
+    streams.open.remove(opening)
+    assert streams.called == ["sent"]
+
+
+def test_with_open_streams_only_nothing_is_waited_for(streams: Streams) -> None:
+    streams.stream()
+    streams.wait()
+    assert streams.called == ["sent"]

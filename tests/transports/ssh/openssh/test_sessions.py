@@ -219,6 +219,7 @@ def test_ssh_that_is_killed_is_a_lost_connection(far: FarEnd) -> None:
             with pytest.raises(CarrierError):
                 answer.get(None, None)
         wait_until(lambda: link.lost)
+        assert not os.path.exists(link.connection._master.folder)
 
 
 def test_everybody_gives_up_before_ssh_has_answered(far: FarEnd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,36 +258,12 @@ def test_a_row_of_the_sending_table(
     assert rig.freed == freed
 
 
-@pytest.mark.parametrize("lead", [eof_pending, ended])
-def test_data_after_eof_are_ignored(rig: Rig, lead: Step) -> None:
-    lead(rig)
-    before, waiting = rig.left, len(rig.channel._backlog)
-    data(rig)
-    assert (rig.left, len(rig.channel._backlog)) == (before, waiting)
-
-
 def test_data_without_an_owner_are_dropped_and_given_back(rig: Rig) -> None:
     discarding(rig)
     for _ in range(4 * WINDOW // PIECE):  # more than the window allows at once
         data(rig)
     assert rig.channel.error is None and not rig.channel._backlog
     assert rig.left > WINDOW // 2
-
-
-def test_an_eof_follows_the_backlog(rig: Rig) -> None:
-    eof_pending(rig)
-    owner_reads(rig)
-    got = b"".join(iter(lambda: rig.stream.socket.recv(1 << 20), b""))
-    assert set(got) <= {ord("x")}
-
-
-def test_a_failure_is_a_reset_and_no_eof(rig: Rig) -> None:
-    failing(rig)
-    owner_reads(rig)
-    rig.turn()  # closes the channel's end
-    with pytest.raises(ConnectionResetError):
-        while rig.stream.socket.recv(1 << 20):
-            pass
 
 
 @pytest.mark.parametrize("lead", [opened, eof_sent, close_sent, discarding, eof_pending, ended])
@@ -299,19 +275,6 @@ def test_a_channel_is_over_once(rig: Rig, lead: Step, monkeypatch: pytest.Monkey
     close(rig)
     linger(rig)
     assert rig.over == 1
-
-
-def test_after_a_close_without_a_reset_the_channel_waits_for_the_server(rig: Rig) -> None:
-    owner_hangs_up(rig)
-    assert rig.sent == [END, CLOSE] and not rig.is_attached and not rig.over
-    close(rig)
-    assert rig.over == 1 and rig.freed == [NUMBER]
-
-
-def test_a_server_that_does_not_close_is_waited_for_until_the_linger_timer(rig: Rig) -> None:
-    owner_hangs_up(rig)
-    rig.channel._expired(0.0)
-    assert rig.over == 1 and not rig.freed
 
 
 def test_after_close_no_request_is_answered(rig: Rig) -> None:

@@ -64,10 +64,6 @@ def refused(settings: Settings, data: bytes = ED25519) -> str:
     return text
 
 
-def test_a_known_key(trust: Any) -> None:
-    verify(trust(line("web"), line("db", OTHER), line("*", ED25519)), Key(ED25519))
-
-
 def test_an_unknown_host(trust: Any) -> None:
     settings = trust(line("web", ED25519))
     text = refused(settings)
@@ -96,20 +92,6 @@ def test_the_command_to_forget_a_key_forgets_it(trust: Any) -> None:
     assert "is not known" in refused(settings)
 
 
-@pytest.mark.parametrize("accept_new", [False, True])
-def test_a_key_of_another_type(trust: Any, accept_new: bool) -> None:
-    text = refused(trust(line("db", RSA), accept_new=accept_new))
-    assert "is not known, but one of another type is" in text and f"line 1: RSA {fingerprint(RSA)}" in text
-
-
-@pytest.mark.parametrize("marker", ["@revoked db", "@revoked *"])
-def test_a_revoked_key(trust: Any, marker: str) -> None:
-    kind = line(marker, ED25519)
-    assert "is revoked" in refused(trust(line("db", ED25519), kind))
-    assert "is revoked" in refused(trust(kind, accept_new=True))
-    verify(trust(line(marker, OTHER), line("db", ED25519)), Key(ED25519))
-
-
 def test_a_certificate_authority_is_not_enough(trust: Any) -> None:
     text = refused(trust(line("@cert-authority *", OTHER), accept_new=True))
     assert "certificate authority" in text and "line 1" in text and "backend='openssh'" in text
@@ -122,16 +104,6 @@ def test_a_key_of_the_plain_name_is_good_at_another_port(trust: Any) -> None:
     assert "is not known" in refused(trust(line("db", OTHER), port=2222))
     assert "is not known" in refused(trust(line("db", ED25519), port=2222, host_key_name="alias"))
     assert "is revoked" in refused(trust(line("@revoked db", ED25519), port=2222))
-
-
-def test_an_alias_is_looked_up_alone(trust: Any) -> None:
-    verify(trust(line("alias", ED25519), line("db", OTHER), host_key_name="alias"), Key(ED25519))
-
-
-@pytest.mark.parametrize("port", [22, 2222])
-def test_a_pinned_key_that_is_revoked(trust: Any, port: int) -> None:
-    pin = {"hostkey": fingerprint(ED25519)}
-    assert "is revoked" in refused(trust(line("db", ED25519), line("@revoked db", ED25519), port=port, wishes=pin))
 
 
 @pytest.mark.parametrize("padding", ["", "="])

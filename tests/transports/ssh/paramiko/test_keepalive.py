@@ -46,6 +46,11 @@ class Rig:
         self.wire.heard -= seconds
         self.keepalive._probed -= seconds
 
+    def stop_for(self, seconds: float) -> None:
+        """Nothing has run meanwhile, so that no check was due."""
+        self.pass_time(seconds)
+        self.keepalive._checked -= seconds
+
     def expire(self) -> None:
         self.keepalive._check_silence(time.monotonic())
 
@@ -102,13 +107,23 @@ def test_a_server_that_does_not_answer_a_probe_is_dead(rig: Rig) -> None:
     assert [round(seconds / EVERY, 1) for seconds in rig.silent] == [3.1]
 
 
-def test_silence_before_a_probe_proves_nothing(rig: Rig) -> None:
-    rig.check()
-    rig.asked.clear()
-    rig.wire.heard -= 10 * EVERY
-    rig.expire()  # this process was stopped meanwhile: it asks again
-    assert len(rig.asked) == 1
-    assert not rig.silent
+@pytest.mark.parametrize("is_checked", [True, False], ids=["checked at once", "not checked"])
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered before", "the answer was not read yet"])
+def test_silence_while_this_process_was_stopped_proves_nothing(rig: Rig, is_answered: bool, is_checked: bool) -> None:
+    """It asks again, and the server has an interval to answer."""
+    for _ in range(4):
+        rig.check()
+    if is_answered:
+        rig.asked.clear()
+    before = len(rig.asked)
+    rig.stop_for(10 * EVERY)
+    if is_checked:
+        rig.check()
+    rig.expire()
+    assert len(rig.asked) == before + 1 and not rig.silent
+    rig.pass_time(1.1 * EVERY)
+    rig.expire()
+    assert len(rig.silent) == 1
 
 
 def test_a_thread_that_handles_no_check_is_noticed_by_the_checks(rig: Rig) -> None:

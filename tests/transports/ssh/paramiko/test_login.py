@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import paramiko
@@ -22,7 +23,7 @@ from relay.addresses.ssh import SSHServer
 from relay.transports.ssh.config.identities import public_key
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.paramiko import login as authentication
-from relay.transports.ssh.paramiko.login import authenticate
+from relay.transports.ssh.paramiko.login import Secrets, authenticate
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -160,61 +161,23 @@ def test_too_many_keys_end_with_an_error_that_says_so(make_sshd: Any, tmp_path: 
     assert "Too many authentication failures" in text and "set keyfile to the right key" in text
 
 
-def test_nothing_to_try(sshd: Any) -> None:
-    text = refused(alter(sshd.server, keyfile=None, config="none"))
-    assert "no credential was available" in text and "keyfile" in text
-
-
-def test_a_server_that_is_killed_is_a_lost_connection(make_sshd: Any) -> None:
-    sshd = make_sshd()
-    with connected(sshd.server) as transport:
-        sshd.kill()
-        with pytest.raises(CarrierError, match="^ssh://.*: the connection was lost during the login: "):
-            authenticate(transport, resolve_settings(sshd.server))
-
-
-def test_a_frozen_server_holds_nobody_who_closes(make_sshd: Any) -> None:
-    sshd = make_sshd()
-    with connected(sshd.server) as transport:
-        sshd.freeze()
-        thread = Thread(authenticate, transport, resolve_settings(sshd.server))
-        transport.close()
-        with pytest.raises(CarrierError):
-            thread.result(PROMPT)
-
-
 # -- passwords, against the embedded server ---------------------------------------------------------------------------
 
 
 def test_a_password(make_ssh_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = make_ssh_server(users={"me": SECRET})
-    (tmp_path / "word").write_text(SECRET)
+    word = "pässwörd"
+    server = make_ssh_server(users={"me": word})
+    (tmp_path / "word").write_text(word)
     (tmp_path / "word").chmod(0o600)
-    monkeypatch.setenv("RELAY_WORD", SECRET)
+    monkeypatch.setenv("RELAY_WORD", word)
     for wish in (
-        {"password": SECRET},
-        {"password": lambda: SECRET},
-        {"password": lambda prompt: SECRET if prompt == "me@127.0.0.1's password: " else ""},
+        {"password": word},
+        {"password": lambda: word},
+        {"password": lambda prompt: word if prompt == "me@127.0.0.1's password: " else ""},
         {"password_file": str(tmp_path / "word")},
         {"password_env": "RELAY_WORD"},
     ):
         log_in(of(server, **wish))
-
-
-def test_a_password_that_is_not_ascii(make_ssh_server: Any) -> None:
-    log_in(of(make_ssh_server(users={"me": "pässwörd"}), password="pässwörd"))
-
-
-def test_a_wrong_password(make_ssh_server: Any) -> None:
-    text = refused(of(make_ssh_server(users={"me": "other"}), password=SECRET))
-    assert "rejected: password; the password or the user name is wrong; " in text
-
-
-def test_no_password(make_ssh_server: Any) -> None:
-    text = refused(of(make_ssh_server(users={"me": SECRET}, methods=["password"])))
-    assert (
-        "the server accepts password; no credential was available; set password, password_file or password_env" in text
-    )
 
 
 def test_a_secret_that_cannot_be_had(make_ssh_server: Any) -> None:
@@ -252,27 +215,9 @@ def test_one_hidden_question_is_answered_with_the_password(make_ssh_server: Any,
     log_in(of(make_ssh_server(questions=QUESTIONS[:1]), password=word))
 
 
-def test_a_callable_without_argument_is_called_once(make_ssh_server: Any) -> None:
-    called: list[None] = []
-
-    def word() -> str:
-        called.append(None)
-        return "wrong"
-
-    text = refused(of(make_ssh_server(users={"me": SECRET}, questions=QUESTIONS[:1]), password=word))
-    assert "rejected: password, keyboard-interactive" in text and len(called) == 1
-
-
 def test_a_second_question_is_not_answered_with_the_password(make_ssh_server: Any) -> None:
     text = refused(of(make_ssh_server(questions=QUESTIONS), password=SECRET))
     assert "the server asks 'Code :'; set password to a callable to answer it" in text and "is wrong" not in text
-
-
-def test_a_callable_that_fails_ends_the_login_with_its_error(make_ssh_server: Any) -> None:
-    def fail(prompt: str) -> str:
-        raise RuntimeError("no terminal")
-
-    assert "raised RuntimeError" in refused(of(make_ssh_server(questions=QUESTIONS), password=fail))
 
 
 @pytest.mark.parametrize("wish", ["password", "question", "passphrase"])
@@ -426,24 +371,6 @@ def test_methods_that_nobody_knows(hostile: Any) -> None:
     assert "backend='openssh' (in an address: ?backend=openssh) supports GSSAPI and host-based login" in text
 
 
-def test_a_server_that_goes_away_with_a_word(hostile: Any) -> None:
-    interface = Hostile()
-    server, made = hostile(interface)
-
-    def leave() -> int:
-        message = paramiko.Message()
-        message.add_byte(b"\x01")
-        message.add_int(11)
-        message.add_string("maintenance\n\x1b[31m")
-        message.add_string("")
-        made[0]._send_message(message)
-        made[0].close()
-        return int(paramiko.AUTH_FAILED)
-
-    interface.answers["password"] = leave
-    assert r"the server says: maintenance \x1b[31m" in refused(server, CarrierError)
-
-
 def test_a_server_that_accepts_the_service_twice(hostile: Any) -> None:
     """The service request is not sent again."""
     interface = Hostile("password")
@@ -569,3 +496,40 @@ def test_nothing_reads_the_terminal(sshd: Any, monkeypatch: pytest.MonkeyPatch, 
     for name in ("builtins.input", "getpass.getpass"):
         monkeypatch.setattr(name, fail)
     refused(alter(sshd.server, keyfile=str(make(tmp_path / "locked", "ed25519", "-N", SECRET))))
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def secrets(password: Any, is_active: Any = lambda: True) -> Secrets:
+    settings = SimpleNamespace(
+        server=SSHServer("host", "me", 22, password=password), user="me", hostname="host", name="ssh://me@host"
+    )
+    return Secrets(settings, is_active)  # type: ignore[arg-type]
+
+
+def test_a_password_answers_every_question() -> None:
+    made = secrets("word")
+    assert (made.has_password, made.asks, made.password(), made.answer("code? ")) == (True, False, "word", "word")
+
+
+def test_a_callable_without_parameters_is_called_once() -> None:
+    calls: list[None] = []
+    made = secrets(lambda: calls.append(None) or "word")
+    assert (made.answer("code? "), made.password(), len(calls)) == ("word", "word", 1)
+
+
+def test_a_callable_with_a_parameter_gets_each_question() -> None:
+    made = secrets(lambda question: question.upper())
+    assert made.asks
+    assert [made.answer("code? "), made.answer("pin? ")] == ["CODE? ", "PIN? "]
+    assert made.password() == "ME@HOST'S PASSWORD: "
+
+
+def test_without_threads_the_login_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(CarrierError, match="can't start new thread"):
+        secrets("word").password()

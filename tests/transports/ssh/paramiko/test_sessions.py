@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from helpers import WAIT, receive_all, receive_exactly, receive_until_reset, wait_until
+from helpers import WAIT, receive_all, receive_exactly, receive_until_reset
 from paramiko_rig import ScriptedServer, begin
 
 from relay.addresses.hops import Command
@@ -222,13 +222,6 @@ def test_a_deadline_before_the_answer(rig):
     rig.server.send(GRANTED, number)
 
 
-def test_a_connection_that_is_lost_before_the_answer(rig):
-    _, told, _ = rig.ask()
-    rig.server.expect(REQUEST)
-    rig.server.transport.close()
-    assert isinstance(told.get(timeout=WAIT), CarrierError)
-
-
 def test_a_reset_sends_a_signal_and_a_close_does_not(rig):
     stream, number = rig.open()
     stream.reset()
@@ -251,13 +244,3 @@ def test_a_reset_after_its_end_sends_nothing_more(rig):
     idle = threading.Event()
     rig.connection.when_idle(idle.set)
     assert idle.wait(WAIT)
-
-
-def test_many_numbers_are_used_again(rig):
-    for _ in range(5):
-        stream, number = rig.open()
-        rig.server.send(CLOSE, number)
-        assert receive_until_reset(stream.socket) == b""
-        stream.close()
-        rig.server.expect(CLOSE)
-        wait_until(lambda number=number: number in rig.connection._mux._free)

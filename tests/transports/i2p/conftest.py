@@ -1,0 +1,45 @@
+"""Bridges and sessions for the tests of I2P: scripted ones, and embedded ones with listeners and clients."""
+
+from __future__ import annotations
+
+import pytest
+from listener_rig import Clients, Listening
+from sam_rig import Opened, ScriptedBridge
+
+from relay.testing import SAMBridge
+
+
+@pytest.fixture
+def scripted():
+    made = ScriptedBridge()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def opened(scripted):
+    """A session at the scripted bridge."""
+    made = Opened(scripted)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bridge(request):
+    """An embedded one, of the personality that the test names."""
+    with SAMBridge(personality=getattr(request, "param", "i2pd")) as made:
+        yield made
+
+
+@pytest.fixture
+def listen(bridge):
+    made = Listening(bridge)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clients(bridge):
+    made = Clients(bridge)
+    yield made
+    made.close()

@@ -1,0 +1,26 @@
+"""Servers for the tests of paramiko."""
+
+from __future__ import annotations
+
+import pytest
+from paramiko_rig import ScriptedServer
+
+
+@pytest.fixture
+def scripted():
+    """Makes servers that say what the test wants, ``scripted(**attributes of its transport)``."""
+    servers = []
+
+    def make(**options):
+        servers.append(ScriptedServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(params=["sshd", "embedded"])
+def rig(request, openssh_server):
+    """A server of either kind."""
+    return request.getfixturevalue("sshd" if request.param == "sshd" else "ssh_server")

@@ -144,6 +144,8 @@ def the_first_of_the_servers_routers_ends(network: i2pd.Network, service: str) -
         reach(network.router(2), server.dest) as client,
     ):
         dest = server.dest
+        with blaming(first, network.router(2)):
+            until_served(client)
         with live(client):
             first.kill()
             until_lost(server)

@@ -104,7 +104,7 @@ $(BIN)/python:
 # Stamps: the environment is brought up to date only when pyproject.toml has changed.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo 'installing relay into $(VENV)'
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[all]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python

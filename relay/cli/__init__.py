@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["main"]
 
 
@@ -13,6 +15,15 @@ def main() -> int:
     from ..transports.ssh.deferred import defer_invoke
 
     defer_invoke()
-    from .app import run
+    try:
+        from .app import run
 
-    return run()
+        return run()
+    except ModuleNotFoundError:
+        from ..extras import missing
+
+        problem = missing("cli")
+        if problem is None:
+            raise
+        print(f"relay: {problem}", file=sys.stderr)
+        return 1

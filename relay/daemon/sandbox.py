@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..extras import missing
+
 _PORTS_ABI = 4  # the first one that restricts connections
 
 _Identity = tuple[int, int]  # device and inode: the kernel knows files by these, not by their paths
@@ -149,7 +151,7 @@ def apply(rules: Rules) -> Sandbox:
     try:
         import landlockpy
     except ImportError as error:
-        raise SandboxError("the Python package landlockpy is not installed") from error
+        raise SandboxError(missing("sandbox") or str(error)) from error
     rights = _Rights(landlockpy)
     net = landlockpy.AccessNet.NONE if rules.ports is None else landlockpy.AccessNet.CONNECT_TCP
     try:

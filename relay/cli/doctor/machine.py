@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from ...extras import EXTRAS
 from ...process import DEVNULL, PIPE, start
 from .report import Check, Status
 
@@ -28,6 +29,7 @@ _PIPES = 32 << 20  # bytes of all pipes of one relay: the bound of relay.eventlo
 _QUOTA = "fs.pipe-user-pages-soft"
 _PATIENCE = 5.0  # seconds for ``ssh -V``
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*([^;]*)(;.*)?")
+_EXTRA = re.compile(r"""extra == ["'](\w+)""")
 _BOUND = re.compile(r"(>=|<|==|!=|>|<=)\s*([0-9.]+)")
 _UNSYNCHRONIZED = 5  # TIME_ERROR of adjtimex(2)
 
@@ -95,10 +97,13 @@ def dependencies() -> list[Check]:
     checks = []
     for requirement in wanted:
         match = _REQUIREMENT.fullmatch(requirement)
-        if match is None or "extra" in (match[3] or ""):
+        if match is None or match[1] == DISTRIBUTION:
             continue
         name, bounds = match[1], match[2].strip()
+        extra = _EXTRA.search(match[3] or "")
         version = _version(name)
+        if extra is not None and (version is None or extra[1] not in EXTRAS):
+            continue  # the user has not asked for it
         if version is None:
             checks.append(Check("dependencies", name, Status.FAILED, "not installed", f"pip install '{requirement}'"))
         elif not _fits(version, bounds):

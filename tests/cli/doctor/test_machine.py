@@ -65,11 +65,18 @@ def test_another_project_of_the_name(monkeypatch):
     ("version", "status"), [("3.9.1", Status.OK), ("3.4", Status.FAILED), ("6.0", Status.FAILED), (None, Status.FAILED)]
 )
 def test_the_version_of_a_dependency(monkeypatch, version, status):
-    monkeypatch.setattr(metadata, "requires", lambda _: ["paramiko<6,>=3.5", 'sphinx>=8; extra == "dev"'])
-    monkeypatch.setattr(facts, "_version", lambda _: version)
+    optional = ['sphinx>=8; extra == "dev"', 'uvicorn>=0.3; extra == "status"', 'relay-toolkit[cli]; extra == "all"']
+    monkeypatch.setattr(metadata, "requires", lambda _: ["paramiko<6,>=3.5", *optional])
+    monkeypatch.setattr(facts, "_version", lambda name: version if name == "paramiko" else None)
     (check,) = facts.dependencies()
     assert (check.subject, check.status) == ("paramiko", status)
     assert bool(check.advice) == (status is not Status.OK)
+
+
+def test_the_version_of_an_extra_that_is_installed(monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda _: ['uvicorn>=99; extra == "status"'])
+    (check,) = facts.dependencies()
+    assert (check.subject, check.status) == ("uvicorn", Status.FAILED)
 
 
 def test_a_package_without_metadata(monkeypatch):

@@ -1,7 +1,5 @@
 """Modules that ``import relay`` loads, and the direction of the imports of the package."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import subprocess

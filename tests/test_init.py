@@ -1,7 +1,5 @@
 """``import relay``: the public names, quickly."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``relay.process``: any program as a child that ends with this one."""
 
-from __future__ import annotations
-
 import logging
 import os
 import select

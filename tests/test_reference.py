@@ -1,7 +1,5 @@
 """The pages that docs/write_reference.py writes are up to date."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Every sample runs, and says what it is for."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -13,11 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOME_TESTS = (
-    "tests/addresses/test_values.py",
-    "tests/test_init.py",
-    "tests/promises/test_half_close_is_kept.py",
-)
+SOME_TESTS = ("tests/addresses/test_values.py", "tests/test_init.py", "tests/promises/test_half_close_is_kept.py")
 
 
 def run(folder: Path, *argv: str, **variables: str) -> str:

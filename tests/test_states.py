@@ -1,7 +1,5 @@
 """A class with many attributes has a table of states, or is plain data, and says which."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``relay.access.access_list``: the decision about a client."""
 
-from __future__ import annotations
-
 import os
 import random
 

@@ -1,7 +1,5 @@
 """``relay.access.networks``: the same answers as ``ipaddress`` of Python, for one network and for sets."""
 
-from __future__ import annotations
-
 import ipaddress
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.access.patterns``: wildcards for whole segments of names in certificates."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -121,14 +119,7 @@ def test_a_wider_pattern_is_found(wide, narrow):
 
 @pytest.mark.parametrize(
     ("pattern", "other"),
-    [
-        ("a.*", "a.**"),
-        ("a.*", "a.b.c"),
-        ("*.**", "**"),
-        ("a.**.*", "a.**"),
-        ("a.b.**", "a.**"),
-        ("**.b", "b.**"),
-    ],
+    [("a.*", "a.**"), ("a.*", "a.b.c"), ("*.**", "**"), ("a.**.*", "a.**"), ("a.b.**", "a.**"), ("**.b", "b.**")],
 )
 def test_a_pattern_that_is_not_wider_is_not_found(pattern, other):
     found = PatternSet(0, [(pattern, tuple(pattern.split(".")))])

@@ -1,7 +1,5 @@
 """``relay.access.rule_file``: lines of a file, and when it is read again."""
 
-from __future__ import annotations
-
 import logging
 import os
 
@@ -18,13 +16,7 @@ def texts(*lines):
 def test_a_hash_begins_a_comment_unless_it_is_in_a_value():
     assert texts(
         "# all", "", "10.0.0.0/8 # ours", "login:a#b", "login:c # d#e", "\tuser:f\t#", "10.0.0.1#", "#cn:g"
-    ) == [
-        (3, "cidr:10.0.0.0/8"),
-        (4, "login:a#b"),
-        (5, "login:c"),
-        (6, "user:f"),
-        (7, "cidr:10.0.0.1/32"),
-    ]
+    ) == [(3, "cidr:10.0.0.0/8"), (4, "login:a#b"), (5, "login:c"), (6, "user:f"), (7, "cidr:10.0.0.1/32")]
 
 
 def test_a_file_names_no_further_file():

@@ -1,7 +1,5 @@
 """``relay.access.rule_set``: which rule matches a client."""
 
-from __future__ import annotations
-
 import os
 import pwd
 

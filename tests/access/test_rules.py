@@ -1,7 +1,5 @@
 """``relay.access.rules``: the text of an entry, and what is wrong with it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

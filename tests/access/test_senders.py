@@ -1,7 +1,5 @@
 """Senders of headers: which of a listener's clients they are."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

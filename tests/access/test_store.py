@@ -1,7 +1,5 @@
 """``relay.access.store``: bans and quotas over a restart, in a file that may be missing, damaged or in use."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sqlite3

@@ -1,7 +1,5 @@
 """``relay.access.useless``: rules that can never match, each with its place and a remedy."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.access.useless import Known, find_useless, possible_kinds

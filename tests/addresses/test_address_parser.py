@@ -1,7 +1,5 @@
 """The common syntax of all addresses, read on its own; :mod:`relay.addresses.parse` has the whole of them."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.addresses.address_parser import LONGEST_ADDRESS, AddressParser

@@ -1,7 +1,5 @@
 """``relay.addresses.destinations``: what is a destination, an address or a private key, and what is none."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """``relay.addresses.hops``: hops as values, what may follow which, and whose an error is."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """I2P addresses as values: what they hold, how they are shown, and what none of them can be."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``relay.addresses.mptcp``: where a tunnel gets Multipath TCP."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.addresses.mptcp import with_mptcp, without_mptcp

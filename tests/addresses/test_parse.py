@@ -1,7 +1,5 @@
 """Addresses as text: what is understood, and what is said of the rest."""
 
-from __future__ import annotations
-
 import base64
 import re
 from urllib.parse import quote
@@ -64,9 +62,7 @@ TARGETS = {
         "name.i2p", None, I2PRouter(parse_sam("tls://h:1?ca=/a%26b&cert=c"))
     ),
     "i2p://n.i2p?session=a%26b&keys=~/me.dat&in_depth=0&out_depth=7&user=me&password_file=f": I2PTarget(
-        "n.i2p",
-        None,
-        I2PRouter(session="a&b", keys="~/me.dat", in_depth=0, out_depth=7, user="me", password_file="f"),
+        "n.i2p", None, I2PRouter(session="a&b", keys="~/me.dat", in_depth=0, out_depth=7, user="me", password_file="f")
     ),
     "i2p://n.i2p?user=me&password=p%26+w": I2PTarget("n.i2p", None, I2PRouter(user="me", password="p&+w")),
     "i2p://n.i2p?user=me&password_env=PW": I2PTarget("n.i2p", None, I2PRouter(user="me", password_env="PW")),

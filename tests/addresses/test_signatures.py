@@ -1,7 +1,5 @@
 """The options of addresses in the signatures, the types and the docstrings of the functions that take them."""
 
-from __future__ import annotations
-
 import inspect
 import typing
 

@@ -1,7 +1,5 @@
 """Addresses as values: what they hold, how they are shown, and what none of them can be."""
 
-from __future__ import annotations
-
 import pytest
 from helpers import steady
 

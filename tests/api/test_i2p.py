@@ -1,7 +1,5 @@
 """The way out to I2P: what each argument does, and how the bridge is reached."""
 
-from __future__ import annotations
-
 import http.client
 import socket
 

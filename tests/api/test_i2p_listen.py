@@ -1,7 +1,5 @@
 """``relay.i2p_listen`` and ``i2p:`` addresses: what each argument does, and how the bridge is reached."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import time

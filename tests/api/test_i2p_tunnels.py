@@ -1,7 +1,5 @@
 """``TunnelServer`` and ``TunnelClient``: their arguments, their properties, and what they raise."""
 
-from __future__ import annotations
-
 import base64
 import inspect
 import socket

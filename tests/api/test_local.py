@@ -1,7 +1,5 @@
 """``relay.local``: a private Unix socket that leads anywhere."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat

@@ -1,7 +1,5 @@
 """The table of schemes: one address for each way out and in."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import inspect
@@ -224,10 +222,7 @@ def test_so_is_one_that_leads_to_a_listener(place):
         relay.listen(place, via=["i2p:"])
 
 
-@pytest.mark.parametrize(
-    ("table", "union"),
-    [(urls.SENDERS, values.Target), (urls.LISTENERS, hops.Listen)],
-)
+@pytest.mark.parametrize(("table", "union"), [(urls.SENDERS, values.Target), (urls.LISTENERS, hops.Listen)])
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))
     for kind, entry in table.items():

@@ -1,7 +1,5 @@
 """``relay.carriers.blocking``: attempts and closes on threads of their own."""
 
-from __future__ import annotations
-
 import queue
 import threading
 

@@ -1,7 +1,5 @@
 """``relay.carriers.carrier``: states, reconnects, clients that wait, and ``acquire`` of ``relay.carriers.pool``."""
 
-from __future__ import annotations
-
 import gc
 import os
 import queue

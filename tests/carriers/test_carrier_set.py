@@ -1,7 +1,5 @@
 """``relay.carriers.carrier_set``: several carriers of one hop, of which new streams use the healthiest."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """``relay.carriers.dialer``: streams over a carrier, whatever it is made of, and waiting for one."""
 
-from __future__ import annotations
-
 import queue
 import select
 import socket

@@ -1,7 +1,5 @@
 """``relay.carriers.link``: a waiter for a carrier gets one outcome, in time, or none."""
 
-from __future__ import annotations
-
 import time
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """``relay.carriers.listing``: what operators see of the carriers."""
 
-from __future__ import annotations
-
 import time
 
 from carrier_rig import Connector, outcome_of

@@ -1,7 +1,5 @@
 """``relay.carriers.pool.CarrierRef``: acquired with the first use; ``acquire`` is in test_carrier.py."""
 
-from __future__ import annotations
-
 import gc
 import os
 import threading

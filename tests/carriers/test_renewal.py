@@ -1,7 +1,5 @@
 """``relay.carriers.renewal``: when a link is replaced by plan."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

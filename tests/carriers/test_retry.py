@@ -1,7 +1,5 @@
 """``relay.carriers.retry``: the back-off, its jitter, and the failures that no retry repairs."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.carriers.retry import RetryPolicy

@@ -1,7 +1,5 @@
 """The command ``relay``, as its users run it: real processes, signals and exit statuses."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -15,16 +13,7 @@ import sys
 
 import pytest
 from command_rig import LISTENING, RELAY, Terminal, commands, run, squeezed
-from helpers import (
-    WAIT,
-    black_hole,
-    echo,
-    ending,
-    receive_all,
-    refusing,
-    send_and_end,
-    wait_until,
-)
+from helpers import WAIT, black_hole, echo, ending, receive_all, refusing, send_and_end, wait_until
 
 import relay
 from relay.addresses.i2p import I2PListen, I2PRouter
@@ -277,12 +266,7 @@ WRONG = {
     ("forward", ":0", "h:1", "--via", "ssh://me@h?keepalive=0"): "hop 'ssh://me@h?keepalive=0': keepalive=0; a number",
     ("expose", "h:1", "--on", ":80"): "--on ':80': it has no scheme; allowed are i2p: and ssh://",
     ("expose", "h:1", "--on", "tcp://:80"): "--on 'tcp://:80': tcp:// is on this machine, where relay forward listens",
-    (
-        "expose",
-        "h:1",
-        "--on",
-        "i2p://x.i2p",
-    ): "something follows i2p:; the keys give the destination",
+    ("expose", "h:1", "--on", "i2p://x.i2p"): "something follows i2p:; the keys give the destination",
     ("expose", "h:1", "--on", "ssh://h?listen=x"): "listen= 'x': no port",
     ("expose", "h:1", "--on", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
     ("expose", "h:1", "--on", "ssh://h", "--via", "ssh://me:hunter2@h"): "hop 'ssh://me:***@h': all users",

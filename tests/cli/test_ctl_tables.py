@@ -1,7 +1,5 @@
 """``relay.cli.ctl_tables``: the lines and tables of ``relay ctl``, from values."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay demo``, and the command that it ends with."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import shlex

@@ -1,7 +1,5 @@
 """``relay expose --on i2p`` and ``relay forward … i2p://…``, as their users run them, and ``relay keys``."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os
@@ -308,14 +306,7 @@ WRONG = {
     ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a rule nor a file",
     ("expose", "h:1", "--on", "i2p", "--deny", "nowhere"): "deny: 'nowhere' is neither a rule nor a file",
     ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: only for --on i2p; an ssh:// address has its own",
-    (
-        "expose",
-        "h:1",
-        "--on",
-        "ssh://h",
-        "--allow",
-        "x",
-    ): "allow: 'x' is neither a rule nor a file: the kind",
+    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "allow: 'x' is neither a rule nor a file: the kind",
     (
         "expose",
         "h:1",

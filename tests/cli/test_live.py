@@ -1,7 +1,5 @@
 """The live table: its layout, and what a terminal shows; pyte plays the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

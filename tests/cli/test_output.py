@@ -1,7 +1,5 @@
 """The lines of a command on standard error."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -34,8 +32,7 @@ def test_no_line_of_the_log_is_endless(capfd):
 
 
 @pytest.mark.parametrize(
-    ("level", "own"),
-    [("DEBUG", "DEBUG"), ("INFO", "INFO"), ("WARNING", "INFO"), ("ERROR", "ERROR")],
+    ("level", "own"), [("DEBUG", "DEBUG"), ("INFO", "INFO"), ("WARNING", "INFO"), ("ERROR", "ERROR")]
 )
 def test_what_the_command_itself_does_is_logged_with_warnings(level, own):
     output.log_from(logging.getLevelNamesMapping()[level])

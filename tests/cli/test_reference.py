@@ -1,7 +1,5 @@
 """Files that are made from the commands: the reference page, the manual pages, the completions of three shells."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

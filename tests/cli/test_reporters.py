@@ -1,7 +1,5 @@
 """``relay.cli.reporters``: what is said of the tunnel of a command line; its group runs on a thread of the test."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The search for the relay that runs; with a real one: test_operators_control_a_running_relay.py."""
 
-from __future__ import annotations
-
 import errno
 
 import pytest

@@ -1,7 +1,5 @@
 """Imports of the command in a thread at its start."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

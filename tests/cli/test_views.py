@@ -1,7 +1,5 @@
 """Tunnels in the live table: rates, what has ended, and what stands first."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.cli.live import lay_out

@@ -1,7 +1,5 @@
 """``relay.compat.rforward`` and what it is made of."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

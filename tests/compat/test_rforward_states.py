@@ -1,7 +1,5 @@
 """``relay.compat._rforward.tunnel``: each row of the table of states, without a server."""
 
-from __future__ import annotations
-
 import socket
 
 import paramiko
@@ -60,12 +58,7 @@ def tunnel():
 
 
 LEFT = ["cut", "ask the server"]
-WAY = {
-    "LISTENING": [],
-    "PAUSED": [Life.pause],
-    "STOPPED": [Life.stop_thread],
-    "any": [Life.stop_thread],
-}
+WAY = {"LISTENING": [], "PAUSED": [Life.pause], "STOPPED": [Life.stop_thread], "any": [Life.stop_thread]}
 ROWS = [
     ("LISTENING", "pause", "PAUSED", Life.pause, LEFT),
     ("LISTENING", "the server denies it", "PAUSED", Life.is_denied, ["cut"]),

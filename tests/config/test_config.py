@@ -1,7 +1,5 @@
 """``relay.toml``: what may be in it, and everything that is wrong with it, at once and with its line."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -174,10 +172,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
     ("text", "told"),
     [
         # unknown keys, with the nearest spelling
-        (
-            "tunel = 1\n" + T,
-            "1: tunel: there is no such key (did you mean tunnels?)",
-        ),
+        ("tunel = 1\n" + T, "1: tunel: there is no such key (did you mean tunnels?)"),
         (T + "conect_timeout = 3", "4: tunnels.t.conect_timeout: there is no such key (did you mean connect_timeout?)"),
         (T + "zzz = 3", "4: tunnels.t.zzz: there is no such key; allowed are nconnect"),
         (T + '"two\\nlines" = 3', '4: tunnels.t."two\\nlines": there is no such key'),
@@ -215,10 +210,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),
         (T + "limit = 5", "4: tunnels.t.limit: expected a list of tables"),
         (T + "limit = [{ speed = 1 }]", "4: tunnels.t.limit: unknown key 'speed'; use one of per, rate"),
-        (
-            T + "limit = [{ rate = '3/s' }, { rate = 20 }]",
-            "4: tunnels.t.limit: table 2: rate: expected text, got int",
-        ),
+        (T + "limit = [{ rate = '3/s' }, { rate = 20 }]", "4: tunnels.t.limit: table 2: rate: expected text, got int"),
         (T + "limit = [{ rate = '20' }]", "4: tunnels.t.limit: rate: expected a number and a time, got '20'"),
         (
             T + T.replace(".t]", ".u]").replace(":0", ":1") + "[defaults]\nallow = ['10.0.0.1/8']",
@@ -250,10 +242,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
             "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\nvia = ['ssh://b']\nmptcp = true",
             "5: tunnels.t.mptcp: relay neither listens nor connects over TCP here; leave it out",
         ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\nmptcp = true",
-            "3: tunnels.t.mptcp: a proxy has none; leave it out",
-        ),
+        ("[tunnels.t]\nlisten = 'socks5://:0'\nmptcp = true", "3: tunnels.t.mptcp: a proxy has none; leave it out"),
         (
             "[tunnels.t]\nlisten = ':0'\ntarget = 'tcp://a:1?mptcp=yes'\nvia = ['ssh://b']",
             "4: tunnels.t.via: tcp://a:1?mptcp=yes: ssh://b connects to it over plain TCP; leave mptcp out",
@@ -471,8 +460,7 @@ def test_a_number_without_end_in_hexadecimal(problems, key):
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["[" + "a." * 20_000 + "a]", "a." * 20_000 + "a = 1", 'x = { "a" = "a.b", ' + "'a' . " * 20_000 + "a = 1 }"],
+    "line", ["[" + "a." * 20_000 + "a]", "a." * 20_000 + "a = 1", 'x = { "a" = "a.b", ' + "'a' . " * 20_000 + "a = 1 }"]
 )
 def test_a_key_without_end(problems, line):
     """Each more than a minute of tomllib's time, which grows with the square of the parts."""
@@ -553,10 +541,7 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
             {"address": "i2p:", "sam": ["a:1", "b:1"], "outbound": {"length": 0}, "i2cp": {"fastReceive": True}},
             I2PRouter(parse_sam(["a:1", "b:1"]), options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
         ),
-        (
-            {"address": "http://u@x:1", "password_env": "P"},
-            Proxy("http", "x", 1, "u", password_env="P"),
-        ),
+        ({"address": "http://u@x:1", "password_env": "P"}, Proxy("http", "x", 1, "u", password_env="P")),
         ({"address": "exec:nc %h %p"}, Command("nc %h %p")),
     ],
 )

@@ -1,7 +1,5 @@
 """The lines of a TOML file: the scan finds what ``tomllib`` finds, and on the right line."""
 
-from __future__ import annotations
-
 import string
 import tomllib
 
@@ -118,9 +116,7 @@ scalars = st.one_of(
     st.integers(-9, 9), st.booleans(), st.floats(allow_nan=False), st.text("ab\"'#=[]{}\\,\n\t€", max_size=8)
 )
 values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-    max_leaves=12,
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=12
 )
 
 

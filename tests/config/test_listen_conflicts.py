@@ -1,7 +1,5 @@
 """No two tunnels of a file listen at one address."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

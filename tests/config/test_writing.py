@@ -1,7 +1,5 @@
 """The effective settings as a file: they are the same, without secrets."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

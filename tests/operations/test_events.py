@@ -1,7 +1,5 @@
 """Server-sent events: one sample for all pages, none without a page, and no page that harms another one."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

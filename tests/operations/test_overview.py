@@ -1,7 +1,5 @@
 """The samples of the status page."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

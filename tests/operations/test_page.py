@@ -1,7 +1,5 @@
 """The files of the status page, and the headers of each answer."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The server of operators against hostile clients: each gets an error or is closed, and no other client notices."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """The tables of the status page: their order, their filter, their pages, their texts."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Answers at the status addresses: few at a time, shared, in pages; no health check waits for them."""
 
-from __future__ import annotations
-
 import dataclasses
 import socket
 import threading

@@ -1,7 +1,5 @@
 """A bandwidth only slows streams down, whatever their kind: each byte arrives, and each end of file."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """A child ends with the program that started it, also when that is killed, and never before."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

@@ -1,7 +1,5 @@
 """A stream that relay knows was cut is an error to the holder of its socket, after the bytes that came before."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import select

@@ -1,7 +1,5 @@
 """A factory's exception ends its own connection and is logged once with its traceback."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

@@ -4,8 +4,6 @@ HAProxy checks more often than there, and the shutdown delay has no end: a secon
 noticed. So nothing depends on the speed of the machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import subprocess

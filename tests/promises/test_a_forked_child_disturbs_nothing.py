@@ -1,7 +1,5 @@
 """A forked child does not disturb its parent's tunnels."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

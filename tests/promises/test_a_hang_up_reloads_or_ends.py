@@ -1,7 +1,5 @@
 """SIGHUP reloads in ``relay up``, as in other daemons; on a terminal that closes it ends the program."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

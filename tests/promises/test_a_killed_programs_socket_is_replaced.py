@@ -1,7 +1,5 @@
 """A program that was killed leaves the file of its Unix socket; the next start takes its place, also with workers."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """With several carriers for a hop, the loss of one ends its own streams alone, and no new stream waits or fails."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -4,8 +4,6 @@ Each transport whose streams share a connection stands in ``TRANSPORTS``, and ea
 ``CALLS``: a new one is a line there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

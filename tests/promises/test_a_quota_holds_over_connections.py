@@ -1,7 +1,5 @@
 """A quota counts both directions of all connections of a client, and ends the one that uses it up."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

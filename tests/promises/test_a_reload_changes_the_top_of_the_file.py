@@ -1,7 +1,5 @@
 """A reload opens control socket, status server and access log anew; what it does not change, it names."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A file that is wrong in many ways: the caller of a reload and the log get the reason, and nothing changes."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

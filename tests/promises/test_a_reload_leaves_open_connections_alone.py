@@ -1,7 +1,5 @@
 """Ten reloads in a row under load: no client is refused, no byte is lost, and open connections go on."""
 
-from __future__ import annotations
-
 import hashlib
 import signal
 import socket

@@ -1,7 +1,5 @@
 """A planned renewal of an SSH connection or I2P session under load: no stream is cut, and no new one fails."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """A renewed certificate is in use without a signal: of listeners and of clients, with their authorities."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

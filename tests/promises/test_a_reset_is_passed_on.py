@@ -1,7 +1,5 @@
 """A reset on either side is passed on as a reset."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -3,8 +3,6 @@
 ``MOMENTS=100`` in the environment tries so many; ``SEED`` chooses them.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

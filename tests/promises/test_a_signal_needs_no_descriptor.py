@@ -4,8 +4,6 @@ From the moment when a test says so, no process of the command can import a modu
 few below its hard limit, which are those in reserve for operators.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

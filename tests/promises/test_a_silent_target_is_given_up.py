@@ -1,7 +1,5 @@
 """``first_byte_timeout`` ends a connection whose target sends nothing after the client's first byte."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import time

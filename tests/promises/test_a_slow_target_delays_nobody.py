@@ -1,7 +1,5 @@
 """A factory that sleeps, or a target that swallows SYNs, delays no other client."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import select

@@ -4,8 +4,6 @@ The drain takes 1,000 s and is spread over all of it: the oldest connection ends
 minutes.
 """
 
-from __future__ import annotations
-
 import re
 import select
 import signal

@@ -1,7 +1,5 @@
 """A reader that stops: memory stays bounded, the pressure reaches the sender, no other connection notices."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import socket

@@ -1,7 +1,5 @@
 """With ``warm``, a client gets a stream that is open already; a target that is down delays no client."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket

@@ -3,8 +3,6 @@
 Each way to a target stands in ``WAYS``, and each fate of a target in ``TARGETS``: a new one is a line there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import struct

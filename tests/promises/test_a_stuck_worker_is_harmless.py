@@ -1,7 +1,5 @@
 """A worker that is stopped, or blocked in a system call, delays no operator, is named, and is replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

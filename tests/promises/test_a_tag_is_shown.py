@@ -1,7 +1,5 @@
 """The ``tag`` of a tunnel is shown wherever operators see the tunnel, and a reload changes it in place."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A target that is refused, unreachable or timed out resets the client: never a clean empty end, never a hang."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

@@ -1,7 +1,5 @@
 """With ``source = "peer"`` a server behind relay sees one address for each client, so its log and its limits work."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import socket
@@ -191,10 +189,7 @@ def test_a_file(nginx, tmp_path):
 
 def test_the_command(nginx):
     for options, text in [
-        (
-            ["--source", "eth0"],
-            "--source: expected peer or an IP address of this machine, got 'eth0'",
-        ),
+        (["--source", "eth0"], "--source: expected peer or an IP address of this machine, got 'eth0'"),
         (["--source", "peer", "--warm", "1"], "relay: warm: with source = peer each stream belongs to its client"),
         (["--source", "::1"], f"relay: source: {nginx.address}: it has no IPv6 address, as the source ::1 is"),
         (["--source", "peer", "--via", "socks5://localhost:1"], "relay: source: relay does not connect to "),

@@ -1,7 +1,5 @@
 """A client in the tarpit waits: it holds no descriptor but its own, no slot, and nothing at the target."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

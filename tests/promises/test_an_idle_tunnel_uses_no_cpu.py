@@ -1,7 +1,5 @@
 """An idle tunnel with 200 idle connections uses no CPU: its thread is not even woken."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from pathlib import Path

@@ -3,8 +3,6 @@
 For a long proof, ``RELAY_UPGRADES=100`` upgrades that often.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

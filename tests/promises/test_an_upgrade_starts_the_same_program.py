@@ -1,7 +1,5 @@
 """A successor is the program that runs, with the flags of its interpreter: no package that others put in its way."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """``relay ctl`` believes this user, root, and the owner of the directory of the socket, and no other user."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Any user callable is a factory, also an undecorated one."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import random
@@ -165,9 +163,7 @@ def test_a_stream_with_everything_known(listener, tunnel_to):
     ids=repr,
 )
 def test_a_failure_at_the_end_of_file_resets_the_client(listener, tunnel_to, error, reason):
-    tunnel = tunnel_to(
-        lambda: relay.Stream(socket.create_connection(listener.getsockname()), failure=lambda: error),
-    )
+    tunnel = tunnel_to(lambda: relay.Stream(socket.create_connection(listener.getsockname()), failure=lambda: error))
     with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         far, _ = listener.accept()
         with far:

@@ -1,7 +1,5 @@
 """``receive`` may be a listening TCP or Unix socket, or any object with ``accept()`` and ``close()``."""
 
-from __future__ import annotations
-
 import errno
 import socket
 import threading

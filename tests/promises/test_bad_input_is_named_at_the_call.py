@@ -1,7 +1,5 @@
 """Bad input is a ``ValueError`` or ``TypeError`` at the call, that names the argument and what is allowed."""
 
-from __future__ import annotations
-
 import math
 import socket
 

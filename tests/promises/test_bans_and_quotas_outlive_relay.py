@@ -1,7 +1,5 @@
 """A ban and a quota outlive ``relay up``, also one that is killed; ``relay ctl`` lists and clears them."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

@@ -1,7 +1,5 @@
 """A hop of three dies: its streams end with their reason, and all that uses it comes back in order, by itself."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

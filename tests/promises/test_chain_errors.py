@@ -1,7 +1,5 @@
 """A failure in a chain names the hop that it belongs to, in one line and without secrets."""
 
-from __future__ import annotations
-
 import subprocess
 
 import chain_world

@@ -1,7 +1,5 @@
 """Every kind of hop over every kind of hop, to every kind of target: all bytes arrive both ways, or it is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import time

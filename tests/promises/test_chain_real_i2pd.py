@@ -1,7 +1,5 @@
 """An SSH server that is an I2P destination, and a router behind an SSH server: both end and come back by themselves."""
 
-from __future__ import annotations
-
 import pytest
 from chain_restarts import SCENARIOS
 

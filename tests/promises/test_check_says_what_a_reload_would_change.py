@@ -1,7 +1,5 @@
 """``relay check --diff`` asks the relay that runs, and changes nothing."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

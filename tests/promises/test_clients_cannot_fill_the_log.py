@@ -1,7 +1,5 @@
 """The log has a bounded number of lines about what a client can repeat at will; records and figures have all of it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

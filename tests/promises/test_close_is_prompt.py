@@ -1,7 +1,5 @@
 """``close()`` returns in under a second, whatever is under way, from wherever it is called."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import socket

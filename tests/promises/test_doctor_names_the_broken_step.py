@@ -1,7 +1,5 @@
 """``relay doctor`` names the one step of a route that is broken, and says what to change."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import functools

@@ -1,7 +1,5 @@
 """Values travel, text does not: each text of a command is parsed once."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Every byte arrives, once and in order, whatever the sizes and the directions."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 

@@ -1,7 +1,5 @@
 """``log_file`` and ``state`` in a directory of another user: no file that this user links there is changed."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A server's destination is the same after a restart, by the name of its session or by the file of its keys."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

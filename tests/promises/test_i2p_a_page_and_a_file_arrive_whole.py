@@ -1,7 +1,5 @@
 """A page and a file of 5 MiB, through a server's tunnel and a client's, byte for byte."""
 
-from __future__ import annotations
-
 import functools
 import http.server
 import threading

@@ -1,7 +1,5 @@
 """The local service is down: a client from outside sees its stream end at once, and the tunnel lives."""
 
-from __future__ import annotations
-
 import socket
 import time
 

@@ -1,7 +1,5 @@
 """Several machines with the keys of one destination: one serves it, another one takes over, and cuts no stream."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging

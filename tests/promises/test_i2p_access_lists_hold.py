@@ -1,7 +1,5 @@
 """Clients over I2P are known, and those that are not allowed are rejected, as records, log and counts say."""
 
-from __future__ import annotations
-
 import logging
 import os
 

@@ -1,7 +1,5 @@
 """Applications of others reach our destinations, and ours reach theirs, whatever their library is."""
 
-from __future__ import annotations
-
 import pytest
 from i2p_peers import SCENARIOS
 

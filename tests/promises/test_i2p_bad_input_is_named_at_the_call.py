@@ -1,7 +1,5 @@
 """Wrong input is an error at the call, in one line: what, where, and what is allowed or the remedy."""
 
-from __future__ import annotations
-
 import base64
 import time
 
@@ -45,10 +43,7 @@ WRONG = {  # a destination → what is said of it
 def calls(dest):
     """Each way to say where to, which opens nothing before it is checked."""
     nowhere = "127.0.0.1:1"
-    return [
-        lambda: relay.TunnelClient("", 0, dest, nowhere),
-        lambda: relay.i2p(dest, sam=nowhere),
-    ]
+    return [lambda: relay.TunnelClient("", 0, dest, nowhere), lambda: relay.i2p(dest, sam=nowhere)]
 
 
 @pytest.mark.parametrize("dest", WRONG, ids=lambda dest: f"{len(dest)} characters")

@@ -1,7 +1,5 @@
 """Anything may listen at the bridge's address: a clear error in one line, bounded memory, and no hang."""
 
-from __future__ import annotations
-
 import itertools
 import socket
 import time

@@ -1,7 +1,5 @@
 """``close()`` is prompt, whatever the I2P session is doing, and leaves nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import socket

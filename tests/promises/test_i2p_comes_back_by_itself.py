@@ -1,7 +1,5 @@
 """A router dies: streams end with their reason. It returns: the same destination, and no user has to do anything."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

@@ -1,7 +1,5 @@
 """The shared conformance test over I2P, whose streams have no half-close. All that is not tested runs elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Fifty clients at once over I2P, each of which gets its own bytes back."""
 
-from __future__ import annotations
-
 import socket
 import threading
 

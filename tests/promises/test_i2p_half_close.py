@@ -1,7 +1,5 @@
 """SAM has no half-close. What it can carry is kept: an end waits for the answer, and nothing that was sent is lost."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess

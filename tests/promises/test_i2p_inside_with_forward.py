@@ -1,7 +1,5 @@
 """The promises over real routers, once more in their own network, where a router can connect to us (FORWARD)."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``nconnect``, ``timeout`` and the other limits hold on I2P as they do on TCP, at either end."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import socket

@@ -1,7 +1,5 @@
 """With several routers, a session that is lost at one is created at the next one, at once, and stays there."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

@@ -1,7 +1,5 @@
 """A peer that never answers is given up after ``connect_timeout``; without an accept, the client sees a reset."""
 
-from __future__ import annotations
-
 import socket
 import time
 

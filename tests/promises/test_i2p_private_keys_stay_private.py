@@ -1,7 +1,5 @@
 """A private key appears in no log, no exception, no output and no file that others can read."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Clients that send a little and end at once: all of it arrives, by ACCEPT and (in the routers' network) by FORWARD."""
 
-from __future__ import annotations
-
 from helpers import receive_exactly
 
 COUNT = 200

@@ -1,7 +1,5 @@
 """The three traps of lease sets that are out of date: each is noticed by streams, and comes right by itself."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

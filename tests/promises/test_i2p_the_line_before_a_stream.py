@@ -1,7 +1,5 @@
 """The line that tells who connects may come in any pieces, and what comes with it is the stream's."""
 
-from __future__ import annotations
-
 import socket
 import threading
 

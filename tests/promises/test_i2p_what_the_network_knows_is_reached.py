@@ -1,7 +1,5 @@
 """Over tunnels with a hop, relay reaches each destination as soon as a plain SAM program reaches it."""
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 import socket

@@ -1,25 +1,12 @@
 """Lifetime, idle, linger and connect limits end a connection by a reset, each with its reason in the record."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading
 import time
 
 import pytest
-from helpers import (
-    BLOCK,
-    WAIT,
-    black_hole,
-    ended,
-    ending,
-    exchange,
-    expire,
-    flood,
-    receive_exactly,
-    wait_until,
-)
+from helpers import BLOCK, WAIT, black_hole, ended, ending, exchange, expire, flood, receive_exactly, wait_until
 
 import relay
 

@@ -1,7 +1,5 @@
 """A limit of clients is exact: so many get in and no more, however connections end, with workers, after a reload."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import struct

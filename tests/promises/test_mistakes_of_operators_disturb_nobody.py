@@ -1,7 +1,5 @@
 """Mistakes and hostile clients of operators: each gets an error, relay says so in one line, everything else goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Multipath TCP from the client to relay and from relay to the target, by the command and in Python."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket

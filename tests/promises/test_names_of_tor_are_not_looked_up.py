@@ -1,7 +1,5 @@
 """A name in .onion is never given to the resolver of this machine (RFC 7686); a hop that resolves names gets it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -1,7 +1,5 @@
 """``nconnect`` holds under churn, waiting callers are served and not dropped, no slot is lost by any kind of ending."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import random

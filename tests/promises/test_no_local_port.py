@@ -3,8 +3,6 @@
 Those that take a socket get one from ``relay.connect``, those that take a path one from ``relay.local``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import http.client

@@ -1,7 +1,5 @@
 """Nothing is read from a client before its outgoing stream exists; its reset meanwhile ends the attempt."""
 
-from __future__ import annotations
-
 import array
 import fcntl
 import select

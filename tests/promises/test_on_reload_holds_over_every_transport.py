@@ -1,7 +1,5 @@
 """Reloads that reroute, move and remove tunnels of every transport: open connections end as ``on_reload`` says."""
 
-from __future__ import annotations
-
 import contextlib
 import ssl
 import time

@@ -1,7 +1,5 @@
 """relay decides about a client before it connects to the target: by the same rules at every listener."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging

@@ -1,7 +1,5 @@
 """Operators control a running relay: the promise of ``relay ctl``, the control socket and the status address."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

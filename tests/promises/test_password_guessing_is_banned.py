@@ -1,7 +1,5 @@
 """A client that guesses passwords is banned: by default where other machines can reach the proxy, else on demand."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

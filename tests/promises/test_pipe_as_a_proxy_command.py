@@ -1,7 +1,5 @@
 """Real programs that take ``relay pipe`` as their way to a server: ssh, scp, rsync, git, and programs made for nc."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shlex
@@ -186,10 +184,7 @@ def test_it_ends_with_the_server_and_ssh_tells(tmp_path, make_sshd):
     server = make_sshd()
     client = Client(tmp_path, server.server)
     with subprocess.Popen(
-        [*client.argv, "far", "echo ready; cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [*client.argv, "far", "echo ready; cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as ssh:
         assert ssh.stdout.readline() == b"ready\n"
         (pipe,) = relays()

@@ -1,7 +1,5 @@
 """Programs of Debian meet their servers behind two real sshds, and get the very bytes that they get without them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

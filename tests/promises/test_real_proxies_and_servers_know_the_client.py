@@ -3,8 +3,6 @@
 One process of each serves all tests. The web servers answer with what they know of the client.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

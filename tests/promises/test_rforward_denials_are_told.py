@@ -1,7 +1,5 @@
 """A reverse forward that the server denies is asked for once more; then the session's hook is called, or it raises."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

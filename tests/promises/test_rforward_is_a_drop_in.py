@@ -1,7 +1,5 @@
 """Programs that were written for ``x2go.rforward`` run with one import changed, beside the original where that is."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

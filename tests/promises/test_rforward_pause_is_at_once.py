@@ -1,25 +1,12 @@
 """A reverse tunnel that is paused ends its connections at once, whatever they wait for, and comes back."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket
 import time
 
 import pytest
-from helpers import (
-    PROMPT,
-    WAIT,
-    Thread,
-    echo,
-    ending,
-    exchange,
-    is_gone,
-    receive_all,
-    receive_exactly,
-    send_and_end,
-)
+from helpers import PROMPT, WAIT, Thread, echo, ending, exchange, is_gone, receive_all, receive_exactly, send_and_end
 from rforward_rig import LOOPBACK, World, greet, still_usable, worlds
 
 

@@ -1,7 +1,5 @@
 """Two reverse tunnels on one transport, and what the caller has there beside them: each gets its own connections."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import queue

@@ -3,8 +3,6 @@
 The tunnel runs in a child process, which has given up root where it had it: root is exempt from the quota of pipes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """``relay.spawn`` is a ``Tunnel`` in child processes, with the same members, values and errors."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Clients of the status server that take nothing of long answers: health checks, operators and streams go on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

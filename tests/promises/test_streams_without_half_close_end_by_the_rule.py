@@ -1,7 +1,5 @@
 """An end that must be written to a stream without half-close is held back; one read from it is the end of both."""
 
-from __future__ import annotations
-
 import select
 import socket
 import threading

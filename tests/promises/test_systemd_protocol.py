@@ -1,7 +1,5 @@
 """relay as systemd sees it, by the protocols alone: a notify socket and passed sockets of the test."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

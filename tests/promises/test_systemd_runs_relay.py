@@ -3,8 +3,6 @@
 It is process 1 of namespaces of its own, so that it needs nothing of the machine's and changes nothing there.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

@@ -1,7 +1,5 @@
 """``--log-file`` of the command: a line for each connection, and a new file on SIGUSR1."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

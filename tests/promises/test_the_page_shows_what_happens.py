@@ -3,8 +3,6 @@
 ``WRITE_IMAGES=1`` writes the pictures of docs/images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

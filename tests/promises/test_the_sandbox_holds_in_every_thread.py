@@ -1,7 +1,5 @@
 """With ``sandbox = "on"`` a relay serves, reloads and logs as before, and no thread of it reaches anything else."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

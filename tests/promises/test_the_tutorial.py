@@ -1,7 +1,5 @@
 """The tutorial works: its commands run one after the other in one shell, and print what the page shows."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

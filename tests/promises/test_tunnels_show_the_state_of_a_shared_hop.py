@@ -1,7 +1,5 @@
 """Tunnels that share an SSH connection or an I2P session all show its state and its error, wherever operators look."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """2,000 connections at once, and descriptors beyond 1,024."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import resource

@@ -1,7 +1,5 @@
 """500 tunnels, ten of which cannot start: the others run, each failure is one line, and a signal drains all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """TCP's urgent byte arrives as an urgent one, at its place in the stream; where there is none such, as a plain byte."""
 
-from __future__ import annotations
-
 import fcntl
 import resource
 import select
@@ -18,10 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this machine ha
 
 BULK = BLOCK * 4
 MUCH = BLOCK * 32  # more than all the buffers on the way hold, as a rule: the kernel lets them grow
-LIMITS = {
-    "bandwidth": [{"per": "tunnel", "bandwidth": "20MB/s"}],
-    "quota": [{"per": "tunnel", "quota": "100MB/day"}],
-}
+LIMITS = {"bandwidth": [{"per": "tunnel", "bandwidth": "20MB/s"}], "quota": [{"per": "tunnel", "quota": "100MB/day"}]}
 
 
 def send_urgent(end, byte=b"!"):

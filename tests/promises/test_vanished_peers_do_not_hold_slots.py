@@ -1,7 +1,5 @@
 """TCP keep-alive (60 s, then three probes 10 s apart) is on at both sides, so that a vanished peer is noticed."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import socket

@@ -1,7 +1,5 @@
 """No control character, bidi mark or line break of a peer reaches a log record or a terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

@@ -1,7 +1,5 @@
 """A program that sends, closes and exits loses no byte, whatever moves its bytes, and however slow the target is."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import shutil

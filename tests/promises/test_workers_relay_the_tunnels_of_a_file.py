@@ -1,7 +1,5 @@
 """Workers relay the tunnels of a file: the promise of ``workers =`` and ``--workers`` for operators."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

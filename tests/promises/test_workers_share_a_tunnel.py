@@ -1,7 +1,5 @@
 """Workers that share a tunnel: killing them loses no client, the limit is exact, and the load is even."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """``relay.spawning.child``: what runs in the child, seen from the other end of its sockets."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

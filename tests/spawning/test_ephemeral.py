@@ -1,7 +1,5 @@
 """``relay.spawning.ephemeral``: a tunnel that ends by itself, and lets every client finish."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

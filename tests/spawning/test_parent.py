@@ -1,7 +1,5 @@
 """``relay.spawning.parent``: the program's side of a tunnel in a child, when the child or the program misbehaves."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

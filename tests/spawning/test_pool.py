@@ -1,7 +1,5 @@
 """``relay.spawning.pool`` and its tunnels: what the program sees of workers that relay several tunnels."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -21,13 +19,7 @@ from relay.spawning.questions import NoAnswerError, Question
 from relay.spawning.recipes import Recipe
 from relay.streams.checks import check_workers
 
-OPTIONS = {
-    "nconnect": -1,
-    "timeout": None,
-    "connect_timeout": 30.0,
-    "idle_timeout": None,
-    "linger": 60.0,
-}
+OPTIONS = {"nconnect": -1, "timeout": None, "connect_timeout": 30.0, "idle_timeout": None, "linger": 60.0}
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """``relay.spawning.pool_parts``: the parts of a tunnel in the workers."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import os

@@ -1,7 +1,5 @@
 """``relay.spawning.questions``: questions to a child that answers late, wrongly, or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """``relay.spawning.recipes``: listeners and factories from values that fit into a message."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """``relay.spawn``: what it takes, and what comes of a child that does not start."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """``relay.spawning.totals``: sums over workers, also over those that have died."""
 
-from __future__ import annotations
-
 from relay.engine.records import ConnectionRecord
 from relay.engine.statistics import RECENT, Statistics
 from relay.eventloop.histogram import Histogram

@@ -1,7 +1,5 @@
 """``relay.spawning.wire``: what a program and its child say to each other."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import socket
@@ -94,8 +92,7 @@ def test_a_large_message(pair):
 
 
 @pytest.mark.parametrize(
-    "address",
-    [("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/socket", "", b"\0abstract\xff\n", "/run/\udcff\n", None],
+    "address", [("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/socket", "", b"\0abstract\xff\n", "/run/\udcff\n", None]
 )
 def test_every_kind_of_address(address):
     assert to_address(over_the_wire(address)) == address

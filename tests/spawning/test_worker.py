@@ -1,7 +1,5 @@
 """``relay.spawning.worker``: the child's side of a pool, in this process; the rest is in the tests of the pool."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging

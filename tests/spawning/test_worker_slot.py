@@ -1,7 +1,5 @@
 """``relay.spawning.worker_slot``: a process is started, watched and replaced."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import threading

@@ -1,7 +1,5 @@
 """``relay.streams.accept_queue``: streams that wait to be taken, and those that are delivered."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.streams.connect``: direct connects that begin at once and report later."""
 
-from __future__ import annotations
-
 import errno
 import os
 import queue

@@ -1,7 +1,5 @@
 """``relay.streams.dialer``: streams that begin at once and are reported later, in a tunnel and out of one."""
 
-from __future__ import annotations
-
 import gc
 import socket
 import threading

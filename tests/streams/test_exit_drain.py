@@ -1,7 +1,5 @@
 """``relay.streams.exit_drain``: what the exit of the interpreter waits for, and for how long."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import math

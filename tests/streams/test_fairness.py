@@ -1,7 +1,5 @@
 """``relay.streams.fairness``: what counts as one source, and which clients give way."""
 
-from __future__ import annotations
-
 import collections
 import os
 import socket

@@ -1,7 +1,5 @@
 """``relay.streams.pair_end``: relay's end of a socketpair whose other end a holder has."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.streams.peer_source``: addresses of the loopback that stand for clients."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import ipaddress

@@ -1,7 +1,5 @@
 """Sockets with a session on them: what they share with a kernel socket, and what differs."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

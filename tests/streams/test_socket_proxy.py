@@ -1,7 +1,5 @@
 """``relay.streams.socket_proxy``: a stream behind a socket that its holder closes whenever he likes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

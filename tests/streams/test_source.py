@@ -1,7 +1,5 @@
 """``relay.streams.source``: which address of this machine a connection comes from, and to which targets it can go."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

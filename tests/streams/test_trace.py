@@ -1,7 +1,5 @@
 """Steps that dialers report, and an observer that keeps them."""
 
-from __future__ import annotations
-
 import socket
 import time
 
@@ -47,10 +45,7 @@ def test_a_block_that_succeeds():
     trace = Kept()
     with observed(trace, Stage.LOGIN, "ssh://server", user="me") as facts:
         facts["accepted"] = ["a key"]
-    assert trace.calls == [
-        ("begin", Stage.LOGIN, "ssh://server", {"user": "me"}),
-        ("done", {"accepted": ["a key"]}),
-    ]
+    assert trace.calls == [("begin", Stage.LOGIN, "ssh://server", {"user": "me"}), ("done", {"accepted": ["a key"]})]
 
 
 def test_a_block_that_fails():

@@ -1,7 +1,5 @@
 """Names of the users at Unix sockets."""
 
-from __future__ import annotations
-
 import pwd
 import types
 

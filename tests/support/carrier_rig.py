@@ -1,7 +1,5 @@
 """Links and connectors of carriers that do what the test says."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -1,7 +1,5 @@
 """The command ``relay`` as a process, for the tests of it."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import os

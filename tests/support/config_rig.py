@@ -1,7 +1,5 @@
 """Files of tunnels, for the tests of :mod:`relay.config`."""
 
-from __future__ import annotations
-
 from relay import config
 
 

@@ -1,7 +1,5 @@
 """The documents that users read: README.md, and the pages of docs/."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import relay

@@ -1,7 +1,5 @@
 """Relays behind HAProxy, set up as docs/fleet.md shows."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Connections between real sockets, whose loop, clock and limits the test has in its hand."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import socket

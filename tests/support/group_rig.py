@@ -1,7 +1,5 @@
 """A group of tunnels of a file in this process: its main thread is a thread of the test."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

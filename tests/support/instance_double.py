@@ -1,7 +1,5 @@
 """A double of a running relay, the app served for it, and the contract that doubles and real groups keep."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import threading

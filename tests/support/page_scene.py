@@ -1,7 +1,5 @@
 """A running relay for the status page: what happens in it is the same at each run, so that pictures of it are, too."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import random

@@ -1,7 +1,5 @@
 """A real systemd as process 1 of namespaces of its own, beside what the machine runs: its units are the test's own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

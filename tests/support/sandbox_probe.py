@@ -4,8 +4,6 @@ Run as ``sandbox_probe.py REPORT SECRET PORT`` and the words of a command. Each 
 and the main thread, adds a line of JSON to the file REPORT: its name, and the name of the error of each attempt.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

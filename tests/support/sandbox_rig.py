@@ -1,7 +1,5 @@
 """The sandbox on this machine, and functions that run in a process of their own, because it cannot be taken back."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """A service manager in this process, which notes its notifications and keeps sockets."""
 
-from __future__ import annotations
-
 
 class ServiceManager:
     """Has the methods of :class:`relay.daemon.service_manager.Notifier`; :attr:`heard` has each call.

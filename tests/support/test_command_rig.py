@@ -1,7 +1,5 @@
 """The rig of the command waits for nothing for ever."""
 
-from __future__ import annotations
-
 import command_rig
 import pytest
 

@@ -1,7 +1,5 @@
 """The real I2P routers of the tests."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """The network namespace of the tests."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -10,13 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import (
-    WAIT,
-    fate_of_client,
-    is_running,
-    receive_exactly,
-    wait_until,
-)
+from helpers import WAIT, fate_of_client, is_running, receive_exactly, wait_until
 from namespace import LOOPBACK, Namespace, Unavailable
 
 HERE = Path(__file__).parent

@@ -1,7 +1,5 @@
 """A plain SAM client and server tell whether two routers reach each other."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Scenarios whose routers fail run once more, at new routers; those that fail themselves do not."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The rig of an upgraded relay ends it."""
 
-from __future__ import annotations
-
 import socket
 
 from helpers import WAIT

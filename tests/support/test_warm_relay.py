@@ -1,7 +1,5 @@
 """A fork of the command does what the installed command does."""
 
-from __future__ import annotations
-
 import os
 import pty
 import signal

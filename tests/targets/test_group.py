@@ -1,7 +1,5 @@
 """``relay.targets.group``: the order, fail-over, probes, and what clients see."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

@@ -1,7 +1,5 @@
 """The table of a target's health, and its back-off."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -3,8 +3,6 @@
 The kinds of probes and their outcomes are in ``tests/operations/test_probing.py``.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 

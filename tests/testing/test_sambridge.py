@@ -1,7 +1,5 @@
 """``relay.testing.SAMBridge``, by plain sockets; what it says of i2pd is asked a real one as well."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

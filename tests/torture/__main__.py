@@ -86,13 +86,7 @@ def crash(seed: int, faults: int, result: Result, counts: crashes.FaultCounts, n
 
 
 def disturb(
-    seed: int,
-    events: int,
-    result: Result,
-    counts: network.NetworkFaults,
-    note: Callable[[str], object],
-    *,
-    i2p: bool,
+    seed: int, events: int, result: Result, counts: network.NetworkFaults, note: Callable[[str], object], *, i2p: bool
 ) -> None:
     """Run one round of faults of the network. This process has been isolated.
 

@@ -1,7 +1,5 @@
 """One schedule through each relay, a small one under faults, and a round of crashes; ``make torture`` runs many."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

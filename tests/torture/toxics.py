@@ -166,10 +166,7 @@ class Proxy:
     """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        make_socket: Callable[[], socket.socket],
-        target: tuple[str, int],
+        self, listener: socket.socket, make_socket: Callable[[], socket.socket], target: tuple[str, int]
     ) -> None:
         self.address: tuple[str, int] = listener.getsockname()
         self.target = target

@@ -45,12 +45,7 @@ class Traffic:
         self._next_step = 0.0
         self.drivers = {
             name: Driver(
-                entrance,
-                self._chance.getrandbits(32),
-                _PER_TUNNEL,
-                0,
-                at_once=at_once,
-                first=number * _PER_TUNNEL,
+                entrance, self._chance.getrandbits(32), _PER_TUNNEL, 0, at_once=at_once, first=number * _PER_TUNNEL
             )
             for number, (name, entrance) in enumerate(entrances.items())
         }

@@ -1,7 +1,5 @@
 """Sockets that systemd has opened, with the variables and descriptors of sd_listen_fds(3)."""
 
-from __future__ import annotations
-
 import os
 import socket
 

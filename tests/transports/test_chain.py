@@ -1,7 +1,5 @@
 """``relay.transports.chain``: dialers around dialers, and errors that tell the hop."""
 
-from __future__ import annotations
-
 import socket
 import time
 from typing import get_args

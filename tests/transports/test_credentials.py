@@ -86,13 +86,7 @@ def test_a_files_first_line(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("text", "secret"),
-    [
-        ("word\n", "word"),
-        ("word\r\n", "word"),
-        ("word\r", "word\r"),
-        (" word \n", " word "),
-        ("word\r\r\n", "word\r"),
-    ],
+    [("word\n", "word"), ("word\r\n", "word"), ("word\r", "word\r"), (" word \n", " word "), ("word\r\r\n", "word\r")],
 )
 def test_exactly_one_line_end_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, secret: str

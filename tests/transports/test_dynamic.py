@@ -1,7 +1,5 @@
 """``relay.dynamic``: the route to the address that a client requests, and the carriers for it."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

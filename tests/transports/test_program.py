@@ -1,7 +1,5 @@
 """``relay.transports.program``: a program of this machine as a stream, its beginning, its ends and what it says."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

@@ -37,10 +37,7 @@ def no_lookup(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("host", "endpoint"),
-    [
-        ("127.0.0.1", Endpoint(socket.AF_INET, ("127.0.0.1", 80))),
-        ("::1", Endpoint(socket.AF_INET6, ("::1", 80, 0, 0))),
-    ],
+    [("127.0.0.1", Endpoint(socket.AF_INET, ("127.0.0.1", 80))), ("::1", Endpoint(socket.AF_INET6, ("::1", 80, 0, 0)))],
 )
 def test_an_address_is_not_looked_up(host, endpoint, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", no_lookup)

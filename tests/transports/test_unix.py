@@ -1,7 +1,5 @@
 """``relay.unix``: connects to Unix sockets."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

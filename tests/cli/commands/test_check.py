@@ -1,7 +1,5 @@
 """``relay check``: what a file or a command line would do, without doing it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -209,10 +207,7 @@ def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
     never = "can never match: this machine has no such user; correct it, or leave it out"
     assert (status, notices) == (
         1,
-        [
-            f"3: defaults.deny[1]: user:no-such-user {never}",
-            f"7: tunnels.local.allow[2]: user:noroot {never}",
-        ],
+        [f"3: defaults.deny[1]: user:no-such-user {never}", f"7: tunnels.local.allow[2]: user:noroot {never}"],
     )
 
 
@@ -480,11 +475,7 @@ def test_a_command_line_becomes_a_file_that_does_the_same(line, tmp_path, plan_o
 
 I2P_HOPS = "--via i2p: --via ssh://me@a.i2p?config=/dev/null"
 # A command, and for each of its options the words that give it, with those that it cannot be without.
-COMMANDS = {
-    "forward": "forward :0 127.0.0.1:80",
-    "expose": "expose 127.0.0.1:8000 --on i2p",
-    "socks": "socks :0",
-}
+COMMANDS = {"forward": "forward :0 127.0.0.1:80", "expose": "expose 127.0.0.1:8000 --on i2p", "socks": "socks :0"}
 GIVEN = {
     "--via": "--via socks5://127.0.0.1:1080",
     "--target": "--target 127.0.0.1:81 --target 127.0.0.1:82",

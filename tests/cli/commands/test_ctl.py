@@ -1,7 +1,5 @@
 """``relay ctl``, in this process, against the app of a double: what it prints, and its exit statuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tempfile
@@ -213,10 +211,7 @@ def test_without_a_relay_it_says_what_to_do(ctl, folder):
         "relay: no relay with a control socket is running; start relay up, or name a socket with --control\n"
     )
     status, _, err = ctl("status", "--control", str(folder / "none.sock"))
-    assert (status, err) == (
-        2,
-        f"relay: control socket {folder}/none.sock: no relay listens there; start relay up\n",
-    )
+    assert (status, err) == (2, f"relay: control socket {folder}/none.sock: no relay listens there; start relay up\n")
 
 
 def test_with_several_it_names_them(ctl, running, double, folder):

@@ -1,7 +1,5 @@
 """``relay doctor`` with a file, of this machine, and as a command: what the promises do not show."""
 
-from __future__ import annotations
-
 import functools
 import signal
 import socket

@@ -1,7 +1,5 @@
 """``relay keys``: the command that makes the keys of a destination, and shows them but for what is secret."""
 
-from __future__ import annotations
-
 import os
 import stat
 
@@ -61,11 +59,7 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
         ("new", "none/me.dat", "cannot write: No such file or directory"),
         ("show", "none", "no such file"),
         ("show", "open", "private key is accessible to other users (mode 0644); run chmod 600"),
-        (
-            "show",
-            "damaged",
-            "not an I2P private key (these are 678 bytes; a private key of this destination has",
-        ),
+        ("show", "damaged", "not an I2P private key (these are 678 bytes; a private key of this destination has"),
     ],
 )
 def test_a_failure_is_one_line(tmp_path, command, name, problem):

@@ -1,7 +1,5 @@
 """``relay pipe``, as its users run it: what goes in and out, what is said, and how it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """``relay service`` as a command."""
 
-from __future__ import annotations
-
 import os
 import stat
 

@@ -1,7 +1,5 @@
 """``relay socks``: what it prints, whom it lets in, and what it refuses."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

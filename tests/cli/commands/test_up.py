@@ -1,7 +1,5 @@
 """``relay up``: many tunnels of one file, as its users run it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

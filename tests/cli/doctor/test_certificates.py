@@ -1,7 +1,5 @@
 """The facts about a TLS connection and its certificate."""
 
-from __future__ import annotations
-
 import datetime
 import ssl
 

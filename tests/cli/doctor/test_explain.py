@@ -1,7 +1,5 @@
 """The meaning of the recorded steps of a route."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 

@@ -1,7 +1,5 @@
 """The rights of files, as ``relay doctor`` reports them."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """The check of an address to listen on."""
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -1,7 +1,5 @@
 """The address and the interface from which this machine connects."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,7 +1,5 @@
 """The test of one route: the steps that it shows, the one that it names, and its limits."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

@@ -1,7 +1,5 @@
 """The report: its counts, its JSON, its text, and texts of peers in it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The problem and the advice of an error."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.cli.doctor.wording import ADVICE, split

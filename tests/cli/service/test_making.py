@@ -1,7 +1,5 @@
 """The user of the unit, and its sandbox, from a file on disk."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import sys

@@ -1,7 +1,5 @@
 """The files and privileges of the tunnels of a file."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay import config

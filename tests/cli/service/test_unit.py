@@ -1,7 +1,5 @@
 """The text of the unit, as systemd reads and rates it."""
 
-from __future__ import annotations
-
 import configparser
 import dataclasses
 import shutil
@@ -26,11 +24,7 @@ WORST = Sandbox(
 )
 
 
-CALLS = [
-    "@system-service",
-    "~@privileged",
-    "landlock_create_ruleset landlock_add_rule landlock_restrict_self",
-]
+CALLS = ["@system-service", "~@privileged", "landlock_create_ruleset landlock_add_rule landlock_restrict_self"]
 
 
 def service(unit):

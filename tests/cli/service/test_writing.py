@@ -1,7 +1,5 @@
 """The file of the unit, which relay overwrites only if it has written it."""
 
-from __future__ import annotations
-
 import os
 import stat
 

@@ -1,7 +1,5 @@
 """The seeds of each target, and every input that once broke something, through the target."""
 
-from __future__ import annotations
-
 import pytest
 
 from .__main__ import SEEDS

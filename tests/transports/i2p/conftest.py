@@ -1,7 +1,5 @@
 """Bridges and sessions for the tests of I2P: scripted ones, and embedded ones with listeners and clients."""
 
-from __future__ import annotations
-
 import pytest
 from listener_rig import Clients, Listening
 from sam_rig import Opened, ScriptedBridge

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.bridge``: conversations that have said HELLO, and those that are kept ready."""
 
-from __future__ import annotations
-
 import math
 import queue
 import socket

@@ -1,7 +1,5 @@
 """Sessions are created, re-created and replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.conversation``: lines asked and answered on one socket, whatever comes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import queue

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.deadlines``: deadlines that any thread sets and drops, on a loop that the test turns."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.dialer``: streams to a destination over a session that is shared, supervised and replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os
@@ -11,15 +9,7 @@ import threading
 import time
 
 import pytest
-from helpers import (
-    WAIT,
-    Thread,
-    ended,
-    ending,
-    exchange,
-    receive_exactly,
-    wait_until,
-)
+from helpers import WAIT, Thread, ended, ending, exchange, receive_exactly, wait_until
 from sam_rig import DEST, ScriptedBridge, io_thread_ends, pass_deadlines
 
 import relay

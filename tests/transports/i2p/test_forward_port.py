@@ -1,7 +1,5 @@
 """The port that a router connects to: who is let in, what is read, and what is left alone."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Streams that come in by ACCEPT and by FORWARD, whatever the router says."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import queue

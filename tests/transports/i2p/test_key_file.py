@@ -1,7 +1,5 @@
 """``relay.transports.i2p.key_file``: files of private keys, made once, never damaged further, one session at a time."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import math

@@ -1,7 +1,5 @@
 """A destination that relay listens on: its states, who is allowed, what waits, and its end with the router."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import threading

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.listener_state``: every row of its table, and the notifications."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

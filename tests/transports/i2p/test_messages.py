@@ -1,7 +1,5 @@
 """``relay.transports.i2p.messages``: SAM as values, and whatever bytes there are."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.opening``: a stream to another destination, and everything that may come in its place."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import os

@@ -1,7 +1,5 @@
 """Whose the other end of a connection is."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.probe``: which streams are those of probes; see also :mod:`test_reachability`."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest
@@ -100,8 +98,7 @@ def test_two_relays_that_stand_by_choose_their_keys_in_another_order():
 
 
 @pytest.mark.parametrize(
-    ("clock", "ahead"),
-    [(1000, 0.0), (1009, 0.0), (1010, 0.0), (1030, 20.0), (960, -34.0), (994, 0.0)],
+    ("clock", "ahead"), [(1000, 0.0), (1009, 0.0), (1010, 0.0), (1030, 20.0), (960, -34.0), (994, 0.0)]
 )
 def test_the_difference_of_clocks_is_the_smallest_that_fits(clock, ahead):
     """The reply was made while the stream was open, 15 s at most, and tells whole seconds."""

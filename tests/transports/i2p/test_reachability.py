@@ -1,7 +1,5 @@
 """That a destination can be reached: what is proved, when, and what follows when it is not."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import socket

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.receiver``: traffic of clients, and local bridges; see also :mod:`test_listener`."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct

@@ -1,7 +1,5 @@
 """Which router is tried first, and what is reported of a change."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.addresses.i2p_parser import parse_sam

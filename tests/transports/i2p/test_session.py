@@ -1,7 +1,5 @@
 """``relay.transports.i2p.session``: a session's life, its keepalive probes, and the names it knows."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -1,7 +1,5 @@
 """``relay.transports.i2p.unconfirmed``: open streams on which no byte has come yet."""
 
-from __future__ import annotations
-
 import socket
 import time
 

@@ -1,7 +1,5 @@
 """``relay.transports.proxies.http_client``: what is said to an HTTP proxy, and what is made of its answers."""
 
-from __future__ import annotations
-
 import base64
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.http_listen``: clients of an HTTP proxy that ask for CONNECT, and those who ask for anything else."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import shutil
@@ -10,17 +8,7 @@ import subprocess
 from http import HTTPStatus
 
 import pytest
-from helpers import (
-    BLOCK,
-    WAIT,
-    Thread,
-    ended,
-    receive_all,
-    receive_exactly,
-    refusing,
-    send_and_end,
-    wait_until,
-)
+from helpers import BLOCK, WAIT, Thread, ended, receive_all, receive_exactly, refusing, send_and_end, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """``relay.transports.proxies.negotiation``: questions and answers on one socket, whatever comes, and nothing left."""
 
-from __future__ import annotations
-
 import os
 import queue
 import socket

@@ -1,7 +1,5 @@
 """``relay.transports.proxies.socks_client``: what is said to a SOCKS5 proxy, and what is made of its answers."""
 
-from __future__ import annotations
-
 import ipaddress
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.socks_listen``: clients of SOCKS5, SOCKS4 and SOCKS4a, and those who speak none of it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

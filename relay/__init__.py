@@ -101,16 +101,19 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC_MODULES:
-        return import_module(f".{name}", __name__)
-    if name == "__version__":
-        return import_module("importlib.metadata").version("relay-toolkit")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
-    globals()[name] = value
-    return value
+# For a type checker any name would do otherwise.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _PUBLIC_MODULES:
+            return import_module(f".{name}", __name__)
+        if name == "__version__":
+            return import_module("importlib.metadata").version("relay-toolkit")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -20,8 +20,8 @@ from .errors import ConnectError
 from .streams.checks import check_time
 from .streams.dialer import Dialer
 from .streams.promise import LATE, Promise
+from .streams.protocols import Listener, MakeSend
 from .streams.stream import Stream
-from .types import Listener, MakeSend
 
 __all__ = ["Tunnel", "connect"]
 

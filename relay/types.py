@@ -1,59 +1,96 @@
-"""Types for annotations: listeners, streams, and factories of streams of your own.
+"""Types for annotations: what public functions take, return, and pass to callbacks.
 
-They are protocols: any object with their methods is accepted, and no class has to derive from them.
+The protocols (``Listener``, ``Sender``, ``WholeSender``) are for listeners, streams and factories of your own. Of the
+classes that relay makes, only those attributes are public that the reference names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .streams.stream import Stream
+if TYPE_CHECKING:
+    from .access.limit import LimitsLike
+    from .access.policy import Admit, Entries
+    from .addresses.destinations import Peer
+    from .addresses.options import Secret
+    from .api.i2p import OnState
+    from .carriers.link import CarrierState
+    from .engine.observer import OnEnd
+    from .engine.records import ConnectionRecord, Metrics, Stats, WarmFigures
+    from .eventloop.histogram import Histogram
+    from .spawning.child_tunnel import ChildTunnel
+    from .spawning.pool_tunnel import PoolTunnel
+    from .spawning.worker_slot import WorkerStatus
+    from .streams.dialer import Dialer
+    from .streams.identity import Certificate
+    from .streams.listener import TunnelListener
+    from .streams.protocols import Listener, MakeSend, Sender, StreamLike, WholeSender
 
-__all__ = ["Listener", "MakeSend", "Sender", "StreamLike", "WholeSender"]
+__all__ = [
+    "Admit",
+    "CarrierState",
+    "Certificate",
+    "ChildTunnel",
+    "ConnectionRecord",
+    "Dialer",
+    "Entries",
+    "Histogram",
+    "LimitsLike",
+    "Listener",
+    "MakeSend",
+    "Metrics",
+    "OnEnd",
+    "OnState",
+    "Peer",
+    "PoolTunnel",
+    "Secret",
+    "Sender",
+    "Stats",
+    "StreamLike",
+    "TunnelListener",
+    "WarmFigures",
+    "WholeSender",
+    "WorkerStatus",
+]
+
+_MODULES = {
+    "Admit": "access.policy",
+    "CarrierState": "carriers.link",
+    "Certificate": "streams.identity",
+    "ChildTunnel": "spawning.child_tunnel",
+    "ConnectionRecord": "engine.records",
+    "Dialer": "streams.dialer",
+    "Entries": "access.policy",
+    "Histogram": "eventloop.histogram",
+    "LimitsLike": "access.limit",
+    "Listener": "streams.protocols",
+    "MakeSend": "streams.protocols",
+    "Metrics": "engine.records",
+    "OnEnd": "engine.observer",
+    "OnState": "api.i2p",
+    "Peer": "addresses.destinations",
+    "PoolTunnel": "spawning.pool_tunnel",
+    "Secret": "addresses.options",
+    "Sender": "streams.protocols",
+    "Stats": "engine.records",
+    "StreamLike": "streams.protocols",
+    "TunnelListener": "streams.listener",
+    "WarmFigures": "engine.records",
+    "WholeSender": "streams.protocols",
+    "WorkerStatus": "spawning.worker_slot",
+}
+
+# For a type checker any name would do otherwise.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULES[name]}", __package__), name)
+        globals()[name] = value
+        return value
 
 
-class _Receiver(Protocol):
-    def recv(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; none at the end of file."""
-
-    def close(self) -> object:
-        """Close both directions."""
-
-
-class Sender(_Receiver, Protocol):
-    """A stream that may send a part of what it is given, such as a test double."""
-
-    def send(self, data: Any, /) -> int:
-        """Send some of ``data``, a bytes-like object; returns how many bytes."""
-
-
-class WholeSender(_Receiver, Protocol):
-    """A stream that sends all of what it is given: a :class:`socket.socket`, a paramiko channel."""
-
-    def sendall(self, data: bytes, /) -> object:
-        """Send all of ``data``."""
-
-
-StreamLike = Stream | WholeSender | Sender
-"""What a factory returns and a listener accepts.
-
-A :class:`socket.socket` (connected, or non-blocking with its connect in progress), an :class:`ssl.SSLSocket`, a
-:class:`relay.Stream`, or any object with ``recv``, ``close``, and ``send`` or ``sendall``. One that has ``shutdown`` or
-``shutdown_write`` keeps half-close.
-"""
-
-
-class Listener(Protocol):
-    """A listener for a tunnel: a listening :class:`socket.socket`, or any object with these two methods."""
-
-    def accept(self) -> tuple[StreamLike, Any]:
-        """Wait for the next client; returns its stream and where it comes from."""
-
-    def close(self) -> object:
-        """Stop listening; an ``accept`` under way should raise."""
-
-
-MakeSend = Callable[..., StreamLike]
-"""A factory: called once for each client, with those of ``peer``, ``identity``, ``deadline``, ``cancel`` and
-``destination`` that it names; see :class:`relay.Tunnel`. It must be a plain function and not a coroutine function."""
+def __dir__() -> list[str]:
+    return __all__

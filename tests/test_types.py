@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -12,6 +13,11 @@ import pytest
 from helpers import WAIT, Server
 
 import relay
+import relay.aio
+import relay.compat.rforward
+import relay.compat.zmqssh
+import relay.testing
+import relay.types
 from relay.engine.attempt import keywords_of
 from relay.streams.promise import Cancellation
 
@@ -25,8 +31,12 @@ from typing import Any
 
 import paramiko
 import relay
+import relay.aio
+import relay.compat.rforward
+import relay.compat.zmqssh
 import relay.testing
-from relay.types import Listener, MakeSend, StreamLike
+import relay.types
+from relay.types import CarrierState, ConnectionRecord, Listener, MakeSend, Metrics, Stats, StreamLike, WorkerStatus
 
 plain = socket.create_server(("127.0.0.1", 0))
 to = relay.tcp("127.0.0.1", 1)
@@ -86,7 +96,9 @@ def number() -> int: return 3
 def silent() -> Silent: return Silent()
 def text() -> Text: return Text()
 async def later() -> socket.socket: return plainly()
-def ended(record: Any) -> None: ...
+def ended(record: ConnectionRecord) -> None: print(record.reason, record.received, record.peer)
+def changed(state: CarrierState, error: Exception | None) -> None: ...
+def figures(tunnel: relay.Tunnel) -> tuple[Stats, Metrics]: return tunnel.stats(), tunnel.metrics()
 """
 
 GOOD = """
@@ -115,6 +127,8 @@ relay.spawn(":0", "h:1", workers=2, timeout=None, tag="shop")
 relay.TunnelServer("site", 1, tag="shop", in_depth=1, host="h")
 door: Listener = Door()
 factory: MakeSend = asking
+records: list[ConnectionRecord] = relay.Tunnel(plain, to).recent()
+workers: list[WorkerStatus] = relay.spawn(":0", "h:1", workers=2).workers()
 """
 
 BAD = """
@@ -140,27 +154,51 @@ relay.aio.Tunnel(plain, later)
 relay.aio.Tunnel(plain, to, warm="3")
 relay.spawn(":0", "h:1", on_end=ended)
 relay.TunnelServer("site", 1, warm=3)
+relay.nonsense
+relay.Tunel(plain, to)
+relay.types.nonsense
+relay.testing.nonsense
+relay.compat.zmqssh.nonsense
+def late(record: ConnectionRecord) -> None: print(record.nonsense)
 """
 
 
-@pytest.fixture(scope="module")
-def wrong_lines(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The lines of a program at which mypy finds an error; one run for all of them, which takes its time."""
-    folder = tmp_path_factory.mktemp("mypy")
-    program = HEAD + GOOD + BAD
-    (folder / "program.py").write_text(program)
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "--no-error-summary"]
-    done = subprocess.run(  # in the cache of `make check`, which saves one of the two most of its time
-        [*command, str(folder / "program.py")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+MODULES = (relay, relay.aio, relay.compat.rforward, relay.compat.zmqssh, relay.testing, relay.types)
+NAMES = "".join(f"{module.__name__}.{name}  # public\n" for module in MODULES for name in module.__all__)
+PROGRAM = HEAD + GOOD + NAMES + BAD
+
+
+def by_mypy(program: Path) -> list[str]:
+    """The command that checks a program, in the cache of `make check`, which saves one of the two most of its time."""
+    settings = ["--config-file", str(ROOT / "setup.cfg"), "--no-error-summary"]
+    return [sys.executable, "-m", "mypy", *settings, str(program)]
+
+
+def by_pyright(program: Path) -> list[str]:
+    """The same with pyright, as an editor does it."""
+    checker = ROOT / ".npm/node_modules/.bin/pyright"
+    if not checker.exists():
+        pytest.skip("pyright is not installed (npm: pyright)")
+    return [str(checker), "--pythonpath", sys.executable, str(program)]
+
+
+@pytest.fixture(scope="module", params=[by_mypy, by_pyright], ids=["mypy", "pyright"])
+def wrong_lines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The lines of a program at which a type checker finds an error; one run for all of them, which takes its time."""
+    program = tmp_path_factory.mktemp("types") / "program.py"
+    program.write_text(PROGRAM)
+    path = f"{os.environ['PATH']}:{Path(sys.executable).parent}"  # where PyPI's node is
+    done = subprocess.run(
+        request.param(program), cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=240
     )
-    lines = program.splitlines()
-    found = re.findall(r"^(?:.*/)?program\.py:(\d+): error", done.stdout, re.MULTILINE)
+    lines = PROGRAM.splitlines()
+    found = re.findall(r"program\.py:(\d+)(?::\d+ -)?:? error", done.stdout)
     assert found, done.stdout + done.stderr
     return {lines[int(number) - 1] for number in found}
 
 
 def test_programs_that_are_right_pass(wrong_lines: set[str]) -> None:
-    assert wrong_lines & {*HEAD.splitlines(), *GOOD.splitlines()} == set()
+    assert wrong_lines & {*HEAD.splitlines(), *GOOD.splitlines(), *NAMES.splitlines()} == set()
 
 
 @pytest.mark.parametrize("line", BAD.split("\n")[1:-1])

@@ -46,13 +46,16 @@ __all__ = [
 Path = str | os.PathLike[str]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "SSHException":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from paramiko import SSHException
+# For a type checker any name would do otherwise.
+if not TYPE_CHECKING:
 
-    globals()[name] = SSHException
-    return SSHException
+    def __getattr__(name: str) -> Any:
+        if name != "SSHException":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from paramiko import SSHException
+
+        globals()[name] = SSHException
+        return SSHException
 
 
 def select_random_ports(n: int) -> list[int]:

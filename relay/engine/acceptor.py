@@ -20,8 +20,8 @@ from ..eventloop.poller import IN
 from ..eventloop.sockets import is_tls, quick_accept
 from ..streams.adapter import as_stream
 from ..streams.listener import PushingListener, SocketListener, TunnelListener, UpgradeListener
+from ..streams.protocols import Listener
 from ..streams.stream import Stream
-from ..types import Listener
 
 if TYPE_CHECKING:  # parts of one machine name each other
     from .relay_thread import RelayThread

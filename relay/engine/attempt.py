@@ -21,8 +21,8 @@ from ..streams.connect import ConnectRace, SocketDialer
 from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups, key_of
 from ..streams.promise import Cancellation
+from ..streams.protocols import MakeSend
 from ..streams.stream import Request, Stream
-from ..types import MakeSend
 from .limits import Pending
 from .records import ConnectionSummary
 from .workspace import Workspace

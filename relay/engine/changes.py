@@ -14,7 +14,7 @@ from typing import Any
 from ..access.policy import AccessRules
 from ..streams.checks import WARM_FOR, check_time
 from ..streams.listener import TunnelListener
-from ..types import Listener, MakeSend
+from ..streams.protocols import Listener, MakeSend
 from .acceptor import Acceptor, check_listener, own_listener
 from .connector import close_factory
 from .limits import Limits

@@ -22,8 +22,8 @@ from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
 from ..streams.promise import Cancellation
+from ..streams.protocols import MakeSend
 from ..streams.stream import Stream
-from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
 from .records import WarmFigures

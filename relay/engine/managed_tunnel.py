@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..types import Listener, MakeSend
+from ..streams.protocols import Listener, MakeSend
 from .outlets import Outlets
 from .relay_thread import RelayThread
 from .tunnel import Tunnel

@@ -19,10 +19,10 @@ from ..eventloop.pipes import PipePool
 from ..eventloop.sockets import is_exposed
 from ..streams.identity import identity_of_process
 from ..streams.listener import TunnelListener, UpgradeListener
+from ..streams.protocols import MakeSend
 from ..streams.proxy_handshake import HandshakeListener
 from ..streams.stream import Stream
 from ..streams.user_names import named
-from ..types import MakeSend
 from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection

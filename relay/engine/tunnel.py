@@ -16,7 +16,7 @@ from ..eventloop.sockets import format_address
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
 from ..streams.listener import TunnelListener
-from ..types import Listener, MakeSend
+from ..streams.protocols import Listener, MakeSend
 from .acceptor import check_listener, own_listener
 from .connector import introduce_probes
 from .keywords import TunnelKeywords

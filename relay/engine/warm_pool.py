@@ -52,9 +52,9 @@ from ..errors import CarrierError, ConnectError
 from ..eventloop.backoff import Backoff
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.sockets import Endpoint, open_socket
+from ..streams.protocols import MakeSend
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
-from ..types import MakeSend
 from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
 from .records import WarmFigures

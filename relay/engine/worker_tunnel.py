@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..streams.listener import TunnelListener
+from ..streams.protocols import Listener, MakeSend
 from ..streams.stream import Stream
-from ..types import Listener, MakeSend
 from .acceptor import Acceptor, make_acceptor
 from .connection import Connection
 from .managed_tunnel import ManagedTunnel

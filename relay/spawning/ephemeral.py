@@ -11,7 +11,7 @@ from ..engine.worker_tunnel import WorkerRelayThread, WorkerTunnel
 from ..eventloop.loop import Timer
 from ..eventloop.sockets import unread
 from ..streams.checks import check_time
-from ..types import Listener, MakeSend
+from ..streams.protocols import Listener, MakeSend
 
 _QUIET = 0.5  # seconds without a byte from a client after which it is taken to have said all
 

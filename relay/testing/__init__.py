@@ -36,9 +36,12 @@ __all__ = [
 _LATER = {"SAMBridge": ".sambridge", "SSHServer": ".sshserver"}  # imported late: they need more modules than the rest
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LATER[name], __name__), name)
-    globals()[name] = value
-    return value
+# For a type checker any name would do otherwise.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_LATER[name], __name__), name)
+        globals()[name] = value
+        return value

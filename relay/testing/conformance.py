@@ -16,8 +16,8 @@ from typing import Any
 from ..engine.tunnel import Tunnel
 from ..eventloop.sockets import reset
 from ..streams.adapter import as_stream
+from ..streams.protocols import Listener, MakeSend
 from ..streams.stream import Stream
-from ..types import Listener, MakeSend
 from .leaks import check_leaks
 
 __all__ = ["check_factory", "check_stream"]

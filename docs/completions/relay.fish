@@ -263,4 +263,4 @@ complete -c relay -n '__fish_seen_subcommand_from keys; and __fish_seen_subcomma
 complete -c relay -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from show' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from show' -F
 complete -c relay -n '__fish_seen_subcommand_from help' -s h -l help -d 'Show this message and exit.'
-complete -c relay -n '__fish_seen_subcommand_from help' -a 'forward expose socks up ctl service check doctor pipe demo keys help hops exit-status'
+complete -c relay -n '__fish_seen_subcommand_from help' -a 'forward expose socks up ctl service check doctor pipe demo keys help hops tls exit-status'

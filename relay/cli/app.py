@@ -53,7 +53,7 @@ def _show_version(context: click.Context, parameter: click.Parameter, is_given: 
 
 @click.group(
     cls=_Commands,
-    epilog="relay help COMMAND describes one of them; relay help hops and relay help exit-status apply to all.",
+    epilog="relay help COMMAND describes one of them; relay help hops, tls and exit-status apply to all.",
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -66,6 +66,33 @@ def app(context: click.Context) -> None:
     """Relay streams: TCP, Unix sockets, TLS, SSH and I2P, from one listening address to another."""
     if context.invoked_subcommand is None:
         show_help(context)
+
+
+# What people write who know ssh, and what says the same here.
+_FROM_SSH = {
+    "-L": "ssh -L 8080:db:80 bastion is relay forward 8080 db:80 --via ssh://bastion",
+    "-R": "ssh -R 8080:localhost:80 server is relay expose localhost:80 --on 'ssh://server?listen=:8080'",
+    "-D": "ssh -D 1080 bastion is relay socks 1080 --via ssh://bastion",
+    "-W": "ssh -W db:80 bastion is relay pipe db:80 --via ssh://bastion",
+    "-J": "write --via ssh://HOST for each hop, the nearest first",
+    "-N": "leave it out: relay starts no shell",
+    "-f": "leave it out: relay service writes a systemd unit",
+    "-i": "write ssh://HOST?keyfile=FILE",
+    "-p": "write ssh://HOST:PORT",
+}
+_FORWARD = re.compile(r"((?:\S+:)?[0-9]+):([^:/]+|\[\S+\]):([0-9]+)")  # an argument of ssh -L
+
+
+def _hint() -> str:
+    """Return how to write what the command line has in ssh's spelling; empty if it has nothing of it."""
+    words = [*itertools.takewhile(lambda word: word != "--", sys.argv[1:])]
+    for word in words:
+        if word[:2] in _FROM_SSH and not word.startswith("--"):
+            return f"{word[:2]} is ssh's: {_FROM_SSH[word[:2]]}"
+    for word in words[1:]:
+        if found := _FORWARD.fullmatch(word):
+            return f"'{word}' is ssh's spelling; write {found[1]} {found[2]}:{found[3]}"
+    return ""
 
 
 def _masked(message: str) -> str:
@@ -105,6 +132,9 @@ def _describe(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)  # Click's parser gives none
     words = context.command_path.split() if context else [word for word in sys.argv[1:2] if word in COMMANDS]
     see = " ".join(["see relay", *(word for word in words if word != "relay"), "--help"])
+    is_about_words = isinstance(error, click.NoSuchOption | click.MissingParameter | click.BadParameter)
+    if is_about_words and (hint := _masked(_hint())):
+        return f"{problem}; {hint}"
     near = getattr(error, "possibilities", None)
     return f"{problem}; did you mean {near[0]}? {see.capitalize()}" if near else f"{problem}; {see}"
 

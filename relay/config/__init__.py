@@ -72,6 +72,7 @@ _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*(?:"|$)|\'[^\'\n]*(?:\'|$)')  # up to t
 _MOST_DIGITS = sys.get_int_max_str_digits() or math.inf  # the limit of Python
 _DIGITS = re.compile("[0-9_]+")
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
+_BARE_TEXT = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{]\S*)")  # a value without quotes, which may be text
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,13 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         place = _PLACE.search(str(error))
         line = int(place[1]) if place and place[1] else len(data.splitlines())
-        problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}", line=line)
+        lines = text.split("\n")
+        found = _BARE_TEXT.match(lines[line - 1]) if line <= len(lines) else None
+        hint = ""
+        if found:  # the text itself is not repeated: it may be a secret
+            is_switch = found[2] in ("yes", "no", "on", "off")
+            hint = "; write true or false" if is_switch else f'; text needs quotes: {found[1]} = "…"'
+        problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}{hint}", line=line)
     except ValueError:  # of int(), which tomllib does not catch
         line = _line_of_digits(data.decode())
         problems.add((), f"a number of more than {_MOST_DIGITS} digits, which are allowed", line=line)

@@ -128,6 +128,8 @@ def shape_problems(model: type[Model], document: Any, keys: Keys, problems: Prob
             path = _path_of(found["loc"], document)
             if found["type"] == "extra_forbidden":
                 problems.add(path, misplaced(path, keys(())) or _unknown(str(path[-1]), list(keys(path[:-1]))))
+            elif len(path) == 1 and path[0] in ("hops", "tunnels") and isinstance(found["input"], list):
+                problems.add(path, f"each of them has a name: write [{path[0]}.NAME] instead of [[{path[0]}]]")
             elif found["type"] == "missing":
                 problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
             else:
@@ -151,11 +153,13 @@ def _path_of(where: Iterable[str | int], document: Any) -> Path:
 
 
 def misplaced(path: Path, top: Iterable[str]) -> str:
-    """Return where a key below a table belongs if it is one of the top of the file; empty if it is not.
+    """Return where a key belongs that is above or below the tables and should not be; empty if it is at its place.
 
     :param path: its place.
     :param top: the keys and the tables of the top.
     """
+    if path in (("listen",), ("target",)):
+        return "it belongs into the table of a tunnel, below a line such as [tunnels.web]"
     is_misplaced = len(path) > 1 and path[-1] in {*top} - {"defaults", "hops", "tunnels"}
     return f"{path[-1]} belongs at the top of the file, above the first table" if is_misplaced else ""
 

@@ -211,6 +211,11 @@ def test_it_takes_the_descriptors_that_the_system_allows_but_a_reserve(start):
 
 
 WRONG = {
+    ("forward", "8080:db:80"): "TARGET: missing; '8080:db:80' is ssh's spelling; write 8080 db:80",
+    ("forward", "[::1]:8080:[::2]:80"): "'[::1]:8080:[::2]:80' is ssh's spelling; write [::1]:8080 [::2]:80",
+    ("forward", "-L", "8080:db:80"): "-L is ssh's: ssh -L 8080:db:80 bastion is relay forward 8080 db:80 --via ssh://b",
+    ("forward", "-R8080:db:80"): "ssh -R 8080:localhost:80 server is relay expose localhost:80 --on 'ssh://server?li",
+    ("forward", ":0", "h:1", "-J", "me@b"): "-J is ssh's: write --via ssh://HOST for each hop, the nearest first",
     ("forwrd",): "forwrd: no such command; did you mean forward? See relay --help",
     ("forward",): "LISTEN: missing; see relay forward --help",
     ("forward", ":0"): "TARGET: missing; see relay",

@@ -257,7 +257,7 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         ),
         ("[tunnels]\nt = 5", "2: tunnels.t: expected a table, got a number"),
         ("tunnels = 5", "1: tunnels: expected a table, got a number"),
-        ("[[tunnels]]", "1: tunnels: expected a table, got a list"),
+        ("[[tunnels]]", "1: tunnels: each of them has a name: write [tunnels.NAME] instead of [[tunnels]]"),
         ("[tunnels.t]\ntarget = 'a:1'", "1: tunnels.t: there is no listen, which it needs"),
         ("[hops.x]\nkeyfile = 'x'\n" + T, "1: hops.x: there is no address, which it needs"),
         ("[hops]\nx = 5\n" + T, "2: hops.x: expected text in quotes, got a number"),
@@ -359,6 +359,13 @@ def test_the_default_of_warm_is_not_for_proxies(read):
         ("", "there are no tunnels in it; [tunnels.NAME] begins one"),
         ("a = [\n1,\nb", "3: this is not TOML: Invalid value"),
         ("a = 1\na = 2\n\n", "2: this is not TOML: Cannot overwrite a value"),
+        ("[tunnels.a]\nlisten = :80\n", '2: this is not TOML: Invalid value; text needs quotes: listen = "…"'),
+        (
+            "[tunnels.a]\nidle_timeout = 10m\n",
+            "2: this is not TOML: Expected newline or end of document after a statement",
+        ),
+        ("[defaults]\nfail_fast = yes\n", "2: this is not TOML: Invalid value; write true or false"),
+        ('listen = ":0"', "1: listen: it belongs into the table of a tunnel, below a line such as [tunnels.web]"),
         (b"[tunnels.t]\n# \xff\n", "2: a byte that is not UTF-8"),
     ],
 )

@@ -9,6 +9,7 @@ import click
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FLAG, Option, options_of, written
 from ...addresses.ssh import LISTEN, SSHServer
+from ...addresses.values import TLSListen, TLSTarget
 from ..output import failures_reported, print_line
 
 HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
@@ -31,6 +32,23 @@ I2P
   inbound.quantity=5         any option of the router
 """
 
+TLS = """TLS at LISTEN and TARGET
+
+  tls://HOST:PORT            as TARGET: relay verifies the certificate
+  tls://HOST:PORT?cert=FILE  as LISTEN: clients speak TLS to relay
+
+Parameters follow a question mark: tls://db:5432?ca=db.pem&servername=db
+All files are PEM. relay loads a certificate again when its file changes.
+
+As TARGET. Without ca the authorities of the system count.
+
+{target}
+
+As LISTEN
+
+{listen}
+"""
+
 
 def _lines(options: Mapping[str, Option]) -> str:
     """The parameters of an address and their meaning, one in each line."""
@@ -46,6 +64,11 @@ def hops() -> str:
     """The help on hops, made from the options of the addresses."""
     ssh = _lines({**options_of(SSHServer), "listen": LISTEN})
     return HOPS.format(ssh=ssh, i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}))
+
+
+def tls() -> str:
+    """The help on TLS, made from the options of the addresses."""
+    return TLS.format(target=_lines(options_of(TLSTarget)), listen=_lines(options_of(TLSListen)))
 
 
 EXIT_STATUS = """Exit statuses of relay
@@ -64,7 +87,7 @@ relay pipe ends by the signal that ended it. Every failure is one line on
 standard error; --debug adds a traceback.
 """
 
-TOPICS = {"hops": hops(), "exit-status": EXIT_STATUS}
+TOPICS = {"hops": hops(), "tls": tls(), "exit-status": EXIT_STATUS}
 
 
 @click.command

@@ -240,6 +240,12 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
+def target(echo_server: Server) -> str:
+    """The address of a server that repeats what it gets, as text."""
+    return "{}:{}".format(*echo_server.address)
+
+
+@pytest.fixture
 def reserved() -> Iterator[int]:
     """A port of 127.0.0.1 that only a program gets which asks for it by its number; see :func:`reserved_port`."""
     with reserved_port() as port:
@@ -263,6 +269,29 @@ def warm_command() -> Iterator[None]:
     warm_relay.warm()
     yield
     warm_relay.cool()
+
+
+@pytest.fixture(name="start")
+def start_command(warm_command: None) -> Iterator[Callable[..., Any]]:
+    """Starts commands, ``start(*arguments, command="forward")``, which end with the test; see ``command_rig.py``."""
+    from command_rig import commands
+
+    with commands() as make:
+        yield make
+
+
+@pytest.fixture
+def double() -> Any:
+    """A relay that the commands for operators and the pages show; see ``instance_double.py``."""
+    from instance_double import Double
+
+    return Double()
+
+
+@pytest.fixture
+def environment(runtime_directory: Path) -> dict[str, str]:
+    """That of commands whose control sockets no other test sees."""
+    return {**os.environ}
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,6 @@ from relay.eventloop.loop import Loop
 from relay.process import PIPE, StandardError, StandardErrorPipe, program_error, start
 
 
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
-
-
 def output(argv, **options):
     """Return what a child says on its standard output; it must end with status 0."""
     with start(argv, stdout=PIPE, **options) as child:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from command_rig import LISTENING, RELAY, Terminal, commands, run, squeezed
+from command_rig import LISTENING, RELAY, Terminal, run, squeezed
 from helpers import WAIT, black_hole, echo, ending, receive_all, refusing, send_and_end, wait_until
 
 import relay
@@ -27,12 +27,6 @@ from relay.cli.options import seconds, seconds_or_zero
 
 
 @pytest.fixture
-def start():
-    with commands() as make:
-        yield make
-
-
-@pytest.fixture
 def connect():
     with contextlib.ExitStack() as stack:
 
@@ -40,11 +34,6 @@ def connect():
             return stack.enter_context(socket.create_connection(address, timeout=WAIT))
 
         yield make
-
-
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
 
 
 def test_it_says_where_it_listens_and_relays(start, connect, target):

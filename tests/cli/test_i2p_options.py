@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from command_rig import commands, run
+from command_rig import run
 from helpers import WAIT, receive_all, wait_until
 
 import relay
@@ -44,17 +44,6 @@ def home(tmp_path, monkeypatch):
     """The directory of the destinations."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data" / "relay" / "i2p"
-
-
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import time
 
 import pyte
 import pytest
-from command_rig import Terminal, commands
+from command_rig import Terminal
 from helpers import WAIT, exchange
 from rich.cells import cell_len
 from rich.console import Console
@@ -218,12 +218,6 @@ class Screen(Terminal):
             ready, _, _ = select.select([self.ours], [], [], max(0, deadline - time.monotonic()))
             assert ready, "\n".join(self.screen.display)
             self._unseen += os.read(self.ours, 1 << 16)
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import paramiko
 import pytest
-from command_rig import commands, run
+from command_rig import run
 from helpers import (
     PROMPT,
     WAIT,
@@ -39,17 +39,6 @@ from relay.testing.ssh.login import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
 ON = re.compile(r"(?:listening on )?(\S+):(\d+) on (\S+) → (\S+)\n")
-
-
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jsonschema
 import pytest
-from instance_double import PROBED, Double, check_contract, served
+from instance_double import PROBED, check_contract, served
 
 from relay.carriers.listing import CarrierStatus
 from relay.daemon.status import TunnelStatus
@@ -18,11 +18,6 @@ from relay.operations.openapi import document
 from relay.targets.group import TargetState
 
 TOKEN = "a-token-of-some-length"
-
-
-@pytest.fixture
-def double():
-    return Double()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 
 import jsonschema
 import pytest
-from instance_double import PROBED, Double
+from instance_double import PROBED
 
 from relay.daemon.failures import NotFoundError
 from relay.engine.records import Stats
@@ -25,11 +25,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-@pytest.fixture
-def double():
-    return Double()
 
 
 @pytest.fixture

@@ -15,18 +15,13 @@ import threading
 
 import pytest
 from helpers import WAIT, answer_to
-from instance_double import Double, served
+from instance_double import served
 
 from relay.daemon.client import Client, ClientError
 from relay.daemon.sockets import open_control
 from relay.daemon.waiting import Stop
 from relay.operations import server
 from relay.testing import Leaks
-
-
-@pytest.fixture
-def double():
-    return Double()
 
 
 @pytest.fixture

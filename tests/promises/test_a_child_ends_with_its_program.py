@@ -15,7 +15,6 @@ import pytest
 from helpers import WAIT, ending, receive_exactly
 
 import relay
-from relay.process import start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has pidfd_open and PR_SET_PDEATHSIG")
 
@@ -85,11 +84,6 @@ def watched(pid):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         os.close(descriptor)
-
-
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
 
 
 def connect(address):
@@ -301,9 +295,3 @@ def test_many_side_by_side_leave_nothing(echo_server):
         with pytest.raises(ChildProcessError):
             os.waitpid(tunnel.pid, os.WNOHANG)
         assert not Path(f"/proc/{tunnel.pid}").exists()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)

@@ -1,38 +1,15 @@
 """A forked child does not disturb its parent's tunnels."""
 
 import os
-import signal
 import socket
 import warnings
 
 import pytest
-from helpers import WAIT, exchange, wait_until
+from helpers import WAIT, exchange, in_child, wait_until
 
 import relay
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-
-
-def in_child(work):
-    """Run ``work`` in a forked child; returns its exit status: 0 if it returned, 1 if it raised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python 3.12 warns of a fork beside threads: that is the test
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    try:
-        wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
-    finally:
-        os.kill(pid, signal.SIGKILL)  # if it hangs; one that has ended does not mind
-        status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status)
 
 
 def test_a_child_that_exits(relayed, any_engine):

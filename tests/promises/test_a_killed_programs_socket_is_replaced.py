@@ -8,18 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_rig import commands
 from helpers import WAIT, family, is_running, receive_exactly, stop, wait_until
 
 from relay.transports.unix import listen_unix
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 def assert_serves(command, path):

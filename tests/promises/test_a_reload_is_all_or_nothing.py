@@ -6,21 +6,11 @@ import signal
 import socket
 import subprocess
 
-import pytest
-from command_rig import commands
+from command_rig import commands, tunnel
 from group_rig import letter, repeats
 from helpers import WAIT, receive_exactly
 
 from relay.cli import app as cli
-
-
-@pytest.fixture
-def environment(runtime_directory):
-    return {**os.environ}
-
-
-def tunnel(name, target, *more, listen=":0"):
-    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
 
 
 def wrong_files(path, good, target, taken):

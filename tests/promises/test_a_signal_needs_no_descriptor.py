@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from command_rig import commands, run
+from command_rig import run
 from helpers import WAIT, ending, family, receive_exactly, wait_until
 
 import relay.daemon.client
@@ -58,12 +58,6 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     return Site(tmp_path)
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 def connected(port, *, target=None):

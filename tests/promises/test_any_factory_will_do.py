@@ -12,6 +12,7 @@ import pytest
 from helpers import (
     BLOCK,
     WAIT,
+    Bare,
     Thread,
     ended,
     ending,
@@ -198,26 +199,6 @@ def test_on_close_is_called_once_and_may_block(listener, tunnel_to):
 
 
 # Objects with the socket interface.
-
-
-class Bare:
-    """``recv``, ``sendall`` and ``close`` only."""
-
-    def __init__(self, near):
-        self._near = near
-
-    def recv(self, size):
-        return self._near.recv(size)
-
-    def sendall(self, data):
-        self._near.sendall(data)
-
-    def close(self):
-        try:
-            self._near.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self._near.close()
 
 
 class Short:

@@ -5,16 +5,8 @@ import signal
 import socket
 import stat
 
-import pytest
-from command_rig import commands, run
+from command_rig import run
 from helpers import WAIT, receive_all, send_and_end, wait_until
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
-
 
 FILE = """
 state = "{state}"

@@ -1,16 +1,8 @@
 """``relay check --diff`` asks the relay that runs, and changes nothing."""
 
-import os
-
-import pytest
 from command_rig import commands, run
 
 FILE = '[tunnels.one]\nlisten = ":0"\ntarget = "127.0.0.1:{}"\n[tunnels.two]\nlisten = ":0"\ntarget = "127.0.0.1:1"\n'
-
-
-@pytest.fixture
-def environment(runtime_directory):
-    return {**os.environ}
 
 
 def test_it_prints_the_verdicts(tmp_path, environment):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_rig import commands, run
+from command_rig import commands, run, tunnel
 from helpers import WAIT, Thread, answer_to, receive_exactly, wait_until
 
 LISTENING = re.compile(r"(\w+): listening on (\S+):(\d+) → ")
@@ -22,11 +22,6 @@ GARBAGE = {
     "long head": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * 100_000,
     "10 MB of a body": b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n" + bytes(10_000_000),
 }
-
-
-@pytest.fixture
-def environment(runtime_directory):
-    return {**os.environ}
 
 
 @pytest.fixture
@@ -103,10 +98,6 @@ def connect(path):
     client.settimeout(WAIT)
     client.connect(path)
     return client
-
-
-def tunnel(name, target, *more, listen=":0"):
-    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
 
 
 def echoes(address):

@@ -29,11 +29,6 @@ LAZY = ("starlette", "uvicorn", "anyio", "h11", "http.client")
 
 
 @pytest.fixture
-def environment(runtime_directory):
-    return {**os.environ}
-
-
-@pytest.fixture
 def file(tmp_path, echo_server):
     made = tmp_path / "relay.toml"
     made.touch(0o600)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from command_rig import Command, commands
+from command_rig import Command
 from helpers import Server, wait_until
 
 from relay.addresses.destinations import b32_of
 
 WAYS = ["socks5h", "socks4a", "http"]
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Command]]:
-    with commands() as make:
-        yield make
 
 
 @pytest.fixture

@@ -32,13 +32,6 @@ from helpers import (
 )
 
 import relay
-from relay.process import start
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
 
 
 def make_tunnel(listen, target, *, timeout=None, **options):

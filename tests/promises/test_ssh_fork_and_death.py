@@ -7,34 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, exchange, family, is_running, wait_until
+from helpers import WAIT, exchange, family, in_child, is_running, wait_until
 from sshd import FarEnd
 
 import relay
-
-
-def in_child(work):
-    """Run ``work`` in a forked child; returns its exit status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    try:
-        wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status)
 
 
 def test_a_child_that_exits_or_closes(far_end, over_ssh):

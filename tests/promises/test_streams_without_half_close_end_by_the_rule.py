@@ -6,31 +6,11 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, ended, ending, expire, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Bare, ended, ending, expire, receive_all, receive_exactly, send_and_end, wait_until
 
 import relay
 from relay.engine import limits as limits_module
 from relay.testing import FakeListener, pair
-
-
-class Bare:
-    """An object that has ``recv``, ``sendall`` and ``close`` only."""
-
-    def __init__(self, near):
-        self._near = near
-
-    def recv(self, size):
-        return self._near.recv(size)
-
-    def sendall(self, data):
-        self._near.sendall(data)
-
-    def close(self):
-        try:
-            self._near.shutdown(socket.SHUT_RDWR)  # so that a recv in another thread returns
-        except OSError:
-            pass
-        self._near.close()
 
 
 def stream_without(target):

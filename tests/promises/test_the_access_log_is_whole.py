@@ -8,17 +8,11 @@ import socket
 import subprocess
 
 import pytest
-from command_rig import commands, run
+from command_rig import run
 from documents import ROOT
 from helpers import WAIT, receive_all, receive_exactly, wait_until
 
 FILTER = ROOT / "docs" / "fail2ban" / "relay.conf"
-
-
-@pytest.fixture
-def start():
-    with commands() as make:
-        yield make
 
 
 def lines(path):

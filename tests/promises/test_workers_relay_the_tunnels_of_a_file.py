@@ -11,16 +11,11 @@ import ssl
 import httpx
 import pytest
 import trustme
-from command_rig import commands, run
+from command_rig import commands, run, tunnel
 from group_rig import letter, repeats
 from helpers import WAIT, receive_exactly, reserved_port, wait_until
 
 LISTENING = re.compile(r"(\w+): listening on (\S+):(\d+) → ")
-
-
-@pytest.fixture
-def environment(runtime_directory):
-    return {**os.environ}
 
 
 @pytest.fixture
@@ -43,10 +38,6 @@ def ctl(environment):
         return done.stdout
 
     return call
-
-
-def tunnel(name, target, *more, listen=":0"):
-    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
 
 
 def addresses(command, count):

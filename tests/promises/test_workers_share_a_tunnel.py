@@ -15,7 +15,6 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 import relay
-from relay.process import start
 
 CONNECTS = 4000
 KILLS = 8
@@ -30,12 +29,6 @@ while True:
         pass
     client.close()
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
 
 
 @pytest.fixture

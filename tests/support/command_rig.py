@@ -36,6 +36,11 @@ def buffered(environment=os.environ):
     return {name: value for name, value in environment.items() if name != "PYTHONUNBUFFERED"}
 
 
+def tunnel(name, target, *more, listen=":0"):
+    """The table of a tunnel in a file, with more lines."""
+    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
+
+
 def squeezed(text):
     """A text without white space: a help text is wrapped as it fits."""
     return "".join(text.split())

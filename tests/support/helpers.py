@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,26 @@ def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:
     except AssertionError:
         raise AssertionError(f"open: {tunnel.connections()}; ended: {tunnel.recent()}") from None
     return [record.reason for record in tunnel.recent()[-count:]]
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run ``work`` in a forked child; return its exit status: 0 if it returned, 1 if it raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, from Python 3.12 on
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    try:
+        wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+    finally:
+        os.kill(pid, signal.SIGKILL)  # if it hangs; one that has ended does not mind
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
 
 
 def receive_all(end: Any) -> bytes:
@@ -336,6 +357,26 @@ def echo(connection: socket.socket) -> None:
     """Send back what comes, up to the end of file."""
     while data := connection.recv(1 << 16):
         connection.sendall(data)
+
+
+def page(connection: socket.socket) -> None:
+    """What a server does with a request of HTTP: ``BLOCK`` is the page."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
+
+
+class Bare:
+    """An object that has ``recv``, ``sendall`` and ``close`` only."""
+
+    def __init__(self, near: socket.socket) -> None:
+        self._near = near
+        self.recv, self.sendall = near.recv, near.sendall
+
+    def close(self) -> None:
+        """So that a ``recv`` in another thread returns."""
+        with contextlib.suppress(OSError):
+            self._near.shutdown(socket.SHUT_RDWR)
+        self._near.close()
 
 
 class TLSEnd:

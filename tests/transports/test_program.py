@@ -33,7 +33,6 @@ from relay.addresses.values import TCPAddress
 from relay.errors import ConnectError, RelayError
 from relay.eventloop import unix_reset
 from relay.eventloop.background import IOThread
-from relay.process import start
 from relay.streams import pair_end
 from relay.streams.promise import Cancellation, Promise
 from relay.testing import check_factory, check_stream
@@ -42,12 +41,6 @@ from relay.transports.program import ProgramState, ProgramStream, _Program, end_
 from relay.transports.program_dialer import Local, Programs
 
 STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def spawner():
-    """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(WAIT)
 
 
 @pytest.fixture

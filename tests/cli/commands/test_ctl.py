@@ -18,11 +18,6 @@ from relay.targets.group import TargetState
 
 
 @pytest.fixture
-def double():
-    return Double()
-
-
-@pytest.fixture
 def folder(monkeypatch):
     with tempfile.TemporaryDirectory(prefix="ctl-") as path:
         monkeypatch.setattr(runtime, "runtime_directories", lambda: [path])

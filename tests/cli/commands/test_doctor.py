@@ -57,11 +57,6 @@ def _toml(value):
     return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, (list, tuple)) else f'"{value}"'
 
 
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
-
-
 def section(found, name):
     return next(part for part in found.report["sections"] if part["name"] == name)
 

@@ -49,11 +49,6 @@ def start():
 
 
 @pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
-
-
-@pytest.fixture
 def listening():
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.settimeout(WAIT)

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from command_rig import commands, run, squeezed
-from helpers import BLOCK, WAIT, receive_all, refusing, send_and_end
+from helpers import BLOCK, WAIT, page, receive_all, refusing, send_and_end
 
 from relay.addresses.parse import parse_hops
 from relay.addresses.values import TCPAddress
@@ -27,11 +27,6 @@ def start():
 
 def request(host, port):
     return HELLO + bytes([5, 1, 0, 3, len(host)]) + host.encode() + port.to_bytes(2, "big")
-
-
-def page(connection):
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
 
 
 def curl(*arguments):

@@ -70,11 +70,6 @@ def connect():
         yield make
 
 
-@pytest.fixture
-def target(echo_server):
-    return "{}:{}".format(*echo_server.address)
-
-
 def tunnel(name, listen, target, *more):
     return "\n".join(
         [f"[tunnels.{name}]", f"listen = {json.dumps(listen)}", f"target = {json.dumps(target)}", *more, ""]

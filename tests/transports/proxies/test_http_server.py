@@ -8,7 +8,7 @@ import subprocess
 from http import HTTPStatus
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, receive_all, receive_exactly, refusing, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Thread, ended, page, receive_all, receive_exactly, refusing, send_and_end, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -217,11 +217,6 @@ def run(program, *arguments):
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     return subprocess.run([program, *arguments], capture_output=True, timeout=WAIT, check=False)
-
-
-def page(connection):
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
 
 
 def test_curl(proxy, serve):

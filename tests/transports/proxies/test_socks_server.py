@@ -24,6 +24,7 @@ from helpers import (
     exchange,
     expire,
     fate_of_client,
+    page,
     receive_all,
     receive_exactly,
     refusing,
@@ -907,11 +908,6 @@ def run(program, *arguments, **options):
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     return subprocess.run([program, *arguments], capture_output=True, timeout=WAIT, check=False, **options)
-
-
-def page(connection):
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
 
 
 @pytest.mark.parametrize("how", ["--socks5", "--socks5-hostname", "--socks4", "--socks4a"])

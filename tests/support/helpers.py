@@ -360,7 +360,7 @@ def echo(connection: socket.socket) -> None:
 
 
 def page(connection: socket.socket) -> None:
-    """What a server does with a request of HTTP: ``BLOCK`` is the page."""
+    """Answer a request of HTTP: ``BLOCK`` is the page."""
     connection.recv(65536)
     connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
 

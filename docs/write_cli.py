@@ -114,7 +114,7 @@ def parameter(made: Any, context: Any) -> Parameter:
 def read(made: Any, words: Sequence[str], parent: Any = None) -> Command:
     """What Click has of a command."""
     context = click.Context(made, info_name=words[-1], parent=parent, **made.context_settings)
-    records = [(one, parameter(one, context)) for one in made.get_params(context)]
+    records = [(one, parameter(one, context)) for one in made.get_params(context) if not getattr(one, "hidden", False)]
     names = made.list_commands(context) if hasattr(made, "list_commands") else []
     return Command(
         words,

@@ -25,7 +25,7 @@ complete -c relay -n '__fish_seen_subcommand_from forward' -l source -x -d 'Conn
 complete -c relay -n '__fish_seen_subcommand_from forward' -l send-proxy -x -a 'v1 v2' -d 'Tell TARGET who the client is, by a header of the PROXY protocol before its first byte.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l accept-proxy -x -d 'Accept connections from these balancers only, each with a header of the PROXY protocol, which names the client. unix stands for the programs at a Unix socket.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l workers -x -d 'Relay in this many processes, one for each processor with auto [1].'
-complete -c relay -n '__fish_seen_subcommand_from forward' -l carriers -x -a 'shared per-worker' -d 'Whether workers make connections over SSH and I2P of their own; else such a tunnel stays in one process [shared].'
+complete -c relay -n '__fish_seen_subcommand_from forward' -l carrier-sharing -x -a 'shared per-worker' -d 'Whether workers make connections over SSH and I2P of their own; else such a tunnel stays in one process [shared].'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l limit -x -d 'Limit clients, as in per=ip/24,rate=20/10s,ban=10m; also concurrent, bandwidth, quota, action. Repeatable.'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l nconnect -x -d 'Maximum number of open connections; -1 for no limit. Further clients wait. [default: -1]'
 complete -c relay -n '__fish_seen_subcommand_from forward' -l timeout -x -d 'Maximum lifetime of a connection [no limit].'

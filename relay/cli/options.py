@@ -253,11 +253,27 @@ workers = click.option(
     type=worker_count,
     help="Relay in this many processes, one for each processor with auto [1].",
 )
-_carriers = click.option(
-    "--carriers",
+_carrier_sharing = click.option(
+    "--carrier-sharing",
     type=click.Choice(["shared", "per-worker"]),
     help="Whether workers make connections over SSH and I2P of their own; else such a tunnel stays in one process "
     "[shared].",
+)
+
+
+def _renamed(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Take the value of an option that has another name now."""
+    if value is not None:
+        context.params["carrier_sharing"] = value
+
+
+_carriers = click.option(  # until 0.3
+    "--carriers",
+    type=click.Choice(["shared", "per-worker"]),
+    callback=_renamed,
+    expose_value=False,
+    hidden=True,
+    deprecated="use --carrier-sharing",
 )
 sandbox = click.option(
     "--sandbox",
@@ -275,7 +291,7 @@ _SHARED = (
 
 def in_workers(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of workers; goes above :func:`with_options`."""
-    return workers(_carriers(command))
+    return workers(_carrier_sharing(_carriers(command)))
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

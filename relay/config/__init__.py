@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -71,6 +72,8 @@ _DEEPEST = 32  # parts of a key: the time that tomllib takes grows with their sq
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*(?:"|$)|\'[^\'\n]*(?:\'|$)')  # up to the end of the line where it has none
 _MOST_DIGITS = sys.get_int_max_str_digits() or math.inf  # the limit of Python
 _DIGITS = re.compile("[0-9_]+")
+logger = logging.getLogger("relay.config")
+
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 _BARE_TEXT = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{]\S*)")  # a value without quotes, which may be text
 
@@ -177,6 +180,7 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
         document = tomllib.loads(text)
         # Only now: the lines of the keys can be found in text that is TOML, and in no other.
         problems.text = text
+        _rename(document, problems)
         return document
     except UnicodeDecodeError as error:
         problems.add((), "a byte that is not UTF-8, which TOML is", line=data.count(b"\n", 0, error.start) + 1)
@@ -196,6 +200,19 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
     except RecursionError:
         problems.add((), "its arrays and tables are nested too deep")
     return {}
+
+
+def _rename(document: Mapping[str, Any], problems: Problems) -> None:
+    """Give keys that have another name now that name, and say so. The old ones go with 0.3."""
+    tunnels = document.get("tunnels")
+    tables: dict[tuple[str | int, ...], Any] = {("defaults",): document.get("defaults")}
+    tables |= {("tunnels", name): table for name, table in (tunnels if isinstance(tunnels, dict) else {}).items()}
+    for path, table in tables.items():
+        if isinstance(table, dict) and "carriers" in table and "carrier_sharing" not in table:
+            table["carrier_sharing"] = table.pop("carriers")
+            logger.warning(
+                problems.notice((*path, "carriers"), "it is carrier_sharing now; relay 0.3 will not know it")
+            )
 
 
 def _deep_line(text: str) -> int:

@@ -302,7 +302,7 @@ else:
 class Defaults(_OfDefaults, use_attribute_docstrings=True):
     """Values for all tunnels; a tunnel can override them."""
 
-    carriers: Literal["shared", "per-worker"] | None = None
+    carrier_sharing: Literal["shared", "per-worker"] | None = None
     """Whether a tunnel whose streams share a connection over SSH or I2P stays in one process (`shared`), or each worker
     makes a connection of its own (`per-worker`). Default: shared."""
     sam: Targets | None = None

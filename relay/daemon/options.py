@@ -40,7 +40,7 @@ class Options(CommandOptions):
     probe: str | None = None
     probe_interval: float | None = None
     workers: int | None = None
-    carriers: Literal["shared", "per-worker"] | None = None
+    carrier_sharing: Literal["shared", "per-worker"] | None = None
     processes: WorkerProcesses | None = dataclasses.field(default=None, compare=False)
 
     def of_tunnel(self, name: str) -> dict[str, Any]:

@@ -396,7 +396,7 @@ def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: 
         return None
     from ..spawning.recipes import why_one_process
 
-    if why := why_one_process(where, ways, options.limit, per_worker=options.carriers == "per-worker"):
+    if why := why_one_process(where, ways, options.limit, per_worker=options.carrier_sharing == "per-worker"):
         logger.info("%s: one process relays it, %s", name, why)
         return None
     ((via, end),) = ways

@@ -133,7 +133,7 @@ def _plan_of(entry: Entry, shown: Options) -> Plan:
 
 def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
-    names = (*LIMITS, *LISTS, *OTHERS, "probe", "probe_interval", "workers", "carriers")
+    names = (*LIMITS, *LISTS, *OTHERS, "probe", "probe_interval", "workers", "carrier_sharing")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
     unlimited = [name for name, value in said.items() if value == math.inf and name not in NOT_NONE]
     lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}

@@ -49,7 +49,7 @@ EFFECTS: Mapping[str, Verdict] = {
     **dict.fromkeys(("user", "password", "password_file", "password_env"), TUNED),
     **dict.fromkeys(("target", "via", "policy", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
-    **dict.fromkeys(("workers", "carriers", "mptcp"), MOVED),
+    **dict.fromkeys(("workers", "carrier_sharing", "mptcp"), MOVED),
 }
 """The verdict for a change of each key of a tunnel; one of ``sam`` or ``mptcp`` that spares the listener is
 *rerouted*."""

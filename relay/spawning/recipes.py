@@ -121,5 +121,5 @@ def why_one_process(
     ((via, end),) = ways
     carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
     if carriers and not per_worker:
-        return f"because its streams share a connection to {shown(str(carriers[0]))}; see carriers"
+        return f"because its streams share a connection to {shown(str(carriers[0]))}; see carrier_sharing"
     return ""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -16,7 +17,7 @@ from ..addresses.signatures import shows_options
 from ..engine.acceptor import check_listener
 from ..engine.keywords import SharedKeywords
 from ..engine.options import TunnelOptions, made_of, tunnel_options
-from ..streams.checks import check_carriers, check_workers
+from ..streams.checks import check_carrier_sharing, check_workers
 from .child_tunnel import ChildTunnel
 from .pool import WorkerPool, open_child
 from .pool_tunnel import PoolTunnel
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("relay")
 
 Workers = int | Literal["auto"]
-Carriers = Literal["shared", "per-worker"]
+CarrierSharing = Literal["shared", "per-worker"]
 
 
 class _Keywords(SharedKeywords, total=False):
@@ -42,7 +43,7 @@ class _AllKeywords(_Keywords, total=False):
     """Its keywords, except the one that its result depends on."""
 
     via: Sequence[str]
-    carriers: Carriers
+    carrier_sharing: CarrierSharing
 
 
 _NOT_SENT = tuple(name for name, one in tunnel_options(TunnelOptions).items() if one.workers == "none")
@@ -67,7 +68,7 @@ def spawn(
     *,
     via: Sequence[str] = (),
     workers: Workers | None = None,
-    carriers: Carriers = "shared",
+    carrier_sharing: CarrierSharing = "shared",
     **options: Unpack[_Keywords],
 ) -> ChildTunnel | PoolTunnel:
     """Relay in a child process: a :class:`~relay.Tunnel` that the program's own threads cannot slow down.
@@ -84,7 +85,8 @@ def spawn(
     listening socket. The members of the result return totals, and ``nconnect`` is the limit of all of them together. A
     worker that dies is replaced at once: its connections are lost, and no client that waits to be accepted is. A tunnel
     that listens on an SSH server or on I2P, or whose route has a hop over SSH or I2P, stays in one worker, because its
-    streams share one connection there; ``carriers="per-worker"`` makes such a connection for the hops in each worker.
+    streams share one connection there; ``carrier_sharing="per-worker"`` makes such a connection for the hops in each
+    worker.
 
     :param listen: an address as for :func:`relay.listen`, or a bound, listening :class:`socket.socket`, which belongs
         to the result from then on.
@@ -95,7 +97,7 @@ def spawn(
     :param options: {options}
     :param workers: the number of child processes, from 1 to 128, or ``"auto"`` for as many as this process may use
         processors. ``None`` for one child that is not replaced when it dies.
-    :param carriers: ``"shared"`` or ``"per-worker"``: whether workers share an SSH connection or an I2P session.
+    :param carrier_sharing: ``"shared"`` or ``"per-worker"``: whether workers share an SSH connection or an I2P session.
     :returns: the tunnel, once it listens.
     :raises AddressError: if an address cannot be understood.
     :raises ValueError: if a limit or the number of workers is out of its range, or the socket does not listen.
@@ -103,6 +105,9 @@ def spawn(
     :raises OSError: if the address cannot be had.
     :raises RelayError: if the child cannot be started.
     """
+    if "carriers" in options:  # until 0.3
+        warnings.warn("carriers: it is carrier_sharing now", DeprecationWarning, stacklevel=2)
+        carrier_sharing = options.pop("carriers")  # type: ignore[typeddict-item]
     receive = _check_listen(listen)
     if not isinstance(target, str):
         raise TypeError(f"target: expected an address, got {type(target).__name__}; a factory needs a Tunnel")
@@ -113,20 +118,20 @@ def spawn(
     recipe = Recipe(f"{Recipe.__module__}:by_address", arguments)
     if workers is None:
         return open_child(ChildTunnel, recipe, receive, message)
-    return _spawn_workers(recipe, receive, message, workers, carriers)
+    return _spawn_workers(recipe, receive, message, workers, carrier_sharing)
 
 
 def _spawn_workers(
-    recipe: Recipe, receive: socket.socket | None, options: dict[str, Any], workers: Workers, carriers: Carriers
+    recipe: Recipe, receive: socket.socket | None, options: dict[str, Any], workers: Workers, sharing: CarrierSharing
 ) -> PoolTunnel:
     """Return a tunnel with a pool of its own; the parameters are those of :func:`spawn`, checked."""
     count = check_workers(workers)
-    check_carriers(carriers)
+    check_carrier_sharing(sharing)
     address, target, via = recipe.arguments["listen"], recipe.arguments["target"], recipe.arguments["via"]
     where = None if address is None else parse_listen(address)
     hops = parse_hops(via, target)
     ways = [(hops, parse_target(target, hops[-1] if hops else None))]
-    why = why_one_process(where, ways, check_limits(options["limit"]), per_worker=carriers == "per-worker")
+    why = why_one_process(where, ways, check_limits(options["limit"]), per_worker=sharing == "per-worker")
     if why and count > 1:
         logger.info("%s: one of %d workers relays it, %s", address or "a socket", count, why)
     with contextlib.ExitStack() as undo:

@@ -93,10 +93,10 @@ def check_workers(workers: Any) -> int:
     return workers
 
 
-def check_carriers(carriers: Any) -> None:
+def check_carrier_sharing(sharing: Any) -> None:
     """Check how workers share carriers.
 
     :raises ValueError: if it is neither ``"shared"`` nor ``"per-worker"``.
     """
-    if carriers not in ("shared", "per-worker"):
-        raise ValueError(f"carriers: expected 'shared' or 'per-worker', got {carriers!r}")
+    if sharing not in ("shared", "per-worker"):
+        raise ValueError(f"carrier_sharing: expected 'shared' or 'per-worker', got {sharing!r}")

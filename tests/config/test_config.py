@@ -373,6 +373,13 @@ def test_each_mistake_is_one_line_with_its_number(problems, text, told):
     assert only(problems(text)).strip().startswith(told)
 
 
+def test_an_old_key_works_and_warns(read, caplog):
+    text = '[defaults]\ncarriers = "per-worker"\n[tunnels.a]\nlisten = ":0"\ntarget = "127.0.0.1:1"\n'
+    (entry,) = read(text).entries
+    assert entry.tunnel.carrier_sharing == "per-worker"
+    assert "relay.toml:2: defaults.carriers: it is carrier_sharing now; relay 0.3 will not know it" in caplog.text
+
+
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(problems):
     text = WHOLE.replace("nconnect = 10", "nconect = 10").replace('"ssh://me@bastion"', '"shh://me@bastion"')
     text = text.replace("listen = 5432", "listen = 5432\nlitsen = 1").replace("keys =", "key =")

@@ -38,14 +38,14 @@ def test_the_keys_beside_the_tables_are_kept(tmp_path):
 
 def test_what_tunnels_have_from_the_defaults_is_in_each(tmp_path):
     lists = 'limit = [{rate = "5/m"}]\nallow = ["::1"]\ndeny = ["::2"]\n'
-    text = f'[defaults]\nnconnect = 5\n{lists}carriers = "per-worker"\nprobe = "connect"\n' + "".join(
+    text = f'[defaults]\nnconnect = 5\n{lists}carrier_sharing = "per-worker"\nprobe = "connect"\n' + "".join(
         f'[tunnels.{name}]\nlisten = ":0"\ntarget = "a:1"\n{more}'
         for name, more in {"t": "", "u": "limit = []\ndeny = []\n"}.items()
     )
     again = read_text(tmp_path, effective(read_text(tmp_path, text)))
     assert again.problems.in_order() == []
     tables = [entry.tunnel.model_dump(exclude_none=True) for entry in again.entries]
-    keys = ("limit", "allow", "deny", "carriers", "probe")
+    keys = ("limit", "allow", "deny", "carrier_sharing", "probe")
     assert [[table[key] for key in keys] for table in tables] == [
         [[{"per": "ip", "rate": "5/m"}], ["::1"], ["::2"], "per-worker", "connect"],
         [[], ["::1"], [], "per-worker", "connect"],

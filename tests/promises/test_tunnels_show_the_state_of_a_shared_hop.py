@@ -91,7 +91,7 @@ def places(serve):
     return ["{}:{}".format(*serve(letter(which)).address) for which in (b"a", b"b")]
 
 
-PER_WORKER = {"keys": 'carriers = "per-worker"\n', "top": "workers = 2\n"}
+PER_WORKER = {"keys": 'carrier_sharing = "per-worker"\n', "top": "workers = 2\n"}
 KINDS = {
     "ssh": lambda request, places: SSH(request, places[:1]),
     "openssh": lambda request, places: SSH(request, places[:1], "&backend=openssh"),

@@ -70,7 +70,15 @@ def test_a_number_of_workers_that_cannot_be(workers, error, text):
 
 
 def test_carriers_that_cannot_be():
-    with pytest.raises(ValueError, match="carriers: expected 'shared' or 'per-worker', got 'none'"):
+    with pytest.raises(ValueError, match="carrier_sharing: expected 'shared' or 'per-worker', got 'none'"):
+        relay.spawn(":0", "127.0.0.1:1", workers=2, carrier_sharing="none")  # type: ignore[call-overload]
+
+
+def test_the_old_name_of_carrier_sharing_warns():
+    with (
+        pytest.warns(DeprecationWarning, match="carriers: it is carrier_sharing now"),
+        pytest.raises(ValueError, match="carrier_sharing: expected 'shared' or 'per-worker', got 'none'"),
+    ):
         relay.spawn(":0", "127.0.0.1:1", workers=2, carriers="none")  # type: ignore[call-overload]
 
 
@@ -388,7 +396,7 @@ def test_one_worker_relays_what_shares_a_carrier_and_says_so(caplog, echo_server
     with relay.spawn(":0", "127.0.0.1:1", via=[via], workers=2) as tunnel:
         assert len(tunnel.pids) == 1
     assert [line for line in caplog.messages if line.startswith(":0: one of 2 workers relays it")]
-    with relay.spawn(":0", "127.0.0.1:1", via=[via], workers=2, carriers="per-worker") as tunnel:
+    with relay.spawn(":0", "127.0.0.1:1", via=[via], workers=2, carrier_sharing="per-worker") as tunnel:
         assert len(tunnel.pids) == 2
 
 

@@ -88,7 +88,7 @@ via = ["{ssh}&known_hosts={folder}/hosts/openssh&backend=openssh"]
 listen = "127.0.0.1:{ports[per-worker]}"
 target = "{far[per-worker]}"
 via = ["{ssh}&known_hosts={folder}/hosts/per-worker&backend=openssh"]
-carriers = "per-worker"
+carrier_sharing = "per-worker"
 [tunnels.site]
 listen = "i2p:?sam={sam}"
 keys = "keys/site.dat"

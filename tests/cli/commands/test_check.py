@@ -521,7 +521,7 @@ GIVEN = {
     "--accept-proxy": "--accept-proxy 127.0.0.1,10.0.0.0/8",
     "--limit": "--limit rate=5/m,ban=10m --limit per=tunnel,bandwidth=20MB/s,action=close,name=all",
     "--workers": "--workers 2",
-    "--carriers": "--carriers per-worker",
+    "--carrier-sharing": "--carrier-sharing per-worker",
 }
 WITHOUT_KEY = {"--fail-fast", "--verbose", "--watch", "--log-format", "--debug"}  # options of relay up alone
 AT_THE_TOP = ("control", "status", "log_file", "log_interval", "shutdown_delay", "sandbox", "workers")
@@ -541,7 +541,12 @@ def checked_line(capsys):
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [(name, max(one.opts, key=len)) for name in COMMANDS for one in app.command(name).params if one.opts[0][0] == "-"],
+    [
+        (name, max(one.opts, key=len))
+        for name in COMMANDS
+        for one in app.command(name).params
+        if one.opts[0][0] == "-" and not one.hidden
+    ],
 )
 def test_each_option_of_a_command_is_one_of_the_file(
     command, option, tmp_path, plan_of_line, checked_line, monkeypatch

@@ -177,13 +177,6 @@ def test_a_child_process_leads_there(bridge, spawner_thread):
             answer_stream(bridge, client)
 
 
-def test_a_destination_that_cannot_be_reached_yet_is_tried_again(bridge):
-    bridge.answers.append(lambda end: bridge.create(end))
-    bridge.answers.extend(["STREAM STATUS RESULT=CANT_REACH_PEER"])
-    with relay.connect(f"{NAME}?sam={bridge.name}", timeout=WAIT) as connected:
-        answer_stream(bridge, connected)
-
-
 def test_a_tunnel_takes_it(bridge):
     with relay.Tunnel(relay.listen(":0"), relay.i2p(NAME, sam=bridge.name)) as tunnel:
         client = http.client.HTTPConnection(*tunnel.address, timeout=WAIT)

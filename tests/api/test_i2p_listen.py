@@ -154,7 +154,7 @@ def test_the_bridge_may_be_behind_an_ssh_server(bridge, ssh_server, spawner_thre
         prove(there, bridge.sam)
     assert ssh_server.logins == 1
     with pytest.raises(relay.SAMError, match="on this machine's loopback"):
-        relay.i2p_listen(sam=bridge.sam, via=[ssh_server.url], accept="forward")
+        relay.listen(f"i2p:?sam={bridge.sam}&accept=forward", via=[ssh_server.url])
 
 
 def test_the_bridge_may_be_behind_tls(bridge, certificates):

@@ -15,8 +15,7 @@ from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
 import relay.aio
-from relay.addresses import hops, ssh, values
-from relay.addresses.i2p import I2PRouter
+from relay.addresses import hops, values
 from relay.api import urls
 
 
@@ -152,49 +151,6 @@ def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):
         assert relay.connect("h:80", via=["ssh://a"], timeout=100) is near
         assert near.gettimeout() is None
         assert 90 < factory.deadline - time.monotonic() <= 100
-
-
-def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
-    seen = []
-    monkeypatch.setattr("relay.api.ssh.listen_ssh", lambda **arguments: seen.append(arguments))
-    relay.listen("ssh://me@a?listen=:8080", via=["ssh://b"])
-    relay.listen("ssh://a?listen=/run/app")
-    assert seen == [
-        {
-            "server": ssh.SSHServer("a", "me"),
-            "place": values.TCPAddress("127.0.0.1", 8080),
-            "via": (ssh.SSHServer("b"),),
-            "opening": None,
-        },
-        {"server": ssh.SSHServer("a"), "place": values.UnixAddress("/run/app"), "via": (), "opening": None},
-    ]
-
-
-def test_i2p_is_listened_at_through_the_hops(monkeypatch):
-    seen = []
-    monkeypatch.setattr("relay.api.i2p.listen_i2p", lambda **arguments: seen.append(arguments))
-    relay.listen("i2p:?keys=f&allow=x&accept=forward", via=["ssh://a"])
-    relay.listen("i2p")
-    assert seen == [
-        {
-            "router": I2PRouter(keys="f"),
-            "accept": "forward",
-            "allow": ("x",),
-            "deny": (),
-            "standby": False,
-            "via": (ssh.SSHServer("a"),),
-            "opening": None,
-        },
-        {
-            "router": I2PRouter(),
-            "accept": None,
-            "allow": None,
-            "deny": (),
-            "standby": False,
-            "via": (),
-            "opening": None,
-        },
-    ]
 
 
 NONSENSE = {

@@ -104,12 +104,6 @@ def test_a_target_keeps_its_destination_and_others_have_theirs(expose, target, h
     assert run("keys", "show", keys).stdout.startswith(f"{in_a_file}\n")
 
 
-def test_keys_made_before_are_taken(expose, target, tmp_path):
-    keys = str(tmp_path / "mine.dat")
-    made = run("keys", "new", keys).stdout.split("\n")[0]
-    assert kept(expose, target, "--keys", keys) == made
-
-
 def test_the_parameters_of_the_address_do_the_same(router, start, target, tmp_path):
     on = f"i2p:?sam={router.sam}&keys={tmp_path}/a%26b.dat&accept=accept&inbound.quantity=2"
     server = start(target, "--on", on, command="expose")
@@ -140,17 +134,6 @@ def test_who_is_denied_is_reset_and_named(router, expose, target, tmp_path):
             assert client.recv(100) == b"hello"
     assert f"{tunnel.b32} → {target}: done" in server.hear(": done")
     server.end()
-
-
-def test_a_loss_and_a_return_are_told(router, start, target, tmp_path):
-    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
-    line_of(client, TO)
-    wait_until(lambda: router.sessions)
-    router.kill()
-    assert "WARNING" in client.hear("the router has ended the session; trying again in")
-    router.restart()
-    assert "WARNING" in client.hear(": connected")
-    assert client.end()[0] == 0
 
 
 def test_a_tunnel_may_listen_at_i2p(router, start, target):
@@ -230,20 +213,6 @@ def check(done, status, words):
     assert words in done.stderr
     assert done.stderr.startswith("relay: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_a_router_that_comes_up_later(router, start, expose, target):
-    router.kill()
-    server = expose(target)
-    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
-    line_of(client, TO)
-    for command in (server, client):
-        assert "no SAM bridge there" in command.hear("trying again in")
-    router.restart()
-    line_of(server, AT)
-    client.hear(": connected")
-    for command in (server, client):
-        assert command.end()[0] == 0
 
 
 def test_a_wrong_password(monkeypatch):

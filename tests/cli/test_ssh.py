@@ -130,16 +130,6 @@ def unfinished(ssh_server, monkeypatch):
     return logins
 
 
-@pytest.mark.usefixtures("unfinished")
-def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server):
-    """The OpenSSH client has its turn first, for it may be paramiko's fault."""
-    command = start(":0", target, "--via", ssh_server.url)
-    line = command.hear("trying the OpenSSH client instead")
-    assert "the login was not finished); 3 times in a row; trying the OpenSSH" in line
-    assert "ERROR" in command.hear("will not retry until a client connects")
-    assert command.end()[0] == 0
-
-
 def test_expose_at_a_server_that_ends_every_login_tries_the_client_once_and_ends(
     expose, target, ssh_server, unfinished
 ):
@@ -250,34 +240,12 @@ def test_expose_behind_a_hop_at_a_port_and_at_a_path(expose, target, make_ssh_se
     assert command.end()[0] == 0
 
 
-def test_what_is_exposed_comes_back_with_its_server(expose, target, ssh_server):
-    command = expose(target, "--on", ssh_server.url)
-    address = address_of(line_of(command, ON))
-    assert speak(address) == b"hello"
-    ssh_server.stop()
-    command.hear("trying again in")
-    ssh_server.start()
-    assert "WARNING" in command.hear(f"listening at 127.0.0.1:{address[1]} again")
-    assert speak(address) == b"hello"
-    assert command.end()[0] == 0
-
-
 @pytest.mark.parametrize("options", [{"allow_forwarding": False}, {"allow_forwarding": "local"}])
 def test_expose_that_is_not_allowed_ends_with_one_line(target, make_ssh_server, options):
     done = run("expose", target, "--on", make_ssh_server(**options).url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("relay: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_expose_on_a_server_that_is_away_retries_until_it_is_there(expose, target, ssh_server):
-    ssh_server.stop()
-    command = expose(target, "--on", ssh_server.url)
-    line = command.hear("trying again in")
-    assert f"WARNING {name_of(ssh_server.url)}: " in line and "connection refused" in line
-    ssh_server.start()
-    assert speak(address_of(line_of(command, ON))) == b"hello"
-    assert command.end()[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import signal
 import socket
 from pathlib import Path
 
-import paramiko
 import pytest
 from command_rig import commands, run
 from helpers import WAIT, ending, exchange, is_gone, receive_all, send_and_end, wait_until
@@ -16,7 +15,6 @@ from helpers import WAIT, ending, exchange, is_gone, receive_all, send_and_end, 
 from relay.cli.commands import up
 from relay.config import read
 from relay.testing import SAMBridge
-from relay.testing.ssh.login import LoginHandler
 
 LINE = re.compile(r"(\S+): listening on (\S+):(\d+)( on \S+)? → (.+)\n")
 
@@ -185,22 +183,6 @@ def test_a_server_that_cannot_be_reached_yet_is_tried_again(start, connect, make
     status, said = fleet.command.end()
     assert status == 0
     assert said.count("relay: late: ") == 1, said
-
-
-def test_a_server_that_ends_every_login_ends_its_tunnel(start, ssh_server, target, monkeypatch):
-    """The OpenSSH client has its turn first, for it may be paramiko's fault."""
-    logins = []
-
-    def hang_up(handler, message):
-        logins.append(handler)
-        raise paramiko.SSHException("no")
-
-    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
-    status, said = start(tunnel("late", ssh_server.url, target)).command.wait()
-    assert (status, len(logins)) == (1, 4)
-    assert said.count("; 3 times in a row; trying the OpenSSH client instead") == 1
-    failed, rest = [line for line in said.splitlines() if line.startswith("relay: late: ")]
-    assert failed.endswith("; trying again") and rest.endswith("; 4 times in a row")
 
 
 def test_one_that_is_tried_again_ends_with_the_signal(start, make_ssh_server, target):

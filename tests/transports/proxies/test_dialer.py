@@ -9,7 +9,6 @@ import time
 
 import pytest
 from helpers import (
-    BLOCK,
     WAIT,
     Relayed,
     Thread,
@@ -131,16 +130,6 @@ def test_the_target_speaks_first(real, serve):
             assert receive_all(stream.socket) == b"welcome" * 1000
 
 
-def test_a_megabyte_each_way_in_a_tunnel(real, echo_server):
-    with relay.Tunnel(relay.listen(":0"), real.to(echo_server.address)) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
-            sending = Thread(client.sendall, BLOCK)
-            assert receive_exactly(client, len(BLOCK)) == BLOCK
-            sending.result()
-        assert ended(tunnel) == ["done"]
-        assert tunnel.recent()[-1].target == "{}:{}".format(*echo_server.address)
-
-
 def test_conformance(proxies):
     """Dante keeps half-close; the others end both directions with one, which no client of theirs can mend."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
@@ -207,46 +196,6 @@ def test_the_other_kind_of_proxy(proxies):
         assert any(
             word in str(failed.value) for word in ("may be a SOCKS5", "closed the", "check that it speaks SOCKS5")
         )
-
-
-def test_a_proxy_that_dies_and_comes_back(tmp_path, spawner_thread, echo_server):
-    proxy = microsocks(tmp_path).start()
-    try:
-        factory = proxy.to(echo_server.address)
-        with made_by(factory) as stream:
-            proxy.kill()
-            assert ending(stream.socket) in ("reset", "end of file")
-        for attempt in (factory.ready, factory):
-            with pytest.raises(ConnectError) as failed:
-                attempt()
-            assert failed.value.reason == "refused"
-            assert str(failed.value).startswith(f"{proxy.address}: 127.0.0.1:{proxy.port}: connection refused")
-        proxy.start()
-        made_by(factory).close()
-    finally:
-        proxy.stop()
-
-
-def test_through_one_proxy_to_the_next(proxies, echo_server):
-    """Errors keep the name of the hop that they belong to."""
-    first, last = proxies["dante"], proxies["microsocks with a login"]
-
-    def chain(second, place):
-        reach = Proxied(relay.tcp("127.0.0.1", first.port), first.hop(), second.place, ())
-        return Proxied(reach, second, TCPAddress(*place), (first.hop(),))
-
-    factory = chain(last.hop(), echo_server.address)
-    factory.ready(WAIT)
-    with made_by(factory) as stream:
-        stream.socket.sendall(b"ping")
-        assert receive_exactly(stream.socket, 4) == b"ping"
-    wrong = chain(last.hop(user="me", password="x"), echo_server.address)
-    assert str(failure_of(wrong)).startswith(f"{last.hop()}: it does not accept")
-    with refusing() as address:
-        absent = Proxy("socks5", *address)
-        text = f"{absent}: {absent.place}: {first.hop()} says that it refused the connection"
-        assert str(failure_of(chain(absent, echo_server.address))).startswith(text)
-        assert str(failure_of(chain(last.hop(), address))).startswith(f"{absent.place}: {last.hop()} says that it ref")
 
 
 # -- proxies that the test plays ---------------------------------------------------------------------------------------

@@ -280,13 +280,6 @@ def test_it_leads_where_each_client_wants(proxy, connect, serve, any_engine):
         assert tunnel.recent()[-1].received == 100_000
 
 
-def test_a_name_is_resolved_here_if_there_is_no_hop(proxy, connect, echo_server):
-    client = connect(proxy())
-    assert ask(client, ("localhost", echo_server.address[1])) == 0
-    send_and_end(client, b"hello")
-    assert receive_all(client) == b"hello"
-
-
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 @pytest.mark.parametrize("size", [b"early", BLOCK[:200_000]])
 def test_what_is_sent_before_the_reply_is_kept(proxy, connect, echo_server, name, size, any_engine):
@@ -295,13 +288,6 @@ def test_what_is_sent_before_the_reply_is_kept(proxy, connect, echo_server, name
     assert receive_exactly(client, 12) == NO_LOGIN + GRANTED
     assert receive_all(client) == size
     sending.result()
-
-
-def test_bytes_one_by_one(proxy, connect, echo_server):
-    client = connect(proxy())
-    for byte in HELLO + request(echo_server.address) + b"hello":
-        client.sendall(bytes([byte]))
-    assert receive_exactly(client, 17) == NO_LOGIN + GRANTED + b"hello"
 
 
 def test_a_target_that_refuses(proxy, connect):
@@ -459,21 +445,6 @@ def test_whoever_waits_for_its_turn_waits_no_longer_than_for_its_target(proxy, c
     exchange_with_itself(first)
 
 
-def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(proxy, connect, echo_server):
-    tunnel = proxy(nconnect=1)
-    first, *others = clients = [connect(tunnel, HELLO) for _ in range(50)]
-    for client in clients:
-        assert receive_exactly(client, 2) == NO_LOGIN
-    first.sendall(request(echo_server.address))
-    assert receive_exactly(first, 10) == GRANTED
-    with refusing() as nowhere:
-        for client in others:
-            client.sendall(request(nowhere))
-        wait_until(lambda: have_asked(tunnel, 50))
-        first.close()
-        assert {receive_all(client) for client in others} == {reply(5)}
-
-
 def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monkeypatch, caplog):
     monkeypatch.setattr(entrance, "_MAX_HALF_OPEN", 2)
     tunnel = proxy(name="mine")
@@ -490,26 +461,6 @@ def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monk
     (line,) = [record.getMessage() for record in caplog.records if "half-open" in record.getMessage()]
     peer = "{}:{}".format(*first.getsockname())
     assert line == f"mine: 2 clients at a time are half-open; the oldest of the largest source are reset ({peer})"
-
-
-def test_half_open_clients_give_way_where_there_are_no_descriptors_left(proxy, connect):
-    failures = []
-
-    class Flaky(socket.socket):
-        def accept(self):
-            if failures:
-                raise failures.pop()
-            return super().accept()
-
-    listener = socks_listen("127.0.0.1", 0)
-    listener.listening = Flaky(fileno=listener.listening.detach())
-    tunnel = proxy(listener=listener)
-    first = connect(tunnel, b"\5")
-    wait_until(lambda: tunnel.stats().active == 1)
-    failures.append(OSError(errno.EMFILE, "no more"))
-    second = connect(tunnel, HELLO)
-    assert ending(first) == "reset"
-    assert receive_exactly(second, 2) == NO_LOGIN
 
 
 def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):

@@ -9,7 +9,7 @@ from helpers import steady
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget, is_option
 from relay.addresses.i2p_parser import parse_sam, router_of
 from relay.addresses.options import inline_secrets
-from relay.addresses.parse import parse_hop, parse_target
+from relay.addresses.parse import parse_hop
 from relay.addresses.values import TCPAddress, TLSTarget
 from relay.errors import AddressError
 
@@ -154,14 +154,6 @@ def test_a_bridge_in_a_wrong_place_is_told_in_one_line():
         AddressError, match=r"^sam 'i2p:': i2p: without //; allowed are host:port, as in 127.0.0.1:7656"
     ):
         parse_sam("i2p:")
-
-
-def test_what_no_target_is_is_told_in_one_line():
-    problem = "this has 1 characters and does not end in .i2p"
-    allowed = "a destination is base64 of 516 characters or more, an address that ends in .b32.i2p, or a name in .i2p"
-    with pytest.raises(AddressError) as failure:
-        parse_target("i2p://x")
-    assert str(failure.value) == f"target 'i2p://x': {problem}; {allowed}"
 
 
 def test_a_target_is_what_it_leads_to():

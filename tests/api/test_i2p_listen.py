@@ -88,9 +88,7 @@ def test_the_arguments_reach_the_bridge(tmp_path):
     [
         ({"accept": "perhaps"}, ValueError, "^accept: must be accept or forward, got 'perhaps'"),
         ({"in_depth": 9}, ValueError, "^in_depth: 9"),
-        ({"in_depth": "1"}, TypeError, "^in_depth: "),
         ({"nonsense": 1}, TypeError, "^nonsense: "),
-        ({"session": 7}, TypeError, "^session: "),
         ({"password": "p"}, ValueError, "^password: "),
         ({"allow": "nonsense"}, ValueError, "^allow: 'nonsense' is neither a rule nor a file"),
         ({"deny": ["name.i2p"]}, ValueError, r"^deny: .*\.b32\.i2p address"),

@@ -50,27 +50,3 @@ def test_in_every_place(server):
             attempt()
         text = str(failed.value)
         assert text.isprintable()
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"backend": "putty"}, "backend"),
-        ({"hostkey": "MD5:00"}, "hostkey"),
-        ({"keepalive": 0}, "keepalive"),
-        ({"keepalive": -1}, "keepalive"),
-        ({"keepalive": float("nan")}, "keepalive"),
-        ({"keyfile": "a\nb"}, "keyfile"),
-        ({"config": "a\0b"}, "config"),
-        ({"known_hosts": ""}, "known_hosts"),
-    ],
-)
-def test_options(options, named):
-    with pytest.raises(ValueError, match=named):
-        relay.ssh("me@host", "127.0.0.1", 9, **options)
-
-
-@pytest.mark.parametrize("options", [{"compress": "yes"}, {"accept_new": 1}, {"keyfile": 3}, {"password": 3}])
-def test_types(options):
-    with pytest.raises(TypeError):
-        relay.ssh("me@host", "127.0.0.1", 9, **options)

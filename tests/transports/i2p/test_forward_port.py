@@ -11,7 +11,7 @@ import threading
 import pytest
 from helpers import WAIT, ending, receive_all, wait_until
 from sam_rig import DEST
-from state_tables import rows
+from state_table import each_row_of
 
 from relay.addresses.destinations import PrivateKey
 from relay.eventloop.background import IOThread
@@ -504,7 +504,7 @@ def test_no_port_to_be_had_is_an_error(monkeypatch):
 # -- its table --------------------------------------------------------------------------------------------------------
 
 NAMES = [state.value for state in PortState]
-TABLE = rows(forward_port.__doc__, NAMES)
+TABLE = each_row_of(forward_port, NAMES)
 
 
 @pytest.fixture

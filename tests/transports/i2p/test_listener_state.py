@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 from helpers import Thread, wait_until
-from state_tables import rows
+from state_table import each_row_of
 
 from relay.carriers.link import CarrierState
 from relay.transports.i2p import listener_state
 from relay.transports.i2p.listener_state import TRANSITIONS, Action, Event, ListenerMachine, ListenerState
 
 NAMES = [state.value for state in ListenerState]
-TABLE = rows(listener_state.__doc__, NAMES)
+TABLE = each_row_of(listener_state, NAMES)
 ERROR = OSError("the error of the event")
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from helpers import WAIT, Thread, exchange, wait_until
 from listener_rig import Listening, States, accept, make_prompt
-from state_tables import rows
+from state_table import each_row_of
 
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PRouter
@@ -480,7 +480,7 @@ def test_it_answers_its_own_streams_and_closes_them(prover):
 # -- its table --
 
 NAMES = [state.value for state in reachability.State]
-TABLE = rows(reachability.__doc__, NAMES)
+TABLE = each_row_of(reachability, NAMES)
 
 
 @pytest.fixture

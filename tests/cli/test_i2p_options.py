@@ -243,42 +243,6 @@ def test_a_second_router_takes_over(router, start, target):
         assert speak(line_of(client, TO)) == b"hello"
 
 
-WRONG = {
-    ("expose", "h:1", "--on", "i2p", "--sam", "h"): "sam 'h': no port",
-    ("forward", ":0", "x.i2p", "--sam", "h:1", "--sam", "h:1"): "sam: h:1 is written twice; once is enough",
-    ("forward", ":0", "x.i2p", *(word for port in range(1, 10) for word in ("--sam", f"h:{port}"))): (
-        "sam: 9 bridges are given; 1 to 8 are allowed"
-    ),
-    ("expose", "h:1", "--on", "i2p:?keys=a", "--keys", "b"): "keys= is written twice",
-    ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is not saved has no",
-    ("expose", "h:1", "--on", "i2p", "--session", "a", "--transient"): "--transient: a destination",
-    ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a rule nor a file",
-    ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: only for --on i2p; an ssh:// address has its own",
-    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "allow: 'x' is neither a rule nor a file: the kind",
-    (
-        "expose",
-        "h:1",
-        "--on",
-        "ssh://h",
-        "--transient",
-    ): "--transient: only for --on i2p; an ssh:// address has its own",
-    ("expose", "h:1", "--on", "i2p:?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
-    ("forward", ":0", "i2p://x.i2p?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
-    ("forward", "i2p:?user=me&password=hunter2", "h:1"): "use password_file=FILE or password_env=NAME",
-    ("forward", ":0", "h:1", "--sam", "h:1"): "--sam: neither LISTEN nor TARGET nor a hop is at I2P",
-    ("forward", ":0", "x.i2p?sam=h:1", "--sam", "h:1"): "sam= is written twice",
-}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"), WRONG.items(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
-)
-def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
-    done = run(*arguments)
-    check(done, 2, said)
-    assert "hunter2" not in done.stderr
-
-
 BRIDGE = (TCPAddress("h", 1), TCPAddress("h", 2))
 
 

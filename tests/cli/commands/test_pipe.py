@@ -266,28 +266,6 @@ def test_the_limits_of_a_connection(place, accept, start):
     assert "after one end (--linger)" in lingering.process.stderr.read()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nonsense"], "nonsense"),
-        (["127.0.0.1:1", "--linger", "-1"], "--linger: must not be negative, got -1"),
-        (["127.0.0.1:1", "--idle-timeout", "0"], "--idle-timeout: must be greater than 0, got 0"),
-        (["127.0.0.1:1", "--connect-timeout", "0"], "--connect-timeout: must be greater than 0, got 0"),
-        (["127.0.0.1:1", "--via", "127.0.0.1:2"], "127.0.0.1:2"),
-        (["127.0.0.1:1", "--via", "ssh://me@host?password=secret"], "all users of this machine can read a password"),
-        (["127.0.0.1:1", "--via", "ssh://me:secret@host"], "ssh://"),
-        (["i2p://name.i2p?user=me&password=secret"], "all users of this machine can read a password"),
-        ([], "TARGET"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_without_secrets(arguments, words):
-    done = run("pipe", *arguments, input="")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
-    assert "secret" not in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_debug_shows_a_traceback():
     with refusing() as (host, port):
         done = run("pipe", f"{host}:{port}", "--debug", input="")

@@ -157,40 +157,6 @@ def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, li
     assert said.count("WARNING") == said.count("users and passwords cross the network in the clear") == warned
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        (["ssh://a"], 2, "listen address 'ssh://a?listen=127.0.0.1:0': a proxy for programs does not listen there"),
-        (["i2p:"], 2, "a proxy for programs does not listen there"),
-        (["tls://:0?cert=x"], 2, "a proxy for programs does not listen there"),
-        (["http://unix:///x"], 2, "listen address"),
-        (["socks5://me:secret@:0"], 2, "all users of this machine can read a password"),
-        (["socks5://me@:0?password_env=X", "--user", "me", "--password-env", "X"], 2, "--user: it is in LISTEN"),
-        (["localhost"], 2, "no port"),
-        ([":0", "--rule", "*"], 2, "rule '*': no route is given"),
-        ([":0", "--rule", "10.0.0.1/8=direct"], 2, "host bits set"),
-        ([":0", "--via", "tls://a:1"], 2, "is a target, not a hop"),
-        ([":0", "--via", "ssh://me:secret@a"], 2, "all users of this machine can read a password"),
-        ([":0", "--rule", "*=ssh://me:secret@a"], 2, "all users of this machine can read a password"),
-        ([":0", "--rule", "*=direct,ssh://me:secret@a"], 2, "rule"),
-        ([":0", "--user", "me"], 2, "--user: password missing; set --user NAME and --password-file FILE"),
-        ([":0", "--password-env", "X"], 2, "--user: user missing"),
-        ([":0", "--user", "me", "--password-env", "NOT_SET"], 2, "is not set"),
-        ([":0", "--user", "me", "--password-file", "/does/not/exist"], 2, "No such file"),
-        ([":0", "--user", "me", "--password-file", "x", "--password-env", "y"], 2, "given twice"),
-        ([":0", "--sam", "nonsense"], 2, "sam"),
-        ([":0", "--nconnect", "0"], 2, "nconnect"),
-        ([], 2, "LISTEN"),
-    ],
-)
-def test_bad_input_is_one_line(arguments, status, text):
-    done = run("socks", *arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert text in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "secret" not in done.stderr
-
-
 def test_help_has_examples_and_they_are_right(start, tmp_path):
     done = run("socks", "--help", env={**os.environ, "COLUMNS": "200"})
     assert (done.returncode, done.stderr) == (0, "")

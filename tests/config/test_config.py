@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import tomllib
 
 import jsonschema
@@ -138,234 +139,162 @@ def test_one_target_in_a_list_is_one_target(read):
     assert (entry.target, entry.others) == (TCPAddress("a", 1), ())
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (TWO.replace("'b:2'", "'b'"), "3: tunnels.t.target[1]: "),
-        (TWO.replace("'b:2'", "5"), "3: tunnels.t.target[1]: expected text in quotes, got a number"),
-        (TWO.replace("'a:1', 'b:2'", ""), "3: tunnels.t.target: "),
-        (TWO + "via = [['ssh://a'], ['nothing']]", "4: tunnels.t.via[1][0]: there is no hop 'nothing'"),
-        (TWO + "via = [['ssh://a'], 'ssh://b']", '4: tunnels.t.via[1]: expected a list such as ["…", "…"], got text'),
-        (TWO + "policy = 'best'", "4: tunnels.t.policy: expected 'first', 'spread' or 'fastest'"),
-        (
-            T + "policy = 'first'",
-            "4: tunnels.t.policy: there is one target and one way; a list of target or of via has several",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\nvia = [['ssh://a'], ['ssh://b']]",
-            "3: tunnels.t.via: a proxy has one way to each target; use rule for several",
-        ),
-        (TWO.replace("'a:1'", "'anywhere'"), "3: tunnels.t.target[0]: "),
-    ],
-)
-def test_each_mistake_with_several_targets_is_one_line(problems, text, told):
-    assert only(problems(text)).strip().startswith(told)
-
-
 def test_the_default_of_warm_is_not_for_proxies(read):
     found = read("[defaults]\nwarm = 2\n" + T + "[tunnels.proxy]\nlisten = 'socks5://127.0.0.1:0'\n")
     assert found.problems.in_order() == []
     assert [(entry.name, entry.tunnel.warm) for entry in found.entries] == [("t", 2), ("proxy", None)]
 
 
+SOCKS = "[tunnels.t]\nlisten = 'socks5://:0'\n"
+
+# A file, with | between its lines => how the one line about it begins.
+MISTAKES = r"""
+# several targets and ways
+[tunnels.t] | listen = ':0' | target = ['a:1', 'b'] => 3: tunnels.t.target[1]:
+[tunnels.t] | listen = ':0' | target = ['a:1', 5] => 3: tunnels.t.target[1]: expected text in quotes, got a number
+[tunnels.t] | listen = ':0' | target = [] => 3: tunnels.t.target:
+TWO | via = [['ssh://a'], ['nothing']] => 4: tunnels.t.via[1][0]: there is no hop 'nothing'
+TWO | via = [['ssh://a'], 'ssh://b'] => 4: tunnels.t.via[1]: expected a list such as ["…", "…"], got text
+TWO | policy = 'best' => 4: tunnels.t.policy: expected 'first', 'spread' or 'fastest'
+T | policy = 'first' => 4: tunnels.t.policy: there is one target and one way; a list of target or of via has several
+SOCKS | via = [['ssh://a'], ['ssh://b']] => 3: tunnels.t.via: a proxy has one way to each target; use rule for several
+[tunnels.t] | listen = ':0' | target = ['anywhere', 'b:2'] => 3: tunnels.t.target[0]:
+# unknown keys, with the nearest spelling
+tunel = 1 | T => 1: tunel: there is no such key (did you mean tunnels?)
+T | conect_timeout = 3 => 4: tunnels.t.conect_timeout: there is no such key (did you mean connect_timeout?)
+T | zzz = 3 => 4: tunnels.t.zzz: there is no such key; allowed are nconnect
+T | "two\nlines" = 3 => 4: tunnels.t."two\nlines": there is no such key
+T | [defaults] | drian = 3 => 5: defaults.drian: there is no such key (did you mean drain?)
+T | [hops.x] | address = "i2p:" | keyfle = "k" => 6: hops.x.keyfle: there is no such key (did you mean keyfile?)
+# wrong values
+T | timeout = 'soon' => 4: tunnels.t.timeout: expected a time such as 90, 1.5s, 10m or 2h, got 'soon'
+T | timeout = true => 4: tunnels.t.timeout: expected a number of seconds, or a time such as '10m' or 'none'
+T | timeout = '0m' => 4: tunnels.t.timeout: must be greater than 0, got 0.0; use 'none' for no limit
+T | linger = '-1m' => 4: tunnels.t.linger: must be at least 0, got -60.0; use 'none' for no limit
+T | probe_interval = '10ms' => 4: tunnels.t.probe_interval: must be at least 1 second, got 10ms
+T | warm_for = '5 minutes' => 4: tunnels.t.warm_for: expected a time such as 90, 1.5s, 10m or 2h, got '5 min
+T | [hops.x] | address = 'ssh://h' | keepalive = 'x'
+  => 6: hops.x.keepalive: expected a time such as 90, 1.5s, 10m or 2h, got 'x'
+T | timeout = 0 => 4: tunnels.t.timeout: must be greater than 0, got 0; use 'none' for no limit
+T | linger = -1 => 4: tunnels.t.linger: must be at least 0, got -1; use 'none' for no limit
+T | drain = nan => 4: tunnels.t.drain: must be at least 0, got nan
+T | drain_spread = -1 => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1; use 0
+T | drain_spread = inf => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got inf; use 0
+T | drain_spread = 'none' => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got none; use 0
+shutdown_delay = inf | T => 1: shutdown_delay: must be at least 0 and have a limit, got inf; use 0
+T | nconnect = 0 => 4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit
+T | nconnect = 1.0 => 4: tunnels.t.nconnect: expected a whole number
+T | warm = -1 => 4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none
+T | limit = 5 => 4: tunnels.t.limit: expected a list of tables
+T | limit = [{ speed = 1 }] => 4: tunnels.t.limit: unknown key 'speed'; use one of per, rate
+T | limit = [{ rate = '3/s' }, { rate = 20 }] => 4: tunnels.t.limit: table 2: rate: expected text, got int
+T | limit = [{ rate = '20' }] => 4: tunnels.t.limit: rate: expected a number and a time, got '20'
+T | [tunnels.u] | listen = ":1" | target = "localhost:1" | [defaults] | allow = ['10.0.0.1/8'] => 8: defaults.allow[0]:
+T | [defaults] | limit = [{ rate = '20' }] => 5: defaults.limit: rate: expected a number and a time, got '20'
+T | limit = [{ rate = 20 }] => 4: tunnels.t.limit: rate: expected text, got int
+T | warm = 1.5 => 4: tunnels.t.warm: expected a whole number
+T | warm_for = 'none' => 4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds
+T | warm_for = inf => 4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds
+T | warm_for = 0 => 4: tunnels.t.warm_for: must be greater than 0, got 0; use 30 seconds
+T | probe_interval = 0 => 4: tunnels.t.probe_interval: must be at least 1 second, got 0
+T | probe_interval = nan => 4: tunnels.t.probe_interval: must be at least 1 second, got nan
+T | drain_spread = nan => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got nan; use 0
+SOCKS | warm = 1
+  => 3: tunnels.t.warm: the clients of a proxy name their targets, so none can be opened before; leave it out
+T | mptcp = 1 => 4: tunnels.t.mptcp: expected true or false, got a number
+[tunnels.t] | listen = 'unix:///x' | target = 'a:1' | via = ['ssh://b'] | mptcp = true
+  => 5: tunnels.t.mptcp: relay neither listens nor connects over TCP here; leave it out
+SOCKS | mptcp = true => 3: tunnels.t.mptcp: a proxy has none; leave it out
+[tunnels.t] | listen = ':0' | target = 'tcp://a:1?mptcp=yes' | via = ['ssh://b']
+  => 4: tunnels.t.via: tcp://a:1?mptcp=yes: ssh://b connects to it over plain TCP; leave mptcp out
+T | required = 1 => 4: tunnels.t.required: expected true or false, got a number
+T | via = 'i2p:' => 4: tunnels.t.via: expected a list such as ["…", "…"], got text
+T | via = [ | 'i2p:', | 5] => 6: tunnels.t.via[1]: expected text in quotes, got a number
+T | sam = 1979-05-27 => 4: tunnels.t.sam: expected text in quotes, got a date or a time
+[tunnels.t] | listen = true | target = 'a:1' => 2: tunnels.t.listen: expected text in quotes, got true or false
+[tunnels] | t = 5 => 2: tunnels.t: expected a table, got a number
+tunnels = 5 => 1: tunnels: expected a table, got a number
+[[tunnels]] => 1: tunnels: each of them has a name: write [tunnels.NAME] instead of [[tunnels]]
+[tunnels.t] | target = 'a:1' => 1: tunnels.t: there is no listen, which it needs
+[hops.x] | keyfile = 'x' | T => 1: hops.x: there is no address, which it needs
+[hops] | x = 5 | T => 2: hops.x: expected text in quotes, got a number
+hops.x = {address = 'ssh://x', backend = 'putty'} | T => 1: hops.x.backend: expected 'paramiko' or 'openssh'
+hops.x = {address = 'i2p:', inbound.q = 1.5} | T => 1: hops.x.inbound.q: expected text, a whole number, true or false
+# addresses
+T | via = ['tls://a:1'] => 4: tunnels.t.via: hop 'tls://a:1': tls:// is a target, not a hop
+[tunnels.t] | listen = 'x' | target = 'a:1' => 2: tunnels.t.listen: listen address 'x': no port
+[tunnels.t] | listen = 70000 | target = 'a:1' => 2: tunnels.t.listen: listen address '70000': port 70000
+[tunnels.t] | listen = ':0' | target = 'a' => 3: tunnels.t.target: target 'a': no port
+hops.x = 'shh://x' | T => 1: hops.x: hop 'shh://x': unknown scheme shh:// (did you mean ssh://?)
+hops.x = {address = 'socks5://x:1', keyfile = 'k'} | T => 1: hops.x: hop 'socks5://x:1': unknown parameter 'keyfile'
+hops.x = {address = 'ssh://x', keyfile = ''} | T => 1: hops.x: hop 'ssh://x': keyfile: '' is empty
+hops.x = {address = 'exec:nc %h %p', user = 'u'} | T => 1: hops.x: exec: takes no parameters
+T | via = ['i2p:'] => 4: tunnels.t.via: localhost:1: what follows i2p: has a name in .i2p
+T | via = ['ssh://a', 'i2p:', 'ssh://b.c'] => 4: tunnels.t.via: hop 3 of 3 (ssh://b.c): what follows i2p:
+T | listen_via = ['ssh://a'] => 4: tunnels.t.listen_via: it listens on this machine; hops lead to ssh:// and i2p:
+[tunnels.t] | listen = 'unix:///x' | target = 'a:1' | accept_proxy = ['10.0.0.0/8']
+  => 4: tunnels.t.accept_proxy: no client could connect: its entries are for TCP, and the listener is a Unix
+[tunnels.t] | listen = '127.0.0.1:0' | target = 'a:1' | accept_proxy = ['fd00::/8', 'unix']
+  => 4: tunnels.t.accept_proxy: no client could connect: its entries are for IPv6, and all clients of this
+T | accept_proxy = ['unix', 'unix'] => 4: tunnels.t.accept_proxy: no client could connect: unix is for
+# names
+[hops] | bastion = 'ssh://b' | T | via = ['bastoin'] => 6: tunnels.t.via[0]: there is no hop 'bastoin' (did you
+T | via = ['b'] => 4: tunnels.t.via[0]: there is no hop 'b'; there are none in [hops]
+hops.direct = 'ssh://b' | T => 1: hops.direct: a hop cannot be called direct
+[tunnels."a b"] | listen = ":0" | target = "a:1" => 1: tunnels."a b": that is no name; one has up to 64 letters
+hops."" = "ssh://b" | T => 1: hops."": that is no name
+# what goes together
+[tunnels.t] | listen = ':0' => 1: tunnels.t: there is no target, which it needs; a proxy has none
+T | rule = ['*=direct'] => 4: tunnels.t.rule: it goes with a proxy alone
+T | password_file = 'x' => 4: tunnels.t.password_file: it goes with a proxy alone
+T | keys = 'x' => 4: tunnels.t.keys: it goes with an i2p: address of listen alone
+T | transient = true => 4: tunnels.t.transient: it goes with an i2p: address of listen alone
+T | sam = 'a:1' => 4: tunnels.t.sam: nothing of this tunnel is at I2P
+[tunnels.t] | listen = 'i2p:' | target = 'h:1' | sam = [] => 4: tunnels.t.sam:
+[tunnels.t] | listen = 'i2p:' | target = 'h:1' | sam = ['a:1', 'a'] => 4: tunnels.t.sam: sam 'a': no port
+[tunnels.t] | listen = 'i2p:' | target = 'h:1' | sam = ['a:1', 'a:1']
+  => 4: tunnels.t.sam: sam: a:1 is written twice; once is enough
+SOCKS | target = 'a:1' => 3: tunnels.t.target: the clients of a proxy name their targets themselves
+[tunnels.t] | listen = 'i2p:' | target = 'anywhere' => 2: tunnels.t.listen: i2p:: a proxy does not listen there
+[tunnels.t] | listen = 'i2p:' | target = 'a:1' | transient = true | session = 's'
+  => 4: tunnels.t.transient: a destination that is not saved has no keys and no session
+SOCKS | user = 'u' => 3: tunnels.t.user: password missing
+[tunnels.t] | listen = 'http://:0' | password_env = 'u' => 3: tunnels.t.password_env: no user is given
+[tunnels.t] | listen = 'http://:0' | user = 'u' | password_env = 'u' | password_file = 'f'
+  => 5: tunnels.t.password_file: the password is given twice
+[tunnels.t] | listen = 'socks5://u@:0?password_env=P' | user = 'u' | password_env = 'P'
+  => 3: tunnels.t.user: listen has a user already
+SOCKS | rule = ['*=direct', | '10.0.0.1/8=direct']
+  => 4: tunnels.t.rule[1]: rule '10.0.0.1/8=…': 10.0.0.1/8 has host bits set
+SOCKS | rule = ['*=bastion'] => 3: tunnels.t.rule[0]: there is no hop 'bastion'
+SOCKS | rule = ['*='] => 3: tunnels.t.rule[0]: rule '*': no route is given
+# the file as a whole
+(nothing) => there are no tunnels in it; [tunnels.NAME] begins one
+a = [ | 1, | b => 3: this is not TOML: Invalid value
+a = 1 | a = 2 | (nothing) => 2: this is not TOML: Cannot overwrite a value
+[tunnels.a] | listen = :80 => 2: this is not TOML: Invalid value; text needs quotes: listen = "…"
+[tunnels.a] | idle_timeout = 10m => 2: this is not TOML: Expected newline or end of document after a statement
+[defaults] | fail_fast = yes => 2: this is not TOML: Invalid value; write true or false
+listen = ":0" => 1: listen: it belongs into the table of a tunnel, below a line such as [tunnels.web]
+"""
+
+
+def mistakes():
+    named = {"T": T, "TWO": TWO, "SOCKS": SOCKS, "(nothing)": "\n"}
+    for text, told in re.findall(r"^(.*?)\s*=> (.*)$", MISTAKES, re.MULTILINE):
+        yield pytest.param(
+            "".join(named.get(line, f"{line}\n") for line in text.split(" | ")), told, id=f"{text} => {told}"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        # unknown keys, with the nearest spelling
-        ("tunel = 1\n" + T, "1: tunel: there is no such key (did you mean tunnels?)"),
-        (T + "conect_timeout = 3", "4: tunnels.t.conect_timeout: there is no such key (did you mean connect_timeout?)"),
-        (T + "zzz = 3", "4: tunnels.t.zzz: there is no such key; allowed are nconnect"),
-        (T + '"two\\nlines" = 3', '4: tunnels.t."two\\nlines": there is no such key'),
-        (T + "[defaults]\ndrian = 3", "5: defaults.drian: there is no such key (did you mean drain?)"),
-        (
-            T + '[hops.x]\naddress = "i2p:"\nkeyfle = "k"',
-            "6: hops.x.keyfle: there is no such key (did you mean keyfile?)",
-        ),
-        # wrong values
-        (T + "timeout = 'soon'", "4: tunnels.t.timeout: expected a time such as 90, 1.5s, 10m or 2h, got 'soon'"),
-        (T + "timeout = true", "4: tunnels.t.timeout: expected a number of seconds, or a time such as '10m' or 'none'"),
-        (T + "timeout = '0m'", "4: tunnels.t.timeout: must be greater than 0, got 0.0; use 'none' for no limit"),
-        (T + "linger = '-1m'", "4: tunnels.t.linger: must be at least 0, got -60.0; use 'none' for no limit"),
-        (T + "probe_interval = '10ms'", "4: tunnels.t.probe_interval: must be at least 1 second, got 10ms"),
-        (
-            T + "warm_for = '5 minutes'",
-            "4: tunnels.t.warm_for: expected a time such as 90, 1.5s, 10m or 2h, got '5 min",
-        ),
-        (
-            T + "[hops.x]\naddress = 'ssh://h'\nkeepalive = 'x'",
-            "6: hops.x.keepalive: expected a time such as 90, 1.5s, 10m or 2h, got 'x'",
-        ),
-        (T + "timeout = 0", "4: tunnels.t.timeout: must be greater than 0, got 0; use 'none' for no limit"),
-        (T + "linger = -1", "4: tunnels.t.linger: must be at least 0, got -1; use 'none' for no limit"),
-        (T + "drain = nan", "4: tunnels.t.drain: must be at least 0, got nan"),
-        (T + "drain_spread = -1", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1; use 0"),
-        (T + "drain_spread = inf", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got inf; use 0"),
-        (
-            T + "drain_spread = 'none'",
-            "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got none; use 0",
-        ),
-        ("shutdown_delay = inf\n" + T, "1: shutdown_delay: must be at least 0 and have a limit, got inf; use 0"),
-        (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
-        (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
-        (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),
-        (T + "limit = 5", "4: tunnels.t.limit: expected a list of tables"),
-        (T + "limit = [{ speed = 1 }]", "4: tunnels.t.limit: unknown key 'speed'; use one of per, rate"),
-        (T + "limit = [{ rate = '3/s' }, { rate = 20 }]", "4: tunnels.t.limit: table 2: rate: expected text, got int"),
-        (T + "limit = [{ rate = '20' }]", "4: tunnels.t.limit: rate: expected a number and a time, got '20'"),
-        (
-            T + T.replace(".t]", ".u]").replace(":0", ":1") + "[defaults]\nallow = ['10.0.0.1/8']",
-            "8: defaults.allow[0]: ",
-        ),
-        (
-            T + "[defaults]\nlimit = [{ rate = '20' }]",
-            "5: defaults.limit: rate: expected a number and a time, got '20'",
-        ),
-        (T + "limit = [{ rate = 20 }]", "4: tunnels.t.limit: rate: expected text, got int"),
-        (T + "warm = 1.5", "4: tunnels.t.warm: expected a whole number"),
-        (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),
-        (T + "warm_for = 'none'", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
-        (T + "warm_for = inf", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
-        (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0; use 30 seconds"),
+        *mistakes(),
         (
             T + f"drain_spread = -1{400 * '0'}",
             "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got -1000",
         ),
-        (T + "probe_interval = 0", "4: tunnels.t.probe_interval: must be at least 1 second, got 0"),
-        (T + "probe_interval = nan", "4: tunnels.t.probe_interval: must be at least 1 second, got nan"),
-        (T + "drain_spread = nan", "4: tunnels.t.drain_spread: must be at least 0 and have a limit, got nan; use 0"),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\nwarm = 1",
-            "3: tunnels.t.warm: the clients of a proxy name their targets, so none can be opened before; leave it out",
-        ),
-        (T + "mptcp = 1", "4: tunnels.t.mptcp: expected true or false, got a number"),
-        (
-            "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\nvia = ['ssh://b']\nmptcp = true",
-            "5: tunnels.t.mptcp: relay neither listens nor connects over TCP here; leave it out",
-        ),
-        ("[tunnels.t]\nlisten = 'socks5://:0'\nmptcp = true", "3: tunnels.t.mptcp: a proxy has none; leave it out"),
-        (
-            "[tunnels.t]\nlisten = ':0'\ntarget = 'tcp://a:1?mptcp=yes'\nvia = ['ssh://b']",
-            "4: tunnels.t.via: tcp://a:1?mptcp=yes: ssh://b connects to it over plain TCP; leave mptcp out",
-        ),
-        (T + "required = 1", "4: tunnels.t.required: expected true or false, got a number"),
-        (T + "via = 'i2p:'", '4: tunnels.t.via: expected a list such as ["…", "…"], got text'),
-        (T + "via = [\n'i2p:',\n5]", "6: tunnels.t.via[1]: expected text in quotes, got a number"),
-        (T + "sam = 1979-05-27", "4: tunnels.t.sam: expected text in quotes, got a date or a time"),
-        (
-            "[tunnels.t]\nlisten = true\ntarget = 'a:1'",
-            "2: tunnels.t.listen: expected text in quotes, got true or false",
-        ),
-        ("[tunnels]\nt = 5", "2: tunnels.t: expected a table, got a number"),
-        ("tunnels = 5", "1: tunnels: expected a table, got a number"),
-        ("[[tunnels]]", "1: tunnels: each of them has a name: write [tunnels.NAME] instead of [[tunnels]]"),
-        ("[tunnels.t]\ntarget = 'a:1'", "1: tunnels.t: there is no listen, which it needs"),
-        ("[hops.x]\nkeyfile = 'x'\n" + T, "1: hops.x: there is no address, which it needs"),
-        ("[hops]\nx = 5\n" + T, "2: hops.x: expected text in quotes, got a number"),
-        (
-            "hops.x = {address = 'ssh://x', backend = 'putty'}\n" + T,
-            "1: hops.x.backend: expected 'paramiko' or 'openssh'",
-        ),
-        (
-            "hops.x = {address = 'i2p:', inbound.q = 1.5}\n" + T,
-            "1: hops.x.inbound.q: expected text, a whole number, true or false",
-        ),
-        # addresses
-        (T + "via = ['tls://a:1']", "4: tunnels.t.via: hop 'tls://a:1': tls:// is a target, not a hop"),
-        ("[tunnels.t]\nlisten = 'x'\ntarget = 'a:1'", "2: tunnels.t.listen: listen address 'x': no port"),
-        ("[tunnels.t]\nlisten = 70000\ntarget = 'a:1'", "2: tunnels.t.listen: listen address '70000': port 70000"),
-        ("[tunnels.t]\nlisten = ':0'\ntarget = 'a'", "3: tunnels.t.target: target 'a': no port"),
-        ("hops.x = 'shh://x'\n" + T, "1: hops.x: hop 'shh://x': unknown scheme shh:// (did you mean ssh://?)"),
-        (
-            "hops.x = {address = 'socks5://x:1', keyfile = 'k'}\n" + T,
-            "1: hops.x: hop 'socks5://x:1': unknown parameter 'keyfile'",
-        ),
-        ("hops.x = {address = 'ssh://x', keyfile = ''}\n" + T, "1: hops.x: hop 'ssh://x': keyfile: '' is empty"),
-        ("hops.x = {address = 'exec:nc %h %p', user = 'u'}\n" + T, "1: hops.x: exec: takes no parameters"),
-        (T + "via = ['i2p:']", "4: tunnels.t.via: localhost:1: what follows i2p: has a name in .i2p"),
-        (T + "via = ['ssh://a', 'i2p:', 'ssh://b.c']", "4: tunnels.t.via: hop 3 of 3 (ssh://b.c): what follows i2p:"),
-        (
-            T + "listen_via = ['ssh://a']",
-            "4: tunnels.t.listen_via: it listens on this machine; hops lead to ssh:// and i2p:",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'unix:///x'\ntarget = 'a:1'\naccept_proxy = ['10.0.0.0/8']",
-            "4: tunnels.t.accept_proxy: no client could connect: its entries are for TCP, and the listener is a Unix",
-        ),
-        (
-            "[tunnels.t]\nlisten = '127.0.0.1:0'\ntarget = 'a:1'\naccept_proxy = ['fd00::/8', 'unix']",
-            "4: tunnels.t.accept_proxy: no client could connect: its entries are for IPv6, and all clients of this",
-        ),
-        (T + "accept_proxy = ['unix', 'unix']", "4: tunnels.t.accept_proxy: no client could connect: unix is for"),
-        # names
-        (
-            "[hops]\nbastion = 'ssh://b'\n" + T + "via = ['bastoin']",
-            "6: tunnels.t.via[0]: there is no hop 'bastoin' (did you",
-        ),
-        (T + "via = ['b']", "4: tunnels.t.via[0]: there is no hop 'b'; there are none in [hops]"),
-        ("hops.direct = 'ssh://b'\n" + T, "1: hops.direct: a hop cannot be called direct"),
-        (
-            '[tunnels."a b"]\nlisten = ":0"\ntarget = "a:1"',
-            '1: tunnels."a b": that is no name; one has up to 64 letters',
-        ),
-        ('hops."" = "ssh://b"\n' + T, '1: hops."": that is no name'),
-        # what goes together
-        ("[tunnels.t]\nlisten = ':0'", "1: tunnels.t: there is no target, which it needs; a proxy has none"),
-        (T + "rule = ['*=direct']", "4: tunnels.t.rule: it goes with a proxy alone"),
-        (T + "password_file = 'x'\n", "4: tunnels.t.password_file: it goes with a proxy alone"),
-        (T + "keys = 'x'\n", "4: tunnels.t.keys: it goes with an i2p: address of listen alone"),
-        (T + "transient = true\n", "4: tunnels.t.transient: it goes with an i2p: address of listen alone"),
-        (T + "sam = 'a:1'\n", "4: tunnels.t.sam: nothing of this tunnel is at I2P"),
-        ("[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = []\n", "4: tunnels.t.sam: "),
-        (
-            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = ['a:1', 'a']\n",
-            "4: tunnels.t.sam: sam 'a': no port",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'h:1'\n" + "sam = ['a:1', 'a:1']\n",
-            "4: tunnels.t.sam: sam: a:1 is written twice; once is enough",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\ntarget = 'a:1'",
-            "3: tunnels.t.target: the clients of a proxy name their targets themselves",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'anywhere'",
-            "2: tunnels.t.listen: i2p:: a proxy does not listen there",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'a:1'\ntransient = true\nsession = 's'",
-            "4: tunnels.t.transient: a destination that is not saved has no keys and no session",
-        ),
-        ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: password missing"),
-        ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: no user is given"),
-        (
-            "[tunnels.t]\nlisten = 'http://:0'\nuser = 'u'\npassword_env = 'u'\npassword_file = 'f'",
-            "5: tunnels.t.password_file: the password is given twice",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://u@:0?password_env=P'\nuser = 'u'\npassword_env = 'P'",
-            "3: tunnels.t.user: listen has a user already",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=direct',\n'10.0.0.1/8=direct']",
-            "4: tunnels.t.rule[1]: rule '10.0.0.1/8=…': 10.0.0.1/8 has host bits set",
-        ),
-        (
-            "[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=bastion']",
-            "3: tunnels.t.rule[0]: there is no hop 'bastion'",
-        ),
-        ("[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=']", "3: tunnels.t.rule[0]: rule '*': no route is given"),
-        # the file as a whole
-        ("", "there are no tunnels in it; [tunnels.NAME] begins one"),
-        ("a = [\n1,\nb", "3: this is not TOML: Invalid value"),
-        ("a = 1\na = 2\n\n", "2: this is not TOML: Cannot overwrite a value"),
-        ("[tunnels.a]\nlisten = :80\n", '2: this is not TOML: Invalid value; text needs quotes: listen = "…"'),
-        (
-            "[tunnels.a]\nidle_timeout = 10m\n",
-            "2: this is not TOML: Expected newline or end of document after a statement",
-        ),
-        ("[defaults]\nfail_fast = yes\n", "2: this is not TOML: Invalid value; write true or false"),
-        ('listen = ":0"', "1: listen: it belongs into the table of a tunnel, below a line such as [tunnels.web]"),
         (b"[tunnels.t]\n# \xff\n", "2: a byte that is not UTF-8"),
     ],
 )

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
+SCHEMA = $(BIN)/check-jsonschema --quiet --builtin-schema vendor.
+
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
 SIDE_BY_SIDE := --numprocesses=5 --dist=loadgroup --quiet
 
@@ -16,7 +18,7 @@ QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api ca
     spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
     test_imports.py)))
 
-.PHONY: torture soak fuzz mutants demo test quick install check docs check-versions check-races check-foreign bench image
+.PHONY: release zipapp torture soak fuzz mutants demo test quick install check docs check-versions check-races check-foreign bench image
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -40,6 +42,11 @@ check: install docs
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python docs/check_words.py
+	@$(SCHEMA)github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	@$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	@$(SCHEMA)renovate .github/renovate.json
+	@$(SCHEMA)citation-file-format CITATION.cff
 	@echo 'format, lint, types, import directions, words and documentation are clean'
 
 # A site that works from the file system and offline: build/docs/index.html.
@@ -85,6 +92,14 @@ fuzz: $(VENV)/.installed-fuzz
 mutants: $(VENV)/.installed-mutants
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
+# Wheel and source release of the last commit in dist/, built twice, checked and tried in empty environments.
+release: $(VENV)/.installed-release
+	@deploy/release/build
+
+# relay in one file for this platform, dist/relay.pyz: for a machine that has Python and no pip.
+zipapp: $(VENV)/.installed-release
+	@deploy/release/zipapp
+
 # The image of the Containerfile, also where no registry of images can be reached, and a try of it: alone, and in pods
 # behind HAProxy. For root; takes minutes.
 image: install
@@ -114,6 +129,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed-dev
 	@$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+$(VENV)/.installed-release: pyproject.toml | $(VENV)/.installed-dev
+	@$(PIP) --editable '.[dev,release]'
 	@touch $@
 
 $(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-dev

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -73,8 +74,11 @@ class Program:
 @contextmanager
 def program(*arguments: str) -> Iterator[Program]:
     """Run this interpreter with these arguments until the end of the block."""
+    # A single file with relay and all that it needs has set this up for its own process only.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as complaints:
-        with start([*interpreter(), *arguments], stdin=PIPE, stdout=PIPE, stderr=complaints) as process:
+        begun = start([*interpreter(), *arguments], stdin=PIPE, stdout=PIPE, stderr=complaints, env=environment)
+        with begun as process:
             try:
                 yield Program(process, complaints)
             finally:

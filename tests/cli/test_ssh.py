@@ -1,7 +1,5 @@
 """``relay forward --via`` and ``relay expose``, as their users run them."""
 
-from __future__ import annotations
-
 import functools
 import re
 import signal

@@ -1,7 +1,5 @@
 """``relay.compat.zmqssh``: its names, what it takes, and what comes of what it does not."""
 
-from __future__ import annotations
-
 import getpass
 import inspect
 import os

@@ -1,7 +1,5 @@
 """``relay.daemon.client``: requests to a control socket, whose answers the test writes itself."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket

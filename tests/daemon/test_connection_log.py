@@ -1,7 +1,5 @@
 """The access log of a group: its tunnels, each with its hops."""
 
-from __future__ import annotations
-
 import os
 import threading
 from contextlib import closing

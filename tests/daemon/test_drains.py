@@ -1,7 +1,5 @@
 """``relay.daemon.drains``: who is called back and when, and that their number needs no threads."""
 
-from __future__ import annotations
-
 import math
 import threading
 

@@ -1,7 +1,5 @@
 """A group of tunnels, in this process: what other threads may call while it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

@@ -1,7 +1,5 @@
 """A real group of tunnels as an instance."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import queue

@@ -1,7 +1,5 @@
 """The bans and quotas that an upgrade hands over, without a file."""
 
-from __future__ import annotations
-
 from relay.access.ledger import LedgerEntry
 from relay.daemon.kept_state import state_kept
 from relay.engine.outlets import Outlets

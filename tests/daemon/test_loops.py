@@ -1,7 +1,5 @@
 """``relay.daemon.loops``: a tunnel that leads back to itself is refused, by ``relay check`` and at the start."""
 
-from __future__ import annotations
-
 import os
 import socket
 

@@ -1,7 +1,5 @@
 """One tunnel of a group: every row of its table of states, the pairs that are errors, and figures that it continues."""
 
-from __future__ import annotations
-
 import itertools
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The sockets of operators: the lines of the log that the status page shows."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

@@ -1,7 +1,5 @@
 """``relay.daemon.plan_from_file``: what a key of a file means, and what becomes of its problems."""
 
-from __future__ import annotations
-
 import pytest
 from config_rig import T, read_text
 

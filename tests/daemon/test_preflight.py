@@ -1,7 +1,5 @@
 """``relay.daemon.preflight``: what is checked of a tunnel before it is opened, and what is not."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.daemon.probing``: what a probe does, that it never hangs, and what it logs."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

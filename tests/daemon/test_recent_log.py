@@ -1,7 +1,5 @@
 """The last lines of the log."""
 
-from __future__ import annotations
-
 import logging
 import weakref
 

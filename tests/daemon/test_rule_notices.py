@@ -1,7 +1,5 @@
 """``relay.daemon.rule_notices``: rules of a command line that can never match have warnings; nothing is opened."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.cli import app
@@ -25,8 +23,7 @@ def warnings(monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["forward 0.0.0.0:0 127.0.0.1:80", "expose 127.0.0.1:80 --on ssh://me@127.0.0.1", "socks 0.0.0.0:0"],
+    "line", ["forward 0.0.0.0:0 127.0.0.1:80", "expose 127.0.0.1:80 --on ssh://me@127.0.0.1", "socks 0.0.0.0:0"]
 )
 def test_each_command_warns_of_a_rule_that_denies_no_client(warnings, line):
     (warning,) = warnings(*line.split(), "--deny", "192.0.2.1", "--deny", "user:www-data")

@@ -1,7 +1,5 @@
 """The sandbox of a command: its rules, on, off with a reason, and what it says to a reload."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

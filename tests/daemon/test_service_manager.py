@@ -1,7 +1,5 @@
 """The datagrams to a service manager, under a notify socket of the test."""
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -1,7 +1,5 @@
 """``relay.daemon.signals``: signals and wakes in one wait, and calls of other threads in the main thread."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """``relay.daemon.sockets`` and ``runtime``: where operators connect, and who may."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The notifications to systemd about a group of tunnels, and the sockets that it keeps, in this process."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import socket
@@ -257,10 +255,7 @@ def test_a_listener_that_closes_meanwhile_is_not_kept(looks):
     receive.looks = looks
     routes = SimpleNamespace(where=TCPAddress("127.0.0.1", 0))
     member = SimpleNamespace(
-        name="a",
-        state=MemberState.LISTENING,
-        plan=SimpleNamespace(routes=routes),
-        receive=SocketListener(receive),
+        name="a", state=MemberState.LISTENING, plan=SimpleNamespace(routes=routes), receive=SocketListener(receive)
     )
     manager = ServiceManager(stores=8)
     stored = StoredSockets(SimpleNamespace(members=[member], is_ending=False), manager)

@@ -1,7 +1,5 @@
 """``relay.daemon.tunnel_file``: what a file says at the start and when it is read again; nothing is opened here."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.daemon.failures import ProblemsError, ReloadError

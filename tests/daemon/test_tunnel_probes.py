@@ -1,7 +1,5 @@
 """``relay.daemon.tunnel_probes``: which tunnels have a probe, and what it is."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.daemon.waiting``: nothing happens before the first client."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

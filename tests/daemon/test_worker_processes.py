@@ -1,7 +1,5 @@
 """``relay.daemon.worker_processes``: the pool starts with its first tunnel, keeps its size, and gets plans."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import pickle

@@ -1,7 +1,5 @@
 """``relay.engine.admission``: which connections count, and the spare descriptor."""
 
-from __future__ import annotations
-
 import errno
 import os
 

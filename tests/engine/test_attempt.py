@@ -13,16 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import (
-    WAIT,
-    Server,
-    black_hole,
-    ending,
-    fate_of_client,
-    receive_exactly,
-    refusing,
-    wait_until,
-)
+from helpers import WAIT, Server, black_hole, ending, fate_of_client, receive_exactly, refusing, wait_until
 
 import relay
 from relay.engine.attempt import Plan, keywords_of
@@ -96,10 +87,7 @@ def ended_with(tunnel: relay.Tunnel, reason: str) -> bool:
 
 
 def test_a_socket_that_listens_is_refused_at_once() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        relay.Tunnel(relay.listen(":0"), listening.dup) as tunnel,
-    ):
+    with socket.create_server(("127.0.0.1", 0)) as listening, relay.Tunnel(relay.listen(":0"), listening.dup) as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         assert ended_with(tunnel, "factory_error")
 

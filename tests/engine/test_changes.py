@@ -1,7 +1,5 @@
 """Changes of a running tunnel: its limits, its route and its listener, with open connections."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

@@ -1,7 +1,5 @@
 """``relay.engine.connection``: each row of its table of states, and clients that are rejected."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

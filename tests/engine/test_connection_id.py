@@ -1,7 +1,5 @@
 """``relay.engine.connection_id``: UUIDs of version 7, made of a number and a time."""
 
-from __future__ import annotations
-
 import os
 import time
 import uuid

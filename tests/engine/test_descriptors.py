@@ -1,7 +1,5 @@
 """Bytes from one descriptor to another, in the fastest way there is."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """The entrance of a tunnel: clients that its gate denies, and who they are."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

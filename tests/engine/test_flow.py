@@ -1,7 +1,5 @@
 """Whatever the chunking, short writes, would-blocks and ends: what comes out is what went in, in order, and bounded."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """``relay.engine.flow_pair``: what an EOF or an error of one stream does to the other one, and to the connection."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket

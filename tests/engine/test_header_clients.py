@@ -1,7 +1,5 @@
 """Clients of balancers: their headers, who may send one, and what becomes of everything else."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

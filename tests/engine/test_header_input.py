@@ -1,7 +1,5 @@
 """The header of a client of a balancer: it is read to its end and no further, in as many pieces as it comes."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

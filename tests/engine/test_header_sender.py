@@ -1,7 +1,5 @@
 """Headers that a tunnel sends to its targets: before every other byte, over TLS before the handshake."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """``relay.engine.ledger_keeper``: what a tunnel has banned and counted is there when it is opened again."""
 
-from __future__ import annotations
-
 import base64
 import socket
 import time

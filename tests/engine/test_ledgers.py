@@ -1,7 +1,5 @@
 """``relay.engine.ledgers``: the bans and quotas of a tunnel, which its thread is asked for a few at a time."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

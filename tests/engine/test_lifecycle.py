@@ -1,7 +1,5 @@
 """``relay.engine.lifecycle``: each row of the table of states, in a thread without connections of its own."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

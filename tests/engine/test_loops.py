@@ -1,7 +1,5 @@
 """``relay.engine.loops``: a tunnel that leads back to itself is ended by relay, and other tunnels are not."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """Metered flows on a clock of their own: exact over ten seconds, fair, and whole, by copy and by splice."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket

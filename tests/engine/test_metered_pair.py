@@ -1,7 +1,5 @@
 """The flows of a client with a bandwidth or a quota: which of them are metered, by what, and what the kernel limits."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket

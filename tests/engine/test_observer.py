@@ -1,7 +1,5 @@
 """Records on their way to a callable that may block, raise, or be too slow."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from types import SimpleNamespace

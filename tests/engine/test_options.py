@@ -1,7 +1,5 @@
 """The options of tunnels: one field each, and all that follows from them."""
 
-from __future__ import annotations
-
 import inspect
 import typing
 

@@ -1,7 +1,5 @@
 """``relay.engine.questions``: ``admit`` of a tunnel, and readings of files and names: answers, errors and times."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

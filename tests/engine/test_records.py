@@ -1,7 +1,5 @@
 """The notes of a connection, and the record and the figures that are made of it."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

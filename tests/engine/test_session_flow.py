@@ -1,7 +1,5 @@
 """A flow out of a session: it copies what no event announces, and sends what waits in the session."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

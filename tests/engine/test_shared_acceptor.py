@@ -1,7 +1,5 @@
 """``relay.engine.shared_acceptor``: what is counted, and how it waits; its clients are in ``test_worker_tunnel.py``."""
 
-from __future__ import annotations
-
 import os
 import re
 import select

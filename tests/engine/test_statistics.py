@@ -1,7 +1,5 @@
 """``relay.engine.statistics``: the figures of a tunnel, its last connections, and a log line for each."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Two descriptors of any kind as the client of a stream."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

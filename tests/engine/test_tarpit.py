@@ -1,7 +1,5 @@
 """A stay in the tarpit ends by its time or with its client, and only once."""
 
-from __future__ import annotations
-
 import resource
 import socket
 import struct

@@ -188,10 +188,7 @@ def test_a_connection_that_has_no_stream_yet_has_a_record(echo_server: Server) -
         go.wait(WAIT)
         return socket.create_connection(echo_server.address)
 
-    with (
-        relay.Tunnel(relay.listen(":0"), factory) as tunnel,
-        socket.create_connection(tunnel.address) as client,
-    ):
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel, socket.create_connection(tunnel.address) as client:
         wait_until(tunnel.connections)
         (record,) = tunnel.connections()
         assert (record.target, record.state) == (None, "connecting")

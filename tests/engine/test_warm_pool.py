@@ -1,7 +1,5 @@
 """``relay.engine.warm_pool``: each row of the table of states, and what the pool counts and logs."""
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import errno

@@ -1,7 +1,5 @@
 """``relay.engine.warm_stream``: each row of the table of states."""
 
-from __future__ import annotations
-
 import socket
 import time
 

@@ -1,7 +1,5 @@
 """``relay.engine.worker_table``: the counts that the workers of a tunnel share."""
 
-from __future__ import annotations
-
 import itertools
 import os
 

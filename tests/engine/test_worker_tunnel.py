@@ -1,7 +1,5 @@
 """``relay.engine.worker_tunnel`` and its acceptor: several workers at one listening socket, here in one process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

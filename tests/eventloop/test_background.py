@@ -1,7 +1,5 @@
 """The I/O thread: one thread while there is work, none when there is none."""
 
-from __future__ import annotations
-
 import os
 import select
 import socket

@@ -1,7 +1,5 @@
 """``relay.eventloop.backoff``: pauses that double, up to a maximum, and their jitter."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.eventloop.backoff import Backoff, jittered

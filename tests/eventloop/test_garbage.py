@@ -1,7 +1,5 @@
 """``relay.eventloop.garbage``: what garbage collections do not look at."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """``relay.eventloop.reserve``: some descriptors that only operators use."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

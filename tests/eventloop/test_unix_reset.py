@@ -1,7 +1,5 @@
 """``relay.eventloop.unix_reset``: a Unix socket whose peer reads ECONNRESET after its bytes."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

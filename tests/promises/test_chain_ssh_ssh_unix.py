@@ -1,7 +1,5 @@
 """Through two real servers to a Unix socket behind the second: either ends, and all of it comes back by itself."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """A target that the server cannot reach, or may not: the client is reset, and the record and the error say why."""
 
-from __future__ import annotations
-
 import pytest
 from helpers import echo, ended, fate_of_client, refusing
 

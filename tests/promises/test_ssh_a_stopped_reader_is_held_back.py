@@ -1,7 +1,5 @@
 """A reader that stops is felt by its sender over SSH, costs bounded memory, and does not stop its neighbours."""
 
-from __future__ import annotations
-
 import hashlib
 
 import pytest

@@ -1,7 +1,5 @@
 """A server name that could be taken for an option, or holds what no name holds, is refused at the call."""
 
-from __future__ import annotations
-
 import pytest
 
 import relay

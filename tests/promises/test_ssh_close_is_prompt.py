@@ -1,7 +1,5 @@
 """``close()`` is prompt, whatever the SSH connection is doing, and leaves nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

@@ -1,7 +1,5 @@
 """A lost SSH connection ends its streams at once, with their reason, and comes back with no action of the user's."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

@@ -1,7 +1,5 @@
 """A command on a server is a stream like every other, over both backends and with both servers."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

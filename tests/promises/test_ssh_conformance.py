@@ -1,7 +1,5 @@
 """The shared conformance test, over both backends and both servers."""
 
-from __future__ import annotations
-
 import socket
 
 from helpers import WAIT, Thread

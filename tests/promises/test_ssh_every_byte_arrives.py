@@ -1,7 +1,5 @@
 """64 MiB each way at once over SSH, compared by hash, also with new keys in the middle."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 

@@ -1,7 +1,5 @@
 """A forked child does not disturb its parent's SSH connections, and the client program dies with its program."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

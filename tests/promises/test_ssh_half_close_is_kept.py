@@ -1,7 +1,5 @@
 """Half-close is kept both ways over SSH."""
 
-from __future__ import annotations
-
 import socket
 import threading
 

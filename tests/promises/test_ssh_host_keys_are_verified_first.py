@@ -1,7 +1,5 @@
 """A key that is unknown, changed or not the one pinned: refused before anything is said about who logs in."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import subprocess
@@ -18,10 +16,7 @@ import relay
 def refused(far_end, url):
     """The error, which is the same from every way to ask; nothing was tried at the server."""
     said = set()
-    for attempt in (
-        lambda: relay.connect("127.0.0.1:9", via=[url]),
-        lambda: relay.ssh_listen(url),
-    ):
+    for attempt in (lambda: relay.connect("127.0.0.1:9", via=[url]), lambda: relay.ssh_listen(url)):
         with pytest.raises(relay.HostKeyError) as failed:
             attempt()
         said.add(str(failed.value))

@@ -1,7 +1,5 @@
 """Through one server to the next, each with its own key and its own line in its own known_hosts."""
 
-from __future__ import annotations
-
 import pytest
 from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, send_and_end, sha256_of, wait_until
 from sshd import FarEnd, make_key

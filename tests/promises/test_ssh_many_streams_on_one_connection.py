@@ -1,7 +1,5 @@
 """A hundred streams at once and five hundred short ones in a row use one login, and leave nothing."""
 
-from __future__ import annotations
-
 import gc
 import socket
 import threading

@@ -1,7 +1,5 @@
 """A stream that the server's policy forbids is a typed error, and a connection's reason is ``denied``."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

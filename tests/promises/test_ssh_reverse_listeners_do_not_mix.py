@@ -1,7 +1,5 @@
 """Two listeners on one SSH connection get their own streams only, and the end of one is not the other's."""
 
-from __future__ import annotations
-
 import socket
 from itertools import pairwise
 

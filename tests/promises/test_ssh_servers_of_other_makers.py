@@ -1,7 +1,5 @@
 """SSH servers of other makers than OpenSSH carry what docs/ssh-servers.md says, with both backends."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import socket

@@ -1,7 +1,5 @@
 """A server that accepts a connection and is no SSH server: an error when the time is over that was given."""
 
-from __future__ import annotations
-
 import struct
 import threading
 import time

@@ -5,8 +5,6 @@ The client's network is another one than that of the server's LAN, where the tar
     client 192.0.2.1 -- 192.0.2.2 server 10.0.1.1 -- 10.0.1.2 target
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 

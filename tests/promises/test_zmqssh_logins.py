@@ -1,7 +1,5 @@
 """Names, keys and passwords: each does what it is there for, unknown hosts are never trusted, secrets stay secret."""
 
-from __future__ import annotations
-
 import os
 import pty
 import shutil

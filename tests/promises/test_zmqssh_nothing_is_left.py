@@ -1,7 +1,5 @@
 """A tunnel ends with its program, also one that is killed, or by itself: no process, port or socket file is left."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

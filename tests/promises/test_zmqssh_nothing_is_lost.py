@@ -1,7 +1,5 @@
 """Messages of ØMQ sockets over SSH arrive whole, also if the sockets and the tunnel are closed at once."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import time

@@ -1,7 +1,5 @@
 """Every kind of ØMQ socket talks over SSH as over the original, each kind over some of the backends and servers."""
 
-from __future__ import annotations
-
 import gc
 
 import pexpect

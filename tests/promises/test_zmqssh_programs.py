@@ -1,7 +1,5 @@
 """Programs that were written for ``zmq.ssh`` run with one import changed; they stand here as they would be found."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

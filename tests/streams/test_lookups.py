@@ -1,7 +1,5 @@
 """``relay.streams.lookups``: names are looked up a few at a time, once for all who ask, and slow ones stop no other."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

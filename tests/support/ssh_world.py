@@ -1,7 +1,5 @@
 """Doubles of both SSH backends and of the user's configuration, for what stands above them."""
 
-from __future__ import annotations
-
 import socket
 from types import SimpleNamespace
 

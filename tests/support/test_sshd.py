@@ -1,7 +1,5 @@
 """The real OpenSSH server of the tests."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 

@@ -1,7 +1,5 @@
 """The facts of this machine that ``relay doctor`` reports."""
 
-from __future__ import annotations
-
 import resource
 from importlib import metadata
 

@@ -1,7 +1,5 @@
 """The checks for the steps of an SSH login."""
 
-from __future__ import annotations
-
 import base64
 from types import SimpleNamespace
 

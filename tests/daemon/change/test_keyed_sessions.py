@@ -1,7 +1,5 @@
 """The sessions to targets whose keys only one process can have."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 

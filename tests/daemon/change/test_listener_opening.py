@@ -1,7 +1,5 @@
 """``relay.daemon.change.replacement``: each row of the table of states, with a call of the test."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

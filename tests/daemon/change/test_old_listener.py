@@ -1,7 +1,5 @@
 """A listener that closes for another one, and opens again; the end of the session under one."""
 
-from __future__ import annotations
-
 import socket
 from types import SimpleNamespace
 

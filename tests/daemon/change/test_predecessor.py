@@ -1,7 +1,5 @@
 """The process whose place this one takes, once it does not answer any more."""
 
-from __future__ import annotations
-
 import queue
 import socket
 import threading

@@ -1,7 +1,5 @@
 """The reload of the tunnels of a file, with real sockets: each verdict, and that a mistake changes nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

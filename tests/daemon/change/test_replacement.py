@@ -1,7 +1,5 @@
 """The change of one tunnel, before anything is touched: what it opens, what is in its way, and how that is undone."""
 
-from __future__ import annotations
-
 import os
 import threading
 from types import SimpleNamespace
@@ -300,10 +298,7 @@ def test_one_of_several_ways_is_enough_and_all_are_waited_for(states, outcomes, 
     )
 
 
-@pytest.mark.parametrize(
-    ("target", "begins"),
-    [("i2p://a.i2p", True), (f"i2p://a.i2p?keys={os.devnull}", False)],
-)
+@pytest.mark.parametrize(("target", "begins"), [("i2p://a.i2p", True), (f"i2p://a.i2p?keys={os.devnull}", False)])
 def test_a_session_of_the_same_keys_cannot_begin_before_the_old_one_has_ended(made, load, listener, target, begins):
     """So clients wait for it as they did for the first one."""
     change = made(load(":0"), load(":0", f"{target}{'&' if '?' in target else '?'}sam=127.0.0.1:1"), listener)

@@ -1,7 +1,5 @@
 """The successor that a process starts itself, where the system has no thread left for it."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """The states of a change that happens as a whole or not at all, and the order of its steps."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest
@@ -22,12 +20,7 @@ TABLE = {
     ("committed", "restore"): ("restored", ["restore b", "restore a"]),
     ("restored", "restore"): ("restored", []),
 }
-WAYS = {
-    "prepared": (),
-    "vacated": ("vacate",),
-    "committed": ("vacate", "commit"),
-    "restored": ("restore",),
-}
+WAYS = {"prepared": (), "vacated": ("vacate",), "committed": ("vacate", "commit"), "restored": ("restore",)}
 
 
 class Parts:

@@ -1,7 +1,5 @@
 """The connection of two processes, one of which takes the place of the other."""
 
-from __future__ import annotations
-
 import os
 import resource
 import socket

@@ -3,8 +3,6 @@
 What users see over both, of streams, listeners, refusals, host keys and lost servers, is in ``promises/test_ssh_*.py``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import queue

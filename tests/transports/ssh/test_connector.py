@@ -1,7 +1,5 @@
 """``relay.transports.ssh.connector``: who shares a connection, how it is reached, and what comes of its streams."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

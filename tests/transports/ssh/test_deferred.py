@@ -1,7 +1,5 @@
 """A deferred module is there when it is used."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

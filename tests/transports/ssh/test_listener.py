@@ -1,7 +1,5 @@
 """``relay.ssh_listen``: the forward that is asked for again, and what ``accept`` says meanwhile."""
 
-from __future__ import annotations
-
 import errno
 import queue
 import socket

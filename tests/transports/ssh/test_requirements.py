@@ -1,7 +1,5 @@
 """The needs of a connection to an SSH server on this machine, by the user's configuration."""
 
-from __future__ import annotations
-
 import pytest
 
 from relay.addresses.ssh import SSHServer

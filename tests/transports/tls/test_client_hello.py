@@ -1,7 +1,5 @@
 """The server name in the first message of a TLS client, of real clients and of hostile ones."""
 
-from __future__ import annotations
-
 import random
 import ssl
 import struct
@@ -55,9 +53,7 @@ def test_a_message_that_is_cut_has_no_name():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [b"", b"a b", b"a\nb", b"a\0b", b"\xff", "ä".encode(), b"-a", b"a-", b"[::1]", b"a/b", b"x" * 256],
-    ids=repr,
+    "name", [b"", b"a b", b"a\nb", b"a\0b", b"\xff", "ä".encode(), b"-a", b"a-", b"[::1]", b"a/b", b"x" * 256], ids=repr
 )
 def test_a_name_that_is_none_in_the_dns_is_left_out(name):
     assert server_name_of(records(message(extension(name)))) is None

@@ -1,7 +1,5 @@
 """Certificates in files: contexts that verify by default, clear errors, and the names in a client's certificate."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import ssl

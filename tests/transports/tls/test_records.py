@@ -1,7 +1,5 @@
 """``relay.transports.tls.records``: two ends over a socketpair, without a loop."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 

@@ -1,7 +1,5 @@
 """A TLS session behind a socketpair: every byte, every kind of end, both versions, and each row of its tables."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """``relay.transports.ssh.openssh.sessions``: each row of the table of states, with an ssh that is a double."""
 
-from __future__ import annotations
-
 import threading
 import time
 from types import SimpleNamespace

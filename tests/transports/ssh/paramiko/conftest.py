@@ -1,7 +1,5 @@
 """Servers for the tests of paramiko."""
 
-from __future__ import annotations
-
 import pytest
 from paramiko_rig import ScriptedServer
 

@@ -1,7 +1,5 @@
 """``relay.transports.ssh.paramiko.backend``: connecting, and every way in which a connection ends."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

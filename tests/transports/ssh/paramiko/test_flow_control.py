@@ -1,7 +1,5 @@
 """The window and the backlog of a channel."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import deque

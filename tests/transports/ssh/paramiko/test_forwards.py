@@ -1,7 +1,5 @@
 """``relay.transports.ssh.paramiko.forwards`` and ``requests``: who gets the streams that a server opens."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import socket

@@ -1,7 +1,5 @@
 """``relay.transports.ssh.paramiko.mux``, ``channel`` and ``opening``: channels as kernel sockets, and requests."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import struct
@@ -10,15 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import (
-    BLOCK,
-    PROMPT,
-    WAIT,
-    Thread,
-    receive_all,
-    receive_exactly,
-    wait_until,
-)
+from helpers import BLOCK, PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
 from paramiko_rig import Lost, begin, connect, mux_of, open_stream, settings_for
 
 from relay.addresses.values import TCPAddress, UnixAddress

@@ -1,7 +1,5 @@
 """``relay.transports.ssh.paramiko.sessions``: commands, with a server that says what the test wants."""
 
-from __future__ import annotations
-
 import contextlib
 import struct
 import threading

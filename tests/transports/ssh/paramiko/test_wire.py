@@ -1,7 +1,5 @@
 """``relay.transports.ssh.paramiko.wire``: the end of the stream under an SSH connection."""
 
-from __future__ import annotations
-
 import signal
 import time
 

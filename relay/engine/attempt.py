@@ -13,13 +13,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from ..errors import ConnectError
-from ..eventloop.background import Home
 from ..eventloop.loop import Loop
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_error
 from ..streams.connect import ConnectRace, SocketDialer
-from ..streams.dialer import Dialer
-from ..streams.lookups import Lookups, key_of
+from ..streams.dialer import Dialer, Engine
+from ..streams.lookups import Lookups
 from ..streams.promise import Cancellation
 from ..streams.protocols import MakeSend
 from ..streams.stream import Request, Stream
@@ -44,7 +43,7 @@ class Plan:
     """The way in which the streams of one factory are made.
 
     :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
-    :param home: the relay thread, which its streams may belong to; ``None`` if none is made.
+    :param engine: the relay thread, which its streams may belong to; ``None`` if none is made.
     :param per_client: whether each client gets a plan of its own instead of this one.
     """
 
@@ -52,11 +51,11 @@ class Plan:
         "factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target", "warm_calls", "_per_client",
     )  # fmt: skip
 
-    def __init__(self, factory: MakeSend, home: Home | None = None, *, per_client: bool = False) -> None:
+    def __init__(self, factory: MakeSend, engine: Engine | None = None, *, per_client: bool = False) -> None:
         self.factory = factory
         self.dialer = factory if isinstance(factory, Dialer) else None
-        if self.dialer is not None and home is not None:
-            self.dialer = self.dialer.on(home)
+        if self.dialer is not None and engine is not None and not isinstance(factory, SocketDialer):
+            self.dialer = self.dialer.on(engine)
         self.endpoints: Sequence[Endpoint] = factory.endpoints if isinstance(factory, SocketDialer) else ()
         self.endpoint = self.endpoints[0] if len(self.endpoints) == 1 else None  # the only one
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
@@ -189,23 +188,15 @@ class Attempt:
 
     def look_up(self, lookups: Lookups, dialer: SocketDialer) -> None:
         """Look up the target's addresses, then connect."""
-        source, name = self.connection.source(), dialer.name
-        if name is None:
-            give_up = lookups.find(dialer, dialer.resolve, source, self._looked_up)
-        else:
-            give_up = lookups.find(key_of(name.host), name.look_up, source, self._looked_up)
+        give_up = dialer.find(lookups, self.connection.source(), self._looked_up)
         if self.is_awaited():  # else there was no room for it
             self._give_up = give_up
 
     def _looked_up(self, found: Sequence[Endpoint] | BaseException, now: float) -> None:
         self._give_up = None
-        dialer = self.plan.dialer
-        assert isinstance(dialer, SocketDialer)
+        if isinstance(found, BaseException):
+            return self.failed(found, now)
         try:
-            if dialer.name is not None:
-                found = dialer.name.endpoints(found)
-            if isinstance(found, BaseException):
-                raise found
             self.race(found, now)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
             self.failed(error, now)

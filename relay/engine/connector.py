@@ -16,11 +16,9 @@ from ..addresses.printable import printable
 from ..errors import RelayError
 from ..eventloop.loop import Timer
 from ..eventloop.sockets import Endpoint, connect_error, format_address, open_socket
-from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
 from ..streams.connect import SocketDialer
 from ..streams.dialer import Dialer
-from ..streams.lookups import Lookups
 from ..streams.promise import Cancellation
 from ..streams.protocols import MakeSend
 from ..streams.stream import Stream
@@ -68,6 +66,7 @@ class Connector:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
+        self.workers = owner.workspace.workers
         self.warm: WarmPool | None = None  # None until streams are to be kept ready
         self._plan: Plan
         self._plan_for: Callable[[Connection], Plan] | None  # None if all clients have the same plan
@@ -76,8 +75,6 @@ class Connector:
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
         self._watch = Timer(owner.loop.timers, self._watch_clients)
-        self.workers = Workers(owner.loop, f"{owner.name} connector")
-        self._lookups = Lookups(owner.loop, self.workers.submit)
 
     def set_factory(self, factory: MakeSend, source: str | None) -> None:
         """Make streams by this factory from now on; attempts that have begun go on with the old one.
@@ -163,7 +160,7 @@ class Connector:
             attempt.race(plan.endpoints, now)
         elif isinstance(plan.dialer, SocketDialer):
             self._watch_soon(attempt, now)
-            attempt.look_up(self._lookups, plan.dialer)
+            attempt.look_up(self.workspace.lookups, plan.dialer)
         elif plan.dialer is not None:
             dialer = plan.dialer
             if (sender := self._owner.entrance.sender) is not None and isinstance(attempt.connection, Connection):

@@ -95,7 +95,7 @@ class RelayThread(LoopThread):
         self.release_spare_fd = self._spare.release
         try:
             self._pipes = PipePool() if hasattr(os, "splice") else None
-            self.workspace = Workspace(self.loop, self._pipes)
+            self.workspace = Workspace(self.loop, self._pipes, self.name)
             self._connector = Connector(self, make_send, options.source)
             self._look = Timer(self.loop.timers, self._look_at_new)
             self._acceptor: Acceptor = self.make_acceptor(receive)

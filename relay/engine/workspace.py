@@ -9,6 +9,8 @@ from typing import Any
 from ..eventloop.background import BUFFER, Client
 from ..eventloop.loop import Loop
 from ..eventloop.pipes import PipePool
+from ..eventloop.workers import Workers
+from ..streams.lookups import Lookups
 from ..streams.rate_limited_log import RateLog
 
 logger = logging.getLogger("relay")
@@ -21,13 +23,18 @@ class Workspace:
 
     :param loop: the thread's loop.
     :param pipes: its pipes, or ``None`` where there is no ``splice``.
+    :param name: of the threads beside it.
     """
 
-    __slots__ = ("loop", "pipes", "throttled", "_buffer", "_clients", "_problems")
+    __slots__ = ("loop", "lookups", "pipes", "throttled", "workers", "_buffer", "_clients", "_problems")
 
-    def __init__(self, loop: Loop, pipes: PipePool | None) -> None:
+    def __init__(self, loop: Loop, pipes: PipePool | None, name: str = "") -> None:
         self.loop = loop
         self.pipes = pipes
+        self.workers = Workers(loop, f"{name} connector")
+        """The threads for what may block; the thread's owner closes them."""
+        self.lookups = Lookups(loop, self.workers.submit)
+        """The look-ups of names, for all clients."""
         self.throttled = 0.0
         """Seconds for which flows waited for bandwidth."""
         self._buffer: memoryview | None = None  # most tunnels need none
@@ -60,15 +67,15 @@ class Workspace:
             problems.on_time(time.monotonic())
 
     def hold(self, client: Client) -> None:
-        """Take an upgrade that runs in this thread."""
+        """Take a connect or an upgrade that runs in this thread."""
         self._clients.add(client)
 
     def release(self, client: Client) -> None:
-        """Forget an upgrade. Idempotent."""
+        """Forget it. Idempotent."""
         self._clients.discard(client)
 
     def abandon(self) -> None:
-        """In a forked child: only close the descriptors of the upgrades under way."""
+        """In a forked child: only close the descriptors of the connects and upgrades under way."""
         for client in self._clients:
             client.abandon()
         self._clients.clear()

@@ -9,20 +9,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from ..errors import ConnectError
-from ..eventloop.background import IOThread
+from ..eventloop.background import Home, IOThread
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
-from .dialer import Dialer
+from .dialer import Dialer, Engine
 from .happy_eyeballs import HappyEyeballs, interleave
-from .lookups import BoundName, Found, Name
+from .lookups import BoundName, Found, Lookups, Name, key_of
 from .promise import Abort, OnResult
 from .source import Source
 from .stream import Stream
-from .trace import SILENT, Stage, Step, Trace
+from .trace import SILENT, Stage, Step
 
 _LOOKUP_TIMEOUT = 30.0  # seconds after which a look-up counts as hung: the next dial starts another one
 
@@ -187,6 +187,31 @@ class SocketDialer(Dialer):
         self.endpoints: Sequence[Endpoint] = resolve() if literal else ()
         """The addresses, if they are known without a look-up."""
         self._lookup = _Lookup(self)
+        self._engine: Engine | None = None
+
+    def on(self, engine: Engine) -> SocketDialer:
+        """Return one that looks up and connects in the thread of an engine; see :meth:`Dialer.on`."""
+        other = copy.copy(self)
+        other._engine = engine
+        return other
+
+    def find(self, lookups: Lookups, source: Hashable, done: Callable[[Found, float], object]) -> Abort:
+        """Look the addresses up for a client of an engine, once for all that wait for the same name.
+
+        :param lookups: those of the engine; the parameters and the result are those of :meth:`Lookups.find`.
+        """
+        name = self.name
+        if name is None:
+            return lookups.find(self, self.resolve, source, done)
+
+        def on_found(found: Found, now: float) -> None:
+            try:
+                found = name.endpoints(found)
+            except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+                found = error
+            done(found, now)
+
+        return lookups.find(key_of(name.host), name.look_up, source, on_found)
 
     def bound(self, source: Source) -> SocketDialer:
         """Return one whose connections come from an address of this machine; see :meth:`Dialer.bound`."""
@@ -214,6 +239,7 @@ class SocketDialer(Dialer):
         resolve = self.resolve
         # `sorted` is stable: among the addresses of each half the families still alternate.
         other.resolve = lambda: sorted(interleave(resolve()), key=lambda endpoint: is_used(endpoint.address))
+        other.name = None  # an engine would look up its host, and get all addresses in their own order
         other._lookup = _Lookup(other)
         return other
 
@@ -221,11 +247,13 @@ class SocketDialer(Dialer):
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
     ) -> Abort:
         """Begin to connect; see :meth:`Dialer.dial`. A connect that is over at once needs no other thread."""
-        endpoints, trace = self.endpoints, self.trace
+        endpoints, trace, engine = self.endpoints, self.trace, self._engine
+        if engine is not None and not engine.loop.is_here():
+            engine = None
         # No address means a look-up, several a race, and an observer gets each step. One known address is begun in this
         # thread, which saves two switches of threads where the connect is over at once (loopback, Unix).
         if len(endpoints) != 1 or trace is not SILENT:
-            return _BackgroundConnect(self.target, deadline, done, trace).begin(endpoints, self._lookup)
+            return _Connect(self, deadline, done, engine).begin()
         try:
             made, status = open_socket(endpoints[0], socket.socket)
         except OSError as error:
@@ -236,7 +264,7 @@ class SocketDialer(Dialer):
             return _nothing
         if status in (errno.EINPROGRESS, errno.EAGAIN):
             try:
-                connect = _BackgroundConnect(self.target, deadline, done)
+                connect = _Connect(self, deadline, done, engine)
             except OSError:
                 made.close()
                 raise
@@ -296,42 +324,66 @@ class _Lookup:
             done(found)
 
 
-class _BackgroundConnect:
-    """One connect on the background loop. It belongs to that loop's thread but for its beginning and its end."""
+class _Connect:
+    """One connect in the thread of an engine, or in the I/O thread, to which it belongs but for its beginning and end.
 
-    def __init__(self, target: str, deadline: float | None, done: OnResult, trace: Trace = SILENT) -> None:
-        self._target = target
-        self._trace = trace
+    :param engine: the engine, if this is its thread; ``None`` for the I/O thread.
+    :raises OSError: if the I/O thread cannot be started.
+    """
+
+    def __init__(self, dialer: SocketDialer, deadline: float | None, done: OnResult, engine: Engine | None) -> None:
+        self._dialer = dialer
+        self._target = dialer.target
+        self._trace = dialer.trace
         self._step: Step | None = None
         self._deadline = deadline
         self._done: OnResult | None = done
-        self._io_thread = IOThread.acquire(self)
-        loop = self._io_thread.loop
+        self._engine = engine
+        self._home: Home
+        if engine is None:
+            self._home = IOThread.acquire(self)
+        else:
+            self._home = engine
+            engine.hold(self)
+        loop = self._home.loop
         self._race = ConnectRace(loop, _open, self._submit, deadline, self._raced)
+        self._give_up_lookup: Abort | None = None
         self._looks_up = False
         self._timer = Timer(loop.timers, self._expired)
 
-    def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> Abort:
+    def begin(self) -> Abort:
         """Begin; the result gives it up, from any thread."""
         # First, so that the deadline also ends a look-up that hangs.
-        self._io_thread.loop.call(self._start_clock)
-        if endpoints:
-            self._io_thread.loop.call(functools.partial(self._start, endpoints))
+        self._call(self._start_clock)
+        if self._dialer.endpoints:
+            self._call(functools.partial(self._start, self._dialer.endpoints))
+            return self._give_up
+        self._looks_up = True
+        self._step = self._trace.begin(Stage.RESOLVE, self._target)
+        if self._engine is None:
+            self._dialer._lookup.find(self._found)
         else:
-            self._looks_up = True
-            self._step = self._trace.begin(Stage.RESOLVE, self._target)
-            lookup.find(self._found)
+            give_up = self._dialer.find(self._engine.lookups, None, self._found_here)
+            if self._looks_up:  # else there was no room for it
+                self._give_up_lookup = give_up
         return self._give_up
 
     def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> Abort:
         """Go on with a connect to the only address, which was begun already."""
-        self._io_thread.loop.call(self._start_clock)
-        self._io_thread.loop.call(functools.partial(self._go_on, made, endpoint, status))
+        self._call(self._start_clock)
+        self._call(functools.partial(self._go_on, made, endpoint, status))
         return self._give_up
+
+    def _call(self, function: Callable[[], object]) -> None:
+        """Call a function in the thread of the connect: at once if this is that one."""
+        if not self._home.loop.is_here():
+            self._home.loop.call(function)
+        else:
+            function()
 
     def _give_up(self) -> None:
         if self._done is not None:
-            self._io_thread.loop.call(functools.partial(self._finish, None))
+            self._call(functools.partial(self._finish, None))
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors."""
@@ -341,12 +393,16 @@ class _BackgroundConnect:
         threading.Thread(target=function, name=f"relay connecting to {self._target}", daemon=True).start()
 
     def _found(self, found: Found) -> None:
-        """In the thread of the look-up."""
+        """In the thread of the look-up, or in that of the connect."""
         if isinstance(found, BaseException):
             failure = found if isinstance(found, OSError) else ConnectError(f"{self._target}: {found}")
-            self._io_thread.loop.call(functools.partial(self._finish, failure))
+            self._call(functools.partial(self._finish, failure))
         else:
-            self._io_thread.loop.call(functools.partial(self._start, found))
+            self._call(functools.partial(self._start, found))
+
+    def _found_here(self, found: Found, now: float) -> None:
+        self._looks_up, self._give_up_lookup = False, None
+        self._found(found)
 
     def _start_clock(self) -> None:
         if self._deadline is not None:
@@ -393,6 +449,8 @@ class _BackgroundConnect:
             return
         self._timer.stop()
         self._race.give_up()
+        if self._give_up_lookup is not None:
+            self._give_up_lookup()
         if self._step is not None and isinstance(outcome, OSError):
             self._step.failed(outcome)
         elif self._step is not None and isinstance(outcome, Stream):
@@ -400,9 +458,9 @@ class _BackgroundConnect:
         try:
             if outcome is not None:
                 done(outcome)
-        # Last: with the last client the thread ends, and `done` may make the next one.
+        # Last: with its last client the I/O thread ends, and `done` may make the next one.
         finally:
-            self._io_thread.release(self)
+            self._home.release(self)
 
 
 def _nothing() -> None:

@@ -15,6 +15,7 @@ from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
 from ..eventloop.background import Home
+from .lookups import Lookups
 from .promise import Abort, CallbackChain, Cancel, OnResult, Promise
 from .source import Source
 from .stream import HANDSHAKE, Request, Stream, StreamPath
@@ -24,6 +25,13 @@ logger = logging.getLogger("relay")
 
 BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]
 BeginUpgradeOn = Callable[[Home, Stream, float | None, OnResult], Abort]
+
+
+class Engine(Home, Protocol):
+    """The relay thread of a tunnel, as dialers see it."""
+
+    lookups: Lookups
+    """Its look-ups of names."""
 
 
 class Dialer:
@@ -114,12 +122,13 @@ class Dialer:
         """
         return self
 
-    def on(self, home: Home) -> Dialer:
-        """Return a dialer for an engine that reads and writes every stream in one thread only.
+    def on(self, engine: Engine) -> Dialer:
+        """Return a dialer for an engine that dials, reads and writes every stream in one thread only.
 
-        Its streams may have a :class:`~relay.streams.session_socket.SessionSocket`, where that spares other threads.
+        It makes a stream in that thread, where that spares others; the stream may have a
+        :class:`~relay.streams.session_socket.SessionSocket` then.
 
-        :param home: that thread.
+        :param engine: that thread.
         """
         return self
 
@@ -309,15 +318,14 @@ class Upgrade(Dialer):
         other.inner = inner
         return other
 
-    def on(self, home: Home) -> Dialer:
+    def on(self, engine: Engine) -> Dialer:
         """Return a dialer that upgrades in the thread of an engine, if it can; see :meth:`Dialer.on`."""
         if self._begin_on is None and self._begin_upgrade is not None:
             return self  # it needs the inner one's kernel socket
         other = copy.copy(self)
-        if self._begin_on is not None:
-            other._begin_upgrade = functools.partial(self._begin_on, home)
-        else:
-            other.inner = self.inner.on(home)
+        other.inner = self.inner.on(engine)
+        if self._begin_on is not None:  # the inner streams have kernel sockets: no session is in another one
+            other._begin_upgrade = functools.partial(self._begin_on, engine)
         return other
 
     def _explained(self, done: OnResult) -> OnResult:

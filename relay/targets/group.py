@@ -14,8 +14,7 @@ from typing import Any
 
 from ..addresses.hops import Route
 from ..errors import ConnectError, can_retry
-from ..eventloop.background import Home
-from ..streams.dialer import Dialer
+from ..streams.dialer import Dialer, Engine
 from ..streams.promise import Abort, CallbackChain, OnResult
 from ..streams.source import Source
 from ..streams.stream import Stream
@@ -111,10 +110,10 @@ class TargetGroup(Dialer):
         """Begin each probe of a target with a header; see :meth:`Dialer.introduce_probes`."""
         self._members.header = header
 
-    def on(self, home: Home) -> Dialer:
+    def on(self, engine: Engine) -> Dialer:
         """Return one whose dialers work in the thread of an engine; see :meth:`Dialer.on`."""
         other = copy.copy(self)
-        other.alternatives = tuple(dialer.on(home) for dialer in self.alternatives)
+        other.alternatives = tuple(dialer.on(engine) for dialer in self.alternatives)
         return other
 
     def states(self) -> list[TargetState]:

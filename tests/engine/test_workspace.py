@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relay.engine.workspace import Workspace
 from relay.eventloop.background import BUFFER
+from relay.eventloop.loop import Loop
+
+
+@pytest.fixture
+def loop():
+    made = Loop()
+    yield made
+    made.close()
 
 
 class Upgrade:
@@ -15,8 +25,8 @@ class Upgrade:
         self.abandoned += 1
 
 
-def test_the_buffer_is_made_once_and_only_if_it_is_needed():
-    workspace = Workspace(None, None)
+def test_the_buffer_is_made_once_and_only_if_it_is_needed(loop):
+    workspace = Workspace(loop, None)
     assert workspace._buffer is None
     buffer = workspace.buffer
     assert len(buffer) == BUFFER
@@ -24,14 +34,14 @@ def test_the_buffer_is_made_once_and_only_if_it_is_needed():
     assert workspace.buffer is buffer
 
 
-def test_it_has_the_loop_and_the_pipes_of_its_thread():
-    loop, pipes = object(), object()
+def test_it_has_the_loop_and_the_pipes_of_its_thread(loop):
+    pipes = object()
     workspace = Workspace(loop, pipes)
     assert (workspace.loop, workspace.pipes) == (loop, pipes)
 
 
-def test_a_forked_child_abandons_the_upgrades_under_way_once():
-    workspace, under_way, over = Workspace(None, None), Upgrade(), Upgrade()
+def test_a_forked_child_abandons_the_upgrades_under_way_once(loop):
+    workspace, under_way, over = Workspace(loop, None), Upgrade(), Upgrade()
     for upgrade in (under_way, over):
         workspace.hold(upgrade)
     workspace.hold(under_way)

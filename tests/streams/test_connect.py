@@ -1,5 +1,6 @@
 """``relay.streams.connect``: direct connects that begin at once and report later."""
 
+import contextlib
 import errno
 import os
 import queue
@@ -13,7 +14,9 @@ from helpers import WAIT, Thread, black_hole, refusing, wait_until
 
 import relay
 from relay import ConnectError
+from relay.engine.workspace import Workspace
 from relay.eventloop.background import IOThread
+from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import Endpoint
 from relay.streams import connect
 from relay.streams.connect import SocketDialer
@@ -300,6 +303,159 @@ def test_a_bug_is_the_outcome_also_without_a_deadline(monkeypatch, caplog):
     outcome = told.get(timeout=WAIT)
     assert isinstance(outcome, ConnectError) and outcome.reason == "factory_error"
     wait_until(lambda: "KeyError" in caplog.text)
+
+
+# -- in the thread of an engine ----------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The relay thread of a tunnel, which dials and has not dialed elsewhere."""
+
+    def __init__(self):
+        self.home = Workspace(Loop(), None, "test")
+        self._running = Thread(self.home.loop.run)
+
+    def dial(self, factory, seconds=WAIT):
+        """Begin there; the outcome comes out of the queue."""
+        told, begun = queue.SimpleQueue(), queue.SimpleQueue()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        factory = factory.on(self.home)
+
+        def on_outcome(outcome):
+            assert self.home.loop.is_here() and members() == 0
+            told.put(outcome)
+
+        self.home.loop.call(lambda: begun.put(factory.dial(deadline, on_outcome)))
+        return told, begun.get(timeout=WAIT)
+
+    def settle(self):
+        """Wait until it has done all that it was asked."""
+        done = threading.Event()
+        self.home.loop.call(done.set)
+        assert done.wait(WAIT)
+
+    def close(self):
+        self.home.loop.call(self.home.workers.close)
+        self.home.loop.call(self.home.loop.stop)
+        self._running.result()
+        self.home.workers.join(WAIT)
+        self.home.loop.close()
+
+
+@pytest.fixture
+def engine():
+    with contextlib.closing(Engine()) as made:
+        yield made
+
+
+@pytest.mark.parametrize("literal", [True, False])
+def test_an_engine_connects_by_itself(engine, echo_server, at_once_or_later, literal):
+    told, give_up = engine.dial(to(echo_server.address, literal=literal))
+    with told.get(timeout=WAIT) as stream:
+        give_up()
+        assert stream.socket.getpeername() == echo_server.address
+
+
+@pytest.mark.parametrize("literal", [True, False])
+def test_an_engine_is_told_of_a_refusal(engine, at_once_or_later, literal):
+    with refusing() as address:
+        told, _ = engine.dial(to(address, literal=literal))
+        assert told.get(timeout=WAIT).reason == "refused"
+
+
+def test_an_engine_is_told_that_a_name_cannot_be_resolved(engine, monkeypatch):
+    def fail(*arguments, **more):
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    told, _ = engine.dial(relay.tcp("db.invalid", 9))
+    text = "db.invalid:9: cannot resolve the host name (unknown); check the spelling"
+    assert str(told.get(timeout=WAIT)) == text
+    told, _ = engine.dial(to(UnicodeError("label too long"), literal=False))
+    assert str(told.get(timeout=WAIT)) == "the target: label too long"
+
+
+def test_dialers_of_one_engine_share_the_look_up_of_a_name(engine, echo_server, serve, monkeypatch):
+    go, calls = threading.Event(), queue.SimpleQueue()
+
+    def look_up(host, port, **more):
+        calls.put(host)
+        go.wait(WAIT)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    servers = (echo_server, serve(lambda connection: None))
+    begun = [engine.dial(relay.tcp(host, one.address[1])) for one in servers for host in ("db.invalid", "DB.invalid")]
+    go.set()
+    ports = []
+    for told, _ in begun:
+        with told.get(timeout=WAIT) as stream:
+            ports.append(stream.socket.getpeername()[1])
+    assert ports == [one.address[1] for one in servers for _ in range(2)]
+    assert calls.qsize() == 1
+    told, _ = engine.dial(relay.tcp("db.invalid", echo_server.address[1]))
+    told.get(timeout=WAIT).close()
+    assert calls.qsize() == 2  # nothing is kept of the one before
+
+
+def test_an_engine_is_told_at_the_deadline(engine):
+    go = threading.Event()
+    told, _ = engine.dial(SocketDialer("the target", lambda: go.wait(WAIT) and [], literal=False), 0.05)
+    error = told.get(timeout=WAIT)
+    assert error.reason == "connect_timeout" and "DNS lookup timed out" in str(error)
+    go.set()
+    with black_hole() as hole:
+        told, _ = engine.dial(to(hole.getsockname()), 0.05)
+        assert told.get(timeout=WAIT).reason == "connect_timeout"
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_an_engine_gives_up(engine, elsewhere):
+    go = threading.Event()
+    with black_hole() as hole:
+        before = connecting()
+        begun = [
+            engine.dial(SocketDialer("the target", lambda: go.wait(WAIT) and [], literal=False), None),
+            engine.dial(to(hole.getsockname()), None),
+        ]
+        for _, give_up in begun:
+            if elsewhere:
+                give_up()
+            else:
+                engine.home.loop.call(give_up)
+        wait_until(lambda: connecting() == before)
+    go.set()
+    engine.settle()
+    assert all(told.empty() for told, _ in begun)
+
+
+def test_a_dial_of_another_thread_is_left_to_the_io_thread(engine, echo_server):
+    told, _ = dial(to(echo_server.address, literal=False).on(engine.home))
+    told.get(timeout=WAIT).close()
+
+
+def test_an_order_holds_in_an_engine(engine, serve):
+    server = serve(lambda connection: None)
+    with refusing() as closed:
+        made = relay.tcp("localhost", server.address[1]).avoiding(closed.__eq__)
+        made.resolve = lambda resolve=made.resolve: [*resolve(), Endpoint(socket.AF_INET, closed)]
+        told, _ = engine.dial(made)
+        with told.get(timeout=WAIT) as stream:
+            assert stream.socket.getpeername() == server.address
+
+
+def test_a_forked_child_closes_the_copies_of_an_engine(engine):
+    with black_hole() as hole:
+        before = connecting()
+        _, give_up = engine.dial(to(hole.getsockname()))
+        wait_until(lambda: connecting() > before)
+        child = os.fork()
+        if child == 0:
+            engine.home.abandon()
+            os._exit(0 if connecting() == before else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        give_up()
+        engine.settle()
 
 
 # -- from an address of this machine ----------------------------------------------------------------------------------

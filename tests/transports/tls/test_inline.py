@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import queue
 import random
 import select
 import socket
@@ -456,13 +457,31 @@ def connect(relayed):
     return client, accepting.result()
 
 
-def test_a_tunnel_needs_no_other_thread(relayed):
-    client, far = connect(relayed)
-    client.sendall(b"ping")
-    assert receive_exactly(far, 4) == b"ping"
-    wait_until(lambda: "relay-io" not in {thread.name for thread in threading.enumerate()})  # it looked the name up
-    client.sendall(b"ping")
-    assert receive_exactly(far, 4) == b"ping"
+def test_a_tunnel_needs_no_other_thread_but_to_look_names_up(relayed):
+    before, seen = set(threading.enumerate()), set()
+    for _ in range(3):
+        client, far = connect(relayed)
+        client.sendall(b"ping")
+        assert receive_exactly(far, 4) == b"ping"
+        seen |= set(threading.enumerate()) - before
+    assert len(seen) == 1  # the one that looks their target up, for all of them
+
+
+def test_clients_of_one_moment_share_the_look_up_of_their_target(relayed, monkeypatch):
+    go, calls, resolve = threading.Event(), queue.SimpleQueue(), socket.getaddrinfo
+
+    def look_up(*arguments, **more):
+        calls.put(arguments)
+        go.wait(WAIT)
+        return resolve(*arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    clients = [relayed.client() for _ in range(5)]
+    wait_until(lambda: relayed.tunnel.stats().active == len(clients))
+    go.set()
+    for _ in clients:
+        relayed.accept()
+    assert calls.qsize() == 1
 
 
 def test_what_comes_with_the_handshake_is_passed_on(relayed):

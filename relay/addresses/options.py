@@ -30,6 +30,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]"  # 32 bytes: the last character holds four bits
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _PROTOCOL = r"[!-+\--~]{1,255}"  # of ALPN (RFC 7301, section 3.1): printable ASCII without a comma
+_GROUP = r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}"
+_MOST_GROUPS = 20
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _MODE = r"0?[0-7]{3}"
 _MOST_CARRIERS = 8
@@ -238,6 +240,10 @@ def _check_protocols(name: str, value: str) -> None:
     _check_by(_parse_protocols, name, value)
 
 
+def _check_groups(name: str, value: str) -> None:
+    _check_by(_parse_groups, name, value)
+
+
 def _check_by(parse: Callable[[str], object], name: str, value: str) -> None:
     _check_text(name, value)
     try:
@@ -330,6 +336,13 @@ def _parse_protocols(text: str) -> str:
     return text
 
 
+def _parse_groups(text: str) -> str:
+    names = text.split(",")
+    if not all(re.fullmatch(_GROUP, one) for one in names) or len(names) > _MOST_GROUPS:
+        raise ValueError("names of groups with commas between them are allowed, such as X25519")
+    return text
+
+
 def _parse_mode(text: str) -> str:
     if not re.fullmatch(_MODE, text):
         raise ValueError("the rights of the owner, the group and others are allowed, as chmod takes them, such as 0660")
@@ -367,6 +380,7 @@ TEXT = Kind(str, "str", "NAME", _check_text)
 PRINTABLE = Kind(str, "str", "NAME", _check_printable)
 FILE = Kind(str, "str | os.PathLike[str]", "FILE", _check_file)
 PROTOCOLS = Kind(str, "str", "NAME,…", _check_protocols, _parse_protocols)
+GROUPS = Kind(str, "str", "NAME,…", _check_groups, _parse_groups)
 VARIABLE = Kind(str, "str", "NAME", check_variable)
 SECRET = Kind(str, "Secret", "TEXT", _check_secret)
 FINGERPRINT = Kind(str, "str", "SHA256:…", _check_fingerprint)

@@ -24,7 +24,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
     """Parse the address of a target.
 
     :param text: ``host:port``, ``port`` (of 127.0.0.1), ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` or
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…&groups=…``, ``exec:command`` or
         ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
         ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
         ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
@@ -41,12 +41,13 @@ def parse_listen(text: str) -> Listen:
     """Parse an address to listen on; without a host, it is on the loopback.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path?mode=…&group=…``,
-        ``systemd:NAME``, ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…``
-        with ``HOST:PORT``, ``PORT`` or ``/PATH`` of the server (default: ``127.0.0.1:0``) and the parameters of
-        :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
-        name their targets themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an
-        ``i2p://`` target and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be
-        repeated; IPv6 in brackets, port 0 for any that is free.
+        ``systemd:NAME``, ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…&groups=…``,
+        ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``, ``PORT`` or ``/PATH`` of the server (default:
+        ``127.0.0.1:0``) and the parameters of :func:`parse_hop`,
+        ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that name their targets
+        themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an ``i2p://`` target and
+        ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be repeated; IPv6 in brackets,
+        port 0 for any that is free.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.

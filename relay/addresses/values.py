@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from ..errors import AddressError
-from .options import CONTROL, FILE, FLAG, MODE, PRINTABLE, PROTOCOLS, changed_options, option, written
+from .options import CONTROL, FILE, FLAG, GROUPS, MODE, PRINTABLE, PROTOCOLS, changed_options, option, written
 from .printable import printable
 
 LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): sun_path without its final NUL
 
 
 _MPTCP = option(FLAG, "whether to use Multipath TCP (RFC 8684)", "Linux only; a peer without it gets TCP.")
+_GROUPS = option(GROUPS, "groups of the key exchange, best first", "Python before 3.15 can set one.", example="X25519")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class TLSTarget:
     ca: str | None = field(default=None, metadata=option(FILE, "certificates of the authorities to trust"))
     cert: str | None = field(default=None, metadata=option(FILE, "client certificate"))
     key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
+    groups: str | None = field(default=None, metadata=_GROUPS)
     mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:
@@ -101,6 +103,7 @@ class TLSListen:
         default=None,
         metadata=option(PROTOCOLS, "protocols to offer (ALPN), the preferred one first", example="h2,http/1.1"),
     )
+    groups: str | None = field(default=None, metadata=_GROUPS)
     mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:

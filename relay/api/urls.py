@@ -51,9 +51,9 @@ def target(
     """Return a factory for any address, after any chain of hops; or for several of which one gets each stream.
 
     :param url: ``host:port``, ``port`` (of 127.0.0.1; also an ``int``), ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
-        quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
-        destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…&groups=…``, ``exec:command`` (its standard input and output;
+        words are quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address
+        of a destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
         :func:`relay.i2p`. ``name.i2p:port`` also uses I2P: relay never looks such a name up in the DNS.
     :param via: the hops on the way, the nearest first, in any order that is possible:
 
@@ -192,7 +192,7 @@ def listen(address: str | int, via: Sequence[str] = ()) -> Any:
 
     :param address: ``:port``, ``port`` (also an ``int``), ``host:port``, ``tcp://host:port``, ``unix:///path`` with
         ``?mode=…&group=…`` for clients of other users, ``systemd:NAME`` (a socket that systemd has opened),
-        ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…``, ``ssh://[user@]host[:port]?listen=…`` with the
+        ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…&groups=…``, ``ssh://[user@]host[:port]?listen=…`` with the
         ``HOST:PORT`` or ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
         ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.

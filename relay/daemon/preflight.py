@@ -18,7 +18,7 @@ from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, has
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
-from ..transports.tls.context import load_chain, trusting
+from ..transports.tls.context import load_chain, set_groups, trusting
 from ..transports.unix import check_group
 
 Note = Callable[[Exception], object]
@@ -213,7 +213,9 @@ def _find(command: Command) -> None:
 
 
 def _chain(where: TLSListen) -> None:
-    load_chain(trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca), where.cert, where.key)
+    context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca)
+    set_groups(context, where.groups)
+    load_chain(context, where.cert, where.key)
 
 
 def _key(path: str) -> str:

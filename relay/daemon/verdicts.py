@@ -167,7 +167,7 @@ def _place(listen: Any, *, tuned: bool = False) -> Any:
     if isinstance(listen, ProxyListen):
         return dataclasses.replace(listen, user=None, password=None, password_file=None, password_env=None)
     if tuned and isinstance(listen, TLSListen):
-        return dataclasses.replace(listen, client_ca=None, alpn=None)
+        return dataclasses.replace(listen, client_ca=None, alpn=None, groups=None)
     return listen
 
 

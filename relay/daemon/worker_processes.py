@@ -46,6 +46,7 @@ def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> A
         cert=address.cert,
         key=address.key,
         client_ca=address.client_ca,
+        groups=address.groups,
         mptcp=address.mptcp,
         inherited=inherited,
     )

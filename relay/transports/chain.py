@@ -129,7 +129,8 @@ def _secured(inner: Dialer, target: TLSTarget, trace: Trace) -> Dialer:
     # Here and not above: a start without TLS does not load ssl.
     from .tls.client import Client
 
-    client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key, trace)
+    files = (target.ca, target.cert, target.key)
+    client = Client(target.host, target.port, target.servername, *files, target.groups, trace)
     return Upgrade(inner, client.name, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
 
 

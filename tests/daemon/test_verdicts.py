@@ -183,7 +183,7 @@ def test_tls_keys_are_an_identity_and_their_authorities_an_access_list(load):
     text = PLAIN.replace('"127.0.0.1:8080"', '"tls://:8080?cert=a.pem{}"')
     [change] = compare(load(text.format("")), load(text.format("&key=b.pem")))
     assert (change.verdict.word, change.keys) == ("moved", ("listen",))
-    for more in ("&client_ca=ca.pem", "&alpn=h2,http/1.1"):
+    for more in ("&client_ca=ca.pem", "&alpn=h2,http/1.1", "&groups=X25519"):
         [change] = compare(load(text.format("")), load(text.format(more)))
         assert (change.verdict.word, change.keys) == ("tuned", ("listen",))
 

@@ -22,6 +22,7 @@ def tls_facts(connection: ssl.SSLObject) -> dict[str, Any]:
     facts: dict[str, Any] = {"version": connection.version() or "", "alpn": connection.selected_alpn_protocol() or ""}
     cipher = connection.cipher()
     facts["cipher"] = cipher[0] if cipher else ""
+    facts["library"] = ssl.OPENSSL_VERSION
     facts["chain"] = _chain(connection)
     return facts
 

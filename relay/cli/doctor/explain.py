@@ -124,7 +124,7 @@ def _route(subject: str, endpoints: Sequence[Endpoint], status: Status) -> tuple
 
 
 def _tls(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
-    facts = {name: step.facts.get(name, "") for name in ("version", "cipher", "alpn", "servername")}
+    facts = {name: step.facts.get(name, "") for name in ("version", "cipher", "alpn", "servername", "library")}
     certificate = certificate_facts(step.facts.get("chain", ()))
     code = getattr(getattr(error, "__cause__", None), "verify_code", None)
     if error is not None and code is None:
@@ -139,7 +139,7 @@ def _tls(step: RecordedStep, error: BaseException | None, status: Status) -> lis
             )
         return [Check("certificate", step.subject, status, detail, advice, step.seconds, certificate)]
     alpn = f"ALPN {facts['alpn']}" if facts["alpn"] else "no ALPN"
-    checks = [_ok(step, "tls", f"{facts['version']}, {facts['cipher']}, {alpn}", **facts)]
+    checks = [_ok(step, "tls", f"{facts['version']}, {facts['cipher']}, {alpn}, {facts['library']}", **facts)]
     if certificate:
         soon = certificate["days_left"] < EXPIRES_SOON
         detail = f"verified for {facts['servername']}; it is for {_listed(certificate)}, {_validity(certificate)}"

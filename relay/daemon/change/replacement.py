@@ -200,7 +200,7 @@ class Replacement:
             from ...transports.tls.listener import TLSListener, server_credentials
 
             assert isinstance(receive, TLSListener), "it is not in workers"
-            credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn)
+            credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn, where.groups)
             yield lambda: receive.set_credentials(credentials)
         elif self.plan.table.is_proxy:
             from ...transports.proxies.listener import ProxyListener, login_of

@@ -15,7 +15,7 @@ from ...streams.promise import OnResult
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace
 from ..tcp import tcp
-from .context import Credentials, Path, load_chain, trusting
+from .context import Credentials, Path, load_chain, set_groups, trusting
 from .handshake import Handshake
 from .records import is_denial
 from .session import Session
@@ -31,6 +31,7 @@ def tls(
     ca: Path | None = None,
     cert: Path | None = None,
     key: Path | None = None,
+    groups: str | None = None,
     mptcp: bool = False,
 ) -> TLS:
     """A factory that connects over TLS 1.2 or later, verifies the server, and keeps half-close.
@@ -42,6 +43,8 @@ def tls(
     :param ca: a PEM file with the only authorities to trust; ``None`` for the system's.
     :param cert: a PEM file with a client certificate, and those of the authorities between it and the root.
     :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
+    :param groups: the groups in which relay agrees on keys, such as ``X25519``, the preferred one first, with commas
+        between them; Python before 3.15 can set one. ``None`` for those of OpenSSL.
     :param mptcp: as for :func:`relay.tcp`.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`. It raises
         :class:`relay.ConnectError` if it cannot; the reason is ``denied`` if one side does not accept the other's
@@ -51,7 +54,7 @@ def tls(
     :raises ValueError: if an argument cannot be right, or a file does not hold what it should.
     :raises OSError: if a file cannot be read.
     """
-    return TLS(host, port, servername, ca, cert, key, mptcp=mptcp)
+    return TLS(host, port, servername, ca, cert, key, groups, mptcp=mptcp)
 
 
 class Client:
@@ -70,11 +73,13 @@ class Client:
         ca: Path | None,
         cert: Path | None,
         key: Path | None,
+        groups: str | None = None,
         trace: Trace = SILENT,
     ) -> None:
         self._trace = trace
         self.name = f"tls://{TCPAddress(host, port)}"
-        self._credentials = Credentials(_client_context, ca, cert, key)
+        self._credentials = Credentials(functools.partial(_client_context, groups), ca, cert, key)
+        self._groups = groups
         self._servername = _checked(host if servername is None else servername)
         self._encoded_name = self._servername.encode("idna")  # as ssl would do for each connection
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
@@ -94,7 +99,7 @@ class Client:
 
         def explain(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
-                error = _explained(self.name, outcome)
+                error = _explained(self.name, outcome, self._groups)
                 error.__cause__ = outcome
                 step.failed(error, connection=session.records.tls)
                 done(error)
@@ -146,17 +151,19 @@ class TLS(Upgrade):
         ca: Path | None,
         cert: Path | None,
         key: Path | None,
+        groups: str | None,
         *,
         mptcp: bool,
     ) -> None:
         direct = tcp(host, port, mptcp=mptcp)
-        client = Client(host, port, servername, ca, cert, key)
+        client = Client(host, port, servername, ca, cert, key, groups)
         direct.target = client.name
         super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
 
 
-def _client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+def _client_context(groups: str | None, ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     context = trusting(ssl.Purpose.SERVER_AUTH, "ca", ca)
+    set_groups(context, groups)
     if cert is not None:
         load_chain(context, cert, key)
     elif key is not None:
@@ -177,7 +184,7 @@ def _checked(servername: str) -> str:
     return name
 
 
-def _explained(name: str, error: OSError) -> ConnectError:
+def _explained(name: str, error: OSError, groups: str | None) -> ConnectError:
     """The error of a handshake as one sentence with its reason."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"the server's certificate was not accepted: {error.verify_message}; {_advice(error.verify_code)}"
@@ -193,6 +200,8 @@ def _explained(name: str, error: OSError) -> ConnectError:
         return ConnectError(f"{name}: the TLS handshake failed ({text}); check that the port speaks TLS")
     if is_denial(error):
         text = f"the server does not accept this client ({error.reason}); check whether it needs cert=, or another one"
+        if groups is not None:
+            text += f", or other groups than {groups}"
         return ConnectError(f"{name}: {text}", reason="denied")
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE"):
         return ConnectError(f"{name}: what answers there does not speak TLS ({error.reason}); check the port")

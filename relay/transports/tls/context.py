@@ -9,11 +9,13 @@ import logging
 import os
 import re
 import ssl
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 
+from ...addresses.options import GROUPS
 from ...streams.identity import Certificate, Identity, identity_of_peer, name_of
 
 logger = logging.getLogger("relay.tls")
@@ -22,6 +24,8 @@ Path = str | os.PathLike[str]
 
 _INTERVAL = 1.0  # seconds between two looks at the files
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+_CURVES = {"P-256": "prime256v1", "secp256r1": "prime256v1", "P-384": "secp384r1", "P-521": "secp521r1"}  # in ssl
 
 _own: weakref.WeakKeyDictionary[ssl.SSLContext, bytes] = weakref.WeakKeyDictionary()  # which no context tells
 
@@ -121,6 +125,30 @@ def trusting(purpose: ssl.Purpose, argument: str, ca: str | os.PathLike[str] | N
     if ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def set_groups(context: ssl.SSLContext, groups: str | None) -> None:
+    """Let a context agree on keys in some groups only.
+
+    :param groups: their names, the preferred one first, with commas between them; ``None`` for those of OpenSSL. Python
+        before 3.15 can set one.
+    :raises TypeError: if it is no text.
+    :raises ValueError: if the names are not valid, or this Python cannot set them.
+    """
+    if groups is None:
+        return
+    GROUPS.check("groups", groups)
+    try:
+        if sys.version_info >= (3, 15):
+            context.set_groups(groups.replace(",", ":"))
+        else:
+            context.set_ecdh_curve(_CURVES.get(groups, groups))
+    except (ValueError, ssl.SSLError):
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise ValueError(
+            f"groups: Python {version} with {ssl.OPENSSL_VERSION} cannot set {groups!r}; give one group that it knows, "
+            "such as X25519 or P-256, or set Groups in a configuration file of OpenSSL"
+        ) from None
 
 
 def load_chain(context: ssl.SSLContext, cert: str | os.PathLike[str], key: str | os.PathLike[str] | None) -> None:

@@ -25,7 +25,7 @@ from ...streams.listener import TunnelListener, UpgradeListener
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
 from ..tcp import Inherited, listen_tcp
-from .context import Credentials, Path, identity_of_client, load_chain, trusting
+from .context import Credentials, Path, identity_of_client, load_chain, set_groups, trusting
 from .handshake import Handshake
 from .session import Session
 
@@ -44,6 +44,7 @@ def listen_tls(
     key: Path | None = None,
     client_ca: Path | None = None,
     alpn: str | None = None,
+    groups: str | None = None,
     mptcp: bool = False,
     inherited: Inherited | None = None,
 ) -> TLSListener:
@@ -57,6 +58,7 @@ def listen_tls(
         for none.
     :param alpn: the protocols to offer (ALPN), such as ``h2,http/1.1``, the preferred one first. A client that has none
         of them is accepted, without a protocol. ``None`` to offer none.
+    :param groups: as for :func:`relay.tls`.
     :param mptcp: whether to use Multipath TCP (RFC 8684) with clients that have it; the others get plain TCP.
     :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
@@ -64,19 +66,26 @@ def listen_tls(
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
-    credentials = server_credentials(cert, key, client_ca, alpn)
+    credentials = server_credentials(cert, key, client_ca, alpn, groups)
     return TLSListener(listen_tcp(host, port, mptcp=mptcp, inherited=inherited), credentials)
 
 
 def server_credentials(
-    cert: Path, key: Path | None = None, client_ca: Path | None = None, alpn: str | None = None
+    cert: Path,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+    alpn: str | None = None,
+    groups: str | None = None,
 ) -> Credentials:
     """Return the credentials of a server; the parameters and errors are those of :func:`listen_tls`."""
-    return Credentials(functools.partial(_server_context, alpn), cert, key, client_ca)
+    return Credentials(functools.partial(_server_context, alpn, groups), cert, key, client_ca)
 
 
-def _server_context(alpn: str | None, cert: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
+def _server_context(
+    alpn: str | None, groups: str | None, cert: Path, key: Path | None, client_ca: Path | None
+) -> ssl.SSLContext:
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", client_ca)
+    set_groups(context, groups)
     load_chain(context, cert, key)
     if alpn is not None:
         PROTOCOLS.check("alpn", alpn)
@@ -378,10 +387,11 @@ class SharedTLSListener(TunnelListener):
         cert: Path,
         key: Path | None,
         client_ca: Path | None,
+        groups: str | None = None,
         mptcp: bool = False,
         inherited: Inherited | None = None,
     ) -> None:
-        self._credentials = server_credentials(cert, key, client_ca)  # the workers have their own
+        self._credentials = server_credentials(cert, key, client_ca, groups=groups)  # the workers have their own
         self.listening: socket.socket = listen_tcp(host, port, mptcp=mptcp, inherited=inherited)
         """The listening socket."""
         self.address: Any = self.listening.getsockname()

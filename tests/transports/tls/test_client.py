@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 
@@ -117,6 +118,22 @@ def test_an_expired_certificate_is_denied(tmp_path, served):
     reason, text = reason_of(relay.tls("localhost", served(context), ca=tmp_path / "ca.pem"))
     assert reason == "denied"
     assert "expired" in text
+
+
+@pytest.mark.parametrize(("groups", "curve"), [("X25519", "X25519"), ("P-384", "secp384r1"), (None, "prime256v1")])
+def test_keys_are_agreed_on_in_the_groups(served, certificates, groups, curve):
+    context = certificates.server()
+    context.set_ecdh_curve(curve)
+    relay.tls("localhost", served(context), ca=certificates.ca, groups=groups)().close()
+
+
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+def test_a_server_without_the_groups_denies(served, certificates, version):
+    context = only(certificates.server(), version)
+    context.set_ecdh_curve("secp384r1")
+    reason, text = reason_of(relay.tls("localhost", served(context), ca=certificates.ca, groups="X25519"))
+    assert reason == "denied"
+    assert text.endswith("or other groups than X25519")
 
 
 @pytest.mark.parametrize("servername", ["localhost", "localhost.", "127.0.0.1", "LOCALHOST"])
@@ -294,6 +311,10 @@ def test_what_does_not_speak_tls_is_named(certificates, serve, answer):
         (ValueError, {"servername": "a b"}, ""),
         (ValueError, {"servername": ".internal"}, ""),
         (TypeError, {"servername": 7}, ""),
+        (ValueError, {"groups": ""}, ".*names of groups"),
+        (ValueError, {"groups": "X25519:P-256"}, ".*names of groups"),
+        (ValueError, {"groups": "nonsense"}, ".*Python 3.* OpenSSL 3.* cannot set 'nonsense'; .*X25519 or P-256"),
+        (TypeError, {"groups": ("X25519",)}, ".*tuple"),
         (FileNotFoundError, {"ca": "/nowhere/ca.pem"}, "No such file.*nowhere/ca.pem"),
         (IsADirectoryError, {"ca": "/"}, ""),
         (TypeError, {"ca": 7}, ".*int"),
@@ -322,6 +343,14 @@ def test_a_bad_argument_is_named_at_once(certificates, tmp_path, error, argument
     arguments = {name: files.get(value, value) for name, value in arguments.items()}
     with pytest.raises(error, match=f"{argument}{text and ': '}{text}"):
         relay.tls(**{"host": "localhost", "port": 443, **arguments})
+
+
+def test_several_groups_need_a_newer_python(certificates):
+    if sys.version_info < (3, 15):
+        with pytest.raises(ValueError, match=r"^groups: Python 3\.\d+ with OpenSSL .* cannot set 'X25519,P-256'; "):
+            relay.tls("localhost", 443, groups="X25519,P-256")
+    else:
+        relay.tls("localhost", 443, groups="X25519,P-256")
 
 
 def encrypted(key):

@@ -7,6 +7,7 @@ import datetime
 import errno
 import gc
 import hashlib
+import logging
 import os
 import shutil
 import socket
@@ -103,6 +104,24 @@ def test_the_name_and_the_protocol_that_a_client_asks_for(certificates, connect,
         with stream:
             exchange(client, stream.socket)
             assert (stream.server_name, stream.tls.selected_alpn_protocol()) == ("localhost", chosen)
+
+
+@pytest.mark.parametrize(("curve", "is_one"), [("secp384r1", True), ("X25519", False)])
+def test_keys_are_agreed_on_in_the_groups(certificates, connect, caplog, curve, is_one):
+    context = certificates.client()
+    context.set_ecdh_curve(curve)
+    url = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}&groups=P-384"
+    caplog.set_level(logging.INFO, "relay.tls")
+    with relay.listen(url) as listener:
+        if is_one:
+            client = TLSEnd(connect(listener), context)
+            stream, _ = accepted(listener)
+            with stream:
+                exchange(client, stream.socket)
+        else:
+            with pytest.raises(ssl.SSLError):
+                TLSEnd(connect(listener), context)
+            wait_until(lambda: "NO_SUITABLE" in caplog.text or "NO_SHARED" in caplog.text)
 
 
 def test_a_name_that_is_not_ascii_disturbs_nothing(listening, connect, capfd):
@@ -443,6 +462,9 @@ def test_an_address_in_use_is_an_oserror(listening, certificates):
         (ValueError, {"alpn": "h 2"}),
         (ValueError, {"alpn": "x" * 256}),
         (TypeError, {"alpn": ("h2",)}),
+        (ValueError, {"groups": ""}),
+        (ValueError, {"groups": "nonsense"}),
+        (TypeError, {"groups": ("X25519",)}),
     ],
     ids=repr,
 )

@@ -49,6 +49,9 @@ class CountedProcess(Process):
 
 def under_callgrind(arguments: list[str], directory: Path, start: bool = True) -> list[str]:
     """The argument list that runs a program and counts, with nothing in its environment that could differ."""
+    given = []
+    if arguments[0] == "env":
+        given, arguments = arguments[1:2], arguments[2:]
     if arguments[0] == relay_command():
         arguments = [sys.executable, "-P", str(RELAY), *arguments[1:]]
     callgrind = [
@@ -56,7 +59,15 @@ def under_callgrind(arguments: list[str], directory: Path, start: bool = True) -
         f"--instr-atstart={'yes' if start else 'no'}",
         *(f"--callgrind-out-file={directory / 'counted'}", f"--vgdb-prefix={directory / 'vgdb'}"),
     ]
-    environment = ["env", "-i", f"PATH={os.environ['PATH']}", f"HOME={directory}", "PYTHONHASHSEED=0", "LC_ALL=C.UTF-8"]
+    environment = [
+        "env",
+        "-i",
+        f"PATH={os.environ['PATH']}",
+        f"HOME={directory}",
+        "PYTHONHASHSEED=0",
+        "LC_ALL=C.UTF-8",
+        *given,
+    ]
     return [*environment, *callgrind, *arguments]
 
 

@@ -20,6 +20,7 @@ class Target:
 
     :param port: on 127.0.0.1.
     :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
+    :param name: under which it is looked up for each connection, if it is to be.
     :param server: the SSH server to go through, if any.
     :param before: the one to go through on the way to that.
     """
@@ -28,6 +29,7 @@ class Target:
     ca: Path | None = None
     server: Server | None = None
     before: Server | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)

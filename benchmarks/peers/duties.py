@@ -12,6 +12,7 @@ from .tcp import PEERS, haproxy, relay
 Start = Callable[[Job], list[str]]
 _spliced = partial(haproxy, "", "option splice-auto")
 _PLAIN = ("relay", "haproxy", "c", "python")
+_OPENSSL = ("relay", "relay-3.5", "relay-3.5-x25519")
 
 
 def _socks(*options: str) -> Start:
@@ -20,6 +21,7 @@ def _socks(*options: str) -> Start:
 
 DUTIES: dict[str, dict[str, Start]] = {
     "plain": {name: PEERS[name].start for name in _PLAIN},
+    "groups": {name: PEERS[name].start for name in _OPENSSL},
     "limit": {
         "relay": relay("--limit", "per=ip,rate=1000000/1s,concurrent=100000"),
         "haproxy": _spliced(

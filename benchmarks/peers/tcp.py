@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from ..jobs import DIRECT, Job, Peer
-from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
+from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command, run
 from . import access, chain, socks, ssh, tls, zmq
 from .ssh import WARM
 
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
+NEWER = (3, 5)  # of OpenSSL: the first with a post-quantum group
 STATUS = "status"  # the socket of the status server, in the directory of the job
 SOURCES = Path(__file__).parents[1] / "c"
 
 
-def relay(*options: str) -> Callable[[Job], list[str]]:
+def relay(*options: str, groups: str = "", openssl: tuple[int, int] | None = None) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
-        target = f"{LOOPBACK}:{job.target.port}"
+        target = f"{job.target.name or LOOPBACK}:{job.target.port}"
         if job.target.ca is not None:
-            target = f"tls://{target}?ca={job.target.ca}&servername=localhost"
-        return [relay_command(), "forward", *options, f"{LOOPBACK}:{job.port}", target]
+            target = f"tls://{target}?ca={job.target.ca}&servername=localhost{groups and f'&groups={groups}'}"
+        return [*with_openssl(openssl, job), relay_command(), "forward", *options, f"{LOOPBACK}:{job.port}", target]
 
     return start
+
+
+def with_openssl(version: tuple[int, int] | None, job: Job) -> list[str]:
+    """The words in front of a command of Python that give it a newer OpenSSL, of a wheel that the tests need anyway.
+
+    :param version: the least one; ``None`` for that of this Python.
+    """
+    if version is None:
+        return []
+    folder = job.directory / "openssl"
+    folder.mkdir(exist_ok=True)
+    try:
+        libraries = [Path(str(one.locate())) for one in files("psycopg-binary") or () if ".libs/" in str(one)]
+    except PackageNotFoundError:
+        raise UnavailableError("psycopg-binary, which has an OpenSSL, is not installed") from None
+    for library in libraries:
+        (folder / library.name).symlink_to(library)
+        if found := re.match(r"lib(?:ssl|crypto)(?=-)", library.name):
+            (folder / f"{found[0]}.so.3").symlink_to(library)
+    words = ["env", f"LD_LIBRARY_PATH={folder}"]
+    said = run([*words, sys.executable, "-c", "import ssl; print(ssl.OPENSSL_VERSION)"], 60)
+    if tuple(map(int, said.split()[1].split(".")[:2])) < version:
+        raise UnavailableError(f"this Python takes {said.strip()}")
+    return words
 
 
 def _relay_with_status(job: Job) -> list[str]:
@@ -153,6 +180,8 @@ PEERS = {
     "relay-paced": Peer("relay, bandwidth of each stream", relay(*access.PACED)),
     "relay-metered": Peer("relay, bandwidth of all streams", relay(*access.METERED)),
     "relay-shared": Peer("relay, 50 MB/s for all streams", relay(*access.SHARING)),
+    "relay-3.5": Peer("relay, OpenSSL 3.5", relay(openssl=NEWER)),
+    "relay-3.5-x25519": Peer("relay, OpenSSL 3.5, X25519", relay(openssl=NEWER, groups="X25519")),
     "relay-status": Peer("relay, scraped each second", _relay_with_status),
     "haproxy": Peer("HAProxy", haproxy("", "option splice-auto")),
     "haproxy-tuned": Peer(

@@ -18,8 +18,9 @@ from ..jobs import Job, Target
 from ..loads.lockstep import Lockstep
 from ..loads.status import scrape
 from ..loads.tcp import Lab
-from ..machine import LOOPBACK, MeasurementError, relay_command
+from ..machine import LOOPBACK, MeasurementError, Process, relay_command, reserved_port
 from ..peers.duties import DUTIES
+from ..peers.tcp import NEWER, with_openssl
 from .up import wait_for
 
 WARM = 40  # pieces of work before the first one that counts
@@ -79,16 +80,35 @@ def bulk(lab: Lab, peer: str, piece: int) -> Sample:
             return counted(process, partial(load.pour, client, target, piece), MIBS, 2)
 
 
-def over_tls(lab: Lab, peer: str, tickets: bool) -> Sample:
-    """Connections to a target that speaks TLS 1.3."""
+def over_tls(lab: Lab, peer: str, tickets: bool, name: str | None = None) -> Sample:
+    """Connections to a target that speaks TLS 1.3, and that is an address or a name."""
     ca, context = lab.certificate(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(ca.with_name("both.pem"))
     context.num_tickets = 2 if tickets else 0
-    with under_way(lab, "plain", peer, load := Lockstep(context), Target(0, ca)) as process:
+    with under_way(lab, "plain", peer, load := Lockstep(context), Target(0, ca, name=name)) as process:
         sample = counted(process, load.connection, HANDSHAKES, 10)
         if bool(load.resumed) != tickets:
             raise MeasurementError(f"{load.resumed} sessions were resumed")
         return sample
+
+
+def by_name(lab: Lab, peer: str) -> Sample:
+    """Connections to a target that is a name."""
+    with under_way(lab, "plain", peer, load := Lockstep(), Target(0, name="localhost")) as process:
+        return counted(process, load.connection)
+
+
+def groups(lab: Lab, peer: str) -> Sample:
+    """Connections to a target whose OpenSSL has a post-quantum group: a relay that ends TLS."""
+    ca, load = lab.certificate(), Lockstep()
+    with closing(load), reserved_port() as port:
+        pair = f"cert={ca.with_name('server.pem')}&key={ca.with_name('server.key')}"
+        words = [relay_command(), "forward", f"tls://{LOOPBACK}:{port}?{pair}", f"{LOOPBACK}:{load.target}"]
+        job = Job(lab.folder(), port, Target(load.target), 0)
+        target = Process([*with_openssl(NEWER, job), *words], port, job.directory / "log")
+        with target, lab.counted(DUTIES["groups"][peer], Target(port, ca)) as process:
+            load.port = process.port
+            return counted(process, load.connection, HANDSHAKES, 10)
 
 
 def over_ssh(lab: Lab, peer: str, duty: str) -> Sample:
@@ -196,6 +216,9 @@ ROWS = {
     "count-spliced": _row("a MiB in pieces of 32 KiB", partial(bulk, piece=2**15), *_PLAIN),
     "count-tls-full": _row("a new connection to TLS, full handshake", partial(over_tls, tickets=False), *_PLAIN[:2]),
     "count-tls-resumed": _row("a new connection to TLS, resumed session", partial(over_tls, tickets=True), *_PLAIN[:2]),
+    "count-tls-name": _row("the same, to a name", partial(over_tls, tickets=True, name="localhost")),
+    "count-tls-groups": _row("to TLS with OpenSSL 3.5, resumed session", groups, *DUTIES["groups"]),
+    "count-name": _row("a new connection to a name", by_name),
     "count-paramiko": _row("a new stream over SSH, paramiko", partial(over_ssh, duty="paramiko")),
     "count-openssh": _row(
         "a new stream over SSH, the OpenSSH client", partial(over_ssh, duty="openssh"), "relay", "ssh"

@@ -26,18 +26,19 @@ PACKAGES = [
     "libffi8",
     "libgcc-s1",
     "liblzma5",
-    "libpython3.11-minimal",
-    "libpython3.11-stdlib",
-    "libssl3",
+    "libpython3.13-minimal",
+    "libpython3.13-stdlib",
+    "libssl3t64",
     "libstdc++6",
+    "libzstd1",
     "media-types",
     "netbase",
     "python3-minimal",
-    "python3.11-minimal",
+    "python3.13-minimal",
     "zlib1g",
 ]
 LEFT_OUT = re.compile(
-    r"/usr/share/(?!doc/[^/]+/copyright$|ca-certificates)|/usr/lib/python3/|/usr/lib/python3\.11/(ensurepip|lib2to3|idlelib|"
+    r"/usr/share/(?!doc/[^/]+/copyright$|ca-certificates)|/usr/lib/python3/|/usr/lib/python3\.13/(ensurepip|lib2to3|idlelib|"
     r"pydoc_data)/|/usr/lib/[^/]+/(gconv|perl|audit)/|/usr/lib/(?!python3|x86_64|aarch64|os-release|ssl)|"
     r"/usr/s?bin/(?!python3)|/s?bin/|/etc/(?!ssl|debian_version|os-release|mime|protocols|services|rpc|ethertypes)|"
     r"/var/|/usr/(games|include|src)"
@@ -96,7 +97,7 @@ def main(folder: str) -> None:
                 copy(Path(line), root)
     copy(Path("/etc/ssl/certs/ca-certificates.crt"), root)
     shutil.copytree("/opt/relay", root / "opt/relay", symlinks=True)
-    compileall.compile_dir(root / "usr/lib/python3.11", stripdir=str(root), quiet=1)
+    compileall.compile_dir(root / "usr/lib/python3.13", stripdir=str(root), quiet=1)
     for name, mode in EMPTY.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name).chmod(mode)

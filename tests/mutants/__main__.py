@@ -27,93 +27,19 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KEPT = ROOT / "build" / "mutants"
 
-# The module below relay/, and the files below tests/ whose tests must notice each change in it.
-MODULES = {
-    "access/limit": ["access/test_limit.py"],
-    "access/limiter": ["access/test_limiter.py", "access/test_gate.py"],
-    "access/meter": ["access/test_meter.py"],
-    "access/networks": ["access/test_networks.py"],
-    "access/patterns": ["access/test_patterns.py"],
-    "access/proxy_header": ["access/test_proxy_header.py"],
-    "access/rules": ["access/test_rules.py", "access/test_rule_set.py"],
-    "access/table": ["access/test_table.py"],
-    "addresses/address_parser": ["addresses/test_address_parser.py", "addresses/test_parse.py"],
-    "addresses/destinations": ["addresses/test_destinations.py"],
-    "addresses/hop_parser": ["addresses/test_hops.py", "addresses/test_parse.py"],
-    "addresses/i2p_parser": ["addresses/test_i2p.py", "addresses/test_parse.py"],
-    "addresses/parse": ["addresses/test_parse.py"],
-    "engine/acceptor": ["engine/test_acceptor.py"],
-    "engine/admission": ["engine/test_admission.py"],
-    "engine/attempt": ["engine/test_attempt.py", "engine/test_connector.py"],
-    "engine/changes": ["engine/test_changes.py"],
-    "engine/connection": [
-        "engine/test_connection.py",
-        "engine/test_tunnel.py",
-        "engine/test_header_sender.py",
-        "engine/test_tarpit.py",
-        "engine/test_questions.py",
-        "engine/test_relay_thread.py",
-    ],
-    "engine/connection_id": ["engine/test_connection_id.py"],
-    "engine/connector": [
-        "engine/test_connector.py",
-        "engine/test_attempt.py",
-        "engine/test_tunnel.py",
-        "engine/test_header_sender.py",
-        "engine/test_relay_thread.py",
-        "engine/test_changes.py",
-    ],
-    "engine/descriptors": ["engine/test_descriptors.py"],
-    "engine/entrance": [
-        "engine/test_entrance.py",
-        "engine/test_header_clients.py",
-        "engine/test_questions.py",
-        "engine/test_tarpit.py",
-    ],
-    "engine/flow": ["engine/test_flow.py"],
-    "engine/flow_pair": ["engine/test_flow_pair.py"],
-    "engine/generation": ["engine/test_generation.py"],
-    "engine/header_clients": ["engine/test_header_clients.py"],
-    "engine/header_input": ["engine/test_header_input.py"],
-    "engine/header_sender": ["engine/test_header_sender.py"],
-    "engine/ledger_keeper": ["engine/test_ledger_keeper.py"],
-    "engine/ledgers": ["engine/test_ledgers.py"],
-    "engine/lifecycle": ["engine/test_lifecycle.py"],
-    "engine/limits": ["engine/test_limits.py"],
-    "engine/metered_flow": ["engine/test_metered_flow.py", "engine/test_flow.py"],
-    "engine/metered_pair": ["engine/test_metered_pair.py"],
-    "engine/observer": ["engine/test_observer.py"],
-    "engine/managed_tunnel": ["engine/test_tunnel.py"],
-    "engine/questions": ["engine/test_questions.py"],
-    "engine/records": ["engine/test_records.py"],
-    "engine/relay_thread": [
-        "engine/test_relay_thread.py",
-        "engine/test_tunnel.py",
-        "engine/test_acceptor.py",
-        "engine/test_connection.py",
-        "engine/test_connector.py",
-        "engine/test_entrance.py",
-        "engine/test_header_clients.py",
-        "engine/test_changes.py",
-    ],
-    "engine/session_flow": ["engine/test_session_flow.py"],
-    "engine/shared_acceptor": ["engine/test_shared_acceptor.py", "engine/test_worker_tunnel.py"],
-    "engine/spread": ["engine/test_spread.py"],
-    "engine/statistics": ["engine/test_statistics.py"],
-    "engine/stdio": ["engine/test_stdio.py"],
-    "engine/tarpit": ["engine/test_tarpit.py"],
-    "engine/tunnel": ["engine/test_tunnel.py", "engine/test_header_clients.py", "engine/test_header_sender.py"],
-    "engine/warm_pool": ["engine/test_warm_pool.py"],
-    "engine/warm_stream": ["engine/test_warm_stream.py"],
-    "engine/worker_table": ["engine/test_worker_table.py"],
-    "engine/worker_tunnel": ["engine/test_worker_tunnel.py"],
-    "engine/workspace": ["engine/test_workspace.py"],
-    "transports/i2p/messages": ["transports/i2p/test_messages.py"],
-    "transports/proxies/http_client": ["transports/proxies/test_http_client.py"],
-    "transports/proxies/http_server": ["transports/proxies/test_http_server.py"],
-    "transports/proxies/socks_client": ["transports/proxies/test_socks_client.py"],
-    "transports/proxies/socks_server": ["transports/proxies/test_socks_server.py"],
-}
+
+def _modules() -> dict[str, list[str]]:
+    """Return the modules below relay/, each with the files below tests/ whose tests must notice every change in it."""
+    named = tomllib.loads((HERE / "modules.toml").read_text())
+    found = {}
+    for module in sorted([*named["alone"], *named["beside"]]):
+        folder, _, name = module.rpartition("/")
+        own = f"{folder}/test_{name}.py"
+        found[module] = [own] * (HERE.parent / own).exists() + named["beside"].get(module, [])
+    return found
+
+
+MODULES = _modules()
 
 # Tests that take seconds, which is too long for each of a thousand mutants, and one that sees the mutants themselves.
 _LEFT_OUT = [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from relay.addresses.ssh import SSHServer
@@ -14,201 +18,140 @@ KEY = "debug1: Server host key: ssh-ed25519 SHA256:abc"
 ID = "/home/me/.ssh/id ED25519 SHA256:q"
 REMOTE = "debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1"
 
-ERRORS = {
-    "unknown key": (
-        [
-            KEY,
-            "No ED25519 host key is known for bastion.example and you have requested strict checking.",
-            "Host key verification failed.",
-        ],
-        HostKeyError,
-        ["is not known", "ED25519 SHA256:abc", "/home/me/.ssh/known_hosts", "accept_new", "hostkey=SHA256:abc"],
-    ),
-    "changed key": (
-        [
-            KEY,
-            "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
-            "Add correct host key in /home/me/.ssh/known_hosts to get rid of this message.",
-            "Offending RSA key in /home/me/.ssh/known_hosts:7",
-            "Host key verification failed.",
-        ],
-        HostKeyError,
-        ["has changed", "/home/me/.ssh/known_hosts line 7 has another", "ssh-keygen -f /home/me/.ssh/known_hosts -R"],
-    ),
-    "revoked key": (
-        [KEY, "@       WARNING: REVOKED HOST KEY DETECTED!               @", "Host key verification failed."],
-        HostKeyError,
-        ["revoked"],
-    ),
-    "no credentials": (
-        [
-            KEY,
-            "debug1: Next authentication method: publickey",
-            "debug1: Offering public key: /home/me/.ssh/id_ed25519 ED25519 SHA256:q agent",
-            "me@bastion.example: Permission denied (publickey,password).",
-        ],
-        AuthenticationError,
-        ["accepts publickey, password", "rejected: /home/me/.ssh/id_ed25519 (ED25519 SHA256:q); add the", "as me"],
-    ),
-    "a key that cannot be read": (
-        [
-            "debug1: Trying private key: /etc/passwd",
-            'Load key "/etc/passwd": error in libcrypto',
-            "me@bastion.example: Permission denied (publickey).",
-        ],
-        AuthenticationError,
-        ["no credential was available; /etc/passwd is not a private key"],
-    ),
-    "keys that are not there": (
-        ["debug1: Trying private key: /nonexistent/id_rsa", "me@bastion.example: Permission denied (publickey)."],
-        AuthenticationError,
-        ["no credential was available; set keyfile"],
-    ),
-    "a key of the wrong kind": (
-        ["debug1: Skipping ssh-dss key /k - not wanted", "me@bastion.example: Permission denied (publickey)."],
-        AuthenticationError,
-        ["Skipping ssh-dss key /k"],
-    ),
-    "a key that needs a passphrase": (
-        [f"debug1: Server accepts key: {ID} explicit", "me@bastion.example: Permission denied (publickey)."],
-        AuthenticationError,
-        ["/home/me/.ssh/id is encrypted and there is no passphrase for it", "set passphrase"],
-    ),
-    "a key that was used": (
-        [
-            f"debug1: Server accepts key: {ID} explicit",
-            'Authenticated using "publickey" with partial success.',
-            "me@bastion.example: Permission denied (keyboard-interactive).",
-        ],
-        AuthenticationError,
-        ["accepted, but not enough: publickey; the server accepts keyboard-interactive now", "set password"],
-    ),
-    "a public key alone": (
-        [
-            f"debug1: Server accepts key: {ID.replace('/id', '/id.pub')} explicit",
-            'Load key "/home/me/.ssh/id.pub": bad permissions',
-            "me@bastion.example: Permission denied (publickey).",
-        ],
-        AuthenticationError,
-        ["the key of /home/me/.ssh/id.pub is not in the agent"],
-    ),
-    "a key that others can read": (
-        [
-            f"debug1: Server accepts key: {ID} explicit",
-            'Load key "/home/me/.ssh/id": bad permissions',
-            "me@bastion.example: Permission denied (publickey).",
-        ],
-        AuthenticationError,
-        ["chmod 600"],
-    ),
-    "an agent that does not sign": (
-        [
-            f"debug1: Server accepts key: {ID} agent",
-            "sign_and_send_pubkey: signing failed for ED25519 from agent: agent refused operation",
-            "me@bastion.example: Permission denied (publickey).",
-        ],
-        AuthenticationError,
-        ["agent refused operation"],
-    ),
-    "no password is tried where none was given": (
-        [
-            "debug1: Next authentication method: password",
-            "debug1: read_passphrase: requested to askpass",
-            "me@bastion.example: Permission denied (password).",
-        ],
-        AuthenticationError,
-        ["accepts password; no credential was available; set password"],
-    ),
-    "too many": (
-        [
-            *(f"debug1: Offering public key: a {number} RSA SHA256:{number} agent" for number in range(9)),
-            "Received disconnect from ::1 port 22:2: Too many authentication failures",
-        ],
-        AuthenticationError,
-        [
-            "was rejected",
-            "a 5 (RSA SHA256:5) and 3 more",
-            "ended the connection: Too many authentication",
-            "set keyfile",
-        ],
-    ),
-    "refused": (
-        ["ssh: connect to host bastion.example port 22: Connection refused"],
-        ConnectError,
-        ["bastion.example:22: connection refused"],
-    ),
-    "no name": (
-        ["ssh: Could not resolve hostname bastion.example: Name or service not known"],
-        ConnectError,
-        ["Could not resolve"],
-    ),
-    "through a jump": (
-        ["channel 0: open failed: connect failed: Connection refused", "stdio forwarding failed"],
-        ConnectError,
-        ["bastion.example:22: connection refused"],
-    ),
-    "no SSH": (
-        ["debug1: kex_exchange_identification: banner line 0: HTTP", "kex_exchange_identification: read: reset"],
-        CarrierError,
-        ["no SSH server: it sent 'HTTP'; check the port"],
-    ),
-    "closed at once": (
-        ["kex_exchange_identification: Connection closed by remote host", "Connection closed by ::1 port 22"],
-        CarrierError,
-        ["the server has closed the connection (it has not sent an SSH version)", "MaxStartups"],
-    ),
-    "a proxy command": (
-        [
-            "debug1: Executing proxy command: exec nc -X secret bastion 22",
-            "nc: no proxy",
-            "kex_exchange_identification: Connection closed by remote host",
-            "Connection closed by UNKNOWN port 65535",
-        ],
-        ConnectError,
-        ["ProxyCommand (nc)", "nc: no proxy"],
-    ),
-    "a proxy command that ended before ssh had sent its greeting": (
-        [
-            "debug1: Executing proxy command: exec nc -X secret bastion 22",
-            "nc: no proxy",
-            "banner exchange: Connection to UNKNOWN port 65535: Broken pipe",
-        ],
-        ConnectError,
-        ["ProxyCommand (nc)", "nc: no proxy"],
-    ),
-    "a silent proxy command": (
-        ["debug1: Executing proxy command: exec nc x", "Connection closed by UNKNOWN port 65535"],
-        ConnectError,
-        ["ProxyCommand (nc)", "without a message"],
-    ),
-    "no algorithm": (
-        [REMOTE, "Unable to negotiate with ::1 port 22: no matching cipher found. Their offer: 3des-cbc,x"],
-        IncompatibleError,
-        ["no cipher in common", "offers 3des-cbc,x", "Ciphers"],
-    ),
-    "no algorithm of a kind that is new": (
-        [REMOTE, "Unable to negotiate with ::1 port 22: no matching moon found. Their offer: y"],
-        IncompatibleError,
-        ["no moon in common", "offers y"],
-    ),
-    "lost in the key exchange": (
-        [REMOTE, "Connection reset by ::1 port 22"],
-        CarrierError,
-        ["the key exchange was not finished"],
-    ),
-    "lost in the login": (
-        [REMOTE, KEY, "debug1: SSH2_MSG_NEWKEYS received", "Connection closed by ::1 port 22"],
-        CarrierError,
-        ["the login was not finished"],
-    ),
-    "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["the server has closed the connection"]),
-    "no word": ([], CarrierError, ["without a message"]),
-    "an old ssh": (["command-line: line 0: Bad configuration option: logverbose"], RelayError, ["8.7", "logverbose"]),
-    "a broken file": (["/home/me/.ssh/config: line 3: Bad configuration option: x"], RelayError, ["line 3"]),
-}
+# A name, the error and words in its text, then what ssh has said.
+ERRORS = r"""
+unknown key => HostKeyError: is not known | ED25519 SHA256:abc | /home/me/.ssh/known_hosts | accept_new
+  => hostkey=SHA256:abc
+    debug1: Server host key: ssh-ed25519 SHA256:abc
+    No ED25519 host key is known for bastion.example and you have requested strict checking.
+    Host key verification failed.
+changed key => HostKeyError: has changed | /home/me/.ssh/known_hosts line 7 has another
+  => ssh-keygen -f /home/me/.ssh/known_hosts -R
+    debug1: Server host key: ssh-ed25519 SHA256:abc
+    @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+    Add correct host key in /home/me/.ssh/known_hosts to get rid of this message.
+    Offending RSA key in /home/me/.ssh/known_hosts:7
+    Host key verification failed.
+revoked key => HostKeyError: revoked
+    debug1: Server host key: ssh-ed25519 SHA256:abc
+    @       WARNING: REVOKED HOST KEY DETECTED!               @
+    Host key verification failed.
+no credentials => AuthenticationError: accepts publickey, password
+  => rejected: /home/me/.ssh/id_ed25519 (ED25519 SHA256:q); add the | as me
+    debug1: Server host key: ssh-ed25519 SHA256:abc
+    debug1: Next authentication method: publickey
+    debug1: Offering public key: /home/me/.ssh/id_ed25519 ED25519 SHA256:q agent
+    me@bastion.example: Permission denied (publickey,password).
+a key that cannot be read => AuthenticationError: no credential was available; /etc/passwd is not a private key
+    debug1: Trying private key: /etc/passwd
+    Load key "/etc/passwd": error in libcrypto
+    me@bastion.example: Permission denied (publickey).
+keys that are not there => AuthenticationError: no credential was available; set keyfile
+    debug1: Trying private key: /nonexistent/id_rsa
+    me@bastion.example: Permission denied (publickey).
+a key of the wrong kind => AuthenticationError: Skipping ssh-dss key /k
+    debug1: Skipping ssh-dss key /k - not wanted
+    me@bastion.example: Permission denied (publickey).
+a key that needs a passphrase => AuthenticationError: /home/me/.ssh/id is encrypted and there is no passphrase for it
+  => set passphrase
+    debug1: Server accepts key: /home/me/.ssh/id ED25519 SHA256:q explicit
+    me@bastion.example: Permission denied (publickey).
+a key that was used => AuthenticationError:
+  => accepted, but not enough: publickey; the server accepts keyboard-interactive now | set password
+    debug1: Server accepts key: /home/me/.ssh/id ED25519 SHA256:q explicit
+    Authenticated using "publickey" with partial success.
+    me@bastion.example: Permission denied (keyboard-interactive).
+a public key alone => AuthenticationError: the key of /home/me/.ssh/id.pub is not in the agent
+    debug1: Server accepts key: /home/me/.ssh/id.pub ED25519 SHA256:q explicit
+    Load key "/home/me/.ssh/id.pub": bad permissions
+    me@bastion.example: Permission denied (publickey).
+a key that others can read => AuthenticationError: chmod 600
+    debug1: Server accepts key: /home/me/.ssh/id ED25519 SHA256:q explicit
+    Load key "/home/me/.ssh/id": bad permissions
+    me@bastion.example: Permission denied (publickey).
+an agent that does not sign => AuthenticationError: agent refused operation
+    debug1: Server accepts key: /home/me/.ssh/id ED25519 SHA256:q agent
+    sign_and_send_pubkey: signing failed for ED25519 from agent: agent refused operation
+    me@bastion.example: Permission denied (publickey).
+no password is tried where none was given => AuthenticationError:
+  => accepts password; no credential was available; set password
+    debug1: Next authentication method: password
+    debug1: read_passphrase: requested to askpass
+    me@bastion.example: Permission denied (password).
+too many => AuthenticationError: was rejected | a 5 (RSA SHA256:5) and 3 more
+  => ended the connection: Too many authentication | set keyfile
+    debug1: Offering public key: a 0 RSA SHA256:0 agent
+    debug1: Offering public key: a 1 RSA SHA256:1 agent
+    debug1: Offering public key: a 2 RSA SHA256:2 agent
+    debug1: Offering public key: a 3 RSA SHA256:3 agent
+    debug1: Offering public key: a 4 RSA SHA256:4 agent
+    debug1: Offering public key: a 5 RSA SHA256:5 agent
+    debug1: Offering public key: a 6 RSA SHA256:6 agent
+    debug1: Offering public key: a 7 RSA SHA256:7 agent
+    debug1: Offering public key: a 8 RSA SHA256:8 agent
+    Received disconnect from ::1 port 22:2: Too many authentication failures
+refused => ConnectError: bastion.example:22: connection refused
+    ssh: connect to host bastion.example port 22: Connection refused
+no name => ConnectError: Could not resolve
+    ssh: Could not resolve hostname bastion.example: Name or service not known
+through a jump => ConnectError: bastion.example:22: connection refused
+    channel 0: open failed: connect failed: Connection refused
+    stdio forwarding failed
+no SSH => CarrierError: no SSH server: it sent 'HTTP'; check the port
+    debug1: kex_exchange_identification: banner line 0: HTTP
+    kex_exchange_identification: read: reset
+closed at once => CarrierError: the server has closed the connection (it has not sent an SSH version) | MaxStartups
+    kex_exchange_identification: Connection closed by remote host
+    Connection closed by ::1 port 22
+a proxy command => ConnectError: ProxyCommand (nc) | nc: no proxy
+    debug1: Executing proxy command: exec nc -X secret bastion 22
+    nc: no proxy
+    kex_exchange_identification: Connection closed by remote host
+    Connection closed by UNKNOWN port 65535
+a proxy command that ended before ssh had sent its greeting => ConnectError: ProxyCommand (nc) | nc: no proxy
+    debug1: Executing proxy command: exec nc -X secret bastion 22
+    nc: no proxy
+    banner exchange: Connection to UNKNOWN port 65535: Broken pipe
+a silent proxy command => ConnectError: ProxyCommand (nc) | without a message
+    debug1: Executing proxy command: exec nc x
+    Connection closed by UNKNOWN port 65535
+no algorithm => IncompatibleError: no cipher in common | offers 3des-cbc,x | Ciphers
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1
+    Unable to negotiate with ::1 port 22: no matching cipher found. Their offer: 3des-cbc,x
+no algorithm of a kind that is new => IncompatibleError: no moon in common | offers y
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1
+    Unable to negotiate with ::1 port 22: no matching moon found. Their offer: y
+lost in the key exchange => CarrierError: the key exchange was not finished
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1
+    Connection reset by ::1 port 22
+lost in the login => CarrierError: the login was not finished
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1
+    debug1: Server host key: ssh-ed25519 SHA256:abc
+    debug1: SSH2_MSG_NEWKEYS received
+    Connection closed by ::1 port 22
+lost => CarrierError: the server has closed the connection
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1
+    Connection closed by 10.0.0.1 port 22
+no word => CarrierError: without a message
+an old ssh => RelayError: 8.7 | logverbose
+    command-line: line 0: Bad configuration option: logverbose
+a broken file => RelayError: line 3
+    /home/me/.ssh/config: line 3: Bad configuration option: x
+"""
+KINDS = (AuthenticationError, CarrierError, ConnectError, HostKeyError, IncompatibleError, RelayError)
 
 
-@pytest.mark.parametrize(("lines", "kind", "words"), ERRORS.values(), ids=ERRORS)
+def errors() -> Iterator[Any]:
+    for case in re.split(r"\n(?=\S)", ERRORS.strip()):
+        head, *lines = case.splitlines()
+        name, kind, words = re.split(" => |: ?", head, maxsplit=2)
+        told = [words, *(line.removeprefix("  => ") for line in lines if line.startswith("  => "))]
+        said_by_ssh = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+        (error,) = [one for one in KINDS if one.__name__ == kind]
+        yield pytest.param(said_by_ssh, error, " | ".join(filter(None, told)).split(" | "), id=name)
+
+
+@pytest.mark.parametrize(("lines", "kind", "words"), [*errors()])
 def test_errors_have_their_type_and_say_why(lines: list[str], kind: type, words: list[str]) -> None:
     error = why(HERE, lines)
     assert type(error) is kind

@@ -10,26 +10,16 @@ from relay.eventloop.sockets import reset
 TIMES = 40
 
 
-def test_a_clients_reset_reaches_the_target(relayed, any_engine):
+@pytest.mark.parametrize("who", ["client", "target"])
+def test_a_reset_reaches_the_other_side(relayed, any_engine, who):
     rig = relayed()
     for _ in range(TIMES):
         client, far = rig.connect()
         exchange(client, far)
-        reset(client)
-        assert ending(far) == "reset"
-    assert ended(rig.tunnel, TIMES) == ["client_reset"] * TIMES
-    assert rig.tunnel.stats().failed == {"client_reset": TIMES}
-
-
-def test_a_targets_reset_reaches_the_client(relayed, any_engine):
-    rig = relayed()
-    for _ in range(TIMES):
-        client, far = rig.connect()
-        exchange(client, far)
-        reset(far)
-        assert ending(client) == "reset"
-    assert ended(rig.tunnel, TIMES) == ["target_reset"] * TIMES
-    assert rig.tunnel.stats().failed == {"target_reset": TIMES}
+        reset(client if who == "client" else far)
+        assert ending(far if who == "client" else client) == "reset"
+    assert ended(rig.tunnel, TIMES) == [f"{who}_reset"] * TIMES
+    assert rig.tunnel.stats().failed == {f"{who}_reset": TIMES}
 
 
 def test_a_reset_among_many_live_connections_ends_its_own_alone(relayed, any_engine):

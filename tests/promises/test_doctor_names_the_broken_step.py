@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import os
+import re
 import socket
 import ssl
 import threading
@@ -62,6 +63,36 @@ def silent(serve):
     over.set()
 
 
+@pytest.fixture
+def bridge():
+    with SAMBridge() as made:
+        yield made
+
+
+# What is asked => the step that is broken, and words of its text and its advice.
+BROKEN = r"""
+no-such-host.invalid:80 => resolve: cannot resolve the host name | check the spelling
+unix://{tmp_path}/db.sock => connect: No such file | start the service
+tls://{target}?ca={certificates.ca} => tls: does not speak TLS | check the port
+{target} --via ssh://me@{target}?config=/dev/null&backend=paramiko => ssh version: it sent '220 ready' | check the port
+{target} --via socks5://{refusing} => connect: connection refused | check that the service is running
+{target} --via socks5://{target} => proxy: does not speak SOCKS5
+i2p://stats.i2p --sam {refusing} => sam bridge: no SAM bridge there | [sam] enabled = true
+i2p://stats.i2p --sam {target} => sam bridge: not a SAM bridge | 7656
+i2p://nobody.i2p --sam {bridge.sam} => destination: does not know this name
+"""
+
+
+@pytest.mark.parametrize("row", BROKEN.strip().splitlines())
+def test_one_step_is_broken(doctor, request, row):
+    asked, _, told = row.partition(" => ")
+    named = re.findall(r"\{(\w+)", asked)
+    step, _, words = told.partition(": ")
+    doctor(*asked.format(**{name: request.getfixturevalue(name) for name in named}).split()).names(
+        step, *words.split(" | ")
+    )
+
+
 # -- names, addresses, sockets -----------------------------------------------------------------------------------------
 
 
@@ -77,10 +108,6 @@ def test_nothing_listens(doctor, refusing):
     found = doctor(refusing)
     found.names("connect", "connection refused", "check that the service is running")
     assert found.steps == ["route"]
-
-
-def test_a_host_that_does_not_exist(doctor):
-    doctor("no-such-host.invalid:80").names("resolve", "cannot resolve the host name", "check the spelling")
 
 
 def test_a_name_server_that_does_not_answer(doctor, impatient, monkeypatch):
@@ -118,10 +145,6 @@ def test_a_network_without_a_route(doctor, monkeypatch):
     monkeypatch.setattr("relay.streams.connect._open", no_route)
     monkeypatch.setattr("relay.cli.doctor.explain.source_of", no_route)
     doctor("192.0.2.1:80").names("route", "Network is unreachable", "default route")
-
-
-def test_a_unix_socket_that_is_missing(doctor, tmp_path):
-    doctor(f"unix://{tmp_path}/db.sock").names("connect", "No such file", "start the service")
 
 
 def test_a_unix_socket_without_permission(doctor, tmp_path, monkeypatch):
@@ -195,22 +218,20 @@ def test_tls_that_is_right(doctor, tls):
     assert found.check("certificate")["facts"]["names"] == ["localhost"]
 
 
-def test_tls_certificate_that_ends_soon(doctor, tls):
+@pytest.mark.parametrize(
+    ("name", "since", "until", "words", "status"),
+    [
+        ("localhost", -5, 10, ["for 10 days", "renew it"], "warning"),
+        ("localhost", -9, -3, ["expired", "3 days ago", "a new one", "clock"], "failed"),
+        ("localhost", 2, 30, ["not yet valid", "in 2 days", "clock"], "failed"),
+        ("db.example", -5, 99, ["db.example", "servername="], "failed"),
+    ],
+    ids=["ends soon", "has expired", "is not yet valid", "for another name"],
+)
+def test_tls_certificate(doctor, tls, name, since, until, words, status):
     authority = trustme.CA()
-    leaf = authority.issue_cert("localhost", not_before=days(-5), not_after=days(10))
-    doctor(tls(leaf, authority)).names("certificate", "for 10 days", "renew it", status="warning")
-
-
-def test_tls_certificate_that_has_expired(doctor, tls):
-    authority = trustme.CA()
-    leaf = authority.issue_cert("localhost", not_before=days(-9), not_after=days(-3))
-    doctor(tls(leaf, authority)).names("certificate", "expired", "3 days ago", "a new one", "clock")
-
-
-def test_tls_certificate_that_is_not_yet_valid(doctor, tls):
-    authority = trustme.CA()
-    leaf = authority.issue_cert("localhost", not_before=days(2), not_after=days(30))
-    doctor(tls(leaf, authority)).names("certificate", "not yet valid", "in 2 days", "clock")
+    leaf = authority.issue_cert(name, not_before=days(since), not_after=days(until))
+    doctor(tls(leaf, authority)).names("certificate", *words, status=status)
 
 
 def test_tls_certificate_of_another_authority(doctor, tls):
@@ -228,19 +249,10 @@ def test_tls_certificate_that_is_self_signed(doctor, tls):
     assert found.check("certificate")["facts"]["self_signed"]
 
 
-def test_tls_certificate_for_another_name(doctor, tls):
-    authority = trustme.CA()
-    doctor(tls(authority.issue_cert("db.example"), authority)).names("certificate", "db.example", "servername=")
-
-
 def test_tls_chain_that_is_incomplete(doctor, tls):
     authority = trustme.CA()
     leaf = authority.create_child_ca().issue_cert("localhost")
     doctor(tls(leaf, authority, whole_chain=False)).names("certificate", "whole chain", "fullchain.pem")
-
-
-def test_tls_server_that_speaks_none(doctor, target, certificates):
-    doctor(f"tls://{target}?ca={certificates.ca}").names("tls", "does not speak TLS", "check the port")
 
 
 def test_tls_server_that_is_silent(doctor, silent, certificates, impatient):
@@ -366,12 +378,6 @@ def test_ssh_password_file_that_others_can_read(doctor, ssh_server, target, tmp_
     assert "a secret" not in str(found.report)
 
 
-def test_ssh_server_that_is_none(doctor, target):
-    doctor(target, "--via", f"ssh://me@{target}?config=/dev/null&backend=paramiko").names(
-        "ssh version", "it sent '220 ready'", "check the port"
-    )
-
-
 def test_ssh_server_that_is_silent(doctor, silent, target, impatient):
     impatient(Stage.KEY_EXCHANGE)
     doctor(target, "--via", f"ssh://me@{silent}?config=/dev/null").names("ssh version", "no answer in time")
@@ -432,12 +438,6 @@ def test_the_hops_alone(doctor, ssh_server):
     assert (found.status, route_to(found)) == (0, UP_TO_LOGIN)
 
 
-def test_a_proxy_that_is_not_there(doctor, refusing, target):
-    doctor(target, "--via", f"socks5://{refusing}").names(
-        "connect", "connection refused", "check that the service is running"
-    )
-
-
 def test_a_proxy_with_another_login(doctor, target, tmp_path):
     secret, other = tmp_path / "right", tmp_path / "wrong"
     for path, text in ((secret, "right\n"), (other, "wrong\n")):
@@ -461,17 +461,7 @@ def test_a_proxy_that_refuses_the_request(doctor, refusing, scheme):
     )
 
 
-def test_a_proxy_that_is_none(doctor, target):
-    doctor(target, "--via", f"socks5://{target}").names("proxy", "does not speak SOCKS5")
-
-
 # -- I2P ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bridge():
-    with SAMBridge() as made:
-        yield made
 
 
 def test_i2p_that_is_right(doctor, bridge, target):
@@ -484,22 +474,19 @@ def test_i2p_that_is_right(doctor, bridge, target):
     assert found.check("first bytes")["text"] == "220 ready"
 
 
-def test_i2p_bridge_that_is_not_there(doctor, refusing):
-    doctor("i2p://stats.i2p", "--sam", refusing).names("sam bridge", "no SAM bridge there", "[sam] enabled = true")
-
-
-def test_i2p_bridge_that_is_none(doctor, target):
-    doctor("i2p://stats.i2p", "--sam", target).names("sam bridge", "not a SAM bridge", "7656")
-
-
-def test_i2p_bridge_that_requires_a_login(doctor):
-    with SAMBridge(personality="java", user="me", password="right") as bridge:
-        doctor("i2p://stats.i2p", "--sam", bridge.sam).names("sam login", "rejects the login", "user and password")
-
-
-def test_i2p_bridge_of_an_old_version(doctor):
-    with SAMBridge(versions=("3.0", "3.0")) as bridge:
-        doctor("i2p://stats.i2p", "--sam", bridge.sam).names("sam version", "3.1 to 3.3", "update the router")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"personality": "java", "user": "me", "password": "right"},
+            ["sam login", "rejects the login", "user and pass"],
+        ),
+        ({"versions": ("3.0", "3.0")}, ["sam version", "3.1 to 3.3", "update the router"]),
+    ],
+)
+def test_i2p_bridge_that_does_not_take_us(doctor, options, words):
+    with SAMBridge(**options) as bridge:
+        doctor("i2p://stats.i2p", "--sam", bridge.sam).names(*words)
 
 
 def test_i2p_router_without_tunnels(doctor, impatient):
@@ -513,10 +500,6 @@ def test_i2p_destination_that_is_down(doctor, bridge, impatient):
     found = doctor(f"i2p://{'a' * 52}.b32.i2p", "--sam", bridge.sam)
     found.names("destination", "check that its server is up")
     assert found.steps == ["route", "connect", "sam bridge", "i2p session"]
-
-
-def test_i2p_name_that_is_unknown(doctor, bridge):
-    doctor("i2p://nobody.i2p", "--sam", bridge.sam).names("destination", "does not know this name")
 
 
 def test_i2p_address_that_cannot_be(capsys):

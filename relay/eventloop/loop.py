@@ -282,22 +282,25 @@ class Loop:
 
         :meth:`run` does the same without a call for each turn, which a hot loop feels.
         """
-        self._close_garbage()
-        self._new.clear()
-        timers = self.timers
+        if self._garbage:
+            self._close_garbage()
+        timers, new = self.timers, self._new
+        if new:
+            new.clear()
         wait = timers.first - time.monotonic()
         events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
         now = time.monotonic()
         try:
             for descriptor, event in events:
                 handler = self.handlers.get(descriptor)
-                if handler is not None and descriptor not in self._new:
+                if handler is not None and (not new or descriptor not in new):
                     handler(event, now)
         except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
             self._crashed(descriptor, error, now)
         if timers.first <= now:
             timers.run(now)
-        self._close_garbage()
+        if self._garbage:
+            self._close_garbage()
 
     def close(self) -> None:
         """Let the loop's own descriptors go; also in a forked child, where it touches nothing of the parent's."""

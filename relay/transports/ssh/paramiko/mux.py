@@ -146,12 +146,10 @@ class Mux:
 
     def free(self, number: int) -> None:
         """Release a number."""
-        in_use = len(self)
-        self._entries.pop(number, None)
-        self._pending.pop(number, None)
-        self._reserved.discard(number)
+        holder = self._entries.pop(number, None) or self._pending.pop(number, None)
         # Only once: CLOSE of both sides and a refusal may free one number twice.
-        if len(self) < in_use:
+        if holder is not None or number in self._reserved:
+            self._reserved.discard(number)
             self._free.append(number)
 
     def __len__(self) -> int:

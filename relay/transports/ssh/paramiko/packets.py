@@ -85,12 +85,14 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             raise paramiko.SSHException("a packet was damaged on the way") from error
 
     def _read_message(self) -> tuple[int, Any]:
+        wire = self._wire
         while self._open is not None:
-            payload = self._open_packets()
+            # Half of the turns bring no packet, but something that is to be sent.
+            payload = self._open_packets() if wire.last - wire.first >= _SHORTEST else None
             if payload is not None:
                 self.deliver()
                 message = paramiko.Message(payload[1:])
-                message.seqno = self._sequence_in - 1
+                message.seqno = self._Packetizer__sequence_number_in - 1
                 return payload[0], message
             self._wait(check_rekey=True)
         self.deliver()
@@ -141,19 +143,10 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         finally:
             # Locals in the loop, which runs for each packet; written back also after an error.
             self._counter_in, self._left_in = counter, left
-            self._sequence_in = self._sequence_in + opened
+            # paramiko sets it to zero with new keys (strict key exchange).
+            self._Packetizer__sequence_number_in = (self._Packetizer__sequence_number_in + opened) & 0xFFFFFFFF
             if left < 0:
                 self._want_keys()
-
-    @property
-    def _sequence_in(self) -> int:
-        """The number of the next packet. paramiko sets it to zero with new keys (strict key exchange)."""
-        number: int = self._Packetizer__sequence_number_in
-        return number
-
-    @_sequence_in.setter
-    def _sequence_in(self, number: int) -> None:
-        self._Packetizer__sequence_number_in = number & 0xFFFFFFFF
 
     def _wait(self, *, check_rekey: bool) -> None:
         self.deliver()

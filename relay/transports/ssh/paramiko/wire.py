@@ -113,6 +113,8 @@ class Wire:
                 if sent == self.unsent:
                     output.clear()
                     self.unsent = 0
+                    if self._mask == IN:
+                        return  # as nearly always: nothing has waited for the socket
                 else:
                     self._drop(sent)
         except BlockingIOError:

@@ -91,6 +91,7 @@ logger = logging.getLogger("relay")
 
 # Names of the module for what each connection needs, because Python 3.11 looks up the members of an Enum slowly.
 _CONNECTING, _OPEN, _CLOSED = ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.CLOSED
+_HALF_CLOSED = ConnectionState.HALF_CLOSED
 
 
 class Connection:
@@ -104,8 +105,8 @@ class Connection:
     """
 
     __slots__ = (
-        "owner", "client", "client_stream", "target", "target_stream", "pending", "flows", "state", "deadline",
-        "summary", "ticket",
+        "owner", "client", "client_stream", "target", "target_stream", "pending", "flows", "state", "limits",
+        "summary", "ticket", "_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -119,7 +120,8 @@ class Connection:
         self.pending: Pending | None = None
         self.flows: FlowPair | None = None  # while it is open
         self.state = _CONNECTING
-        self.deadline = ConnectionDeadline(self, owner.limits, owner.loop.timers)
+        self.limits = owner.limits
+        self._deadline: ConnectionDeadline | None = None  # most connections end before they need one
         self.summary = ConnectionSummary(peer, now)
         self.ticket: Ticket | None = None  # what the gate has given to the client
         if stream is not None:
@@ -131,6 +133,13 @@ class Connection:
     def is_closed(self) -> bool:
         """True once it has ended."""
         return self.state is _CLOSED
+
+    @property
+    def deadline(self) -> ConnectionDeadline:
+        """The time of the next look at its limits."""
+        if self._deadline is None:
+            self._deadline = ConnectionDeadline(self, self.limits, self.owner.loop.timers)
+        return self._deadline
 
     @property
     def tunnel_name(self) -> str:
@@ -279,7 +288,8 @@ class Connection:
         if request is not None and request.early:
             up.queue_first(memoryview(request.early))
         self.pending = None
-        self.deadline.start_open(now)
+        if self._deadline is not None or self.limits.come_soon:
+            self.deadline.start_open(now)
         if self.summary.started <= owner.looked_until:  # it was not open then
             self.lasts(now)
         if isinstance(flows, StreamPair):
@@ -298,12 +308,18 @@ class Connection:
         """Turn TCP keepalive on, on both sides, and set the deadline, if it is open."""
         if self.target is None or self.state is _CONNECTING:
             return
-        self.deadline.look(now)
+        self.deadline.update(now)
         for end in (self.client, self.target):
             try:
                 keep_alive(end)
             except OSError as error:  # also of a kernel whose MPTCP does not have all of it
                 logger.debug("%r: keep-alive: %s", self, error)
+
+    def half_closed(self, now: float) -> None:
+        """Take the EOF of one direction, which is about to be passed on."""
+        self.state = _HALF_CLOSED
+        if self._deadline is not None:  # else no limit comes before the look at all that last
+            self._deadline.update_linger(now)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -351,7 +367,8 @@ class Connection:
             loop, descriptor = self.owner.loop, self.client.fileno()
             if (handler := loop.handlers.get(descriptor)) is not None:
                 loop.leave(descriptor, handler, closing=True)
-        self.deadline.release()
+        if self._deadline is not None:
+            self._deadline.release()
         clean = clean or reason == "done"
         self._close_end(self.client, self.client_stream, clean)
         if self.target is not None:

@@ -312,7 +312,7 @@ class Connector:
 
 def _deadline(connection: Connection) -> float | None:
     """Return when its stream must be connected, monotonic seconds; ``None`` for no limit."""
-    limit = connection.deadline.limits.connect_limit
+    limit = connection.limits.connect_limit
     return connection.summary.started + limit if limit is not None else None
 
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
-_LAST = IN | END  # the event of a source whose last bytes have come
+_LAST = (
+    IN | END,
+    IN | END | HUP,
+)  # the events of a source whose last bytes have come, which may have got its sink's end
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
@@ -81,7 +84,7 @@ class Flow:
     def copy(self, event: int, now: float) -> None:
         """Copy the bytes of the source by way of this process."""
         if event != IN:
-            return self.copy_to_the_end(now) if event == _LAST else self.on_other_event(event, now)
+            return self.copy_to_the_end(now) if event in _LAST else self.on_other_event(event, now)
         receive, send = self.receive, self.send  # locals, because Python 3.11 calls what is in a slot slowly
         try:
             data = receive(BUFFER)

@@ -28,7 +28,6 @@ logger = logging.getLogger("relay")
 _CLOSED_EARLY = "%s: %s: closed before sending any data; check that the service is running (client %s)"
 _SILENT = "%s: %s: has sent nothing within first_byte_timeout; check that the service is running (client %s)"
 _LONGEST = 500  # characters of an error of a target, in the log
-_HALF_CLOSED = ConnectionState.HALF_CLOSED  # by a name of the module, because Python 3.11 looks up members slowly
 
 
 class FlowPair:
@@ -77,14 +76,14 @@ class FlowPair:
         connection = self.connection
         if flow.reverse.ended:
             return connection.close("done", now)
-        connection.state = _HALF_CLOSED
+        connection.half_closed(now)
         try:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:
             if flow.sink.fileno() < 0:
                 return self.on_socket_error(flow.sink, now)
             # It was reset; the flow that reads from it will see that.
-        return connection.deadline.update_linger(now)
+        return None
 
     def passes_end_of(self, flow: Flow) -> bool:
         """Return whether the EOF of this flow's source is passed on to its sink at once."""
@@ -173,7 +172,7 @@ class StreamPair(FlowPair):
                 if session is not None and session.must_flush:
                     flow.queue(NOTHING)
         else:
-            connection.state = _HALF_CLOSED
+            connection.state = ConnectionState.HALF_CLOSED
             connection.deadline.update(now)
         return None
 

@@ -22,13 +22,22 @@ _QUIET = 1.0
 _BEFORE_EOF = 0.25
 
 LOOK = 15.0  # seconds after its acceptance, at most, until the relay thread looks at a connection that lasts
-_AT_LOOK = -1  # the tick of a deadline that is set at this look, if its connection still lasts
 
 
 class Limits:
     """The limits of each connection of a tunnel, in seconds; ``None`` for no limit."""
 
-    __slots__ = ("lifetime", "connect", "idle", "linger", "first_byte", "connect_limit", "handshake", "first_check")
+    __slots__ = (
+        "lifetime",
+        "connect",
+        "idle",
+        "linger",
+        "first_byte",
+        "connect_limit",
+        "handshake",
+        "first_check",
+        "come_soon",
+    )
 
     def __init__(
         self,
@@ -54,6 +63,8 @@ class Limits:
         if linger is not None and linger >= 1:
             looks.append(linger)
         self.first_check = min(looks) if looks else None
+        # Whether one of these, or linger, may come before the relay thread looks at all new connections.
+        self.come_soon = any(limit is not None and limit <= LOOK for limit in (lifetime, idle, first_byte, linger))
 
     @classmethod
     def of(cls, options: TunnelOptions) -> Self:
@@ -79,8 +90,8 @@ class ConnectionDeadline:
     """The time of the next look at the limits of one connection. Belongs to the relay thread.
 
     Bytes that move do not change the deadline. When it comes, the look tells whether they have postponed the limit.
-    Where no limit can come before the relay thread looks at all new connections (:data:`LOOK`), there is no deadline
-    until then.
+    Where no limit can come before the relay thread looks at all new connections (:data:`LOOK`), an open connection has
+    none until then.
 
     :param connection: the connection.
     :param limits: of the tunnel.
@@ -110,18 +121,8 @@ class ConnectionDeadline:
     def start_open(self, now: float) -> None:
         """Look at the limits of an open connection after a while, unless a look is due before that."""
         first = self.limits.first_check
-        if first is None or (self.tick and self.due <= now + first):
-            return
-        if first > LOOK and not self.tick:  # most connections end before that, and need no timer
-            self.tick, self.due = _AT_LOOK, now + LOOK
-        else:
+        if first is not None and not (self.tick and self.due <= now + first):
             self._set(now + first, now)
-
-    def look(self, now: float) -> None:
-        """Set the deadline, if that was left to this look at a connection that lasts."""
-        if self.tick < 0:
-            self.tick = 0
-            self.update(now)
 
     def update(self, now: float) -> None:
         """Set the deadline to the next limit, unless it comes before that."""
@@ -144,14 +145,11 @@ class ConnectionDeadline:
 
     def stop(self) -> None:
         """Look no more."""
-        if self.tick > 0:
-            self._timers.cancel(self)
-        self.tick = 0
+        self._timers.cancel(self)
 
     def release(self) -> None:
         """Look no more, and forget the connection, which has ended."""
-        if self.tick > 0:
-            self._timers.cancel(self)
+        self._timers.cancel(self)
         self._connection = None
 
     def expire(self, now: float) -> None:
@@ -177,8 +175,6 @@ class ConnectionDeadline:
 
     def _set(self, due: float, now: float) -> None:
         self.due = due
-        if self.tick < 0:
-            self.tick = 0
         self._timers.set(self, due, now)
 
     def _next_limit(self, now: float) -> tuple[float | None, str]:

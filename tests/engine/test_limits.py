@@ -353,21 +353,19 @@ def test_a_deadline_that_is_stopped_or_released_looks_no_more():
 def test_a_limit_that_is_far_has_a_deadline_once_the_thread_has_looked_at_the_connection(
     limits: Terms, linger_at: float | None, due: float | None
 ) -> None:
+    assert not Limits(*limits).come_soon, "a connection that ends soon costs no timer"
     subject = Subject(S.OPEN, limits)
-    subject.deadline.start_open(OPENED)
-    assert subject.timers.first == math.inf, "a connection that ends soon costs no timer"
     if linger_at is not None:
         subject.state, subject.flows.upstream.ended = S.HALF_CLOSED, linger_at
-        subject.deadline.update_linger(linger_at)
-        assert subject.timers.first == math.inf
-    subject.deadline.look(115.0)
+    subject.deadline.update(115.0)
     assert subject.due == due
-    subject.deadline.look(116.0)
-    assert subject.due == due, "it looks once"
+    subject.deadline.update(116.0)
+    assert subject.due == due, "a second look changes nothing"
 
 
 @pytest.mark.parametrize("linger", [0, 2, 14])
 def test_a_limit_that_comes_before_this_look_has_a_deadline_at_once(linger: float) -> None:
+    assert Limits(60, None, None, linger).come_soon
     subject = Subject(S.OPEN, (60, None, None, linger))
     subject.deadline.start_open(OPENED)
     subject.state, subject.flows.upstream.ended = S.HALF_CLOSED, 111.0

@@ -265,7 +265,8 @@ class Connection:
             return None
         self.state = _OPEN
         self.summary.opened = now
-        flows = self.flows = self._pair(stream)(self, work, client, target)
+        is_plain = stream is None and self.client_stream is None and self.ticket is None
+        flows = self.flows = (FlowPair if is_plain else self._pair(stream))(self, work, client, target)
         up, down = flows.upstream, flows.downstream
         if stream is not None and not stream.answered:
             stream.received = down.count
@@ -370,18 +371,27 @@ class Connection:
         if self._deadline is not None:
             self._deadline.release()
         clean = clean or reason == "done"
+        if clean and self.client_stream is None and target_stream is None:  # the usual end, without further calls
+            discard = self.owner.loop.discard
+            discard(self.client)
+            if self.target is not None:
+                discard(self.target)
+        else:
+            self._close_ends(clean, clean_target)
+        if self.ticket is not None:
+            self.ticket.leave()
+            self.ticket = None
+        self.target = self.target_stream = self.client_stream = self.pending = None
+        self.owner.connection_over(self)
+
+    def _close_ends(self, clean: bool, clean_target: bool) -> None:
         self._close_end(self.client, self.client_stream, clean)
         if self.target is not None:
             if clean_target and not clean:
                 # First, because a close with something unread is a reset, and the target then does not see the EOF.
                 with contextlib.suppress(OSError):
                     self.target.shutdown(socket.SHUT_WR)
-            self._close_end(self.target, target_stream, clean or clean_target)
-        if self.ticket is not None:
-            self.ticket.leave()
-            self.ticket = None
-        self.target = self.target_stream = self.client_stream = self.pending = None
-        self.owner.connection_over(self)
+            self._close_end(self.target, self.target_stream, clean or clean_target)
 
     def _close_end(self, sock: socket.SocketType, stream: Stream | None, clean: bool) -> None:
         if stream is not None:

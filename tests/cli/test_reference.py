@@ -56,7 +56,8 @@ def options():
         command = app.get_command(context, name)
         below = getattr(command, "commands", {})
         for words, one in [([name], command), *(([name, word], each) for word, each in below.items())]:
-            names = [option for parameter in one.params for option in parameter.opts if option.startswith("--")]
+            shown = [parameter for parameter in one.params if not getattr(parameter, "hidden", False)]
+            names = [option for parameter in shown for option in parameter.opts if option.startswith("--")]
             yield words, [*names, "--help"]
 
 

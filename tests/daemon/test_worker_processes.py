@@ -62,7 +62,7 @@ def test_after_the_end_none_start(processes, echo_server):
 
 
 @pytest.mark.parametrize(
-    ("listen", "target", "carriers", "is_in_workers"),
+    ("listen", "target", "sharing", "is_in_workers"),
     [
         (":0", "db:5432", None, True),
         ("unix:///run/relay/socket", "db:5432", None, True),
@@ -72,8 +72,8 @@ def test_after_the_end_none_start(processes, echo_server):
         ("i2p:", "db:5432", "per-worker", False),
     ],
 )
-def test_what_shares_a_connection_stays_in_one_process(processes, listen, target, carriers, is_in_workers):
-    options = Options(workers=2, carriers=carriers, processes=processes)
+def test_what_shares_a_connection_stays_in_one_process(processes, listen, target, sharing, is_in_workers):
+    options = Options(workers=2, carrier_sharing=sharing, processes=processes)
     plan = make_plan(parse_listen(listen), parse_target(target), options, name="one")
     assert (plan.in_workers is not None) is is_in_workers
     assert plan.workers == (2 if is_in_workers else 1)

@@ -23,9 +23,19 @@ LIMITS = check_limits(["per=ip,concurrent=4"])
     [
         (":0", [("127.0.0.1:1", [])], (), ""),
         ("unix:///run/a", [("tls://a:1", ["socks5://proxy:1"])], (), ""),
-        (":0", [("127.0.0.1:1", ["ssh://me@a", "ssh://b"])], (), "share a connection to ssh://me@a; see carriers"),
-        (":0", [("127.0.0.1:1", ["socks5://proxy:1", "ssh://b"])], (), "share a connection to ssh://b; see carriers"),
-        (None, [("i2p://name.i2p", [])], (), "share a connection to i2p://name.i2p; see carriers"),
+        (
+            ":0",
+            [("127.0.0.1:1", ["ssh://me@a", "ssh://b"])],
+            (),
+            "share a connection to ssh://me@a; see carrier_sharing",
+        ),
+        (
+            ":0",
+            [("127.0.0.1:1", ["socks5://proxy:1", "ssh://b"])],
+            (),
+            "share a connection to ssh://b; see carrier_sharing",
+        ),
+        (None, [("i2p://name.i2p", [])], (), "share a connection to i2p://name.i2p; see carrier_sharing"),
         ("ssh://me@a?listen=:1", [("127.0.0.1:1", [])], (), "only one can listen at ssh://me@a?listen="),
         ("i2p:?keys=/a", [("127.0.0.1:1", [])], (), "only one can listen at i2p:"),
         ("socks5://:0", [("127.0.0.1:1", [])], (), ""),

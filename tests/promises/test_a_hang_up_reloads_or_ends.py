@@ -13,7 +13,7 @@ WITHOUT_INPUT = ("sh", "-c", 'exec "$0" "$@" < /dev/null')
 
 
 @pytest.fixture
-def start(tmp_path, hang_up_heard):
+def start(tmp_path):
     file = tmp_path / "relay.toml"
     file.touch(0o600)
     file.write_text(FILE)
@@ -73,7 +73,7 @@ def test_under_nohup_a_terminal_that_closes_does_not_end_it(start, terminal):
     assert command.end()[0] == 0
 
 
-def test_other_commands_end(hang_up_heard):
+def test_other_commands_end():
     with commands() as make:
         command = make(":0", "127.0.0.1:1", prefix=("setsid",), stdin=subprocess.DEVNULL)
         command.address()

@@ -24,7 +24,7 @@ def hash_of_all(connection):
 
 
 @pytest.fixture
-def up(tmp_path, hang_up_heard):
+def up(tmp_path):
     """Starts the tunnels of a text; returns the command, a function that reloads, and the ports by name."""
     path = tmp_path / "relay.toml"
     path.touch(0o600)

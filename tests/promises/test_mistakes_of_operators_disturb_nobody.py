@@ -60,7 +60,7 @@ def silent():
 
 
 @pytest.fixture
-def up(file, environment, hang_up_heard):
+def up(file, environment):
     """Starts ``relay up`` with a text; returns the command and the addresses of its tunnels by name."""
     with commands() as make:
 

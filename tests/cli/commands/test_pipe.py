@@ -276,7 +276,6 @@ def test_debug_shows_a_traceback():
 # Signals.
 
 
-@pytest.mark.usefixtures("hang_up_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_at_once_and_resets_the_target(place, accept, start, number):
     command = start(place)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # parts of one machine name each other
 logger = logging.getLogger("relay")
 
 _BATCH = 32  # clients accepted in one turn, at most
-_FULL_BATCHES = 16  # turns in a row that used the whole batch before it is doubled
+_FULL_BATCHES = 4  # turns in a row that used the whole batch before it is doubled
 _MOST_WAITING = 8192  # clients that a listener which closes still accepts: more than a backlog holds
 _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

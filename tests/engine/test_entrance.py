@@ -11,7 +11,7 @@ import time
 import types
 
 import pytest
-from helpers import WAIT, ended, ending, wait_until
+from helpers import WAIT, ended, ending, fate_of_client, wait_until
 
 import relay
 from relay.access.options import check_policy
@@ -608,7 +608,6 @@ def test_a_quota_that_is_used_is_in_the_log_with_its_client(serve, caplog, size,
     limit = [{"name": "each", "per": "ip", "quota": "1KB/hour"}, {"name": "all", "per": "tunnel", "quota": "1KB/hour"}]
     server = serve(lambda connection: connection.sendall(bytes(size)))
     with relay.Tunnel(listen(), server.factory(), limit=limit, name="it") as tunnel:
-        with socket.create_connection(tunnel.address, WAIT) as client:
-            assert ending(client) == ("end of file" if size < 1000 else "reset")
+        assert fate_of_client(tunnel.address) == ("end of file" if size < 1000 else "reset")
         assert ended(tunnel) == ["done" if size < 1000 else "quota"]
     assert sorted(message for message in caplog.messages if "is used" in message) == lines

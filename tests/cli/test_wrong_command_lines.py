@@ -115,3 +115,10 @@ def test_it_gets_one_line_and_status_2(arguments, said):
 def test_nine_bridges_are_too_many():
     done = run("forward", ":0", "x.i2p", *(word for port in range(1, 10) for word in ("--sam", f"h:{port}")))
     assert (done.returncode, done.stderr) == (2, "relay: sam: 9 bridges are given; 1 to 8 are allowed\n")
+
+
+@pytest.mark.parametrize("option", ["-L", "-R", "-D"])
+def test_what_an_option_of_ssh_is_here_can_be_run(option):
+    words = shlex.split(run("forward", option, "8080:db:80").stderr.partition(" is relay ")[2])
+    done = run("check", "--print", "--", *words)
+    assert (done.returncode, done.stderr) == (0, "")

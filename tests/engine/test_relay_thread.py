@@ -400,6 +400,9 @@ def test_a_forked_child_has_no_descriptor_of_a_tunnel(relayed: Callable[..., Rel
             ends.append(made.accept())
             wait_until(lambda: made.tunnel.metrics().warm.ready == 1)  # type: ignore[union-attr]
         wait_until(lambda: made.tunnel.stats().active == (2 if kind in ("calling", "connecting") else 1))
+        turned = threading.Event()
+        assert made.tunnel.ping(turned.set)
+        assert turned.wait(WAIT)  # a client counts before its socket to the target is known to the tunnel
         assert left_in_a_child(before | {end.fileno() for end in (made.target, *ends)}) == []
         go.set()
         if kind in ("tcp", "unix", "tls"):

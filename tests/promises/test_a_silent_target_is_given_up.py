@@ -103,7 +103,7 @@ def test_an_answer_that_the_client_does_not_take_is_one(relayed):
 
 def test_the_end_of_the_target_is_an_answer(relayed, any_engine):
     """It will send nothing more: whether the client goes on is not a question of its first byte."""
-    rig = relayed(timeout=None, first_byte_timeout=LONG)
+    rig = relayed(timeout=None, linger=None, first_byte_timeout=LONG)
     client, far = rig.connect()
     asked(rig, client, far)
     far.shutdown(socket.SHUT_WR)

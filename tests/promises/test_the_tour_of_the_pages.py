@@ -25,7 +25,7 @@ from relay.addresses.destinations import b32_of
 from relay.process import end
 from relay.testing import SAMBridge, SSHServer
 
-CHAINS = PAGES["chains"] + PAGES["proxy"]
+CHAINS = PAGES["chains"] + PAGES["transports"]
 LINES = re.findall(r"^\$ (.*?)(?: +# .*)?$", CHAINS, re.MULTILINE)
 BIN = Path(sys.executable).parent
 PAGE = b"the page"

@@ -1,4 +1,4 @@
-"""Real SSH servers that are not OpenSSH's, and what each of them supports; docs/ssh-servers.md is its table."""
+"""Real SSH servers that are not OpenSSH's, and what each of them supports; docs/ssh.md is its table."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ PEERS = {
 
 
 def table() -> list[str]:
-    """The lines of the table in docs/ssh-servers.md."""
+    """The lines of the table in docs/ssh.md."""
     rows = [("", *PEERS), ("---",) * (len(PEERS) + 1)]
     rows += [(column, *(peer.limits.get(column, "yes") for peer in PEERS.values())) for column in COLUMNS]
     return [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]

@@ -136,6 +136,20 @@ def test_install_start_reload_watchdog_restart_stop(systemd, targets, reserved):
     wait_until(lambda: answer(reserved) == b"")
     assert not os.path.exists("/var/lib/private/relay")  # nothing of it is on the machine
 
+    # The removal: nothing is left but the file, and without --purge the keys and the state.
+    systemd.run("systemctl", "start", "relay")
+    assert answer(reserved) == b"a"
+    systemd.path("/var/lib/private/relay/key").write_text("")
+    said = systemd.run(RELAY, "service", "uninstall", "--system").splitlines()
+    assert said[:2] == ["stopped and disabled relay.service", f"removed {UNITS}/relay.service"]
+    assert said[2] == "kept keys and state; to remove them: rm -r /var/lib/relay /var/lib/private/relay"
+    assert answer(reserved) == b"" and systemd.show("relay", "LoadState") == "not-found"
+    systemd.run(RELAY, "service", "install", "--system", "--config", FILE)
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run(RELAY, "service", "uninstall", "--system", "--purge")
+    assert not systemd.path("/var/lib/private/relay").exists() and systemd.path(FILE).exists()
+    assert not [*systemd.path(UNITS).glob("*/relay.service")], "no link of the enabled unit"
+
 
 def test_a_socket_unit_starts_it(systemd, targets, reserved):
     """The tunnel listens at a socket of systemd, which starts relay with the first client."""

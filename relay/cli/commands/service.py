@@ -19,6 +19,8 @@ relay service show --user (the unit for ~/.config/relay/relay.toml)
 relay service install --user --config tunnels.toml
 
 sudo relay service install --system (the unit for /etc/relay/relay.toml)
+
+sudo relay service uninstall --system
 """
 
 
@@ -33,16 +35,10 @@ def service(context: click.Context) -> None:
         show_help(context)
 
 
-def _with_unit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that select the unit."""
+def _with_manager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that select the service manager."""
     for option in (
         debug,
-        click.option(
-            "--config",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="The file of the tunnels [~/.config/relay/relay.toml, or /etc/relay/relay.toml with --system].",
-        ),
         click.option("--system", "manager", flag_value="system", help="For the service manager of the machine."),
         click.option("--user", "manager", flag_value="user", help="For your own service manager."),
     ):
@@ -50,8 +46,17 @@ def _with_unit(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_config = click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The file of the tunnels [~/.config/relay/relay.toml, or /etc/relay/relay.toml with --system].",
+)
+
+
 @service.command
-@_with_unit
+@_with_manager
+@_config
 @click.option("--force", is_flag=True, help="Overwrite a unit that relay has not written.")
 def install(manager: str | None, config: Path | None, force: bool, debug: bool) -> None:
     """Write the unit, and print the two commands that activate it.
@@ -75,12 +80,32 @@ def install(manager: str | None, config: Path | None, force: bool, debug: bool) 
 
 
 @service.command
-@_with_unit
+@_with_manager
+@_config
 def show(manager: str | None, config: Path | None, debug: bool) -> None:
     """Print the unit that install would write."""
     with failures_reported(debug=debug):
         text, _ = _text(config, is_users=_is_users(manager))
         print_line(text.rstrip())
+
+
+@service.command
+@_with_manager
+@click.option("--purge", is_flag=True, help="Also remove the keys of I2P destinations, the bans and the quotas.")
+@click.option("--force", is_flag=True, help="Remove a unit that relay has not written.")
+def uninstall(manager: str | None, purge: bool, force: bool, debug: bool) -> None:
+    """Stop and disable the service, and remove its unit.
+
+    Open connections get their drain. The file of the tunnels stays, and so do keys and state unless you say --purge: a
+    new key is another I2P destination.
+    """
+    with failures_reported(debug=debug):
+        from ..service.removing import uninstall as remove
+        from ..service.writing import path_of
+
+        is_users = _is_users(manager)
+        for line in remove(path_of(is_users=is_users), is_users=is_users, force=force, purge=purge):
+            print_line(line)
 
 
 def _is_users(manager: str | None) -> bool:

@@ -15,6 +15,7 @@ STORES = 512  # listening sockets that systemd keeps over a restart
 FILES = 65536  # descriptors: a connection needs two, a tunnel three
 TASKS = 16384  # threads: a tunnel has one, and a second one while it opens or drains; the default may be 4,915
 
+_DESCRIPTION = "Description=relay, the tunnels of "
 _SPECIAL = re.compile(r'[\s"\'\\;]')
 
 
@@ -72,9 +73,18 @@ def text_of(unit: Unit) -> str:
     return "\n".join([*_head(unit), "", *_service(unit), "", *_hardening(unit), "", *_install(unit), ""])
 
 
+def config_of(text: str, home: str) -> str | None:
+    """Return the file of tunnels in the text of a unit; ``None`` if relay has not written it.
+
+    :param home: the home directory of the user, for ``%h``.
+    """
+    found = re.search(rf"^{_DESCRIPTION}(.*)$", text, re.MULTILINE)
+    return re.sub("%(.)", lambda name: home if name[1] == "h" else name[1], found[1]) if found else None
+
+
 def _head(unit: Unit) -> Iterator[str]:
     yield "[Unit]"
-    yield f"Description=relay, the tunnels of {_path(unit, unit.config)}"
+    yield f"{_DESCRIPTION}{_path(unit, unit.config)}"
     yield "Documentation=man:relay-up(1)"
     if not unit.is_users:
         yield "Wants=network-online.target"

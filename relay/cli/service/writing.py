@@ -39,8 +39,8 @@ def write(path: str, text: str, *, force: bool) -> None:
     :raises ValueError: if there is such a unit.
     :raises OSError: if it cannot be written.
     """
-    if not force and not _is_ours(path):
-        raise ValueError(f"{path}: relay has not written this unit, or it was changed; --force overwrites it")
+    if os.path.lexists(path):
+        check_ours(path, force=force, remedy="--force overwrites it")
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     # In the same directory, because a rename is atomic only within one file system.
@@ -55,20 +55,30 @@ def write(path: str, text: str, *, force: bool) -> None:
         raise
 
 
+def check_ours(path: str, *, force: bool, remedy: str) -> None:
+    """Check that relay has written a unit, and that it was not changed since.
+
+    :param path: of the unit.
+    :param force: whether any unit will do.
+    :param remedy: the end of the message otherwise.
+    :raises ValueError: if there is no such unit, or another one.
+    """
+    if not os.path.lexists(path):
+        raise ValueError(f"{path}: no such unit; check --user and --system")
+    if not force and not _is_ours(path):
+        raise ValueError(f"{path}: relay has not written this unit, or it was changed; {remedy}")
+
+
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags, 0o644)
 
 
 def _is_ours(path: str) -> bool:
-    """Return whether there is no unit, or one that relay has written and that was not changed since."""
     # systemctl mask and link make links; relay did not write what they point to.
     if os.path.islink(path):
         return False
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            mark, text = file.readline(), file.read()
-    except FileNotFoundError:
-        return True
+    with open(path, encoding="utf-8", errors="replace") as file:
+        mark, text = file.readline(), file.read()
     found = _MARKED.fullmatch(mark)
     return found is not None and int(found[1], 16) == _checksum(text)
 

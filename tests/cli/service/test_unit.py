@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from helpers import WAIT
 
-from relay.cli.service.unit import Sandbox, Unit, text_of
+from relay.cli.service.unit import Sandbox, Unit, config_of, text_of
 
 ANALYZE = shutil.which("systemd-analyze")
 BEST = Unit(("/opt/relay/bin/relay",), "/etc/relay/relay.toml", "", "", 255, Sandbox())
@@ -75,6 +75,7 @@ def test_paths_are_escaped_and_those_of_a_home_are_relative_to_it():
         ("/home/me/bin/re lay",), '/home/me/100%$"x', None, "/home/me", 255, Sandbox(("/home/me/a", "/home/men"))
     )
     values = service(unit)
+    assert config_of(text_of(unit), "/home/me") == unit.config
     assert values["ExecStart"] == ['"%h/bin/re lay" up "%h/100%%$$\\"x"']
     assert values["ReadWritePaths"] == ["%h/a /home/men"]
     assert "StateDirectory" not in values and values["RuntimeDirectoryPreserve"] == ["yes"]

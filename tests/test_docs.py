@@ -176,7 +176,7 @@ def rows(page, heading):
 
 
 def test_the_fields_of_the_log_are_those_of_the_records():
-    fields = rows("operations", "field")
+    fields = rows("logs", "field")
     record = logging.LogRecord("relay", logging.INFO, "", 0, "text", None, (OSError, OSError(), None))
     record.connection = ConnectionRecord(("127.0.0.1", 1), None, 0.0, 0, 0, "copy", "closed", "done")
     record.stats = Stats(0, 0, 0, 0, {})
@@ -190,7 +190,7 @@ def test_the_systemd_unit_is_the_one_that_relay_writes():
     from relay.cli.service.unit import Sandbox, Unit, text_of
 
     unit = Unit(("/opt/relay/bin/relay",), "/etc/relay/relay.toml", "", "", 255, Sandbox())
-    shown = re.search(r"^```ini\n(.*?)^```", PAGES["operations"], re.DOTALL | re.MULTILINE)[1]
+    shown = re.search(r"^```ini\n(.*?)^```", PAGES["signals"], re.DOTALL | re.MULTILINE)[1]
     assert shown == text_of(unit)
     program, *words = re.search(r"^ExecStart=(.*)$", shown, re.MULTILINE)[1].split()
     assert program.endswith("/relay")

@@ -291,7 +291,7 @@ class TunnelOptions:
         "i2p:NAME.b32.i2p, login:NAME, ssh:SERVER, or a file of such rules. Repeatable.",
         topic="lists",
         key='Only these clients may connect: rules such as `"cidr:10.0.0.0/8"` or `"user:www-data"`, and files of '
-        "rules. See [access lists](limits.md#access-lists). A list of a tunnel replaces that of the defaults.",
+        "rules. See [access lists](access.md#access-lists). A list of a tunnel replaces that of the defaults.",
     )
     deny: Entries = declare(
         ENTRIES,

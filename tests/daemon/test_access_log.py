@@ -81,7 +81,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "unique_id": None,
         "tag": None,
     }
-    rows = [line.split("|")[1].strip(" `") for line in PAGES["operations"].splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1].strip(" `") for line in PAGES["logs"].splitlines() if line.startswith("| `")]
     first = rows.index("ts")
     assert rows[first : first + len(fields)] == list(fields)
 

@@ -347,7 +347,7 @@ def test_the_labels_are_those_of_the_table() -> None:
 
 
 def test_the_page_of_the_documentation_has_every_metric() -> None:
-    rows = re.findall(r"^\| `(relay_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGES["operations"], re.MULTILINE)
+    rows = re.findall(r"^\| `(relay_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGES["logs"], re.MULTILINE)
     assert [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows] == [
         (family.name, family.kind, family.labels, family.help.rstrip(".")) for family in FAMILIES
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -127,15 +128,21 @@ def verdict(goal: Goal, value: float, more: bool) -> str:
     return "within the limit" if goal.limit is not None and reaches(goal.limit) else "MISSED"
 
 
-def judge(results: Results, row: str, metric: Metric, goal: Goal, peer: str) -> tuple[str, str] | None:
-    """Compare a peer with a goal: the ratio with its goal, and the verdict; ``None`` if a figure is missing."""
+def compare(results: Results, row: str, metric: Metric, goal: Goal, peer: str) -> float | None:
+    """Return the ratio of a peer's figure to that of its goal, or the figure itself; ``None`` if one is missing."""
     ours = results.median(row, peer, metric)
     theirs = results.median(row, goal.of, metric) if goal.of else 1.0
-    if ours is None or not theirs:
+    return None if ours is None or not theirs else ours / theirs
+
+
+def judge(results: Results, row: str, metric: Metric, goal: Goal, peer: str) -> tuple[str, str] | None:
+    """Compare a peer with a goal: the ratio with its goal, and the verdict; ``None`` if a figure is missing."""
+    found = compare(results, row, metric, goal, peer)
+    if found is None:
         return None
     bound = f"{SIGNS[metric.more]} {goal.factor:g}" + (f", limit {goal.limit:g}" if goal.limit else "")
-    ratio = f"{ours / theirs:.2f}" + (f" × {PEERS[goal.of].title}" if goal.of else "")
-    return f"{ratio} ({bound})", verdict(goal, ours / theirs, metric.more)
+    ratio = f"{found:.2f}" + (f" × {PEERS[goal.of].title}" if goal.of else "")
+    return f"{ratio} ({bound})", verdict(goal, found, metric.more)
 
 
 def judgements(results: Results, row: str, metric: Metric) -> list[tuple[str, str, str]]:
@@ -207,8 +214,8 @@ def page(results: Results, before: str) -> str:
 
 
 def _sections(results: Results) -> list[str]:
-    """For each table a heading, when and where it was measured, a picture and the medians."""
-    parts: list[str] = []
+    """A table of all tables; for each of them a heading, when and where it was measured, a picture and the medians."""
+    parts = ["\n".join(_summary(results))]
     for name, title in TABLES.items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
         if rows:
@@ -217,26 +224,59 @@ def _sections(results: Results) -> list[str]:
             if name in PICTURES or has_curves(results, name):
                 parts.append(f"![{title}: relay beside its peers]({folder}/{name}.svg)")
             measured = [row for row in rows if row in results.data["samples"]]
-            parts.append("\n".join(_markdown_table(results, measured)))
+            parts += filter(None, ["\n".join(_markdown_table(results, measured))])
             for row in rows:
                 if row not in measured:
                     parts.append(f"{ROWS[row].title}: {'; '.join(set(results.data['missing'][row].values()))}.")
     return parts
 
 
+def _summary(results: Results) -> list[str]:
+    """For each table how many goals relay reaches and misses, and the one that it misses by most."""
+    lines = ["| table | goals reached | missed | missed by most |", "| --- | ---: | ---: | --- |"]
+    for name, title in TABLES.items():
+        reached = 0
+        missed: list[tuple[float, str]] = []
+        goals = [
+            (row, metric, goal)
+            for row in results.rows()
+            for metric in ROWS[row].metrics
+            for goal in metric.goals
+            if ROWS[row].table == name
+        ]
+        for row, metric, goal in goals:
+            found = compare(results, row, metric, goal, goal.peer)
+            said = judge(results, row, metric, goal, goal.peer)
+            if found is None or said is None:
+                continue
+            if said[1] == "MISSED":
+                part = found / goal.factor if metric.more else goal.factor / found
+                missed.append((part, f"{ROWS[row].title}: {metric.title}: {said[0]}"))
+            else:
+                reached += 1
+        if reached or missed:
+            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            worst = min(missed)[1] if missed else "–"
+            lines.append(f"| [{title}](#{anchor}) | {reached} | {len(missed)} | {worst} |")
+    return lines
+
+
 def _markdown_table(results: Results, rows: list[str]) -> list[str]:
-    peers = [peer for peer in PEERS if any(peer in results.peers(row) for row in rows)]
+    """The figures that have a goal; the text has the others."""
+    judged = [
+        (row, metric, [one for one in judgements(results, row, metric) if not one[0].endswith("-limits")])
+        for row in rows
+        for metric in ROWS[row].metrics
+    ]
+    judged = [one for one in judged if one[2]]
+    peers = [peer for peer in PEERS if any(results.figures(row, peer, metric) for row, metric, _ in judged)]
     lines = [
         "| | " + " | ".join(PEERS[peer].title for peer in peers) + " | relay against its goal |",
         "| --- |" + " ---: |" * len(peers) + " --- |",
     ]
-    for row in rows:
-        for metric in ROWS[row].metrics:
-            figures = [number(results.median(row, peer, metric)) for peer in peers]
-            if figures == [number(None)] * len(peers):
-                continue
-            said = [one for one in judgements(results, row, metric) if not one[0].endswith("-limits")]
-            several = len({peer for peer, *_ in said}) > 1
-            goals = "<br>".join(f"{PEERS[peer].title}: " * several + f"{ratio}: {word}" for peer, ratio, word in said)
-            lines.append(f"| {ROWS[row].title}: {metric.title} | " + " | ".join(figures) + f" | {goals} |")
-    return lines
+    for row, metric, said in judged:
+        figures = [number(results.median(row, peer, metric)) for peer in peers]
+        several = len({peer for peer, *_ in said}) > 1
+        goals = "<br>".join(f"{PEERS[peer].title}: " * several + f"{ratio}: {word}" for peer, ratio, word in said)
+        lines.append(f"| {ROWS[row].title}: {metric.title} | " + " | ".join(figures) + f" | {goals} |")
+    return lines if judged else []

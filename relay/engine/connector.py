@@ -136,14 +136,30 @@ class Connector:
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
-        plan = self._plan
         if self.warm is not None and self.warm.give(connection, now):
             return
-        if self._plan_for is not None:
-            plan = self._plan_for(connection)
-        if plan.endpoint is not None:
-            connection.summary.target = plan.target
-            return self._connect_at_once(connection, plan, plan.endpoint, now)
+        plan = self._plan if self._plan_for is None else self._plan_for(connection)
+        endpoint = plan.endpoint
+        if endpoint is None:
+            return self._attempt(connection, plan, now)
+        connection.summary.target = plan.target
+        try:
+            made, status = self.open(endpoint)
+        except OSError as error:
+            return self.failed(connection, connect_error(str(plan.target), error), now)
+        if status == 0:
+            connection.open(made, None, self.workspace, now)
+        elif status in (errno.EINPROGRESS, errno.EAGAIN):
+            attempt = Attempt(self, connection, plan, _deadline(connection))
+            connection.wait_for_target(attempt, now)
+            connection.watch_client()
+            attempt.go_on(made, endpoint, status, now)
+        else:
+            made.close()
+            self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
+
+    def _attempt(self, connection: Connection, plan: Plan, now: float) -> None:
+        """Begin to make a stream that takes more than a connect to one address."""
         connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
         attempt = Attempt(self, connection, plan, _deadline(connection))
         connection.wait_for_target(attempt, now)
@@ -172,23 +188,6 @@ class Connector:
             attempt.finished(self._outcome(self._bound(attempt)), now)
         else:
             self._call(attempt, self._bound(attempt), now)
-
-    def _connect_at_once(self, connection: Connection, plan: Plan, endpoint: Endpoint, now: float) -> None:
-        try:
-            made, status = self.open(endpoint)
-        except OSError as error:
-            self.failed(connection, connect_error(str(plan.target), error), now)
-            return
-        if status == 0:
-            connection.open(made, None, self.workspace, now)
-        elif status in (errno.EINPROGRESS, errno.EAGAIN):
-            attempt = Attempt(self, connection, plan, _deadline(connection))
-            connection.wait_for_target(attempt, now)
-            connection.watch_client()
-            attempt.go_on(made, endpoint, status, now)
-        else:
-            made.close()
-            self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
 
     def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
         """Start a connect; it gets the tunnel's spare descriptor if the system has no other one."""

@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..eventloop.pipes import Pipe, PipePool
 from ..eventloop.poller import END, ERR, HUP, IN, OUT, PRI, READ
@@ -22,10 +22,7 @@ if TYPE_CHECKING:  # parts of one machine name each other
     from .flow_pair import FlowPair
 
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
-_LAST = (
-    IN | END,
-    IN | END | HUP,
-)  # the events of a source whose last bytes have come, which may have got its sink's end
+_LAST = IN | END | HUP  # the events of a source whose last bytes have come, and which may have got its sink's end
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
@@ -38,6 +35,57 @@ _AT_MARK = 0x8905  # SIOCATMARK of ioctl(2), see tcp(7); a system where it has a
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
+class Reader(Protocol):
+    """The source of a flow, or an object that reads more or less of it at a time."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Return some bytes, as a socket does."""
+
+
+class Writer(Protocol):
+    """The sink of a flow, or an object that sends to it in another way."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Send some bytes; return how many, as a socket does."""
+
+
+class Portions:
+    """Reads portions of another size than it is asked for.
+
+    :param reader: where from.
+    :param size: the bytes of a portion.
+    """
+
+    __slots__ = ("_reader", "_size")
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self._reader = reader
+        self._size = size
+
+    def recv(self, size: int) -> bytes:
+        """Return a portion, or less."""
+        return self._reader.recv(self._size)
+
+
+class UrgentByte:
+    """Sends the next byte of a flow as urgent data.
+
+    :param flow: the flow, which writes to its sink itself afterwards.
+    """
+
+    __slots__ = ("_flow",)
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send it."""
+        flow = self._flow
+        sent = flow.sink.send(data, socket.MSG_OOB)
+        flow.writer = flow.sink
+        return sent
+
+
 class Flow:
     """One direction. It ends with the EOF of its source, which it passes on to its sink.
 
@@ -45,7 +93,7 @@ class Flow:
     """
 
     __slots__ = (
-        "owner", "reverse", "work", "source", "sink", "descriptor", "mask", "reads", "receive", "send", "handler",
+        "owner", "reverse", "work", "source", "sink", "reader", "writer", "descriptor", "mask", "reads", "handler",
         "pending", "pipe", "piped", "streak", "spliceable", "spliced", "moved", "last", "first", "ended",
     )  # fmt: skip
 
@@ -56,11 +104,11 @@ class Flow:
         self.work = work
         self.source = source
         self.sink = sink
+        self.reader: Reader = source
+        self.writer: Writer = sink
         self.descriptor = source.fileno()
         self.mask = -1  # not registered
         self.reads = WATCHED
-        self.receive: Callable[[int], bytes] = source.recv
-        self.send: Callable[[bytes | memoryview], int] = sink.send
         self.handler: Callable[[int, float], None] = self.copy
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
@@ -84,10 +132,9 @@ class Flow:
     def copy(self, event: int, now: float) -> None:
         """Copy the bytes of the source by way of this process."""
         if event != IN:
-            return self.copy_to_the_end(now) if event in _LAST else self.on_other_event(event, now)
-        receive, send = self.receive, self.send  # locals, because Python 3.11 calls what is in a slot slowly
+            return self.copy_to_the_end(now) if event | HUP == _LAST else self.on_other_event(event, now)
         try:
-            data = receive(BUFFER)
+            data = self.reader.recv(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if not data:
@@ -96,7 +143,7 @@ class Flow:
         self.moved += size  # before the sink's peer can see them, so that no record lags behind them
         self.last = now
         try:
-            sent = send(data)
+            sent = self.writer.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -114,9 +161,8 @@ class Flow:
 
     def copy_to_the_end(self, now: float) -> None:
         """Copy when the source has announced its end, so that the last bytes and the end travel in one segment."""
-        receive = self.receive
         try:
-            data = receive(BUFFER)
+            data = self.reader.recv(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if not data:
@@ -137,7 +183,7 @@ class Flow:
             return self.queue(memoryview(data)[sent:])
         # What was sent waits for more, so this must end with an end or with more.
         try:
-            data = receive(BUFFER)
+            data = self.reader.recv(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if data:
@@ -204,7 +250,7 @@ class Flow:
         """Write what is pending, now that the sink takes bytes again."""
         try:
             if self.pending is not None:
-                sent = self.send(self.pending)
+                sent = self.writer.send(self.pending)
                 self.pending = self.pending[sent:] or None
             elif self.pipe is not None:
                 sent = os.splice(self.pipe.reader, self.sink.fileno(), self.piped, flags=_NONBLOCK)
@@ -281,18 +327,13 @@ class Flow:
 
     def copy_urgent(self, now: float) -> None:
         """Copy one byte, as urgent data."""
-        receive = self.receive
-        self.receive, self.send = lambda size: receive(1), self._send_urgent
+        reader = self.reader
+        self.reader, self.writer = Portions(reader, 1), UrgentByte(self)
         self.copy(IN, now)
         if self.pending is None:
-            self.send = self.sink.send
+            self.writer = self.sink
         if not self.owner.is_closed:
-            self.receive = receive
-
-    def _send_urgent(self, data: bytes | memoryview) -> int:
-        sent = self.sink.send(data, socket.MSG_OOB)
-        self.send = self.sink.send
-        return sent
+            self.reader = reader
 
     def _take_error(self) -> int:
         """Return the error number of the source if its bytes before that are lost; else 0.
@@ -341,8 +382,7 @@ class Flow:
             self.use(self.splice)
         elif self.streak >= _BULK_AFTER and size == BUFFER and self.source.family == socket.AF_UNIX:
             # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
-            receive = self.source.recv
-            self.receive = lambda size: receive(_WIDE)
+            self.reader = Portions(self.source, _WIDE)
 
     def can_splice(self) -> bool:
         """Return whether the bytes of the source can be spliced, and this pays."""
@@ -386,10 +426,10 @@ class Flow:
             for _ in range(_REST):
                 if self.pending is not None or self.pipe is not None or self.ended:
                     return
-                data = self.receive(BUFFER)
+                data = self.reader.recv(BUFFER)
                 if not data:
                     return
-                sent = self.send(data)
+                sent = self.writer.send(data)
                 self.moved += sent
                 if sent != len(data):
                     return
@@ -399,7 +439,7 @@ class Flow:
     def discard(self, event: int, now: float) -> None:
         """Read and drop, until EOF, what a peer still sends to a stream that has ended."""
         try:
-            if self.receive(BUFFER):
+            if self.reader.recv(BUFFER):
                 return
         except BlockingIOError:
             return
@@ -413,7 +453,7 @@ class Flow:
             self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
         self.pending = self.pipe = None
         self.piped = 0
-        self.send = self.sink.send
+        self.writer = self.sink
 
     def release(self, own: bool) -> None:
         """Leave the loop, drop what is pending, and forget what refers back to this flow, so that it is freed at once.

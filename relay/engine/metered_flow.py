@@ -33,13 +33,15 @@ class Budget:
     :param used_up: called with a quota that has nothing left, and with the time.
     """
 
-    __slots__ = ("allowance", "is_waiting", "is_exhausted", "since", "_meters", "_quotas", "_used_up")
+    __slots__ = ("allowance", "is_lifted", "is_waiting", "is_exhausted", "since", "_meters", "_quotas", "_used_up")
 
     def __init__(
         self, meters: Sequence[Meter], quotas: Sequence[Quota], used_up: Callable[[Quota, float], object]
     ) -> None:
         self.allowance = 0
         """The bytes that the next read may take."""
+        self.is_lifted = False
+        """True once any read may take more: its connection ends."""
         self.is_waiting = False
         """True while a meter has to call the flow."""
         self.is_exhausted = False
@@ -100,16 +102,17 @@ class _Metered(Flow):
 
     def begin_metering(self) -> None:
         """Read by the budget, which has been set."""
-        self.receive = self._receive
+        self.reader = self
 
     def queue_first(self, data: memoryview) -> None:
         """Count the bytes that came with the request of a proxy client; they may be more than the budget has."""
         self.budget.spend(self, len(data))
         super().queue_first(data)
 
-    def _receive(self, size: int) -> bytes:
+    def recv(self, size: int) -> bytes:
+        """Read from the source, no more than the budget has, and count that."""
         budget = self.budget
-        data = self.source.recv(min(size, budget.allowance))
+        data = self.source.recv(min(size, budget.allowance) if not budget.is_lifted else size)
         budget.spend(self, len(data))
         return data
 
@@ -226,32 +229,24 @@ class _Metered(Flow):
     def full(self, size: int) -> None:
         """Count a large read; unlike that of another flow, the next ones are no larger."""
         super().full(size)
-        self.receive = self._receive
+        self.reader = self
 
     def pass_on_rest(self) -> None:
         """Pass on the bytes that have arrived: what the budget does not have is counted and waited for later."""
-        self._count_freely()
+        self.budget.is_lifted = True
         super().pass_on_rest()
 
     def use(self, handler: Callable[[int, float], None]) -> None:
         """Use another handler from now on; what is dropped costs nothing."""
         if handler == self.discard:
             self.budget.leave(self)
-            self.receive = self.source.recv
+            self.reader = self.source
         super().use(handler)
-
-    def _count_freely(self) -> None:
-        def receive(size: int) -> bytes:
-            data = self.source.recv(size)
-            self.budget.spend(self, len(data))
-            return data
-
-        self.receive = receive
 
     def release(self, own: bool) -> None:
         """Leave the loop and the meters."""
         self.budget.leave(self)
-        del self.receive
+        self.reader = self.source  # no longer itself, so that it is freed at once
         super().release(own)
 
 

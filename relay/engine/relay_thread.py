@@ -16,7 +16,7 @@ from typing import Any
 from ..access.policy import ClientPolicy
 from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
-from ..eventloop.sockets import is_exposed
+from ..eventloop.sockets import LentSocket, is_exposed
 from ..streams.identity import identity_of_process
 from ..streams.listener import TunnelListener, UpgradeListener
 from ..streams.protocols import MakeSend
@@ -354,7 +354,7 @@ class RelayThread(LoopThread):
         # Taken away first: reset() would call it in this thread, where it may block.
         on_close, stream.on_close = stream.on_close, None
         if clean:
-            self.loop.discard(stream.socket)
+            self.loop.discard(LentSocket(stream.socket))
         else:
             stream.reset()
         if on_close is None:

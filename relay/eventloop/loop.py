@@ -6,26 +6,32 @@ import heapq
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from .poller import IN, Poller, PollPoller, make_poller
-from .sockets import close_for_good
 
 logger = logging.getLogger("relay")
 
 Handler = Callable[[int, float], object]
 
 # Deadlines and garbage wait for the whole batch, so it bounds how late they are on a busy relay. The events beyond it
-# are not lost: the pollers are level-triggered.
-_BATCH = 128  # events taken at once
+# are not lost: the pollers are level-triggered. Python takes memory for a batch in each turn. It has 512 bytes at hand,
+# the size of 32 events; more, from the C library, would cost a small request a twentieth of its instructions.
+_BATCH = 32  # events taken at once
 _FAR = 1e6  # seconds; more than epoll takes
 _TICKS = 1024.0  # ticks in a second: the precision of a near deadline
 
 _has_children = False  # this process has made a child, or is about to
+
+
+class Closable(Protocol):
+    """A socket, or another object that is closed after a turn."""
+
+    def close(self) -> object:
+        """Close it."""
 
 
 class Timed(Protocol):
@@ -171,7 +177,7 @@ class Loop:
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
         self._new: set[int] = set()  # watched in this turn: its events are of an earlier socket with the same number
-        self._garbage: list[socket.SocketType] = []
+        self._garbage: list[Closable] = []
         self.discard = self._garbage.append
         """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
         self._calls: list[Callable[[], object]] = []
@@ -253,7 +259,7 @@ class Loop:
                 timers.run(now)
             # After the events and the deadlines: only now can no event of this turn meet a new socket of the number.
             while garbage:
-                close_for_good(garbage.pop())
+                garbage.pop().close()
             if self._stopped:
                 break
             wait = timers.first - now  # more than 0: the deadlines up to now have been called
@@ -313,7 +319,7 @@ class Loop:
     def _close_garbage(self) -> None:
         garbage = self._garbage
         while garbage:
-            close_for_good(garbage.pop())
+            garbage.pop().close()
 
     def _woken(self, event: int, now: float) -> None:
         # Cleared before the calls are taken, so that a call made from now on signals anew.

@@ -56,6 +56,19 @@ def close_for_good(socket: sockets.SocketType) -> None:
         os.close(socket.detach())
 
 
+class LentSocket:
+    """A socket that a program has, too: its close is one :func:`close_for_good`."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: sockets.SocketType) -> None:
+        self._socket = socket
+
+    def close(self) -> None:
+        """Close the socket."""
+        close_for_good(self._socket)
+
+
 def set_to_reset(socket: sockets.SocketType) -> None:
     """Make the close that follows a reset."""
     if socket.family == sockets.AF_UNIX:
@@ -175,8 +188,10 @@ def open_socket(endpoint: Endpoint, kind: type[Socket]) -> tuple[Socket, int]:
         if status == errno.EINPROGRESS:
             # A connect over loopback is over by now, and asking again is cheaper than waiting for an event.
             status = made.connect_ex(address)
-            if status in (errno.EALREADY, errno.EISCONN):
-                status = 0 if status == errno.EISCONN else errno.EINPROGRESS
+            if status == errno.EISCONN:
+                status = 0
+            elif status == errno.EALREADY:
+                status = errno.EINPROGRESS
         if source is not None and status in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
             raise _no_source(endpoint, "all its ports are in use for this target; wait until connections end")
     except BaseException:

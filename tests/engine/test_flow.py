@@ -8,6 +8,7 @@ import random
 import select
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 from flow_bench import Bench, Reluctant, available, put, take, take_all
@@ -671,7 +672,7 @@ def test_nothing_is_passed_on_before_what_waits_or_after_the_end(reluctant, befo
         reluctant.target.shutdown(socket.SHUT_WR)
     bench.turn()
     reads = []
-    reluctant.down.receive = lambda size: reads.append(size) or b""
+    reluctant.down.reader = SimpleNamespace(recv=lambda size: reads.append(size) or b"")
     reluctant.up.sink_failed(bench.now)
     assert (bench.reasons, reads) == (["target_reset"], [])
 

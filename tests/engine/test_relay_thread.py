@@ -255,6 +255,24 @@ def test_what_closes_a_stream_is_called_where_it_may_block(relayed: Callable[...
     assert [name == "it" for name in threads] == [not blocks] * 2
 
 
+def test_a_file_of_a_stream_does_not_keep_it_open(relayed: Callable[..., Relayed]) -> None:
+    files: list[Any] = []
+
+    def factory() -> socket.socket:
+        made_one = socket.create_connection(made.target.getsockname(), WAIT)
+        files.append((made_one, made_one.makefile("rb")))
+        return made_one
+
+    made = relayed(factory)
+    client, far = made.connect()
+    exchange(client, far)
+    far.close()
+    client.close()
+    [(ours, file)] = files
+    with file:
+        wait_until(lambda: ours.fileno() < 0)
+
+
 def test_its_drain_keeps_no_warm_stream(relayed: Callable[..., Relayed]) -> None:
     made = relayed(warm=1)
     far = made.accept()

@@ -63,6 +63,10 @@ class Row:
     size: int | None = None
 
 
+# The least relay that the interpreter allows needs 83,000 user instructions for a connection, HAProxy 25,000.
+LEAST_CONNECTIONS = 0.9  # of HAProxy's rate
+MOST_FOR_CONNECTIONS = 1.25  # of its CPU
+
 GBIT = partial(Metric, "rate", "Gbit/s", True, scale=1e-9)
 CPU_BULK = partial(Metric, "cpu", "CPU ms per GiB", False, scale=1e3)
 RATE = partial(Metric, "rate", more=True)

@@ -7,7 +7,7 @@ from functools import partial
 from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
-from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..goals import CPU, CPU_BULK, GBIT, LEAST_CONNECTIONS, MOST_FOR_CONNECTIONS, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
@@ -105,8 +105,8 @@ ROWS = {
         "tcp",
         (*RELAYS, DIRECT),
         (
-            RATE(title="connections/s", goals=(Goal("haproxy", 1.0),)),
-            CPU(title="CPU µs per connection", goals=(Goal("haproxy", 1.15, 1.3),)),
+            RATE(title="connections/s", goals=(Goal("haproxy", LEAST_CONNECTIONS),)),
+            CPU(title="CPU µs per connection", goals=(Goal("haproxy", MOST_FOR_CONNECTIONS),)),
         ),
         partial(requests, keep=False),
     ),

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..goals import CPU, CPU_BULK, GBIT, LEAST_CONNECTIONS, RATE, Goal, Metric, Row, Sample
 from ..jobs import Target
 from ..loads.killed import EACH, fates
 from ..loads.tcp import GIB, Lab, Relay, wrk
@@ -85,15 +85,16 @@ def _relay(lab: Lab, peer: str, target: Target) -> Iterator[Relay]:
         yield relay
 
 
-def _goals(*, more: bool) -> tuple[Goal, ...]:
+def _goals(*, more: bool, factor: float = 1.0) -> tuple[Goal, ...]:
     """As good as HAProxy with as many threads; twice as fast with two workers if the load leaves them the cores."""
-    goals = tuple(Goal(f"haproxy-{count}", 1.0, peer=f"workers-{count}") for count in (1, 2))
+    goals = tuple(Goal(f"haproxy-{count}", factor, peer=f"workers-{count}") for count in (1, 2))
     has_room = len(os.sched_getaffinity(0)) > 3
     return (*goals, Goal("workers-1", 1.8, peer="workers-2")) if more and has_room else goals
 
 
 def _rate(title: str, unit: str, *, keep: bool) -> Row:
-    metrics = RATE(title=f"{unit}s/s", goals=_goals(more=True)), CPU(title=f"CPU µs per {unit}")
+    goals = _goals(more=True, factor=1.0 if keep else LEAST_CONNECTIONS)
+    metrics = RATE(title=f"{unit}s/s", goals=goals), CPU(title=f"CPU µs per {unit}")
     return Row(title, "workers", PEERS, metrics, partial(requests, keep=keep))
 
 

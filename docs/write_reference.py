@@ -1,8 +1,9 @@
 """Write everything that is made from the options of addresses and the schema of relay.toml.
 
 ``python docs/write_reference.py`` rewrites files in place: the reference in ``docs/configuration.md``, the tables of
-parameters in ``docs/ssh.md`` and ``docs/i2p.md``, ``docs/reference/public.txt``, and the modules of keywords. With
-``--check`` it writes nothing, lists the files that are out of date, and exits with status 1 if there are any.
+parameters in ``docs/ssh.md`` and ``docs/i2p.md``, ``docs/reference/public.txt`` and ``messages.md``, and the modules of
+keywords. With ``--check`` it writes nothing, lists the files that are out of date, and exits with status 1 if there are
+any.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from messages import index
 from public_names import public_names
 
 from relay import config
@@ -183,6 +185,7 @@ def files() -> dict[Path, str]:
         ROOT / "docs/ssh.md": _page("ssh.md", parameters(SSHServer)),
         ROOT / "docs/configuration.md": _page("configuration.md", configuration()),
         ROOT / "docs/reference/public.txt": public_names(),
+        ROOT / "docs/reference/messages.md": index(),
         ROOT / "docs/i2p.md": _page("i2p.md", parameters(I2PRouter, I2PListen)),
     }
 

@@ -31,7 +31,7 @@ _AREAS = {
     "daemon/": ("relay up and relay ctl", "status.md"),
     "operations/": ("relay up and relay ctl", "status.md"),
     "access/": ("Who may connect", "access.md"),
-    "targets/": ("Several targets", "chains.md#several-targets-several-ways"),
+    "targets/": ("Several targets", "chains.md#several-targets-several-routes"),
     "spawning/": ("Workers and spawned tunnels", "workers.md"),
     "transports/ssh/": ("SSH", "ssh.md"),
     "transports/i2p/": ("I2P", "i2p.md"),

@@ -150,7 +150,9 @@ class HopParser(SSHParser):
     def unknown(self, scheme: str) -> NoReturn:
         """Reject a scheme that no hop has."""
         if scheme in KNOWN and scheme not in HopParser.schemes:
-            last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
+            last = "only the last address of a route is one" + (
+                f", and {self._follows} follows" if self._follows else ""
+            )
             self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
         super().unknown(scheme)
 

@@ -209,7 +209,7 @@ def hop_of(error: object, route: Sequence[object]) -> int | None:
     return None
 
 
-def check_way(route: Route, place: object) -> None:
+def check_route(route: Route, place: object) -> None:
     """Reject a chain in which a hop cannot lead to the next address. Opens nothing.
 
     An alias of an SSH configuration after ``i2p:`` is accepted, because its host is not known yet.
@@ -251,7 +251,7 @@ def _may_be_i2p(place: object) -> bool:
     return is_alias or is_i2p(host)
 
 
-def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
+def with_hop(error: OSError, hop: Hop, before: Route) -> OSError:
     """Return an error with the name of its hop: a hop before it, if the error names one."""
     if not isinstance(error, ConnectError) or hop_of(error, (*before, hop)) is not None:
         return error

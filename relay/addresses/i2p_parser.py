@@ -128,7 +128,7 @@ def read_i2p_hop(parser: AddressParser, rest: str) -> I2PRouter:
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     if rest and not rest.startswith("?"):
-        parser.fail("i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one")
+        parser.fail("i2p://NAME is a target, not a hop", "i2p: alone is the hop to it, i2p:?sam=HOST:PORT another one")
     return _router(parser, parser.options("i2p:", rest[1:], options_of(I2PRouter), is_option))
 
 

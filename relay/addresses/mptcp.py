@@ -14,15 +14,15 @@ End = TypeVar("End")
 Value = TypeVar("Value")
 
 
-def with_mptcp(listen: Listen, ways: Sequence[tuple[Route, End]]) -> tuple[Listen, list[tuple[Route, End]]]:
+def with_mptcp(listen: Listen, routed: Sequence[tuple[Route, End]]) -> tuple[Listen, list[tuple[Route, End]]]:
     """Return the addresses of a tunnel with MPTCP wherever relay itself listens or connects over TCP.
 
     :param listen: the address to listen on.
-    :param ways: the hops to each target, and the target. What is after a hop stays as it is.
+    :param routed: the hops to each target, and the target. What is after a hop stays as it is.
     :raises AddressError: if relay neither listens nor connects over TCP; the text does not name the option.
     """
     where = _with(listen, TCPAddress | TLSListen)
-    changed = [(hops, end if hops else _with(end, TCPAddress | TLSTarget)) for hops, end in ways]
+    changed = [(hops, end if hops else _with(end, TCPAddress | TLSTarget)) for hops, end in routed]
     if not any(has_mptcp(one) for one in (where, *(end for _, end in changed))):
         raise AddressError("relay neither listens nor connects over TCP here; leave it out")
     return where, changed

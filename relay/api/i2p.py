@@ -49,7 +49,7 @@ def i2p(
     :param sam: the bridge: ``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``. Of several, the session
         is at the first router that answers. When it is lost, the next router has the next one.
     :param session: its name, which the router shows; factories with another one do not share a session.
-    :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is the
+    :param via: the hops to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is the
         address as seen from the last one.
     :param options: {options}
     :param others: further options of the session, as in ``**{"inbound.quantity": 5}``: ``i2cp.``, ``inbound.`` and
@@ -102,7 +102,7 @@ def i2p_listen(
     :param deny: these may not connect, in the same form.
     :param standby: whether other machines have the same keys. This one stands by while another one serves the
         destination, and takes over when that does not answer three times in a row. Needs ``session`` or ``keys``.
-    :param via: the hops on the way to the router, the nearest first, as for :func:`relay.target`.
+    :param via: the hops to the router, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state, a word as in :attr:`I2PListener.state`, on a thread of relay. It must not
         block; relay logs what it raises.
     :param options: {options}
@@ -138,7 +138,7 @@ def listen_i2p(
 
     :param router: the router and the session.
     :param accept: as for :func:`i2p_listen`, and so are the others.
-    :param via: the hops on the way to the router, the nearest first.
+    :param via: the hops to the router, the nearest first.
     :param opening: called with the listener before it starts. The listener then retries without a time limit while the
         router cannot be reached; closing it ends that. ``None`` for one attempt.
     :returns: a listener for :class:`relay.Tunnel`, once the session is up or it stands by. The caller owns it.

@@ -63,7 +63,7 @@ class TunnelServer(Tunnel):
         :func:`relay.i2p_listen`.
     :param standby: whether other machines have the same keys. This one stands by while another one serves the
         destination, and takes over when that does not answer three times in a row. Needs ``session`` or ``keys``.
-    :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
+    :param via: the hops to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
         ``standing by``, ``failed``, ``closed``), on a thread of relay. It must not block; relay logs what it raises.
     :param source: ``"peer"`` for an address of the loopback that stands for the client's destination, as i2pd has it;

@@ -43,7 +43,7 @@ def ssh(
         URL, whose parameters have the names of the options here.
     :param host: the host to connect to: an address, or a name that the server resolves.
     :param port: its port, from 1 to 65535.
-    :param via: the hops on the way to the server, the nearest first, as for :func:`relay.target`.
+    :param via: the hops to the server, the nearest first, as for :func:`relay.target`.
     :param options: {options}
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``state``, ``subscribe(watcher)`` and
         ``close()``, which releases the connection. A call returns a connected :class:`relay.Stream`, and raises
@@ -77,7 +77,7 @@ def ssh_listen(
     :param server: as for :func:`relay.ssh`.
     :param bind_host: the address on which the server listens; any but its loopback needs ``GatewayPorts`` there.
     :param bind_port: from 0 to 65535; with 0 the server chooses a port, which is then kept.
-    :param via: the hops on the way to the server, the nearest first, as for :func:`relay.target`.
+    :param via: the hops to the server, the nearest first, as for :func:`relay.target`.
     :param options: {options}
     :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
     :raises ForwardError: if the server does not allow it, or cannot bind it.
@@ -105,7 +105,7 @@ def listen_ssh(
 
     :param server: the server.
     :param place: the address there: a port, or a Unix socket if the server allows that.
-    :param via: the hops on the way to it, the nearest first.
+    :param via: the hops to it, the nearest first.
     :param opening: called with the listener before it starts. The listener then retries without a time limit while the
         server cannot be reached; closing it ends that. ``None`` for one attempt.
     :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.

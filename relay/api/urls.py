@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
@@ -55,7 +55,7 @@ def target(
         words are quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address
         of a destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
         :func:`relay.i2p`. ``name.i2p:port`` also uses I2P: relay never looks such a name up in the DNS.
-    :param via: the hops on the way, the nearest first, in any order that is possible:
+    :param via: the hops, the nearest first, in any order that is possible:
 
         - ``ssh://[user@]host[:port]?…``, an SSH server; the parameters are those of :func:`relay.ssh`;
         - ``i2p:`` or ``i2p:?sam=…``, an I2P router; what follows is a name in ``.i2p``;
@@ -67,9 +67,9 @@ def target(
         The last hop connects to the address: it resolves names, and Unix paths, commands and the SAM bridge are on that
         machine. TLS runs end to end, from this process to the target.
 
-        A list of addresses is a list of targets, and a list of such lists has several ways to each target. Each stream
-        then goes to one of them by ``policy``, and to the next one if that fails. One that fails gets no more streams
-        until a connect of relay's own to it has succeeded, which is tried after 0.5 to 30 s.
+        A list of addresses is a list of targets, and a list of such lists has several routes to each. Each stream then
+        goes to one of them by ``policy``, and to the next one if that fails. One that fails gets no more streams until
+        a connect of relay's own to it has succeeded, which is tried after 0.5 to 30 s.
     :param policy: the order of several targets that are up: ``first`` is that of the list, ``spread`` begins with the
         one with the fewest streams, ``fastest`` with the one whose connects take the least time on average. relay
         connects to each target of ``fastest`` every 30 s for that, as long as it is used.
@@ -84,11 +84,11 @@ def target(
     """
     given: Any = url if isinstance(url, Iterable) and not isinstance(url, _TEXT) else [url]
     urls = [as_text(one) for one in given]
-    ways: list[Any] = [via]
-    if not isinstance(via, str) and any(isinstance(way, (list, tuple)) for way in via):
-        ways = list(via)
-    routed = [(parse_hops(way, each), each) for each in urls for way in ways]
-    return dialer_of_ways([(hops, parse_target(each, hops[-1] if hops else None)) for hops, each in routed], policy)
+    routes: list[Any] = [via]
+    if not isinstance(via, str) and any(isinstance(route, (list, tuple)) for route in via):
+        routes = list(via)
+    routed = [(parse_hops(route, each), each) for each in urls for route in routes]
+    return dialer_of_routes([(hops, parse_target(each, hops[-1] if hops else None)) for hops, each in routed], policy)
 
 
 def as_text(url: str | int) -> str:
@@ -96,20 +96,20 @@ def as_text(url: str | int) -> str:
     return str(url) if type(url) is int else url  # type: ignore[return-value]  # the parser rejects any other type
 
 
-def dialer_of_ways(
-    ways: Sequence[tuple[Route, Target | I2PTarget | Command]], policy: str = "first", name: str = "relay"
+def dialer_of_routes(
+    routed: Sequence[tuple[Route, Target | I2PTarget | Command]], policy: str = "first", name: str = "relay"
 ) -> Dialer:
     """Return a factory for one of several targets.
 
-    :param ways: the hops to each of them, and the target.
+    :param routed: the hops to each of them, and the target.
     :param policy: as for :func:`target`.
     :param name: of the tunnel, for the log.
     :raises AddressError: if a hop cannot lead to what follows it.
     :raises ValueError: if there is no target, or ``policy`` is unknown.
     :raises OSError: if a file that an address names cannot be read.
     """
-    if len(ways) == 1 and policy == "first":
-        return dialer(*ways[0])
+    if len(routed) == 1 and policy == "first":
+        return dialer(*routed[0])
     from ..targets.group import Selection, TargetGroup
 
     made: list[Dialer] = []
@@ -118,22 +118,22 @@ def dialer_of_ways(
     except ValueError:
         raise ValueError(f"policy: expected first, spread or fastest, got '{shown(str(policy))}'") from None
     try:
-        made += [dialer(*way) for way in ways]
-        return TargetGroup(made, selection, name=name, names=_names_of(ways))
+        made += [dialer(*one) for one in routed]
+        return TargetGroup(made, selection, name=name, names=_names_of(routed))
     except BaseException:
         for each in made:
             each.close()
         raise
 
 
-def _names_of(ways: Sequence[tuple[Route, Target | I2PTarget | Command]]) -> list[str]:
-    """Return a name for each target: its address, its way if it has several, a number if it is there several times."""
+def _names_of(routed: Sequence[tuple[Route, Target | I2PTarget | Command]]) -> list[str]:
+    """Return a name for each target: its address, its route if it has several, a number if it is there twice."""
     routes: dict[str, set[Route]] = {}
-    for route, end in ways:
+    for route, end in routed:
         routes.setdefault(str(end), set()).add(tuple(route))
     counts: dict[str, int] = {}
     names = []
-    for route, end in ways:
+    for route, end in routed:
         name = str(end)
         if len(routes[name]) > 1:
             name += f" via {', '.join(map(str, route))}" if route else " directly"
@@ -145,7 +145,7 @@ def _names_of(ways: Sequence[tuple[Route, Target | I2PTarget | Command]]) -> lis
 def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:
     """Return a factory for an address, as :func:`target` does.
 
-    :param route: the hops on the way, the nearest first.
+    :param route: the hops, the nearest first.
     :param address: as seen from the last one.
     :raises AddressError: if a hop cannot lead to what follows it.
     :raises OSError: if a file that the address names cannot be read.
@@ -196,7 +196,7 @@ def listen(address: str | int, via: Sequence[str] = ()) -> Any:
         ``HOST:PORT`` or ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
         ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.
-    :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.
+    :param via: the hops to an SSH server, or to the bridge to I2P, as in :func:`target`.
     :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
         ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and
         ``address``. The caller owns it, until a tunnel takes it over.
@@ -219,7 +219,7 @@ def listener(
     """Return a listener, as :func:`listen` does.
 
     :param address: the address to listen on.
-    :param route: the hops on the way to it, the nearest first.
+    :param route: the hops to it, the nearest first.
     :param opening: called with a listener on an SSH server or on I2P before it starts. The listener then retries while
         the server or the router cannot be reached; closing it ends that. ``None`` for one attempt.
     :param inherited: sockets of this machine, of which it may take one over; ``None`` for none.
@@ -227,7 +227,7 @@ def listener(
     :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
     """
     if isinstance(address, (SSHListen, I2PListen)):
-        check_way(route, address.server if isinstance(address, SSHListen) else address.router)
+        check_route(route, address.server if isinstance(address, SSHListen) else address.router)
         return _make(LISTENERS, address, via=route, opening=opening)
     if route:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"

@@ -32,7 +32,7 @@ def read_hops(via: Sequence[str], target: str) -> Route:
 def read_target(text: str, route: Sequence[Hop] = ()) -> Target | I2PTarget | Command:
     """Return the address of TARGET.
 
-    :param route: the hops on the way to it.
+    :param route: the hops to it.
     :raises AddressError: if it cannot be understood or holds a secret.
     """
     return without_secrets("target", text, parse_target(text, route[-1] if route else None))

@@ -15,8 +15,8 @@ from ..daemon.failures import describe_error
 from ..daemon.loops import find_loops
 from ..daemon.options import LOG_INTERVAL, Options
 from ..daemon.plan import Plan, make_plan
+from ..daemon.routed_targets import RoutedTarget
 from ..daemon.signals import Signals
-from ..daemon.ways import Way
 from ..daemon.worker_processes import WorkerProcesses
 from ..errors import AddressError, RelayError
 from ..eventloop import reserve
@@ -38,7 +38,7 @@ def serve(
     title: str,
     via: Route = (),
     listen_via: Route = (),
-    others: Sequence[Way] = (),
+    others: Sequence[RoutedTarget] = (),
     policy: str = "first",
     hint: str = "",
 ) -> None:
@@ -49,8 +49,8 @@ def serve(
     :param options: the limits, and what is printed.
     :param name: of the tunnel.
     :param title: printed before where it listens and where that leads to.
-    :param via: the hops on the way to the target, the nearest first.
-    :param listen_via: those on the way to where it listens.
+    :param via: the hops to the target, the nearest first.
+    :param listen_via: those to where it listens.
     :param others: further targets, and the hops to them.
     :param policy: the order in which they are tried.
     :param hint: what to add to the reason why it cannot listen.

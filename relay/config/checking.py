@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..access.rules import is_written_as_rule
 from ..access.rules import parse_rule as parse_rule_of_clients
 from ..access.senders import NO_HEADERS, Senders
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way, listens_at_server
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route, listens_at_server
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
 _OF_A_DESTINATION = ("keys", "session", "transient")
-_WAYS = ("direct", "refuse")  # the words of a rule that are not hops
+_NOT_HOPS = ("direct", "refuse")  # the words of a rule that are not hops
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -50,7 +50,7 @@ class Entry:
     :param rules: the rules of a proxy.
     :param bridges: the SAM bridges for its addresses of I2P; ``None`` for those of each address.
     :param is_proxy: whether its clients name their targets.
-    :param others: further targets and ways: the hops to each, and the target.
+    :param others: further targets and routes: the hops to each, and the target.
 
     If the file has problems with the tunnel, the values may be missing.
     """
@@ -133,7 +133,7 @@ class Checker:
     def _check_hop(self, name: str, hop: str | Hop) -> None:
         path = ("hops", name)
         self.check_name(path)
-        if name in _WAYS:
+        if name in _NOT_HOPS:
             self.problems.add(path, f"a hop cannot be called {name}, which means something else in a rule")
         if (
             isinstance(hop, Hop)
@@ -212,18 +212,19 @@ class _One:
         self._checker.check_name(self._path)
         before = self._route((*self._path, "listen_via"), tunnel.listen_via or (), tunnel.listen)
         if before and (server := self._server()) is not None:
-            read((*self._path, "listen_via"), check_way, before, server)
-        ways = self._ways()
+            read((*self._path, "listen_via"), check_route, before, server)
+        routed = self._routed()
         if tunnel.mptcp and self._listen is not None and not self._is_proxy:
-            self._listen, ways = read((*self._path, "mptcp"), with_mptcp, self._listen, ways) or (self._listen, ways)
-        (route, place), *others = ways
+            found = read((*self._path, "mptcp"), with_mptcp, self._listen, routed)
+            self._listen, routed = found or (self._listen, routed)
+        (route, place), *others = routed
         self._check_listen()
         self._check_words()
         read_rules = (self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
         rules = tuple(rule for rule in read_rules if rule is not None)
         is_i2p = any(
             isinstance(one, I2PListen | I2PTarget | I2PRouter)
-            for one in (self._listen, *before, place, *route, *(one for way in others for one in (*way[0], way[1])))
+            for one in (self._listen, *before, place, *route, *(one for hops, end in others for one in (*hops, end)))
         )
         uses_i2p = is_i2p or self._is_proxy
         bridges = self._bridges(uses_i2p=uses_i2p)
@@ -234,8 +235,8 @@ class _One:
     def _refuse(self, name: str, text: str) -> None:
         self._problems.add((*self._path, name), text)
 
-    def _ways(self) -> list[tuple[Route, Target | I2PTarget | Command | None]]:
-        """Return the hops to each target, and the target: at least one, each target by each way."""
+    def _routed(self) -> list[tuple[Route, Target | I2PTarget | Command | None]]:
+        """Return the hops to each target, and the target: at least one, each target by each route."""
         tunnel, path = self._tunnel, self._path
         texts: list[tuple[Path, str | None]] = [((*path, "target"), tunnel.target)]  # type: ignore[list-item]
         if isinstance(tunnel.target, list):
@@ -244,17 +245,17 @@ class _One:
         if tunnel.via and isinstance(tunnel.via[0], list):
             routes = [((*path, "via", number), words) for number, words in enumerate(tunnel.via)]
         if self._is_proxy and len(routes) > 1:
-            self._refuse("via", "a proxy has one way to each target; use rule for several")
+            self._refuse("via", "a proxy has one route to each target; use rule for several")
         if tunnel.policy is not None and len(texts) * len(routes) < 2:
-            self._refuse("policy", "there is one target and one way; a list of target or of via has several")
+            self._refuse("policy", "there is one target and one route; a list of target or of via has several")
         found = []
         for where, text in texts:
-            for way, words in routes:
-                route = () if self._problems.about(*way) else self._route(way, words, text)
+            for via, words in routes:
+                route = () if self._problems.about(*via) else self._route(via, words, text)
                 place = self._target(where, text, words, route)
                 end = self._somewhere(place, route)
                 if route and end is not None:
-                    self._checker.read(way, check_way, route, end)
+                    self._checker.read(via, check_route, route, end)
                 found.append((route, place))
         return found
 
@@ -362,15 +363,15 @@ class _One:
 
     def _rule(self, number: int, rule: str) -> Rule | None:
         path = (*self._path, "rule", number)
-        _, _, way = rule.partition("=")
-        # Names of hops have no colon, so a way with one is made of addresses, and commas in it are read by its own
+        _, _, route = rule.partition("=")
+        # Names of hops have no colon, so a route with one is made of addresses, and commas in it are read by its own
         # parser.
-        if ":" in way or way.lower() in _WAYS or not way:
+        if ":" in route or route.lower() in _NOT_HOPS or not route:
             read = self._checker.read(path, parse_rule, rule)
             if read is not None:
                 self._checker.check_secrets(path, read.route or ())
             return read
-        known = [self._checker.is_known(path, word) for word in way.split(",")]
+        known = [self._checker.is_known(path, word) for word in route.split(",")]
         return self._checker.read(path, parse_rule, rule, self._checker.hops) if all(known) else None
 
     def _bridges(self, *, uses_i2p: bool) -> Bridges | None:

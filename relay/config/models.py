@@ -237,9 +237,11 @@ Targets = Annotated[
     # Without the tags a wrong value would be reported twice, once for each type that it might have had.
     Discriminator(lambda value: "list" if isinstance(value, list) else "text"),
 ]
-Ways = Annotated[
-    Annotated[list[str], Tag("hops")] | Annotated[list[list[str]], Tag("ways")],
-    Discriminator(lambda value: "ways" if isinstance(value, list) and value and isinstance(value[0], list) else "hops"),
+Routes = Annotated[
+    Annotated[list[str], Tag("hops")] | Annotated[list[list[str]], Tag("routes")],
+    Discriminator(
+        lambda value: "routes" if isinstance(value, list) and value and isinstance(value[0], list) else "hops"
+    ),
 ]
 Address = Annotated[str, BeforeValidator(_address, json_schema_input_type=str | int)]
 
@@ -347,16 +349,16 @@ class _Tunnel(Defaults):
     """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
     `exec:COMMAND`. A list has several targets: a client gets one by `policy`, and the next one if that fails. A proxy
     has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS proxy too."""
-    via: Ways | None = None
-    """Hops to the target, nearest first: names of `[hops]`, or addresses. A list of such lists has several ways."""
+    via: Routes | None = None
+    """Hops to the target, nearest first: names of `[hops]`, or addresses. A list of such lists has several routes."""
     policy: Literal["first", "spread", "fastest"] | None = None
-    """For several targets or ways: the order of those that are up. `first` is that of the list, `spread` begins with
+    """For several targets or routes: the order of those that are up. `first` is that of the list, `spread` begins with
     the one with the fewest connections, `fastest` with the one whose connects take the least time. Default: first."""
     mptcp: bool | None = None
     """Whether relay listens and connects to its targets by Multipath TCP (RFC 8684): to peers that have it. What is
     after a hop stays plain TCP. Linux only; not for proxies. Default: false."""
     rule: list[str] | None = None
-    """For a proxy: `PATTERN=WAY`, the first match wins. `WAY` is direct, `refuse`, or hops with commas between them."""
+    """For a proxy: `PATTERN=ROUTE`, the first match wins. `ROUTE` is `direct`, `refuse`, or hops between commas."""
     user: str | None = None
     """For a proxy: the only user that is allowed, with a password."""
     password: str | None = None

@@ -73,7 +73,7 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _targets(text: str | list[str], entry: Entry) -> str | list[str]:
-    """Return the targets of a tunnel; each is there once for each way."""
+    """Return the targets of a tunnel; each is there once for each route."""
     if isinstance(text, str):
         return _without_secrets(text, entry.target)
     values = [entry.target, *(end for _, end in entry.others)]
@@ -82,7 +82,7 @@ def _targets(text: str | list[str], entry: Entry) -> str | list[str]:
 
 
 def _ways(words: list[Any], entry: Entry) -> list[Any]:
-    """Return the hops of a tunnel, by one way or by several."""
+    """Return the hops of a tunnel, by one route or by several."""
     if not words or isinstance(words[0], str):
         return _hops(words, entry.via)
     routes = [entry.via, *(route for route, _ in entry.others)]
@@ -104,8 +104,8 @@ def _listen(text: str, value: object) -> str:
 
 
 def _rule(text: str, rule: Rule) -> str:
-    pattern, _, way = text.partition("=")
-    has_words = any(isinstance(hop, Command) and hop.text in way for hop in rule.route or ())  # not by its name
+    pattern, _, route = text.partition("=")
+    has_words = any(isinstance(hop, Command) and hop.text in route for hop in rule.route or ())  # not by its name
     return f"{pattern}={_HIDDEN}" if has_words or any(map(inline_secrets, rule.route or ())) else text
 
 

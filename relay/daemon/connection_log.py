@@ -18,8 +18,8 @@ from .change.transition import Step
 from .failures import describe_error
 from .group import Group
 from .options import LogPlan
+from .routed_targets import route_of_all
 from .signals import Signals
-from .ways import route_of_all
 
 if TYPE_CHECKING:  # a command without the log does not need it
     from .access_log import AccessLog, LoggedTunnel

@@ -1,4 +1,4 @@
-"""The trials of the hops of a group: tunnels that have the same way to their targets share one."""
+"""The trials of the hops of a group: tunnels that have the same route to their targets share one."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class HopTrials:
         self._trials: dict[Hashable, _Trial] = {}
 
     def begin(self, member: Member, *, fatal: bool = True) -> None:
-        """Try the hops on the way to the target, once for all tunnels that have the same.
+        """Try the hops to the target, once for all tunnels that have the same.
 
         :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
         """
-        key = member.plan.way
+        key = member.plan.route_key
         if key in self._trials:
             trial = self._trials[key]
             trial.members.append((member, fatal))
@@ -59,7 +59,7 @@ class HopTrials:
 
     def is_over(self, member: Member) -> bool:
         """Return whether the first attempt to connect the hops of a tunnel is over, whatever its outcome."""
-        trial = self._trials.get(member.plan.way)
+        trial = self._trials.get(member.plan.route_key)
         return trial is None or trial.is_tried
 
     def forget(self) -> None:

@@ -27,6 +27,7 @@ from .group import Group
 from .member import Snapshot
 from .plan import Plan
 from .recent_log import LogLine
+from .routed_targets import route_of_all, targets_of
 from .status import (
     MOST_ROWS,
     BanStatus,
@@ -42,7 +43,6 @@ from .status import (
     hop_state,
     worker_problem,
 )
-from .ways import route_of_all, targets_of
 
 if TYPE_CHECKING:  # for tunnels in workers only
     from ..spawning.pool_tunnel import PoolTunnel

@@ -47,7 +47,7 @@ def find_loops(plans: Iterable[Plan]) -> Iterator[Loop]:
 
 
 def _path(leads: Mapping[str, Sequence[tuple[object, str]]], start: str, end: str) -> list[str] | None:
-    """Return the tunnels on the way from one to another, with the first one; ``None`` if there is no way."""
+    """Return the tunnels on the route from one to another, with the first one; ``None`` if there is none."""
     before: dict[str, str | None] = {start: None}
     waiting = [start]
     for name in waiting:

@@ -13,7 +13,7 @@ from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress, is_loopback
-from ..api.urls import dialer_of_ways, listener
+from ..api.urls import dialer_of_routes, listener
 from ..engine.acceptor import own_listener
 from ..engine.managed_tunnel import ManagedTunnel
 from ..engine.outlets import Outlets
@@ -23,7 +23,7 @@ from ..streams.listener import TunnelListener
 from .failures import carriers_quiet, configuration_read
 from .options import Options
 from .probes import HopProbe, SessionProbe
-from .ways import Way, over, over_ways, targets_of, with_bridge
+from .routed_targets import RoutedTarget, over, over_routes, targets_of, with_bridge
 from .worker_processes import listen_for_workers
 
 if TYPE_CHECKING:  # a command starts faster without them
@@ -73,7 +73,7 @@ class Plan:
     :param over: the text after the target in titles: the hops.
     :param at_i2p: whether it listens on I2P, which may take a minute.
     :param trial: the probe of the hops at the start.
-    :param way: a key; tunnels with the same key share one probe.
+    :param route_key: a key; tunnels with the same key share one probe.
     :param elsewhere: the names of the carriers under the listener.
     :param configured: the title before it is open: the addresses as they are written.
     :param rules: the number of rules of a proxy.
@@ -94,7 +94,7 @@ class Plan:
     over: str = ""
     at_i2p: bool = False
     trial: type[HopProbe] = HopProbe
-    way: Hashable = None
+    route_key: Hashable = None
     elsewhere: tuple[str, ...] = ()
     configured: str = ""
     rules: int = 0
@@ -214,7 +214,7 @@ def make_plan(
     name: str,
     via: Route = (),
     listen_via: Route = (),
-    others: Sequence[Way] = (),
+    others: Sequence[RoutedTarget] = (),
     policy: str = "first",
 ) -> Plan:
     """Return the plan of a tunnel from an address to another.
@@ -223,19 +223,19 @@ def make_plan(
     :param end: the address to connect to.
     :param options: the limits, and what is printed.
     :param name: of the tunnel.
-    :param via: the hops on the way to the target, the nearest first.
-    :param listen_via: those on the way to where it listens.
-    :param others: further targets and ways.
+    :param via: the hops to the target, the nearest first.
+    :param listen_via: those to where it listens.
+    :param others: further targets and routes.
     :param policy: the order in which they are tried; see :func:`relay.target`.
     """
     from .preflight import Routes
 
     at_i2p = isinstance(where, I2PListen)
     where, options = _with_lists(where, options)
-    ways: list[Way] = [(via, end), *others]
-    in_workers = _workers_values(where, ways, options, name)
-    is_i2p = any(isinstance(last, I2PTarget) or to_i2p(hops, last) for hops, last in ways)
-    is_over_i2p = any(over_i2p(hops, last) for hops, last in ways)
+    routed: list[RoutedTarget] = [(via, end), *others]
+    in_workers = _workers_values(where, routed, options, name)
+    is_i2p = any(isinstance(last, I2PTarget) or to_i2p(hops, last) for hops, last in routed)
+    is_over_i2p = any(over_i2p(hops, last) for hops, last in routed)
     return Plan(
         name,
         options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
@@ -244,15 +244,15 @@ def make_plan(
             if in_workers is None
             else listen_for_workers(where, inherited)
         ),
-        lambda: _checked(dialer_of_ways(ways, policy, name), options),
-        Routes(where, listen_via, ways, lists=(options.allow, options.deny)),
+        lambda: _checked(dialer_of_routes(routed, policy, name), options),
+        Routes(where, listen_via, routed, lists=(options.allow, options.deny)),
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
-        over_ways(ways),
+        over_routes(routed),
         at_i2p,
         SessionProbe if is_i2p else HopProbe,
-        (*((hops, router_of(last), last if isinstance(last, Command) else None) for hops, last in ways),),
+        (*((hops, router_of(last), last if isinstance(last, Command) else None) for hops, last in routed),),
         tuple(map(str, (*listen_via, getattr(where, "server", where)))) if listens_at_server(where) else (),
-        f"{shown(str(where))}{over(listen_via)} → {targets_of(ways)}{over_ways(ways)}",
+        f"{shown(str(where))}{over(listen_via)} → {targets_of(routed)}{over_routes(routed)}",
         in_workers=in_workers,
     )
 
@@ -316,7 +316,7 @@ def make_proxy_plan(
             (options.allow, options.deny),
         ),
         over=over(via) + _by(len(rules)),
-        way=name,
+        route_key=name,
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
         rules=len(rules),
         user=user if user is not None else getattr(address, "user", None),
@@ -390,16 +390,16 @@ def _tunnel(bound: Ends, limits: dict[str, Any], *, outlets: Outlets | None, pau
         raise
 
 
-def _workers_values(where: Listen, ways: Sequence[Way], options: Options, name: str) -> object:
+def _workers_values(where: Listen, routed: Sequence[RoutedTarget], options: Options, name: str) -> object:
     """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
     if options.processes is None or (options.workers or 1) == 1:
         return None
     from ..spawning.recipes import why_one_process
 
-    if why := why_one_process(where, ways, options.limit, per_worker=options.carrier_sharing == "per-worker"):
+    if why := why_one_process(where, routed, options.limit, per_worker=options.carrier_sharing == "per-worker"):
         logger.info("%s: one process relays it, %s", name, why)
         return None
-    ((via, end),) = ways
+    ((via, end),) = routed
     return where, end, via
 
 

@@ -18,7 +18,7 @@ from .failures import ProblemsError, describe_error
 from .loops import find_loops
 from .options import NOT_NONE, Options
 from .plan import Plan, make_plan, make_proxy_plan
-from .ways import Way, with_bridge, with_bridges, with_session
+from .routed_targets import RoutedTarget, with_bridge, with_bridges, with_session
 
 if TYPE_CHECKING:
     from ..access.access_list import EntryError
@@ -121,7 +121,7 @@ def _plan_of(entry: Entry, shown: Options) -> Plan:
             transient=bool(tunnel.transient),
         )
     listen_via = tuple(with_bridge(entry.bridges, hop) for hop in entry.listen_via)
-    others: list[Way] = []
+    others: list[RoutedTarget] = []
     for route, end in entry.others:
         bridged = with_bridges(entry.bridges, end, route)
         others.append((bridged[1], bridged[0]))

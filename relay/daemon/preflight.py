@@ -78,7 +78,7 @@ class Preflight:
         self._route(before)
         for route, end in out:
             self._route(route)
-            self._way(route, end)
+            self._check_route(route, end)
         address = self._place(where, before)
         return address if self._all_well else None
 
@@ -125,7 +125,7 @@ class Preflight:
 
     # -- where it leads -----------------------------------------------------------------------------------------------
 
-    def _way(self, route: Route, end: Any) -> None:
+    def _check_route(self, route: Route, end: Any) -> None:
         """Check a target; behind hops, its name is resolved there."""
         if isinstance(end, Command) and not route:
             self._try(end, lambda: _find(end))

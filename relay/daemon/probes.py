@@ -87,8 +87,8 @@ class BackgroundCall:
 class HopProbe:
     """A probe of the hops while the tunnel already listens: a wrong key is reported before the first client connects.
 
-    It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error of a way counts
-    as one of the start until that way was up for the first time, whatever the other ways of the factory do.
+    It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error of a route
+    counts as one of the start until that route was up for the first time, whatever the other routes of the factory do.
 
     :param make_send: the factory; its ``ready`` does nothing without hops.
     :param timeout: seconds; ``None`` for no limit.
@@ -111,39 +111,39 @@ class HopProbe:
         self._failed = failed
         self._tried = tried
         self._fail_fast = fail_fast
-        self._ways: Sequence[Dialer] = make_send.ways or (make_send,)
+        self._routes: Sequence[Dialer] = make_send.per_route or (make_send,)
         self._watched: set[Dialer] = set()
         self._were_up: set[Dialer] = set()
-        self._waiting: set[Dialer] = set()  # ways that are tried again once they have failed permanently
+        self._waiting: set[Dialer] = set()  # routes that are tried again once they have failed permanently
         self._begin(self._try_first)
 
     def _begin(self, attempt: Callable[[], object]) -> None:
         try:
             threading.Thread(target=attempt, name="relay-trial", daemon=True).start()
         except RuntimeError as error:  # the system has no thread left
-            targets = ", ".join(way.target for way in self._ways)
+            targets = ", ".join(route.target for route in self._routes)
             logger.warning("%s: the hops are not tried before a client connects: %s", targets, error)
             self._tried()
 
     def _try_first(self) -> None:
-        for way in self._try(self._ways):
-            self._wait(way)
+        for route in self._try(self._routes):
+            self._wait(route)
 
-    def _try(self, ways: Sequence[Dialer]) -> Sequence[Dialer]:
-        """Try some ways; return those with an error, unless the probe has failed."""
+    def _try(self, routes: Sequence[Dialer]) -> Sequence[Dialer]:
+        """Try some routes; return those with an error, unless the probe has failed."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: dict[Dialer, Exception] = {}
         # The carriers log the same failures from their threads; which of the two reports one is decided below.
         with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
-            for way in ways:  # they connect side by side, and none is up for the first time unseen
-                self._watch(way)
-            for way in ways:
+            for route in routes:  # they connect side by side, and none is up for the first time unseen
+                self._watch(route)
+            for route in routes:
                 try:
-                    self._ready(way, None if deadline is None else max(0.001, deadline - time.monotonic()))
-                    self._were_up.add(way)
+                    self._ready(route, None if deadline is None else max(0.001, deadline - time.monotonic()))
+                    self._were_up.add(route)
                 except (OSError, ValueError, TypeError) as problem:
-                    errors[way] = problem
-        final = [error for way, error in errors.items() if not can_retry(error) and way not in self._were_up]
+                    errors[route] = problem
+        final = [error for route, error in errors.items() if not can_retry(error) and route not in self._were_up]
         if self._fail_fast:
             final += errors.values()
         if final and self.error is None:
@@ -151,9 +151,9 @@ class HopProbe:
             self._waiting.clear()
             self._failed()
             return ()
-        for way, error in errors.items():
+        for route, error in errors.items():
             # A carrier logs it when it retries; without a carrier, each stream has its own connection.
-            is_logged = way.state != CarrierState.UP.value and can_retry(error)
+            is_logged = route.state != CarrierState.UP.value and can_retry(error)
             logger.log(logging.DEBUG if is_logged else logging.WARNING, "%s", error)
         for record in held_back:  # the carrier retries, or has succeeded
             logging.getLogger(record.name).handle(record)
@@ -163,33 +163,33 @@ class HopProbe:
     def _ready(self, make_send: Dialer, timeout: float | None) -> None:
         make_send.ready(timeout)
 
-    def _watch(self, way: Dialer) -> None:
+    def _watch(self, route: Dialer) -> None:
         # Before the attempt only: after it, to subscribe would open a connection again that its tunnel has closed.
-        if way not in self._watched:
+        if route not in self._watched:
             with contextlib.suppress(OSError):  # no thread or descriptor is left, which the attempt tells
-                way.subscribe(functools.partial(self._on_state, way))
-                self._watched.add(way)
+                route.subscribe(functools.partial(self._on_state, route))
+                self._watched.add(route)
 
-    def _wait(self, way: Dialer) -> None:
-        """Try a way again once it has failed permanently, unless it was up before, or has been closed."""
-        self._waiting.add(way)
-        if way in self._were_up or way.state == CarrierState.UP.value:  # before it was waited for
-            self._waiting.discard(way)
+    def _wait(self, route: Dialer) -> None:
+        """Try a route again once it has failed permanently, unless it was up before, or has been closed."""
+        self._waiting.add(route)
+        if route in self._were_up or route.state == CarrierState.UP.value:  # before it was waited for
+            self._waiting.discard(route)
         else:
-            self._try_if_failed(way)
+            self._try_if_failed(route)
 
-    def _on_state(self, way: Dialer, state: CarrierState, _: Exception | None) -> None:
+    def _on_state(self, route: Dialer, state: CarrierState, _: Exception | None) -> None:
         if state is CarrierState.UP:
-            self._were_up.add(way)
-            self._waiting.discard(way)
-        elif way in self._waiting:
-            self._try_if_failed(way)
+            self._were_up.add(route)
+            self._waiting.discard(route)
+        elif route in self._waiting:
+            self._try_if_failed(route)
 
-    def _try_if_failed(self, way: Dialer) -> None:
-        if way.state == CarrierState.FAILED.value:  # a way with alternatives when all of them have
+    def _try_if_failed(self, route: Dialer) -> None:
+        if route.state == CarrierState.FAILED.value:  # a route with alternatives when all of them have
             with contextlib.suppress(KeyError):  # the other thread tries it
-                self._waiting.remove(way)
-                self._begin(functools.partial(self._try, (way,)))
+                self._waiting.remove(route)
+                self._begin(functools.partial(self._try, (route,)))
 
 
 class SessionProbe(HopProbe):
@@ -220,17 +220,17 @@ class WarmUp:
         self._deadline = time.monotonic() + timeout
         self._error: Exception | None = None
         self._settled = threading.Event()
-        ways = make_send.alternatives or (make_send,)
-        self._connecting = set(range(len(ways)))  # the ways whose first attempt has not ended
+        routes = make_send.alternatives or (make_send,)
+        self._connecting = set(range(len(routes)))  # the routes whose first attempt has not ended
         self._lock = threading.Lock()
-        for number, way in enumerate(ways):
-            way.subscribe(functools.partial(self._on_state, number))
+        for number, route in enumerate(routes):
+            route.subscribe(functools.partial(self._on_state, number))
             # It may have been up, or have failed, before it was watched: then no event comes.
-            if way.state != CarrierState.CONNECTING.value:
-                self._end(number, None, is_up=way.state == CarrierState.UP.value)
+            if route.state != CarrierState.CONNECTING.value:
+                self._end(number, None, is_up=route.state == CarrierState.UP.value)
 
     def wait(self) -> None:
-        """Wait until the hops are up, the first attempt of each way has failed, or the time is over."""
+        """Wait until the hops are up, the first attempt of each route has failed, or the time is over."""
         is_settled = self._settled.wait(max(0.0, self._deadline - time.monotonic()))
         if self._error is not None:
             problem = describe_error(self._error)
@@ -245,7 +245,7 @@ class WarmUp:
             self._end(number, error, is_up=state is CarrierState.UP)
 
     def _end(self, number: int, error: Exception | None, *, is_up: bool) -> None:
-        """Note that an attempt has ended; the first way that is up is enough."""
+        """Note that an attempt has ended; the first route that is up is enough."""
         with self._lock:
             if self._settled.is_set() or number not in self._connecting:
                 return

@@ -237,7 +237,7 @@ class TunnelRules:
             yield from self._end(route, end)
 
     def _end(self, route: Route, end: Any, *, listens: bool = False) -> Iterator[Rules]:
-        """Yield what the way to one end of a tunnel needs."""
+        """Yield what the route to one end of a tunnel needs."""
         places = [*route, _server(end)]
         for number, place in enumerate(places):
             behind = number > 0
@@ -313,7 +313,7 @@ def _files(place: Any) -> Rules:
 
 
 def _listener(where: Any) -> Rules:
-    """Return what a listener needs beside the way to it."""
+    """Return what a listener needs beside the route to it."""
     if isinstance(where, UnixAddress):
         return file_rules(writes=[where.path])
     if isinstance(where, I2PListen):

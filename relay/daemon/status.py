@@ -73,7 +73,7 @@ class TunnelStatus:
         ``draining``, ``closed`` or ``failed``.
     :param listen: where it listens; the address of the configuration while it does not.
     :param target: where it leads to; ``anywhere`` for a proxy, followed by the number of its rules if it has any.
-    :param via: the hops on the way to the target, the nearest first.
+    :param via: the hops to the target, the nearest first.
     :param required: whether the program ends if it cannot start, and is not ready without it.
     :param since: when the state last changed, in seconds since 1970.
     :param hops: the state of the carriers under it: ``up`` if all are.

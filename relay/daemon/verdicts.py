@@ -27,7 +27,7 @@ class Verdict(enum.IntEnum):
     TUNED = 1
     """It changes in place."""
     REROUTED = 2
-    """New connections take another way; the listener stays open."""
+    """New connections take another route; the listener stays open."""
     MOVED = 3
     """It listens elsewhere, or with another identity."""
     GONE = 4

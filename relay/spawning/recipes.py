@@ -59,7 +59,7 @@ def by_address(
     :param listen: an address as for :func:`relay.listen`; ``None`` for a socket of the caller, and without one for a
         private Unix socket.
     :param target: an address as for :func:`relay.target`.
-    :param via: the hops on the way, the nearest first.
+    :param via: the hops, the nearest first.
     :raises Exception: as for :func:`relay.target`; the listener raises as :func:`relay.listen` does.
     """
 
@@ -101,12 +101,12 @@ def listen_at(address: Listen, receive: socket.socket) -> Any:
 
 
 def why_one_process(
-    listen: Listen | None, ways: Sequence[tuple[Route, object]], limits: Iterable[Limit], *, per_worker: bool
+    listen: Listen | None, routed: Sequence[tuple[Route, object]], limits: Iterable[Limit], *, per_worker: bool
 ) -> str:
     """Return why one process relays all of a tunnel, as the end of a sentence; empty if several workers can share it.
 
     :param listen: where it listens; ``None`` for a socket.
-    :param ways: its targets, each with the hops before it.
+    :param routed: its targets, each with the hops before it.
     :param limits: of its clients.
     :param per_worker: whether each worker may make connections over SSH and I2P of its own.
     """
@@ -116,9 +116,9 @@ def why_one_process(
         return "so that the limits of its clients are exact"
     if isinstance(listen, ProxyListen) and listen.user is not None:
         return "so that each wrong password counts"
-    if len(ways) > 1:
+    if len(routed) > 1:
         return "because it has several targets, whose state it knows"
-    ((via, end),) = ways
+    ((via, end),) = routed
     carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
     if carriers and not per_worker:
         return f"because its streams share a connection to {shown(str(carriers[0]))}; see carrier_sharing"

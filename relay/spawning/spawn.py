@@ -91,7 +91,7 @@ def spawn(
     :param listen: an address as for :func:`relay.listen`, or a bound, listening :class:`socket.socket`, which belongs
         to the result from then on.
     :param target: an address as for :func:`relay.target`.
-    :param via: the hops on the way, the nearest first.
+    :param via: the hops, the nearest first.
     :param limit: limits of the clients; see :class:`~relay.Tunnel`. All but those of single connections keep the tunnel
         in one worker, so that they are exact; wrong passwords keep a proxy with a login in one, too.
     :param options: {options}
@@ -130,8 +130,8 @@ def _spawn_workers(
     address, target, via = recipe.arguments["listen"], recipe.arguments["target"], recipe.arguments["via"]
     where = None if address is None else parse_listen(address)
     hops = parse_hops(via, target)
-    ways = [(hops, parse_target(target, hops[-1] if hops else None))]
-    why = why_one_process(where, ways, check_limits(options["limit"]), per_worker=sharing == "per-worker")
+    routed = [(hops, parse_target(target, hops[-1] if hops else None))]
+    why = why_one_process(where, routed, check_limits(options["limit"]), per_worker=sharing == "per-worker")
     if why and count > 1:
         logger.info("%s: one of %d workers relays it, %s", address or "a socket", count, why)
     with contextlib.ExitStack() as undo:

@@ -46,7 +46,7 @@ class Dialer:
     alternatives: Sequence[Dialer] = ()
     """The dialers of the targets among which it chooses, if it has several."""
 
-    ways: Sequence[Dialer] = ()
+    per_route: Sequence[Dialer] = ()
     """The dialers that hold the shared connections, if its clients choose where it leads."""
 
     trace: Trace = SILENT
@@ -443,7 +443,7 @@ class Network(Protocol):
 
     @property
     def route(self) -> Route:
-        """The hops on the way to that place, the nearest first."""
+        """The hops to that place, the nearest first."""
 
     @property
     def trace(self) -> Trace:

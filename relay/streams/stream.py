@@ -36,7 +36,7 @@ class StreamPath(NamedTuple):
     warm: bool = False
     """Whether it was open before its client came, so that its client has waited for no step."""
     route: Route | None = None
-    """The hops on its way, if its dialer has several ways; ``None`` for those of the dialer."""
+    """The hops to it, if its dialer has several routes; ``None`` for those of the dialer."""
 
     def extended(self, number: int, seconds: float) -> StreamPath:
         """Return the path with a further step."""
@@ -47,7 +47,7 @@ def hop_times(path: StreamPath, route: Route) -> tuple[tuple[str, float], ...]:
     """Return the seconds of each step, by the number and the kind of what was reached.
 
     :param path: of a stream.
-    :param route: the hops on its way.
+    :param route: the hops to it.
     """
     found: dict[str, float] = {}
     for number, seconds in path.steps:

@@ -108,7 +108,7 @@ class _Member:
 
 
 def _is_away(dialer: Dialer) -> bool:
-    """Return whether a hop on the way to a target is known to be down: a client would wait for it in vain."""
+    """Return whether a hop before a target is known to be down: a client would wait for it in vain."""
     return dialer.state not in _NOT_TRIED and dialer.last_error is not None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
 
-from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
+from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_route, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.ssh import SSHServer
 from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
@@ -43,7 +43,7 @@ def chain(hops: Route, target: Target | I2PTarget | Command, trace: Trace = SILE
     :raises OSError: if a file that the target names cannot be read.
     :raises ValueError: if a file does not hold what it should.
     """
-    check_way(hops, target)
+    check_route(hops, target)
     made = network(hops, trace).to(target)
     return made if len(hops) < 2 else Upgrade(made, explain=functools.partial(numbered, hops=hops))
 
@@ -76,7 +76,7 @@ class _Here:
 class _Network(Network):
     """The network as seen from a hop, for every kind of address: TLS and I2P addresses lead to further networks.
 
-    :param route: the hops on the way, the nearest first.
+    :param route: the hops, the nearest first.
     :param view: reaches the places that need no further hop.
     :param trace: observes the steps of each dial.
     """
@@ -102,7 +102,7 @@ class _Network(Network):
         elif isinstance(place, TCPAddress) and is_i2p(place.host) and self._asks_dns:
             made = self.beyond(I2PRouter()).to(place)
         else:
-            check_way(self._route[-1:], place)
+            check_route(self._route[-1:], place)
             made = self._view.to(place)
         made.route, made.trace = self._route, self._trace
         return made

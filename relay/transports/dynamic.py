@@ -1,4 +1,4 @@
-"""The way out to wherever each client wants to be led: dynamic forwarding, over hops that rules choose."""
+"""Dynamic forwarding to the target that each client names, over hops that rules choose."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The way for the places that match a pattern.
+    """The route to the places that match a pattern.
 
     :param text: the pattern as it was written.
     :param network: the addresses that it is about; ``None`` for names.
@@ -78,16 +78,16 @@ class Rule:
 def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
     """Read a rule.
 
-    :param text: ``PATTERN=WAY``; see :func:`dynamic`.
+    :param text: ``PATTERN=ROUTE``; see :func:`dynamic`.
     :param named: hops that the rule may name, instead of their addresses.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
     if not isinstance(text, str):
         raise TypeError(f"rule: expected a str such as '*.corp.example=ssh://bastion', got {type(text).__name__}")
-    pattern, sign, way = text.partition("=")
+    pattern, sign, route = text.partition("=")
     what = f"rule '{shown(pattern)}=…'"
-    if not sign or not way:
+    if not sign or not route:
         raise AddressError(
             f"rule '{shown(pattern)}': no route is given; write PATTERN=direct, PATTERN=refuse or PATTERN=HOP,HOP"
         )
@@ -99,7 +99,7 @@ def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
         raise AddressError(f"{what}: port {port}; a port is a number from 1 to 65535")
     network = _network(host, found["bits"] or "", what)
     names = re.compile(fnmatch.translate(host.removesuffix("."))) if network is None else None
-    return Rule(pattern, network, names, port, _way(way, what, named or {}))
+    return Rule(pattern, network, names, port, _route(route, what, named or {}))
 
 
 def _network(host: str, bits: str, what: str) -> _Network | None:
@@ -115,7 +115,7 @@ def _network(host: str, bits: str, what: str) -> _Network | None:
         raise AddressError(f"{what}: {error}; {_ALLOWED}") from None
 
 
-def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
+def _route(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
     if text.lower() == "refuse":
         return None
     if text.lower() == "direct":
@@ -133,20 +133,20 @@ def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
 def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str | Sequence[str] = SAM) -> Dynamic:
     """A factory that leads where each client wants, for listeners whose clients say so: ``ssh -D``, and more.
 
-    A host is resolved at the end of its way, and by this machine where there are no hops. One in ``.i2p`` goes over
+    A host is resolved at the end of its route, and by this machine where there are no hops. One in ``.i2p`` goes over
     I2P, by the router at ``sam``, unless a rule says otherwise, and never to the DNS.
 
     :param via: the hops to everything that no rule is about, the nearest first.
-    :param rules: texts ``PATTERN=WAY``, the first that matches wins. ``PATTERN`` is a name with ``*`` and ``?``
+    :param rules: texts ``PATTERN=ROUTE``, the first that matches wins. ``PATTERN`` is a name with ``*`` and ``?``
         (``*.corp.example``), an address or a network (``10.0.0.0/8``, ``[fd00::]/8``), which match what clients give as
-        an address, or ``*``; all with ``:PORT`` if wanted. ``WAY`` is ``direct``, ``refuse`` or hops, the nearest
+        an address, or ``*``; all with ``:PORT`` if wanted. ``ROUTE`` is ``direct``, ``refuse`` or hops, the nearest
         first, with commas between them. What no rule is about goes over ``via``; where there is none, it is refused if
         there are rules, and else connected to directly. A network that is refused is also refused to names that
         resolve into it, where a later rule connects to them directly.
     :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``, or those of
         several routers, as for :func:`relay.i2p`.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
-        keeps the carriers of each way. A call needs the keyword ``destination``, may have ``peer``,
+        keeps the carriers of each route. A call needs the keyword ``destination``, may have ``peer``,
         ``deadline`` and ``cancel`` (see :func:`relay.target`), and returns a connected :class:`relay.Stream`.
     :raises AddressError: if a hop or a rule cannot be understood.
     :raises TypeError: if an argument has the wrong type.
@@ -174,7 +174,7 @@ class Dynamic(Dialer):
         self._otherwise: Route | None = via if via or not rules else None
         written = [via, *(rule.route for rule in rules)]
         self._routes = {route: chain(route, _somewhere(route)) for route in (*written, over_i2p) if route}
-        self.ways = tuple(self._routes[route] for route in dict.fromkeys(written) if route)
+        self.per_route = tuple(self._routes[route] for route in dict.fromkeys(written) if route)
         self._lock = threading.Lock()
         self._held: set[Route] = set()
         self._made: OrderedDict[tuple[str, int], Dialer] = OrderedDict()
@@ -233,21 +233,21 @@ class Dynamic(Dialer):
         return self.select(None).dial(deadline, done)
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open the carriers of every way that the rules name side by side, and wait for one attempt of each.
+        """Open the carriers of every route that the rules name side by side, and wait for one attempt of each.
 
         :param timeout: seconds for all of them; ``None`` for as long as it takes.
-        :raises OSError: the error of the first way that cannot be opened; one that no retry can fix goes first.
+        :raises OSError: the error of the first route that cannot be opened; one that no retry can fix goes first.
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        for route, way in self._routes.items():
+        for route, dialer in self._routes.items():
             # All are begun before the first is waited for, so that they connect side by side.
-            if way in self.ways:
+            if dialer in self.per_route:
                 self._hold(route)
         first: OSError | None = None
-        for way in self.ways:
+        for dialer in self.per_route:
             try:
-                way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                dialer.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except OSError as error:
                 if first is None or (can_retry(first) and not can_retry(error)):
                     first = error
@@ -256,22 +256,22 @@ class Dynamic(Dialer):
 
     @property
     def state(self) -> str:
-        """The worst state of a carrier of a way that the rules name; see :attr:`Dialer.state`."""
-        states = {way.state for way in self.ways}
+        """The worst state of a carrier of a route that the rules name; see :attr:`Dialer.state`."""
+        states = {dialer.state for dialer in self.per_route}
         return next((state for state in _WORST_FIRST if state in states), "up")
 
     @property
     def last_error(self) -> str | None:
         """The reason why some streams cannot be made for now; empty if none is known."""
-        return next((problem for way in self.ways if (problem := way.last_error)), None)
+        return next((problem for dialer in self.per_route if (problem := dialer.last_error)), None)
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Call ``watcher(state, error)`` at each change of a carrier of a way that the rules name.
+        """Call ``watcher(state, error)`` at each change of a carrier of a route that the rules name.
 
         :raises OSError: if the system has no thread or descriptor left.
         """
-        for way in self.ways:
-            way.subscribe(watcher)
+        for dialer in self.per_route:
+            dialer.subscribe(watcher)
 
     def close(self) -> None:
         """Release all carriers. Idempotent; the next call opens them again."""
@@ -282,8 +282,8 @@ class Dynamic(Dialer):
         # Without the lock: closing may wait.
         for factory in made:
             factory.close_when_idle()
-        for way in self._routes.values():
-            way.close()
+        for dialer in self._routes.values():
+            dialer.close()
 
     def _make(self, host: str, port: int) -> Dialer:
         place, address = _place(host, port)
@@ -302,10 +302,10 @@ class Dynamic(Dialer):
         try:
             return chain(route, place)
         except AddressError as error:
-            raise ConnectError(f"{place}: its way does not lead there: {error}", reason="denied") from None
+            raise ConnectError(f"{place}: its route does not lead there: {error}", reason="denied") from None
 
     def _route(self, place: TCPAddress, address: _Address | None) -> tuple[Route | None, tuple[Rule, ...]]:
-        """The way to a place, and the rules that come before the one that says so."""
+        """The route to a place, and the rules that come before the one that says so."""
         name = place.host.lower().removesuffix(".")
         for number, rule in enumerate(self.rules):
             if rule.matches(name, address, place.port):
@@ -327,7 +327,7 @@ class Dynamic(Dialer):
             raise
 
     def __repr__(self) -> str:
-        return f"<relay factory to anywhere, {len(self.rules)} rules, {len(self._routes)} ways over hops>"
+        return f"<relay factory to anywhere, {len(self.rules)} rules, {len(self._routes)} routes over hops>"
 
 
 class _Guarded:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from relay.addresses.hops import Command, Proxy, check_way, hop_of, on_the_way, over_i2p, to_i2p
+from relay.addresses.hops import Command, Proxy, check_route, hop_of, over_i2p, to_i2p, with_hop
 from relay.addresses.i2p import I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import inline_secrets
@@ -106,7 +106,7 @@ SENSE = [
 
 @pytest.mark.parametrize(("route", "place"), SENSE, ids=range(len(SENSE)))
 def test_a_way_that_makes_sense(route, place):
-    check_way(route, place)
+    check_route(route, place)
 
 
 NONSENSE = [
@@ -126,7 +126,7 @@ NONSENSE = [
 @pytest.mark.parametrize(("route", "place", "said"), NONSENSE, ids=range(len(NONSENSE)))
 def test_a_way_that_makes_none_names_the_two_places(route, place, said):
     with pytest.raises(relay.AddressError, match=said):
-        check_way(route, place)
+        check_route(route, place)
 
 
 def test_whose_an_error_is():
@@ -138,13 +138,13 @@ def test_whose_an_error_is():
 
 def test_an_error_on_the_way_to_a_hop_is_that_hops():
     error = relay.ConnectError("p:1: connection refused", reason="refused")
-    told = on_the_way(error, SOCKS, (SSH,))
+    told = with_hop(error, SOCKS, (SSH,))
     assert str(told) == "socks5://p:1: p:1: connection refused" and told.reason == "refused"
-    assert on_the_way(told, SOCKS, (SSH,)) is told
+    assert with_hop(told, SOCKS, (SSH,)) is told
     of_another = relay.ConnectError("ssh://bastion: refused")
-    assert on_the_way(of_another, SOCKS, (SSH,)) is of_another
+    assert with_hop(of_another, SOCKS, (SSH,)) is of_another
     final = relay.HostKeyError("ssh://bastion: the key has changed")
-    assert on_the_way(final, SOCKS, ()) is final
+    assert with_hop(final, SOCKS, ()) is final
 
 
 @pytest.mark.parametrize(

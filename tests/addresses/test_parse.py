@@ -462,20 +462,20 @@ def test_a_target_among_the_hops_tells_what_follows():
         parse_hops(["tls://h:1", "ssh://me:x@b"], "db:1")
     with pytest.raises(AddressError, match=r"^hop 'tcp://h:1': tcp:// is a target.* and db:1 follows"):
         parse_hops(["tcp://h:1"], "db:1")
-    with pytest.raises(AddressError, match="only the last address of a way is one; a hop is ssh://"):
+    with pytest.raises(AddressError, match="only the last address of a route is one; a hop is ssh://"):
         parse_hops(["tcp://h:1"])
 
 
 BAD_HOPS = {
     "bastion": "it has no scheme; a hop is ssh://[user@]host[:port]",
     "me@bastion:22": "it has no scheme",
-    "tcp://h:80": "tcp:// is a target, not a hop; only the last address of a way is one; a hop is ssh://",
+    "tcp://h:80": "tcp:// is a target, not a hop; only the last address of a route is one; a hop is ssh://",
     "unix:///run/x": "unix:// is a target, not a hop",
     "tls://h:443": "tls:// is a target, not a hop",
     "ssh:h": "ssh: without //",
     "shh://h": "unknown scheme shh:// (did you mean ssh://?)",
     "gopher://h": "unknown scheme gopher://; a hop is ssh://",
-    "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the way to it, i2p:?sam=HOST:PORT another one",
+    "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the hop to it, i2p:?sam=HOST:PORT another one",
     "i2p:?sma=x": "unknown parameter 'sma' (did you mean sam=?); i2p: takes sam=, session=, keys=",
     **{
         f"i2p:?{name}=forward": f"{name}= makes it a place to listen at, not a hop; listen there, or"

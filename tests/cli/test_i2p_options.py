@@ -25,7 +25,7 @@ from relay.cli.run import serve
 from relay.daemon.options import Options
 from relay.daemon.plan import make_plan
 from relay.daemon.probes import SessionProbe
-from relay.daemon.ways import with_bridge, with_bridges, with_session
+from relay.daemon.routed_targets import with_bridge, with_bridges, with_session
 from relay.streams.dialer import Dialer
 from relay.testing import SAMBridge
 

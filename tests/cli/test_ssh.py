@@ -405,14 +405,14 @@ class Ways(Factory):
 
     def __init__(self, *ways):
         super().__init__()
-        self.ways = ways
+        self.per_route = ways
 
     def ready(self, timeout):
-        for way in self.ways:
+        for way in self.per_route:
             way.ready(timeout)
 
     def subscribe(self, watcher):
-        for way in self.ways:
+        for way in self.per_route:
             way.subscribe(watcher)
 
 

@@ -156,8 +156,8 @@ MISTAKES = r"""
 TWO | via = [['ssh://a'], ['nothing']] => 4: tunnels.t.via[1][0]: there is no hop 'nothing'
 TWO | via = [['ssh://a'], 'ssh://b'] => 4: tunnels.t.via[1]: expected a list such as ["…", "…"], got text
 TWO | policy = 'best' => 4: tunnels.t.policy: expected 'first', 'spread' or 'fastest'
-T | policy = 'first' => 4: tunnels.t.policy: there is one target and one way; a list of target or of via has several
-SOCKS | via = [['ssh://a'], ['ssh://b']] => 3: tunnels.t.via: a proxy has one way to each target; use rule for several
+T | policy = 'first' => 4: tunnels.t.policy: there is one target and one route; a list of target or of via has several
+SOCKS | via = [['ssh://a'], ['ssh://b']] => 3: tunnels.t.via: a proxy has one route to each target; use rule for several
 [tunnels.t] | listen = ':0' | target = ['anywhere', 'b:2'] => 3: tunnels.t.target[0]:
 # unknown keys, with the nearest spelling
 tunel = 1 | T => 1: tunel: there is no such key (did you mean tunnels?)

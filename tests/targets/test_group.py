@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, wait_until
 import relay
 from relay.access.proxy_header import build_local
 from relay.addresses.parse import parse_hops, parse_target
-from relay.api.urls import dialer_of_ways
+from relay.api.urls import dialer_of_routes
 from relay.engine import changes
 from relay.errors import ConnectError, HostKeyError
 from relay.eventloop import backoff
@@ -727,7 +727,7 @@ def test_a_probe_that_this_machine_cannot_make_takes_no_target_out(answering):
     ],
 )
 def test_only_a_target_that_is_there_twice_has_another_name_than_its_address(ways, names):
-    with dialer_of_ways([(parse_hops(via), parse_target(f"127.0.0.1:{port}")) for via, port in ways]) as made:
+    with dialer_of_routes([(parse_hops(via), parse_target(f"127.0.0.1:{port}")) for via, port in ways]) as made:
         assert [one.target for one in made.states()] == names
 
 

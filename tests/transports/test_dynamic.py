@@ -344,13 +344,13 @@ def test_a_way_whose_hold_fails_is_held_by_the_next_client(monkeypatch):
 
 def test_a_way_that_does_not_lead_there():
     with contextlib.closing(dynamic(rules=["*=i2p:"])) as factory:
-        with pytest.raises(relay.ConnectError, match="its way does not lead there") as raised:
+        with pytest.raises(relay.ConnectError, match="its route does not lead there") as raised:
             factory.select(asked("example.com"))
         assert raised.value.reason == "denied"
 
 
 def test_repr_tells_no_secret():
     factory = dynamic(["ssh://me:secret@a"], ["*.b=ssh://me:secret@c"])
-    assert repr(factory) == "<relay factory to anywhere, 1 rules, 3 ways over hops>"
+    assert repr(factory) == "<relay factory to anywhere, 1 rules, 3 routes over hops>"
     assert "secret" not in repr(factory.rules)
     factory.close()

@@ -208,7 +208,7 @@ def _check_file(what: str, path: str) -> None:
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
     """Describe a tunnel; return an empty text if it has a problem, which is noted."""
     from ...daemon.plan_from_file import add_problem
-    from ...daemon.ways import targets_of
+    from ...daemon.routed_targets import targets_of
 
     address = preflight.check(
         plan.routes, plan.make_send, functools.partial(add_problem, config, ("tunnels", entry.name))

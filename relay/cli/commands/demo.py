@@ -84,7 +84,7 @@ def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience:
     """Relay the web server and print the result.
 
     :param server: its address.
-    :param via: the hops on the way, if there are any.
+    :param via: the hops, if there are any.
     :param pages: what it serves.
     :param how: the end of the printed line.
     :param patience: seconds for the hops, and for each answer.

@@ -16,7 +16,7 @@ from ...addresses.i2p import I2PTarget
 from ...addresses.printable import shown
 from ...daemon.failures import carriers_quiet, configuration_read
 from ...daemon.options import Options
-from ...daemon.ways import with_bridge, with_bridges
+from ...daemon.routed_targets import with_bridge, with_bridges
 from ..addresses import read_hops, read_target
 from ..i2p_options import read_bridges, sam
 from ..options import SECONDS, debug, finite_seconds, via
@@ -31,7 +31,7 @@ EXAMPLES = """Examples:
 
 relay doctor (this machine only: limits, versions, the kernel)
 
-relay doctor db:5432 --via ssh://me@bastion (each step of the way to a database)
+relay doctor db:5432 --via ssh://me@bastion (each step of the route to a database)
 
 relay doctor --via ssh://me@bastion --via ssh://me@inner (the hops, without a target)
 
@@ -111,7 +111,7 @@ def doctor(
 
 def _of_line(words: Sequence[str], via: Sequence[str], sam: Sequence[str]) -> list[Job]:
     """Return the route of the command line; nothing if only this machine is tested."""
-    from ...daemon.ways import over
+    from ...daemon.routed_targets import over
     from ..doctor.jobs import Job, jobs_of_routers
 
     bridges = read_bridges(sam)

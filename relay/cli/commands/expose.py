@@ -9,7 +9,7 @@ import click
 
 from ...addresses.i2p import I2PListen
 from ...daemon.options import Options
-from ...daemon.ways import with_bridge, with_session
+from ...daemon.routed_targets import with_bridge, with_session
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
 from ..i2p_options import read_bridges, sam

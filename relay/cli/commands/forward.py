@@ -12,7 +12,7 @@ from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.mptcp import with_mptcp
 from ...addresses.values import TCPAddress
 from ...daemon.options import Options
-from ...daemon.ways import Way, with_bridge, with_bridges
+from ...daemon.routed_targets import RoutedTarget, with_bridge, with_bridges
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..i2p_options import read_bridges, sam
@@ -111,13 +111,13 @@ def forward(
     An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
-        where, ways = _addresses(sam, listen, [target, *others], via)
+        where, routed = _addresses(sam, listen, [target, *others], via)
         if mptcp:
             try:
-                where, ways = with_mptcp(where, ways)
+                where, routed = with_mptcp(where, routed)
             except AddressError as error:
                 raise AddressError(f"--mptcp: {error}") from None
-        (hops, end), *further = ways
+        (hops, end), *further = routed
         if policy is not None and not further:
             raise click.UsageError("--policy: there is one target; give further ones with --target")
         if options.accept_proxy and listens_at_server(where):
@@ -142,8 +142,10 @@ def is_name(host: str) -> bool:
     return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
-def _addresses(sam: Sequence[str], listen: str, targets: Sequence[str], via: Sequence[str]) -> tuple[Listen, list[Way]]:
-    """Return the address to listen on and the ways to the targets, with the SAM bridge in those of I2P.
+def _addresses(
+    sam: Sequence[str], listen: str, targets: Sequence[str], via: Sequence[str]
+) -> tuple[Listen, list[RoutedTarget]]:
+    """Return the address to listen on and the targets with their hops, with the SAM bridge in those of I2P.
 
     :raises AddressError: if one cannot be understood or holds a secret, or if there is a bridge and no address of I2P.
     """
@@ -158,5 +160,5 @@ def _addresses(sam: Sequence[str], listen: str, targets: Sequence[str], via: Seq
         raise AddressError(
             "--sam: neither LISTEN nor TARGET nor a hop is at I2P; leave it out, or use i2p: or i2p://NAME.i2p"
         )
-    ways = [with_bridges(bridges, end, hops) for end, hops in zip(ends, routes, strict=True)]
-    return with_bridge(bridges, where), [(hops, end) for end, hops in ways]
+    routed = [with_bridges(bridges, end, hops) for end, hops in zip(ends, routes, strict=True)]
+    return with_bridge(bridges, where), [(hops, end) for end, hops in routed]

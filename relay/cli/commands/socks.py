@@ -48,7 +48,7 @@ A comma between two hops of a rule is followed by a scheme.
 @via
 @click.option(
     "--rule",
-    metavar="PATTERN=WAY",
+    metavar="PATTERN=ROUTE",
     multiple=True,
     help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP. "
     "The first that matches wins; what none is about goes over --via, else it is refused.",

@@ -17,7 +17,7 @@ from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ...daemon.plan import Plan
-from ...daemon.ways import over
+from ...daemon.routed_targets import over
 from .files import configuration, permissions
 from .listening import check_listen
 from .probe import Destination, RouteProbe

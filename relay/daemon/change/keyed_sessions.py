@@ -87,7 +87,7 @@ class KeyedSessions:
 
 
 def keys_to_targets(routes: Routes) -> set[str]:
-    """Return the key files of the sessions on the way to the targets."""
+    """Return the key files of the sessions on the routes to the targets."""
     routers = (router_of(place) for via, end in routes.out for place in (*via, end))
     return {router.keys for router in routers if router is not None and router.keys is not None}
 

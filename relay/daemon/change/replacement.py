@@ -269,7 +269,7 @@ class Replacement:
             else:
                 self.bound.make_send.close()
         if make_send is not None:
-            disable(make_send, disabled(member.make_send))  # by name: also those to which another way leads now
+            disable(make_send, disabled(member.make_send))  # by name: also those to which another route leads now
             if (group := target_group(make_send)) is not None and (old := target_group(member.make_send)) is not None:
                 group.take_over(old)
         limits = {name: value for name, value in limits.items() if name not in LISTS}

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ...addresses.hops import Proxy, Route, on_the_way
+from ...addresses.hops import Proxy, Route, with_hop
 from ...addresses.printable import shown
 from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
@@ -49,7 +49,7 @@ class Proxied(Upgrade):
     :param below: makes streams to the proxy; it is closed with this factory.
     :param proxy: which.
     :param place: where the streams lead to, as the proxy sees it.
-    :param before: the hops on the way to the proxy, whose errors keep their names.
+    :param before: the hops to the proxy, whose errors keep their names.
     :raises AddressError: if the address cannot be sent to a proxy: a zone, or a name that is too long.
     """
 
@@ -74,19 +74,19 @@ class Proxied(Upgrade):
         )
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Try the way to the proxy, and whether a SOCKS5 proxy lets us in (HTTP has no question for that).
+        """Try the route to the proxy, and whether a SOCKS5 proxy lets us in (HTTP has no question for that).
 
         :param timeout: seconds; ``None`` for as long as it takes.
         :raises ConnectError: if it cannot be reached, does not answer in time, or is no such proxy.
         :raises AuthenticationError: if it does not accept the user and the password.
-        :raises OSError: why there is no way to it.
+        :raises OSError: why there is no route to it.
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
             self.inner.ready(timeout)
         except OSError as error:
-            raise on_the_way(error, self._proxy, self._before) from error
+            raise with_hop(error, self._proxy, self._before) from error
         answer: Promise[Stream] = Promise()
         give_up = self._begin(self._log_in, deadline, answer.put, self_contained=False, wait_for_reconnect=False)
         try:
@@ -115,7 +115,7 @@ class Proxied(Upgrade):
 
         def reached(login: Login | None, outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
-                return steps.finish(on_the_way(outcome, self._proxy, self._before))
+                return steps.finish(with_hop(outcome, self._proxy, self._before))
             now = time.monotonic()
             path = outcome.path or StreamPath(((number, now - begun),))
             then = functools.partial(agreed, path, now)
@@ -163,7 +163,7 @@ class Proxied(Upgrade):
     def _lost(self, error: BaseException) -> OSError:
         """The error of a stream to the proxy that has ended too early."""
         if isinstance(error, RelayError):
-            return on_the_way(error, self._proxy, self._before)
+            return with_hop(error, self._proxy, self._before)
         if isinstance(error, EOFError):
             what = "a SOCKS5 proxy" if self._proxy.protocol == "socks5" else "an HTTP proxy"
             return ConnectError(

@@ -10,7 +10,7 @@ import shutil
 import time
 from importlib import import_module
 
-from ...addresses.hops import Route, on_the_way, over_i2p
+from ...addresses.hops import Route, over_i2p, with_hop
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, is_i2p, refuse_onion
 from ...carriers import dialer, pool
@@ -33,7 +33,7 @@ logger = logging.getLogger("relay")
 
 _SLOW = 120.0  # seconds for one attempt over I2P, which may include the creation of a session
 _ANSWER = 40.0  # seconds of that for the server itself: an I2P stream may open and never carry data
-_DEEPEST = 8  # servers of ProxyJump on the way to a server
+_DEEPEST = 8  # servers of ProxyJump before a server
 
 
 class Holder(pool.CarrierRef[Connection]):
@@ -142,7 +142,7 @@ class _SSHConnector:
         try:
             return connect(settings, stream, deadline, cancel, lost, trace)
         except BaseException:
-            stream.reset()  # a close would first let a program on the way read all that was sent
+            stream.reset()  # a close would first let a hop that is a program read all that was sent
             raise
 
     def alternative(self, error: Exception) -> str:
@@ -172,14 +172,14 @@ class _SSHConnector:
             _check_programs(settings, "ProxyCommand")
             return _command(settings.command, settings.name)
         if len(route) > _DEEPEST:
-            raise AddressError(f"{settings.name}: more than {_DEEPEST} hops on the way; check ProxyJump for a loop")
+            raise AddressError(f"{settings.name}: more than {_DEEPEST} hops; check ProxyJump for a loop")
         answer: Promise[Stream] = Promise()
         # One attempt, because the caller may wait for one attempt to reach this server.
         give_up = self._dialer_for(network, settings).dial(deadline, answer.put, wait_for_reconnect=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
-            raise on_the_way(error, self._server, route) from error
+            raise with_hop(error, self._server, route) from error
         except CarrierError as error:
             error.stage = ""  # it is the stage of an earlier hop, which counts its logins and has its own alternative
             raise
@@ -227,7 +227,7 @@ def _reject_loops(settings: Settings, seen: tuple[str, ...]) -> None:
 
 
 def _refuse_onion(settings: Settings) -> None:
-    """Reject a name that ssh itself would look up: that of the server, or of the first one on the way.
+    """Reject a name that ssh itself would look up: that of the server, or of the first one before it.
 
     :raises AddressError: if it is a name of Tor.
     """

@@ -54,7 +54,7 @@ def requirements(server: SSHServer, *, behind: bool) -> Requirements:
 def _add(found: Requirements, server: SSHServer, *, behind: bool, depth: int) -> int | None:
     """Add the needs of a server; return the port of the first TCP connection."""
     if depth > _DEEPEST:
-        raise AddressError(f"{server}: more than {_DEEPEST} servers on the way; check ProxyJump for a loop")
+        raise AddressError(f"{server}: more than {_DEEPEST} servers before it; check ProxyJump for a loop")
     # Read here and not asked of `ssh -G`, which names no files: a sandbox must know them before the first connection.
     for file, lines in _configuration(server):
         found.reads.append(file)

@@ -1,4 +1,4 @@
-"""The way out over TLS: TCP, and on it a verified session."""
+"""The dialer for TLS: TCP, and on it a verified session."""
 
 from __future__ import annotations
 

@@ -469,7 +469,7 @@ def test_a_command_line_becomes_a_file_that_does_the_same(line, tmp_path, plan_o
     assert found.problems.in_order() == []
     [entry] = found.entries
     plan, same = plan_of(entry, Options()), plan_of_line(*words)
-    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "way", "elsewhere"):
+    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "route_key", "elsewhere"):
         assert getattr(plan, name) == getattr(same, name), name
 
 
@@ -570,7 +570,7 @@ def test_each_option_of_a_command_is_one_of_the_file(
     shown = {name: getattr(same.options, name) for name in ("fail_fast", "verbose", "watch", "log_format", "debug")}
     top = {name: value for name in AT_THE_TOP if (value := getattr(found.file, name)) is not None}
     plan = plan_of(entry, Options(**shown, **top))
-    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "way", "elsewhere"):
+    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "route_key", "elsewhere"):
         assert getattr(plan, name) == getattr(same, name), name
     left_out = f"relay: {option}: a file has no such key; give it to relay up"
     assert notices == ([left_out] if option in WITHOUT_KEY else [])

@@ -164,7 +164,7 @@ class AskpassServer:
         return password_of(settings.server, question)
 
     def _is_own_login(self, login: str) -> bool:
-        """Return whether a question concerns the login at this server, and not at a server on the way."""
+        """Return whether a question concerns the login at this server, and not at a server before it."""
         user, _, host = login.rpartition("@")
         hosts = (self._settings.hostname, self._settings.server.host)
         # ssh cuts both in its question. The password is for this server only: a ProxyJump of the configuration asks

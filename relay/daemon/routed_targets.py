@@ -13,7 +13,7 @@ from ..addresses.printable import shown
 from ..addresses.values import Target
 from ..errors import AddressError
 
-Way = tuple[Route, Target | I2PTarget | Command]
+RoutedTarget = tuple[Route, Target | I2PTarget | Command]
 """The hops to a target, and the target."""
 
 
@@ -22,21 +22,21 @@ def over(via: Route) -> str:
     return f" via {', '.join(map(str, via))}" if via else ""
 
 
-def over_ways(ways: Sequence[Way]) -> str:
-    """Return the hops of all ways, for a title."""
-    texts = dict.fromkeys(over(hops) or " directly" for hops, _ in ways)
-    return " or".join(texts) if any(hops for hops, _ in ways) else ""
+def over_routes(routed: Sequence[RoutedTarget]) -> str:
+    """Return the hops of all routes, for a title."""
+    texts = dict.fromkeys(over(hops) or " directly" for hops, _ in routed)
+    return " or".join(texts) if any(hops for hops, _ in routed) else ""
 
 
-def route_of_all(ways: Sequence[tuple[Route, object]]) -> Route:
+def route_of_all(routed: Sequence[tuple[Route, object]]) -> Route:
     """Return the hops to all targets, the nearest first; none if they differ."""
-    routes = {route for route, _ in ways}
+    routes = {route for route, _ in routed}
     return routes.pop() if len(routes) == 1 else ()
 
 
-def targets_of(ways: Sequence[Way]) -> str:
-    """Return the targets of all ways, for a title."""
-    return ", ".join(dict.fromkeys(shown(str(end)) for _, end in ways))
+def targets_of(routed: Sequence[RoutedTarget]) -> str:
+    """Return the targets of all routes, for a title."""
+    return ", ".join(dict.fromkeys(shown(str(end)) for _, end in routed))
 
 
 Address = TypeVar("Address")
@@ -57,7 +57,7 @@ def with_bridge(bridges: Bridges | None, address: Address) -> Address:
 
 
 def with_bridges(bridges: Bridges | None, target: Target | I2PTarget | Command, route: Route) -> tuple[Any, Route]:
-    """Return a target and the hops to it with other SAM bridges; they are those of the last router on the way.
+    """Return a target and the hops to it with other SAM bridges; they are those of the last router before it.
 
     :raises AddressError: if one has a bridge already.
     """

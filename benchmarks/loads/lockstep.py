@@ -22,9 +22,10 @@ class Lockstep:
     """One client after another of a relay, and its target.
 
     :param tls: what the target speaks TLS with, if it does.
+    :param half_close: whether the client's EOF reaches the target while the other direction goes on.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, *, half_close: bool = True) -> None:
         self.listener = socket.create_server((LOOPBACK, 0), backlog=16)
         self.listener.settimeout(ANSWERS)
         self.target: int = self.listener.getsockname()[1]
@@ -32,6 +33,7 @@ class Lockstep:
         self.port = 0  # of the relay, to be set
         self.greet: Callable[[socket.socket], None] = lambda _client: None  # what a client does first
         self._tls = tls
+        self._half_close = half_close
         self._pids = started()
 
     def close(self) -> None:
@@ -64,14 +66,15 @@ class Lockstep:
         return client, self.accept()
 
     def connection(self) -> None:
-        """A connection: 64 bytes each way, EOF of the client, EOF of the target."""
+        """A connection: 64 bytes each way, EOF of the client if that is possible, EOF of the target."""
         client, target = self.pair()
         with client:
             with target:
                 self.exchange(client, target)
-                client.shutdown(socket.SHUT_WR)
-                _end(target)
-                self.settle()
+                if self._half_close:
+                    client.shutdown(socket.SHUT_WR)
+                    _end(target)
+                    self.settle()
                 if isinstance(target, ssl.SSLSocket):
                     target.unwrap()
             _end(client)

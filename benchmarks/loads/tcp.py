@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..counted import CountedProcess
 from ..jobs import DIRECT, HELD, Job, Target
 from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, reserved_port, run
 from ..peers.i2p import World
-from ..peers.tcp import PEERS, STATUS, inside
+from ..peers.tcp import PEERS, STATUS, inside, with_openssl
 from ..sshd import DELAY, Server, delayed, linked, ssh_server
 from .crowd import Crowd
 from .status import scraped_each_second
@@ -43,7 +43,7 @@ http {{
     fastcgi_temp_path fastcgi;
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
-    log_format reused '$ssl_session_reused';
+    log_format session '$ssl_session_reused $ssl_curve';
     server {{
         listen {address}{options};
         {tls}
@@ -57,7 +57,7 @@ TLS = """ssl_certificate server.pem;
         ssl_certificate_key server.key;
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_session_tickets {tickets};
-        access_log reused.log reused;"""
+        access_log sessions.log session;"""
 
 ENDS_TLS = """global
     maxconn 1000
@@ -282,24 +282,28 @@ class Lab:
             yield Target(job.port)
 
     @contextmanager
-    def tls_server(self, tickets: bool = True) -> Iterator[tuple[Target, Path]]:
-        """The same with TLS, a large file, and a log of one line for each request: ``r`` if its session was resumed.
+    def tls_server(self, tickets: bool = True, openssl: tuple[int, int] | None = None) -> Iterator[tuple[Target, Path]]:
+        """The same with TLS, a large file, and a log of one line for each request.
+
+        A line is ``r`` if the session was resumed, else a dot, and the group by which keys were agreed on.
 
         :param tickets: whether sessions can be resumed.
+        :param openssl: the least version of its OpenSSL; ``None`` for the one that it has.
         """
         job = self._job(Target(0))
         ca = job.certify()
         with (job.directory / "file").open("wb") as file:
             file.truncate(FILE)
-        with self._nginx(job, " ssl backlog=4096", TLS.format(tickets="on" if tickets else "off")):
-            yield Target(job.port, ca), job.directory / "reused.log"
+        words = with_openssl(openssl, job)
+        with self._nginx(job, " ssl backlog=4096", TLS.format(tickets="on" if tickets else "off"), words):
+            yield Target(job.port, ca), job.directory / "sessions.log"
 
-    def _nginx(self, job: Job, options: str, tls: str) -> Process:
+    def _nginx(self, job: Job, options: str, tls: str, words: Sequence[str] = ()) -> Process:
         address = f"{LOOPBACK}:{job.port}"
         descriptors = job.connections + 1000
         text = NGINX.format(address=address, options=options, tls=tls, answer=ANSWER, descriptors=descriptors)
         path = job.write("target.conf", text)
-        arguments = [program("nginx"), "-p", str(job.directory), "-c", path, "-e", "stderr"]
+        arguments = [*words, program("nginx"), "-p", str(job.directory), "-c", path, "-e", "stderr"]
         return Process(arguments, job.port, job.directory / "log")
 
     def _pingpong(self) -> str:

@@ -6,17 +6,23 @@ from collections.abc import Callable
 from functools import partial
 
 from ..jobs import Job
+from ..machine import LOOPBACK, relay_command
 from . import access, socks, ssh
 from .tcp import PEERS, haproxy, relay
 
 Start = Callable[[Job], list[str]]
 _spliced = partial(haproxy, "", "option splice-auto")
 _PLAIN = ("relay", "haproxy", "c", "python")
-_OPENSSL = ("relay", "relay-3.5", "relay-3.5-x25519")
+_OPENSSL = ("relay", "relay-3.5", "relay-3.5-x25519", "haproxy-3.5")
 
 
 def _socks(*options: str) -> Start:
     return lambda job: [*socks.PEERS["socks-relay"].start(job), *options]
+
+
+def _over_i2p(job: Job) -> list[str]:
+    assert job.target.name is not None, "its target is an address in I2P"
+    return [relay_command(), "forward", f"{LOOPBACK}:{job.port}", job.target.name]
 
 
 DUTIES: dict[str, dict[str, Start]] = {
@@ -39,6 +45,8 @@ DUTIES: dict[str, dict[str, Start]] = {
     },
     "header": {"relay": relay("--send-proxy", "v2"), "haproxy": _spliced(server="send-proxy-v2")},
     "log": {"relay": lambda job: relay("--log-file", str(job.directory / "access.log"))(job)},
+    "warm": {"relay": PEERS["relay-warm"].start},
+    "i2p": {"relay": _over_i2p},
     "socks": {"relay": _socks(), "microsocks": PEERS["microsocks"].start, "dante": PEERS["dante"].start},
     "rule": {"relay": _socks("--rule", "10.0.0.0/8=refuse", "--rule", "127.0.0.0/8=direct", "--rule", "*=refuse")},
     "paramiko": {"relay": ssh.PEERS["ssh-paramiko"].start},

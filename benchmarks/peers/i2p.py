@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -173,6 +176,38 @@ class Raw:
             self._place = f"{self._sam}/{self._name}-near/{destination}"
             self._world.load("until", self._place, str(PATIENCE), patience=PATIENCE + 30)
         return self._place
+
+
+class Destination:
+    """A destination at a SAM bridge, which connects to a target by itself for each stream.
+
+    :param bridge: its address.
+    :param target: a port of 127.0.0.1.
+    """
+
+    def __init__(self, bridge: tuple[str, int], target: int) -> None:
+        self._open = ExitStack()
+        try:
+            session = self._ask_first(bridge, "SESSION CREATE STYLE=STREAM ID=there DESTINATION=TRANSIENT")
+            self._ask_first(bridge, f"STREAM FORWARD ID=there PORT={target} SILENT=true")
+            public = _ask(session, "NAMING LOOKUP NAME=ME").split("VALUE=")[1]
+        except BaseException:
+            self._open.close()
+            raise
+        digest = hashlib.sha256(base64.b64decode(public, b"-~")).digest()
+        self.address = f"{base64.b32encode(digest).decode().lower().rstrip('=')}.b32.i2p"
+
+    def _ask_first(self, bridge: tuple[str, int], request: str) -> socket.socket:
+        control = self._open.enter_context(socket.create_connection(bridge, PATIENCE))
+        _ask(control, "HELLO VERSION MIN=3.0 MAX=3.1")
+        _ask(control, request)
+        return control
+
+    def __enter__(self) -> Destination:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
 
 def _ask(control: Any, request: str) -> str:

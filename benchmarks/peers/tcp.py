@@ -31,9 +31,9 @@ def relay(*options: str, groups: str = "", openssl: tuple[int, int] | None = Non
 
 
 def with_openssl(version: tuple[int, int] | None, job: Job) -> list[str]:
-    """The words in front of a command of Python that give it a newer OpenSSL, of a wheel that the tests need anyway.
+    """The words in front of a command that give it a newer OpenSSL, of a wheel that the tests need anyway.
 
-    :param version: the least one; ``None`` for that of this Python.
+    :param version: the least one; ``None`` for the one that it has.
     """
     if version is None:
         return []
@@ -52,6 +52,10 @@ def with_openssl(version: tuple[int, int] | None, job: Job) -> list[str]:
     if tuple(map(int, said.split()[1].split(".")[:2])) < version:
         raise UnavailableError(f"this Python takes {said.strip()}")
     return words
+
+
+def _newer_haproxy(job: Job) -> list[str]:
+    return [*with_openssl(NEWER, job), *haproxy("", "option splice-auto")(job)]
 
 
 def _relay_with_status(job: Job) -> list[str]:
@@ -184,6 +188,7 @@ PEERS = {
     "relay-3.5-x25519": Peer("relay, OpenSSL 3.5, X25519", relay(openssl=NEWER, groups="X25519")),
     "relay-status": Peer("relay, scraped each second", _relay_with_status),
     "haproxy": Peer("HAProxy", haproxy("", "option splice-auto")),
+    "haproxy-3.5": Peer("HAProxy, OpenSSL 3.5", _newer_haproxy),
     "haproxy-tuned": Peer(
         "HAProxy tuned",
         haproxy("tune.pipesize 1048576", "option splice-request\n    option splice-response"),

@@ -20,6 +20,7 @@ from ..loads.status import scrape
 from ..loads.tcp import Lab
 from ..machine import LOOPBACK, MeasurementError, Process, relay_command, reserved_port
 from ..peers.duties import DUTIES
+from ..peers.i2p import Destination
 from ..peers.tcp import NEWER, with_openssl
 from .up import wait_for
 
@@ -120,6 +121,19 @@ def over_ssh(lab: Lab, peer: str, duty: str) -> Sample:
         return counted(process, load.connection)
 
 
+def over_i2p(lab: Lab, peer: str) -> Sample:
+    """Streams of one session at the embedded SAM bridge, which connects to the target by itself."""
+    with closing(Lockstep(half_close=False)) as load, reserved_port() as port:
+        bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(port)]
+        with (
+            Process(bridge, port, lab.folder() / "log"),
+            Destination((LOOPBACK, port), load.target) as there,
+            lab.counted(DUTIES["i2p"][peer], Target(0, name=f"i2p://{there.address}?sam={LOOPBACK}:{port}")) as process,
+        ):
+            load.port = process.port
+            return counted(process, load.connection)
+
+
 def importing(lab: Lab, peer: str) -> Sample:
     """``import relay``, and the class that a program uses first."""
     python, directory = [sys.executable, "-P", "-c"], lab.folder()
@@ -209,6 +223,7 @@ ROWS = {
     "count-access": _connections("with an access list of five rules", "access"),
     "count-header": _connections("with a PROXY header to the target", "header"),
     "count-log": _connections("with a line in the access log", "log"),
+    "count-warm": _connections("with a warm stream", "warm"),
     "count-socks": _connections("by SOCKS", "socks"),
     "count-rule": _connections("by SOCKS, with three rules", "rule"),
     "count-request": _row("a keep-alive request", requests, *_PLAIN),
@@ -217,12 +232,16 @@ ROWS = {
     "count-tls-full": _row("a new connection to TLS, full handshake", partial(over_tls, tickets=False), *_PLAIN[:2]),
     "count-tls-resumed": _row("a new connection to TLS, resumed session", partial(over_tls, tickets=True), *_PLAIN[:2]),
     "count-tls-name": _row("the same, to a name", partial(over_tls, tickets=True, name="localhost")),
+    "count-tls-name-full": _row(
+        "a new connection to TLS, to a name, full handshake", partial(over_tls, tickets=False, name="localhost")
+    ),
     "count-tls-groups": _row("to TLS with OpenSSL 3.5, resumed session", groups, *DUTIES["groups"]),
     "count-name": _row("a new connection to a name", by_name),
     "count-paramiko": _row("a new stream over SSH, paramiko", partial(over_ssh, duty="paramiko")),
     "count-openssh": _row(
         "a new stream over SSH, the OpenSSH client", partial(over_ssh, duty="openssh"), "relay", "ssh"
     ),
+    "count-i2p": _row("a new stream over I2P, embedded bridge", over_i2p),
     "count-metrics": _row("a scrape of the metrics of 100 tunnels", scraping),
     "count-import": _row("import relay, and its Tunnel", importing),
     "count-help": _row("relay --help", help_of_relay),

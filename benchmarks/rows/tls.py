@@ -12,9 +12,11 @@ from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import Target
 from ..loads.tcp import GIB, Lab, Relay, downloads, wrk
 from ..machine import Process, compiled, free_port, run
+from ..peers.tcp import NEWER
 
 SOURCES = Path(__file__).parents[1] / "c"
 CLIENTS = 32
+HYBRID = "0x11ec"  # X25519MLKEM768, in the registry of TLS; nginx has the names that its OpenSSL had when it was built
 CROWD = 2000  # half-open connections
 PATIENCE = 60.0  # seconds that a load may take beyond its own time
 OURS = "tls-relay"
@@ -30,14 +32,15 @@ def to_target(lab: Lab, peer: str) -> Sample:
         return {"rate": size * 8 / seconds} | relay.cost(size / GIB)
 
 
-def handshakes_with_target(lab: Lab, peer: str, tickets: bool) -> Sample:
+def handshakes_with_target(lab: Lab, peer: str, tickets: bool, openssl: tuple[int, int] | None = None) -> Sample:
     """Requests with a connection for each, and so a handshake with the target."""
-    with lab.tls_server(tickets) as (target, log), lab.relay(peer, target) as relay:
+    with lab.tls_server(tickets, openssl) as (target, log), lab.relay(peer, target) as relay:
         relay.begin()
         done = wrk(relay.port, lab.seconds, keep=False)
         sample = {"rate": done["requests"] / done["seconds"]} | relay.cost(done["requests"])
-        lines = log.read_text().split()
-        return sample | {"resumed": lines.count("r") / len(lines)}
+        resumed, groups = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+        shares = {"resumed": resumed.count("r") / len(resumed)}
+        return sample | shares | {"hybrid": groups.count(HYBRID) / len(groups)}
 
 
 def ping_target(lab: Lab, peer: str) -> Sample:
@@ -105,6 +108,8 @@ HANDSHAKES = (
     CPU(title="CPU µs per connection"),
     RESUMED,
 )
+HANDSHAKES_35 = (RATE(title="connections/s"), *HANDSHAKES[1:])
+NEWER_TARGETS = ("relay", "relay-3.5", "relay-3.5-x25519", "haproxy-3.5")
 TARGETS = ("relay", "relay-limits", "haproxy", "stunnel")
 OF_HAPROXY = partial(Goal, "tls-haproxy", peer=OURS)
 
@@ -132,6 +137,16 @@ ROWS = {
         HANDSHAKES,
         partial(handshakes_with_target, tickets=False),
     ),
+    **{
+        f"tls-groups-{kind}": Row(
+            f"TLS, new connections, target with OpenSSL 3.5, {title}",
+            "tls",
+            NEWER_TARGETS,
+            (*HANDSHAKES_35, Metric("hybrid", "keys by X25519MLKEM768, %", True, scale=100)),
+            partial(handshakes_with_target, tickets=tickets, openssl=NEWER),
+        )
+        for kind, title, tickets in (("resumed", "sessions resumed", True), ("full", "no sessions", False))
+    },
     "tls-ping-pong": Row("TLS, 64-byte round trips on one core", "tls", TARGETS, ROUND_TRIPS, ping_target),
     "tls-listener-full": _handshakes("new connections, full handshakes", "full", (OF_HAPROXY(0.9),)),
     "tls-listener-resumed": _handshakes("new connections, resumed sessions", "resumed", (OF_HAPROXY(0.9),)),

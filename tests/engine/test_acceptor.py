@@ -26,13 +26,6 @@ from relay.testing import FakeListener
 from relay.transports.proxies.socks_server import SOCKSListener
 
 
-def test_the_argument_is_named_as_the_caller_knows_it() -> None:
-    with socket.socket() as idle, pytest.raises(ValueError, match="listen: the socket does not listen"):
-        check_listener(idle, "listen")
-    with pytest.raises(TypeError, match="receive: .* got int"):
-        check_listener(7)
-
-
 def test_a_socket_is_no_tls_socket_while_another_thread_imports_ssl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ssl", ModuleType("ssl"))  # as it is in the first moment
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -92,21 +92,6 @@ def test_a_socket_that_listens_is_refused_at_once() -> None:
         assert ended_with(tunnel, "factory_error")
 
 
-def test_a_failure_that_raises_is_a_failure(echo_server: Server) -> None:
-    def failure() -> None:
-        raise ValueError("a bug in it")
-
-    with (
-        relay.Tunnel(relay.listen(":0"), lambda: relay.Stream(connected(echo_server), failure=failure)) as tunnel,
-        socket.create_connection(tunnel.address, timeout=WAIT) as client,
-    ):
-        client.sendall(b"x")
-        assert receive_exactly(client, 1) == b"x"
-        client.shutdown(socket.SHUT_WR)
-        assert ending(client) == "reset"
-        assert ended_with(tunnel, "target_reset")
-
-
 # -- the plan of a factory -------------------------------------------------------------------------------------------
 
 

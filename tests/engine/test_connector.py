@@ -14,28 +14,7 @@ import pytest
 from helpers import WAIT, Relayed, Server, ended, exchange, fate_of_client, receive_exactly, wait_until
 
 import relay
-from relay.engine.connector import reason_of
 from relay.streams.dialer import Dialer
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ConnectionRefusedError(), "refused"),
-        (TimeoutError(), "connect_timeout"),
-        (socket.gaierror(-2, "Name or service not known"), "unreachable"),
-        (FileNotFoundError(), "unreachable"),
-        (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable"),
-        (OSError(errno.EACCES, "Permission denied"), "factory_error"),
-        (relay.ConnectError("not you", reason="denied"), "denied"),
-        (relay.CarrierError("the connection was lost"), "carrier_lost"),
-        (relay.RelayError("something"), "factory_error"),
-        (ValueError(), "factory_error"),
-        (SystemExit(), "factory_error"),
-    ],
-)
-def test_what_a_factory_raises_has_its_word(error: BaseException, reason: str) -> None:
-    assert reason_of(error) == reason
 
 
 @pytest.mark.parametrize(

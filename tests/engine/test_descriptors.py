@@ -166,21 +166,6 @@ def test_a_socket_that_blocks_is_not_spliced(make, pipe, sockets, refuses):
     assert sockets[0].getblocking()
 
 
-def test_a_copy_into_a_full_pipe_does_not_wait(make, pipe, sockets, lacks):
-    lacks(os, "splice")
-    near, far = sockets
-    mover = make(near.fileno(), pipe[1])
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            far.send(BLOCK)
-    steps = [mover.move() for _ in range(10)]
-    assert steps[-1] is Readiness.SINK
-    assert os.get_blocking(pipe[1])
-    size = mover.moved
-    while mover.move() is not Readiness.SINK or mover.moved == size:
-        os.read(pipe[0], 1 << 16)
-
-
 @pytest.mark.parametrize("why", ["cannot be opened anew", "has flags of its own"])
 def test_a_pipe_is_written_to_in_pieces_that_it_takes_at_once(make, pipe, sockets, refuses, lacks, why):
     lacks(os, "splice")
@@ -256,23 +241,6 @@ def test_a_splice_in_vain_waits_for_the_other_end(make, pipe, sockets, splices):
     assert (len(splices.calls), os.read(pipe[0], 10)) == (16, b"copied"), "after eight in a row"
 
 
-@pytest.mark.parametrize("sent", [b"", b"lost"])
-def test_a_pipe_without_a_reader_is_a_failure_only_where_there_are_bytes_to_lose(stack, make, sockets, sent):
-    near, far = sockets
-    read, write = os.pipe()
-    stack.callback(os.close, write)
-    os.close(read)
-    far.sendall(sent)
-    far.close()
-    mover = make(near.fileno(), write)
-    if sent:
-        with pytest.raises(SinkError) as caught:
-            mover.move()
-        assert isinstance(caught.value.__cause__, BrokenPipeError)
-    else:
-        assert mover.move() is Readiness.NOTHING
-
-
 # -- a file --------------------------------------------------------------------------------------------------------
 
 
@@ -282,16 +250,6 @@ def file(tmp_path):
     path.write_bytes(bytes(range(100)))
     with open(path, "rb", buffering=0) as opened:
         yield opened
-
-
-def test_a_file_is_sent_from_where_it_is(make, file, sockets):
-    near, far = sockets
-    file.seek(10)
-    mover = make(file.fileno(), near.fileno())
-    before = held()
-    assert [mover.move() for _ in range(2)] == [Readiness.SINK, Readiness.NOTHING]
-    assert held() == before, "inside the kernel"
-    assert (mover.moved, far.recv(200)) == (90, bytes(range(10, 100)))
 
 
 def test_a_system_may_have_no_call_for_it(make, file, sockets, lacks):
@@ -304,13 +262,6 @@ def test_a_system_may_have_no_call_for_it(make, file, sockets, lacks):
 
 
 # -- a copy --------------------------------------------------------------------------------------------------------
-
-
-def test_an_end_of_file_is_the_end(make, pipe, sockets):
-    mover = make(pipe[0], sockets[0].fileno())
-    mover.move()
-    assert mover.move() is Readiness.SOURCE, "nothing is there"
-    assert mover.moved == 0
 
 
 def flags(descriptor):

@@ -458,54 +458,31 @@ class Header:
         self.source = source
 
 
-B32 = "abc.b32.i2p"
+B32, PEER = "abc.b32.i2p", ("192.0.2.7", 5)
 
 
 @pytest.mark.parametrize(
-    ("peer", "rule", "about", "line"),
+    ("peer", "rule", "about", "shown", "told"),
     [
-        (("192.0.2.7", 5), None, {}, "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=-"),
-        (("2001:db8::7", 5, 0, 0), "one", {}, "peer=[2001:db8::7]:5 tunnel=my_tunnel_2.x-y_z rule=one"),
-        (("192.0.2.7", 5), "bad\n", {}, "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=bad\\n"),
+        (PEER, None, {}, "192.0.2.7:5", "-"),
+        (("2001:db8::7", 5, 0, 0), "one", {}, "[2001:db8::7]:5", "one"),
+        (PEER, "bad\n", {}, "192.0.2.7:5", "bad\\n"),
         # Its client has chosen the name of its socket.
-        ("192.0.2.99:5", "r", {"identity": None}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
-        (b"\0192.0.2.99:5", "r", {"identity": None}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
-        (
-            "192.0.2.99:5",
-            "r",
-            {"identity": relay.Identity("unix", "some body")},
-            "peer=unix:some_body tunnel=my_tunnel_2.x-y_z rule=r",
-        ),
-        (
-            "",
-            "r",
-            {"identity": relay.Identity("i2p", "somebody", destination=B32)},
-            f"peer={B32} tunnel=my_tunnel_2.x-y_z rule=r",
-        ),
+        ("192.0.2.99:5", "r", {"identity": None}, "-", "r"),
+        (b"\0192.0.2.99:5", "r", {"identity": None}, "-", "r"),
+        ("192.0.2.99:5", "r", {"identity": relay.Identity("unix", "some body")}, "unix:some_body", "r"),
+        ("", "r", {"identity": relay.Identity("i2p", "somebody", destination=B32)}, B32, "r"),
         # Its server says who it is.
-        (
-            ("192.0.2.7", 5),
-            "r",
-            {"identity": relay.Identity("ssh", "192.0.2.7", is_verified=False)},
-            "peer=ssh:192.0.2.7 tunnel=my_tunnel_2.x-y_z rule=r",
-        ),
+        (PEER, "r", {"identity": relay.Identity("ssh", "192.0.2.7", is_verified=False)}, "ssh:192.0.2.7", "r"),
         # A balancer.
-        (
-            ("192.0.2.7", 5),
-            "r",
-            {"header": Header(("192.0.2.50", 9))},
-            "peer=192.0.2.7:5 tunnel=my_tunnel_2.x-y_z rule=r",
-        ),
-        (("192.0.2.7", 5), "r", {"header": Header(None)}, "peer=- tunnel=my_tunnel_2.x-y_z rule=r"),
-        (
-            ("192.0.2.7", 5),
-            "r",
-            {"header": Header(None), "identity": relay.Identity("i2p", "", destination=B32)},
-            f"peer={B32} tunnel=my_tunnel_2.x-y_z rule=r",
-        ),
+        (PEER, "r", {"header": Header(("192.0.2.50", 9))}, "192.0.2.7:5", "r"),
+        (PEER, "r", {"header": Header(None)}, "-", "r"),
+        (PEER, "r", {"header": Header(None), "identity": relay.Identity("i2p", "", destination=B32)}, B32, "r"),
     ],
 )
-def test_the_line_about_a_denied_client_has_no_address_that_others_have_chosen(make, caplog, peer, rule, about, line):
+def test_the_line_about_a_denied_client_has_no_address_that_others_have_chosen(
+    make, caplog, peer, rule, about, shown, told
+):
     thread = make(listen(), name="my tunnel/2.x-y_z")
     near, client = pair(socket.AF_INET)
     near.setblocking(False)
@@ -520,7 +497,9 @@ def test_the_line_about_a_denied_client_has_no_address_that_others_have_chosen(m
 
     with client:
         thread.run_in_thread(deny)
-    assert caplog.record_tuples == [("relay", logging.WARNING, f"denied {line}")]
+    assert caplog.record_tuples == [
+        ("relay", logging.WARNING, f"denied peer={shown} tunnel=my_tunnel_2.x-y_z rule={told}")
+    ]
 
 
 def test_a_long_rule_and_a_long_problem_are_cut_in_the_log(make, caplog):

@@ -580,21 +580,6 @@ def test_a_hang_up_that_nothing_waits_for_does_not_spin(line):
 
 
 @pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
-@pytest.mark.parametrize("side", ["client", "target"])
-def test_a_reset_of_either_side_ends_the_connection(bench, side, splice):
-    line = bench.connect(socket.AF_INET)
-    if splice:
-        line.up.use(line.up.splice)
-    line.client.send(b"request")
-    bench.until(lambda: available(line.target) == 7)
-    reset(line.client if side == "client" else line.target)
-    bench.until(lambda: bench.reasons)
-    assert bench.reasons == [f"{side}_reset"]
-    assert line.moved == (7, 0)
-    assert line.record.age == line.connection.summary.finished - 1000.0
-
-
-@pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
 @pytest.mark.parametrize("event", ["nothing", "end", "reset"])
 def test_what_a_read_finds_is_handled_whatever_the_event_was(line, splice, event):
     bench = line.bench

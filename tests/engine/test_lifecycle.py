@@ -22,7 +22,6 @@ class Life(LoopThread):
         self.calls = []
         self.times = []  # at which something began or ended
         self.drains = []
-        self.go_on = threading.Event()
         self.loop.stop, self._stop_loop = lambda: self.calls.append("stop the loop"), self.loop.stop
 
     @property
@@ -197,14 +196,6 @@ def test_the_table_has_these_rows():
     assert rows_of(module) == [row[:3] for row in STATE_ROWS]
 
 
-@pytest.mark.parametrize("state", ["open", "paused"])
-def test_without_a_connection_a_drain_is_over_at_once(life, state):
-    one = life(connections=0)
-    go_to(one, state)
-    one.do(one.start_close, 1000.0)
-    assert one.state == "closing" and one.text == "closing"
-
-
 def test_a_pause_may_end_a_drain(life):
     one = life()
     go_to(one, "draining")
@@ -259,17 +250,6 @@ def test_it_has_a_daemon_thread_of_its_name(life):
     assert [thread.daemon for thread in threading.enumerate() if thread.name == "life"] == [True]
 
 
-def test_other_threads_pause_it_and_go_on_when_it_has_paused(life):
-    one = life()
-    one.calls.clear()
-    one.pause(False)
-    assert (one.calls, one.state) == (["do not accept"], "paused")
-    one.resume()
-    assert (one.calls, one.state) == (["do not accept", "accept"], "open")
-    one.pause(True)
-    assert one.calls[2:] == ["do not accept", "reset"]
-
-
 def test_it_answers_a_ping_in_its_thread_until_its_end(life):
     one = life()
     answers, answered = [], threading.Event()
@@ -303,38 +283,6 @@ def test_another_thread_begins_a_drain(life, drain, due, caplog):
         assert begun + due <= one.drain_due <= ended + due
     assert one.spread_timer.due == math.inf, "nothing is reset before the end"
     assert caplog.messages == []
-
-
-def test_another_thread_begins_a_drain_whose_end_is_spread(life):
-    one = life()
-    one.start_close(1000.0, spread=500.0)
-    wait_until(lambda: one.text == "draining")
-    one.run_in_thread(lambda: None)
-    assert one.spread_timer.due < one.drain_due
-
-
-def test_a_close_waits_for_the_end_after_its_drain(life):
-    one = life()
-    closer = threading.Thread(target=one.close, args=[1000.0])
-    closer.start()
-    wait_until(lambda: one.text == "draining")
-    assert one.drains == [1000.0]
-    assert not one.is_closed
-    one.finish()
-    closer.join(WAIT)
-    assert not closer.is_alive()
-    assert one.is_closed
-
-
-def test_who_closes_it_while_it_runs_is_not_called_back_before_its_end(life):
-    one = life()
-    calls = []
-    one.start_close(1000.0, lambda: calls.append("over"))
-    one.run_in_thread(lambda: None)
-    assert calls == []
-    assert len(one.end_callbacks) == 1
-    one.finish()
-    assert calls == ["over"]
 
 
 def test_a_join_may_end_before_it(life):

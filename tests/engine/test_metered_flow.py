@@ -1,7 +1,6 @@
 """Metered flows on a clock of their own: exact over ten seconds, fair, and whole, by copy and by splice."""
 
 import contextlib
-import errno
 import socket
 
 import pytest
@@ -13,7 +12,6 @@ from relay.engine.metered_flow import MeteredFlow, MeteredSessionFlow
 from relay.eventloop.poller import IN, OUT, READ
 from relay.streams.stream import Request
 
-GONE = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 # A meter grants a sixteenth of a second at once, and two of them before it has to wait.
 SLOW = {"per": "tunnel", "bandwidth": 16_000}
 TURN = 1000

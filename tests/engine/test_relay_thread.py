@@ -34,7 +34,6 @@ import relay
 from relay.engine import changes, relay_thread
 from relay.engine.acceptor import own_listener
 from relay.engine.options import TunnelOptions
-from relay.engine.outlets import Outlets
 from relay.engine.relay_thread import RelayThread
 from relay.testing import FakeListener, pair
 
@@ -65,46 +64,6 @@ def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
     assert closed.wait(WAIT)
     thread.join(WAIT)
     assert thread.is_closed
-
-
-class Kind(RelayThread):
-    """A kind of relay thread: it notes its hooks, and whether they are called in the relay thread."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.strays: list[str] = []
-        super().__init__(*arguments)
-
-    def _note(self, name: str, *more: Any) -> None:
-        self.calls.append((name, *more))
-        if not self.is_on_relay_thread():
-            self.strays.append(name)
-
-    def on_start(self, now: float) -> None:
-        self._note("start", self.listening)
-
-    def on_busy(self) -> None:
-        self._note("busy", self.count)
-
-    def on_idle(self, now: float) -> None:
-        self._note("idle", [record.reason for record in self.recent()], self.count)
-
-    def on_close(self, drain: float | None, now: float) -> None:
-        self._note("close", drain, self.is_closing)
-
-
-def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(listener: relay.Stream) -> None:
-    address = listener.getsockname()
-    thread = Kind(own_listener(listener), relay.tcp("127.0.0.1", 1), TunnelOptions(name="one"))
-    try:
-        with contextlib.suppress(ConnectionError):  # it may be reset before it is connected
-            socket.create_connection(address, WAIT).close()
-        wait_until(lambda: any(call[0] == "idle" for call in list(thread.calls)))
-    finally:
-        thread.close(5.0)
-    thread.close(0.0)  # the second client gets no reply
-    assert thread.calls == [("start", False), ("busy", 0), ("idle", ["refused"], 0), ("close", 5.0, False)]
-    assert not thread.strays
 
 
 class FailingPoller:
@@ -213,20 +172,6 @@ def test_the_process_of_a_client_is_asked_of_its_own_socket_only(echo_server: Se
         client.settimeout(WAIT)
         repeated(client)
         assert tunnel.connections()[0].identity is None
-
-
-def test_each_end_is_given_to_the_outlet_of_its_process(listener: relay.Stream, echo_server: Server) -> None:
-    given: list[Any] = []
-    address = listener.getsockname()
-    outlets = Outlets(on_ended=lambda *arguments: given.append(arguments))
-    thread = RelayThread(own_listener(listener), echo_server.factory(), TunnelOptions(name="one"), outlets=outlets)
-    try:
-        with socket.create_connection(address, WAIT) as client:
-            repeated(client)
-        wait_until(lambda: given)
-    finally:
-        thread.close(0.0)
-    assert given == [("one", thread.recent()[0])]
 
 
 @pytest.mark.parametrize("blocks", [True, False])

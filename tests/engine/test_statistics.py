@@ -61,13 +61,6 @@ def test_the_last_hundred_are_remembered(statistics):
     assert [record.received for record in statistics.recent()] == list(range(5, 105))
 
 
-def test_an_observer_gets_each_record():
-    records = []
-    statistics = Statistics("t", None, SimpleNamespace(put=records.append))
-    statistics.add(ended("done"))
-    assert [(record.reason, record.age) for record in records] == [("done", 2.5)]
-
-
 @pytest.mark.parametrize(
     ("reason", "figures", "line"),
     [
@@ -167,11 +160,6 @@ def test_a_stream_that_was_lost_before_it_was_open_has_no_connect_time(statistic
     statistics.add(ended("carrier_lost", path=StreamPath(((1, 3.0),), "ssh://a"), route=(SSHServer("a"),)))
     metrics = statistics.metrics([])
     assert sum(metrics.connect_times.counts) == 0 and metrics.hop_times == {}
-
-
-def test_a_connection_that_is_not_counted_yet_is_open_no_longer(statistics):
-    assert statistics.metrics([living(ConnectionState.OPEN, 1, 1, 0, 0)]).states["open"] == 1
-    assert statistics.metrics([]).states["open"] == 0
 
 
 def test_a_forked_child_does_not_wait_for_a_reader_that_it_does_not_have(statistics):

@@ -222,23 +222,6 @@ def test_a_reader_that_leaves_as_the_stream_ends_has_lost_nothing(rig):
     assert one.begin().over() is True
 
 
-def test_the_kernel_moves_what_goes_into_a_pipe(rig, monkeypatch):
-    calls = []
-    splice = os.splice
-    monkeypatch.setattr(os, "splice", lambda *args, **more: calls.append(args[:2]) or splice(*args, **more))
-    one = rig()
-    number = one.stream.fileno()
-    one.begin()
-    os.write(one.write, b"ping")
-    assert receive_exactly(one.far, 4) == b"ping"
-    one.far.sendall(b"pong")
-    assert one.answer(4) == b"pong"
-    one.end_input()
-    one.far.close()
-    one.over()
-    assert {(number, one.sink)} == set(calls)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="this machine has no urgent data that comes in line")
 @pytest.mark.parametrize("before", [b"", b"before "])
 @pytest.mark.parametrize("after", [b"", b" after"])

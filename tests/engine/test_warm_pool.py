@@ -194,18 +194,6 @@ class Rig:
         self.loop.call(lambda: None)
         self.loop.turn()
 
-    def record_ends(self):
-        """The streams, the reasons and the times of those that are over from now on."""
-        ends = []
-        is_over = self.pool.is_over
-
-        def record(stream, reason, now):
-            ends.append((stream, reason, now))
-            is_over(stream, reason, now)
-
-        self.pool.is_over = record
-        return ends
-
     def start(self):
         self.pool.change(2, KEEP, NOW)
 
@@ -491,7 +479,7 @@ def test_other_numbers_and_times(rig):
     assert len(made.streams()) == 3
     newest = made.streams()[2]
     made.pool.change(1, 10.0, NOW)
-    assert made.streams() == [newest]
+    assert (made.streams(), made.pool.figures()[3:]) == ([newest], (0, 0))
     made.use()
     made.pool.change(0, 10.0, NOW)
     assert made.state == "stopped"
@@ -510,47 +498,7 @@ def test_a_stream_for_which_there_is_no_room_any_more_is_closed(rig):
     made.pool.change(1, KEEP, NOW)
     made.make()
     assert len(made.streams()) == 1
-
-
-def test_what_is_closed_for_want_of_room_is_discarded_and_not_replaced(rig):
-    made = in_state(rig, "filling")
-    made.use()
-    made.pool.change(1, KEEP, NOW)
-    ends = made.record_ends()
-    made.make(NOW + 2)
-    assert [end[1:] for end in ends] == [("discarded", NOW + 2)]
     assert made.pool.figures() == (1, 1, 0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("event", "ended", "reason"),
-    [
-        (lambda made: made.pool.stop(NOW + 3), 3, "discarded"),
-        (lambda made: made.pool.change(0, KEEP, NOW + 3), 3, "discarded"),
-        (lambda made: made.pool.change(1, KEEP, NOW + 3), 1, "discarded"),
-        (lambda made: made.pool.change_plan(Plan(OverHop()), NOW + 3), 3, "discarded"),
-        (lambda made: made.pool.make_room(NOW + 3), 2, "discarded"),
-        (lambda made: made.pool.failed(made.attempts[0].connection, REFUSED, NOW + 3), 1, "failed"),
-    ],
-    ids=["stop", "no stream more", "fewer", "another factory", "no descriptor", "failed"],
-)
-def test_a_stream_is_told_when_and_why_it_ends(rig, event, ended, reason):
-    made = rig(count=3)
-    made.make()
-    made.make()
-    if made.attempts[1:]:
-        made.give_up(*made.attempts[1:])
-    ends = made.record_ends()
-    event(made)
-    assert [end[1:] for end in ends] == [(reason, NOW + 3)] * ended
-
-
-def test_a_stream_that_has_ended_before_its_client_came_is_told_when(rig):
-    made = in_state(rig, "filling")
-    ends = made.record_ends()
-    made.far[0].close()
-    made.use()
-    assert [end[1:] for end in ends] == [("ended", NOW)]
 
 
 def test_another_factory_opens_no_stream_if_none_is_wanted(rig):
@@ -624,18 +572,6 @@ def test_without_descriptors_clients_come_first(rig):
     assert made.state == "stopped"
 
 
-def test_calls_that_hang_are_no_more_than_the_streams(rig):
-    made = in_state(rig, "filling")
-    made.use()
-    made.plan.warm_calls = 1  # that of the stream that is missing
-    made.fail()
-    made.retry()
-    assert (made.state, made.attempts) == ("backing off", [])
-    made.plan.warm_calls = 0
-    made.retry()
-    assert (made.state, len(made.attempts)) == ("trying", 1)
-
-
 def test_a_pool_that_backs_off_goes_on_doing_so_if_the_hop_goes_down_and_a_kept_stream_ends(rig):
     made = in_state(rig, "filling")
     made.use()
@@ -650,22 +586,6 @@ def test_a_hop_that_is_found_up_is_used_before_it_tells(rig):
     made.dialer.hop = Hop.UP
     made.pool.change(3, KEEP, NOW)
     assert (made.state, made.begun) == ("trying", 1)
-
-
-def test_an_attempt_begins_now_and_is_given_up_when_the_pool_stops(rig):
-    made = rig()
-    given_up = []
-    made.dialer.dial = lambda deadline, done, **options: lambda: given_up.append(deadline)
-    made.attempts[0].dial(made.dialer, NOW)
-    made.pool.stop(NOW + 1)
-    assert (made.times, given_up) == ([NOW], [NOW + 5.0])
-
-
-def test_a_new_pool_wants_no_stream(rig):
-    made = rig()
-    pool = WarmPool(made, made, Plan(OverHop()))
-    pool.change_plan(Plan(OverHop()), NOW)
-    assert (pool.state, made.begun) == (PoolState.STOPPED, 1)
 
 
 def test_a_hop_is_watched_once(rig):

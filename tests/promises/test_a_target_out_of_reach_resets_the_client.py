@@ -1,6 +1,7 @@
 """A target that is refused, unreachable or timed out resets the client: never a clean empty end, never a hang."""
 
 import contextlib
+import errno
 import socket
 import threading
 
@@ -115,6 +116,8 @@ def test_a_tls_server_that_is_not_trusted_resets_the_client(certificates):
         (ConnectionRefusedError(), "refused"),
         (TimeoutError(), "connect_timeout"),
         (OSError("no route"), "factory_error"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable"),
+        (relay.RelayError("something"), "factory_error"),
         (socket.gaierror(socket.EAI_NONAME, "who?"), "unreachable"),
         (FileNotFoundError(2, "No such file or directory"), "unreachable"),
         (relay.errors.ConnectError("not you", reason="denied"), "denied"),

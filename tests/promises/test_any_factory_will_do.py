@@ -359,27 +359,6 @@ def test_one_that_blocks_for_long(tunnel_to):
     assert slow.result() == b"SLOW"
 
 
-def test_one_that_returns_after_its_tunnel_was_closed():
-    entered, release = threading.Event(), threading.Event()
-    near, far = pair()
-
-    def make():
-        entered.set()
-        release.wait(WAIT)
-        return relay.Stream(near, on_close=closed.set)
-
-    closed = threading.Event()
-    tunnel = relay.Tunnel(relay.listen(":0"), make)
-    with socket.create_connection(tunnel.address, timeout=WAIT) as client, far:
-        assert entered.wait(WAIT)
-        tunnel.close()
-        assert ending(client) == "reset"
-        release.set()
-        far.settimeout(WAIT)
-        assert far.recv(1) == b""
-        assert closed.wait(WAIT)
-
-
 def test_one_that_picks_another_of_several_targets_each_time(tunnel_to, serve):
     servers = [serve(lambda end, number=number: end.sendall(bytes([number]))) for number in range(3)]
     addresses = itertools.cycle([server.address for server in servers])

@@ -282,10 +282,3 @@ def test_drain_waits_for_one_that_is_still_connecting(listener):
             assert far.recv(1) == b""
         closing.result()
     assert next(calls) == 1
-
-
-def test_leaving_the_with_closes(listener):
-    with relay.Tunnel(relay.listen(":0"), relay.tcp(*listener.getsockname())) as tunnel:
-        address = tunnel.address
-    assert is_gone(address)
-    assert tunnel.stats().active == 0

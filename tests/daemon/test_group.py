@@ -152,18 +152,6 @@ def test_an_unknown_name_is_an_error(group, operation):
         getattr(group, operation)("c")
 
 
-def test_stop_drains_like_a_signal(group):
-    with connect(group, "a") as client:
-        client.sendall(b"1")
-        assert receive_exactly(client, 1) == b"1"
-        group.stop()
-        wait_until(lambda: group.is_ending)
-        wait_until(lambda: state(group, "b") is MemberState.CLOSED)
-        client.sendall(b"2")
-        assert receive_exactly(client, 1) == b"2"
-    wait_until(lambda: group._done)
-
-
 @pytest.fixture
 def limits(monkeypatch):
     """The time limits of the exit that are set."""

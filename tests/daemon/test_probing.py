@@ -69,29 +69,18 @@ def test_each_kind_asks_for_its_own(serve, probe, kind, data, problem):
     assert status.seconds >= 0
 
 
-def test_the_request_of_http_names_the_path_and_the_host(serve, probe):
-    requests = []
-
-    def handle(connection):
-        requests.append(connection.recv(4096))
-        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-
-    assert outcome(probe(serve(handle).address, "http://a/b?c")) == ""
-    assert requests[0].startswith(b"GET /a/b?c HTTP/1.1\r\nHost: t:1\r\n")
-
-
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_header_of_the_proxy_protocol_goes_before_all_else(serve, probe, version):
-    header, requests = build_local(version), []
+@pytest.mark.parametrize("version", [None, "v1", "v2"])
+def test_the_request_of_http_names_the_path_and_the_host_after_a_header_of_the_proxy_protocol(serve, probe, version):
+    header, requests = build_local(version) if version else b"", []
 
     def handle(connection):
         requests.append(connection.recv(len(header), socket.MSG_WAITALL))
         requests.append(connection.recv(4096))
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
 
-    assert outcome(probe(serve(handle).address, "http://a", header=header)) == ""
+    assert outcome(probe(serve(handle).address, "http://a/b?c", header=header)) == ""
     assert requests[0] == header
-    assert requests[1].startswith(b"GET /a ")
+    assert requests[1].startswith(b"GET /a/b?c HTTP/1.1\r\nHost: t:1\r\n")
 
 
 def test_a_header_goes_before_the_handshake_of_tls(listener, certificates, probe):
@@ -133,23 +122,6 @@ def test_a_probe_that_hangs_is_given_up_at_the_end(serve, probe):
     wait_until(lambda: any(thread.name == "relay-probe" for thread in threading.enumerate()))
     prober.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("relay-probe")]
-
-
-def test_one_at_a_time_and_again_after_the_interval(probe):
-    running, most, count, enough = [], [0], [0], threading.Event()
-
-    def dial(**_):
-        running.append(1)
-        most[0] = max(most[0], len(running))
-        count[0] += 1
-        if count[0] == 5:
-            enough.set()
-        running.pop()
-        raise relay.ConnectError("no")
-
-    probe(None, interval=0.01, dial=dial)
-    assert enough.wait(WAIT)
-    assert most[0] == 1
 
 
 def test_a_change_is_one_line_in_the_log(probe, caplog):
@@ -323,29 +295,17 @@ def test_without_a_target_there_is_no_thread():
     prober.wake(["t"])
 
 
-def test_a_tunnel_that_is_gone_has_no_probe_any_more(monkeypatch):
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_tunnel_that_is_gone_has_no_probe_any_more(monkeypatch, is_announced):
+    """A drain of an operator, or a failure, is not announced; it is found when the time of the probe has come."""
     monkeypatch.setattr(probing, "_FIRST", 0.0)
-    targets = {"t": ProbeTarget("t", "connect", LONG, 1.0, lambda **_: 1 / 0)}
+    targets = {"t": ProbeTarget("t", "connect", LONG if is_announced else 0.01, 1.0, lambda **_: 1 / 0)}
     prober = Prober(targets.get)
     prober.wake(["t"])
     try:
         outcome(prober)
         targets.clear()
-        prober.wake(["t"])
-        wait_until(lambda: prober.status("t") is None)
-    finally:
-        prober.close()
-
-
-def test_a_tunnel_that_is_not_open_any_more_has_no_probe_when_its_time_has_come(monkeypatch):
-    """A drain of an operator, or a failure: no change is announced."""
-    monkeypatch.setattr(probing, "_FIRST", 0.0)
-    targets = {"t": ProbeTarget("t", "connect", 0.01, 1.0, lambda **_: 1 / 0)}
-    prober = Prober(targets.get)
-    prober.wake(["t"])
-    try:
-        outcome(prober)
-        targets.clear()
+        prober.wake(["t"] if is_announced else [])
         wait_until(lambda: prober.status("t") is None)
     finally:
         prober.close()

@@ -89,8 +89,10 @@ def test_each_mistake_is_told_to_the_caller_and_in_the_log_and_changes_nothing(
                     status, output, errors = ctl("reload", *option)
                     assert (status, output, errors.count("\n")) == (1, "", 1), (words, errors)
                     assert errors.startswith("relay: ") and text in errors
-                assert text in command.hear(text)
-                assert command.hear("reload: ").endswith(" ERROR reload: nothing has changed\n")
+                command.process.send_signal(signal.SIGHUP)
+                for _ in ("by ctl", "by the signal"):
+                    assert text in command.hear(text)
+                    assert command.hear("reload: ").endswith(" ERROR reload: nothing has changed\n")
                 assert repeats(still)
                 with socket.create_connection(address, WAIT) as new:
                     assert receive_exactly(new, 1) == b"a"

@@ -189,27 +189,3 @@ def test_a_tunnel_that_is_renamed_or_changes_places_under_a_storm_refuses_none(u
     finally:
         for one in clients:
             one.end()
-
-
-def test_a_mistake_changes_nothing(up, serve):
-    target = place(serve(letter(b"a")))
-    good = tunnel("one", 0, target)
-    _, reload, ports = up(good)
-    with (
-        socket.create_connection(("127.0.0.1", ports["one"]), WAIT) as client,
-        socket.create_server(("127.0.0.1", 0)) as taken,
-    ):
-        assert receive_exactly(client, 1) == b"a"
-        bad = [
-            "this is no TOML",
-            tunnel("one", 0, "nowhere"),
-            tunnel("two", taken.getsockname()[1], target),
-            good + "[tunnels.two]\nlisten = 0\n",
-        ]
-        for text in bad:
-            reload(text, "reload: nothing has changed")
-            with socket.create_connection(("127.0.0.1", ports["one"]), WAIT) as other:
-                assert receive_exactly(other, 1) == b"a"
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
-        assert "0 of 1 tunnels changed" in reload(good)

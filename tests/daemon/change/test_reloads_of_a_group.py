@@ -16,7 +16,6 @@ from helpers import WAIT, ending, fate_of_client, is_gone, receive_exactly, wait
 
 import relay
 from relay.addresses.destinations import PrivateKey
-from relay.daemon.change import reload
 from relay.daemon.drains import Drains
 from relay.daemon.failures import ConflictError, ReloadError
 from relay.engine.relay_thread import RelayThread
@@ -81,19 +80,6 @@ def test_tuned_is_in_force_for_new_connections_and_its_idle_timeout_for_live_one
     assert group.now("one").plan.options.idle_timeout == 0.2
 
 
-def test_warm_changes_in_place(up, places):
-    group = up(toml("one", places[0]))
-    tunnel = group.tunnel("one")
-    with first(group.connect("one"), b"a") as client:
-        assert group.rewrite(toml("one", places[0], "warm = 2")) == {"one": "tuned"}
-        wait_until(lambda: tunnel.metrics().warm.ready == 2)
-        with first(group.connect("one"), b"a"):
-            assert tunnel.stats().warm_hits == 1
-        assert group.rewrite(toml("one", places[0])) == {"one": "tuned"}
-        assert tunnel.metrics().warm.ready == 0
-        assert repeats(client)
-
-
 def test_limits_of_clients_change_in_place_and_keep_what_they_have_counted(up, places):
     group = up(toml("one", places[0], "limit = [{ concurrent = 1, name = 'now' }]"))
     tunnel = group.tunnel("one")
@@ -154,45 +140,6 @@ def test_gone_closes_its_listener_and_new_opens(up, places):
     assert group.stats().accepted == 2  # the totals of the one that is gone stay in the sum
 
 
-@pytest.mark.parametrize("kind", ["rerouted", "moved", "gone"])
-@pytest.mark.parametrize(("word", "is_cut"), [("cut", True), ("drain", True), ("keep", False)])
-def test_on_reload_decides_on_open_connections(up, places, kind, word, is_cut):
-    more = f'on_reload = "{word}"', "drain = 1000", "drain_spread = 1000"  # the only connection ends at its begin
-    group = up(toml("one", places[0], *more) + toml("two", places[0]))
-    other = {"rerouted": toml("one", places[1], *more), "gone": ""}
-    with first(group.connect("one"), b"a") as client:
-        one = other.get(kind, toml("one", places[0], *more, listen="127.0.0.2:0"))
-        assert group.rewrite(one + toml("two", places[0]))["one"] == kind
-        if is_cut:
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
-        else:
-            assert repeats(client)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("this is no TOML", r"relay.toml:1: this is not TOML"),
-        ('[tunnels.one]\nlisten = ":0"\n', "there is no target"),
-        ("", "there are no tunnels"),
-    ],
-)
-def test_an_invalid_file_changes_nothing(up, places, caplog, text, words):
-    group = up(toml("one", places[0]))
-    before = group.now("one")
-    with first(group.connect("one"), b"a") as client:
-        group.write(text)
-        for dry_run in (True, False):
-            with pytest.raises(ReloadError, match=words) as error:
-                group.reload(dry_run)
-            assert error.value.status == 2
-        assert repeats(client)
-    assert group.now("one") == before
-    assert "reload: nothing has changed" in caplog.messages
-    assert group.reload_figures[:3] == (0, 1, False)
-
-
 def test_a_reload_warns_of_rules_that_can_never_match_once_it_is_done(up, places, caplog):
     def warned():
         return [record.getMessage() for record in caplog.records if "can never match" in record.getMessage()]
@@ -206,30 +153,6 @@ def test_a_reload_warns_of_rules_that_can_never_match_once_it_is_done(up, places
     (warning,) = warned()
     assert "tunnels.two.deny[0]: user:www-data can never match: no client of this listener has what user:" in warning
     assert {record.levelname for record in caplog.records if warning == record.getMessage()} == {"WARNING"}
-
-
-def test_one_tunnel_that_cannot_open_changes_nothing(up, places, listener):
-    group = up(toml("one", places[0]) + toml("two", places[0]))
-    taken = listener.getsockname()[1]
-    before = group.members
-    with first(group.connect("one"), b"a") as client:
-        group.write(toml("one", places[1]) + toml("three", places[0]) + toml("four", places[0], listen=f":{taken}"))
-        with pytest.raises(ReloadError, match="four: 127.0.0.1:.*Address already in use") as error:
-            group.reload()
-        assert error.value.status == 1
-        assert repeats(client)
-        with first(group.connect("one"), b"a"), first(group.connect("two"), b"a"):
-            pass
-    assert group.members == before
-
-
-def test_a_missing_file_changes_nothing(up, places, tmp_path):
-    group = up(toml("one", places[0]))
-    (tmp_path / "relay.toml").unlink()
-    with pytest.raises(ReloadError, match="No such file"):
-        group.reload()
-    with first(group.connect("one"), b"a"):
-        pass
 
 
 def test_a_dry_run_says_what_would_change(up, places):
@@ -284,26 +207,6 @@ def test_a_tunnel_that_leaves_serves_no_new_client_also_before_its_drain_begins(
         for arguments in begun:
             begin(*arguments)
     wait_until(lambda: group.leaving == ())
-
-
-def test_tunnels_that_leave_start_no_threads(up, places, monkeypatch):
-    group = up("".join(toml(f"t{number}", places[0]) for number in range(20)) + toml("stays", places[0]))
-    started, start = [], threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name) or start(thread))
-    assert set(group.rewrite(toml("stays", places[0])).values()) == {"same", "gone"}
-    wait_until(lambda: group.leaving == ())
-    assert not [name for name in started if "drain" in name]
-
-
-def test_two_tunnels_change_places(up, places):
-    group = up(toml("one", places[0]) + toml("two", places[1]))
-    ports = [group.tunnel(name).address[1] for name in ("one", "two")]
-    text = toml("one", places[0], listen=f":{ports[0]}") + toml("two", places[1], listen=f":{ports[1]}")
-    group.rewrite(text)
-    text = toml("one", places[0], listen=f":{ports[1]}") + toml("two", places[1], listen=f":{ports[0]}")
-    assert group.rewrite(text) == {"one": "moved", "two": "moved"}
-    with first(group.connect("one"), b"a"), first(group.connect("two"), b"b"):
-        assert group.tunnel("one").address[1] == ports[1]
 
 
 def test_an_address_that_overlaps_the_old_one(up, places, port, listener):
@@ -560,34 +463,6 @@ def test_a_paused_tunnel_stays_paused(up, places, port):
     with group.connect("one") as client:
         group.resume("one")
         first(client, b"b")
-
-
-def test_one_reload_runs_one_waits_and_the_others_join_it(monkeypatch):
-    begun, goes_on, joined, work = threading.Event(), threading.Event(), [], []
-
-    class Joined(reload.Future):
-        def result(self):
-            joined.append(None)
-            return super().result()
-
-    def slow():
-        work.append(None)
-        begun.set()
-        assert goes_on.wait(WAIT)
-        return len(work)
-
-    monkeypatch.setattr(reload, "Future", Joined)
-    reloads, results = reload.Turns(slow), []
-    threads = [threading.Thread(target=lambda: results.append(reloads.run())) for _ in range(5)]
-    threads[0].start()
-    assert begun.wait(WAIT)
-    for thread in threads[1:]:
-        thread.start()
-    wait_until(lambda: len(joined) == 3)
-    goes_on.set()
-    for thread in threads:
-        thread.join(WAIT)
-    assert sorted(results) == [1, 2, 2, 2, 2]
 
 
 def test_a_signal_starts_no_thread_while_another_one_has_not_begun(up, places, monkeypatch):

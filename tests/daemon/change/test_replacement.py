@@ -85,12 +85,6 @@ def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load,
     assert change.bound.receive.listening.fileno() < 0
 
 
-def test_another_route_needs_a_factory_alone(made, load, listener):
-    change = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
-    assert change.verdict is Verdict.REROUTED
-    assert (change.bound, change.make_send.target) == (None, "127.0.0.1:2")
-
-
 def test_nothing_stays_open_for_a_tunnel_that_has_ended_since_the_reload_began(made, load, listener, reserved):
     closed = []
     route = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
@@ -101,18 +95,6 @@ def test_nothing_stays_open_for_a_tunnel_that_has_ended_since_the_reload_began(m
         change.apply()
         assert not change.is_postponed
     assert closed == [route] and moved.bound.receive.listening.fileno() < 0
-
-
-def test_other_limits_need_nothing(made, load, listener):
-    change = ready(made(load(":0"), load(":0", "127.0.0.1:1", "nconnect = 3"), listener))
-    assert change.verdict is Verdict.TUNED
-    assert (change.bound, change.make_send, change.listens_anew, change.leaves) == (None, None, False, False)
-
-
-@pytest.mark.parametrize("state", [MemberState.OPENING, MemberState.WAITING])
-def test_what_has_not_opened_yet_begins_anew_after_the_others(made, load, reserved, state):
-    change = ready(made(load(":0"), load(f":{reserved}"), None, state))
-    assert change.is_deferred and change.bound is None
 
 
 def test_what_cannot_be_opened_is_an_error(made, load, listener):

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,15 +14,14 @@ import sys
 
 import pytest
 from command_rig import LISTENING, RELAY, Terminal, run, squeezed
-from helpers import WAIT, black_hole, echo, ending, receive_all, refusing, send_and_end, wait_until
+from helpers import WAIT, black_hole, echo, ending, receive_all, send_and_end, wait_until
 
 import relay
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import options_of
-from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.cli import app as commands_module
-from relay.cli.commands import COMMANDS, command, expose, forward
+from relay.cli.commands import COMMANDS, command
 from relay.cli.commands.help import TOPICS
 from relay.cli.options import seconds, seconds_or_zero
 
@@ -166,30 +166,6 @@ def test_the_time_to_connect_is_limited(start, connect):
         assert reason_with(start, connect, silent, "--connect-timeout", "0.05") == "connect_timeout"
 
 
-def ending_of_a_client(connect, address):
-    try:
-        return ending(connect(address))
-    except ConnectionResetError:
-        return "reset"  # it came before connect() had returned
-
-
-def test_a_refused_target_is_a_warning_and_a_reset(start, connect):
-    with refusing() as place:
-        command = start(":0", "{}:{}".format(*place))
-        assert ending_of_a_client(connect, command.address()) == "reset"
-        assert "refused" in command.hear("WARNING")
-        assert "1 failed (1 refused)" in command.end()[1]
-
-
-def test_a_target_whose_name_does_not_resolve_is_a_warning_and_a_reset(start, connect):
-    command = start(":0", "no-such-host.invalid:80")
-    address = command.address()
-    for _ in range(2):
-        assert ending_of_a_client(connect, address) == "reset"
-        assert "no-such-host.invalid:80: cannot resolve the host name" in command.hear("WARNING")
-    assert command.end()[0] == 0
-
-
 def test_it_takes_the_descriptors_that_the_system_allows_but_a_reserve(start):
     soft = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"']
     command = start(":0", "127.0.0.1:1", prefix=soft)
@@ -317,33 +293,15 @@ def test_a_full_disk_is_one_line(buffered):
     assert (done.returncode, done.stderr) == (1, "relay: standard output: No space left on device\n")
 
 
-def help_of(name):
-    done = run(name, "--help", env={**os.environ, "COLUMNS": "200"})
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def test_help_has_examples_and_they_are_right():
-    shown = help_of("forward")
-    examples = re.findall(r"^relay forward (\S+) (\S+)(?: --via (\S+))?", forward.EXAMPLES, re.MULTILINE)
-    assert len(examples) >= 5
-    assert any(via for _, _, via in examples)
-    for listen, target, via in examples:
-        assert squeezed(f"relay forward {listen} {target}") in squeezed(shown)
-        parse_listen(listen.strip("'"))
-        parse_target(target.strip("'"))
-        parse_hops([via] if via else [])
-
-
-def test_help_of_expose_has_examples_and_they_are_right():
-    shown = help_of("expose")
-    examples = re.findall(r"^relay expose (\S+) --on (\S+)(?: --via (\S+))?", expose.EXAMPLES, re.MULTILINE)
-    assert len(examples) >= 4
-    for target, on, via in examples:
-        assert squeezed(f"relay expose {target} --on {on}") in squeezed(shown)
-        parse_target(target.strip("'"))
-        assert isinstance(parse_listen(on.strip("'")), (SSHListen, I2PListen))
-        parse_hops([via] if via else [])
+@pytest.mark.parametrize(("name", "least"), [("forward", 5), ("expose", 4), ("socks", 6)])
+def test_help_has_examples_and_they_are_right(here, name, least):
+    shown = squeezed(here(name, "--help")[1])
+    examples = re.findall(rf"^relay ({name} .*?)(?: \(.*)?$", command(name).epilog, re.MULTILINE)
+    assert len(examples) >= least and any("--via" in example for example in examples)
+    for example in examples:
+        assert squeezed(f"relay {example}") in shown
+        status, _, errors = here("check", "--print", "--", *shlex.split(example))
+        assert (status, errors) == (0, ""), example
 
 
 def test_help_names_every_parameter_of_a_hop_but_the_secrets():

@@ -17,7 +17,6 @@ from helpers import (
     WAIT,
     black_hole,
     echo,
-    fate_of_client,
     is_gone,
     receive_all,
     receive_exactly,
@@ -199,14 +198,6 @@ def test_a_password_from_the_environment_lets_it_in(start, target, make_ssh_serv
     status, said = command.end()
     assert status == 0
     assert "hunter2" not in said
-
-
-def test_a_refused_target_is_a_reset_and_a_warning(start, ssh_server):
-    with refusing() as place:
-        command = start(":0", "{}:{}".format(*place), "--via", ssh_server.url)
-        assert fate_of_client(address_of(line_of(command, VIA))) == "reset"
-        assert "refused" in command.hear("WARNING")
-        assert "1 failed (1 refused)" in command.end()[1]
 
 
 def test_expose_publishes_a_local_service(expose, target, far_end):

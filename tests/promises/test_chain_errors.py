@@ -147,10 +147,3 @@ def test_a_command_ends_with_one_line(command, three, tmp_path):
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert f"hop 2 of 3 ({name(via[1])}): " in result.stderr
-
-
-def test_a_pipe_to_nowhere_ends_with_one_line(world, nowhere):
-    via = world.via(["paramiko", "socks5"])
-    result = run("pipe", nowhere, *(word for url in via for word in ("--via", url)), stdin=subprocess.DEVNULL)
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1 and nowhere in result.stderr

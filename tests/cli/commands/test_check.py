@@ -246,20 +246,6 @@ def test_a_file_of_rules_that_cannot_be_read_is_a_problem_of_its_entry(checked, 
     ]
 
 
-def test_a_file_of_rules_that_others_can_write(checked, tmp_path):
-    (tmp_path / "friends.txt").write_text("10.0.0.0/8")
-    (tmp_path / "friends.txt").chmod(0o666)
-    status, _, problems = checked("""
-        [tunnels.a]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        allow = ["friends.txt"]
-    """)
-    problem = "others can write to it (mode 0666), and it decides who may connect; chmod go-w it"
-    assert status == 2
-    assert problems == [f"5: tunnels.a.allow[0]: {tmp_path}/friends.txt: {problem}"]
-
-
 def test_it_says_what_would_listen_where(checked, ssh_server, tmp_path, certificates):
     key = tmp_path / "site.dat"
     address = run("keys", "new", str(key)).stdout.splitlines()[0]
@@ -652,12 +638,6 @@ def test_the_words_of_programs_are_not_printed(checked):
     one, two, three = printed["tunnels"].values()
     assert (one["via"], two["target"]) == ([["exec:nc …"], ["a"], ["b"]], ["exec:nc …", "exec:nc"])
     assert (three["via"], three["rule"]) == (["exec:nc …"], ["*.a=***", "*.b=a", "*=direct"])
-
-
-def test_keys_of_the_top_are_printed_at_the_top():
-    printed = tomllib.loads(effective("forward", ":0", "db:5432", "--workers", "2", "--sandbox", "auto"))
-    assert (printed["workers"], printed["sandbox"]) == (2, "auto")
-    assert not {"workers", "sandbox"} & printed["tunnels"]["forward"].keys()
 
 
 def test_nothing_is_looked_at_to_print():

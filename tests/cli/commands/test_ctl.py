@@ -54,17 +54,6 @@ def test_status_says_what_runs(ctl, running, double):
     assert (facts["pid"], facts["tunnels"]) == (4711, {"total": 2, "listening": 1})
 
 
-def test_list_shows_each_tunnel(ctl, running, double):
-    double.change("b", state="failed", problem="wrong key")
-    _, out, _ = ctl("list")
-    rows = [line.split() for line in out.splitlines()]
-    assert rows[0][:2] == ["tunnel", "state"]
-    assert rows[1] == ["a", "listening", "127.0.0.1:1", "→", "t:2", "1", "3", "10", "B", "20", "B", "2"]
-    assert rows[2] == ["b", "failed", ":3", "→", "anywhere", "via", "ssh://me@x"]
-    assert out.splitlines()[3] == "b: wrong key"
-    assert [tunnel["name"] for tunnel in json.loads(ctl("list", "--json")[1])["tunnels"]] == ["a", "b"]
-
-
 def test_list_and_connections_show_warm_streams(ctl, running, double):
     assert "warm" not in ctl("list")[1]
     assert "warm" not in ctl("connections")[1]

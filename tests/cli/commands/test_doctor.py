@@ -133,22 +133,6 @@ def test_a_name_that_is_not_in_the_file(status, config, target):
     assert (code, "dv: no such tunnel" in err, "db" in err) == (2, True, True)
 
 
-def test_a_listening_address_that_is_in_use(doctor, config, target):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        listen = "127.0.0.1:{}".format(*other.getsockname()[1:])
-        found = doctor("--config", config(db={"listen": listen, "target": target}))
-    found.names("listen", "already in use", "a relay without a control socket", status="warning")
-
-
-def test_a_listening_address_of_another_machine(doctor, config, target):
-    doctor("--config", config(db={"listen": "192.0.2.99:8080", "target": target})).names("listen", "no such address")
-
-
-def test_a_unix_socket_in_a_directory_that_is_missing(doctor, config, target, tmp_path):
-    file = config(db={"listen": f"unix://{tmp_path}/none/db.sock", "target": target})
-    doctor("--config", file).names("listen", "there is no directory", "make it")
-
-
 def test_a_proxy_tests_the_hops_of_its_rules(doctor, config, ssh_server):
     file = config(web={"listen": "socks5://127.0.0.1:0", "rule": [f"*={ssh_server.url}"]})
     found = doctor("--config", file)

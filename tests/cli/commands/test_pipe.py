@@ -1,11 +1,8 @@
 """``relay pipe``, as its users run it: what goes in and out, what is said, and how it ends."""
 
 import contextlib
-import hashlib
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -16,7 +13,6 @@ import psutil
 import pytest
 from command_rig import RELAY, commands, run, squeezed
 from helpers import (
-    BLOCK,
     PROMPT,
     WAIT,
     black_hole,
@@ -25,7 +21,6 @@ from helpers import (
     receive_all,
     receive_exactly,
     refusing,
-    send_and_end,
     wait_until,
 )
 from sshd import server_url
@@ -34,8 +29,6 @@ import relay
 from relay.addresses.parse import parse_hops, parse_target
 from relay.cli.commands.pipe import EXAMPLES
 from relay.testing import SAMBridge
-
-HASH = hashlib.sha256(BLOCK).hexdigest()
 
 
 @pytest.fixture
@@ -82,47 +75,6 @@ def test_a_question_gets_its_whole_answer_and_nothing_else_is_printed(serve):
     server = serve(lambda end: end.sendall(receive_all(end)[::-1]))
     done = pipe("{}:{}".format(*server.address), input=b"question")
     assert (done.stdout, done.stderr, done.returncode) == (b"noitseuq", b"", 0)
-
-
-def test_a_unix_socket_is_a_target(serve, tmp_path):
-    server = serve(echo, str(tmp_path / "server"))
-    assert pipe(f"unix://{server.address}", input=BLOCK).stdout == BLOCK
-
-
-def test_tls_is_a_target(serve, certificates):
-    from helpers import TLSEnd
-
-    def greet(end):
-        tls = TLSEnd(end, certificates.server(), server_side=True)
-        tls.sendall(b"hello ")
-        tls.sendall(tls.recv(100))
-        tls.shutdown(socket.SHUT_WR)
-        assert tls.recv(1) == b""
-
-    server = serve(greet)
-    done = pipe(f"tls://localhost:{server.address[1]}?ca={certificates.ca}", input=b"world")
-    assert (done.stdout, done.stderr, done.returncode) == (b"hello world", b"", 0)
-
-
-def test_a_file_goes_in_and_comes_out(target, tmp_path):
-    (tmp_path / "in").write_bytes(BLOCK)
-    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as sink:
-        assert pipe(target, stdin=source, stdout=sink).returncode == 0
-    assert (tmp_path / "out").read_bytes() == BLOCK
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-def test_one_socket_may_be_input_and_output(target, blocking):
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(WAIT)
-        theirs.setblocking(blocking)
-        command = subprocess.Popen([RELAY, "pipe", target], stdin=theirs, stdout=theirs)
-        with command:
-            send_and_end(ours, b"hello")
-            assert receive_exactly(ours, 5) == b"hello"
-            assert command.wait(WAIT) == 0
-        assert theirs.getblocking() is blocking  # it is the same socket that the command had
 
 
 def shell(script, *arguments, **options):
@@ -187,39 +139,6 @@ def test_it_ends_in_silence_with_whoever_started_it(place, accept, start):
     assert command.process.stderr.read() == ""
 
 
-def test_the_end_of_the_target_is_the_end_of_the_output(place, accept, start):
-    command = start(place)
-    far = accept()
-    far.sendall(b"bye")
-    far.shutdown(socket.SHUT_WR)
-    assert command.process.stdout.read() == "bye"
-    command.process.stdin.write("more")
-    command.process.stdin.close()
-    assert receive_all(far) == b"more"
-    assert command.process.wait(WAIT) == 0
-
-
-def test_at_a_terminal_it_ends_with_the_target(place, accept):
-    outer, inner = pty.openpty()
-    try:
-        command = subprocess.Popen([RELAY, "pipe", place], stdin=inner, stdout=inner, stderr=inner)
-        with command:
-            far = accept()
-            os.write(outer, b"hello\n")
-            assert receive_exactly(far, 6) == b"hello\n"
-            far.sendall(b"bye\n")
-            far.close()
-            assert command.wait(WAIT) == 0
-            assert os.get_blocking(inner)
-        seen = b""
-        while b"bye" not in seen:  # a terminal gives what it has in pieces
-            assert select.select([outer], [], [], WAIT)[0], seen
-            seen += os.read(outer, 100)
-    finally:
-        os.close(outer)
-        os.close(inner)
-
-
 # Failures.
 
 
@@ -266,13 +185,6 @@ def test_the_limits_of_a_connection(place, accept, start):
     assert "after one end (--linger)" in lingering.process.stderr.read()
 
 
-def test_debug_shows_a_traceback():
-    with refusing() as (host, port):
-        done = run("pipe", f"{host}:{port}", "--debug", input="")
-    assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("relay: ")
-
-
 # Signals.
 
 
@@ -301,18 +213,6 @@ def _catches(pid, number):
     with open(f"/proc/{pid}/status") as lines:
         (caught,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
     return caught >> (number - 1) & 1
-
-
-def test_an_output_that_is_stuck_does_not_hold_up_a_signal(place, accept, start):
-    command = start(place)
-    far = accept()
-    far.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            far.send(BLOCK)
-    assert command.process.poll() is None
-    command.process.send_signal(signal.SIGTERM)
-    assert command.process.wait(WAIT) == -signal.SIGTERM
 
 
 # What is loaded, and when.

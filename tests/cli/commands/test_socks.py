@@ -2,19 +2,15 @@
 
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
 
 import pytest
-from command_rig import commands, run, squeezed
+from command_rig import commands
 from helpers import BLOCK, WAIT, page, receive_all, refusing, send_and_end
 
-from relay.addresses.parse import parse_hops
 from relay.addresses.values import TCPAddress
-from relay.cli.commands import socks
-from relay.transports.dynamic import parse_rule
 
 HELLO, NO_LOGIN, GRANTED = b"\5\1\0", b"\5\0", b"\5\0\0\1" + bytes(6)
 
@@ -155,26 +151,3 @@ def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, li
     command.process.stdout.readline()
     said = command.end()[1]
     assert said.count("WARNING") == said.count("users and passwords cross the network in the clear") == warned
-
-
-def test_help_has_examples_and_they_are_right(start, tmp_path):
-    done = run("socks", "--help", env={**os.environ, "COLUMNS": "200"})
-    assert (done.returncode, done.stderr) == (0, "")
-    examples = re.findall(r"^(relay socks .*?)(?: \(.*)?$", socks.EXAMPLES, re.MULTILINE)
-    assert len(examples) >= 6
-    password = tmp_path / "FILE"
-    password.write_text("secret")
-    password.chmod(0o600)
-    for example in examples:
-        assert squeezed(example.partition(" --")[0]) in squeezed(done.stdout)
-        listen, *words = shlex.split(example)[2:]
-        options = []
-        for name, value in zip(words[::2], words[1::2], strict=True):
-            if name == "--via":
-                parse_hops([value])
-            elif name == "--rule":
-                parse_rule(value)
-            if "ssh://" not in value:  # a hop that is nowhere
-                options += [name, str(password) if value == "FILE" else value]
-        command = start(re.sub(r"\d+$", ":0" if listen.isdigit() else "0", listen), *options)
-        assert command.process.stdout.readline().startswith("listening on ")

@@ -99,13 +99,18 @@ def connect(address):
     return client
 
 
-def test_a_killed_program_takes_its_relay_with_it(target):
-    with Program(SPAWN + STAY, ":0", target) as program:
-        pid, address = program.line()
-        with watched(pid) as ended, connect(address) as client:
-            program.process.kill()
-            assert ended()
-            assert ending(client) == "reset"  # a transfer that was cut never looks complete
+of_each_kind = pytest.mark.parametrize("code", [SPAWN, WORKERS], ids=["one process", "workers"])
+
+
+@of_each_kind
+def test_a_killed_program_takes_its_processes_with_it(target, code):
+    with Program(code + STAY, ":0", target) as program, contextlib.ExitStack() as stack:
+        *pids, address = program.line()
+        ended = [stack.enter_context(watched(pid)) for pid in pids]
+        client = stack.enter_context(connect(address))
+        program.process.kill()
+        assert all(one() for one in ended)
+        assert ending(client) == "reset"  # a transfer that was cut never looks complete
 
 
 def test_the_file_of_its_socket_goes_too(target, tmp_path):
@@ -118,58 +123,32 @@ def test_the_file_of_its_socket_goes_too(target, tmp_path):
     assert not path.exists()
 
 
-def test_also_when_another_process_holds_its_control_socket(target):
-    """The end of file of that socket does not come then: the kernel's parent-death signal must do."""
-    with Program(SPAWN + HEIR + STAY, ":0", target) as program:
-        pid, address = program.line()
+@of_each_kind
+def test_also_when_another_process_holds_their_control_sockets(target, code):
+    """The end of file of those does not come then: the kernel's parent-death signal must do.
+
+    The workers have ignored signals before, as those of a service manager to all processes of a service.
+    """
+    with Program(code + HEIR + STAY, ":0", target) as program, contextlib.ExitStack() as stack:
+        *pids, address = program.line()
         [heir] = program.line()
-        with watched(heir) as heir_ended, watched(pid) as ended, connect(address) as client:
-            program.process.kill()
-            assert ended()
-            assert ending(client) == "reset"
-            assert not heir_ended(0)
+        heir_ended, *ended = [stack.enter_context(watched(pid)) for pid in (heir, *pids)]
+        for pid in pids if code is WORKERS else ():
+            os.kill(int(pid), signal.SIGTERM)
+        client = stack.enter_context(connect(address))
+        program.process.kill()
+        assert all(one() for one in ended)
+        assert ending(client) == "reset"
+        assert not heir_ended(0)
 
 
-def test_a_killed_program_takes_its_workers_with_it(target):
-    with Program(WORKERS + STAY, ":0", target) as program:
-        one, other, address = program.line()
-        with watched(one) as one_ended, watched(other) as other_ended, connect(address) as client:
-            program.process.kill()
-            assert one_ended()
-            assert other_ended()
-            assert ending(client) == "reset"
-
-
-def test_also_when_another_process_holds_their_control_sockets(target):
-    """They have ignored signals before, as those of a service manager to all processes of a service."""
-    with Program(WORKERS + HEIR + STAY, ":0", target) as program:
-        one, other, address = program.line()
-        [heir] = program.line()
-        with watched(heir), watched(one) as one_ended, watched(other) as other_ended:
-            for pid in (one, other):
-                os.kill(int(pid), signal.SIGTERM)
-            connect(address).close()
-            program.process.kill()
-            assert one_ended()
-            assert other_ended()
-
-
-def test_workers_of_a_program_that_closes_nothing_end_cleanly(target):
-    with Program(WORKERS, ":0", target, python=["-X", "dev", "-W", "error"]) as program:
-        one, other, _ = program.line()
-        with watched(one) as one_ended, watched(other) as other_ended:
-            assert program.end() == ("", "")
-            assert one_ended()
-            assert other_ended()
-        assert program.process.returncode == 0
-
-
-def test_a_program_that_closes_nothing_ends_cleanly(target):
-    with Program(SPAWN, ":0", target, python=["-X", "dev", "-W", "error"]) as program:
-        pid, _ = program.line()
-        with watched(pid) as ended:
-            assert program.end() == ("", "")
-            assert ended()
+@of_each_kind
+def test_a_program_that_closes_nothing_ends_cleanly(target, code):
+    with Program(code, ":0", target, python=["-X", "dev", "-W", "error"]) as program, contextlib.ExitStack() as stack:
+        *pids, _ = program.line()
+        ended = [stack.enter_context(watched(pid)) for pid in pids]
+        assert program.end() == ("", "")
+        assert all(one() for one in ended)
         assert program.process.returncode == 0
 
 

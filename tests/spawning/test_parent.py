@@ -64,22 +64,6 @@ def test_many_threads_ask_at_once(tunnel):
     assert answers == [(0, 0, 0, 0, {}, 0, 0), [], [], None, None] * 6
 
 
-def test_asking_while_it_closes(tunnel):
-    over = threading.Event()
-
-    def ask():
-        while not over.is_set():
-            assert tunnel.stats() == (0, 0, 0, 0, {}, 0, 0)
-
-    asking = [Thread(ask) for _ in range(4)]
-    tunnel.stats()
-    tunnel.close()
-    tunnel.stats()
-    over.set()
-    for thread in asking:
-        thread.result()
-
-
 def test_asking_while_it_dies(tunnel):
     def ask():
         while True:

@@ -37,8 +37,6 @@ class Process:
         self.name = f"process {number}"
         self.fate = ""
         self.asked = None  # when
-        self.ends = True  # if it is asked to
-        self.gave_up = threading.Event()
         self._observer = observer
         self._over = threading.Event()
 
@@ -47,11 +45,7 @@ class Process:
         self._over.set()
         self._observer.on_over()
 
-    kill = die
-
-    def start_close(self):
-        if self.ends:
-            self.die()
+    kill = start_close = die
 
     def is_own_thread(self):
         return False
@@ -60,11 +54,7 @@ class Process:
         return self.asked
 
     def give_up_questions(self):
-        self.gave_up.set()
-
-    def answer(self):
-        self.asked = None
-        self._observer.on_answer()
+        pass
 
     def join(self):
         assert self._over.wait(WAIT)
@@ -196,47 +186,6 @@ def at_once(monkeypatch):
     monkeypatch.setattr(worker_slot, "ANSWER", 0.0)
 
 
-def stuck(slot, process):
-    """Let the process be stuck."""
-    process.asked = 0.0
-    slot.suspect(process)
-    assert slot.status().state == "stuck"
-    assert (slot.process, slot.answering) == (process, None)
-    assert process.gave_up.is_set()
-
-
-def test_a_stuck_process_is_killed_and_replaced(owner, slot, monkeypatch, caplog):
-    monkeypatch.setattr(worker_slot, "_STEP", 0.0)
-    wait_until(lambda: slot.status().state == "running")
-    first = owner.started[0]
-    first.asked = 0.0
-    slot.suspect(first)
-    wait_until(lambda: slot.status().pid == 2)
-    wait_until(lambda: owner.up == [3, 3])
-    text = "worker 4 (process 1) does not answer; relay replaces it unless it answers within 10 s"
-    over = "did not answer and was killed; 7 connections are lost, and another process takes its place"
-    # In either order: the ten seconds between them are none here.
-    assert sorted(caplog.messages) == sorted([text, f"worker 4: the process 1 {over}"])
-    assert slot.problem == ""
-    owner.started[1].die()
-    wait_until(lambda: slot.status().pid == 3)
-    assert "worker 4: the process 2 was killed by signal 9" in caplog.messages[-1]
-
-
-def test_a_stuck_process_that_answers_goes_on(owner, slot, monkeypatch, caplog):
-    monkeypatch.setattr(worker_slot, "_STEP", WAIT)
-    wait_until(lambda: owner.up == [3])
-    (process,) = owner.started
-    stuck(slot, process)
-    slot.suspect(process)  # once more
-    assert slot.problem.startswith("worker 4 (process 1) does not answer; ")
-    process.answer()
-    wait_until(lambda: owner.up == [3, 3])
-    assert (slot.status().state, slot.problem, slot.answering) == ("running", "", process)
-    assert caplog.messages[-1] == "worker 4 (process 1) answers again"
-    assert len(caplog.messages) == 2
-
-
 def test_one_that_has_answered_meanwhile_is_not_stuck(owner, slot):
     wait_until(lambda: owner.up == [3])
     slot.suspect(owner.started[0])
@@ -260,41 +209,6 @@ def test_a_question_that_nothing_waits_for_is_looked_after(owner, slot, at_once,
     owner.started[0].asked = 0.0
     slot.expect_answers()
     wait_until(lambda: slot.status().state == "stuck")
-
-
-@pytest.mark.parametrize("is_stuck", [True, False])
-def test_closing_kills_a_process_that_does_not_end(owner, slot, monkeypatch, is_stuck):
-    monkeypatch.setattr(worker_slot, "_STEP", WAIT)
-    monkeypatch.setattr(worker_slot, "_END", 0.0)
-    wait_until(lambda: owner.up == [3])
-    (process,) = owner.started
-    process.ends = False
-    if is_stuck:
-        stuck(slot, process)
-    slot.close()
-    assert process.fate
-    slot.kill_stuck()
-    assert len(owner.started) == 1
-
-
-def test_closing_kills_a_process_that_starts(owner):
-    starting = threading.Event()
-
-    class Slow(Owner):
-        def start_process(self, observer):
-            process = super().start_process(observer)
-            starting.set()
-            process.join()  # it comes up only after it was killed
-            raise relay.RelayError("did not start")
-
-    slow = Slow()
-    made = WorkerSlot(0, slow)
-    made.start()
-    assert starting.wait(WAIT)
-    made.close()
-    assert slow.started[0].fate
-    with pytest.raises(relay.RelayError, match="did not start"):
-        made.wait_for_start()
 
 
 def test_the_only_process_has_no_successor(caplog):

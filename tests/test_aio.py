@@ -45,7 +45,7 @@ async def until(condition):
 
 
 class Gate:
-    """A wait of another thread for many turns of the loop: if the loop stands still, it waits in vain."""
+    """A wait of another thread, which the loop ends: if the loop stands still, it waits in vain."""
 
     def __init__(self):
         self.reached = threading.Event()
@@ -55,17 +55,6 @@ class Gate:
         self.reached.set()
         assert self.opened.wait(WAIT), "the loop stands still"
         return True
-
-    async def keep(self):
-        await beats(self.reached.is_set)
-        self.opened.set()
-
-
-async def beats(begun):
-    """Return after many turns of the loop since something has begun."""
-    await until(begun)
-    for _ in range(BEATS):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -229,47 +218,7 @@ def test_no_attempt_has_a_thread_of_its_own(make_ssh_server, backend):
         go_on.set()
 
 
-# The loop goes on meanwhile.
-
-
-@pytest.mark.usefixtures("factory")
-def test_the_loop_goes_on_while_the_factory_is_made(gate, echo_server):
-    check_the_loop_goes_on(gate, url_of(echo_server))
-
-
-@pytest.mark.usefixtures("lookup")
-def test_the_loop_goes_on_while_a_name_is_looked_up(gate, echo_server):
-    check_the_loop_goes_on(gate, f"localhost:{echo_server.address[1]}")
-
-
-def test_the_loop_goes_on_while_it_logs_in(make_ssh_server, echo_server, backend):
-    server = make_ssh_server()
-    server.freeze()
-
-    async def work():
-        connecting = asyncio.create_task(aio.connect(url_of(echo_server), [f"{server.url}&backend={backend}"]))
-        await beats(lambda: server.connections)
-        assert not connecting.done()
-        server.thaw()
-        assert await echoed(await connecting) == b"hello"
-
-    run(work())
-
-
-def test_the_loop_goes_on_while_the_server_connects(gate, make_ssh_server, echo_server, backend):
-    check_the_loop_goes_on(gate, url_of(echo_server), f"{make_ssh_server(permit=gate.wait).url}&backend={backend}")
-
-
-def check_the_loop_goes_on(gate, url, *via):
-    async def work():
-        keeping = asyncio.create_task(gate.keep())
-        assert await echoed(await aio.connect(url, via)) == b"hello"
-        await keeping
-
-    run(work())
-
-
-# Giving up.
+# Giving up, while the loop goes on.
 
 
 @contextlib.contextmanager
@@ -699,17 +648,6 @@ def test_bad_arguments_leave_the_listener_with_the_caller(options, error):
             with pytest.raises(error):
                 aio.Tunnel(receive, relay.tcp("127.0.0.1", 1), **options)
             assert receive.fileno() >= 0
-
-    run(work())
-
-
-def test_a_coroutine_function_is_no_factory():
-    async def make_send():
-        raise AssertionError
-
-    async def work():
-        with relay.listen(":0") as receive, pytest.raises(TypeError, match="coroutine function"):
-            aio.Tunnel(receive, make_send)
 
     run(work())
 

@@ -48,35 +48,26 @@ def test_each_listener_has_its_kinds(listener, has, matching):
         (
             ["user:root"],
             None,
-            [
-                (
-                    "user:root can never match: no client of this listener has what user: compares; "
-                    "it needs a listener at a Unix socket"
-                )
-            ],
+            ["user:root: no client of this listener has what user: compares; it needs a listener at a Unix socket"],
         ),
         (
             ["10.1.0.0/16", "10.0.0.0/8"],
             None,
-            [("cidr:10.1.0.0/16 can never match: cidr:10.0.0.0/8, allow[1], is wider; leave it out")],
+            ["cidr:10.1.0.0/16: cidr:10.0.0.0/8, allow[1], is wider; leave it out"],
         ),
-        (
-            None,
-            ["10.0.0.0/8", "10.0.0.0/8"],
-            ["cidr:10.0.0.0/8 can never match: it is there already, deny[0]; leave it out"],
-        ),
+        (None, ["10.0.0.0/8"] * 2, ["cidr:10.0.0.0/8: it is there already, deny[0]; leave it out"]),
         (
             ["10.1.0.0/16", "192.0.2.1"],
             ["10.0.0.0/8", "192.0.2.1/32"],
             [
-                ("cidr:10.1.0.0/16 can never match: deny cidr:10.0.0.0/8, deny[0], wins; remove one of them"),
-                ("cidr:192.0.2.1/32 can never match: deny cidr:192.0.2.1/32, deny[1], wins; remove one of them"),
+                "cidr:10.1.0.0/16: deny cidr:10.0.0.0/8, deny[0], wins; remove one of them",
+                "cidr:192.0.2.1/32: deny cidr:192.0.2.1/32, deny[1], wins; remove one of them",
             ],
         ),
     ],
 )
 def test_the_reason_and_the_remedy(allow, deny, texts):
-    assert found(allow, deny) == texts
+    assert found(allow, deny) == [text.replace(": ", " can never match: ", 1) for text in texts]
 
 
 @pytest.mark.parametrize(

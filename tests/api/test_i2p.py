@@ -130,15 +130,6 @@ def test_what_is_wrong_is_told_at_the_call(given, error, said):
         relay.i2p(given.pop("dest"), **given)
 
 
-def test_the_bridge_may_be_behind_an_ssh_server(bridge, ssh_server, spawner_thread):
-    with relay.i2p(DEST, sam=bridge.name, via=[ssh_server.url]) as factory:
-        with factory() as stream:
-            answer_stream(bridge, stream.socket)
-    assert ssh_server.logins == 1
-    with relay.connect(f"{NAME}?sam={bridge.name}", via=[ssh_server.url], timeout=WAIT) as connected:
-        answer_stream(bridge, connected)
-
-
 def test_the_bridge_may_speak_tls(bridge, certificates):
     listen = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
     with relay.Tunnel(relay.listen(listen), relay.tcp(*bridge.address)) as before:

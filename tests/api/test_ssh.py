@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import ssl
-import time
 from pathlib import Path
 
 import pytest
-from helpers import BLOCK, WAIT, Server, Thread, TLSEnd, receive_exactly, send_and_end, sha256_of
+from helpers import WAIT, Thread, TLSEnd, receive_exactly
 
 import relay
 from relay.addresses.ssh import SSHServer
@@ -89,15 +87,3 @@ def test_an_unknown_keyword_is_a_type_error():
 def test_no_secret_is_shown():
     factory = relay.ssh("ssh://me:hush@bastion", "db", 1, passphrase="hush")
     assert "hush" not in repr(factory)
-
-
-def test_a_whole_megabyte_both_ways_without_a_tunnel(far_end, serve):
-    def answer(connection):
-        data = receive_exactly(connection, len(BLOCK))
-        send_and_end(connection, data)
-
-    server: Server = serve(answer)
-    with relay.ssh(far_end.url, *server.address) as factory, factory(deadline=time.monotonic() + WAIT) as stream:
-        stream.socket.settimeout(WAIT)
-        stream.socket.sendall(BLOCK)
-        assert sha256_of(stream.socket) == hashlib.sha256(BLOCK).hexdigest()

@@ -149,26 +149,12 @@ def test_the_transport_is_closed_under_it(world, caplog):
         assert isinstance(one.problem, relay.CarrierError)
     assert ending(far) == "reset"
     assert "the SSH connection has ended" in caplog.text
+    tunnel.pause()
+    with pytest.raises(relay.CarrierError, match="has ended"):
+        tunnel.resume()
     tunnel.stop_thread()
     with pytest.raises(relay.CarrierError):
         tunnel_to(world.transport).start()
-
-
-@pytest.mark.parametrize("kind", ["embedded", "sshd"])
-def test_the_server_goes_away(kind, make_sshd, make_ssh_server):
-    rig = make_sshd() if kind == "sshd" else make_ssh_server()
-    with contextlib.closing(World(rig)) as world:
-        listening = world.listener()
-        tunnel = world.tunnel(listening)
-        client, far = world.client(tunnel), world.accept(listening)
-        exchange(client, far)
-        rig.kill() if kind == "sshd" else rig.stop()
-        tunnel.join(WAIT)
-        assert not tunnel.is_alive()
-        assert ending(far) == "reset"
-        tunnel.pause()
-        with pytest.raises(relay.CarrierError, match="has ended"):
-            tunnel.resume()
 
 
 def test_the_connection_is_lost_under_the_first_request(server):

@@ -26,19 +26,10 @@ from relay.compat import zmqssh
 from relay.process import PIPE, start
 
 SHARED = [
-    "open_tunnel",
-    "openssh_tunnel",
-    "paramiko_tunnel",
-    "select_random_ports",
-    "ssh_tunnel",
-    "try_passwordless_ssh",
-    "tunnel_connection",
-    "_paramiko_tunnel",
-    "_split_server",
-    "_stop_tunnel",
-    "_try_passwordless_openssh",
+    "open_tunnel", "openssh_tunnel", "paramiko_tunnel", "select_random_ports", "ssh_tunnel", "try_passwordless_ssh",
+    "tunnel_connection", "_paramiko_tunnel", "_split_server", "_stop_tunnel", "_try_passwordless_openssh",
     "_try_passwordless_paramiko",
-]
+]  # fmt: skip
 
 
 @pytest.fixture

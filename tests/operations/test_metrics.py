@@ -309,25 +309,9 @@ def test_a_hostile_name_is_a_label_value_and_no_more(name: str) -> None:
 def test_no_label_is_of_a_peer() -> None:
     labels = {label for family in FAMILIES for label in family.labels}
     assert labels == {
-        "tunnel",
-        "state",
-        "reason",
-        "direction",
-        "engine",
-        "rule",
-        "limit",
-        "carrier",
-        "kind",
-        "number",
-        "worker",
-        "errno",
-        "version",
-        "python",
-        "result",
-        "hop",
-        "target",
-        "tag",
-    }
+        "tunnel", "state", "reason", "direction", "engine", "rule", "limit", "carrier", "kind", "number", "worker",
+        "errno", "version", "python", "result", "hop", "target", "tag",
+    }  # fmt: skip
 
 
 def test_the_labels_are_those_of_the_table() -> None:

@@ -26,10 +26,6 @@ def tables(**parts):
     return Tables(**{**nothing, "tunnel_rates": Rates(), "connection_rates": Rates(), **parts})
 
 
-def ids(shown, name="connections"):
-    return [row["id"] for row in shown[name]["rows"]]
-
-
 def test_a_page_of_a_table_says_how_many_rows_there_are():
     all_rows = tables(connections=connections(2 * ROWS + 3))
     for first, expected in ((0, 0), (ROWS, ROWS), (2 * ROWS, 2 * ROWS), (9999999, 2 * ROWS)):

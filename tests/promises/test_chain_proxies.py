@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_rig import commands
-from helpers import WAIT, Server, Thread, receive_exactly, refusing, wait_until
+from helpers import WAIT, Server, receive_exactly, refusing, wait_until
 from proxy_world import PASSWORD, USER, RealProxy, dante, members, microsocks, tinyproxy
 from sshd import FarEnd
 
@@ -78,16 +78,6 @@ def hashed(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-def hash_and_send(connection: Any) -> None:
-    """Answer the hash of what comes, and send as much, with its own hash, at the same time."""
-    data = os.urandom(SIZE)
-    sending = Thread(connection.sendall, data)
-    seen = receive_exactly(connection, SIZE)
-    sending.result(60)
-    connection.sendall(hashed(seen) + hashed(data))
-    connection.recv(1)  # its client goes first
-
-
 def serve_http(connection: Any) -> None:
     """Answer a PUT with as many other bytes, and hashes of both in the head."""
     head = b""
@@ -107,18 +97,6 @@ def serve_http(connection: Any) -> None:
 
 def place_of(address: tuple[str, int]) -> str:
     return "{}:{}".format(*address)
-
-
-def test_connect(chain: Chain, serve: Any) -> None:
-    server: Server = serve(hash_and_send)
-    data = os.urandom(SIZE)
-    with relay.connect(place_of(server.address), via=chain.via()) as end:
-        end.settimeout(WAIT * 3)
-        sending = Thread(end.sendall, data)
-        seen = receive_exactly(end, SIZE)
-        sending.result(60)
-        assert receive_exactly(end, 64) == hashed(data)
-        assert receive_exactly(end, 64) == hashed(seen)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
+from helpers import WAIT, Thread, ended, fate_of_client, wait_until
 
 import relay
 from relay.engine.attempt import Attempt
@@ -69,45 +69,6 @@ REFUSED = relay.ConnectError("the target: connection refused", reason="refused")
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_a_tunnel_dials(dialer, later):
-    factory = dialer(later=later)
-    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
-            client.sendall(b"x")
-            wait_until(lambda: factory.far)
-            assert factory.far[0].recv(1) == b"x"
-            exchange(client, factory.far[0])
-            assert tunnel.connections()[0].target == "the target"
-    assert factory.asked[0][1:] == (False, True)
-    assert factory.closed
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_a_tunnel_resets_the_client_of_a_refused_target(dialer, later):
-    with relay.Tunnel(relay.listen(":0"), dialer(REFUSED, later=later)) as tunnel:
-        assert fate_of_client(tunnel.address) == "reset"
-        assert ended(tunnel) == ["refused"]
-
-
-def test_a_factory_that_raises_ends_its_own_connection(dialer):
-    factory = dialer()
-    factory.dial = None
-    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-        assert fate_of_client(tunnel.address) == "reset"
-        assert ended(tunnel) == ["factory_error"]
-
-
-def test_a_client_that_goes_ends_the_attempt(dialer):
-    factory = dialer(None)
-    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-        client = socket.create_connection(tunnel.address, timeout=WAIT)
-        wait_until(lambda: factory.asked)
-        relay.eventloop.sockets.reset(client)
-        assert factory.given_up.wait(WAIT)
-        assert ended(tunnel) == ["client_reset"]
-
-
-@pytest.mark.parametrize("later", [False, True])
 def test_a_call_waits(dialer, later):
     factory = dialer(later=later)
     with factory(deadline=time.monotonic() + WAIT) as stream:
@@ -145,6 +106,11 @@ def test_an_error_keeps_its_cause_and_may_be_odd(dialer):
         dialer(Odd("this", "that"))()
 
 
+class Holding(FakeDialer):
+    def dial(self, deadline, done, **options):
+        return lambda: done
+
+
 def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
     class Troubled(FakeDialer):
         last_error = "ssh://b: connection refused"
@@ -155,11 +121,6 @@ def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
         assert ended(tunnel) == ["connect_timeout"]
     assert "t: better: not connected in time: ssh://b: connection refused (client 127.0.0.1:" in caplog.text
     assert dialer().last_error is None
-
-
-class Holding(FakeDialer):
-    def dial(self, deadline, done, **options):
-        return lambda: done
 
 
 @pytest.mark.parametrize("factory", [Holding(), Upgrade(FakeDialer(*[None] * 20), "better")])

@@ -155,6 +155,10 @@ def test_the_layout_names_every_folder_and_module_of_the_package():
     assert {name for name in entries - {"errors.py"} if f"`relay/{name}" not in CONTRIBUTING} == set()
 
 
+def test_the_pictures_are_those_that_are_drawn():
+    assert script("draw_pictures").main(["--check"]) == 0, "run: python docs/draw_pictures.py"
+
+
 def test_the_picture_of_the_layers_is_drawn_from_the_imports():
     script = ROOT / "docs" / "draw_layers.py"
     drawn = subprocess.run(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # parts of one machine name each other
 WATCHED = READ | PRI  # the events of a source that is read from, in the beginning
 _LAST = IN | END | HUP  # the events of a source whose last bytes have come, and which may have got its sink's end
 BUFFER = 65536  # bytes that one step copies at most
-_WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
 _BULK_AFTER = 3  # large reads in a row that make a flow splice
 _SMALL = 16384  # a splice below this many bytes costs more than copying them
@@ -38,7 +37,7 @@ _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0
 class Reader(Protocol):
     """The source of a flow, or an object that reads more or less of it at a time."""
 
-    def recv(self, size: int, /) -> bytes:
+    def recv(self, size: int, /) -> bytes | memoryview:
         """Return some bytes, as a socket does."""
 
 
@@ -62,9 +61,30 @@ class Portions:
         self._reader = reader
         self._size = size
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int) -> bytes | memoryview:
         """Return a portion, or less."""
         return self._reader.recv(self._size)
+
+
+class WholeSocket:
+    """Reads what a Unix socket holds into memory that all flows of a thread share: by default that is less.
+
+    Each step uses the memory again, so what it does not pass on is copied (:meth:`Flow.queue`).
+
+    :param source: the socket.
+    :param place: the memory.
+    """
+
+    __slots__ = ("_place", "_source")
+
+    def __init__(self, source: socket.SocketType, place: memoryview) -> None:
+        self._source = source
+        self._place = place
+
+    def recv(self, size: int) -> memoryview:
+        """Return what it holds."""
+        # A new object for each step would be memory that the C library asks of the system, and gives back, each time.
+        return self._place[: self._source.recv_into(self._place)]
 
 
 class UrgentByte:
@@ -382,7 +402,7 @@ class Flow:
             self.use(self.splice)
         elif self.streak >= _BULK_AFTER and size == BUFFER and self.source.family == socket.AF_UNIX:
             # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
-            self.reader = Portions(self.source, _WIDE)
+            self.reader = WholeSocket(self.source, self.work.buffer)
 
     def can_splice(self) -> bool:
         """Return whether the bytes of the source can be spliced, and this pays."""

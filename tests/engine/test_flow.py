@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from relay.engine.flow import BUFFER, Flow
 from relay.engine.workspace import Workspace
+from relay.eventloop.background import BUFFER as WIDE
 from relay.eventloop.loop import Loop
 from relay.eventloop.pipes import SIZE, PipePool
 from relay.eventloop.poller import ERR, HUP, IN, OUT, PRI, READ
@@ -26,7 +27,6 @@ from relay.streams.stream import Request
 from relay.testing import pair
 
 GONE = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
-WIDE = 4 * BUFFER
 WITHOUT_HALF_CLOSE = {"half_close": False}
 FREE = {"per": "tunnel", "bandwidth": 1_000_000_000}
 
@@ -441,6 +441,23 @@ def test_after_bulk_that_fills_the_buffer_a_step_takes_more_out_of_a_unix_socket
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     assert len(pass_on(line, BLOCK[:300_000])) == next_size
     assert line.record.engine == "copy"
+
+
+def test_bulk_out_of_unix_sockets_that_a_target_did_not_take_is_not_that_of_the_next_connection(stack):
+    bench = Bench(stack)
+    slow, other = lines = bench.connect(), bench.connect()
+    for line in lines:
+        for _ in range(3):
+            assert pass_on(line, BLOCK[:BUFFER]) == BLOCK[:BUFFER]
+    for end in (slow.client, other.client, other.far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    put(slow.client, BLOCK[:300_000])
+    bench.turn()
+    assert slow.held()
+    assert pass_on(other, bytes(WIDE)) == bytes(WIDE)
+    received = bytearray()
+    bench.until(lambda: received.extend(take(slow.target) or b"") or len(received) == 300_000)
+    assert received == BLOCK[:300_000]
 
 
 @pytest.mark.parametrize("event", ["no pipe", "refused"])

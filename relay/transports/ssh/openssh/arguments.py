@@ -62,6 +62,11 @@ _NO_PASSWORD = ("PasswordAuthentication=no",)
 _NO_LOOKUPS = ("CanonicalizeHostname=no", "VerifyHostKeyDNS=no")
 
 
+# A buffer of ssh grows by 32 KiB at a time, up to 4 MiB where the reader is slower than the server, and each time it is
+# copied. glibc would take memory of the system for each copy, and give it back: tens of thousands of page faults.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(8 << 20)}
+
+
 def private_directory() -> str:
     """Make an owner-only directory whose path is short enough for sockets in it.
 
@@ -166,8 +171,8 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
     ]
 
 
-def environment(settings: Settings, folder: str, *, given: bool) -> dict[str, str] | None:
-    """Return the environment of the master; ``None`` for that of this process.
+def environment(settings: Settings, folder: str, *, given: bool) -> dict[str, str]:
+    """Return the environment of the master.
 
     :param settings: the server.
     :param folder: the private directory.
@@ -178,7 +183,7 @@ def environment(settings: Settings, folder: str, *, given: bool) -> dict[str, st
     if has_secret(settings):
         shown = os.environ.get("DISPLAY", ":")
         added |= {"SSH_ASKPASS": _ask(folder), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": shown}
-    return {**os.environ, **added} if added else None
+    return {**_MEMORY, **os.environ, **added}
 
 
 def _ask(folder: str) -> str:

@@ -110,13 +110,21 @@ def test_a_secret_is_in_no_argument_environment_or_file(tmp_path: Path) -> None:
     settings = with_server(password="correct horse", passphrase="battery staple")
     argv = arguments(settings, str(tmp_path), given=True, seconds=1)
     assert "BatchMode=no" in argv
-    added = environment(settings, str(tmp_path), given=False) or {}
+    added = environment(settings, str(tmp_path), given=False)
     script = Path(added["SSH_ASKPASS"])
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
     for place in (*argv, *added.values(), script.read_text()):
         assert "horse" not in place
         assert "staple" not in place
-    assert environment(HERE, str(tmp_path), given=False) is None
+    assert "SSH_ASKPASS_REQUIRE" not in environment(HERE, str(tmp_path), given=False)
+
+
+def test_ssh_keeps_its_memory_unless_the_user_has_set_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    found = environment(HERE, str(tmp_path), given=False)
+    assert found["MALLOC_TRIM_THRESHOLD_"] == "65536"
+    assert int(found["MALLOC_MMAP_THRESHOLD_"]) > 4 << 20, "all of a buffer"
 
 
 @pytest.mark.parametrize(("secret", "asks"), [({"passphrase": "x"}, "no"), ({"password_env": "X"}, "yes"), ({}, "no")])

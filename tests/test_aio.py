@@ -158,28 +158,6 @@ def test_half_close_over_ssh(far_end, serve):
     assert run(work()) == hashlib.sha256(BLOCK * 4).digest()
 
 
-def test_tls_on_top(far_end, serve, certificates):
-    def answer(connection):
-        with certificates.server().wrap_socket(connection, server_side=True) as end:
-            end.sendall(end.recv(100)[::-1])
-            end.recv(1)
-
-    server = serve(answer)
-
-    async def work():
-        connected = await aio.connect(url_of(server), via=[far_end.url])
-        reader, writer = await asyncio.open_connection(
-            sock=connected, ssl=certificates.client(), server_hostname="localhost"
-        )
-        writer.write(b"hello")
-        answer = await reader.readexactly(5)
-        writer.close()
-        await writer.wait_closed()
-        return answer
-
-    assert run(work()) == b"olleh"
-
-
 def test_many_at_once_share_one_connection(far_end, echo_server):
     before = far_end.logins
 

@@ -224,17 +224,6 @@ class X2GoLogger:
         self.said.append((loglevel, msg))
 
 
-def test_a_logger_of_x2go(world):
-    logger = X2GoLogger()
-    tunnel = world.tunnel(world.serve(echo), logger=logger, loglevel=0)
-    with world.client(tunnel) as client:
-        send_and_end(client, b"echo")
-        receive_all(client)
-    wait_until(lambda: any(level == 64 and "closed from" in text for level, text in logger.said))
-    tunnel.stop_thread()
-    assert any(level == 128 and "paused thread" in text for level, text in logger.said)
-
-
 @pytest.mark.parametrize(
     ("mask", "told"), [(56, ["WARNING"]), (64, ["INFO"]), (128 | 16, ["DEBUG", "WARNING"]), (0, [])]
 )

@@ -209,18 +209,11 @@ def file(tmp_path):
 TUNNEL = '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{}"\nvia = [{}]\n'
 
 
-@pytest.mark.parametrize(
-    ("target", "via", "words"),
-    [
-        ("exec:cat", "", "exec:cat is a program"),
-        ("127.0.0.1:1", '"ssh://host?config=config"', "ssh://host has a ProxyCommand"),
-        ("127.0.0.1:1", '"ssh://host?backend=openssh&config=none"', "ssh://host uses the OpenSSH client"),
-    ],
-)
-def test_programs_turn_it_off_with_one_line(file, target, via, words):
+def test_a_program_turns_it_off_with_one_line(file):
     with commands() as start:
-        command = start(file('sandbox = "auto"\n' + TUNNEL.format(target, via)), command="up", stdin=subprocess.DEVNULL)
-        assert command.hear("sandbox: ").endswith(f"sandbox: off: {words}\n")
+        file = file('sandbox = "auto"\n' + TUNNEL.format("127.0.0.1:1", '"ssh://host?config=config"'))
+        command = start(file, command="up", stdin=subprocess.DEVNULL)
+        assert command.hear("sandbox: ").endswith("sandbox: off: ssh://host has a ProxyCommand\n")
         command.hear("1 of 1 tunnels listen")
         status, said = command.end()
     assert status == 0

@@ -88,19 +88,6 @@ def test_a_proxys_client_is_given_its_request_and_its_name(echo_server: Server) 
     assert seen == {"destination": "db:5432", "login": "alice", "deadline": None}
 
 
-def test_each_client_of_a_proxy_has_a_target_of_its_own(relayed: Callable[..., Relayed]) -> None:
-    with relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic()) as tunnel:
-        for _ in range(2):
-            target = relayed().target
-            port = target.getsockname()[1]
-            with socket.create_connection(tunnel.address, WAIT) as client:
-                client.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"))
-                assert receive_exactly(client, 12)[:4] == b"\5\0\5\0"
-                with target.accept()[0] as far:
-                    exchange(client, far)
-                assert tunnel.connections()[0].target == f"127.0.0.1:{port}"
-
-
 @pytest.mark.parametrize(("source", "comes_from"), [("127.0.0.2", "127.0.0.2"), ("peer", "127.0.0.3")])
 def test_a_stream_may_come_from_another_address(relayed: Callable[..., Relayed], source: str, comes_from: str) -> None:
     made = relayed(source=source)

@@ -115,17 +115,6 @@ def test_the_address_of_the_header_is_the_clients(balanced, balanced_tls, certif
     assert (stats.accepted, stats.active) == (1, 1)
 
 
-def test_each_cut_of_a_header_is_waited_for(balanced):
-    world = balanced()
-    header = build_v2(ONE, OTHER, [(DESTINATION, B32)])
-    client = world.connect()
-    for byte in header:
-        client.sendall(bytes([byte]))
-    client.sendall(b"hello")
-    assert world.accept().recv(100) == b"hello"
-    assert world.identity() == relay.Identity("i2p", B32, destination=B32)
-
-
 @pytest.mark.parametrize(
     ("entries", "identity"),
     [

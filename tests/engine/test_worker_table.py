@@ -71,21 +71,6 @@ def test_the_shared_memory_has_a_cell_for_each_count():
     os.close(descriptor)
 
 
-def test_two_workers_pass_clients_to_each_other():
-    descriptor = WorkerTable.make(2)
-    table = WorkerTable(descriptor, 2)
-    os.close(descriptor)
-    for worker in range(2):
-        table.store_load(1 - worker, 9)
-        table.store_load(worker, 0)
-        assert table.better(1 - worker, -1) == (worker, 1)
-        table.store_sent(1 - worker, worker, 1)
-        assert table.is_late(1 - worker, worker, 1)
-        table.store_taken(worker, 1 - worker, 1)
-        assert not table.is_late(1 - worker, worker, 1)
-    table.close()
-
-
 def test_every_worker_is_away_at_first():
     descriptor = WorkerTable.make(3)
     table = WorkerTable(descriptor, 3)

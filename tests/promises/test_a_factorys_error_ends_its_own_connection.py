@@ -143,20 +143,3 @@ def test_a_close_that_raises_whatever_it_is_ends_its_own_connection():
             client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == b""
         assert ended(tunnel) == ["done"]
-
-
-def test_a_failing_on_close_is_logged_and_ends_nothing(relayed, caplog):
-    def make():
-        return relay.Stream(socket.create_connection(rig.target.getsockname()), on_close=buggy)
-
-    rig = relayed(make)
-    client, far = rig.connect()
-    exchange(client, far)
-    client.close()
-    far.close()
-    ended(rig.tunnel)
-    exchange(*rig.connect())
-    rig.close()
-    records = logged(caplog)
-    assert records
-    assert all(record.exc_info[0] is HomemadeError for record in records)

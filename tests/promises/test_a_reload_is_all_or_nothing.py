@@ -39,6 +39,7 @@ def wrong_files(path, good, target, taken):
     yield write(tunnel("one", "nowhere")), "target 'nowhere': no port"
     yield write(tunnel("one", target, 'via = ["bastion"]')), "there is no hop 'bastion'"
     yield write(good + tunnel("two", target, listen=":1") + tunnel("three", target, listen=":1")), "two listens there"
+    yield write(good + tunnel("two", "9", listen=":9")), "the tunnel itself listens there"
     yield write(good + tunnel("two", target, listen=f":{taken}")), "two: 127.0.0.1:{}: Address already in use"
     yield write(good + tunnel("two", target, listen="192.0.2.1:0")), "this machine has no such address"
     yield write(good + tunnel("two", target, listen=f"tls://:0?cert={path}.no&key={path}.no")), "relay.toml.no"

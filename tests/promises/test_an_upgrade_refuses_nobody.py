@@ -540,18 +540,6 @@ def test_the_new_process_lets_no_client_in_before_it_has_taken_over(serve, tmp_p
         assert not port.exists()
 
 
-def test_the_new_process_goes_on_if_the_old_one_has_died(serve, tmp_path):
-    """It was to say that it has closed everything, and did not say that it goes on."""
-    port = tmp_path / "u.sock"
-    text = tunnel("one", f"unix://{port}", serve(letter(b"a")).address)
-    with new_process(tmp_path, text) as (new, channel, _), socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(port))
-        channel.send({"go": True})
-        channel.close()
-        assert receive_exactly(client, 1) == b"a"
-        assert new.poll() is None
-
-
 def test_the_new_process_does_not_wait_for_a_hop_that_was_not_up(up, serve, tmp_path):
     """Nothing that has worked can be lost with it; clients may wait for the tunnels that have moved."""
     with socket.create_server(("127.0.0.1", 0)) as hangs:
@@ -568,9 +556,11 @@ def test_the_new_process_does_not_wait_for_a_hop_that_was_not_up(up, serve, tmp_
             assert channel.receive("ready", PROMPT)  # it would wait for 30 s
 
 
-@pytest.mark.parametrize("is_killed", [True, False])
-def test_the_new_process_goes_on_if_the_old_one_is_killed_before_it_has_said_go(serve, tmp_path, is_killed):
-    """It has everything open, and the clients are left to it. One that lives may go on itself."""
+@pytest.mark.parametrize(
+    ("has_said_go", "is_killed", "goes_on"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_the_new_process_goes_on_if_the_old_one_has_died(serve, tmp_path, has_said_go, is_killed, goes_on):
+    """It has everything open, and the clients are left to it. One that lives and has said nothing may go on itself."""
     port = tmp_path / "u.sock"
     text = tunnel("one", f"unix://{port}", serve(letter(b"a")).address)
     with (
@@ -579,13 +569,15 @@ def test_the_new_process_goes_on_if_the_old_one_is_killed_before_it_has_said_go(
         socket.socket(socket.AF_UNIX) as client,
     ):
         client.connect(str(port))
-        if is_killed:
+        if has_said_go:
+            channel.send({"go": True})
+        elif is_killed:
             old.kill()
-            channel.close()
+        channel.close()
+        if goes_on:
             assert receive_exactly(client, 1) == b"a"
             assert new.poll() is None
         else:
-            channel.close()
             assert new.wait(WAIT) == 1
 
 

@@ -359,13 +359,6 @@ def test_one_that_blocks_for_long(tunnel_to):
     assert slow.result() == b"SLOW"
 
 
-def test_one_that_picks_another_of_several_targets_each_time(tunnel_to, serve):
-    servers = [serve(lambda end, number=number: end.sendall(bytes([number]))) for number in range(3)]
-    addresses = itertools.cycle([server.address for server in servers])
-    tunnel = tunnel_to(lambda: socket.create_connection(next(addresses)))
-    assert [ask(tunnel, b"") for _ in range(6)] == [b"\0", b"\1", b"\2"] * 2
-
-
 def test_one_that_picks_at_random_between_ours(tunnel_to, serve, tmp_path):
     """Any dialer of relay may be called by a user's own callable."""
     servers = [serve(lambda end: end.sendall(b"tcp")), serve(lambda end: end.sendall(b"unix"), str(tmp_path / "s"))]

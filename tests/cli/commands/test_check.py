@@ -8,7 +8,7 @@ import socket
 import tomllib
 
 import pytest
-from command_rig import run, squeezed
+from command_rig import run, squeezed, tunnel
 
 from relay import config
 from relay.cli import app
@@ -36,6 +36,11 @@ def checked(tmp_path):
         )
 
     return make
+
+
+def at(name, listen, *more):
+    """The table of a tunnel: its first lines are its name, where it listens, and where it leads to."""
+    return tunnel(name, "127.0.0.1:1", *more, listen=listen)
 
 
 def effective(*line):
@@ -82,28 +87,14 @@ def test_rules_of_a_file_that_can_never_match_are_noticed_with_status_0(checked,
 
 def test_what_no_client_of_the_listener_can_have_is_noticed(checked):
     login = '[{name = "login", rate = "3/10m", ban = "1d"}]'
-    status, _, notices = checked(f"""
-        [tunnels.t]
-        listen = "0.0.0.0:0"
-        target = "127.0.0.1:1"
-        allow = ["fd00::/8"]
-        limit = {login}
-        [tunnels.proxy]
-        listen = "socks5://[::]:0"
-        user = "bob"
-        password = "secret"
-        allow = ["login:alice", "10.0.0.0/8"]
-        limit = {login}
-        [tunnels.six]
-        listen = "[::1]:0"
-        target = "127.0.0.1:1"
-        deny = ["10.0.0.0/8"]
-        [tunnels.balanced]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        deny = ["fd00::/8"]
-        accept_proxy = ["127.0.0.1", "10.0.0.0/8"]
-    """)
+    status, _, notices = checked(
+        "\n"
+        + at("t", "0.0.0.0:0", 'allow = ["fd00::/8"]', f"limit = {login}")
+        + '[tunnels.proxy]\nlisten = "socks5://[::]:0"\nuser = "bob"\npassword = "secret"\n'
+        + f'allow = ["login:alice", "10.0.0.0/8"]\nlimit = {login}\n'
+        + at("six", "[::1]:0", 'deny = ["10.0.0.0/8"]')
+        + at("balanced", "127.0.0.1:0", 'deny = ["fd00::/8"]', 'accept_proxy = ["127.0.0.1", "10.0.0.0/8"]')
+    )
     assert status == 1
     loopback = "all clients of this listener have addresses of the loopback"
     assert [notice.rpartition(";")[0] for notice in notices] == [
@@ -116,24 +107,13 @@ def test_what_no_client_of_the_listener_can_have_is_noticed(checked):
 
 
 def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, tmp_path):
-    status, _, notices = checked(f"""
-        [defaults]
-        allow = ["10.0.0.0/8", "user:root", "10.1.0.0/16"]
-        deny = ["user:nobody"]
-        [tunnels.a]
-        listen = "0.0.0.0:0"
-        target = "127.0.0.1:1"
-        [tunnels.b]
-        listen = "unix://{tmp_path}/b"
-        target = "127.0.0.1:1"
-        [tunnels.c]
-        listen = "i2p:"
-        target = "127.0.0.1:1"
-        [tunnels.d]
-        listen = "0.0.0.0:0"
-        target = "127.0.0.1:1"
-        allow = ["user:ann"]
-    """)
+    status, _, notices = checked(
+        '\n[defaults]\nallow = ["10.0.0.0/8", "user:root", "10.1.0.0/16"]\ndeny = ["user:nobody"]\n'
+        + at("a", "0.0.0.0:0")
+        + at("b", f"unix://{tmp_path}/b")
+        + at("c", "i2p:")
+        + at("d", "0.0.0.0:0", 'allow = ["user:ann"]')
+    )
     assert status == 1
     no = "no client of this listener has what user: compares; it needs a listener at a Unix socket"
     none = "no rule of defaults.allow is for clients of this listener; give it its own allow"
@@ -156,12 +136,7 @@ def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, t
     ],
 )
 def test_a_user_whom_the_mode_of_a_socket_does_not_let_in_is_noticed(checked, tmp_path, rights, allow, mode):
-    _, _, notices = checked(f"""
-        [tunnels.a]
-        listen = "unix://{tmp_path}/s{rights}"
-        target = "127.0.0.1:1"
-        allow = {allow}
-    """)
+    _, _, notices = checked("\n" + at("a", f"unix://{tmp_path}/s{rights}", f"allow = {allow}"))
     text = (
         f"only the owner of the socket can connect (mode {mode}), perhaps not nobody; write ?mode=0660&group=NAME after"
     )
@@ -169,41 +144,22 @@ def test_a_user_whom_the_mode_of_a_socket_does_not_let_in_is_noticed(checked, tm
 
 
 def test_an_empty_list_of_the_allowed_is_noticed(checked):
-    status, _, notices = checked("""
-        [defaults]
-        allow = []
-        [tunnels.a]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        [tunnels.b]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        allow = []
-        deny = []
-        [tunnels.c]
-        listen = "0.0.0.0:0"
-        target = "127.0.0.1:1"
-        allow = ["10.0.0.0/8"]
-        deny = []
-    """)
+    status, _, notices = checked(
+        "\n[defaults]\nallow = []\n"
+        + at("a", "127.0.0.1:0")
+        + at("b", "127.0.0.1:0", "allow = []", "deny = []")
+        + at("c", "0.0.0.0:0", 'allow = ["10.0.0.0/8"]', "deny = []")
+    )
     text = "no client could connect: the list is empty; name the clients that may, or leave it out for all"
     assert (status, notices) == (1, [f"3: defaults.allow: {text}", f"10: tunnels.b.allow: {text}"])
 
 
 def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
-    status, _, notices = checked(f"""
-        [defaults]
-        deny = ["user:nobody", "user:no-such-user"]
-        [tunnels.local]
-        listen = "unix://{tmp_path}/a?mode=0666"
-        target = "127.0.0.1:1"
-        allow = ["user:root", "user:4242", "user:noroot"]
-        [tunnels.balanced]
-        listen = "unix://{tmp_path}/b"
-        target = "127.0.0.1:1"
-        allow = ["user:noroot"]
-        accept_proxy = ["unix"]
-    """)
+    status, _, notices = checked(
+        '\n[defaults]\ndeny = ["user:nobody", "user:no-such-user"]\n'
+        + at("local", f"unix://{tmp_path}/a?mode=0666", 'allow = ["user:root", "user:4242", "user:noroot"]')
+        + at("balanced", f"unix://{tmp_path}/b", 'allow = ["user:noroot"]', 'accept_proxy = ["unix"]')
+    )
     never = "can never match: this machine has no such user; correct it, or leave it out"
     assert (status, notices) == (
         1,
@@ -213,30 +169,13 @@ def test_a_user_that_the_machine_does_not_have_is_noticed(checked, tmp_path):
 
 def test_a_file_of_rules_that_cannot_be_read_is_a_problem_of_its_entry(checked, tmp_path):
     (tmp_path / "wrong").write_text("# ours\n10.0.0.1/8\n")
-    status, _, problems = checked("""
-        [defaults]
-        deny = ["missing"]
-        [tunnels.a]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        allow = [
-            "10.0.0.0/8",
-            "",
-        ]
-        deny = []
-        [tunnels.b]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        [tunnels.c]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        deny = ["."]
-        [tunnels.d]
-        listen = "127.0.0.1:0"
-        target = "127.0.0.1:1"
-        allow = ["wrong"]
-        deny = []
-    """)
+    status, _, problems = checked(
+        '\n[defaults]\ndeny = ["missing"]\n'
+        + at("a", "127.0.0.1:0", 'allow = [\n    "10.0.0.0/8",\n    "",\n]', "deny = []")
+        + at("b", "127.0.0.1:0")
+        + at("c", "127.0.0.1:0", 'deny = ["."]')
+        + at("d", "127.0.0.1:0", 'allow = ["wrong"]', "deny = []")
+    )
     assert status == 2
     assert [problem.partition("; ")[0] for problem in problems] == [
         "3: defaults.deny[0]: 'missing' is neither a rule nor a file: the kind is missing",
@@ -288,37 +227,18 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
     (tmp_path / "text").write_text("nonsense")
     (tmp_path / "text").chmod(0o600)
     host, port = ssh_server.address
-    status, lines, problems = checked(f"""[hops]
-        none = "ssh://{host}:{port}?password_file=missing&config=/dev/null"
-        unset = "socks5://me@localhost:1?password_env=NOT_SET_AT_ALL"
-        [tunnels.name]
-        listen = "no-such-name.invalid:0"
-        target = "no-such-host.invalid:1"
-        [tunnels.ca]
-        listen = ":0"
-        target = "tls://localhost:1?ca=missing.pem"
-        [tunnels.a]
-        listen = ":0"
-        target = "localhost:1"
-        via = ["none"]
-        [tunnels.b]
-        listen = ":0"
-        target = "localhost:1"
-        via = ["none"]
-        [tunnels.c]
-        listen = ":0"
-        target = "localhost:1"
-        via = ["unset"]
-        [tunnels.d]
-        listen = ":0"
-        target = "exec:no-such-program-at-all"
-        [tunnels.e]
-        listen = "i2p:?keys=text"
-        target = "localhost:1"
-        [tunnels.good]
-        listen = ":0"
-        target = "localhost:1"
-        """)
+    status, lines, problems = checked(
+        f'[hops]\nnone = "ssh://{host}:{port}?password_file=missing&config=/dev/null"\n'
+        'unset = "socks5://me@localhost:1?password_env=NOT_SET_AT_ALL"\n'
+        + tunnel("name", "no-such-host.invalid:1", listen="no-such-name.invalid:0")
+        + tunnel("ca", "tls://localhost:1?ca=missing.pem")
+        + tunnel("a", "localhost:1", 'via = ["none"]')
+        + tunnel("b", "localhost:1", 'via = ["none"]')
+        + tunnel("c", "localhost:1", 'via = ["unset"]')
+        + tunnel("d", "exec:no-such-program-at-all")
+        + tunnel("e", "localhost:1", listen="i2p:?keys=text")
+        + tunnel("good", "localhost:1")
+    )
     assert lines == ["good: listens on 127.0.0.1:0 → localhost:1"]
     assert status == 2
     wanted = [

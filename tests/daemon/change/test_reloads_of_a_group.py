@@ -529,17 +529,25 @@ def test_a_tunnel_that_drains_is_opened_again_beside_it(up, places, port):
     wait_until(lambda: group.leaving == ())
 
 
-def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ("threading.Thread.start", RuntimeError("can't start new thread"), "can't start new thread"),
+        ("Reloads.run", OSError(errno.EMFILE, os.strerror(errno.EMFILE), "reload.py"), "Too many open files"),
+    ],
+)
+def test_without_a_thread_or_descriptor_a_signal_changes_nothing(up, places, monkeypatch, caplog, where, error, told):
     group = up(toml("one", places[0]))
     group._signals.reloading = frozenset({signal.SIGHUP})
 
-    def start(thread):
-        raise RuntimeError("can't start new thread")
+    def refuse(_):
+        raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("relay.daemon.change.reload.threading.Thread.start", start)
-        group._on_signal(signal.SIGHUP)
-    assert "reload: can't start new thread; nothing has changed" in caplog.messages
+        patched.setattr(f"relay.daemon.change.reload.{where}", refuse)
+        group.call(group._on_signal, signal.SIGHUP)
+        wait_until(lambda: f"reload: {told}; nothing has changed" in caplog.messages)
+        wait_until(lambda: all(thread.name != "relay-reload" for thread in threading.enumerate()))
     group.call(group._on_signal, signal.SIGHUP)
     wait_until(lambda: group.reload_figures.succeeded == 1)
 
@@ -619,19 +627,3 @@ def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
     group.reloads = None
     with pytest.raises(ReloadError, match="no file to reload"):
         group.reload()
-
-
-def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, caplog):
-    group = up(toml("one", places[0]))
-    group._signals.reloading = frozenset({signal.SIGHUP})
-
-    def refuse():
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "relay/daemon/change/reload.py")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(group.reloads, "run", refuse)
-        group.call(group._on_signal, signal.SIGHUP)
-        wait_until(lambda: "reload: Too many open files; nothing has changed" in caplog.messages)
-        wait_until(lambda: all(thread.name != "relay-reload" for thread in threading.enumerate()))
-    group.call(group._on_signal, signal.SIGHUP)
-    wait_until(lambda: group.reload_figures.succeeded == 1)

@@ -44,20 +44,6 @@ def thread(listener: relay.Stream) -> RelayThread:
     return RelayThread(own_listener(listener), relay.tcp("127.0.0.1", 1), options)
 
 
-def test_its_state_and_who_waits_for_its_end(thread: RelayThread) -> None:
-    over = threading.Event()
-    thread.end_callbacks.add(over.set)
-    assert (thread.state, thread.count, thread.is_closed) == ("open", 0, False)
-    thread.pause(False)
-    assert thread.state == "paused"
-    thread.resume()
-    assert thread.state == "open"
-    thread.start_close(0.0)
-    assert over.wait(WAIT)
-    thread.join(WAIT)
-    assert (thread.state, thread.is_closing, thread.is_closed) == ("closed", True, True)
-
-
 def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
     closed = threading.Event()
     thread.loop.call(lambda: (thread.close(0.0), thread.join(), closed.set()))

@@ -77,47 +77,33 @@ def test_a_tunnel_says_where_it_listens_and_what_it_is(echo_server: Server) -> N
     assert repr(tunnel).endswith("closed>")
 
 
-def test_records_tell_who_where_how_much_and_why(relayed: Callable[..., Relayed]) -> None:
-    made = relayed()
-    client, far = made.connect()
-    exchange(client, far, b"four")
-    (record,) = made.tunnel.connections()
-    assert record.peer == client.getsockname()
-    assert record.target == "{}:{}".format(*made.target.getsockname())
-    assert (record.received, record.sent, record.engine, record.state, record.reason) == (4, 4, "copy", "open", None)
-    assert 0 < record.age < WAIT
-    with pytest.raises(AttributeError):
-        record.age = 0  # type: ignore[misc]
-    client.shutdown(socket.SHUT_WR)
-    assert far.recv(1) == b""
-    assert made.tunnel.connections()[0].state == "half-closed"
-    far.close()
-    assert ended(made.tunnel) == ["done"]
-    (record,) = made.tunnel.recent()
-    assert (record.received, record.sent, record.state, record.reason) == (4, 4, "closed", "done")
-    assert made.tunnel.connections() == []
-
-
-def test_a_record_has_an_identity_and_times(relayed: Callable[..., Relayed]) -> None:
+def test_records_tell_who_where_when_how_much_and_why(relayed: Callable[..., Relayed]) -> None:
     made = relayed()
     begin = time.time()
     client, far = made.connect()
     wait_until(lambda: made.tunnel.connections()[0].connect_time is not None)
     (record,) = made.tunnel.connections()
+    assert (record.peer, record.target) == (client.getsockname(), "{}:{}".format(*made.target.getsockname()))
     assert uuid.UUID(record.id).version == 7
-    assert abs(record.started - begin) < WAIT
+    assert abs(record.started - begin) < WAIT and 0 < record.age < WAIT
     assert record.connect_time is not None and 0 <= record.connect_time < WAIT and record.first_byte is None
+    with pytest.raises(AttributeError):
+        record.age = 0  # type: ignore[misc]
     exchange(client, far, b"four")
-    (open_record,) = made.tunnel.connections()
-    assert open_record.first_byte is not None and open_record.connect_time <= open_record.first_byte < WAIT
+    (record,) = made.tunnel.connections()
+    assert (record.received, record.sent, record.engine, record.state, record.reason) == (4, 4, "copy", "open", None)
+    assert record.first_byte is not None and record.connect_time <= record.first_byte < WAIT
     far.shutdown(socket.SHUT_WR)
     assert client.recv(1) == b""
+    assert made.tunnel.connections()[0].state == "half-closed"
     client.close()
     assert ended(made.tunnel) == ["done"]
     (closed,) = made.tunnel.recent()
+    assert (closed.received, closed.sent, closed.state, closed.reason) == (4, 4, "closed", "done")
     same = ("id", "started", "connect_time", "first_byte")
-    assert [getattr(closed, name) for name in same] == [getattr(open_record, name) for name in same]
-    assert (open_record.by, closed.by, closed.rule) == (None, "target", None)
+    assert [getattr(closed, name) for name in same] == [getattr(record, name) for name in same]
+    assert (record.by, closed.by, closed.rule) == (None, "target", None)
+    assert made.tunnel.connections() == []
 
 
 def test_one_connection_is_killed_by_its_id(relayed: Callable[..., Relayed]) -> None:

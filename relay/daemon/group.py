@@ -42,7 +42,7 @@ from .hop_trials import HopTrials
 from .member import Member, MemberState, Snapshot
 from .plan import Ends
 from .preflight import Preflight
-from .probes import BackgroundCall
+from .probes import BackgroundCall, CallThread
 from .reporter import Reporter, Supervisor
 from .signals import UNDER_WAY, MainThread, Signals
 from .status import ReloadStatus, UpgradeReport, total
@@ -121,6 +121,7 @@ class Group:
         self._main_thread = MainThread(signals.wake)
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
+        self._openings = CallThread("relay-listen")  # thousands of threads at once would keep each other waiting
         self._leaving: dict[Member, None] = {}  # those that a reload has removed, in their order
         self._removed = Stats(0, 0, 0, 0, {})  # the figures of those that have gone
         self._without_result = len(members)  # those that have neither opened nor failed yet
@@ -375,7 +376,8 @@ class Group:
                 member.plan.open, self._preflight, inherited=inherited, outlets=self.outlets, paused=True
             )
         try:
-            member.begin(BackgroundCall(opening, opened, postponed))
+            thread = self._openings if member.plan.opens_alone else None
+            member.begin(BackgroundCall(opening, opened, postponed, thread))
         except RuntimeError as error:  # the system has no thread left
             self.give_up(member, error)
             self._on_first_result()

@@ -12,7 +12,7 @@ from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_ser
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress, is_loopback
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress, is_ip_address, is_loopback
 from ..api.urls import dialer_of_routes, listener
 from ..engine.acceptor import own_listener
 from ..engine.managed_tunnel import ManagedTunnel
@@ -125,6 +125,17 @@ class Plan:
         """The number of worker processes in which it runs; 1 if it runs in this process."""
         return 1 if self.in_workers is None else self.options.workers or 1
 
+    @property
+    def opens_alone(self) -> bool:
+        """True if it needs no answer of another program to open: it listens at an IP address or a path here.
+
+        The files that it names are read in turn with those of other tunnels in any case (:class:`.Preflight`).
+        """
+        where = self.routes.where
+        if self.in_workers is not None or isinstance(where, SSHListen | I2PListen):
+            return False
+        return isinstance(where, UnixAddress | SystemdListen) or is_ip_address(where.host)
+
     def open(
         self,
         preflight: Preflight,
@@ -153,9 +164,17 @@ class Plan:
 
         The parameters and the errors are those of :meth:`open`.
         """
-        self.check(preflight)
-        make_send = self.make_send()
-        receive = self._listen(opening, inherited)
+        made: list[Dialer] = []
+        try:
+            self._check(preflight, lambda: made.append(self.make_send()))
+            if not made:  # a name could not be looked up before, which a retry can fix
+                made.append(self.make_send())
+            receive = self._listen(opening, inherited)
+        except BaseException:
+            for one in made:
+                one.close()
+            raise
+        (make_send,) = made
         warn_if_open(receive)
         warn_if_unsure(self.routes.where)
         return Ends(receive, make_send)
@@ -185,11 +204,14 @@ class Plan:
 
         :raises ValueError: if the user has to change something first.
         """
+        self._check(preflight, self.make_send)
+
+    def _check(self, preflight: Preflight, make_send: Callable[[], object]) -> None:
         if self.options.processes is not None:
             self.options.processes.check(self.workers)
         try:
             with configuration_read():
-                preflight.check(self.routes, self.make_send)
+                preflight.check(self.routes, make_send)
         except ConnectError as error:  # a retry can fix it
             logger.debug("%s: %s", self.name, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import logging
@@ -21,13 +22,51 @@ SLOW = 3.0  # seconds before relay explains what the user waits for
 RETRIES = (CarrierState.BACKING_OFF.value, CarrierState.CONNECTING.value)  # with an error: it retries
 
 
+class CallThread:
+    """One thread for calls that need no answer, made one after the other; it ends when there is none left.
+
+    Belongs to the thread that makes the calls known, except what runs in its own.
+
+    :param name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()  # for the two that follow
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._is_running = False
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Make a call in the thread; it must not raise.
+
+        :raises RuntimeError: if the system has no thread left.
+        """
+        with self._lock:
+            if not self._is_running:
+                # With the lock held: the thread that runs looks for calls, and says that there is none, under it.
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                self._is_running = True
+            self._calls.append(call)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._is_running = False
+                    return
+                call = self._calls.popleft()
+            call()
+
+
 class BackgroundCall:
-    """A call that opens something, on its own thread.
+    """A call that opens something, on another thread.
 
     :param call: gets a function to call with a listener that it starts to open, which takes until a server can be
         reached; returns an object with ``close``.
     :param over: called on that thread when there is an outcome.
     :param postponed: called on any thread with each error after which that listener retries.
+    :param thread: makes the call in turn with others; ``None`` for a thread of its own.
+    :raises RuntimeError: if the system has no thread left.
     """
 
     def __init__(
@@ -35,6 +74,7 @@ class BackgroundCall:
         call: Callable[[Callable[[Any], object]], Any],
         over: Callable[[], object],
         postponed: Callable[[Exception], object],
+        thread: CallThread | None = None,
     ) -> None:
         self._call = call
         self._over = over
@@ -44,8 +84,8 @@ class BackgroundCall:
         self._opening: Any = None
         self._made: Any = None
         self._error: Exception | None = None
-        # A daemon, as are the others here: a server that never answers must not hold up the end of the program.
-        threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
+        # Daemons, as are the others here: a server that never answers must not hold up the end of the program.
+        (thread or CallThread("relay-listen")).submit(self._run)
 
     def _run(self) -> None:
         try:

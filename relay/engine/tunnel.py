@@ -177,6 +177,8 @@ class Tunnel:
 def _check_factory(make_send: object) -> None:
     if not callable(make_send):
         raise TypeError(f"make_send: expected a callable, got {type(make_send).__name__}")
+    if isinstance(make_send, Dialer):
+        return
     for function in (make_send, type(make_send).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")

@@ -200,6 +200,8 @@ _ADVICE = {
 
 
 def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
+    if (endpoint := _literal(place.host, place.port, 0)) is not None:
+        return [(endpoint.family, endpoint.address)]
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:

@@ -32,6 +32,8 @@ _BATCH = 32  # clients accepted in one turn, at most
 _FULL_BATCHES = 4  # turns in a row that used the whole batch before it is doubled
 _MOST_WAITING = 8192  # clients that a listener which closes still accepts: more than a backlog holds
 _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
+_IP = (socket.AF_INET, socket.AF_INET6)
+_HANDS_ON = sys.platform == "linux"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -69,6 +71,32 @@ def check_listener(receive: object, name: str = "receive") -> None:
     elif not (callable(getattr(receive, "accept", None)) and callable(getattr(receive, "close", None))):
         kind = type(receive).__name__
         raise TypeError(f"{name}: expected a listening socket, or an object with accept() and close(), got {kind}")
+
+
+def prepare_socket(listening: socket.socket, *, is_tls: bool) -> None:
+    """Prepare a listening socket, before its first client: the sockets that are accepted have its options on Linux.
+
+    :param is_tls: whether its clients use TLS.
+    """
+    listening.setblocking(False)
+    # Linux hands this on to every socket that is accepted here, which saves a system call for each.
+    if listening.family in _IP and _HANDS_ON:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The first of two urgent bytes in a row is lost unless it is to come in line; TLS has no use for either.
+        with contextlib.suppress(OSError):  # Multipath TCP has no urgent data
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, not is_tls)
+
+
+def accept_backoff() -> Backoff:
+    """Return the pauses after failures to accept."""
+    return Backoff(*_BACKOFF)
+
+
+def why_not_accepted(error: Exception) -> str:
+    """Return why no client can be accepted for now, for the log."""
+    number = error.errno if isinstance(error, OSError) else None
+    hint = "; raise the limit of open files (ulimit -n)" if number in _EXHAUSTED[:2] else ""
+    return f"cannot accept for now: {getattr(error, 'strerror', None) or error}{hint}"
 
 
 class _ForeignListener(TunnelListener):
@@ -135,22 +163,15 @@ class SocketAcceptor:
         self._descriptor = receive.fileno()
         self._mask = IN
         self.listening = False
-        self._backoff = Backoff(*_BACKOFF)
+        self._backoff = accept_backoff()
         self._retry = Timer(owner.loop.timers, self._try_again)
-        receive.setblocking(False)
         if self._upgrades is not None:
             self._upgrades.deliver(None, owner.workspace)  # at once, so that each client is accepted by the tunnel
         self._batch = 1
         self._whole_batches = 0
         self._accept = quick_accept(receive)
-        self._family_is_ip = receive.family in (socket.AF_INET, socket.AF_INET6)
-        # Linux hands this on to every socket that is accepted here, which saves a system call for each.
-        self._hands_on = sys.platform == "linux"
-        if self._family_is_ip and self._hands_on:
-            receive.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # The first of two urgent bytes in a row is lost unless it is to come in line; TLS has no use for either.
-            with contextlib.suppress(OSError):  # Multipath TCP has no urgent data
-                receive.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, self._upgrades is None)
+        self._family_is_ip = receive.family in _IP
+        prepare_socket(receive, is_tls=self._upgrades is not None)
 
     def listen(self, enabled: bool) -> None:
         """Accept clients from now on, or no longer."""
@@ -206,7 +227,7 @@ class SocketAcceptor:
                 self._failed(error, now)
                 return False
             client.setblocking(False)
-            if self._family_is_ip and not self._hands_on:
+            if self._family_is_ip and not _HANDS_ON:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._hand is None:
                 owner.accepted(client, None, peer, now)
@@ -230,8 +251,7 @@ class SocketAcceptor:
         self._owner.accept_failed(error)
         name = self._owner.name
         if not self._backoff.failures:
-            hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
-            logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
+            logger.warning("%s: %s", name, why_not_accepted(error))
         if error.errno in _EXHAUSTED:
             self._exhausted(now)
         else:
@@ -302,7 +322,7 @@ class ObjectAcceptor:
         self._receive.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        backoff = Backoff(*_BACKOFF)
+        backoff = accept_backoff()
         while self._wait_until_listening():
             try:
                 stream = self._accept()

@@ -29,7 +29,7 @@ class KeptEntry(NamedTuple):
 
 def entries_of(tunnel: Tunnel) -> Iterator[KeptEntry]:
     """Return what is banned, and what was used of quotas; nothing more once the tunnel is closing."""
-    for limiter in in_thread(tunnel, _limiters) or ():
+    for limiter in _limiters_of(tunnel):
         quota = limiter.limit.terms.quota
         table = _table(tunnel, limiter)
         for first in range(0, len(table), _PART):
@@ -43,7 +43,7 @@ def bans_of(tunnel: Tunnel, most: int) -> Sequence[LedgerEntry]:
     :param tunnel: the tunnel; nothing if it is closing.
     :param most: bans at most.
     """
-    gate = tunnel._relay.entrance.gate
+    gate = tunnel._relay.gate
     if gate is None or not gate.has_bans:  # a tunnel without bans is not disturbed
         return []
     found: list[LedgerEntry] = []
@@ -65,7 +65,11 @@ def clear(tunnel: Tunnel, kind: str, key: str) -> int:
     def change(relay: RelayThread, now: float) -> int:
         return sum(limiter.clear(key) for limiter in _limiters(relay, now) if _has(limiter, kind, key, now))
 
-    return in_thread(tunnel, change) or 0
+    return (in_thread(tunnel, change) or 0) if tunnel._relay.gate is not None else 0
+
+
+def _limiters_of(tunnel: Tunnel) -> Sequence[Limiter]:
+    return (in_thread(tunnel, _limiters) or ()) if tunnel._relay.gate is not None else ()  # else it may stay dormant
 
 
 def _limiters(relay: RelayThread, now: float) -> tuple[Limiter, ...]:

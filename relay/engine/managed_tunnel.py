@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..streams.protocols import Listener, MakeSend
+from .dormant import DormantThread
 from .outlets import Outlets
 from .relay_thread import RelayThread
 from .tunnel import Tunnel
 
 
 class ManagedTunnel(Tunnel):
-    """A tunnel that others open, pause and continue.
+    """A tunnel that others open, pause and continue; one that has nothing to do yet has no thread (:mod:`.dormant`).
 
     :param receive: and the others: as for :class:`Tunnel`.
     :param outlets: of the process; ``None`` for none.
@@ -31,4 +32,6 @@ class ManagedTunnel(Tunnel):
         super().__init__(receive, make_send, **options)
 
     def _start(self, *arguments: Any) -> RelayThread:
-        return RelayThread(*arguments, outlets=self._outlets, paused=self._is_paused_at_first)
+        if self._is_paused_at_first:
+            return DormantThread(*arguments, outlets=self._outlets)
+        return RelayThread(*arguments, outlets=self._outlets)

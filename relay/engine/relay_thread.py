@@ -11,7 +11,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..access.policy import ClientPolicy
 from ..eventloop.loop import Timer
@@ -39,6 +39,9 @@ from .outlets import Outlets
 from .records import ConnectionRecord, ConnectionState, Metrics, Stats
 from .statistics import Statistics
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # most tunnels have no gate, and start faster without it
+    from ..access.gate import Gate
 
 logger = logging.getLogger("relay")
 
@@ -134,6 +137,11 @@ class RelayThread(LoopThread):
         if gate is None and not throttled:
             return metrics
         return metrics._replace(bans=gate.count_bans() if gate is not None else {}, throttled=throttled)
+
+    @property
+    def gate(self) -> Gate | None:
+        """The bans and quotas of its clients; ``None`` if it has none to decide or to remember."""
+        return self.entrance.gate
 
     def keep_warm(self, count: int, seconds: float) -> None:
         """See ``warm`` of :class:`relay.Tunnel`."""

@@ -56,7 +56,8 @@ class Tunnel:
     """A tunnel with these limits, whose thread turns only when it is asked."""
 
     def __init__(self, *limiters, turns=math.inf):
-        self.entrance = SimpleNamespace(gate=self if limiters else None)
+        self.gate = self if limiters else None
+        self.entrance = SimpleNamespace(gate=self.gate)
         self.limiters = lambda: limiters
         self.clock, self.step = NOW, 0.0
         self.turns, self.turned = turns, 0  # before it is closing

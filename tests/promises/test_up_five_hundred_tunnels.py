@@ -98,8 +98,9 @@ def test_they_take_little_memory_and_no_time_when_idle(up, echo_server):
     command, _ = up("{}:{}".format(*echo_server.address))
     command.hear("tunnels listen")
     process = psutil.Process(command.process.pid)
-    assert process.memory_info().rss < 120 << 20
-    assert process.num_threads() < TUNNELS + 20
+    assert process.memory_info().rss < 80 << 20
+    assert process.num_threads() < 20, "none has a thread before its first client"
+    assert process.num_fds() < TUNNELS + 50
     wait_until(lambda: is_asleep_for(1.0, process.pid))  # a busy machine may put off the last turns of the loops
     assert command.end()[0] == 0
 

@@ -304,7 +304,7 @@ class Reloads:
     def _start(self, member: Member, each: Replacement) -> None:
         assert each.bound is not None, "it listens"
         try:
-            ends = member.plan.start(each.bound, outlets=self._group.outlets)
+            ends = member.plan.start(each.bound, outlets=self._group.outlets, paused=True)
         except (OSError, RuntimeError) as error:
             self._group.give_up(member, error)
         else:

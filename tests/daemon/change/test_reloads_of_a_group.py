@@ -555,6 +555,8 @@ def test_without_a_thread_or_descriptor_a_signal_changes_nothing(up, places, mon
 def test_without_a_thread_a_tunnel_goes_on_as_it_was_until_the_next_reload(up, places, port, monkeypatch, caplog):
     group = up(toml("one", places[0]) + toml("two", places[0]))
     moved = toml("one", places[0], listen=f":{port}")
+    with first(group.connect("one"), b"a"), first(group.connect("two"), b"a"):
+        pass  # each has its thread now
 
     def fail(*_):
         raise RuntimeError("can't start new thread")

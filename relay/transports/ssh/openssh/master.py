@@ -32,7 +32,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ....errors import CarrierError, ConnectError, RelayError
@@ -87,18 +86,20 @@ class _StandardError:
         self._rest = b""
         self._warned: set[str] = set()
 
-    def read(self) -> Iterator[bytes]:
+    def read(self) -> list[bytes]:
         """Return the lines that ssh has written by now. Does not block."""
+        found: list[bytes] = []
         for _ in range(_AT_ONCE):
             try:
                 data = os.read(self.descriptor, _CHUNK)
             except OSError:  # nothing there, or closed
-                return
+                break
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()[:_LINE]
-            yield from lines
+            found += lines
             if len(data) < _CHUNK:
-                return
+                break
+        return found
 
     def keep(self, text: str, *, has_logged_in: bool) -> None:
         """Keep a line that is not for its owner, and log it."""

@@ -199,7 +199,8 @@ class Channel:
     def end(self) -> None:
         """Handle the server's EOF."""
         # EOF comes after the data that were gathered, in the socketpair as on the wire.
-        self.deliver()
+        if self._batch:
+            self.deliver()
         self._end_receiving()
         self.settle()
 
@@ -209,7 +210,8 @@ class Channel:
 
     def close(self) -> None:
         """Handle the server's CLOSE; with relay's own CLOSE the number is free again."""
-        self.deliver()
+        if self._batch:
+            self.deliver()
         self._end_receiving()
         self._send_close()
         # Both sides have sent CLOSE: only now may the number be used again (RFC 4254, section 5.3).

@@ -163,7 +163,8 @@ class Mux:
     def one_less(self) -> None:
         """Stop counting a stream, which is over or was not opened."""
         self.streams -= 1
-        self._look_sent()
+        if self._on_sent is not None:
+            self._look_sent()
         if not self.streams:
             idle, self._idle = self._idle, None
             if idle is not None:

@@ -88,13 +88,16 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         wire = self._wire
         while self._open is not None:
             # Half of the turns bring no packet, but something that is to be sent.
-            payload = self._open_packets() if wire.last - wire.first >= _SHORTEST else None
-            if payload is not None:
+            if wire.last - wire.first >= _SHORTEST:
+                payload = self._open_packets()
                 self.deliver()
-                message = paramiko.Message(payload[1:])
-                message.seqno = self._Packetizer__sequence_number_in - 1
-                return payload[0], message
-            self._wait(check_rekey=True)
+                if payload is not None:
+                    message = paramiko.Message(payload[1:])
+                    message.seqno = self._Packetizer__sequence_number_in - 1
+                    return payload[0], message
+            if self._Packetizer__need_rekey and not self.transport.in_kex:
+                raise NeedRekeyException
+            wire.turn()
         self.deliver()
         kind, message = super().read_message()
         return kind, message

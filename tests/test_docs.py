@@ -139,6 +139,14 @@ def test_its_make_commands_are_for_users():
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) == {"demo", "zipapp"}
 
 
+RUNNING = PAGES["index"].split(":caption: Running relay\n")[1].split("```")[0].split()[1:]
+
+
+@pytest.mark.parametrize("page", RUNNING)
+def test_a_page_for_operators_is_short(page):
+    assert len(PAGES[page].split()) <= {"performance": 7500, "reliability": 3000}.get(page, 2500)
+
+
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_every_make_command_and_every_file_exists(text):
     makefile = (ROOT / "Makefile").read_text()

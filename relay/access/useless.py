@@ -219,7 +219,7 @@ def _useless(
 def _misplaced(place: Place, rule: Rule, kinds: frozenset[str], known: Known) -> Useless | None:
     """Return a rule that cannot match because of the kind of the listener; ``None`` for any other."""
     if rule.kind not in kinds:
-        reason = f"no client of this listener has what {rule.kind}: compares"
+        reason = f"{rule.kind}: rules match no client of this listener"
         if rule.kind == "cidr" and place.option == "allow" and "ssh" in kinds:
             reason = "the addresses that an SSH server reports are not verified"
         return Useless(place, rule.text, reason, f"it needs {_NEEDS[rule.kind]}", is_misplaced=True)

@@ -106,7 +106,7 @@ class Connector:
         return plan if chosen is factory else Plan(chosen, self.workspace)
 
     def keep_warm(self, count: int, seconds: float) -> None:
-        """Keep streams ready for the clients to come.
+        """Keep streams ready for the next clients.
 
         :param count: how many; 0 for none.
         :param seconds: after which a stream is replaced that no client has used.

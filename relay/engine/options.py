@@ -203,13 +203,13 @@ class TunnelOptions:
     warm: int = declare(
         WARM,
         0,
-        "the streams to keep open for clients to come, at most 1024",
+        "the streams to keep open for the next clients, at most 1024",
         "A client gets the oldest one, without the wait for a connect, and the next one is opened at once. If none is "
         "ready, the client waits as without ``warm``. What a server sends first is kept. ``nconnect`` does not count "
         "these streams. Not for a target that counts connections or ends idle ones.",
-        command="Streams to TARGET to keep open for clients to come, which then do not wait for a connect.",
+        command="Streams to TARGET to keep open for the next clients, which then do not wait for a connect.",
         topic="streams",
-        key="Streams to the target that relay keeps open for clients to come, so that these do not wait for a connect. "
+        key="Streams to the target that relay keeps open for the next clients, which do not wait for a connect then. "
         "Not for proxies. Default: 0.",
         workers="part",
     )

@@ -348,7 +348,7 @@ FAMILIES = (
         "relay_warm_streams",
         "gauge",
         ("tunnel",),
-        "Streams that are open for clients to come.",
+        "Streams that are open for the next clients.",
         _of_tunnels(lambda tunnel: tunnel.metrics.warm.ready if tunnel.metrics and tunnel.metrics.warm else None),
     ),
     Family(

@@ -48,7 +48,7 @@ def test_each_listener_has_its_kinds(listener, has, matching):
         (
             ["user:root"],
             None,
-            ["user:root: no client of this listener has what user: compares; it needs a listener at a Unix socket"],
+            ["user:root: user: rules match no client of this listener; it needs a listener at a Unix socket"],
         ),
         (
             ["10.1.0.0/16", "10.0.0.0/8"],

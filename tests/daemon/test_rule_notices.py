@@ -6,7 +6,7 @@ from relay.cli import app
 from relay.daemon.group import Group
 from relay.eventloop import reserve
 
-NO_USERS = "user:www-data can never match: no client of this listener has what user: compares; it needs a listener at"
+NO_USERS = "user:www-data can never match: user: rules match no client of this listener; it needs a listener at"
 
 
 @pytest.fixture

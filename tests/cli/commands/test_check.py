@@ -70,11 +70,11 @@ def test_rules_that_can_never_match_are_noticed(checked, tmp_path):
     assert status == 1
     assert len(lines) == 2
     path, never = tmp_path / "list", "can never match"
-    no = f"{never}: no client of this listener has what"
+    no = "rules match no client of this listener"
     assert notices == [  # the file may be for several tunnels, so its rule is no mistake
-        f"6: tunnels.t.allow[1]: {path}, line 3: login:ann {no} login: compares; it needs a proxy with a login",
+        f"6: tunnels.t.allow[1]: {path}, line 3: login:ann {never}: login: {no}; it needs a proxy with a login",
         f"5: tunnels.t.allow[0]: cidr:10.1.0.0/16 {never}: cidr:10.0.0.0/8, {path}, line 2, is wider; leave it out",
-        f"6: tunnels.t.allow[2]: user:ann {no} user: compares; it needs a listener at a Unix socket",
+        f"6: tunnels.t.allow[2]: user:ann {never}: user: {no}; it needs a listener at a Unix socket",
         "7: tunnels.t.deny[1]: cidr:10.1.2.0/24 can never match: it is there already, deny[0]; leave it out",
     ]
 
@@ -115,7 +115,7 @@ def test_the_rules_of_the_defaults_are_for_several_kinds_of_listeners(checked, t
         + at("d", "0.0.0.0:0", 'allow = ["user:ann"]')
     )
     assert status == 1
-    no = "no client of this listener has what user: compares; it needs a listener at a Unix socket"
+    no = "user: rules match no client of this listener; it needs a listener at a Unix socket"
     none = "no rule of defaults.allow is for clients of this listener; give it its own allow"
     assert notices == [
         "3: defaults.allow[2]: cidr:10.1.0.0/16 can never match: cidr:10.0.0.0/8, allow[0], is wider; leave it out",

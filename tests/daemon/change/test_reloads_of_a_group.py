@@ -151,7 +151,7 @@ def test_a_reload_warns_of_rules_that_can_never_match_once_it_is_done(up, places
     group.reload(dry_run=True)
     group.rewrite(text + toml("two", places[0], rule))
     (warning,) = warned()
-    assert "tunnels.two.deny[0]: user:www-data can never match: no client of this listener has what user:" in warning
+    assert "tunnels.two.deny[0]: user:www-data can never match: user: rules match no client of this listener" in warning
     assert {record.levelname for record in caplog.records if warning == record.getMessage()} == {"WARNING"}
 
 

@@ -95,6 +95,16 @@ def test_it_tells_what_it_waits_for(make, pipe, sockets):
     assert mover.move() is Readiness.SINK
 
 
+def test_a_file_is_sent_from_where_it_is(make, file, sockets):
+    near, far = sockets
+    file.seek(10)
+    mover = make(file.fileno(), near.fileno())
+    before = held()
+    assert [mover.move() for _ in range(2)] == [Readiness.SINK, Readiness.NOTHING]
+    assert held() == before, "inside the kernel"
+    assert (mover.moved, far.recv(200)) == (90, bytes(range(10, 100)))
+
+
 def test_a_pipe_that_bulk_comes_from_is_wider_for_as_long(make, pipe, sockets):
     near, far = sockets
     before = fcntl.fcntl(pipe[0], fcntl.F_GETPIPE_SZ)

@@ -4,14 +4,13 @@ import gc
 import os
 import queue
 import select
-import signal
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from carrier_rig import REFUSED, Connector, outcome_of, turned
-from helpers import PROMPT, WAIT, Thread, wait_until
+from helpers import PROMPT, WAIT, Thread, in_child, wait_until
 from state_table import rows_of
 
 from relay.carriers import blocking, retry
@@ -383,20 +382,16 @@ def test_a_forked_child_needs_no_lock_of_ours(carried):
     carrier, _ = carried(held_back)
     wait_until(lambda: carrier.blocking.cancel._pipe)
     descriptors = carrier.blocking.cancel._pipe
+
+    def work():
+        told = []
+        carrier.when_up(told.append, None)()
+        carrier.retry_failed()
+        carrier.close()
+        return isinstance(told[0], CarrierError) and not any(os.path.exists(f"/dev/fd/{one}") for one in descriptors)
+
     with carrier._io_thread.loop._lock, carrier.blocking.cancel._lock:
-        child = os.fork()
-        if child == 0:
-            try:
-                signal.alarm(int(WAIT))
-                told = []
-                carrier.when_up(told.append, None)()
-                carrier.retry_failed()
-                carrier.close()
-                open_still = [one for one in descriptors if os.path.exists(f"/dev/fd/{one}")]
-                os._exit(0 if isinstance(told[0], CarrierError) and not open_still else 1)
-            finally:
-                os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(work) == 0
 
 
 def test_nothing_is_left_of_those_who_waited(carried):
@@ -616,10 +611,7 @@ def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
 def test_a_forked_child_abandons_old_links_as_well(carried):
     carrier, connector = carried()
     old, new = renewed(carrier, connector, streams=1)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if old.abandoned and new.abandoned and not old.closed.is_set() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert in_child(lambda: old.abandoned and new.abandoned and not old.closed.is_set()) == 0
     assert not old.abandoned
 
 

@@ -1,12 +1,11 @@
 """``relay.carriers.pool.CarrierRef``: acquired with the first use; ``acquire`` is in test_carrier.py."""
 
 import gc
-import os
 import threading
 
 import pytest
 from carrier_rig import Connector
-from helpers import WAIT, Thread, wait_until
+from helpers import WAIT, Thread, in_child, wait_until
 
 from relay.carriers.carrier import Carrier
 from relay.carriers.link import CarrierState
@@ -187,10 +186,6 @@ def test_a_holder_that_is_forgotten_has_let_go(world):
 def test_a_forked_child_makes_its_own(world):
     holder = world.holder()
     carrier = up(holder.carrier())
-    child = os.fork()
-    if child == 0:
-        made = holder.carrier()
-        os._exit(0 if made is not carrier and carrier.state is CarrierState.CLOSED else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert in_child(lambda: holder.carrier() is not carrier and carrier.state is CarrierState.CLOSED) == 0
     assert carrier.state is CarrierState.UP
     holder.close()

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from helpers import PROMPT, WAIT, Thread, is_running, receive_all, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, Thread, in_child, is_running, receive_all, receive_exactly, wait_until
 from program_rig import BRIDGE, CASES, MUCH, failure, finish, remote, said
 from sshd import FarEnd
 
@@ -266,10 +266,7 @@ def test_a_connection_that_is_closed_ends_its_commands(far):
 
 def test_a_forked_child_disturbs_nothing(far):
     with remote(far) as link, link.open("cat") as stream:
-        pid = os.fork()
-        if not pid:
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert in_child(lambda: None) == 0
         assert finish(stream, b"still there") == b"still there"
         assert failure(stream) is None
 

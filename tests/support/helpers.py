@@ -130,15 +130,14 @@ def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Run ``work`` in a forked child; return its exit status: 0 if it returned, 1 if it raised."""
+    """Run ``work`` in a forked child; return its exit status: 0 if it returned, 1 if it raised or returned false."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, from Python 3.12 on
         pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            work()
-            status = 0
+            status = int(work() is False)
         finally:
             os._exit(status)
     try:

@@ -1,15 +1,13 @@
 """``relay.targets.group``: the order, fail-over, probes, and what clients see."""
 
-import contextlib
 import errno
 import logging
-import os
 import socket
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, wait_until
+from helpers import WAIT, Thread, in_child, wait_until
 
 import relay
 from relay.access.proxy_header import build_local
@@ -489,15 +487,8 @@ def test_a_forked_child_tries_all_targets(group, targets):
     targets[0].outcome = refused("a")
     dialed(made).close()
     targets[0].outcome = "stream"
-    made._members._lock.acquire()
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            stream = dialed(made)
-            os._exit(0 if stream.target == "a" and states(made) == ["up"] * 3 else 1)
-        os._exit(2)
-    made._members._lock.release()
-    assert os.waitpid(child, 0)[1] == 0
+    with made._members._lock:
+        assert in_child(lambda: dialed(made).target == "a" and states(made) == ["up"] * 3) == 0
 
 
 class Answering(Target):

@@ -17,6 +17,7 @@ from helpers import (
     WAIT,
     Thread,
     fate_of_client,
+    in_child,
     is_running,
     receive_all,
     receive_exactly,
@@ -316,21 +317,17 @@ def test_the_holder_may_end_both_directions_and_go_on_later(quick):
 
 def test_a_forked_child_disturbs_nothing():
     with opened("cat") as stream:
-        pid = os.fork()
-        if not pid:
-            os._exit(_in_child(stream))
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert in_child(lambda: _mistake(stream)) == 0
         assert finish(stream, b"still there") == b"still there"
         assert failure(stream) is None
 
 
-def _in_child(stream):
+def _mistake(stream):
     """Everything that a child may do with it by itself, or by mistake."""
     stream.on_close()
     stream._program.terminate()
     del stream
     gc.collect()
-    return 0
 
 
 def test_a_copy_of_the_socket_in_a_forked_child_keeps_no_program(quick):

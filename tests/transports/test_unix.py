@@ -12,7 +12,7 @@ import stat
 import sys
 
 import pytest
-from helpers import WAIT, echo, receive_all, send_and_end
+from helpers import WAIT, echo, in_child, receive_all, send_and_end
 
 import relay
 from relay.errors import AddressError
@@ -495,10 +495,7 @@ def test_a_file_that_is_gone_is_no_failure(path):
 
 def test_a_forked_child_does_not_remove_it(path):
     with listen_unix(path) as listening:
-        if (child := os.fork()) == 0:
-            listening.close()
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        assert in_child(listening.close) == 0
         reach(path)
 
 

@@ -1,14 +1,13 @@
 """``relay.transports.i2p.conversation``: lines asked and answered on one socket, whatever comes."""
 
 import errno
-import os
 import queue
 import socket
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import WAIT, Thread, in_child, receive_all, receive_exactly, wait_until
 from sam_rig import io_thread_ends
 
 import relay
@@ -359,10 +358,7 @@ def test_without_an_io_thread_the_stream_is_closed(monkeypatch):
 
 def test_a_forked_child_closes_its_copy(rig):
     rig.turn()
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if rig.stream.fileno() < 0 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert in_child(lambda: rig.stream.fileno() < 0) == 0
     rig.ask()
     rig.far.sendall(ANSWER)
     assert rig.outcome().result == "OK"

@@ -2,14 +2,13 @@
 
 import contextlib
 import gc
-import os
 import queue
 import socket
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, ended, ending, exchange, receive_exactly, wait_until
+from helpers import WAIT, Thread, ended, ending, exchange, in_child, receive_exactly, wait_until
 from sam_rig import DEST, ScriptedBridge, io_thread_ends, pass_deadlines
 
 import relay
@@ -248,10 +247,7 @@ def test_a_forked_child_makes_its_own_session(world):
     factory = world.factory()
     up(factory)
     far_control = world.bridge.controls[0]
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if factory.dest == "" and factory.carrier().state is CarrierState.CONNECTING else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert in_child(lambda: factory.dest == "" and factory.carrier().state is CarrierState.CONNECTING) == 0
     with factory(deadline=soon()) as stream:
         stream.socket.settimeout(WAIT)
         exchange(stream.socket, world.bridge.stream())

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from helpers import WAIT, ending, receive_all, wait_until
+from helpers import WAIT, ending, in_child, receive_all, wait_until
 from sam_rig import DEST
 from state_table import each_row_of
 
@@ -478,15 +478,7 @@ def test_in_a_forked_child_the_descriptors_are_closed(enter):
         end.sendall(b"half")
         wait_until(lambda: entrance.port._pending)
         numbers = [entrance.port._socket.fileno(), *(one.socket.fileno() for one in entrance.port._pending)]
-        pid = os.fork()
-        if pid == 0:
-            left = 0
-            for number in numbers:
-                with contextlib.suppress(OSError):
-                    os.fstat(number)
-                    left += 1
-            os._exit(left)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert in_child(lambda: not any(os.path.exists(f"/dev/fd/{number}") for number in numbers)) == 0
         end.sendall(f"{DEST}\n".encode()[4:])
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import logging
-import os
 import shutil
 import socket
 import struct
@@ -24,6 +23,7 @@ from helpers import (
     exchange,
     expire,
     fate_of_client,
+    in_child,
     page,
     receive_all,
     receive_exactly,
@@ -637,10 +637,7 @@ def test_a_forked_child_closes_its_copies(proxy, connect, echo_server):
     tunnel = proxy(listener=listener)
     client = connect(tunnel, b"\5")
     wait_until(lambda: tunnel.stats().active)
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if listener.listening.fileno() < 0 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(lambda: listener.listening.fileno() < 0) == 0
     client.sendall(HELLO[1:])
     assert receive_exactly(client, 2) == NO_LOGIN
 

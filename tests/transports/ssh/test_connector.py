@@ -3,14 +3,13 @@
 import contextlib
 import os
 import select
-import signal
 import socket
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT, ended, fate_of_client, receive_exactly, wait_until
+from helpers import WAIT, ended, fate_of_client, in_child, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
@@ -139,17 +138,7 @@ def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
     make = factory("bastion")
     make().close()
     with pool._pool.ref_lock, pool._pool.lock:
-        child = os.fork()
-        if child == 0:
-            try:
-                signal.alarm(int(WAIT))
-                make().close()
-                made = len(world.connections)
-                make.close()
-                os._exit(0 if made == 2 else 1)
-            finally:
-                os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(lambda: make().close() or len(world.connections) == 2) == 0
     make().close()
     assert len(world.connections) == 1
 

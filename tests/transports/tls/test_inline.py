@@ -17,17 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
-from helpers import (
-    BLOCK,
-    WAIT,
-    Relayed,
-    Thread,
-    ended,
-    ending,
-    fate_of_client,
-    receive_exactly,
-    wait_until,
-)
+from helpers import BLOCK, WAIT, Relayed, Thread, ended, ending, fate_of_client, in_child, receive_exactly, wait_until
 from tls_rig import VERSIONS, only
 
 import relay
@@ -550,10 +540,7 @@ def test_a_fork_disturbs_neither_a_session_nor_a_handshake(relayed):
     client, far = connect(relayed)
     shaking = relayed.client()
     connection = relayed.target.accept()[0]
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(lambda: None) == 0
     client.sendall(b"ping")
     assert receive_exactly(far, 4) == b"ping"
     connection.settimeout(WAIT)

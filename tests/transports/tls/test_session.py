@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import select
 import socket
 import ssl
@@ -18,6 +17,8 @@ from helpers import (
     WAIT,
     Thread,
     ending,
+    exchange,
+    in_child,
     receive_all,
     receive_exactly,
     receive_until_reset,
@@ -298,17 +299,7 @@ def test_who_does_not_read_is_held_back_and_nobody_else_notices(any_poller, quic
 
 def test_a_forked_child_disturbs_nothing(quick_rig):
     stream, server = quick_rig.connect()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            stream.reset()
-            stream.close()
-            status = 0
-        finally:
-            os._exit(status)
-    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(lambda: (stream.reset(), stream.close())) == 0
     stream.socket.sendall(b"ping")
     assert receive_exactly(server, 4) == b"ping"
     with contextlib.closing(quick_rig.connect()[0]) as another:
@@ -317,17 +308,12 @@ def test_a_forked_child_disturbs_nothing(quick_rig):
 
 def test_a_forked_child_can_make_its_own(quick_rig):
     quick_rig.connect()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            stream, server = quick_rig.connect()
-            stream.socket.sendall(b"ping")
-            status = 0 if receive_exactly(server, 4) == b"ping" else 2
-        finally:
-            os._exit(status)
-    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def work():
+        stream, server = quick_rig.connect()
+        exchange(stream.socket, server)
+
+    assert in_child(work) == 0
 
 
 def test_many_at_once(quick_rig):

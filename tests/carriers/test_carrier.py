@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from carrier_rig import REFUSED, Connector, outcome_of, turned
-from helpers import PROMPT, WAIT, Thread, in_child, wait_until
+from helpers import PROMPT, WAIT, Thread, in_child, makes, wait_until
 from state_table import rows_of
 
 from relay.carriers import blocking, retry
@@ -31,17 +31,13 @@ def quick(monkeypatch):
 @pytest.fixture
 def carried():
     """Makes carriers that are closed with the test."""
-    made = []
 
     def make(*outcomes, check_interval=None):
-        connector = Connector(*outcomes)
-        made.append(Carrier("c", connector, check_interval))
-        made[-1].begin()
-        return made[-1], connector
+        carrier = Carrier("c", connector := Connector(*outcomes), check_interval)
+        carrier.begin()
+        return carrier, connector
 
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(make, lambda made: made[0].close())
 
 
 def held_back(cancel):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from carrier_rig import REFUSED, Connector, Link, outcome_of
-from helpers import WAIT, wait_until
+from helpers import WAIT, makes, wait_until
 
 from relay.carriers import carrier_set, retry
 from relay.carriers.carrier import Carrier
@@ -52,16 +52,12 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def world():
-    made = []
 
-    def make(count=2):
-        made.append(World(count))
-        return made[-1]
+    def close(made):
+        made.set.close()
+        assert made.set.join(WAIT)
 
-    yield make
-    for one in made:
-        one.set.close()
-        assert one.set.join(WAIT)
+    yield from makes(lambda count=2: World(count), close)
 
 
 def test_a_single_one_is_no_set():

@@ -4,7 +4,7 @@ import logging
 import os
 
 import pytest
-from helpers import WAIT, Thread, ended, exchange, fate_of_client, receive_all, wait_until
+from helpers import WAIT, Thread, ended, exchange, fate_of_client, makes, receive_all, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey
@@ -58,15 +58,7 @@ class Rig:
 
 @pytest.fixture
 def rig(i2p_world, keys, echo_server):
-    made = []
-
-    def make(**lists):
-        made.append(Rig(i2p_world, keys, echo_server.address[1], **lists))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda **lists: Rig(i2p_world, keys, echo_server.address[1], **lists))
 
 
 def test_allow_lets_in_those_alone(rig, keys, caplog):

@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from helpers import PROMPT, WAIT, ended, fate_of_client, wait_until
+from helpers import PROMPT, WAIT, ended, fate_of_client, makes, wait_until
 from i2p_world import SHORT, read_line
 from sam_rig import ScriptedBridge
 
@@ -187,15 +187,7 @@ class Bridge(ScriptedBridge):
 def scripted(times):
     # these answer
     times(hello=WAIT, attempt=WAIT)
-    made = []
-
-    def make(command, *words):
-        made.append(Bridge(command, words))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda command, *words: Bridge(command, words))
 
 
 STREAM_WORDS = {

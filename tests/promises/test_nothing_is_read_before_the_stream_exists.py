@@ -8,7 +8,7 @@ import termios
 import threading
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, black_hole, ended, receive_all, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Thread, black_hole, closed, ended, receive_all, send_and_end, wait_until
 
 import relay
 from relay.eventloop.sockets import reset
@@ -43,9 +43,7 @@ class Waiting:
 
 @pytest.fixture
 def waiting():
-    made = Waiting()
-    yield made
-    made.close()
+    yield from closed(Waiting())
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from helpers import WAIT, Server, Thread, fate_of_client, wait_until
+from helpers import WAIT, Server, Thread, fate_of_client, makes, wait_until
 
 import relay
 from relay.transports.tls.context import certificate_of
@@ -44,13 +44,8 @@ def target():
 @pytest.fixture
 def relayed_to(target):
     """Make a tunnel to the target."""
-    with contextlib.ExitStack() as stack:
-
-        def make(receive, **lists):
-            factory = relay.tcp(*target.address)
-            return stack.enter_context(relay.Tunnel(receive, factory, timeout=None, linger=5, name="it", **lists))
-
-        yield make
+    options = {"timeout": None, "linger": 5, "name": "it"}
+    yield from makes(lambda receive, **lists: relay.Tunnel(receive, relay.tcp(*target.address), **options, **lists))
 
 
 def is_served(address, context=None, name=None):

@@ -5,7 +5,7 @@ import logging
 import socket
 
 import pytest
-from helpers import WAIT, receive_rest, wait_until
+from helpers import WAIT, makes, receive_rest, wait_until
 
 import relay
 from relay.engine import ledgers
@@ -23,13 +23,11 @@ def guess(address, password=b"wrong", host="127.0.0.1", header=b""):
 
 @pytest.fixture
 def proxy():
-    with contextlib.ExitStack() as stack:
+    def make(host, **options):
+        receive = relay.socks_listen(host, 0, user="alice", password="secret")
+        return relay.Tunnel(receive, relay.dynamic(), name="proxy", **options)
 
-        def make(host, **options):
-            receive = relay.socks_listen(host, 0, user="alice", password="secret")
-            return stack.enter_context(relay.Tunnel(receive, relay.dynamic(), name="proxy", **options))
-
-        yield make
+    yield from makes(make)
 
 
 def rules(tunnel):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_exactly, send_and_end, sha256_of
+from helpers import BLOCK, WAIT, Thread, ending, exchange, makes, receive_exactly, send_and_end, sha256_of
 
 CHILD = """
 import encodings.idna, fcntl, os, resource, sys, threading
@@ -117,15 +117,7 @@ class Child:
 
 @pytest.fixture
 def child(listener):
-    made = []
-
-    def make(limit):
-        made.append(Child(listener.getsockname()[1], limit))
-        return made[0]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda limit: Child(listener.getsockname()[1], limit))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from helpers import (
     ending,
     exchange,
     fate_of_client,
+    makes,
     receive_all,
     receive_exactly,
     refusing,
@@ -88,15 +89,7 @@ class Rig:
 @pytest.fixture
 def rig(make):
     """Makes rigs of either kind."""
-    made = []
-
-    def new(**options):
-        made.append(Rig(make, **options))
-        return made[-1]
-
-    yield new
-    for one in made:
-        one.close()
+    yield from makes(lambda **options: Rig(make, **options))
 
 
 def is_gone(address):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from documents import PAGES
-from helpers import WAIT, reserved_port
+from helpers import WAIT, closed, reserved_port
 
 PRACTICE, REAL = PAGES["tutorial"].split("## A real bastion")
 PROGRAM = re.search(r"^```python\n(import signal.*?)^```", PRACTICE, re.DOTALL | re.MULTILINE)[1]
@@ -73,9 +73,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path):
-    opened = Shell(tmp_path)
-    yield opened
-    opened.close()
+    yield from closed(Shell(tmp_path))
 
 
 def pattern(line):

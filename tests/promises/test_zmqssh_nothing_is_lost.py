@@ -6,7 +6,7 @@ import time
 
 import pytest
 import zmq
-from helpers import BLOCK, WAIT, Thread
+from helpers import BLOCK, WAIT, Thread, makes
 from zmq_world import User, bound, named, program, sockets
 
 from relay.compat import zmqssh
@@ -19,17 +19,13 @@ MESSAGES = 100  # of a mebibyte
 def connect(far_end, tmp_path, monkeypatch):
     """Connects a ØMQ socket over the server."""
     User(tmp_path / "home", monkeypatch).knows(far_end.server)
-    made = []
 
     def connect(socket, address, **options):
         paramiko = far_end.backend == "paramiko"
         server, keyfile = named(far_end.server), far_end.server.keyfile
-        made.append(zmqssh.tunnel_connection(socket, address, server, keyfile, paramiko=paramiko, **options))
-        return made[-1]
+        return zmqssh.tunnel_connection(socket, address, server, keyfile, paramiko=paramiko, **options)
 
-    yield connect
-    for tunnel in made:
-        tunnel.terminate()
+    yield from makes(connect, lambda tunnel: tunnel.terminate())
 
 
 def message(number):

@@ -148,6 +148,24 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def closed(made: Any) -> Iterator[Any]:
+    """Yield something, and close it afterwards: the work of a fixture."""
+    with contextlib.closing(made):
+        yield made
+
+
+def makes(make: Callable[..., Any], close: Callable[[Any], object] = lambda made: made.close()) -> Iterator[Any]:
+    """Yield a function that makes things, and close them afterwards, the last one first: the work of a fixture."""
+    with contextlib.ExitStack() as stack:
+
+        def keep(*args: Any, **options: Any) -> Any:
+            made = make(*args, **options)
+            stack.callback(close, made)
+            return made
+
+        yield keep
+
+
 def receive_all(end: Any) -> bytes:
     """Everything up to the end of file."""
     return b"".join(iter(lambda: end.recv(1 << 16), b""))

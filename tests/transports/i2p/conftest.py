@@ -1,6 +1,7 @@
 """Bridges and sessions for the tests of I2P: scripted ones, and embedded ones with listeners and clients."""
 
 import pytest
+from helpers import closed
 from listener_rig import Clients, Listening
 from sam_rig import Opened, ScriptedBridge
 
@@ -9,17 +10,13 @@ from relay.testing import SAMBridge
 
 @pytest.fixture
 def scripted():
-    made = ScriptedBridge()
-    yield made
-    made.close()
+    yield from closed(ScriptedBridge())
 
 
 @pytest.fixture
 def opened(scripted):
     """A session at the scripted bridge."""
-    made = Opened(scripted)
-    yield made
-    made.close()
+    yield from closed(Opened(scripted))
 
 
 @pytest.fixture
@@ -31,13 +28,9 @@ def bridge(request):
 
 @pytest.fixture
 def listen(bridge):
-    made = Listening(bridge)
-    yield made
-    made.close()
+    yield from closed(Listening(bridge))
 
 
 @pytest.fixture
 def clients(bridge):
-    made = Clients(bridge)
-    yield made
-    made.close()
+    yield from closed(Clients(bridge))

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, black_hole, receive_exactly, refusing, wait_until
+from helpers import WAIT, Thread, black_hole, closed, receive_exactly, refusing, wait_until
 from sam_rig import HELLO, io_thread_ends
 
 import relay
@@ -23,9 +23,7 @@ from relay.transports.tcp import tcp
 
 @pytest.fixture
 def bridge(scripted):
-    made = scripted.bridge()
-    yield made
-    made.close()
+    yield from closed(scripted.bridge())
 
 
 class Meeting:

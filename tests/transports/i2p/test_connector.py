@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, exchange, refusing, wait_until
+from helpers import WAIT, exchange, makes, refusing, wait_until
 from sam_rig import DEST, KEY, OK
 
 from relay.addresses.destinations import PrivateKey
@@ -61,19 +61,17 @@ def no_keys():
 
 @pytest.fixture
 def make():
-    made = []
-
     def make(where, keys=no_keys, **options):
         sam = where if isinstance(where, str | list) else getattr(where, "sam", None) or where.name
-        router = I2PRouter(sam=parse_sam(sam), **options)
-        made.append(make_carrier("here", router, network(), keys))
-        made[-1].begin()
-        return made[-1]
+        made = make_carrier("here", I2PRouter(sam=parse_sam(sam), **options), network(), keys)
+        made.begin()
+        return made
 
-    yield make
-    for one in made:
-        one.close()
-        assert one.join(WAIT)
+    def close(made):
+        made.close()
+        assert made.join(WAIT)
+
+    yield from makes(make, close)
 
 
 def up(carrier, patient=False):

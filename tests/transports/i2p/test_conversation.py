@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, in_child, receive_all, receive_exactly, wait_until
+from helpers import WAIT, Thread, closed, in_child, receive_all, receive_exactly, wait_until
 from sam_rig import io_thread_ends
 
 import relay
@@ -83,9 +83,7 @@ class Rig:
 
 @pytest.fixture
 def rig():
-    made = Rig()
-    yield made
-    made.close()
+    yield from closed(Rig())
 
 
 def test_what_is_asked_is_answered(rig):

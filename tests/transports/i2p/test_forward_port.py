@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from helpers import WAIT, ending, in_child, receive_all, wait_until
+from helpers import WAIT, closed, ending, in_child, makes, receive_all, wait_until
 from sam_rig import DEST
 from state_table import each_row_of
 
@@ -91,15 +91,7 @@ class Gate:
 
 @pytest.fixture
 def enter():
-    made = []
-
-    def make(**options):
-        made.append(Gate(**options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(Gate)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +220,7 @@ def test_a_connection_whose_user_the_kernel_does_not_report_is_rejected(enter, c
 
 @pytest.fixture
 def owners():
-    made = PeerUidLookup()
-    yield made
-    made.close()
+    yield from closed(PeerUidLookup())
 
 
 OTHER_DEST = PrivateKey.generate().destination

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, makes, receive_exactly, wait_until
 from sam_rig import DEST, OK, ScriptedBridge
 
 from relay.addresses.destinations import Peer
@@ -83,15 +83,7 @@ class Entrance:
 
 @pytest.fixture
 def enter(opened):
-    made = []
-
-    def make(kind, **options):
-        made.append(Entrance(kind, opened, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda kind, **options: Entrance(kind, opened, **options))
 
 
 def hand_over(scripted):

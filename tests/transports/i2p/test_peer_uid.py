@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from helpers import WAIT, Thread, receive_exactly, wait_until
+from helpers import WAIT, Thread, closed, receive_exactly, wait_until
 
 from relay.eventloop.sockets import reset
 from relay.transports.i2p import peer_uid
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 @pytest.fixture
 def owners():
-    made = PeerUidLookup()
-    yield made
-    made.close()
+    yield from closed(PeerUidLookup())
 
 
 @contextlib.contextmanager

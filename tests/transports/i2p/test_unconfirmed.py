@@ -4,7 +4,7 @@ import socket
 import time
 
 import pytest
-from helpers import wait_until
+from helpers import closed, wait_until
 
 import relay
 from relay.testing import pair
@@ -57,9 +57,7 @@ class World:
 
 @pytest.fixture
 def world():
-    made = World()
-    yield made
-    made.close()
+    yield from closed(World())
 
 
 def test_a_stream_without_a_byte_is_doubted_once_in_time(world):

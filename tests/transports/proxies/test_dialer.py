@@ -16,6 +16,7 @@ from helpers import (
     ended,
     ending,
     exchange,
+    makes,
     receive_all,
     receive_exactly,
     refusing,
@@ -204,15 +205,7 @@ def test_the_other_kind_of_proxy(proxies):
 @pytest.fixture
 def way():
     """Makes ways to a proxy that the test plays."""
-    made = []
-
-    def make(*args, **options):
-        made.append(Way(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.clean_up()
+    yield from makes(Way, lambda one: one.clean_up())
 
 
 def socks(way, proxy=SOCKS, before=()):

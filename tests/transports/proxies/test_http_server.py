@@ -1,14 +1,25 @@
 """``relay.http_listen``: clients of an HTTP proxy that ask for CONNECT, and those who ask for anything else."""
 
 import base64
-import contextlib
 import shutil
 import socket
 import subprocess
 from http import HTTPStatus
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, page, receive_all, receive_exactly, refusing, send_and_end, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Thread,
+    ended,
+    makes,
+    page,
+    receive_all,
+    receive_exactly,
+    refusing,
+    send_and_end,
+    wait_until,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,25 +170,17 @@ def test_garbage_in_any_pieces_is_understood_or_ended(start, pieces, who):
 
 @pytest.fixture
 def proxy():
-    with contextlib.ExitStack() as stack:
-
-        def make(factory=None, listener=None, **options):
-            listener = listener or http_listen("127.0.0.1", 0)
-            return stack.enter_context(relay.Tunnel(listener, factory or dynamic(), **options))
-
-        yield make
+    yield from makes(lambda listener=None: relay.Tunnel(listener or http_listen("127.0.0.1", 0), dynamic()))
 
 
 @pytest.fixture
 def connect():
-    with contextlib.ExitStack() as stack:
+    def make(tunnel, text=b""):
+        client = socket.create_connection(tunnel.address[:2], WAIT)
+        client.sendall(text)
+        return client
 
-        def make(tunnel, text=b""):
-            client = stack.enter_context(socket.create_connection(tunnel.address[:2], WAIT))
-            client.sendall(text)
-            return client
-
-        yield make
+    yield from makes(make)
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, ending, exchange, receive_exactly, wait_until
+from helpers import WAIT, ending, exchange, makes, receive_exactly, wait_until
 from proxy_world import members, tcp_pair
 
 import relay
@@ -72,15 +72,7 @@ class Rig:
 @pytest.fixture
 def make():
     """Makes rigs that end with the test."""
-    made = []
-
-    def make(*args, **options):
-        made.append(Rig(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(Rig)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

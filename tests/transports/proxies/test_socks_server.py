@@ -24,6 +24,7 @@ from helpers import (
     expire,
     fate_of_client,
     in_child,
+    makes,
     page,
     receive_all,
     receive_exactly,
@@ -229,27 +230,24 @@ def test_a_failure_is_told_by_its_number(reason, code):
 @pytest.fixture
 def proxy():
     """Makes tunnels with such a listener: ``proxy(factory, listener, **options of the tunnel)``."""
-    with contextlib.ExitStack() as stack:
 
-        def make(factory=None, listener=None, **options):
-            listener = listener or socks_listen("127.0.0.1", 0)
-            return stack.enter_context(relay.Tunnel(listener, factory or dynamic(), **options))
+    def make(factory=None, listener=None, **options):
+        return relay.Tunnel(listener or socks_listen("127.0.0.1", 0), factory or dynamic(), **options)
 
-        yield make
+    yield from makes(make)
 
 
 @pytest.fixture
 def connect():
     """Makes connections to a tunnel, and says something on them at once."""
-    with contextlib.ExitStack() as stack:
 
-        def make(tunnel, text=b""):
-            client = stack.enter_context(socket.create_connection(tunnel.address[:2], WAIT))
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.sendall(text)
-            return client
+    def make(tunnel, text=b""):
+        client = socket.create_connection(tunnel.address[:2], WAIT)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(text)
+        return client
 
-        yield make
+    yield from makes(make)
 
 
 def have_asked(tunnel, count=1):

@@ -5,13 +5,14 @@ What users see over both, of streams, listeners, refusals, host keys and lost se
 
 import contextlib
 import dataclasses
+import functools
 import queue
 import socket
 import threading
 import time
 
 import pytest
-from helpers import BLOCK, PROMPT, WAIT, Thread, black_hole, receive_all, receive_exactly, refusing, wait_until
+from helpers import BLOCK, PROMPT, WAIT, Thread, black_hole, makes, receive_all, receive_exactly, refusing, wait_until
 
 from relay.addresses.values import TCPAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError
@@ -57,15 +58,7 @@ class Client:
 @pytest.fixture
 def make(backend):
     """Makes connections by one of the backends, which end with the test."""
-    made = []
-
-    def client(*arguments, **options):
-        made.append(Client(CONNECT[backend], *arguments, **options))
-        return made[-1]
-
-    yield client
-    for one in made:
-        one.connection.close()
+    yield from makes(functools.partial(Client, CONNECT[backend]), lambda made: made.connection.close())
 
 
 def fate(stream):

@@ -9,7 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT, ended, fate_of_client, in_child, receive_exactly, wait_until
+from helpers import WAIT, ended, fate_of_client, in_child, makes, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
@@ -37,16 +37,7 @@ def world(monkeypatch):
 @pytest.fixture
 def factory(world):
     """Makes factories that are closed with the test."""
-    made = []
-
-    def make(*hosts, place=TARGET, **options):
-        *via, last = (SSHServer(host, **options) for host in hosts)
-        made.append(chain((*via, last), place))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda *hosts, **options: chain(tuple(SSHServer(host, **options) for host in hosts), TARGET))
 
 
 def test_a_stream_of_i2p_that_leads_nowhere_does_not_cost_the_whole_attempt(monkeypatch, spawner_thread):

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import ssh_world
-from helpers import WAIT, Thread, ending, receive_exactly, wait_until
+from helpers import WAIT, Thread, ending, makes, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
@@ -33,31 +33,18 @@ def world(monkeypatch):
 @pytest.fixture
 def listen(world):
     """Makes listeners that are closed with the test."""
-    made = []
-
-    def make(place=ANY, server="bastion"):
-        made.append(listen_ssh(SSHServer(server), place))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda place=ANY, server="bastion": listen_ssh(SSHServer(server), place))
 
 
 @pytest.fixture
 def listen_patiently(world):
     """Begins to make a listener that retries, in a thread; returns the thread and what it has begun to make."""
-    made = []
 
     def make(place=ANY):
         begun = queue.SimpleQueue()
-        thread = Thread(listen_ssh, SSHServer("bastion"), place, (), begun.put)
-        made.append(begun.get(timeout=WAIT))
-        return thread, made[-1]
+        return Thread(listen_ssh, SSHServer("bastion"), place, (), begun.put), begun.get(timeout=WAIT)
 
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(make, lambda made: made[1].close())
 
 
 def test_its_retries_are_reported(world, monkeypatch):

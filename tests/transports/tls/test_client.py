@@ -19,6 +19,7 @@ from helpers import (
     WAIT,
     Thread,
     TLSEnd,
+    closed,
     ended,
     ending,
     receive_all,
@@ -41,9 +42,7 @@ def version(request):
 
 @pytest.fixture
 def rig(certificates, listener, version):
-    rig = Rig(certificates, listener, only(certificates.server(), version))
-    yield rig
-    rig.close()
+    yield from closed(Rig(certificates, listener, only(certificates.server(), version)))
 
 
 def reason_of(factory, **options):

@@ -17,7 +17,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
-from helpers import BLOCK, WAIT, Relayed, Thread, ended, ending, fate_of_client, in_child, receive_exactly, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Relayed,
+    Thread,
+    closed,
+    ended,
+    ending,
+    fate_of_client,
+    in_child,
+    receive_exactly,
+    wait_until,
+)
 from tls_rig import VERSIONS, only
 
 import relay
@@ -142,9 +154,7 @@ def version(request):
 
 @pytest.fixture
 def bench(certificates, version):
-    bench = Bench(certificates, version)
-    yield bench
-    bench.close()
+    yield from closed(Bench(certificates, version))
 
 
 def test_bytes_go_both_ways(bench):

@@ -27,6 +27,7 @@ from helpers import (
     ending,
     exchange,
     in_child,
+    makes,
     receive_all,
     receive_exactly,
     receive_until_reset,
@@ -50,12 +51,7 @@ def listening(certificates):
 @pytest.fixture
 def connect():
     """Makes plain connections to a listener."""
-    with contextlib.ExitStack() as stack:
-
-        def make(listener):
-            return stack.enter_context(socket.create_connection(listener.address[:2], WAIT))
-
-        yield make
+    yield from makes(lambda listener: socket.create_connection(listener.address[:2], WAIT))
 
 
 def test_it_tells_until_when_its_certificate_is_valid(listening, tmp_path):
@@ -588,15 +584,13 @@ def ready(tunnel):
 @pytest.fixture
 def tunneled(listening, serve):
     """Makes a tunnel from the listener to an echo server."""
-    with contextlib.ExitStack() as stack:
 
-        def make(**options):
-            options = {"timeout": None, **options}
-            tunnel = stack.enter_context(relay.Tunnel(listening, serve(echoing).factory(), name="t", **options))
-            ready(tunnel)
-            return tunnel
+    def make(**options):
+        tunnel = relay.Tunnel(listening, serve(echoing).factory(), name="t", **{"timeout": None, **options})
+        ready(tunnel)
+        return tunnel
 
-        yield make
+    yield from makes(make)
 
 
 def test_a_tunnel_needs_no_other_thread(tunneled, listening, connect, certificates):

@@ -16,9 +16,11 @@ from helpers import (
     BLOCK,
     WAIT,
     Thread,
+    closed,
     ending,
     exchange,
     in_child,
+    makes,
     receive_all,
     receive_exactly,
     receive_until_reset,
@@ -45,16 +47,12 @@ def version(request):
 
 @pytest.fixture
 def rig(certificates, listener, version):
-    rig = Rig(certificates, listener, only(certificates.server(), version))
-    yield rig
-    rig.close()
+    yield from closed(Rig(certificates, listener, only(certificates.server(), version)))
 
 
 @pytest.fixture
 def quick_rig(certificates, listener):
-    rig = Rig(certificates, listener, certificates.server())
-    yield rig
-    rig.close()
+    yield from closed(Rig(certificates, listener, certificates.server()))
 
 
 @pytest.fixture(params=["epoll", "poll"])
@@ -540,15 +538,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted():
-    made = []
-
-    def make(outgoing, incoming):
-        made.append(Scripted(outgoing, incoming))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(Scripted)
 
 
 OVER, CUT = "over", "cut"

@@ -25,6 +25,7 @@ from helpers import (
     Thread,
     black_hole,
     is_gone,
+    makes,
     receive_all,
     receive_exactly,
     refusing,
@@ -99,15 +100,7 @@ def client(sshd: Any) -> Iterator[Client]:
 @pytest.fixture
 def make_client() -> Iterator[Callable[..., Client]]:
     """Makes connections that end with the test."""
-    made: list[Client] = []
-
-    def make(*args: Any, **options: Any) -> Client:
-        made.append(Client(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.connection.close()
+    yield from makes(Client, lambda one: one.connection.close())
 
 
 def place_of(server: Server) -> TCPAddress:

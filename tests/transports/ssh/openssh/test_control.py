@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, closed, receive_exactly, wait_until
 
 from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import CarrierError
@@ -55,9 +55,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(str(tmp_path / "control"))
-    yield made
-    made.close()
+    yield from closed(Rig(str(tmp_path / "control")))
 
 
 OPEN = open_forward(UnixAddress("/r/1"), TCPAddress("db", 5432), remote=False)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import makes
 from state_table import rows_of
 
 from relay.errors import ConnectError
@@ -76,16 +77,7 @@ class Rig:
 
 @pytest.fixture
 def made():
-    rigs = []
-
-    def make(patient):
-        rigs.append(Rig(patient))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.ours.close()
-        rig.far.close()
+    yield from makes(Rig, lambda rig: (rig.ours.close(), rig.far.close()))
 
 
 def gets_the_stream(rig):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers import closed
 
 from relay.eventloop.loop import Loop
 from relay.transports.ssh.openssh import quickack
@@ -55,9 +56,7 @@ class Rig:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig()
-    yield made
-    made.close()
+    yield from closed(Rig())
 
 
 def test_data_are_acknowledged_when_they_arrive_and_once_more_after_a_rest(rig: Rig) -> None:

@@ -1,21 +1,14 @@
 """Servers for the tests of paramiko."""
 
 import pytest
+from helpers import makes
 from paramiko_rig import ScriptedServer
 
 
 @pytest.fixture
 def scripted():
     """Makes servers that say what the test wants, ``scripted(**attributes of its transport)``."""
-    servers = []
-
-    def make(**options):
-        servers.append(ScriptedServer(**options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.close()
+    yield from makes(ScriptedServer)
 
 
 @pytest.fixture(params=["sshd", "embedded"])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import closed
 
 from relay.errors import ConnectError
 from relay.eventloop.loop import Loop
@@ -74,9 +75,7 @@ class Rig:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig()
-    yield made
-    made.close()
+    yield from closed(Rig())
 
 
 # Events.

@@ -7,7 +7,6 @@ import pytest
 from helpers import WAIT
 
 from relay.carriers.blocking import BlockingCalls
-from relay.errors import CarrierError, ConnectError
 
 
 class World:
@@ -44,19 +43,6 @@ def world():
     made.calls.cancel.close()
 
 
-def test_a_link_and_its_loss(world):
-    assert world.begin() == ("connected", world, [])
-    gone = CarrierError("c: gone")
-    world.lost(gone)
-    assert world.told.get(timeout=WAIT) == ("lost", world, gone)
-
-
-@pytest.mark.parametrize("error", [ConnectError("c: refused"), ValueError("a bug")])
-def test_an_error_is_passed_on(world, error):
-    world.error = error
-    assert world.begin() == ("failed", error)
-
-
 def test_an_exit_is_an_error(world):
     world.error = SystemExit(1)
     _, error = world.begin()
@@ -72,13 +58,6 @@ def test_without_a_thread_the_attempt_fails_at_once(world, monkeypatch):
     assert kind == "failed" and isinstance(error, OSError) and "can't start new thread" in str(error)
     world.calls.close_link(world)
     assert world.told.get(timeout=WAIT) == ("closed", threading.current_thread().name)
-
-
-def test_closing_has_a_thread_of_its_own(world):
-    over = threading.Event()
-    world.calls.close(world, over.set)
-    assert over.wait(WAIT)
-    assert [world.told.get(timeout=WAIT) for _ in range(2)] == [("closed", "relay c closing")] * 2
 
 
 def test_a_close_that_fails_is_logged_and_the_rest_is_closed(world, caplog):

@@ -476,44 +476,6 @@ def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog, monkeyp
     wait_until(lambda: carrier.link is connector.links[-1] is not link)
 
 
-def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):
-    carrier, _ = carried()
-    link = outcome_of(carrier)
-    no_threads("connecting")
-    carrier.replace(link, "deaf")
-    wait_until(lambda: "the old one is kept" in caplog.text)
-    assert carrier.link is link
-
-
-def test_a_link_that_is_lost_while_it_is_renewed_is_replaced_by_the_new_one(carried):
-    go = threading.Event()
-    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
-    link = outcome_of(carrier)
-    carrier.replace(link, "deaf")
-    wait_until(lambda: connector.attempts == 2)
-    link.lose()
-    wait_until(lambda: carrier.state is CarrierState.CONNECTING)
-    assert link.closed.wait(WAIT)
-    told = queue.SimpleQueue()
-    carrier.when_up(told.put, None)
-    go.set()
-    assert told.get(timeout=WAIT) is connector.links[1]
-    assert connector.attempts == 2 and carrier.state is CarrierState.UP
-
-
-def test_a_link_that_is_lost_while_it_is_renewed_in_vain_is_made_again(carried):
-    go = threading.Event()
-    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and REFUSED)
-    link = outcome_of(carrier)
-    carrier.replace(link, "deaf")
-    wait_until(lambda: connector.attempts == 2)
-    link.lose()
-    wait_until(lambda: carrier.state is CarrierState.CONNECTING)
-    go.set()
-    assert outcome_of(carrier) is connector.links[1]
-    assert connector.attempts == 3
-
-
 def test_an_old_link_that_is_lost_is_closed_and_changes_nothing(carried):
     carrier, connector = carried()
     old, new = renewed(carrier, connector, streams=1)
@@ -542,17 +504,6 @@ def test_close_ends_all_links_also_while_one_is_renewed(carried, streams):
     assert time.monotonic() - begun < PROMPT
     assert carrier.state is CarrierState.CLOSED and connector.closed.wait(WAIT)
     assert old.closed.wait(WAIT) and new.closed.wait(WAIT)
-
-
-def test_what_is_made_after_the_close_is_closed(carried):
-    go = threading.Event()
-    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
-    carrier.replace(outcome_of(carrier), "deaf")
-    wait_until(lambda: connector.attempts == 2)
-    carrier.close()
-    assert connector.links[0].closed.wait(WAIT) and not connector.closed.is_set()
-    go.set()
-    assert connector.closed.wait(WAIT) and connector.links[1].closed.is_set()
 
 
 def idle_of(carrier):
@@ -592,18 +543,6 @@ def test_it_is_idle_without_a_link(carried):
     assert idle_of(carrier).wait(WAIT)
 
 
-def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
-    connector = Connector()
-    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
-    outcome_of(carrier).streams = 1
-    release(0.01)
-    old, new = renewed(carrier, connector, streams=1)
-    assert carrier.state is CarrierState.UP
-    old.end_streams()
-    wait_until(lambda: carrier.state is CarrierState.CLOSED)
-    assert connector.closed.wait(WAIT) and old.closed.is_set() and new.closed.is_set()
-
-
 def test_a_forked_child_abandons_old_links_as_well(carried):
     carrier, connector = carried()
     old, new = renewed(carrier, connector, streams=1)
@@ -625,14 +564,6 @@ def test_an_attempt_has_its_time(carried):
         assert 590 < connector.left <= 600
     finally:
         carrier.close()
-
-
-def test_many_threads_close_it_at_once(carried):
-    carrier, _ = carried()
-    outcome_of(carrier)
-    for thread in [Thread(carrier.close) for _ in range(8)]:
-        thread.result()
-    assert carrier.state is CarrierState.CLOSED
 
 
 def test_what_to_do_about_a_failure_is_said_once(carried, caplog):
@@ -800,8 +731,3 @@ def test_a_forked_child_abandons_it_in_every_state(monkeypatch, state):
 
 def test_the_table_has_these_rows():
     assert rows_of(module) == [row[:3] for row in STATE_ROWS]
-
-
-def test_users_see_five_states():
-    reported = {state.reported.value for state in CarrierState}
-    assert reported == {"connecting", "up", "backing off", "failed", "closed"}

@@ -13,7 +13,7 @@ from helpers import WAIT, Thread, wait_until
 import relay
 from relay.carriers import retry
 from relay.carriers.carrier import Carrier
-from relay.carriers.dialer import as_oserror, dial, wait_until_up
+from relay.carriers.dialer import dial, wait_until_up
 from relay.carriers.link import CarrierState
 from relay.errors import CarrierError, ConnectError, HostKeyError, RelayError
 from relay.streams.promise import Cancellation
@@ -144,16 +144,6 @@ def test_the_deadline_holds_while_it_waits(world):
     assert told.get(timeout=WAIT).reason == "connect_timeout"
 
 
-def test_who_gives_up_while_it_waits_is_not_told(world):
-    lose(world, held_back)
-    told, give_up = world.dial()
-    turned(world.carrier)
-    give_up()
-    turned(world.carrier)
-    world.carrier.close()
-    assert told.empty() and not world.begun
-
-
 def test_who_gives_up_while_it_is_begun_undoes_that(world):
     world.outcomes = [None]
     told, give_up = world.dial()
@@ -178,12 +168,6 @@ def test_giving_up_what_is_there_does_nothing(world):
     give_up()
     assert not world.given_up.is_set() and stream.fileno() >= 0
     stream.close()
-
-
-def test_one_whose_carrier_is_closed_is_told(world):
-    world.carrier.close()
-    told, _ = world.dial()
-    assert isinstance(told.get(timeout=WAIT), CarrierError)
 
 
 def test_waiting(world):
@@ -224,9 +208,3 @@ def test_waiting_has_its_deadline(world):
     lose(world, held_back)
     with pytest.raises(ConnectError, match="c: not connected in time: the line went dead"):
         wait_until_up(world.carrier, time.monotonic() + 0.05, None, wait_for_reconnect=True)
-
-
-def test_an_oserror_stays_what_it_is():
-    assert as_oserror(REFUSED) is REFUSED
-    bug = KeyError("x")
-    assert as_oserror(bug).__cause__ is bug

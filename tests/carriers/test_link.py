@@ -26,14 +26,6 @@ def carrier():
     return made
 
 
-def test_it_is_told_once(carrier):
-    told = []
-    waiter = Waiter(carrier, told.append, None, True)
-    waiter.resolve("the link")
-    waiter.resolve("another")
-    assert told == ["the link"]
-
-
 def test_who_has_given_up_is_not_told(carrier):
     told = []
     waiter = Waiter(carrier, told.append, None, True)
@@ -51,16 +43,6 @@ def test_giving_up_after_the_outcome_costs_the_io_thread_nothing(carrier):
     assert carrier.calls == 0
 
 
-def test_the_clock_is_stopped_with_the_outcome(carrier):
-    timers, told = Timers(), []
-    for end in (lambda waiter: waiter.resolve("the link"), lambda waiter: waiter.give_up()):
-        waiter = Waiter(carrier, told.append, time.monotonic() + 0.001, True)
-        waiter.start(timers)
-        end(waiter)
-    timers.run(time.monotonic() + WAIT)
-    assert told == ["the link"]
-
-
 @pytest.mark.parametrize(
     ("error", "why"), [(None, "no answer yet"), (CarrierError("c: gone"), "gone"), (OSError("odd"), "odd")]
 )
@@ -73,21 +55,6 @@ def test_its_deadline_says_what_is_wrong(carrier, error, why):
     assert isinstance(told[0], ConnectError) and told[0].reason == "connect_timeout"
     assert str(told[0]) == f"c: not connected in time: {why}"
     assert carrier.dropped == [waiter]
-
-
-def test_without_a_deadline_there_is_no_clock(carrier):
-    timers, told = Timers(), []
-    Waiter(carrier, told.append, None, True).start(timers)
-    timers.run(time.monotonic() + 1e6)
-    assert told == []
-
-
-def test_what_a_callback_raises_is_logged(carrier, caplog):
-    def fail(outcome):
-        raise RuntimeError("a bug")
-
-    Waiter(carrier, fail, None, True).resolve("the link")
-    assert "c: a caller that waited for it failed" in caplog.text
 
 
 def test_a_name_is_said_once():

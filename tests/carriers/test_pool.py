@@ -52,18 +52,6 @@ def test_nothing_is_made_before_it_is_needed(world):
     assert carrier.state is CarrierState.CLOSED and holder.current is None
 
 
-def test_closing_again_does_nothing_and_the_next_use_takes_it_up_anew(world):
-    holder = world.holder()
-    holder.close()
-    first = up(holder.carrier())
-    holder.close()
-    holder.close()
-    second = up(holder.carrier())
-    assert second is not first
-    holder.close()
-    assert second.state is CarrierState.CLOSED
-
-
 def test_a_carrier_that_somebody_else_has_closed_is_made_anew(world):
     holder = world.holder()
     first = up(holder.carrier())

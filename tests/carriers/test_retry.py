@@ -44,15 +44,6 @@ def test_an_error_may_have_a_pause_of_its_own_and_does_not_count(exact):
     assert policy.next_delay(LOST, has_waiters=False) == 0.5
 
 
-@pytest.mark.parametrize(("seconds", "delay"), [(9.9, 1.0), (10.1, 0.5)])
-def test_a_link_that_lasted_ends_the_row_of_failures(exact, seconds, delay):
-    policy = RetryPolicy()
-    policy.next_delay(LOST, has_waiters=False)
-    policy.connected()
-    policy.lost(seconds)
-    assert policy.next_delay(LOST, has_waiters=False) == delay
-
-
 def test_a_connection_after_a_failure_or_another_one_is_a_recovery():
     policy = RetryPolicy()
     assert not policy.connected()
@@ -68,12 +59,6 @@ def test_the_same_point_of_the_login_three_times_is_final():
     assert [policy.give_up_on(error) for error in (at_login, at_login, at_banner, at_login, at_login)] == [None] * 5
     final = policy.give_up_on(at_login)
     assert final is not None and final.final and final.stage == "login" and str(final) == "c: ended; 3 times in a row"
-
-
-def test_no_point_counts_after_the_first_link():
-    policy = RetryPolicy()
-    policy.connected()
-    assert not any(policy.give_up_on(CarrierError("c: ended", stage="login")) for _ in range(5))
 
 
 def test_the_same_failure_is_logged_five_times():

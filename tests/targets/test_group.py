@@ -143,15 +143,6 @@ def dialed_name(group, streams):
     return streams[-1].target
 
 
-def test_the_fastest_gets_the_streams(group, targets):
-    made = group(Selection.FASTEST)
-    for number, seconds in enumerate((0.3, 0.1, 0.2)):
-        made._members.succeeded(number, seconds)
-    streams = []
-    assert dialed_name(made, streams) == "b"
-    close(streams)
-
-
 def test_a_target_that_was_slow_once_is_measured_again_as_long_as_streams_are_asked_for(group, targets, monkeypatch):
     monkeypatch.setattr(target_members, "_MEASURED", 0.01)
 

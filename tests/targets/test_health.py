@@ -94,31 +94,6 @@ def test_the_back_off_doubles_up_to_its_limit_and_begins_anew_after_a_success():
 MISSED, FAILED, PASSED, CLIENT = Event.PROBE_MISSED, Event.PROBE_FAILED, Event.PROBE_PASSED, Event.SUCCEEDED
 
 
-@pytest.mark.parametrize(
-    ("events", "state", "delay"),
-    [
-        ([MISSED], UP, 0.5),
-        ([None, MISSED], DOWN, 0.5),  # nothing is known of it yet
-        ([MISSED, Event.DUE, MISSED], UP, 1.0),
-        ([MISSED, Event.DUE, MISSED, Event.DUE, MISSED], DOWN, 2.0),
-        ([MISSED, MISSED, PASSED, MISSED, MISSED], UP, 1.0),
-        ([MISSED, MISSED, CLIENT, MISSED, MISSED], UP, 1.0),
-        ([FAILED], DOWN, 0.5),
-        ([MISSED, FAILED], DOWN, 1.0),
-        ([MISSED, MISSED, MISSED, Event.DUE, PASSED, MISSED], UP, 0.5),
-    ],
-)
-def test_a_target_is_down_after_the_third_missed_probe_in_a_row(events, state, delay):
-    health = Health(0.0)
-    if events[0] is not None:
-        health.handle(PASSED, 0.0, seconds=0.1)
-    for event in filter(None, events):
-        health.handle(event, 1.0, problem="" if event in (PASSED, CLIENT) else "no answer")
-    assert (health.state, health.delay) == (state, delay)
-    assert health.problem == ("" if state is UP else "no answer")
-    assert health.failures == events.count(MISSED) + events.count(FAILED)
-
-
 def test_the_latency_is_an_average():
     health = Health(0.0)
     assert health.latency is None

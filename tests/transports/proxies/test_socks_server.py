@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 
 import relay
 from relay.engine import entrance
+from relay.eventloop.sockets import reset
 from relay.streams import proxy_handshake as handshake_module
 from relay.streams.stream import RejectedRequest, Request
 from relay.testing import FakeListener
@@ -376,8 +377,7 @@ def test_a_client_that_resets_in_the_middle(proxy, connect, text):
     tunnel = proxy()
     client = connect(tunnel, text)
     wait_until(lambda: tunnel.stats().accepted)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
+    reset(client)
     assert ended(tunnel) == ["client_reset"]
 
 
@@ -386,8 +386,7 @@ def test_a_client_that_resets_while_it_is_connected(proxy, connect):
     with black_hole() as nobody:
         client = connect(tunnel, HELLO + request(nobody.getsockname()) + b"early")
         wait_until(lambda: have_asked(tunnel))
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
+        reset(client)
         assert ended(tunnel) == ["client_reset"]
 
 
@@ -423,8 +422,7 @@ def test_the_limit_of_connections_holds_for_those_who_have_named_their_target(pr
     assert receive_exactly(clients[1], 10) == GRANTED
     exchange_with_itself(clients[1])
     assert sorted(one.state for one in tunnel.connections()) == ["connecting", "open"]
-    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    clients[2].close()
+    reset(clients[2])
     wait_until(lambda: tunnel.stats().failed == {"client_reset": 1})  # it has no slot any more before it is counted
     assert tunnel.stats().active == 1
 

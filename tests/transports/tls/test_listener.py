@@ -68,6 +68,18 @@ def accepted(listener):
     return stream, peer
 
 
+def meet(listener, client):
+    """Accept a client, and prove that both directions work."""
+    with accepted(listener)[0] as stream:
+        exchange(client, stream.socket)
+
+
+def answers(client):
+    """Prove that a client of a tunnel is served."""
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+
+
 @pytest.fixture
 def pair(listening, connect, certificates):
     """A TLS client and the stream that was accepted for it."""
@@ -112,9 +124,7 @@ def test_keys_are_agreed_on_in_the_groups(certificates, connect, caplog, curve, 
     with relay.listen(url) as listener:
         if is_one:
             client = TLSEnd(connect(listener), context)
-            stream, _ = accepted(listener)
-            with stream:
-                exchange(client, stream.socket)
+            meet(listener, client)
         else:
             with pytest.raises(ssl.SSLError):
                 TLSEnd(connect(listener), context)
@@ -207,9 +217,7 @@ def test_garbage_ends_its_own_connection(listening, connect, certificates, garba
         connection.shutdown(socket.SHUT_WR)
         ending(connection)
     client = TLSEnd(connect(listening), certificates.client())
-    stream, _ = accepted(listening)
-    with stream:
-        exchange(client, stream.socket)
+    meet(listening, client)
 
 
 def test_a_client_that_leaves_during_the_handshake(listening, connect, certificates):
@@ -254,9 +262,7 @@ def test_the_oldest_handshakes_give_way(listening, connect, certificates, monkey
     first, second = (connect(listening) for _ in range(2))
     wait_until(lambda: "2 handshakes" in repr(listening))
     client = TLSEnd(connect(listening), certificates.client())
-    stream, _ = accepted(listening)
-    with stream:
-        exchange(client, stream.socket)
+    meet(listening, client)
     assert ending(first) == "reset"
     assert "1 handshakes" in repr(listening)
     assert caplog.text.count("handshakes at a time") == 1
@@ -270,13 +276,9 @@ def test_those_that_nobody_accepts_are_bounded_too(listening, connect, certifica
     third.join(0.1)
     assert third.is_alive()
     for client in clients:
-        stream, _ = accepted(listening)
-        with stream:
-            exchange(client, stream.socket)
+        meet(listening, client)
     client = third.result()
-    stream, _ = accepted(listening)
-    with stream:
-        exchange(client, stream.socket)
+    meet(listening, client)
 
 
 class Exhausted(socket.socket):
@@ -301,9 +303,7 @@ def test_no_descriptor_left_is_waited_out(certificates, connect, monkeypatch):
     monkeypatch.setattr(module, "listen_tcp", make)
     with listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key) as listener:
         client = TLSEnd(connect(listener), certificates.client())
-        stream, _ = accepted(listener)
-        with stream:
-            exchange(client, stream.socket)
+        meet(listener, client)
 
 
 def test_half_open_clients_give_way_where_there_are_no_descriptors_left(certificates, connect, monkeypatch):
@@ -324,9 +324,7 @@ def test_half_open_clients_give_way_where_there_are_no_descriptors_left(certific
         listening.failures = 1
         client = TLSEnd(connect(listener), certificates.client())
         assert ending(first) == "reset"
-        stream, _ = accepted(listener)
-        with stream:
-            exchange(client, stream.socket)
+        meet(listener, client)
 
 
 # -- client certificates --------------------------------------------------------------------------------------------
@@ -596,15 +594,12 @@ def tunneled(listening, serve):
 def test_a_tunnel_needs_no_other_thread(tunneled, listening, connect, certificates):
     tunneled()
     client = TLSEnd(connect(listening), certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
     wait_until(lambda: "relay-io" not in {thread.name for thread in threading.enumerate()})
-    client.sendall(b"pong")
-    assert receive_exactly(client, 4) == b"pong"
+    answers(client)
     again = TLSEnd(connect(listening), certificates.client())
     assert "relay-io" not in {thread.name for thread in threading.enumerate()}
-    again.sendall(b"ping")
-    assert receive_exactly(again, 4) == b"ping"
+    answers(again)
 
 
 def test_a_tunnel_is_told_how_many_shake_hands(tunneled, listening, connect, certificates):
@@ -614,8 +609,7 @@ def test_a_tunnel_is_told_how_many_shake_hands(tunneled, listening, connect, cer
     with connect(listening):
         wait_until(lambda: seen == [1])
         client = TLSEnd(connect(listening), certificates.client())
-        client.sendall(b"ping")
-        assert receive_exactly(client, 4) == b"ping"
+        answers(client)
         assert seen == [1, 2, 1]
     wait_until(lambda: seen == [1, 2, 1, 0])
 
@@ -646,8 +640,7 @@ def test_a_client_that_had_begun_before_the_tunnel_did_is_taken(tunneled, listen
     wait_until(lambda: "1 handshakes" in repr(listening))
     tunnel = tunneled()
     client = TLSEnd(connection, certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
     assert tunnel.stats().active == 1
 
 
@@ -657,8 +650,7 @@ def test_the_limit_of_connections_holds_and_the_next_client_waits(tunneled, list
     wait_until(lambda: "3 handshakes" in repr(listening))  # none of them counts
     first, second, third = (TLSEnd(connection, certificates.client()) for connection in connections)
     for client in (first, second):
-        client.sendall(b"ping")
-        assert receive_exactly(client, 4) == b"ping"
+        answers(client)
     third.sendall(b"ping")
     wait_until(lambda: len(listening._queue) == 1)
     fourth = Thread(TLSEnd, connect(listening), certificates.client())
@@ -683,8 +675,7 @@ def test_a_paused_tunnel_takes_no_client(tunneled, listening, connect, certifica
     assert tunnel.stats().accepted == 0
     tunnel.resume()
     client = shaking.result()
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
 
 
 def test_in_a_tunnel_the_oldest_handshakes_give_way(tunneled, listening, connect, certificates, monkeypatch, caplog):
@@ -693,8 +684,7 @@ def test_in_a_tunnel_the_oldest_handshakes_give_way(tunneled, listening, connect
     first, second = (connect(listening) for _ in range(2))
     wait_until(lambda: "2 handshakes" in repr(listening))
     client = TLSEnd(connect(listening), certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
     assert ending(first) == "reset"
     assert "1 handshakes" in repr(listening)
     assert caplog.text.count("handshakes at a time") == 1
@@ -726,8 +716,7 @@ def test_in_a_tunnel_half_open_clients_give_way_where_there_are_no_descriptors_l
         plain.failures = 1
         client = TLSEnd(connect(listener), certificates.client())
         assert ending(first) == "reset"
-        client.sendall(b"ping")
-        assert receive_exactly(client, 4) == b"ping"
+        answers(client)
 
 
 def test_in_a_tunnel_a_new_certificate_is_shown_from_then_on(tunneled, listening, connect, certificates, tmp_path):
@@ -739,8 +728,7 @@ def test_in_a_tunnel_a_new_certificate_is_shown_from_then_on(tunneled, listening
     listening.set_credentials(module.server_credentials(tmp_path / "new.pem"))
     after = TLSEnd(connect(listening), ssl.create_default_context(cafile=tmp_path / "ca.pem"))
     for client in (before, after):
-        client.sendall(b"ping")
-        assert receive_exactly(client, 4) == b"ping"
+        answers(client)
 
 
 def test_a_tunnel_that_closes_ends_handshakes_and_streams(tunneled, listening, connect, certificates):
@@ -759,13 +747,11 @@ def test_a_fork_disturbs_neither_a_client_nor_its_handshake(tunneled, listening,
     tunneled()
     shaking = connect(listening)
     client = TLSEnd(connect(listening), certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
     assert in_child(lambda: "closed" in repr(listening) and listening.listening.fileno() < 0) == 0
     late = TLSEnd(shaking, certificates.client())
     for one in (client, late):
-        one.sendall(b"pong")
-        assert receive_exactly(one, 4) == b"pong"
+        answers(one)
 
 
 def test_much_goes_each_way_between_two_sessions_in_one_thread(listening, certificates, serve, connect):
@@ -811,8 +797,7 @@ def test_a_session_is_freed_with_its_connection(tunneled, listening, connect, ce
     assert ending(slow) == "reset"
     listening.handshake_timeout = None
     client = TLSEnd(connect(listening), certificates.client())
-    client.sendall(b"ping")
-    assert receive_exactly(client, 4) == b"ping"
+    answers(client)
     client.shutdown(socket.SHUT_WR)
     assert receive_all(client) == b""
     cut = connect(listening)
@@ -828,8 +813,7 @@ def test_a_session_with_a_target_is_freed_with_its_connection(certificates, serv
     target = relay.tls("localhost", listening.address[1], ca=certificates.ca)
     with relay.Tunnel(listening, serve(echoing).factory()), relay.Tunnel(relay.listen(":0"), target) as tunnel:
         with socket.create_connection(tunnel.address, WAIT) as client:
-            client.sendall(b"ping")
-            assert receive_exactly(client, 4) == b"ping"
+            answers(client)
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b""
         ended(tunnel)

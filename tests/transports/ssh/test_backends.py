@@ -12,12 +12,27 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, PROMPT, WAIT, Thread, black_hole, makes, receive_all, receive_exactly, refusing, wait_until
+from helpers import (
+    BLOCK,
+    PROMPT,
+    WAIT,
+    Thread,
+    black_hole,
+    exchange,
+    is_gone,
+    makes,
+    receive_all,
+    receive_exactly,
+    refusing,
+    wait_until,
+)
+from sshd import embedded
 
-from relay.addresses.values import TCPAddress
-from relay.errors import AuthenticationError, CarrierError, ConnectError
+from relay.addresses.values import TCPAddress, UnixAddress
+from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError
 from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
+from relay.testing.ssh import session
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.openssh import backend as openssh
 from relay.transports.ssh.paramiko import backend as paramiko
@@ -279,3 +294,87 @@ def test_close_is_prompt_and_silent_also_if_the_server_is_frozen_and_nothing_goe
         assert isinstance(error, CarrierError) and "was closed" in str(error)
     assert client.lost == []
     sshd.thaw()
+
+
+# Listening.
+
+ANY = TCPAddress("127.0.0.1", 0)
+
+
+def listen(client, place=ANY, seconds=WAIT):
+    """Return the place, and where its streams come."""
+    came = queue.SimpleQueue()
+    return client.connection.listen(place, lambda stream, peer: came.put(stream), time.monotonic() + seconds), came
+
+
+def greet(place, came):
+    """Prove that a stream from there gets through."""
+    is_path = isinstance(place, UnixAddress)
+    with socket.socket(socket.AF_UNIX if is_path else socket.AF_INET) as caller:
+        caller.settimeout(WAIT)
+        caller.connect(place.path if is_path else (place.host, place.port))
+        with came.get(timeout=WAIT) as stream:
+            stream.socket.settimeout(WAIT)
+            exchange(caller, stream.socket)
+
+
+def stop(client, place):
+    client.connection.stop_listening(place)
+    wait_until(lambda: is_gone((place.host, place.port)))
+
+
+def test_a_port_that_was_taken_can_be_had_later(make, sshd):
+    client = make(sshd.server)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = TCPAddress(*other.getsockname())
+        for _ in range(2):
+            with pytest.raises(ForwardError, match=f"{place.port}.*is free there"):
+                listen(client, place)
+    for _ in range(2):  # ssh remembers what was refused, and that outlives what was granted
+        given, came = listen(client, place)
+        assert given == place
+        greet(place, came)
+        stop(client, place)
+
+
+def test_a_path_that_was_taken_can_be_had_later(make, sshd, tmp_path):
+    client, path = make(sshd.server), tmp_path / "far"
+    path.touch()
+    words = "check that (it is free there|the file does not exist, and AllowStreamLocalForwarding)"
+    with pytest.raises(ForwardError, match=words):
+        listen(client, UnixAddress(str(path)))
+    path.unlink()
+    greet(*listen(client, UnixAddress(str(path))))  # sshd leaves the path
+
+
+def test_a_port_is_listened_at_again_at_once(make, sshd):
+    client = make(sshd.server)
+    place, _ = listen(client)
+    for _ in range(20):
+        client.connection.stop_listening(place)
+        place, came = listen(client, place)
+        greet(place, came)
+    with pytest.raises(ForwardError):
+        listen(client, place)
+    greet(place, came)  # the first one keeps it
+    stop(client, place)
+
+
+def test_an_answer_that_comes_too_late_leaves_nothing(make, make_sshd, reserved):
+    sshd = make_sshd()
+    client = make(sshd.server)
+    sshd.freeze()
+    with pytest.raises(ForwardError, match="in time"):
+        listen(client, TCPAddress("127.0.0.1", reserved), 0.1)
+    sshd.thaw()
+    stop(client, listen(client)[0])  # what is asked for now is answered after all that was asked for before
+    wait_until(lambda: is_gone(("127.0.0.1", reserved)))
+
+
+@pytest.mark.parametrize("port", [65536, 0x7FFFFFFF])
+def test_a_server_that_grants_what_is_no_port(make, make_ssh_server, monkeypatch, port):
+    client = make(embedded(make_ssh_server()))
+    for policy in [one for one in vars(session).values() if hasattr(one, "check_port_forward_request")]:
+        monkeypatch.setattr(policy, "check_port_forward_request", lambda *_: port)
+    with pytest.raises(ForwardError, match=f"{port}|does not listen there"):
+        listen(client)

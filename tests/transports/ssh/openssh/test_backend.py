@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import queue
 import random
 import signal
 import socket
@@ -24,6 +25,7 @@ from helpers import (
     Server,
     Thread,
     black_hole,
+    exchange,
     is_gone,
     makes,
     receive_all,
@@ -31,7 +33,7 @@ from helpers import (
     refusing,
     wait_until,
 )
-from sshd import embedded, make_key
+from sshd import make_key
 
 import relay
 from relay.addresses.ssh import SSHServer
@@ -39,7 +41,6 @@ from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
 from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
-from relay.testing.ssh import session
 from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import IncompatibleError
 from relay.transports.ssh.openssh.backend import LocalForward, OpenSSH, connect
@@ -292,7 +293,7 @@ def test_names_that_could_be_lines_are_refused(client: Client) -> None:
     with pytest.raises(ConnectError, match="control characters"):
         client.open(TCPAddress("a\ndebug1: channel 3: free", 80))
     with pytest.raises(ForwardError, match="control characters"):
-        client.connection.listen(UnixAddress("/a\nb"), Accepted(), time.monotonic() + WAIT)
+        client.connection.listen(UnixAddress("/a\nb"), print, time.monotonic() + WAIT)
 
 
 def test_names_that_look_the_same_to_ssh_are_not_mixed_up(client: Client) -> None:
@@ -342,7 +343,7 @@ def test_a_request_without_an_answer_has_the_reason_why_ssh_ends(
 
     monkeypatch.setattr(control, "request", break_off)
     with pytest.raises(CarrierError) as failed:
-        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+        client.connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT)
     wait_until(lambda: client.lost == [failed.value])
     assert "the connection was lost" in str(failed.value)
 
@@ -392,72 +393,8 @@ def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path)
 # Reverse forwards.
 
 
-class Accepted:
-    """Collects the streams of a listener."""
-
-    def __init__(self) -> None:
-        self.streams: list[Stream] = []
-        self.peers: list[Any] = []
-        self.news = threading.Semaphore(0)
-
-    def __call__(self, stream: Stream, peer: Any) -> None:
-        stream.socket.settimeout(WAIT)
-        self.streams.append(stream)
-        self.peers.append(peer)
-        self.news.release()
-
-    def next(self) -> Stream:
-        assert self.news.acquire(timeout=WAIT)
-        return self.streams[-1]
-
-
-def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
-    """Prove that a stream from there gets through."""
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
-        caller.settimeout(WAIT)
-        caller.connect(address)
-        caller.sendall(b"x")
-        with accepted.next() as stream:
-            assert receive_exactly(stream.socket, 1) == b"x"
-
-
-@pytest.mark.parametrize("kind", ["port", "path"])
-def test_a_place_that_was_taken_can_be_had_later(client: Client, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "far"
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        path.touch()
-        place: Any = TCPAddress(*other.getsockname()) if kind == "port" else UnixAddress(str(path))
-        for _ in range(2):
-            with pytest.raises(ForwardError):
-                client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
-    path.unlink()
-    for _ in range(2):  # ssh remembers what was refused, and that outlives what was granted
-        accepted = Accepted()
-        assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
-        greet(client, place, accepted, (place.host, place.port) if kind == "port" else place.path)
-        client.connection.stop_listening(place)
-        if kind == "path":
-            break  # sshd leaves the path
-        wait_until(lambda: is_gone((place.host, place.port)))
-
-
-def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
-    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
-    for _ in range(20):
-        client.connection.stop_listening(place)
-        accepted = Accepted()
-        client.connection.listen(place, accepted, time.monotonic() + WAIT)
-        greet(client, place, accepted, (place.host, place.port))
-    with pytest.raises(ForwardError, match="in use by another listener"):
-        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
-    client.connection.stop_listening(place)
-    wait_until(lambda: is_gone((place.host, place.port)))
-    assert [name for name in os.listdir(client.connection._master.folder) if name.startswith("r")] == []
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_an_answer_that_comes_too_late_leaves_nothing(
-    make_sshd: Any, make_client: Callable[..., Client], reserved: int, again: bool
+def test_a_port_is_asked_for_again_before_the_first_answer(
+    make_sshd: Any, make_client: Callable[..., Client], reserved: int
 ) -> None:
     sshd = make_sshd()
     client = make_client(sshd.server)
@@ -465,42 +402,20 @@ def test_an_answer_that_comes_too_late_leaves_nothing(
     sshd.freeze()
     try:
         with pytest.raises(ForwardError, match="in time"):
-            client.connection.listen(place, Accepted(), time.monotonic() + 0.1)
-        accepted = Accepted()
-        asking = Thread(client.connection.listen, place, accepted, time.monotonic() + WAIT) if again else None
-        if again:
-            listening = client.connection._remote_forwards
-            wait_until(lambda: place in listening._forwards and not listening._forwards[place].answer.cancelled())
+            client.connection.listen(place, print, time.monotonic() + 0.1)
+        came: queue.SimpleQueue[Stream] = queue.SimpleQueue()
+        asking = Thread(client.connection.listen, place, lambda stream, peer: came.put(stream), time.monotonic() + WAIT)
+        listening = client.connection._remote_forwards
+        wait_until(lambda: place in listening._forwards and not listening._forwards[place].answer.cancelled())
     finally:
         sshd.thaw()
-    if asking is not None:
-        assert asking.result() == place
-        greet(client, place, accepted, (place.host, place.port))
-        client.connection.stop_listening(place)
-    # What is asked for now is answered after all that was asked for before.
-    client.connection.stop_listening(client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), None))
+    assert asking.result() == place
+    with socket.create_connection(("127.0.0.1", reserved), WAIT) as caller, came.get(timeout=WAIT) as stream:
+        stream.socket.settimeout(WAIT)
+        exchange(caller, stream.socket)
+    client.connection.stop_listening(place)
     wait_until(lambda: is_gone((place.host, place.port)))
-
-
-def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
-    make_ssh_server: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = make_client(embedded(make_ssh_server()))
-    for policy in [one for one in vars(session).values() if hasattr(one, "check_port_forward_request")]:
-        monkeypatch.setattr(policy, "check_port_forward_request", lambda self, address, port: 0x7FFFFFFF)
-    with pytest.raises(ForwardError, match="2147483647"):
-        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
-
-
-@pytest.mark.parametrize("port", [0x7FFFFFFF, 65536])
-def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    """As ssh passes it on."""
-    listening = client.connection._remote_forwards
-    answered = listening._answered
-    monkeypatch.setattr(listening, "_answered", lambda reverse, told: answered(reverse, port))
-    with pytest.raises(ForwardError, match=str(port)):
-        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
-    assert not listening._forwards
+    assert [name for name in os.listdir(client.connection._master.folder) if name.startswith("r")] == []
 
 
 # The login.

@@ -11,7 +11,7 @@ import pytest
 from helpers import WAIT, Thread, receive_all
 from paramiko_rig import Lost, connect, settings_for
 
-from relay.addresses.values import TCPAddress, UnixAddress
+from relay.addresses.values import TCPAddress
 from relay.errors import CarrierError, ForwardError
 from relay.transports.ssh.paramiko import channel as one_channel
 from relay.transports.ssh.paramiko.forwards import Dispatcher
@@ -50,30 +50,6 @@ def listen(connection, place=ANY, seconds=WAIT):
 
 def client_of(place):
     return socket.create_connection((place.host, place.port), WAIT)
-
-
-def test_a_port_that_is_taken(connection, listener):
-    port = listener.getsockname()[1]
-    with pytest.raises(ForwardError, match=f"{port}.*is free there") as failed:
-        listen(connection, TCPAddress("127.0.0.1", port))
-    assert "\n" not in str(failed.value)
-    place, accepted = listen(connection)
-    with pytest.raises(ForwardError):
-        listen(connection, place)
-    with client_of(place), accepted.next()[0]:
-        pass  # the first one keeps it
-
-
-def test_a_path_that_is_taken(connection, tmp_path):
-    (tmp_path / "taken").touch()
-    problem = "does not listen there; check that the file does not exist, and AllowStreamLocalForwarding"
-    with pytest.raises(ForwardError, match=problem):
-        listen(connection, UnixAddress(str(tmp_path / "taken")))
-
-
-def test_stopping_what_nobody_listens_to(connection):
-    connection.stop_listening(TCPAddress("127.0.0.1", 9))
-    connection.stop_listening(UnixAddress("/nowhere"))
 
 
 def test_a_callback_that_fails_ends_its_own_stream(connection, caplog):
@@ -224,19 +200,6 @@ def test_what_nobody_asked_for_is_refused(server):
         server.transport._send_message(paramiko.Message(b"\x5a\0\0"))
         server.expect(92)
     assert lost.empty()
-
-
-def test_a_listener_that_nobody_waits_for_any_more_is_given_back(server):
-    with contextlib.closing(server.connect()) as connection:
-        with pytest.raises(ForwardError, match="in time"):
-            listen(connection, seconds=0.05)
-        server.expect(80)
-        server.send(81, 7001)
-        cancelled = server.expect(80)
-        assert cancelled == b"\0\0\0\x14cancel-tcpip-forward\1\0\0\0\x09127.0.0.1\0\0\x1b\x59"
-        server.send(81)
-        incoming(server, 7001)
-        server.expect(92)
 
 
 def test_closing_ends_the_wait_for_an_answer(server):

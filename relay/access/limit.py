@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from ..addresses.duration import parse_duration
@@ -236,7 +237,9 @@ def _check_limit(limit: Any) -> Limit:
         raise TypeError(f"limit: expected a table or a relay.Limit, got {type(limit).__name__}")
     for key in limit:
         if key not in _KEYS:
-            raise ValueError(f"limit: unknown key '{shown(str(key))}'; use one of {', '.join(_KEYS)}")
+            close = get_close_matches(str(key), _KEYS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(_KEYS)}"
+            raise ValueError(f"limit: unknown key '{shown(str(key))}'; {hint}")
     return Limit(**limit)
 
 

@@ -152,14 +152,17 @@ class AddressParser:
         if ":" in host:
             self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:8080")
         if not colon:
-            self.fail("no port", f"write it after a colon: {'127.0.0.1' if place.isdigit() else 'host'}:8080")
+            host = "127.0.0.1" if place.isdigit() else self.part(place) or "host"
+            self.fail("no port", f"write it after a colon: {host}:8080")
         return host, port
 
     def port(self, text: str, least: int | None = None) -> int:
         """Check a port."""
         least = self.least_port if least is None else least
         if not (text.isascii() and text.isdigit() and len(text) <= 5 and least <= int(text) <= 65535):
-            self.fail(f"port {self.part(text) or '(empty)'}", f"a port is a number from {least} to 65535")
+            part = self.part(text)
+            part = f"'{part}'" if part.strip() != part else part  # a space would not be seen
+            self.fail(f"port {part or '(empty)'}", f"a port is a number from {least} to 65535")
         return int(text)
 
     def ipv6(self, host: str, *, encoded: bool) -> str:

@@ -47,7 +47,7 @@ def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
     ending = ", draining" if instance["draining"] else ""
     yield f"relay {printable(instance['version'])}, process {instance['pid']}, {what}{ending}"
     level = printable(instance["log_level"])
-    own = " (info for what relay itself does)" if level == "warning" else ""
+    own = ", and info of the start, reloads and the end" if level == "warning" else ""
     yield f"up {age(time.time() - instance['started'])}, log level {level}{own}"
     yield f"{listening(tunnels)} of {len(tunnels)} tunnels listen"
     if workers := instance.get("workers"):  # that of an older relay has none

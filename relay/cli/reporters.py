@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -135,14 +136,15 @@ class OneTunnel(_CommandReporter):
     def on_opened(self, tunnel: Snapshot) -> None:
         self._due, self._is_open = math.inf, True
         line = f"{self._title}{tunnel.title}"
-        print_line(line)
-        tell_published(tunnel.receive)
         if self._watch:
             from ..daemon.status import hop_state
             from .views import TunnelView
 
             hops = functools.partial(hop_state, tunnel.receive, tunnel.make_send)
             self._show(TunnelView(tunnel.relay, line, hops))
+        if self._table is None or not sys.stdout.isatty():  # the table has it as its first line
+            print_line(line)
+        tell_published(tunnel.receive)
 
     def on_postponed(self, name: str, problem: str, *, is_first: bool) -> None:
         self._due = math.inf  # the log says what it waits for

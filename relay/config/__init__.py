@@ -75,6 +75,7 @@ _DIGITS = re.compile("[0-9_]+")
 logger = logging.getLogger("relay.config")
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
+_COMMA = re.compile(r"=.*[\"'\w\]],\s*(#.*)?$")  # as in JSON
 _BARE_TEXT = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{]\S*)")  # a value without quotes, which may be text
 
 
@@ -136,7 +137,11 @@ def read(path: str, name: str | None = None, before: Written | None = None, *, o
     :raises OSError: if it cannot be read.
     """
     problems = Problems(shown(path if name is None else name))
-    with open_regular(path) as opened:
+    try:
+        opened = open_regular(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"{error.strerror}; check the path", path) from None
+    with opened:
         # Of the file that is open, not of the path: the owner and mode that are checked are those of the bytes that are
         # read.
         status = os.fstat(opened.fileno())
@@ -183,14 +188,18 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
         _rename(document, problems)
         return document
     except UnicodeDecodeError as error:
-        problems.add((), "a byte that is not UTF-8, which TOML is", line=data.count(b"\n", 0, error.start) + 1)
+        problems.add((), "a byte that is not UTF-8; save the file as UTF-8", line=data.count(b"\n", 0, error.start) + 1)
     except tomllib.TOMLDecodeError as error:
         place = _PLACE.search(str(error))
         line = int(place[1]) if place and place[1] else len(data.splitlines())
         lines = text.split("\n")
         found = _BARE_TEXT.match(lines[line - 1]) if line <= len(lines) else None
         hint = ""
-        if found:  # the text itself is not repeated: it may be a secret
+        if "Cannot declare" in str(error):
+            hint = "; give each table a name of its own"
+        elif line <= len(lines) and _COMMA.search(lines[line - 1]):
+            hint = "; no comma at the end of a line"
+        elif found:  # the text itself is not repeated: it may be a secret
             is_switch = found[2] in ("yes", "no", "on", "off")
             hint = "; write true or false" if is_switch else f'; text needs quotes: {found[1]} = "…"'
         problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}{hint}", line=line)

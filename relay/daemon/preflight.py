@@ -222,7 +222,12 @@ def _key(path: str) -> str:
     """Return the address of the destination in a file; empty if the file does not exist yet."""
     from ..transports.i2p.key_file import read
 
-    return read(path).b32 if os.path.lexists(os.path.expanduser(path)) else ""
+    if os.path.lexists(os.path.expanduser(path)):
+        return read(path).b32
+    folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
+    if not os.path.isdir(folder):
+        raise RelayError(f"{path}: no directory {folder}; make it")
+    return ""
 
 
 def _destination(where: I2PListen) -> str:

@@ -187,7 +187,7 @@ def test_a_chain_of_hops():
 
 BAD_TARGETS = {
     "": "it is empty",
-    "localhost": "no port; write it after a colon: host:8080",
+    "localhost": "no port; write it after a colon: localhost:8080",
     "0": "port 0; a port is a number from 1 to 65535",
     "80 ": "a space at its beginning or end; leave it out",
     ":80": "the host is empty; write it out: 127.0.0.1:80",

@@ -57,7 +57,7 @@ def test_the_lines_of_a_process(monkeypatch):
 
 def test_the_level_of_the_log_tells_what_there_is_besides():
     _, second, *_ = status_lines({**INSTANCE, "log_level": "warning"}, [])
-    assert second.endswith(", log level warning (info for what relay itself does)")
+    assert second.endswith(", log level warning, and info of the start, reloads and the end")
 
 
 def test_a_process_that_drains_without_a_file():

@@ -257,6 +257,7 @@ def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen
                 busy = re.compile(r"t40 +listening +127\.0\.0\.1.* 1 +1 +1\.2 kB +1\.2 kB +0\b")
                 screen.wait_for_picture(lambda lines: any(busy.match(line) for line in lines))
                 screen.resize(80, 24)
+                busy = re.compile(r"t40 +listening +127\.0\.0\.1:\d+ → 127\.0\.0\.1:\d+ +1 +1 +0\b")  # the target stays
                 shown = screen.wait_for_picture(
                     lambda lines: lines[-3:] and any(busy.match(line) for line in lines) and _is_whole(lines, 80)
                 )

@@ -17,7 +17,7 @@ LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeou
 
 
 def ready(tunnel, count):
-    """Wait until so many streams are open for clients to come."""
+    """Wait until so many streams are open for the next clients."""
     wait_until(lambda: (warm := tunnel.metrics().warm) is not None and warm.ready == count)
 
 

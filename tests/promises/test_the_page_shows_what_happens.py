@@ -38,6 +38,8 @@ required = true
 listen = ":0"
 target = "127.0.0.1:{}"
 """
+CUT = """names => [...document.querySelectorAll(names)].filter(one => one.checkVisibility()
+    && one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
 CONTRAST = """() => {
   // Every text on the screen whose contrast to its ground is below 4.5 (WCAG 2.2, 1.4.3).
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
@@ -375,8 +377,10 @@ def test_it_fits_every_screen_in_colours_that_can_be_read(chromium, tmp_path, mo
             page.set_viewport_size({"width": width, "height": height})
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate(CONTRAST) == []
+            assert page.evaluate(CUT, "thead button") == []
+            assert width > 560 or page.evaluate(CUT, "#tunnels .under") == [], "the target is behind a cut"
             parts = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
-            assert parts == ["tiles", "tunnels", "carriers", "connections", "ended", "bans", "log"]
+            assert parts == ["tiles", "tunnels", "carriers", "connections", "bans", "ended", "log"]
             assert [page.locator(f"#{part}").is_visible() for part in parts] == [True] * 7
             graphs = page.eval_on_selector_all(".tile svg .line", "all => all.map(one => one.getAttribute('d').length)")
             assert len(graphs) == 4 and min(graphs) > 100

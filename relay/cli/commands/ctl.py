@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer
 tunnel = click.argument("name", metavar="TUNNEL", help="The name of a tunnel", shell_complete=names_of_tunnels)
 
 
-@click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", epilog=EXAMPLES)
+class _Commands(click.Group):
+    """A group whose list of commands has the first clause of each help text; Click would cut the sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of the commands."""
+        with formatter.section("Commands"):
+            texts = {name: str(self.commands[name].help).partition("\n\n")[0] for name in self.list_commands(ctx)}
+            formatter.write_dl([(name, re.split(r"[,;:.]( |$)", text)[0]) for name, text in texts.items()])
+
+
+@click.group(cls=_Commands, invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", epilog=EXAMPLES)
 @click.option("--control", metavar="PATH", help=f"{_CONTROL[:-1]}; it may follow COMMAND, too.")
 @click.pass_context
 def ctl(context: click.Context, control: str | None) -> None:

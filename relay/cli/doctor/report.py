@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,9 +160,19 @@ def print_summary(report: Report) -> None:
 def _print_check(check: Check) -> None:
     mark = _colored(_MARKS[check.status], _COLORS[check.status])
     time = "" if check.seconds is None else _duration(check.seconds)
-    print_line(f"  {mark} {check.step:<{_STEP}} {time:>{_TIME}}  {check.subject}: {check.text}")
-    if check.advice:
-        print_line(" " * (_STEP + _TIME + 7) + f"→ {check.advice}")
+    indent = " " * (_STEP + _TIME + 7)
+    first, *rest = _lines(f"{check.subject}: {check.text}", len(indent))
+    print_line(f"  {mark} {check.step:<{_STEP}} {time:>{_TIME}}  {first}")
+    for line in (*rest, *(_lines(f"→ {check.advice}", len(indent)) if check.advice else ())):
+        print_line(f"{indent}{line}")
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """Break a text between words where a terminal would break it anywhere."""
+    if not sys.stdout.isatty():
+        return [text]
+    width = max(30, shutil.get_terminal_size().columns - indent)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _duration(seconds: float) -> str:

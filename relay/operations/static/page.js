@@ -34,7 +34,7 @@ function size(count) {
 
 function duration(seconds) {
   if (seconds < 0) seconds = 0;
-  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 1) return `${(seconds * 1000).toFixed(seconds < 0.01 && seconds > 0 ? 1 : 0)} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.floor(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
@@ -213,7 +213,7 @@ const tables = {
         show(more, row.more_targets ? `and ${counted(row.more_targets, "target")} more` : "");
       }
       const isUp = row.hops === "up" || row.hops === "published";
-      const word = row.state === "listening" && !isUp ? row.hops : row.state;
+      const word = row.state !== "listening" ? row.state : !isUp ? row.hops : row.problem ? "problem" : row.state;
       const problem = row.problem === word ? "" : row.problem;
       show(parts.problem, problem);
       show(parts.reason, problem);

@@ -182,7 +182,7 @@ def read(path: str | os.PathLike[str]) -> PrivateKey:
     name, real = _places(path)
     key = _read(real, name)
     if key is None:
-        raise SAMError(f"{name}: no such file; check the path, or make a key with relay keys")
+        raise SAMError(f"{name}: no such file; check the path, or make a key with relay keys new")
     return key
 
 

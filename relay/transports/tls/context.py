@@ -213,7 +213,8 @@ def _check_readable(argument: str, path: str | os.PathLike[str]) -> None:
         with open(path, "rb") as file:
             file.read(1)
     except OSError as error:
-        raise OSError(error.errno, f"{argument}: {error.strerror}", os.fspath(path)) from None
+        remedy = "; check the path" if isinstance(error, FileNotFoundError) else ""
+        raise OSError(error.errno, f"{argument}: {error.strerror}{remedy}", os.fspath(path)) from None
 
 
 def identity_of_client(tls: ssl.SSLObject, peer: object) -> Identity | None:

@@ -114,7 +114,7 @@ def test_a_failure_of_uninstall_changes_nothing(installed, home, tmp_path):
     calls.with_suffix(".fails").unlink()
     config = tmp_path / ".config/relay/relay.toml"
     config.rename(f"{config}.away")
-    assert problem("--purge") == f"{config}: No such file or directory"
+    assert problem("--purge") == f"{config}: No such file or directory; check the path"
     assert not calls.exists(), "it was not stopped"
     unit.write_text(f"{text}more")
     assert problem() == f"{unit}: relay has not written this unit, or it was changed; --force removes it"

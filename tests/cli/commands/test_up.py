@@ -132,7 +132,7 @@ def test_one_that_cannot_start_stops_no_other(start, connect, target):
     assert status == 0
     lines = said.splitlines()
     assert f"relay: bad: 127.0.0.1:{port}: Address already in use; another program listens there" in said
-    assert "relay: no: x: cert: No such file or directory" in lines
+    assert "relay: no: x: cert: No such file or directory; check the path" in lines
     assert sum("INFO 1 of 3 tunnels listen; 2 do not" in line for line in lines) == 1
     assert len(lines) == 5, said  # two failures, the count, the signal, the sum
 
@@ -143,7 +143,7 @@ def test_one_that_is_required_ends_all(start, target, where):
     fleet = start(defaults + tunnel("good", ":0", target) + tunnel("bad", "tls://:0?cert=x", target, bad))
     status, said = fleet.command.wait()
     assert status == 2
-    assert "relay: bad: x: cert: No such file or directory" in said.splitlines()
+    assert "relay: bad: x: cert: No such file or directory; check the path" in said.splitlines()
 
 
 def test_where_none_can_start_it_ends(start, target):
@@ -361,7 +361,7 @@ def test_a_file_that_is_not_to_be_trusted_and_one_that_is_not_there(make_file, t
     assert done.returncode == 2
     assert "others can write to it (mode 0622)" in done.stderr
     done = run("up", str(tmp_path / "none"))
-    assert (done.returncode, done.stderr) == (2, f"relay: {tmp_path}/none: No such file or directory\n")
+    assert (done.returncode, done.stderr) == (2, f"relay: {tmp_path}/none: No such file or directory; check the path\n")
 
 
 def test_the_file_in_the_help_is_right(tmp_path):

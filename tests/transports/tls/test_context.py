@@ -146,7 +146,7 @@ def test_a_file_that_is_gone_keeps_the_old_pair(bench, caplog):
     bench.key.unlink()
     assert bench.later() is context
     assert caplog.messages == [
-        f"it: {bench.key}: key: No such file or directory; the certificates loaded before stay in use"
+        f"it: {bench.key}: key: No such file or directory; check the path; the certificates loaded before stay in use"
     ]
     bench.renew()
     assert bench.later() is not context

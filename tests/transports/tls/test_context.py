@@ -31,12 +31,6 @@ def test_a_client_verifies_by_default():
     assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_the_authorities_of_a_file_are_the_only_ones(certificates):
-    context = trusting(ssl.Purpose.SERVER_AUTH, "ca", certificates.ca)
-    assert len(context.get_ca_certs()) == 1
-    assert context.check_hostname
-
-
 def test_a_server_asks_for_certificates_only_with_an_authority(certificates):
     assert trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", None).verify_mode == ssl.CERT_NONE
     assert trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", certificates.ca).verify_mode == ssl.CERT_REQUIRED

@@ -431,11 +431,6 @@ def test_close_in_every_state(listening, connect, certificates):
         exchange(kept, first.socket)  # what was accepted lives on
 
 
-def test_the_port_is_free_after_close(listening, certificates):
-    listening.close()
-    listen_tls(*listening.address, cert=certificates.cert, key=certificates.key).close()
-
-
 def test_an_address_in_use_is_an_oserror(listening, certificates):
     with pytest.raises(OSError, match=str(listening.address[1])):
         listen_tls(*listening.address, cert=certificates.cert, key=certificates.key)
@@ -752,19 +747,6 @@ def test_a_fork_disturbs_neither_a_client_nor_its_handshake(tunneled, listening,
     late = TLSEnd(shaking, certificates.client())
     for one in (client, late):
         answers(one)
-
-
-def test_much_goes_each_way_between_two_sessions_in_one_thread(listening, certificates, serve, connect):
-    """A TLS listener and a TLS target: the memory of the thread is used by both."""
-    with listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key) as inner:
-        factory = relay.tls("localhost", inner.address[1], ca=certificates.ca)
-        with relay.Tunnel(inner, serve(echoing).factory()), relay.Tunnel(listening, factory):
-            client = TLSEnd(connect(listening), certificates.client())
-            sending = Thread(client.socket.sendall, client.encrypt(BLOCK * 8))  # only one thread uses its session
-            assert receive_exactly(client, len(BLOCK) * 8) == BLOCK * 8
-            sending.result()
-            client.shutdown(socket.SHUT_WR)
-            assert receive_all(client) == b""
 
 
 @pytest.fixture

@@ -41,22 +41,6 @@ def test_a_handshake_and_data_and_an_end(ends):
     assert server.tls.read(5) == b""
 
 
-def test_what_the_transport_does_not_take_waits(ends):
-    client, server = ends
-    shake(client, server)
-    while client.flush():
-        client.tls.write(bytes(1 << 14))
-    assert client.cipher and client.unsent() >= len(client.cipher)
-
-
-def test_a_connection_that_ends_in_the_handshake(ends):
-    client, server = ends
-    client.handshake(readable=False)
-    server._transport.close()
-    with pytest.raises(OSError, match="closed during the handshake|reset"):
-        client.handshake(readable=True)
-
-
 def test_a_certificate_that_is_not_trusted_is_an_alert(ends, certificates):
     client, server = ends
     stranger = Records(client._transport, ssl.create_default_context(), "localhost")

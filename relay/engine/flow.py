@@ -401,8 +401,12 @@ class Flow:
         if self.streak >= _BULK_AFTER and self.can_splice():
             self.use(self.splice)
         elif self.streak >= _BULK_AFTER and size == BUFFER and self.source.family == socket.AF_UNIX:
-            # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
-            self.reader = WholeSocket(self.source, self.work.buffer)
+            self.read_whole()
+
+    def read_whole(self) -> None:
+        """Read all that a Unix socket holds in one step from now on."""
+        # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
+        self.reader = WholeSocket(self.source, self.work.buffer)
 
     def can_splice(self) -> bool:
         """Return whether the bytes of the source can be spliced, and this pays."""

@@ -43,6 +43,9 @@ class SessionFlow(Flow):
                     self.set_interest(max(self.mask, 0) | READ)
         self.go_on(now)
 
+    def read_whole(self) -> None:
+        """Do nothing: a session reads into memory of its own, also from a Unix socket."""
+
     def go_on(self, now: float) -> None:
         """Copy what no event announces."""
         session, owner = self.session, self.owner

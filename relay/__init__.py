@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .streams.identity import Identity
     from .streams.stream import Stream, nonblocking
     from .transports.dynamic import dynamic
-    from .transports.proxies.http_server import http_listen
+    from .transports.proxies.protocols import http_listen
     from .transports.proxies.socks_server import socks_listen
     from .transports.tcp import tcp
     from .transports.tls.client import tls
@@ -84,7 +84,7 @@ _MODULES = {
     "TunnelServer": "api.i2p_tunnels",
     "connect": "api.urls",
     "dynamic": "transports.dynamic",
-    "http_listen": "transports.proxies.http_server",
+    "http_listen": "transports.proxies.protocols",
     "i2p": "api.i2p",
     "i2p_listen": "api.i2p",
     "listen": "api.urls",

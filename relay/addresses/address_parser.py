@@ -21,7 +21,7 @@ from .values import LONGEST_UNIX_PATH, is_i2p
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters
 
-KNOWN = ("exec", "http", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
+KNOWN = ("exec", "http", "https", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
 
 _OVER_TLS = ("https", "wss", "ssl")  # schemes that users write instead of tls://
 

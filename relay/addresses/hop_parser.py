@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .address_parser import KNOWN, AddressParser
-from .hops import Command, Hop, Proxy, Route
+from .hops import Command, Hop, HTTPSListen, HTTPSProxy, Proxy, ProxyListen, ProxyProtocol, Route
 from .i2p_parser import read_i2p_hop
 from .options import Option, options_of
 from .redact import redact
@@ -15,6 +15,7 @@ from .ssh import SSHServer
 
 Value = TypeVar("Value")
 
+_HTTPS_PORT = 443
 _I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
 
 
@@ -63,10 +64,13 @@ class SSHParser(AddressParser):
         return self.server(self.decoded(user) or None, place, given), others
 
 
-def read_proxy(parser: AddressParser, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
-    """Parse a proxy, after ``socks5://`` or ``http://``.
+def read_proxy(
+    parser: AddressParser, protocol: ProxyProtocol, rest: str, owner: type[Proxy] | type[ProxyListen]
+) -> dict[str, Any]:
+    """Parse a proxy, after ``socks5://``, ``http://`` or ``https://``.
 
-    :returns: the parameters of :class:`relay.addresses.hops.Proxy`, which checks them; see :func:`make`.
+    :param owner: the class with its options, which checks them; see :func:`make`.
+    :returns: the parameters of that class.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     place, _, query = rest.partition("?")
@@ -74,12 +78,15 @@ def read_proxy(parser: AddressParser, protocol: Literal["socks5", "http"], rest:
     user, colon, password = user.partition(":")
     if sign and not user:
         parser.fail("the user is empty", "write it before the @, or leave both out")
-    given: dict[str, Any] = parser.options(f"{protocol}://", query, options_of(Proxy))
+    given: dict[str, Any] = parser.options(f"{protocol}://", query, options_of(owner))
     if colon:
         if "password" in given or not password:
             parser.fail("a password that is empty or given twice", "give one, or leave the colon out")
         given["password"] = parser.decoded(password)
-    host, port, _ = parser.place(protocol, place.removesuffix("/"))
+    place = place.removesuffix("/")
+    if owner is HTTPSProxy and (place.endswith("]") or ":" not in place):
+        place += f":{_HTTPS_PORT}"
+    host, port, _ = parser.place(protocol, place)
     return {"protocol": protocol, "host": host, "port": port, "user": parser.decoded(user) or None, **given}
 
 
@@ -107,8 +114,21 @@ def read_command(parser: AddressParser, text: str) -> Command:
         parser.fail(problem, allowed)
 
 
-def _read_proxy(protocol: Literal["socks5", "http"]) -> Callable[[AddressParser, str], Proxy]:
-    return lambda parser, rest: make(parser, Proxy, **read_proxy(parser, protocol, rest))
+def _read_proxy(protocol: ProxyProtocol, owner: type[Proxy] = Proxy) -> Callable[[AddressParser, str], Proxy]:
+    return lambda parser, rest: make(parser, owner, **read_proxy(parser, protocol, rest, owner))
+
+
+def read_proxy_listen(parser: AddressParser, scheme: str, rest: str) -> ProxyListen:
+    """Parse a proxy to listen on, after ``socks5://``, ``http://`` or ``https://``.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    protocol: ProxyProtocol = "socks5" if scheme == "socks5" else "http" if scheme == "http" else "https"
+    owner = HTTPSListen if protocol == "https" else ProxyListen
+    given = read_proxy(parser, protocol, rest, owner)
+    if owner is HTTPSListen and "cert" not in given:
+        parser.fail("no certificate", "it needs https://host:port?cert=FILE, and key=FILE if it is elsewhere")
+    return make(parser, owner, **given)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -120,6 +140,7 @@ FORMS: dict[str, tuple[str, Callable[[Any, str], Hop]]] = {
     "i2p": ("i2p:?sam=host:port", read_i2p_hop),
     "socks5": ("socks5://[user@]host:port", _read_proxy("socks5")),
     "http": ("http://[user@]host:port", _read_proxy("http")),
+    "https": ("https://[user@]host[:port]", _read_proxy("https", HTTPSProxy)),
     "exec": ("exec:command %h %p", read_command),
 }
 """Of each scheme: its form, for errors, and the function that parses what follows the scheme; a new transport adds its

@@ -17,7 +17,26 @@ from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
 from .ssh import SSHListen, SSHServer
-from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, has_mptcp, is_i2p
+from .values import (
+    CA,
+    CERT,
+    CLIENT_CA,
+    CLIENT_CERT,
+    KEY,
+    KEY_GROUPS,
+    SERVERNAME,
+    SystemdListen,
+    TCPAddress,
+    TLSListen,
+    TLSTarget,
+    UnixAddress,
+    UnixListen,
+    check_host_port,
+    has_mptcp,
+    is_i2p,
+)
+
+ProxyProtocol = Literal["socks5", "http", "https"]
 
 _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
 _LONGEST_COMMAND = 4096  # characters
@@ -55,14 +74,14 @@ class Password:
 
 @dataclass(frozen=True, slots=True)
 class _ProxyAddress(Password):
-    protocol: Literal["socks5", "http"]
+    protocol: ProxyProtocol
     host: str
     port: int
     user: str | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("socks5", "http"):
-            raise ValueError(f"protocol: must be socks5 or http, got {self.protocol!r}")
+        if self.protocol not in ("socks5", "http", "https"):
+            raise ValueError(f"protocol: must be socks5, http or https, got {self.protocol!r}")
         least = 0 if isinstance(self, ProxyListen) else 1
         check_host_port("proxy" if is_i2p(self.host) else self.host, self.port, least=least)
         check_options(self)
@@ -89,12 +108,33 @@ class Proxy(_ProxyAddress):
 
     @property
     def place(self) -> TCPAddress:
-        """The address to connect to."""
+        """The address of the proxy."""
         return TCPAddress(self.host, self.port)
 
     def __str__(self) -> str:
         user = f"{quote(self.user)}@" if self.user else ""
         return f"{self.protocol}://{user}{self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPSProxy(Proxy):
+    """``https://[user@]host[:port]``: an HTTP proxy over TLS, which relay verifies; without a port it is 443.
+
+    The other parameters and the errors are those of :class:`Proxy`.
+
+    :param servername: the name that its certificate must have; ``None`` for ``host``. The files are PEM files.
+    """
+
+    servername: str | None = field(default=None, kw_only=True, metadata=SERVERNAME)
+    ca: str | None = field(default=None, kw_only=True, metadata=CA)
+    cert: str | None = field(default=None, kw_only=True, metadata=CLIENT_CERT)
+    key: str | None = field(default=None, kw_only=True, metadata=KEY)
+    groups: str | None = field(default=None, kw_only=True, metadata=KEY_GROUPS)
+
+    @property
+    def server(self) -> TLSTarget:
+        """The address of the proxy, with the options of TLS."""
+        return TLSTarget(self.host, self.port, self.servername, self.ca, self.cert, self.key, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +146,23 @@ class ProxyListen(_ProxyAddress):
 
     def __str__(self) -> str:
         return f"{self.protocol}://{TCPAddress(self.host, self.port)}"
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPSListen(ProxyListen):
+    """``https://[user@]host:port`` to listen on: an HTTP proxy over TLS.
+
+    The other parameters are those of :class:`ProxyListen`; ``cert`` may hold the key as well.
+    """
+
+    cert: str = field(kw_only=True, metadata=CERT)
+    key: str | None = field(default=None, kw_only=True, metadata=KEY)
+    client_ca: str | None = field(default=None, kw_only=True, metadata=CLIENT_CA)
+    groups: str | None = field(default=None, kw_only=True, metadata=KEY_GROUPS)
+
+    def __str__(self) -> str:
+        tls = TLSListen(self.host, self.port, self.cert, self.key, self.client_ca, groups=self.groups)
+        return f"https{str(tls).removeprefix('tls')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +224,11 @@ class Command:
 
 Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
-Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
+Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | HTTPSListen | SystemdListen
+AT_PORT = TCPAddress | TLSListen | ProxyListen
+"""The addresses to listen on that have a port of this machine."""
+WITH_CERTIFICATE = TLSListen | HTTPSListen
+"""The addresses to listen on at which clients speak TLS."""
 Place = TCPAddress | UnixAddress | Command
 
 
@@ -263,7 +324,7 @@ def _check_user(user: str, protocol: str) -> None:
         raise TypeError(f"user: expected a str, got {type(user).__name__}")
     if not user or not user.isprintable() or len(user.encode()) > _LONGEST_LOGIN:
         raise ValueError(f"user: it is empty, not printable or too long; {_LONGEST_LOGIN} bytes are allowed")
-    if protocol == "http" and ":" in user:
+    if protocol != "socks5" and ":" in user:
         raise ValueError("user: must not contain a colon; the password begins there (RFC 7617, section 2)")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .address_parser import KNOWN, AddressParser
-from .hop_parser import HopParser, ServerParser, SSHParser, make, read_command, read_hops, read_proxy
-from .hops import Command, Hop, Listen, Proxy, ProxyListen, Route
+from .hop_parser import HopParser, ServerParser, SSHParser, read_command, read_hops, read_proxy_listen
+from .hops import Command, Hop, Listen, Proxy, Route
 from .i2p import I2PListen, I2PTarget
 from .i2p_parser import read_i2p_listen, read_i2p_target
 from .options import changed_options, options_of
@@ -160,10 +160,10 @@ class _Target(AddressParser):
 
 
 class _Listen(SSHParser):
-    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http", "systemd")
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http", "https", "systemd")
     forms = (
         "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
-        "socks5://host:port, http://host:port and systemd:NAME"
+        "socks5://host:port, http://host:port, https://host:port and systemd:NAME"
     )
     i2p_names = "relay listens only on destinations of its own; use i2p: for that"
     least_port = 0
@@ -190,8 +190,8 @@ class _Listen(SSHParser):
             return self.reverse(rest)
         if scheme == "i2p":
             return read_i2p_listen(self, rest)
-        if scheme in ("socks5", "http"):
-            return make(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
+        if scheme in ("socks5", "http", "https"):
+            return read_proxy_listen(self, scheme, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
             return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))

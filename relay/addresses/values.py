@@ -19,7 +19,15 @@ LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): s
 
 
 _MPTCP = option(FLAG, "whether to use Multipath TCP (RFC 8684)", "Linux only; a peer without it gets TCP.")
-_GROUPS = option(GROUPS, "groups of the key exchange, best first", "Python before 3.15 can set one.", example="X25519")
+KEY_GROUPS = option(
+    GROUPS, "groups of the key exchange, best first", "Python before 3.15 can set one.", example="X25519"
+)
+SERVERNAME = option(PRINTABLE, "name that the certificate must have")
+CA = option(FILE, "certificates of the authorities to trust")
+CLIENT_CERT = option(FILE, "client certificate")
+CERT = option(FILE, "certificate")
+KEY = option(FILE, "private key of cert, unless it is in that file")
+CLIENT_CA = option(FILE, "authorities that client certificates must have")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +87,11 @@ class TLSTarget:
 
     host: str
     port: int
-    servername: str | None = field(default=None, metadata=option(PRINTABLE, "name that the certificate must have"))
-    ca: str | None = field(default=None, metadata=option(FILE, "certificates of the authorities to trust"))
-    cert: str | None = field(default=None, metadata=option(FILE, "client certificate"))
-    key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
-    groups: str | None = field(default=None, metadata=_GROUPS)
+    servername: str | None = field(default=None, metadata=SERVERNAME)
+    ca: str | None = field(default=None, metadata=CA)
+    cert: str | None = field(default=None, metadata=CLIENT_CERT)
+    key: str | None = field(default=None, metadata=KEY)
+    groups: str | None = field(default=None, metadata=KEY_GROUPS)
     mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:
@@ -96,14 +104,14 @@ class TLSListen:
 
     host: str
     port: int
-    cert: str = field(metadata=option(FILE, "certificate"))
-    key: str | None = field(default=None, metadata=option(FILE, "private key of cert, unless it is in that file"))
-    client_ca: str | None = field(default=None, metadata=option(FILE, "authorities that client certificates must have"))
+    cert: str = field(metadata=CERT)
+    key: str | None = field(default=None, metadata=KEY)
+    client_ca: str | None = field(default=None, metadata=CLIENT_CA)
     alpn: str | None = field(
         default=None,
         metadata=option(PROTOCOLS, "protocols to offer (ALPN), the preferred one first", example="h2,http/1.1"),
     )
-    groups: str | None = field(default=None, metadata=_GROUPS)
+    groups: str | None = field(default=None, metadata=KEY_GROUPS)
     mptcp: bool = field(default=False, metadata=_MPTCP)
 
     def __str__(self) -> str:

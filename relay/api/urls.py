@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route
+from ..addresses.hops import Command, HTTPSListen, Listen, ProxyListen, Route, check_route
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
@@ -38,6 +38,7 @@ LISTENERS: dict[type, str] = {
     SSHListen: "api.ssh:listen_ssh",
     I2PListen: "api.i2p:listen_i2p",
     ProxyListen: "transports.proxies.protocols:listen_proxy",
+    HTTPSListen: "transports.proxies.https_server:listen_https",
     SystemdListen: "transports.activated:listen_systemd",
 }
 
@@ -59,8 +60,9 @@ def target(
 
         - ``ssh://[user@]host[:port]?…``, an SSH server; the parameters are those of :func:`relay.ssh`;
         - ``i2p:`` or ``i2p:?sam=…``, an I2P router; what follows is a name in ``.i2p``;
-        - ``socks5://[user@]host:port`` and ``http://[user@]host:port`` (CONNECT), a proxy; ``password_file=…`` or
-          ``password_env=…`` gives the password;
+        - ``socks5://[user@]host:port``, ``http://[user@]host:port`` (CONNECT) and ``https://[user@]host[:port]?…``
+          (the same over TLS, with the parameters of ``tls://``), a proxy; ``password_file=…`` or ``password_env=…``
+          gives the password;
         - ``exec:command %h %p``, a program like a ``ProxyCommand``: on this machine as the first hop, on the server
           directly after ``ssh://``.
 
@@ -195,7 +197,8 @@ def listen(address: str | int, via: Sequence[str] = ()) -> Any:
         ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…&groups=…``, ``ssh://[user@]host[:port]?listen=…`` with the
         ``HOST:PORT`` or ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
-        ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.
+        ``http://…`` or ``https://…?cert=…`` for clients that name their targets (see :func:`relay.dynamic`); port 0
+        picks a free one.
     :param via: the hops to an SSH server, or to the bridge to I2P, as in :func:`target`.
     :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
         ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and

@@ -209,7 +209,7 @@ via = click.option(
     "--via",
     metavar="HOP",
     multiple=True,
-    help="A hop of the route: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
+    help="A hop of the route: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT, https://HOST or "
     "exec:COMMAND %h %p. Repeatable, nearest hop first.",
 )
 shutdown_delay = click.option(

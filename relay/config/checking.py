@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..access.rules import is_written_as_rule
 from ..access.rules import parse_rule as parse_rule_of_clients
 from ..access.senders import NO_HEADERS, Senders
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route, listens_at_server
+from ..addresses.hops import AT_PORT, Command, Listen, ProxyListen, Route, check_route, listens_at_server
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
@@ -20,7 +20,7 @@ from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
@@ -203,7 +203,7 @@ class _One:
         self._listen = checker.listen or checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
         # A proxy whose address has a mistake is still one: else the missing target would be reported as a second
         # mistake.
-        is_wrong_proxy = self._listen is None and str(tunnel.listen).startswith(("socks5://", "http://"))
+        is_wrong_proxy = self._listen is None and str(tunnel.listen).startswith(("socks5://", "http://", "https://"))
         self._is_proxy = isinstance(self._listen, ProxyListen) or is_wrong_proxy or tunnel.target == ANYWHERE
 
     def entry(self) -> Entry:
@@ -281,7 +281,7 @@ class _One:
                 )
             return None
         if target is None:
-            proxies = f"a proxy has none: it listens at socks5:// or http://, or target is '{ANYWHERE}'"
+            proxies = f"a proxy has none: it listens at socks5://, http:// or https://, or target is '{ANYWHERE}'"
             self._problems.add(self._path, f"there is no target, which it needs; {proxies}")
             return None
         if words and not route:
@@ -311,7 +311,9 @@ class _One:
         if self._tunnel.listen_via and server is None:
             self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
         if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress | SystemdListen):
-            allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
+            allowed = (
+                "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port and https://host:port"
+            )
             self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
         self._checker.claim(listen, self._name, self._tunnel)
 
@@ -321,7 +323,9 @@ class _One:
         is_destination = isinstance(self._listen, I2PListen) or self._listen is None
         for name in _OF_A_PROXY:
             if name in given and not self._is_proxy:
-                self._refuse(name, "it goes with a proxy alone, at socks5://HOST:PORT or http://HOST:PORT")
+                self._refuse(
+                    name, "it goes with a proxy alone, at socks5://HOST:PORT, http://HOST:PORT or https://HOST:PORT"
+                )
         for name in _OF_A_DESTINATION:
             if name in given and not is_destination:
                 self._refuse(name, "it goes with an i2p: address of listen alone")
@@ -338,7 +342,7 @@ class _One:
             self._refuse("accept_proxy", NO_HEADERS)
         elif self._tunnel.accept_proxy and self._listen is not None and not isinstance(self._listen, SystemdListen):
             is_unix = isinstance(self._listen, UnixAddress)
-            host = self._listen.host if isinstance(self._listen, TCPAddress | TLSListen | ProxyListen) else ""
+            host = self._listen.host if isinstance(self._listen, AT_PORT) else ""
             try:
                 Senders(self._tunnel.accept_proxy).check(is_unix=is_unix, host=host)
             except ValueError as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..addresses.hops import ProxyListen
+from ..addresses.hops import AT_PORT
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
+from ..addresses.values import SystemdListen, TCPAddress, UnixAddress
 from .models import Tunnel
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
@@ -21,7 +21,7 @@ class ListenTable:
 
     def claim(self, listen: object, name: str, tunnel: Tunnel) -> str | None:
         """Claim an address for a tunnel, or return the name of the tunnel that has it already."""
-        if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+        if isinstance(listen, AT_PORT):
             return self._at_port(listen.host, listen.port, name) if listen.port else None
         key = _key(listen, tunnel)
         return None if key is None or self._places.setdefault(key, name) == name else self._places[key]
@@ -46,7 +46,7 @@ def exclude_each_other(one: object, tunnel: Tunnel, other: object, other_tunnel:
 
 def group_of(listen: object, tunnel: Tunnel) -> object:
     """Return a key that is equal for addresses that may exclude each other; ``None`` for one that excludes none."""
-    if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+    if isinstance(listen, AT_PORT):
         return listen.port or None
     return _key(listen, tunnel)
 

@@ -25,7 +25,7 @@ from pydantic import (
 from ..access.limit import Limit, check_limits
 from ..access.senders import Senders
 from ..addresses.duration import PATTERN, parse_duration
-from ..addresses.hops import Proxy
+from ..addresses.hops import HTTPSProxy, Proxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Kind, Option, options_of
 from ..addresses.printable import shown
@@ -340,7 +340,8 @@ class _Tunnel(Defaults):
 
     listen: Address
     """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `systemd:NAME`, `tls://HOST:PORT?cert=FILE`,
-    `ssh://HOST?listen=HOST:PORT` or `i2p:`; for a proxy `socks5://HOST:PORT` or `http://HOST:PORT`."""
+    `ssh://HOST?listen=HOST:PORT` or `i2p:`; for a proxy `socks5://HOST:PORT`, `http://HOST:PORT` or
+    `https://HOST:PORT?cert=FILE`."""
     workers: Workers | None = None
     """Processes that relay it, as for the file. Default: that of the file."""
     listen_via: list[str] | None = None
@@ -348,7 +349,7 @@ class _Tunnel(Defaults):
     target: Targets | None = None
     """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
     `exec:COMMAND`. A list has several targets: a client gets one by `policy`, and the next one if that fails. A proxy
-    has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS proxy too."""
+    has none; with `"anywhere"`, other listeners than `socks5://`, `http://` and `https://` are a SOCKS proxy too."""
     via: Routes | None = None
     """Hops to the target, nearest first: names of `[hops]`, or addresses. A list of such lists has several routes."""
     policy: Literal["first", "spread", "fastest"] | None = None
@@ -385,11 +386,11 @@ class _Hop(_Table):
     """A hop with its options, which may also be in the address."""
 
     address: str
-    """`ssh://[USER@]HOST[:PORT]`, `i2p:`, `socks5://[USER@]HOST:PORT`, `http://[USER@]HOST:PORT` or
-    `exec:COMMAND %h %p`."""
+    """`ssh://[USER@]HOST[:PORT]`, `i2p:`, `socks5://[USER@]HOST:PORT`, `http://[USER@]HOST:PORT`,
+    `https://[USER@]HOST[:PORT]` or `exec:COMMAND %h %p`."""
 
 
-_SCHEMES: dict[type, str] = {SSHServer: "ssh", I2PRouter: "i2p", Proxy: "socks5 and http"}
+_SCHEMES: dict[type, str] = {SSHServer: "ssh", I2PRouter: "i2p", Proxy: "socks5 and http", HTTPSProxy: "https"}
 _SESSION = {"inbound": "such as quantity", "outbound": "such as quantity", "i2cp": "such as leaseSetEncType"}
 
 

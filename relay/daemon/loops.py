@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ..addresses.hops import Proxy, ProxyListen
+from ..addresses.hops import AT_PORT, Proxy
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress, is_loopback
+from ..addresses.values import TCPAddress, TLSTarget, UnixAddress, is_loopback
 from .plan import Plan
 
 _SSH_PORT = 22
@@ -70,7 +70,7 @@ def _places(plans: Iterable[Plan]) -> dict[object, list[tuple[str, str]]]:
     found: dict[object, list[tuple[str, str]]] = defaultdict(list)
     for plan in plans:
         where = plan.routes.where
-        if isinstance(where, TCPAddress | TLSListen | ProxyListen) and where.port:
+        if isinstance(where, AT_PORT) and where.port:
             found[where.port].append((where.host, plan.name))
         elif isinstance(where, UnixAddress):
             found[os.path.realpath(where.path)].append(("", plan.name))

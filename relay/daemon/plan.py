@@ -388,20 +388,15 @@ def _proxy(
     if isinstance(address, TCPAddress):
         address = ProxyListen("socks5", address.host, address.port)
     if not isinstance(address, ProxyListen):
-        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port and systemd:NAME"
+        proxies = "socks5://host:port, http://host:port, https://host:port?cert=FILE"
+        allowed = f"allowed are :port, host:port, unix:///path, {proxies} and systemd:NAME"
         raise AddressError(f"listen address '{address}': a proxy for programs does not listen there; {allowed}")
     if user is not None:
         if address.user is not None:
             raise ValueError("--user: it is in LISTEN already; once is enough")
         address = dataclasses.replace(address, **login)
-    fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
-
-    def listen_at_port(inherited: Inherited | None) -> Any:
-        from ..transports.proxies.protocols import listen_proxy
-
-        return listen_proxy(**fields, inherited=inherited)
-
-    return address, listen_at_port
+    proxy = address
+    return proxy, lambda inherited: listener(proxy, inherited=inherited)
 
 
 def _tunnel(bound: Ends, limits: dict[str, Any], *, outlets: Outlets | None, paused: bool) -> Tunnel:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from ..access.access_list import AccessList
-from ..addresses.hops import Command, Proxy, ProxyListen, Route
+from ..addresses.hops import AT_PORT, WITH_CERTIFICATE, Command, HTTPSListen, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, has_mptcp, is_i2p, refuse_onion
@@ -110,13 +110,13 @@ class Preflight:
         if isinstance(where, I2PListen):
             self._hop(where.router, is_first=not before)
             return str(self._try((where, "key"), lambda: _destination(where)) or where)
-        if isinstance(where, TLSListen):
+        if isinstance(where, WITH_CERTIFICATE):
             self._try(where, lambda: _chain(where))
         if isinstance(where, UnixListen):
             self._try(where, lambda: check_group(where.path, where.group))
         if isinstance(where, ProxyListen) and where.user is not None:
             self._try(where, lambda: secret_of(where, "password", ""))
-        if isinstance(where, TCPAddress | TLSListen | ProxyListen):
+        if isinstance(where, AT_PORT):
             self._resolve((where.host, "here"), where.host)
             if has_mptcp(where):
                 self._try("mptcp", check_mptcp)
@@ -212,7 +212,7 @@ def _find(command: Command) -> None:
         raise RelayError(f"{command}: program not found; install it, or give its path")
 
 
-def _chain(where: TLSListen) -> None:
+def _chain(where: TLSListen | HTTPSListen) -> None:
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca)
     set_groups(context, where.groups)
     load_chain(context, where.cert, where.key)

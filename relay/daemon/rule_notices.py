@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..access.limit import LOGIN
 from ..access.networks import version_at
 from ..access.useless import Known, Useless, find_useless, find_useless_senders, possible_kinds, rules_in
-from ..addresses.hops import ProxyListen
+from ..addresses.hops import AT_PORT, WITH_CERTIFICATE, HTTPSListen, ProxyListen
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixListen, is_loopback
+from ..addresses.values import SystemdListen, TLSListen, UnixListen, is_loopback
 from .plan import Plan
 
 if TYPE_CHECKING:  # a command line has no file
@@ -136,12 +136,12 @@ def useless_rules(plan: Plan, *, files: bool) -> Iterator[Useless]:
     :raises OSError: if a file cannot be read.
     """
     where: Any = plan.routes.where
-    host = where.host if isinstance(where, TCPAddress | TLSListen | ProxyListen) else ""
+    host = where.host if isinstance(where, AT_PORT) else ""
     at_listener = Known(version=version_at(host), has_loopback=bool(host) and is_loopback(host))
     senders, listener = plan.options.accept_proxy, _listener(where)
     kinds = possible_kinds(
         listener,
-        has_certificates=isinstance(where, TLSListen) and where.client_ca is not None,
+        has_certificates=isinstance(where, WITH_CERTIFICATE) and where.client_ca is not None,
         has_login=plan.user is not None,
         has_header=senders is not None,
     )
@@ -168,5 +168,6 @@ def _listener(where: object) -> str:
         SSHListen: "ssh",
         I2PListen: "i2p",
         ProxyListen: "tcp",
+        HTTPSListen: "tls",
     }
     return kinds.get(type(where), "tcp")

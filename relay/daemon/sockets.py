@@ -182,7 +182,7 @@ def check_status(
     token = read_token(token_file) if token_file is not None else None
     expected = f"status address '{shown(address)}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
     # The errors of parse_listen() would ask for what these need elsewhere.
-    if address.partition("://")[0].lower() in ("tls", "ssh", "i2p", "socks5", "http"):
+    if address.partition("://")[0].lower() in ("tls", "ssh", "i2p", "socks5", "http", "https"):
         raise AddressError(expected)
     where = parse_listen(address)
     if isinstance(where, UnixListen):

@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..addresses.hops import ProxyListen
-from ..addresses.values import SystemdListen, TCPAddress, TLSListen, has_mptcp, is_ip_address
+from ..addresses.hops import AT_PORT
+from ..addresses.values import SystemdListen, has_mptcp, is_ip_address
 from ..eventloop.sockets import MPTCP
 from ..transports.activated import received
 from .group import Group
@@ -342,7 +342,7 @@ class StoredSockets:
 
 def _fits(one: socket.socket, where: object) -> bool:
     """Return whether a listener at an address would take over a socket."""
-    if not isinstance(where, TCPAddress | TLSListen | ProxyListen):
+    if not isinstance(where, AT_PORT):
         return False
     host, port = one.getsockname()[:2]
     if port != where.port or (one.proto == MPTCP) != has_mptcp(where):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..addresses.hops import ProxyListen
+from ..addresses.hops import WITH_CERTIFICATE, HTTPSListen, ProxyListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
 from ..addresses.values import TLSListen, TLSTarget, has_mptcp
@@ -165,7 +165,9 @@ def _place(listen: Any, *, tuned: bool = False) -> Any:
         router = dataclasses.replace(listen.router, keys=None, session="")
         return dataclasses.replace(listen, router=router, allow=None, deny=())
     if isinstance(listen, ProxyListen):
-        return dataclasses.replace(listen, user=None, password=None, password_file=None, password_env=None)
+        listen = dataclasses.replace(listen, user=None, password=None, password_file=None, password_env=None)
+    if tuned and isinstance(listen, HTTPSListen):
+        return dataclasses.replace(listen, client_ca=None, groups=None)
     if tuned and isinstance(listen, TLSListen):
         return dataclasses.replace(listen, client_ca=None, alpn=None, groups=None)
     return listen
@@ -179,10 +181,12 @@ def _login(entry: Entry, name: str) -> Any:
 
 def _files(entry: Entry) -> Iterator[tuple[str, list[str]]]:
     """Return the files that a tunnel reads when it opens, by the key that names them."""
-    if isinstance(listen := entry.listen, TLSListen):
-        yield "listen", [path for path in (listen.cert, listen.key, listen.client_ca) if path]
-    elif entry.is_proxy:
-        paths = (entry.tunnel.password_file, getattr(entry.listen, "password_file", None))
+    paths: list[str | None] = []
+    if isinstance(listen := entry.listen, WITH_CERTIFICATE):
+        paths += listen.cert, listen.key, listen.client_ca
+    if entry.is_proxy:
+        paths += entry.tunnel.password_file, getattr(listen, "password_file", None)
+    if paths:
         yield "listen", [path for path in paths if path]
     targets = [end for end in (entry.target, *(end for _, end in entry.others)) if isinstance(end, TLSTarget)]
     if targets:

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.hops import Listen
-from ..addresses.values import TLSListen
+from ..addresses.hops import WITH_CERTIFICATE, Listen
+from ..addresses.values import has_mptcp
 from ..api.urls import listener
 from ..engine.records import ConnectionRecord
 
@@ -35,7 +35,7 @@ def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> A
     :param inherited: as for :func:`relay.api.urls.listener`.
     :raises OSError: as for :func:`relay.listen`.
     """
-    if not isinstance(address, TLSListen):
+    if not isinstance(address, WITH_CERTIFICATE):
         return listener(address, inherited=inherited)
     from ..transports.tls.listener import SharedTLSListener
 
@@ -47,7 +47,7 @@ def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> A
         key=address.key,
         client_ca=address.client_ca,
         groups=address.groups,
-        mptcp=address.mptcp,
+        mptcp=has_mptcp(address),
         inherited=inherited,
     )
 

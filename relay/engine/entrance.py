@@ -191,14 +191,18 @@ class Entrance:
         peer: Any,
         now: float,
         listener: UpgradeListener | None = None,
+        stream: Stream | None = None,
     ) -> None:
-        """Read what a client sends for relay: a header of the PROXY protocol, a request, or both."""
+        """Read what a client sends for relay: a header of the PROXY protocol, a request, or both.
+
+        A header comes before the handshake of a ``stream``, so it has been read then.
+        """
         if len(self._slots.half_open) >= _MAX_HALF_OPEN:
             self.make_room(now)
-        if self.reads_headers and self._headers is not None:
+        if self.reads_headers and self._headers is not None and stream is None:
             self._headers.read(client, handshake, peer, now, listener)
         elif handshake is not None:
-            self.read_handshake(self._owner.admit(client, None, peer, now), handshake, now)
+            self.read_handshake(self._owner.admit(client, stream, peer, now), handshake, now)
 
     def is_introduced(self, stream: Stream, peer: Any, now: float) -> bool:
         """Return whether a client that has shaken hands may go on; one that needed a header and sent none is denied."""

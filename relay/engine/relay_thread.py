@@ -330,7 +330,10 @@ class RelayThread(LoopThread):
             self._slots.connections[connection] = None
             connection.close("denied", now)
         elif self.entrance.is_introduced(stream, peer, now):
-            self.accepted(stream.socket, stream, peer, now)
+            if isinstance(self._receive, HandshakeListener):  # it has shaken hands, and sends its request next
+                self.entrance.read_request(stream.socket, self._receive.handshake(), peer, now, stream=stream)
+            else:
+                self.accepted(stream.socket, stream, peer, now)
 
     def connection_over(self, connection: Connection) -> None:
         """Count a connection that has ended, and use its slot."""

@@ -10,19 +10,16 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from ..access.limit import Limit, must_stay_whole
-from ..addresses.hops import Listen, ProxyListen, Route, listens_at_server
+from ..addresses.hops import AT_PORT, Listen, ProxyListen, Route, listens_at_server
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.parse import parse_listen
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
-from ..addresses.values import TCPAddress, TLSListen, has_mptcp
+from ..addresses.values import TLSListen, has_mptcp
 from ..api import urls
 from ..api.local import listen_privately
 from ..transports.tcp import Inherited, listen_tcp
 from .wire import Message
-
-_AT_PORT = TCPAddress | TLSListen | ProxyListen
-
 
 MakeListener = Callable[[contextlib.ExitStack], Any]
 """Makes the listener of a tunnel. It may leave calls in the stack, for the time when the tunnel has ended."""
@@ -78,7 +75,7 @@ def bind(address: Listen) -> socket.socket | None:
     """
     if listens_at_server(address):
         return None
-    if isinstance(address, _AT_PORT):
+    if isinstance(address, AT_PORT):
         return listen_tcp(address.host, address.port, mptcp=has_mptcp(address))
     made: socket.socket = urls.listener(address)
     return made

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
 
-from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_route, hop_of
+from ..addresses.hops import Command, Hop, HTTPSProxy, Place, Proxy, Route, check_route, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.ssh import SSHServer
 from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
@@ -25,6 +25,7 @@ KINDS: dict[type[Hop], str] = {
     SSHServer: "ssh.dialer:SSHNetwork",
     I2PRouter: "i2p.dialer:I2PNetwork",
     Proxy: "proxies.dialer:ProxyNetwork",
+    HTTPSProxy: "proxies.dialer:ProxyNetwork",
     Command: "program_dialer:ProgramNetwork",
 }
 """The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialer``."""
@@ -127,11 +128,9 @@ class _Network(Network):
 
 def _secured(inner: Dialer, target: TLSTarget, trace: Trace) -> Dialer:
     # Here and not above: a start without TLS does not load ssl.
-    from .tls.client import Client
+    from .tls.client import client_of
 
-    files = (target.ca, target.cert, target.key)
-    client = Client(target.host, target.port, target.servername, *files, target.groups, trace)
-    return Upgrade(inner, client.name, begin=client.upgrade, begin_on=client.upgrade_on, has_session=True)
+    return client_of(target, trace).over(inner)
 
 
 def numbered(error: OSError, hops: Route) -> OSError:

@@ -32,7 +32,7 @@ from .tcp import tcp
 
 _REMEMBERED = 1024  # places whose factories are kept
 _WORST_FIRST = ("failed", "backing off", "connecting", "closed")
-_BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|http|exec):)", re.IGNORECASE)
+_BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|https?|exec):)", re.IGNORECASE)
 _BRACKETED = re.compile(r"\[(?P<host>[0-9A-Fa-f:.]+)\](?P<bits>/[0-9]{1,3})?(?::(?P<port>[0-9]{1,5}))?")
 _PLAIN = re.compile(r"(?P<host>[A-Za-z0-9_.*?-]{1,255})(?P<bits>/[0-9]{1,2})?(?::(?P<port>[0-9]{1,5}))?")
 _ALLOWED = "allowed are *, *.corp.example, 10.0.0.0/8 and [fd00::]/8, each with :PORT if wanted"

@@ -32,7 +32,7 @@ def test_a_proxy_shows_no_secret():
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("socks4", "h", 1), ValueError, "^protocol: must be socks5 or http, got 'socks4'"),
+        (("socks4", "h", 1), ValueError, "^protocol: must be socks5, http or https, got 'socks4'"),
         (("http", "h", 0), ValueError, "^port: 0"),
         (("http", "-h", 1), ValueError, "^host: "),
         (("http", "h", 1, "me"), ValueError, "^user: password missing"),

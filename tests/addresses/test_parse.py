@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses.address_parser import LONGEST_ADDRESS
-from relay.addresses.hops import Command, Proxy, ProxyListen
+from relay.addresses.hops import Command, HTTPSListen, HTTPSProxy, Proxy, ProxyListen
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
@@ -100,6 +100,7 @@ LISTENS = {
     ":8080?mptcp=yes": TCPAddress("127.0.0.1", 8080, mptcp=True),
     "socks5://:1080": ProxyListen("socks5", "127.0.0.1", 1080),
     "HTTP://me@[::1]:0?password_env=PW": ProxyListen("http", "::1", 0, "me", password_env="PW"),
+    "https://:8443?cert=c&client_ca=a": HTTPSListen("https", "127.0.0.1", 8443, cert="c", client_ca="a"),
     "systemd:web": SystemdListen("web"),
     f"SystemD:{'x' * 255}": SystemdListen("x" * 255),
     **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p?", "i2p:?", "i2p://?"], I2PListen()),
@@ -426,6 +427,11 @@ OTHER_HOPS = {
     "socks5://h:1080": Proxy("socks5", "h", 1080),
     "SOCKS5://H:1080/": Proxy("socks5", "h", 1080),
     "http://[::1]:3128": Proxy("http", "::1", 3128),
+    "https://proxy.example": HTTPSProxy("https", "proxy.example", 443),
+    "https://me@[::1]?password_env=PW&ca=c&servername=s": HTTPSProxy(
+        "https", "::1", 443, "me", password_env="PW", ca="c", servername="s"
+    ),
+    "https://h:1?cert=c&key=k&groups=X25519": HTTPSProxy("https", "h", 1, cert="c", key="k", groups="X25519"),
     "socks5://[fe80::1%25eth0]:1": Proxy("socks5", "fe80::1%eth0", 1),
     "socks5://name.i2p:1": Proxy("socks5", "name.i2p", 1),
     "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", password="p@ss"),
@@ -495,7 +501,8 @@ BAD_HOPS = {
     "socks5://me:a@h:1?password_env=b": "password: it is given twice",
     "socks5://me@h:1?user=x": "unknown parameter 'user'; socks5:// takes password=, password_file=",
     "http://a%3Ab@h:1?password_env=X": "user: must not contain a colon",
-    "https://h:1": "unknown scheme https:// (did you mean http://?)",
+    "https://h:1?user=x": "unknown parameter 'user'; https:// takes password=, password_file=",
+    "https://h:": "port (empty)",
     "exec:": "no command is given",
     "exec:  ": "a space at its beginning or end",
     "exec:nc %h %r": "%r is unknown; %h is the host, %p the port",
@@ -748,7 +755,7 @@ def without_parameters(value):
     """An address as its text shows it: parameters of an SSH server may be secrets."""
     if isinstance(value, SSHServer):
         return SSHServer(value.host, value.user, value.port)
-    if isinstance(value, ProxyListen):
+    if isinstance(value, ProxyListen) and not isinstance(value, HTTPSListen):
         return ProxyListen(value.protocol, value.host, value.port)
     if isinstance(value, I2PTarget):
         return I2PTarget(value.dest, value.port)

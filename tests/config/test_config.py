@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import config
-from relay.addresses.hops import Command, Proxy
+from relay.addresses.hops import Command, HTTPSProxy, Proxy
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import options_of
@@ -462,7 +462,7 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
     known = {
         *options_of(SSHServer),
         *options_of(I2PRouter),
-        *options_of(Proxy),
+        *options_of(HTTPSProxy),
         "address",
         "inbound",
         "outbound",

@@ -128,8 +128,8 @@ VALUES += [f'"SHA256:{"A" * 43}"']
 def test_each_key_of_a_hop_reroutes(load, key):
     """A hop is compared as a value, so that a new option needs no row."""
     description = Hop.model_fields[key].description or ""
-    kind = next((word for word in ("ssh", "i2p", "socks5") if re.search(rf"\b{word}\b", description)), "ssh")
-    base = {"ssh": "ssh://bastion", "i2p": "i2p:", "socks5": "socks5://me@proxy:1080"}[kind]
+    kind = next((word for word in ("ssh", "i2p", "socks5", "https") if re.search(rf"\b{word}\b", description)), "ssh")
+    base = {"ssh": "ssh://bastion", "i2p": "i2p:", "socks5": "socks5://me@proxy:1080", "https": "https://proxy"}[kind]
     text = PLAIN.replace("db:1", "name.i2p:1" if base == "i2p:" else "db:1") + 'via = ["hop"]\n[hops.hop]\n'
     old, found = load(f'{text}address = "{base}"\n'), []
     others = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, Certificates, receive_exactly, wait_until
 
 import relay
 from relay.addresses.hops import Proxy
@@ -29,7 +29,12 @@ FORBIDDEN = "127.0.0.9"  # what dante does not lead to
 USER, PASSWORD = "me", "a secret: pässword"
 
 # Debian's package of each.
-PACKAGES = {"danted": "dante-server", "microsocks": "microsocks", "tinyproxy": "tinyproxy-bin"}
+PACKAGES = {
+    "danted": "dante-server",
+    "microsocks": "microsocks",
+    "tinyproxy": "tinyproxy-bin",
+    "squid": "squid-openssl",
+}
 
 
 class RealProxy:
@@ -138,6 +143,26 @@ def tinyproxy(folder: Path, login: tuple[str, str] | None = None) -> RealProxy:
     who = () if login is None else (f"BasicAuth {login[0]} {login[1]}",)
     rules = (f"Listen {LOOPBACK}", "Port {port}", "Timeout 600", "MaxClients 100", f"Allow {LOOPBACK}", *who)
     return RealProxy("http", ["tinyproxy", "-d", "-c", "{file}"], folder, rules, login)
+
+
+def squid(folder: Path, certificates: Certificates) -> RealProxy:
+    """HTTP over TLS."""
+    rules = (
+        f"https_port {LOOPBACK}:{{port}} tls-cert={certificates.cert} tls-key={certificates.key}",
+        "acl all_ports port 1-65535",
+        "http_access allow all_ports",
+        "cache deny all",
+        "access_log none",
+        "cache_log /dev/null",
+        "pid_filename none",
+        "pinger_enable off",
+        "shutdown_lifetime 0 seconds",
+        "half_closed_clients on",
+        f"coredump_dir {folder}",
+        "cache_effective_user proxy" if os.geteuid() == 0 else "",
+        "max_filedescriptors 1024",
+    )
+    return RealProxy("https", ["squid", "-N", "-n", "relay{port}", "-f", "{file}"], folder, rules)
 
 
 PLACE = TCPAddress("db.internal", 5432)

@@ -18,6 +18,7 @@ HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
   i2p:                       the I2P router on this machine
   socks5://[USER@]HOST:PORT  a SOCKS5 proxy
   http://[USER@]HOST:PORT    an HTTP proxy (CONNECT)
+  https://[USER@]HOST[:PORT] an HTTP proxy over TLS (parameters: relay help tls)
   exec:COMMAND %h %p         a program, like a ProxyCommand
 
 Parameters follow a question mark: ssh://me@bastion?keyfile=FILE&keepalive=5

@@ -11,7 +11,7 @@ ADVICE: dict[str, str] = {
     "forwarding": "allow it in the server's sshd_config: AllowTcpForwarding, PermitOpen",
     "proxy request": "check the target's name and port, and the rules of the proxy",
     "proxy login": "check the user and the password",
-    "proxy": "check the port and the scheme of the proxy: socks5 or http",
+    "proxy": "check the port and the scheme of the proxy: socks5, http or https",
     "resolve": "check the spelling and the name server",
     "tls": "check that the port speaks TLS",
     "certificate": "renew the certificate, or name its authority with ca=",

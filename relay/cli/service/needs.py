@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...access.rules import has_kind
-from ...addresses.hops import Command, Listen, ProxyListen
+from ...addresses.hops import AT_PORT, Command, Listen
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FILE, options_of
 from ...addresses.parse import parse_listen
 from ...addresses.ssh import SSHServer
-from ...addresses.values import TCPAddress, TLSListen, UnixAddress, UnixListen
+from ...addresses.values import UnixAddress, UnixListen
 from ...config import Config, Entry
 
 _LOW = 1024  # the first port for which no privilege is needed
@@ -152,7 +152,7 @@ class _Found:
 
     def add_listening(self, listen: Listen | None) -> None:
         """Note the needs of a socket that listens on this machine."""
-        if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+        if isinstance(listen, AT_PORT):
             self.has_low_port |= 0 < listen.port < _LOW
         if not isinstance(listen, UnixListen):
             return

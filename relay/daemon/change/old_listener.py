@@ -20,16 +20,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ...addresses.hops import ProxyListen
-from ...addresses.values import TCPAddress, TLSListen
+from ...addresses.hops import AT_PORT
 from ...engine import changes
 from ...engine.tunnel import Tunnel
 from ...streams.listener import TunnelListener
 from ..failures import describe_error
 from ..member import Member
 
-AT_PORT = TCPAddress | TLSListen | ProxyListen
-"""The addresses with a port of this machine."""
 OPENING_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 """The errors of an opening: that of the system, of the user, of a value, and that there is no thread left."""
 

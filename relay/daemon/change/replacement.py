@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ...access.options import rules_of
-from ...addresses.hops import ProxyListen
+from ...addresses.hops import AT_PORT, WITH_CERTIFICATE, ProxyListen
 from ...addresses.i2p import I2PListen
 from ...addresses.values import TLSListen, has_mptcp
 from ...config import LISTS
@@ -43,7 +43,7 @@ from ..preflight import Preflight
 from ..probes import BackgroundCall, WarmUp
 from ..verdicts import EFFECTS, Change, Verdict
 from .keyed_sessions import keys_to_targets
-from .old_listener import AT_PORT, OPENING_ERRORS, OldListener, end_sessions, in_this_process
+from .old_listener import OPENING_ERRORS, OldListener, end_sessions, in_this_process
 
 _WARM_UP = 30.0  # seconds at most for which a reload waits for the hops of a new route
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", *LISTS}
@@ -101,7 +101,7 @@ class Replacement:
         assert self.plan is not None
         assert self.member is not None
         old, new = self.member.plan.table.listen, self.plan.table.listen
-        both = isinstance(old, TLSListen) and isinstance(new, TLSListen)
+        both = isinstance(old, WITH_CERTIFICATE) and type(old) is type(new)
         if not both or _socket_kind(old) != _socket_kind(new):
             return False
         return old.port == new.port and self.member.has_opened  # type: ignore[union-attr]
@@ -196,13 +196,14 @@ class Replacement:
             options, tunnel = self.plan.options, in_this_process(self.member.relay)
             rules = rules_of(options.allow, options.deny)
             yield lambda: changes.set_rules(tunnel, rules)
-        if isinstance(where, TLSListen):
+        if isinstance(where, WITH_CERTIFICATE):
             from ...transports.tls.listener import TLSListener, server_credentials
 
             assert isinstance(receive, TLSListener), "it is not in workers"
-            credentials = server_credentials(where.cert, where.key, where.client_ca, where.alpn, where.groups)
+            alpn = where.alpn if isinstance(where, TLSListen) else None
+            credentials = server_credentials(where.cert, where.key, where.client_ca, alpn, where.groups)
             yield lambda: receive.set_credentials(credentials)
-        elif self.plan.table.is_proxy:
+        if self.plan.table.is_proxy:
             from ...transports.proxies.listener import ProxyListener, login_of
 
             assert isinstance(receive, ProxyListener), "its clients name their targets"

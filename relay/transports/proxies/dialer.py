@@ -6,18 +6,22 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from ...addresses.hops import Proxy, Route, with_hop
+from ...addresses.hops import HTTPSProxy, Proxy, Route, with_hop
 from ...addresses.printable import shown
 from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
-from ...streams.dialer import Dialer, Network, Upgrade
+from ...streams.dialer import Dialer, Engine, Network, Upgrade
 from ...streams.promise import Abort, CallbackChain, OnResult, Promise
-from ...streams.stream import Stream, StreamPath
+from ...streams.stream import HANDSHAKE, Stream, StreamPath
 from ...streams.trace import Stage, report_to
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation
+
+if TYPE_CHECKING:  # a proxy without TLS does not load ssl
+    from ..tls.client import Client
 
 LONGEST_HOST = 255  # bytes of a name; RFC 1928, section 5
 
@@ -35,10 +39,17 @@ class ProxyNetwork:
     def __init__(self, proxy: Proxy, below: Network) -> None:
         self._proxy = proxy
         self._below = below
+        self._client: Client | None = None  # one for all places: it has read the files, and keeps the session ticket
+        if isinstance(proxy, HTTPSProxy):
+            from ..tls.client import client_of
+
+            self._client = client_of(proxy.server, below.trace, str(proxy))
 
     def to(self, place: TCPAddress) -> Dialer:
         """Return a dialer for a host and a port, which the proxy resolves."""
-        return Proxied(self._below.to(self._proxy.place), self._proxy, place, self._below.route)
+        inner = self._below.to(self._proxy.place)
+        inner = inner if self._client is None else self._client.over(inner)
+        return Proxied(inner, self._proxy, place, self._below.route)
 
 
 class Proxied(Upgrade):
@@ -118,6 +129,8 @@ class Proxied(Upgrade):
                 return steps.finish(with_hop(outcome, self._proxy, self._before))
             now = time.monotonic()
             path = outcome.path or StreamPath(((number, now - begun),))
+            if isinstance(self._proxy, HTTPSProxy):  # the handshake is a part of the step to the proxy
+                path = path._replace(steps=tuple((number if at == HANDSHAKE else at, s) for at, s in path.steps))
             then = functools.partial(agreed, path, now)
             if not steps.begin(lambda on_stream: self._negotiate(outcome, say(login), deadline, on_stream), then):
                 outcome.close()
@@ -132,6 +145,12 @@ class Proxied(Upgrade):
         # The password first: a stream to the proxy must not wait for a callable that asks a user.
         steps.begin(self._read_login, known)
         return steps.give_up
+
+    introduces = False  # a header is for the target, so it goes through the proxy, and not under its session
+
+    def on(self, engine: Engine) -> Dialer:
+        """Return itself for a proxy over TLS: its answer is looked at in a kernel socket; see :meth:`Dialer.on`."""
+        return self if isinstance(self._proxy, HTTPSProxy) else super().on(engine)
 
     def confirming(self) -> Dialer:
         """Return itself: the proxy replies before there is a stream."""
@@ -162,6 +181,12 @@ class Proxied(Upgrade):
 
     def _lost(self, error: BaseException) -> OSError:
         """The error of a stream to the proxy that has ended too early."""
+        if isinstance(self._proxy, HTTPSProxy):
+            from ..tls.records import TLSError
+
+            # Since TLS 1.3 a server rejects a client's certificate after the handshake.
+            if isinstance(error, TLSError) and error.reason == "denied":
+                return ConnectError(f"{error}; check whether it needs cert=, or another one", reason="denied")
         if isinstance(error, RelayError):
             return with_hop(error, self._proxy, self._before)
         if isinstance(error, EOFError):

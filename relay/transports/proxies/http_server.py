@@ -9,11 +9,9 @@ from http import HTTPStatus
 
 import h11
 
-from ...addresses.options import Secret
 from ...streams.proxy_handshake import ProxyHandshake
 from ...streams.stream import RejectedRequest, Request
-from ..tcp import listen_tcp
-from .listener import Login, ProxyListener, checked_host, login_of
+from .listener import Login, ProxyListener, checked_host
 
 _LONGEST = 16384  # bytes of a request with its header; RFC 6585, section 5, names the answer to more
 _WORDS = {
@@ -38,38 +36,6 @@ def _answer(status: HTTPStatus, why: str, *headers: str) -> bytes:
 
 def _refused(reason: str) -> bytes:
     return _answer(_REFUSALS.get(reason, HTTPStatus.BAD_GATEWAY), f"There is no connection: {reason}.")
-
-
-def http_listen(
-    host: str,
-    port: int,
-    *,
-    user: str | None = None,
-    password: Secret | None = None,
-    password_file: str | None = None,
-    password_env: str | None = None,
-) -> HTTPListener:
-    """Listen for clients of an HTTP proxy that ask for CONNECT, as browsers do for ``https://`` addresses.
-
-    Other methods are answered with 405.
-
-    :param host: an IPv4 or IPv6 address (no brackets) or a name; only the loopback keeps others from using it.
-    :param port: from 0 to 65535; 0 picks a free one.
-    :param user: the only user that is allowed, by the Basic scheme; ``None`` to allow every client that can connect.
-    :param password: text, or a callable that returns it; it is asked for once, here.
-    :param password_file: an owner-only file that holds it.
-    :param password_env: an environment variable that holds it.
-    :returns: a listener for :class:`relay.Tunnel`, whose factory then is asked for a ``destination``, as
-        :func:`relay.dynamic` is; the caller owns it.
-    :raises AuthenticationError: if the file or variable has no password.
-    :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if an argument cannot be right.
-    :raises OSError: if it cannot listen at the address.
-
-    Source: RFC 9110, sections 9.3.6, 11.7 and 15.5; RFC 7617.
-    """
-    login = login_of(user, password, password_file, password_env)
-    return HTTPListener(listen_tcp(host, port), login)
 
 
 class HTTPHandshake(ProxyHandshake):

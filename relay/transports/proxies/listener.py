@@ -10,9 +10,10 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ...addresses.hops import Password
 from ...addresses.options import Secret
@@ -33,7 +34,7 @@ logger = logging.getLogger("relay")
 
 _HOST = re.compile(rb"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,254}")  # as long as SOCKS allows: RFC 1928, section 4
 _LONGEST_LOGIN = 255  # bytes; RFC 1929, section 2
-_MOST = 1024  # clients under way: half-open ones, rejected ones, and those that wait for accept()
+MOST_PENDING = 1024  # clients under way: half-open ones, rejected ones, and those that wait for accept()
 _BATCH = 32  # clients taken in one turn
 _PAUSE = 0.25  # seconds without accepting when there are no descriptors left
 
@@ -140,7 +141,7 @@ class ProxyListener(HandshakeListener):
         self.protected = login is not None
         """``True`` if a password is required."""
         self._login = login
-        self._alone: _PendingClients | None = None
+        self._alone: PendingClients | None = None
         self._turn = threading.Lock()
         self._closed = False
 
@@ -167,12 +168,17 @@ class ProxyListener(HandshakeListener):
                 if self._alone is None:
                     # With the first accept() and not with the listener: a tunnel reads handshakes itself, and needs no
                     # second loop.
-                    self._alone = _PendingClients(self)
+                    self._alone = self.pending_clients()
+                    self._alone.start()
                 elif self._alone.heard:
                     return self._alone.take()
                 else:
                     self._alone.loop.turn()
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def pending_clients(self) -> PendingClients:
+        """Return the clients whose requests are read without a tunnel."""
+        return PendingClients(self)
 
     def close(self) -> None:
         """Stop listening, wake :meth:`accept`, reset the other clients. Idempotent, from any thread."""
@@ -190,7 +196,7 @@ class ProxyListener(HandshakeListener):
         """Return :attr:`address`."""
         return self.address
 
-    def __enter__(self) -> ProxyListener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -207,8 +213,11 @@ def _nothing() -> None:
     pass
 
 
-class _PendingClients:
-    """The clients whose handshakes are read without a tunnel, in the thread of :meth:`ProxyListener.accept`."""
+class PendingClients:
+    """The clients whose handshakes are read without a tunnel, in the thread of :meth:`ProxyListener.accept`.
+
+    :param listener: accepts them.
+    """
 
     def __init__(self, listener: ProxyListener) -> None:
         self.loop = Loop()
@@ -218,7 +227,13 @@ class _PendingClients:
         self._clients: dict[_PendingClient, None] = {}  # the oldest first
         self._crowded = RateLog(logger, logging.WARNING)
         self._guesses = RateLog(logger, logging.WARNING)
-        self._pause = Timer(self.loop.timers, self._go_on)
+        self._pause = Timer(self.loop.timers, self.resume)
+
+    def __len__(self) -> int:
+        return len(self._clients) + len(self.heard)
+
+    def start(self) -> None:
+        """Accept clients from now on."""
         self._socket.setblocking(False)
         self.loop.watch(self._socket.fileno(), IN, self._on_clients)
 
@@ -226,7 +241,7 @@ class _PendingClients:
         """Return the next client that has finished its handshake."""
         taken = self.heard.take()
         assert taken is not None  # there is no limit of time
-        self._go_on(0.0)
+        self.resume(0.0)
         return taken
 
     def close(self) -> None:
@@ -238,7 +253,7 @@ class _PendingClients:
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
-            full = len(self._clients) + len(self.heard) >= _MOST
+            full = len(self) >= MOST_PENDING
             # All places are taken by clients that wait for accept(): none of them may give way.
             if full and not self._clients:
                 return self.loop.poller.modify(self._socket.fileno(), 0)
@@ -248,37 +263,42 @@ class _PendingClients:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self._listener, error)
                     # Half-open clients have descriptors, and others wait for one.
-                    self._make_room(now)
+                    self.make_room()
                     self.loop.poller.modify(self._socket.fileno(), 0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
             if full:
-                self._make_room(now)
-            self._hear(client, peer, now)
+                self.make_room()
+            client.setblocking(False)
+            self.hear(Stream(client), peer)
 
-    def _make_room(self, now: float) -> None:
+    def make_room(self) -> bool:
+        """Reset the oldest half-open clients of the source with the most; return false if there are none."""
         if not self._clients:
-            return
-        leaving = crowding(self._clients, _PendingClient.source, max(1, _MOST // ROOM))
+            return False
+        now = time.monotonic()
+        leaving = crowding(self._clients, _PendingClient.source, max(1, MOST_PENDING // ROOM))
         text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
         peer = format_address(leaving[0].peer) or "a local client"
         self._crowded.log(now, text, self._listener, len(self._clients), peer)
         for pending in leaving:
             pending.give_way(now)
+        return True
 
-    def _hear(self, client: socket.socket, peer: Any, now: float) -> None:
-        client.setblocking(False)
-        pending = _PendingClient(Stream(client), peer, self.loop, self._guesses, self._over)
+    def hear(self, stream: Stream, peer: Any) -> None:
+        """Read the request of a client."""
+        pending = _PendingClient(stream, peer, self.loop, self._guesses, self._over)
         self._clients[pending] = None
-        pending.hear(self._listener.handshake(), self._listener.handshake_timeout, now)
+        pending.hear(self._listener.handshake(), self._listener.handshake_timeout, time.monotonic())
 
     def _over(self, pending: _PendingClient) -> None:
         del self._clients[pending]
         if pending.stream.request is not None:
             self.heard.put(pending.stream, pending.peer)
-        self._go_on(0.0)
+        self.resume(0.0)
 
-    def _go_on(self, now: float) -> None:
+    def resume(self, now: float) -> None:
+        """Accept clients again."""
         if self._socket.fileno() >= 0:
             self.loop.poller.modify(self._socket.fileno(), IN)
 

@@ -7,10 +7,10 @@ import functools
 import ssl
 from collections.abc import Callable
 
-from ...addresses.values import TCPAddress, check_host_port, is_i2p
+from ...addresses.values import TCPAddress, TLSTarget, check_host_port, is_i2p
 from ...errors import ConnectError
 from ...eventloop.background import Home
-from ...streams.dialer import Upgrade
+from ...streams.dialer import Dialer, Upgrade
 from ...streams.promise import OnResult
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace
@@ -63,6 +63,7 @@ class Client:
     :param host: of the server.
     :param port: and the others: as for :func:`tls`.
     :param trace: observes the handshakes.
+    :param name: of the server, for errors and records; ``None`` for its address.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Client:
         key: Path | None,
         groups: str | None = None,
         trace: Trace = SILENT,
+        name: str | None = None,
     ) -> None:
         self._trace = trace
-        self.name = f"tls://{TCPAddress(host, port)}"
+        self.name = f"tls://{TCPAddress(host, port)}" if name is None else name
         self._credentials = Credentials(functools.partial(_client_context, groups), ca, cert, key)
         self._groups = groups
         self._servername = _checked(host if servername is None else servername)
@@ -85,6 +87,10 @@ class Client:
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
         self._ticket: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
         self._vain = 0  # tickets in a row that were of no use
+
+    def over(self, inner: Dialer) -> Upgrade:
+        """Return a dialer that shakes hands on the streams of another one."""
+        return Upgrade(inner, self.name, begin=self.upgrade, begin_on=self.upgrade_on, has_session=True)
 
     def upgrade(self, stream: Stream, deadline: float | None, done: OnResult) -> Callable[[], object]:
         """Shake hands on a connected stream, without waiting; see :class:`~relay.streams.dialer.Upgrade`."""
@@ -138,6 +144,16 @@ class Client:
                 self._vain += 1
                 made = tls.session
                 self._ticket = (tls.context, made) if made is not None and made.has_ticket else None
+
+
+def client_of(target: TLSTarget, trace: Trace = SILENT, name: str | None = None) -> Client:
+    """Return the client for an address; see :class:`Client`.
+
+    :raises ValueError: as :func:`tls` does.
+    :raises OSError: if a file cannot be read.
+    """
+    files = (target.ca, target.cert, target.key)
+    return Client(target.host, target.port, target.servername, *files, target.groups, trace, name)
 
 
 class TLS(Upgrade):

@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Hashable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ...addresses.options import PROTOCOLS
 from ...addresses.printable import printable
@@ -199,7 +199,7 @@ class TLSListener(UpgradeListener):
         """Return :attr:`address`."""
         return self.address
 
-    def __enter__(self) -> TLSListener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -209,7 +209,7 @@ class TLSListener(UpgradeListener):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._handshakes)} handshakes under way"
-        return f"<relay.TLSListener at {Endpoint(self.listening.family, self.address)}, {state}>"
+        return f"<relay.{type(self).__name__} at {Endpoint(self.listening.family, self.address)}, {state}>"
 
     def abandon(self) -> None:
         """In a forked child: only close the socket."""

@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 import relay
 from relay.streams.stream import RejectedRequest, Request
 from relay.transports.dynamic import dynamic
-from relay.transports.proxies.http_server import HTTPHandshake, http_listen
+from relay.transports.proxies.http_server import HTTPHandshake
 from relay.transports.proxies.listener import Login
+from relay.transports.proxies.protocols import http_listen
 
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 LOGIN = Login("me", "sec:ret")

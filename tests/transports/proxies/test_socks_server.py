@@ -43,8 +43,8 @@ from relay.streams.stream import RejectedRequest, Request
 from relay.testing import FakeListener
 from relay.transports.dynamic import dynamic
 from relay.transports.proxies import listener as module
-from relay.transports.proxies.http_server import http_listen
 from relay.transports.proxies.listener import Login, login_of
+from relay.transports.proxies.protocols import http_listen
 from relay.transports.proxies.socks_server import SOCKSHandshake, socks_listen
 
 LONG = 1000.0  # seconds of a limit that comes when the test says so
@@ -792,7 +792,7 @@ def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(al
 
 
 def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_MOST", 2)
+    monkeypatch.setattr(module, "MOST_PENDING", 2)
     with talk(alone, b"\5") as first, talk(alone, b"garbage") as second:
         accepting = Thread(alone.accept)
         wait_until(lambda: alone._alone is not None and len(alone._alone._clients) == 2)
@@ -807,7 +807,7 @@ def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog)
 
 
 def test_those_that_nobody_accepts_are_bounded_alone(alone, monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 2)
+    monkeypatch.setattr(module, "MOST_PENDING", 2)
     clients = [talk(alone, HELLO + request(("a", number))) for number in (1, 2, 3)]
     with contextlib.ExitStack() as stack:
         for client in clients:

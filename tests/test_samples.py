@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import WAIT, receive_all
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "samples" / "12_relay.toml"
+LIBRARY = ROOT / "samples" / "13_a_library"
 SAMPLES = sorted((ROOT / "samples").glob("[0-9]*.py"))
 
 
@@ -29,7 +31,7 @@ def run(*arguments):
 
 
 def test_there_are_samples():
-    numbers = sorted(path.name[:2] for path in (*SAMPLES, FILE))
+    numbers = sorted(path.name[:2] for path in (*SAMPLES, FILE, LIBRARY))
     assert numbers == [f"{number + 1:02}" for number in range(len(numbers))]
     assert len(SAMPLES) >= 2
 
@@ -62,6 +64,16 @@ def test_the_unit_test_of_a_factory_is_a_test_for_pytest_too():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=*.py", str(sample))
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_a_library_takes_relay_as_an_extra():
+    assert LIBRARY.name in (ROOT / "samples" / "README.md").read_text()
+    done = run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(LIBRARY), "-c", os.devnull, str(LIBRARY)
+    )
+    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr
+    project = tomllib.loads((LIBRARY / "pyproject.toml").read_text())["project"]
+    assert (project["dependencies"], project["optional-dependencies"]["ssh"]) == ([], ["relay-toolkit"])
 
 
 def test_the_file_of_tunnels_is_opened(spawner_thread):

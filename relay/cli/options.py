@@ -186,6 +186,32 @@ _TYPES: Mapping[Kind, dict[str, Any]] = {
 }
 
 
+# Of a command with dozens of options; what is in none of them comes last.
+_GROUPS = {
+    "Route": "on via target rule policy mptcp sam keys session transient",
+    "Clients": "allow deny user password-file password-env accept-proxy limit nconnect",
+    "Streams to the target": "send-proxy source warm warm-for workers carrier-sharing",
+    "Time": "timeout connect-timeout idle-timeout linger first-byte-timeout drain drain-spread shutdown-delay",
+}
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, each group below its own head."""
+        groups = {name: head for head, names in _GROUPS.items() for name in names.split()}
+        written: dict[str, list[tuple[str, str]]] = {head: [] for head in (*_GROUPS, "Other options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                written[groups.get(parameter.opts[0].lstrip("-"), "Other options")].append(record)
+        for head, records in written.items():
+            if records:
+                with formatter.section(head):
+                    formatter.write_dl(records)
+
+
 def option_of_tunnel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the decorator that gives a command an option of tunnels."""
     option = _OPTIONS[name]

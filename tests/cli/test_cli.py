@@ -430,3 +430,12 @@ def test_a_standard_output_without_arrows_gets_a_question_mark(start, target):
     command = start(":0", target, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert command.process.stdout.readline().endswith(f" ? {target}\n")
     assert command.end()[0] == 0
+
+
+def test_dozens_of_options_are_in_groups():
+    shown = run("forward", "--help").stdout
+    heads = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert heads[1:6] == ["Route", "Clients", "Streams to the target", "Time", "Other options"]
+    assert re.search(r"^Route:\n  --via HOP", shown, re.MULTILINE)
+    assert len(re.findall(r"^  --", shown, re.MULTILINE)) > 30
+    assert not re.search(r"^  --(allow|timeout|warm|via)\b", shown.split("Other options:\n")[1], re.MULTILINE)

@@ -13,7 +13,7 @@ from ...daemon.routed_targets import with_bridge, with_session
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
 from ..i2p_options import read_bridges, sam
-from ..options import options_about, via, with_options
+from ..options import GroupedCommand, options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -37,7 +37,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument("target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")
 @click.option(
     "--on",

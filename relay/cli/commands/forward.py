@@ -16,7 +16,7 @@ from ...daemon.routed_targets import RoutedTarget, with_bridge, with_bridges
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..i2p_options import read_bridges, sam
-from ..options import in_workers, options_about, via, with_options
+from ..options import GroupedCommand, in_workers, options_about, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -52,7 +52,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
     "listen",
     metavar="LISTEN",

@@ -14,7 +14,7 @@ from ...eventloop import reserve
 from ...transports.dynamic import Rule, parse_rule
 from ..addresses import read_hops, read_listen, without_secrets
 from ..i2p_options import read_bridges, sam
-from ..options import options_about, via, with_options
+from ..options import GroupedCommand, options_about, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..run import relay_one
 
@@ -41,7 +41,7 @@ A comma between two hops of a rule is followed by a scheme.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
     "listen", metavar="LISTEN", help="1080, :0, HOST:PORT, unix:///PATH or systemd:NAME for SOCKS; http://HOST:PORT"
 )

@@ -258,7 +258,7 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("nothing", "keyfile=nothing: no such file"),
+        ("nothing", "keyfile=nothing: no such file; check the path"),
         ("text", "text is not a private key that paramiko can read"),
         ("open", "open is accessible to other users (mode 0644); run chmod 600"),
     ],

@@ -243,7 +243,7 @@ def _with_keys(settings: Settings, options: Options, expand: _Expansion) -> Sett
     own = [] if keyfile is None else [keyfile]
     if own:
         if not os.path.exists(own[0]):
-            _fail(settings.server, f"keyfile={keyfile}: no such file")
+            _fail(settings.server, f"keyfile={keyfile}: no such file; check the path")
         if settings.server.identities_only:
             return replace(settings, identities=tuple(own), identities_only=True, certificates=tuple(certificates))
     elif options.is_no("pubkeyauthentication"):

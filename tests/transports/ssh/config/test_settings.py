@@ -139,7 +139,7 @@ def test_a_key_beside_those_of_the_configuration(parser: None, told: Told, tmp_p
 
 
 def test_a_key_that_the_caller_names_must_be_there(told: Told, tmp_path: Path) -> None:
-    with pytest.raises(AddressError, match=r"^ssh://db: keyfile=/no/key: no such file$"):
+    with pytest.raises(AddressError, match=r"^ssh://db: keyfile=/no/key: no such file; check the path$"):
         told(keyfile="/no/key")
 
 

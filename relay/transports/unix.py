@@ -381,7 +381,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "that is a directory; name a file in it")
+        raise OSError(errno.EADDRINUSE, "that is a directory; name a file in it")
     if not stat.S_ISSOCK(mode):
         raise OSError(
             errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone: remove it, or use another path"

@@ -250,7 +250,7 @@ def test_a_command_for_a_relay_that_hangs_reaches_no_other_one(up, ctl, echo_ser
         (["--control", "/tmp/" + "x" * 120], 2, "at most 107"),
         (["--control", "/nowhere/x/relay.sock"], 1, "/nowhere/x: No such file or directory"),
         (["--control", "{folder}/open/relay.sock"], 2, "others can write to {folder}/open (mode 0777); chmod go-w it"),
-        (["--control", "{folder}"], 1, "a file that is not a socket lies there; it is left alone"),
+        (["--control", "{folder}"], 1, "that is a directory; name a file in it"),
         (["--status", "0.0.0.0:0"], 2, "other machines can reach it; use 127.0.0.1, or set status_public = true"),
     ],
 )

@@ -69,6 +69,14 @@ class Places:
         self.name = b32_of(at_i2p["ssh"])
         self.router = f"i2p:?sam={bridge.sam}"
         socks, http = (stack.enter_context(listening(["socks", on])) for on in (":0", "http://:0"))
+        self.password, both, ca = folder / "pass", folder / "both.pem", certificates.ca
+        self.password.touch(0o600)
+        self.password.write_text("secret")
+        both.write_bytes(certificates.cert.read_bytes() + certificates.key.read_bytes())
+        over_tls = f"https://127.0.0.1:0?cert={both}"
+        login = ["--user", "me", "--password-file", str(self.password)]
+        https = stack.enter_context(listening(["socks", over_tls, *login])).rpartition(":")[2]
+        self.ca = str(ca)
         self.web = "{}:{}".format(*web.address)
         port = web.address[1]
         self.names = {
@@ -86,6 +94,10 @@ class Places:
             "unix:///run/app.sock": f"unix://{app.address}",
             "docker exec -i web nc 127.0.0.1 80": f"nc 127.0.0.1 {port}",
             "http://127.0.0.1:3128": "http://127.0.0.1:0",
+            "https://0.0.0.0:8443?cert=proxy.pem": over_tls,
+            "https://me@proxy.example:8443?password_file=pass": f"https://me@localhost:{https}?ca={ca}"
+            f"&password_file={self.password}",
+            "db:5432": self.web,
             "*.internal": "127.0.0.1",
             "10.0.0.0/8": "127.0.0.0/8",
         }
@@ -101,7 +113,7 @@ class Places:
         in_a_shell = word.startswith("ProxyCommand=")
         for name, place in self.names.items():
             word = word.replace(name, shlex.quote(place).replace("%", "%%") if in_a_shell else place)
-        return self.router if word == "i2p:" else word
+        return {"i2p:": self.router, "pass": str(self.password)}.get(word, word)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +168,11 @@ def test_socks(line, places):
     on = words[2] if words[2].startswith("http") else ":0"
     with listening([words[1], on, *words[3:], "--sam", places.router.partition("=")[2], "--drain", "0"]) as address:
         proxy = f"http://{address}" if on != ":0" else f"socks5h://{address}"
+        if on.startswith("https"):
+            proxy = f"https://me:secret@{address}"
         for site in [places.web, *(["name.i2p"] if "--via" not in words else [])]:
             curl = ["curl", "--disable", "--silent", "--show-error", "--fail", "--proxytunnel", "--proxy", proxy]
+            curl += ["--proxy-cacert", places.ca]
             assert subprocess.run([*curl, f"http://{site}/"], capture_output=True, check=True).stdout == PAGE
 
 

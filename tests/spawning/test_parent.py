@@ -84,7 +84,9 @@ def test_a_hop_that_is_no_use_is_told_in_one_line(tmp_path, caplog, capfd):
             wait_until(lambda: made.stats().failed == {"factory_error": 1})
         wait_until(lambda: [record for record in caplog.records if record.levelno == logging.ERROR])
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage().endswith(f": ssh://me@127.0.0.1:1: keyfile={tmp_path}/none: no such file; check the path")
+    assert record.getMessage().endswith(
+        f": ssh://me@127.0.0.1:1: keyfile={tmp_path}/none: no such file; check the path"
+    )
     assert (record.exc_info, record.exc_text) == (None, None)
     assert capfd.readouterr().err == ""
 

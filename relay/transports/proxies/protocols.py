@@ -62,7 +62,7 @@ def http_listen(
     :param password_file: an owner-only file that holds it.
     :param password_env: an environment variable that holds it.
     :param cert: a PEM file with the certificate of the proxy; ``None`` for no TLS.
-    :param key: and ``client_ca`` and ``groups``: as for :func:`relay.listen_tls`.
+    :param key: and ``client_ca`` and ``groups``: as for :func:`relay.transports.tls.listener.listen_tls`.
     :returns: a listener for :class:`relay.Tunnel`, whose factory then is asked for a ``destination``, as
         :func:`relay.dynamic` is; the caller owns it.
     :raises AuthenticationError: if the file or variable has no password.

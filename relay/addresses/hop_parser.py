@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from .address_parser import KNOWN, AddressParser
-from .hops import Command, Hop, HTTPSListen, HTTPSProxy, Proxy, ProxyListen, ProxyProtocol, Route
+from .hops import Command, Hop, Proxy, ProxyListen, ProxyProtocol, Route
+from .https import HTTPSListen, HTTPSProxy
 from .i2p_parser import read_i2p_hop
 from .options import Option, options_of
 from .redact import redact

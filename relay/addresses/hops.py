@@ -17,24 +17,7 @@ from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
 from .ssh import SSHListen, SSHServer
-from .values import (
-    CA,
-    CERT,
-    CLIENT_CA,
-    CLIENT_CERT,
-    KEY,
-    KEY_GROUPS,
-    SERVERNAME,
-    SystemdListen,
-    TCPAddress,
-    TLSListen,
-    TLSTarget,
-    UnixAddress,
-    UnixListen,
-    check_host_port,
-    has_mptcp,
-    is_i2p,
-)
+from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, has_mptcp, is_i2p
 
 ProxyProtocol = Literal["socks5", "http", "https"]
 
@@ -117,27 +100,6 @@ class Proxy(_ProxyAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class HTTPSProxy(Proxy):
-    """``https://[user@]host[:port]``: an HTTP proxy over TLS, which relay verifies; without a port it is 443.
-
-    The other parameters and the errors are those of :class:`Proxy`.
-
-    :param servername: the name that its certificate must have; ``None`` for ``host``. The files are PEM files.
-    """
-
-    servername: str | None = field(default=None, kw_only=True, metadata=SERVERNAME)
-    ca: str | None = field(default=None, kw_only=True, metadata=CA)
-    cert: str | None = field(default=None, kw_only=True, metadata=CLIENT_CERT)
-    key: str | None = field(default=None, kw_only=True, metadata=KEY)
-    groups: str | None = field(default=None, kw_only=True, metadata=KEY_GROUPS)
-
-    @property
-    def server(self) -> TLSTarget:
-        """The address of the proxy, with the options of TLS."""
-        return TLSTarget(self.host, self.port, self.servername, self.ca, self.cert, self.key, self.groups)
-
-
-@dataclass(frozen=True, slots=True)
 class ProxyListen(_ProxyAddress):
     """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen on: clients name their targets.
 
@@ -146,23 +108,6 @@ class ProxyListen(_ProxyAddress):
 
     def __str__(self) -> str:
         return f"{self.protocol}://{TCPAddress(self.host, self.port)}"
-
-
-@dataclass(frozen=True, slots=True)
-class HTTPSListen(ProxyListen):
-    """``https://[user@]host:port`` to listen on: an HTTP proxy over TLS.
-
-    The other parameters are those of :class:`ProxyListen`; ``cert`` may hold the key as well.
-    """
-
-    cert: str = field(kw_only=True, metadata=CERT)
-    key: str | None = field(default=None, kw_only=True, metadata=KEY)
-    client_ca: str | None = field(default=None, kw_only=True, metadata=CLIENT_CA)
-    groups: str | None = field(default=None, kw_only=True, metadata=KEY_GROUPS)
-
-    def __str__(self) -> str:
-        tls = TLSListen(self.host, self.port, self.cert, self.key, self.client_ca, groups=self.groups)
-        return f"https{str(tls).removeprefix('tls')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +169,9 @@ class Command:
 
 Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
-Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | HTTPSListen | SystemdListen
+Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
 AT_PORT = TCPAddress | TLSListen | ProxyListen
 """The addresses to listen on that have a port of this machine."""
-WITH_CERTIFICATE = TLSListen | HTTPSListen
-"""The addresses to listen on at which clients speak TLS."""
 Place = TCPAddress | UnixAddress | Command
 
 

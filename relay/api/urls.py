@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..addresses.hops import Command, HTTPSListen, Listen, ProxyListen, Route, check_route
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route
+from ..addresses.https import HTTPSListen
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown

@@ -25,7 +25,8 @@ from pydantic import (
 from ..access.limit import Limit, check_limits
 from ..access.senders import Senders
 from ..addresses.duration import PATTERN, parse_duration
-from ..addresses.hops import HTTPSProxy, Proxy
+from ..addresses.hops import Proxy
+from ..addresses.https import HTTPSProxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Kind, Option, options_of
 from ..addresses.printable import shown

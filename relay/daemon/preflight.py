@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from ..access.access_list import AccessList
-from ..addresses.hops import AT_PORT, WITH_CERTIFICATE, Command, HTTPSListen, Proxy, ProxyListen, Route
+from ..addresses.hops import AT_PORT, Command, Proxy, ProxyListen, Route
+from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, has_mptcp, is_i2p, refuse_onion

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..access.limit import LOGIN
 from ..access.networks import version_at
 from ..access.useless import Known, Useless, find_useless, find_useless_senders, possible_kinds, rules_in
-from ..addresses.hops import AT_PORT, WITH_CERTIFICATE, HTTPSListen, ProxyListen
+from ..addresses.hops import AT_PORT, ProxyListen
+from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TLSListen, UnixListen, is_loopback

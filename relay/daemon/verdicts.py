@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..addresses.hops import WITH_CERTIFICATE, HTTPSListen, ProxyListen
+from ..addresses.hops import ProxyListen
+from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
 from ..addresses.values import TLSListen, TLSTarget, has_mptcp

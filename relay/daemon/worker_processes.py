@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.hops import WITH_CERTIFICATE, Listen
+from ..addresses.hops import Listen
+from ..addresses.https import WITH_CERTIFICATE
 from ..addresses.values import has_mptcp
 from ..api.urls import listener
 from ..engine.records import ConnectionRecord

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
 
-from ..addresses.hops import Command, Hop, HTTPSProxy, Place, Proxy, Route, check_route, hop_of
+from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_route, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.ssh import SSHServer
 from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
@@ -25,7 +25,6 @@ KINDS: dict[type[Hop], str] = {
     SSHServer: "ssh.dialer:SSHNetwork",
     I2PRouter: "i2p.dialer:I2PNetwork",
     Proxy: "proxies.dialer:ProxyNetwork",
-    HTTPSProxy: "proxies.dialer:ProxyNetwork",
     Command: "program_dialer:ProgramNetwork",
 }
 """The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialer``."""
@@ -109,7 +108,7 @@ class _Network(Network):
         return made
 
     def beyond(self, hop: Hop) -> Network:
-        module, name = KINDS[type(hop)].split(":")
+        module, name = KINDS[Proxy if isinstance(hop, Proxy) else type(hop)].split(":")
         # Imported with the first hop of its kind: a plain forward starts without paramiko, ssl and I2P.
         kind: Callable[[Hop, Network], _View] = getattr(import_module(f".{module}", __package__), name)
         return _Network((*self._route, hop), kind(hop, self), self._trace)

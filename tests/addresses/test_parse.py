@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses.address_parser import LONGEST_ADDRESS
-from relay.addresses.hops import Command, HTTPSListen, HTTPSProxy, Proxy, ProxyListen
+from relay.addresses.hops import Command, Proxy, ProxyListen
+from relay.addresses.https import HTTPSListen, HTTPSProxy
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target

@@ -15,7 +15,7 @@ from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
 import relay.aio
-from relay.addresses import hops, values
+from relay.addresses import hops, https, values
 from relay.api import urls
 
 
@@ -174,7 +174,9 @@ def test_so_is_one_that_leads_to_a_listener(place):
         relay.listen(place, via=["i2p:"])
 
 
-@pytest.mark.parametrize(("table", "union"), [(urls.SENDERS, values.Target), (urls.LISTENERS, hops.Listen)])
+@pytest.mark.parametrize(
+    ("table", "union"), [(urls.SENDERS, values.Target), (urls.LISTENERS, hops.Listen | https.HTTPSListen)]
+)
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))
     for kind, entry in table.items():

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import config
-from relay.addresses.hops import Command, HTTPSProxy, Proxy
+from relay.addresses.hops import Command, Proxy
+from relay.addresses.https import HTTPSProxy
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import options_of

@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ...access.options import rules_of
-from ...addresses.hops import AT_PORT, WITH_CERTIFICATE, ProxyListen
+from ...addresses.hops import AT_PORT, ProxyListen
+from ...addresses.https import WITH_CERTIFICATE
 from ...addresses.i2p import I2PListen
 from ...addresses.values import TLSListen, has_mptcp
 from ...config import LISTS

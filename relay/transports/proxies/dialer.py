@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ...addresses.hops import HTTPSProxy, Proxy, Route, with_hop
+from ...addresses.hops import Proxy, Route, with_hop
+from ...addresses.https import HTTPSProxy
 from ...addresses.printable import shown
 from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError

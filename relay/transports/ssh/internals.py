@@ -29,9 +29,9 @@ BACKEND: Names = {
         initial_kex_done packetizer run saved_exception server_extensions
     """,
     "packet.Packetizer": """
-        REKEY_BYTES REKEY_BYTES_OVERFLOW_MAX _Packetizer__sequence_number_in _Packetizer__sequence_number_out
-        _trigger_rekey need_rekey read_all read_message readline send_message set_inbound_cipher
-        set_inbound_compressor set_outbound_cipher set_outbound_compressor start_handshake write_all
+        REKEY_BYTES REKEY_BYTES_OVERFLOW_MAX _Packetizer__need_rekey _Packetizer__sequence_number_in
+        _Packetizer__sequence_number_out _trigger_rekey need_rekey read_all read_message readline send_message
+        set_inbound_cipher set_inbound_compressor set_outbound_cipher set_outbound_compressor start_handshake write_all
     """,
     "packet": "NeedRekeyException",
     "auth_handler.AuthHandler": """

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -25,7 +26,7 @@ import trustme
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import WAIT, Certificates, Relayed, Server, echo, reserved_port  # noqa: E402  (after the line above, which must come first)
+from helpers import WAIT, Certificates, Relayed, Server, echo, makes, reserved_port  # noqa: E402  (after the line above, which must come first)
 
 from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
@@ -179,15 +180,7 @@ def poll_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """Makes servers, ``serve(handler, family=AF_INET)``, that end with the test."""
-    servers: list[Server] = []
-
-    def make(*args: Any, **options: Any) -> Server:
-        servers.append(Server(*args, **options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.close()
+    yield from makes(Server)
 
 
 @pytest.fixture
@@ -211,18 +204,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def relayed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Relayed]]:
     """Makes tunnels whose target the test plays itself; see :class:`helpers.Relayed`."""
-    made: list[Relayed] = []
+    numbers = itertools.count()
 
     def make(factory: Any = None, **options: Any) -> Relayed:
-        folder = tmp_path / str(len(made))
+        folder = tmp_path / str(next(numbers))
         folder.mkdir()
         tls = "tls" in (options.get("way_in"), options.get("way_out"))
-        made.append(Relayed(factory, folder, request.getfixturevalue("certificates") if tls else None, **options))
-        return made[-1]
+        return Relayed(factory, folder, request.getfixturevalue("certificates") if tls else None, **options)
 
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(make)
 
 
 @pytest.fixture
@@ -343,15 +333,7 @@ def make_ssh_server() -> Iterator[Callable[..., Any]]:
     """Makes embedded servers, ``make_ssh_server(**options of relay.testing.SSHServer)``."""
     from relay.testing import SSHServer
 
-    servers: list[SSHServer] = []
-
-    def make(**options: Any) -> SSHServer:
-        servers.append(SSHServer(**options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.close()
+    yield from makes(SSHServer)
 
 
 @pytest.fixture
@@ -392,17 +374,14 @@ def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any
     """Makes tunnels over SSH, ``over_ssh(url)``, whose target the test plays itself; see :class:`sshd.OverSSH`."""
     import sshd
 
-    made: list[sshd.OverSSH] = []
+    numbers = itertools.count()
 
     def make(url: Any, **options: Any) -> sshd.OverSSH:
-        folder = tmp_path / f"over-{len(made)}"
+        folder = tmp_path / f"over-{next(numbers)}"
         folder.mkdir()
-        made.append(sshd.OverSSH(url, folder, **options))
-        return made[-1]
+        return sshd.OverSSH(url, folder, **options)
 
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(make)
 
 
 # Servers of Debian that real programs and drivers speak to; see postgres.py. They run for a whole session.
@@ -602,15 +581,9 @@ def over_i2p() -> Iterator[Callable[..., Any]]:
     """
     import i2p_world
 
-    made: list[i2p_world.OverI2P] = []
-
-    def make(world: Any, *, serve: Any = (), reach: Any = (), **both: Any) -> i2p_world.OverI2P:
-        made.append(i2p_world.OverI2P(world, dict(serve), dict(reach), both))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(
+        lambda world, *, serve=(), reach=(), **both: i2p_world.OverI2P(world, dict(serve), dict(reach), both)
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import http.client
 import socket
 
 import pytest
-from helpers import WAIT, Thread, exchange, receive_exactly
+from helpers import WAIT, Thread, closed, exchange, receive_exactly
 from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
@@ -17,9 +17,7 @@ NAME = "name.i2p"
 
 @pytest.fixture
 def bridge():
-    made = ScriptedBridge()
-    yield made
-    made.close()
+    yield from closed(ScriptedBridge())
 
 
 def created(bridge):

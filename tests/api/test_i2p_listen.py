@@ -5,7 +5,7 @@ import queue
 import time
 
 import pytest
-from helpers import WAIT, Thread, exchange, receive_exactly
+from helpers import WAIT, Thread, closed, exchange, receive_exactly
 from listener_rig import make_prompt
 
 import relay
@@ -25,8 +25,7 @@ def prompt(monkeypatch, times, tmp_path):
 
 @pytest.fixture
 def bridge():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, exchange, wait_until
+from helpers import WAIT, closed, exchange, wait_until
 from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
@@ -36,8 +36,7 @@ def home(tmp_path, monkeypatch, times):
 
 @pytest.fixture
 def router():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 def make_server(bridge, session="", port=80, **options):

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 from command_rig import LISTENING, RELAY, Terminal, run, squeezed
-from helpers import WAIT, black_hole, echo, ending, receive_all, send_and_end, wait_until
+from helpers import WAIT, black_hole, echo, ending, makes, receive_all, send_and_end, wait_until
 
 import relay
 from relay.addresses.i2p import I2PListen, I2PRouter
@@ -28,12 +28,7 @@ from relay.cli.options import seconds, seconds_or_zero
 
 @pytest.fixture
 def connect():
-    with contextlib.ExitStack() as stack:
-
-        def make(address):
-            return stack.enter_context(socket.create_connection(address, timeout=WAIT))
-
-        yield make
+    yield from makes(lambda address: socket.create_connection(address, timeout=WAIT))
 
 
 def test_it_says_where_it_listens_and_relays(start, connect, target):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import click
 import pytest
 from command_rig import run
-from helpers import WAIT, receive_all, wait_until
+from helpers import WAIT, closed, receive_all, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey
@@ -35,8 +35,7 @@ TO = re.compile(r"listening on (\S+):(\d+) → (i2p://\S+)(?: via \S+)?\n")
 
 @pytest.fixture
 def router():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 @pytest.fixture(autouse=True)

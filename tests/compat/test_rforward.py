@@ -14,6 +14,7 @@ from helpers import (
     PROMPT,
     WAIT,
     Thread,
+    closed,
     echo,
     ending,
     exchange,
@@ -46,8 +47,7 @@ def world(request, openssh_server):
 
 @pytest.fixture
 def server():
-    with contextlib.closing(Scripted()) as made:
-        yield made
+    yield from closed(Scripted())
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from documents import PAGES
-from helpers import WAIT, wait_until
+from helpers import WAIT, makes, wait_until
 
 from relay.daemon import access_log as module
 from relay.daemon.access_log import AccessLog, LoggedTunnel, entry
@@ -38,14 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(path: Path) -> Iterator[Callable[..., AccessLog]]:
-    with contextlib.ExitStack() as stack:
-
-        def make(interval: float | None = None, tunnels: Callable[[], Any] = lambda: [WEB]) -> AccessLog:
-            log = AccessLog(str(path), interval, tunnels)
-            stack.callback(log.close)
-            return log
-
-        yield make
+    yield from makes(lambda interval=None, tunnels=(lambda: [WEB]): AccessLog(str(path), interval, tunnels))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

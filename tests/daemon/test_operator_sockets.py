@@ -10,7 +10,7 @@ import threading
 import types
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, makes
 
 from relay.cli.run import load_server
 from relay.daemon.operator_sockets import NONE, OperatorSockets
@@ -32,15 +32,7 @@ class Waiter:
 
 @pytest.fixture
 def make():
-    made = []
-
-    def make(plan):
-        made.append(OperatorSockets(None, Waiter(), lambda name: None, plan, load_server))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda plan: OperatorSockets(None, Waiter(), lambda name: None, plan, load_server))
     assert not kept()
 
 

@@ -5,7 +5,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, Thread, wait_until
+from helpers import WAIT, Thread, makes, wait_until
 
 import relay
 from relay.access.proxy_header import build_local
@@ -19,17 +19,14 @@ LONG = 3600.0
 def probe(monkeypatch):
     """Probes one target again and again; returns the prober."""
     monkeypatch.setattr(probing, "_FIRST", 0.0)
-    made = []
 
     def start(address, kind="connect", interval=LONG, timeout=WAIT, dial=None, header=b""):
         dial = dial or relay.tcp(*address)
-        made.append(Prober(lambda _: ProbeTarget("t", kind, interval, timeout, dial, "t:1", header)))
-        made[-1].wake(["t"])
-        return made[-1]
+        prober = Prober(lambda _: ProbeTarget("t", kind, interval, timeout, dial, "t:1", header))
+        prober.wake(["t"])
+        return prober
 
-    yield start
-    for prober in made:
-        prober.close()
+    yield from makes(start)
 
 
 def outcome(prober):

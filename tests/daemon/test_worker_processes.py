@@ -7,7 +7,7 @@ import socket
 
 import pytest
 import trustme
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, closed, receive_exactly, wait_until
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.api.urls import listener
@@ -21,8 +21,7 @@ LIMITS = Options().settled(over_i2p=False).of_tunnel("one")
 
 @pytest.fixture
 def processes():
-    with contextlib.closing(WorkerProcesses(2)) as made:
-        yield made
+    yield from closed(WorkerProcesses(2))
 
 
 def test_nothing_runs_before_the_first_tunnel(processes):
@@ -92,8 +91,7 @@ def packed(listen, target, via=()):
 
 @pytest.fixture
 def receive():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        yield made
+    yield from closed(socket.create_server(("127.0.0.1", 0)))
 
 
 def made(receive, listen):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import closed
 
 from relay.engine import generation as module
 from relay.engine.generation import Generation, Generations
@@ -31,9 +32,7 @@ class Connection:
 
 @pytest.fixture
 def loop():  # type: ignore[no-untyped-def]
-    made = Loop()
-    yield made
-    made.close()
+    yield from closed(Loop())
 
 
 def test_the_rest_is_reset_at_once_or_after_a_while(loop: Loop) -> None:

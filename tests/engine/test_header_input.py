@@ -1,10 +1,10 @@
 """The header of a client of a balancer: it is read to its end and no further, in as many pieces as it comes."""
 
-import contextlib
 import socket
 
 import pytest
 from flow_bench import HandLoop
+from helpers import makes
 
 from relay.access.proxy_header import Address, HeaderReader, ProxyHeader, ProxyHeaderError, build_v1
 from relay.engine.header_input import HeaderInput
@@ -48,14 +48,7 @@ def ends():
 
 @pytest.fixture
 def make():
-    with contextlib.ExitStack() as stack:
-
-        def make(client):
-            made = Reading(client)
-            stack.callback(made.loop.close)
-            return made
-
-        yield make
+    yield from makes(Reading, lambda made: made.loop.close())
 
 
 def test_a_header_that_has_come_is_read_and_nothing_after_it(make, ends):

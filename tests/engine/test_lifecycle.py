@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT, wait_until
+from helpers import WAIT, makes, wait_until
 from state_table import rows_of
 
 from relay.engine import lifecycle as module
@@ -135,17 +135,13 @@ STATE_ROWS = [
 
 @pytest.fixture
 def life():
-    made = []
-
     def make(connections=1):
-        made.append(Life(connections))
-        made[-1].start()
-        wait_until(lambda: made[-1].calls == ["accept"])
-        return made[-1]
+        one = Life(connections)
+        one.start()
+        wait_until(lambda: one.calls == ["accept"])
+        return one
 
-    yield make
-    for one in made:
-        one.finish()
+    yield from makes(make, lambda one: one.finish())
 
 
 def go_to(one, state):

@@ -1,6 +1,5 @@
 """``relay.engine.warm_pool``: each row of the table of states, and what the pool counts and logs."""
 
-import contextlib
 import enum
 import errno
 import gc
@@ -10,7 +9,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-from helpers import few_descriptors
+from helpers import few_descriptors, makes
 from state_table import rows_of
 
 import relay
@@ -213,14 +212,7 @@ class Rig:
 
 @pytest.fixture
 def rig():
-    with contextlib.ExitStack() as stack:
-
-        def make(*arguments, **named):
-            made = Rig(*arguments, **named)
-            stack.callback(made.finish)
-            return made
-
-        yield make
+    yield from makes(Rig, lambda made: made.finish())
 
 
 def in_state(rig, state):

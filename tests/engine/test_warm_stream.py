@@ -4,6 +4,7 @@ import socket
 import time
 
 import pytest
+from helpers import makes
 from state_table import rows_of
 
 from relay.engine import warm_stream as module
@@ -116,15 +117,7 @@ class Rig:
 
 @pytest.fixture
 def rig():
-    made = []
-
-    def make(state):
-        made.append(Rig(state))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.finish()
+    yield from makes(Rig, lambda one: one.finish())
 
 
 STATE_ROWS = [

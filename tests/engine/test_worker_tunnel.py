@@ -7,7 +7,7 @@ import socket
 import stat
 
 import pytest
-from helpers import WAIT, Thread, TLSEnd, ending, receive_all, receive_exactly, wait_until
+from helpers import WAIT, Thread, TLSEnd, ending, makes, receive_all, receive_exactly, wait_until
 
 import relay
 from relay.access.proxy_header import build_local
@@ -69,14 +69,7 @@ class Workers:
 
 @pytest.fixture
 def make(echo_server):
-    with contextlib.ExitStack() as stack:
-
-        def build(count, **options):
-            made = Workers(count, echo_server, **options)
-            stack.callback(made.close)
-            return made
-
-        yield build
+    yield from makes(lambda count, **options: Workers(count, echo_server, **options))
 
 
 @pytest.mark.parametrize("count", [2, 4])

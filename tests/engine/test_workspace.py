@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers import closed
 
 from relay.engine.workspace import Workspace
 from relay.eventloop.background import BUFFER
@@ -11,9 +12,7 @@ from relay.eventloop.loop import Loop
 
 @pytest.fixture
 def loop():
-    made = Loop()
-    yield made
-    made.close()
+    yield from closed(Loop())
 
 
 class Upgrade:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, closed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +32,7 @@ class Item:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    one = Loop()
-    yield one
-    one.close()
+    yield from closed(Loop())
 
 
 def test_a_deadline_is_never_early_and_at_most_a_tick_late() -> None:

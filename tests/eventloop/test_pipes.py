@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from helpers import closed
 
 from relay.eventloop import pipes
 from relay.eventloop.pipes import Pipe, PipePool
@@ -13,9 +14,7 @@ from relay.eventloop.pipes import Pipe, PipePool
 
 @pytest.fixture
 def pool() -> Iterator[PipePool]:
-    one = PipePool()
-    yield one
-    one.close()
+    yield from closed(PipePool())
     assert PipePool._total == 0
 
 

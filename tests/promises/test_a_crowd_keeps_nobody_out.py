@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 
 import pytest
-from helpers import WAIT, TLSEnd, receive_exactly, wait_until
+from helpers import WAIT, TLSEnd, makes, receive_exactly, wait_until
 
 import relay
 from relay.streams import lookups
@@ -23,14 +22,13 @@ def request(host: str, port: int) -> bytes:
 @pytest.fixture
 def crowd():
     """Makes clients that stay: ``crowd(address, text)``."""
-    with contextlib.ExitStack() as stack:
 
-        def make(address, text=b""):
-            client = stack.enter_context(socket.create_connection(address, WAIT))
-            client.sendall(text)
-            return client
+    def make(address, text=b""):
+        client = socket.create_connection(address, WAIT)
+        client.sendall(text)
+        return client
 
-        yield make
+    yield from makes(make)
 
 
 def test_names_that_nobody_resolves(crowd, echo_server, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from command_rig import run
 from group_rig import letter, repeats
-from helpers import PROMPT, WAIT, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import PROMPT, WAIT, makes, receive_all, receive_exactly, send_and_end, wait_until
 from sshd import make_key
 from upgrade_rig import Clients, Upgraded, ends
 from warm_relay import RELAY
@@ -35,15 +35,7 @@ UPGRADES = int(os.environ.get("RELAY_UPGRADES", "3"))
 @pytest.fixture
 def up(tmp_path):
     """Starts the tunnels of a text."""
-    made = []
-
-    def start(text, **options):
-        made.append(Upgraded(tmp_path, text, **options))
-        return made[-1]
-
-    yield start
-    for each in made:
-        each.close()
+    yield from makes(lambda text, **options: Upgraded(tmp_path, text, **options))
 
 
 def reply(address):

@@ -18,6 +18,7 @@ from helpers import (
     ending,
     exchange,
     fate_of_client,
+    makes,
     receive_all,
     receive_exactly,
     send_and_end,
@@ -31,15 +32,7 @@ from relay.testing import check_factory, pair
 @pytest.fixture
 def tunnel_to():
     """Makes tunnels, ``tunnel_to(factory, **limits)``."""
-    made = []
-
-    def make(factory, **limits):
-        made.append(relay.Tunnel(relay.listen(":0"), factory, **limits))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda factory, **limits: relay.Tunnel(relay.listen(":0"), factory, **limits))
 
 
 def ask(tunnel, text=b"hello"):

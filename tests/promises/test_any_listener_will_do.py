@@ -5,7 +5,7 @@ import socket
 import threading
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, makes, receive_all, send_and_end, wait_until
 
 import relay
 from relay.eventloop.sockets import reset
@@ -15,15 +15,7 @@ from relay.testing import FakeListener, pair
 @pytest.fixture
 def tunnel_from(listener):
     """A tunnel from ``receive`` to the test's listener."""
-    made = []
-
-    def make(receive, **limits):
-        made.append(relay.Tunnel(receive, relay.tcp(*listener.getsockname()), **limits))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(lambda receive, **limits: relay.Tunnel(receive, relay.tcp(*listener.getsockname()), **limits))
 
 
 def whole(client, listener):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from covering import each_value
-from helpers import PROMPT, WAIT, Server, Thread, fate_of_client, wait_until
+from helpers import PROMPT, WAIT, Server, Thread, closed, fate_of_client, wait_until
 
 import relay
 from relay.addresses.destinations import PrivateKey, b32_of
@@ -226,8 +226,7 @@ def before(request, spawner_thread):
 
 @pytest.fixture(params=STAGES)
 def stage(request, spawner_thread):
-    with contextlib.closing(STAGES[request.param]()) as made:
-        yield made
+    yield from closed(STAGES[request.param]())
 
 
 def way(stage, before):

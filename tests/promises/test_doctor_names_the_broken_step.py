@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 import trustme
 from doctor_rig import diagnose
-from helpers import WAIT, TLSEnd
+from helpers import WAIT, TLSEnd, closed
 from sshd import make_key, server_url
 
 import relay
@@ -65,8 +65,7 @@ def silent(serve):
 
 @pytest.fixture
 def bridge():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 # What is asked => the step that is broken, and words of its text and its advice.

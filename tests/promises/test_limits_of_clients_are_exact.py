@@ -1,11 +1,10 @@
 """A limit of clients is exact: so many get in and no more, however connections end, with workers, after a reload."""
 
-import contextlib
 import socket
 import struct
 
 import pytest
-from helpers import WAIT, ended, ending, fate_of_client, receive_exactly, refusing, send_and_end, wait_until
+from helpers import WAIT, ended, ending, fate_of_client, makes, receive_exactly, refusing, send_and_end, wait_until
 
 import relay
 from relay.engine import changes, ledgers
@@ -22,8 +21,7 @@ def is_served(client):
 
 @pytest.fixture
 def connect():
-    with contextlib.ExitStack() as stack:
-        yield lambda address: stack.enter_context(socket.create_connection(address, WAIT))
+    yield from makes(lambda address: socket.create_connection(address, WAIT))
 
 
 def test_the_number_at_a_time_holds_whatever_way_connections_end(echo_server, connect):

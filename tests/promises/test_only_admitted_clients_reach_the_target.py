@@ -1,6 +1,5 @@
 """relay decides about a client before it connects to the target: by the same rules at every listener."""
 
-import contextlib
 import datetime
 import logging
 import os
@@ -15,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from helpers import WAIT, Server, Thread, fate_of_client, makes, wait_until
+from helpers import WAIT, Server, Thread, closed, fate_of_client, makes, wait_until
 
 import relay
 from relay.transports.tls.context import certificate_of
@@ -37,8 +36,7 @@ class Target(Server):
 
 @pytest.fixture
 def target():
-    with contextlib.closing(Target()) as server:
-        yield server
+    yield from closed(Target())
 
 
 @pytest.fixture

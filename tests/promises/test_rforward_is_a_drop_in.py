@@ -1,6 +1,5 @@
 """Programs that were written for ``x2go.rforward`` run with one import changed, beside the original where that is."""
 
-import contextlib
 import os
 import shutil
 import socket
@@ -9,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, echo, ending, is_gone, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import WAIT, echo, ending, is_gone, makes, receive_all, receive_exactly, send_and_end, wait_until
 from rforward_rig import LOOPBACK, reserved
 
 import relay
@@ -144,10 +143,7 @@ class Running:
 
 @pytest.fixture
 def run(tmp_path):
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(
-            contextlib.closing(Running(arguments[0], tmp_path, *arguments[1:]))
-        )
+    yield from makes(lambda first, *more: Running(first, tmp_path, *more))
 
 
 def changed(text):

@@ -11,7 +11,7 @@ import sys
 import pytest
 from command_rig import run
 from group_rig import letter
-from helpers import WAIT, receive_exactly
+from helpers import WAIT, closed, receive_exactly
 from warm_relay import RELAY
 
 # Passes descriptors from 3 on, as systemd does: the process that reads LISTEN_PID is the one that has the number.
@@ -96,8 +96,7 @@ class Manager:
 
 @pytest.fixture
 def manager(tmp_path):
-    with contextlib.closing(Manager(tmp_path / "notify")) as made:
-        yield made
+    yield from closed(Manager(tmp_path / "notify"))
 
 
 @pytest.fixture

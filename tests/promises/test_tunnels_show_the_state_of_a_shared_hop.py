@@ -12,7 +12,7 @@ import pyte
 import pytest
 from command_rig import Terminal, commands, run
 from group_rig import letter
-from helpers import WAIT, reserved_port, wait_until
+from helpers import WAIT, closed, reserved_port, wait_until
 from upgrade_rig import Upgraded
 
 import relay
@@ -74,8 +74,7 @@ class I2P:
 
 @pytest.fixture
 def bridge():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 @pytest.fixture

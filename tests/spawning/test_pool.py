@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, Thread, receive_exactly, receive_rest, wait_until
+from helpers import WAIT, Thread, closed, receive_exactly, receive_rest, wait_until
 
 import relay
 from relay.spawning import parent, pool_parts, pool_tunnel, worker_slot
@@ -24,9 +24,7 @@ OPTIONS = {"nconnect": -1, "timeout": None, "connect_timeout": 30.0, "idle_timeo
 
 @pytest.fixture
 def pool():
-    made = WorkerPool(2)
-    yield made
-    made.close()
+    yield from closed(WorkerPool(2))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, Thread
+from helpers import WAIT, Thread, closed
 
 import relay
 from relay.eventloop import garbage
@@ -31,9 +31,7 @@ OPTIONS = {
 
 @pytest.fixture
 def shared():
-    made = SharedDescriptors(relay.listen(":0"), 2)
-    yield made
-    made.close()
+    yield from closed(SharedDescriptors(relay.listen(":0"), 2))
 
 
 def copies(shared, index=0):

@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from helpers import WAIT, Thread, ending, wait_until
+from helpers import WAIT, Thread, closed, ending, wait_until
 
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.streams import accept_queue
@@ -23,9 +23,7 @@ class Counted(AcceptQueue):
 
 @pytest.fixture
 def there():
-    made = Counted()
-    yield made
-    made.close()
+    yield from closed(Counted())
 
 
 @pytest.fixture

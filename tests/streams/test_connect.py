@@ -1,6 +1,5 @@
 """``relay.streams.connect``: direct connects that begin at once and report later."""
 
-import contextlib
 import errno
 import os
 import queue
@@ -10,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from helpers import WAIT, Thread, black_hole, refusing, wait_until
+from helpers import WAIT, Thread, black_hole, closed, refusing, wait_until
 
 import relay
 from relay import ConnectError
@@ -344,8 +343,7 @@ class Engine:
 
 @pytest.fixture
 def engine():
-    with contextlib.closing(Engine()) as made:
-        yield made
+    yield from closed(Engine())
 
 
 @pytest.mark.parametrize("literal", [True, False])

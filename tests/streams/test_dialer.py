@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, ended, fate_of_client, wait_until
+from helpers import WAIT, Thread, ended, fate_of_client, makes, wait_until
 
 import relay
 from relay.engine.attempt import Attempt
@@ -54,15 +54,7 @@ class FakeDialer(Dialer):
 @pytest.fixture
 def dialer():
     """Makes dialers that are closed with the test."""
-    made = []
-
-    def make(*outcomes, **options):
-        made.append(FakeDialer(*outcomes, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(FakeDialer)
 
 
 REFUSED = relay.ConnectError("the target: connection refused", reason="refused")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from helpers import BLOCK, WAIT, Certificates, Thread, TLSEnd, receive_all, wait_until
+from helpers import BLOCK, WAIT, Certificates, Thread, TLSEnd, closed, receive_all, wait_until
 
 from relay.eventloop.sockets import unsent
 from relay.streams.adapter import as_stream
@@ -43,9 +43,7 @@ class HeldTLS:
 
 @pytest.fixture
 def held_tls(certificates: Certificates, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldTLS]:
-    held = HeldTLS(certificates, listener, monkeypatch)
-    yield held
-    held.close()
+    yield from closed(HeldTLS(certificates, listener, monkeypatch))
 
 
 def fill(sock: socket.socket) -> bytes:

@@ -16,8 +16,10 @@ from helpers import (
     PROMPT,
     WAIT,
     black_hole,
+    closed,
     echo,
     ending,
+    makes,
     receive_all,
     receive_exactly,
     refusing,
@@ -55,14 +57,12 @@ def place(listening):
 
 @pytest.fixture
 def accept(listening):
-    with contextlib.ExitStack() as stack:
+    def make():
+        accepted = listening.accept()[0]
+        accepted.settimeout(WAIT)
+        return accepted
 
-        def make():
-            accepted = stack.enter_context(listening.accept()[0])
-            accepted.settimeout(WAIT)
-            return accepted
-
-        yield make
+    yield from makes(make)
 
 
 def pipe(*arguments, **options):
@@ -271,8 +271,7 @@ def test_each_command_is_loaded_alone_and_all_of_them_for_help():
 
 @pytest.fixture
 def router():
-    with SAMBridge() as made:
-        yield made
+    yield from closed(SAMBridge())
 
 
 def test_over_i2p_a_request_gets_its_answer_though_its_end_cannot_be_told(router, serve, start):

@@ -1,6 +1,5 @@
 """``relay up``: many tunnels of one file, as its users run it."""
 
-import contextlib
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, ending, exchange, is_gone, receive_all, send_and_end, wait_until
+from helpers import WAIT, ending, exchange, is_gone, makes, receive_all, send_and_end, wait_until
 
 from relay.cli.commands import up
 from relay.config import read
@@ -60,12 +59,7 @@ def start(make_file):
 
 @pytest.fixture
 def connect():
-    with contextlib.ExitStack() as stack:
-
-        def make(address):
-            return stack.enter_context(socket.create_connection(address, timeout=WAIT))
-
-        yield make
+    yield from makes(lambda address: socket.create_connection(address, timeout=WAIT))
 
 
 def tunnel(name, listen, target, *more):

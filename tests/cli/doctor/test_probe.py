@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, refusing
+from helpers import WAIT, Thread, makes, refusing
 
 from relay.addresses.parse import parse_hops, parse_target
 from relay.cli.doctor.probe import RouteProbe, first_bytes
@@ -17,15 +17,9 @@ from relay.streams.stream import Stream
 @pytest.fixture
 def probe():
     """Makes the probe of a route; it is closed with the test."""
-    made = []
-
-    def make(*via, cancelled=None):
-        made.append(RouteProbe(parse_hops(via, "db:1") if via else (), cancelled or threading.Event()))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from makes(
+        lambda *via, cancelled=None: RouteProbe(parse_hops(via, "db:1") if via else (), cancelled or threading.Event())
+    )
 
 
 def result_of(probe, target, seconds=WAIT):

@@ -5,7 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, makes
 
 from relay.carriers.link import CarrierState
 from relay.config import read
@@ -51,17 +51,12 @@ class Member:
 @pytest.fixture
 def made():
     """Makes changes; their listeners and factories are closed with the test."""
-    all_made = []
 
     def make(old, new, receive=None, state=MemberState.LISTENING):
         (change,) = compare([old] if old else [], [new] if new else [])
-        member = Member(old, receive, state) if old else None
-        all_made.append(Replacement(change, new, member))
-        return all_made[-1]
+        return Replacement(change, new, Member(old, receive, state) if old else None)
 
-    yield make
-    for each in all_made:
-        each.discard()
+    yield from makes(make, lambda each: each.discard())
 
 
 def ready(change, everyone=()):

@@ -22,8 +22,7 @@ def opened(scripted):
 @pytest.fixture
 def bridge(request):
     """An embedded one, of the personality that the test names."""
-    with SAMBridge(personality=getattr(request, "param", "i2pd")) as made:
-        yield made
+    yield from closed(SAMBridge(personality=getattr(request, "param", "i2pd")))
 
 
 @pytest.fixture

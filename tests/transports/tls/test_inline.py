@@ -446,8 +446,7 @@ def test_an_end_of_the_transport_beside_half_a_ticket_is_a_cut(halting):
 
 @pytest.fixture
 def relayed(certificates, tmp_path):
-    with contextlib.closing(Relayed(None, tmp_path, certificates, way_out="tls", timeout=None)) as relayed:
-        yield relayed
+    yield from closed(Relayed(None, tmp_path, certificates, way_out="tls", timeout=None))
 
 
 def connect(relayed):

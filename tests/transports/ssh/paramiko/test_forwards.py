@@ -8,7 +8,7 @@ import time
 
 import paramiko
 import pytest
-from helpers import WAIT, Thread, receive_all
+from helpers import WAIT, Thread, closed, receive_all
 from paramiko_rig import Lost, connect, settings_for
 
 from relay.addresses.values import TCPAddress
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.usefixtures("spawner_thread")
 
 @pytest.fixture
 def connection(rig):
-    with contextlib.closing(connect(settings_for(rig))) as made:
-        yield made
+    yield from closed(connect(settings_for(rig)))
 
 
 @pytest.fixture

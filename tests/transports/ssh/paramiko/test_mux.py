@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import BLOCK, PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import BLOCK, PROMPT, WAIT, Thread, closed, receive_all, receive_exactly, wait_until
 from paramiko_rig import Lost, begin, connect, mux_of, open_stream, settings_for
 
 from relay.addresses.values import TCPAddress, UnixAddress
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.usefixtures("spawner_thread")
 
 @pytest.fixture
 def connection(rig):
-    with contextlib.closing(connect(settings_for(rig))) as made:
-        yield made
+    yield from closed(connect(settings_for(rig)))
 
 
 @pytest.fixture

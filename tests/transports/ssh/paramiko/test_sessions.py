@@ -5,7 +5,7 @@ import struct
 import threading
 
 import pytest
-from helpers import WAIT, receive_all, receive_exactly, receive_until_reset
+from helpers import WAIT, closed, receive_all, receive_exactly, receive_until_reset
 from paramiko_rig import ScriptedServer, begin
 
 from relay.addresses.hops import Command
@@ -44,8 +44,7 @@ class Rig:
 
 @pytest.fixture
 def rig(spawner_thread):
-    with contextlib.closing(Rig()) as made:
-        yield made
+    yield from closed(Rig())
 
 
 def parsed(content):

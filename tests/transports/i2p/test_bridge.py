@@ -2,12 +2,11 @@
 
 import math
 import queue
-import socket
 import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, black_hole, closed, receive_exactly, refusing, wait_until
+from helpers import WAIT, Thread, black_hole, closed, refusing, wait_until
 from sam_rig import HELLO, io_thread_ends
 
 import relay
@@ -148,14 +147,6 @@ def test_what_is_no_bridge_or_wants_none_of_us(scripted, bridge, answer, kind, t
     assert not bridge.idle.ready and len(scripted.hellos) == 1, "it is asked once"
 
 
-def test_one_that_ends_without_an_answer(serve):
-    server = serve(lambda connection: connection.recv(100))
-    bridge = Bridge("b", tcp(*server.address), None)
-    error = error_of(bridge)
-    assert isinstance(error, ConnectError) and "the bridge closed the connection" in str(error)
-    bridge.close()
-
-
 def test_a_way_that_cannot_be_begun_is_told():
     class Broken(Dialer):
         def dial(self, deadline, done, **options):
@@ -188,20 +179,6 @@ def test_who_gives_up_while_it_connects_is_not_told():
         meeting.give_up()
         wait_until(lambda: len(IOThread.clients()) == 1)
         bridge.close()
-    assert meeting.told.empty()
-
-
-def test_who_gives_up_before_it_is_answered_is_not_told(scripted, bridge):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        quiet = Bridge("b", tcp(*listening.getsockname()), None)
-        meeting = Meeting(quiet)
-        far = listening.accept()[0]
-        far.settimeout(WAIT)
-        with far:
-            assert receive_exactly(far, 30)
-            meeting.give_up()
-            assert far.recv(1) == b""
-        quiet.close()
     assert meeting.told.empty()
 
 

@@ -175,14 +175,6 @@ def test_keys_that_are_not_to_be_had_are_the_error(scripted, make):
     assert not scripted.asked
 
 
-def test_after_each_loss_there_is_a_new_id(scripted, make):
-    carrier = make(scripted)
-    first = up(carrier)
-    scripted.controls[-1].close()
-    wait_until(lambda: carrier.link not in (None, first))
-    assert carrier.link.id != first.id
-
-
 def test_that_it_takes_long_is_told_now_and_then(bridge, make, times, caplog):
     caplog.set_level(logging.INFO, "relay")
     times(progress=0.02)
@@ -316,17 +308,6 @@ def test_other_answers_are_an_error_in_one_line(scripted, make, answer, said):
     scripted.answers.extend([answer] * 9)  # the first attempt may be over before its end is waited for
     assert said in str(failure(make(scripted)))
     assert len(asked(scripted)) >= 1
-
-
-def test_what_time_may_mend_is_tried_again(scripted, make):
-    scripted.answers.extend(["SESSION STATUS RESULT=I2P_ERROR"] * 3)
-    up(make(scripted), patient=True)
-    assert len(asked(scripted)) == 4
-
-
-def test_a_bridge_that_ends_the_conversation_instead_of_an_answer(scripted, make):
-    scripted.answers.extend([lambda end: end.close()] * 9)
-    assert "closed the connection" in str(failure(make(scripted)))
 
 
 # -- keys that a router still remembers --
@@ -483,16 +464,6 @@ def test_replacing_gets_rarer_while_it_does_not_help(replaced):
     assert replaced.silent(after=2)
     replaced.policy.on_reply(DEST)
     assert replaced.silent(), "as prompt as at first"
-
-
-def test_a_destination_that_answers_makes_it_prompt_again(scripted, make):
-    carrier = make(scripted)
-    session = up(carrier)
-    for _ in range(2):
-        carrier.call(lambda session=session: session.observer.on_silence(session, DEST))
-        wait_until(lambda session=session: carrier.link not in (None, session))
-        session = carrier.link
-        session.observer.on_reply(DEST)
 
 
 def test_each_destination_counts_for_itself_and_not_without_bound(replaced):

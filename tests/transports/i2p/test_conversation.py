@@ -13,9 +13,8 @@ from sam_rig import io_thread_ends
 import relay
 from relay.errors import ConnectError
 from relay.eventloop.background import IOThread
-from relay.eventloop.sockets import reset
-from relay.transports.i2p.conversation import Conversation, read_line
-from relay.transports.i2p.messages import LONGEST, Message, MessageError, naming_lookup, ping, pong
+from relay.transports.i2p.conversation import Conversation
+from relay.transports.i2p.messages import LONGEST, MessageError, naming_lookup, ping, pong
 
 ASKED = naming_lookup("ME")
 REQUEST = b"NAMING LOOKUP NAME=ME\n"
@@ -86,15 +85,6 @@ def rig():
     yield from closed(Rig())
 
 
-def test_what_is_asked_is_answered(rig):
-    for _ in range(3):
-        rig.ask(WAIT)
-        assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
-        rig.far.sendall(ANSWER)
-        answer = rig.outcome()
-        assert isinstance(answer, Message) and answer.options["VALUE"] == "x"
-
-
 def test_an_answer_cut_anywhere_is_put_together(rig):
     for cut in range(1, len(ANSWER)):
         rig.ask()
@@ -131,16 +121,6 @@ def test_a_stream_that_was_taken_is_watched_no_longer(rig):
     assert rig.stream.fileno() >= 0, "it belongs to somebody else"
 
 
-def test_several_answers_in_one_segment_come_one_by_one(rig):
-    answers = queue.SimpleQueue()
-    rig.conversation.ask(ASKED, None, lambda answer: (answers.put(answer), rig.listen()))
-    rig.far.sendall(ANSWER + b"PING 1\nPING 2\nPI")
-    assert answers.get(timeout=WAIT).result == "OK"
-    assert [rig.heard.get(timeout=WAIT) for _ in range(2)] == [b"PING 1\n", b"PING 2\n"]
-    rig.far.sendall(b"NG 3\n")
-    assert rig.heard.get(timeout=WAIT) == b"PING 3\n"
-
-
 def test_a_ping_in_place_of_the_answer_is_answered(rig):
     rig.ask(WAIT)
     assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
@@ -151,66 +131,12 @@ def test_a_ping_in_place_of_the_answer_is_answered(rig):
     assert rig.outcome().result == "OK"
 
 
-@pytest.mark.parametrize("begin", [Rig.ask, Rig.listen])
-@pytest.mark.parametrize(
-    ("end", "why"),
-    [
-        (lambda rig: rig.far.close(), GONE),
-        (lambda rig: (rig.far.sendall(ANSWER[:-1]), rig.far.close()), GONE),
-        (lambda rig: reset(rig.far), "the connection to the bridge was lost (Connection reset by peer)"),
-    ],
-    ids=["close", "mid-line", "reset"],
-)
-def test_the_end_is_told_once(rig, begin, end, why):
-    begin(rig)
-    if begin is Rig.ask:
-        assert receive_exactly(rig.far, len(REQUEST)) == REQUEST
-    rig.turn()
-    end(rig)
-    assert rig.why() == why
-    rig.ends()
-    assert rig.told.empty()
-    rig.listen()
-    assert rig.why() == why, "and to who listens later"
-
-
-@pytest.mark.parametrize("said", [b"", ANSWER[:-1]])
-def test_silence_is_told_at_the_deadline(rig, said):
-    rig.ask(0.05)
-    rig.far.sendall(said)
-    error = rig.outcome()
-    assert (str(error), error.reason) == ("the bridge: no answer in time", "connect_timeout")
-    assert receive_all(rig.far) == REQUEST
-
-
-def test_a_deadline_ends_with_its_answer(rig):
-    rig.ask(0.05)
-    rig.far.sendall(ANSWER)
-    assert rig.outcome().result == "OK"
-    threading.Event().wait(0.1)
-    rig.turn()
-    assert rig.told.empty() and rig.conversation.alive
-
-
 def test_a_hop_that_has_not_reached_the_bridge_after_all_is_told(rig):
     why = ConnectError("the bridge: connection refused, says ssh://bastion", reason="refused")
     rig.stream.failure = lambda: why
     rig.ask()
     rig.far.close()
     assert rig.outcome() is why
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [b"\n", b"\x00\xff\xfe\n", b"HTTP/1.1 400 Bad Request\r\n", b'NAMING REPLY VALUE="\n', b"NAMING REPLY =x\n"],
-)
-def test_garbage_is_told_and_ends_it(rig, garbage):
-    rig.ask(WAIT)
-    rig.far.sendall(garbage)
-    error = rig.outcome()
-    assert isinstance(error, MessageError) and str(error).startswith("the bridge: ")
-    rig.ends()
-    assert rig.told.empty()
 
 
 @pytest.mark.parametrize("begin", [Rig.ask, Rig.listen])
@@ -231,16 +157,6 @@ def swallow(send, data, total):
             send(data)
     except OSError:
         pass  # it was not read any further
-
-
-def test_the_longest_line_is_read(rig):
-    line = b"NAMING REPLY RESULT=OK VALUE="
-    line += b"x" * (LONGEST - len(line) - 1) + b"\n"
-    rig.ask(WAIT)
-    rig.far.sendall(line[:5000])
-    rig.turn()
-    rig.far.sendall(line[5000:])
-    assert len(rig.outcome().options["VALUE"]) > 8000
 
 
 def test_what_nobody_asked_for_ends_it(rig):
@@ -304,29 +220,6 @@ def test_who_closes_it_is_told_nothing(rig):
     assert rig.told.empty() and not rig.conversation.alive
 
 
-def test_closing_races_with_an_answer():
-    for _ in range(100):
-        rig = Rig()
-        rig.ask()
-        answering = Thread(swallow, rig.far.sendall, ANSWER, 1)
-        rig.conversation.close()
-        answering.result()
-        rig.ends()
-        rig.close()
-        assert rig.told.qsize() <= 1
-
-
-def test_it_sees_whether_the_other_side_is_there(rig):
-    assert rig.conversation.alive
-    stop, go = threading.Event(), threading.Event()
-    rig.io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
-    assert stop.wait(WAIT)
-    rig.far.close()
-    wait_until(lambda: not rig.conversation.alive)
-    assert rig.stream.fileno() >= 0, "the I/O thread has not seen it yet"
-    go.set()
-
-
 @pytest.mark.parametrize("listens", [False, True])
 def test_a_bug_of_who_is_told_ends_it(rig, caplog, listens):
     def fail(answer):
@@ -368,14 +261,3 @@ def test_a_request_that_no_line_can_say_is_a_value_error(rig):
     rig.ask()
     rig.far.sendall(ANSWER)
     assert rig.outcome().result == "OK"
-
-
-def test_a_line_is_read_and_no_more():
-    near, far = socket.socketpair()
-    with near, far:
-        far.sendall(b"one\ntwo\nthr")
-        assert read_line(near) == (b"one\n", True)
-        assert read_line(near) == (b"two\n", True)
-        assert read_line(near) == (b"thr", False)
-        far.close()
-        assert read_line(near) == (b"", False)

@@ -104,18 +104,6 @@ def test_a_bug_of_one_harms_no_other(loop, set_in, caplog):
     assert "a bug" in caplog.text
 
 
-def test_one_that_sets_itself_again_comes_again(loop, set_in):
-    class Again(Item):
-        def expire(self, now):
-            super().expire(now)
-            set_in(self.times[-1] + 1, self)
-
-    item = set_in(1, Again(loop))
-    for now in (1.1, 2.2, 3.3):
-        loop.turn(now)
-    assert item.times == [1.1, 2.2, 3.3]
-
-
 def test_those_that_expire_one_by_one_are_looked_at_together(loop, set_in):
     items = [set_in(0.1 + number * 0.001) for number in range(300)]
     for now in range(450):

@@ -94,17 +94,6 @@ def test_a_socket_keeps_it_although_the_session_was_renewed_meanwhile(world, imp
     io_thread_ends()
 
 
-def test_a_factory_that_was_closed_leaves_its_streams(world):
-    factory = world.factory()
-    with factory(deadline=soon()) as stream:
-        far, (control,) = world.bridge.stream(), world.bridge.controls
-        factory.close()
-        factory.close()
-        stream.socket.settimeout(WAIT)
-        exchange(stream.socket, far)
-    assert control.over.wait(WAIT)
-
-
 def test_a_factory_that_is_forgotten_lets_it_go(world):
     router = I2PRouter(sam=parse_sam(world.bridge.name))
     factory = I2PFactory(I2PTarget(DEST, None, router), network())

@@ -160,17 +160,6 @@ def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch
         entrance.stream()[0].close()
 
 
-def test_while_it_is_held_the_kernel_keeps_them(enter):
-    entrance = enter()
-    entrance.port.pause(True)
-    with entrance.connect() as end:
-        end.sendall(f"{DEST}\n".encode())
-        with pytest.raises(queue.Empty):
-            entrance.on_stream.get(timeout=0.05)
-        entrance.port.pause(False)
-        entrance.stream()[0].close()
-
-
 class Told:
     """Stands for the kernel: who is at the other end."""
 

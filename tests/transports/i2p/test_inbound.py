@@ -11,7 +11,7 @@ from helpers import WAIT, makes, receive_exactly, wait_until
 from sam_rig import DEST, OK, ScriptedBridge
 
 from relay.addresses.destinations import Peer
-from relay.errors import ConnectError, SAMError
+from relay.errors import ConnectError
 from relay.streams.stream import Stream
 from relay.transports.i2p import inbound
 from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
@@ -164,17 +164,6 @@ def test_the_end_of_the_session_is_the_failure_of_its_streams(router):
             assert "ended the session" in str(stream.failure())
 
 
-def test_the_socket_of_a_stream_is_watched_no_longer(router):
-    """Else the I/O thread would spin for every byte that is not read yet."""
-    with contextlib.closing(router.hand_over(f"{DEST}\nwaiting".encode())):
-        stream, _ = router.entrance.stream()
-        with stream:
-            loop = router.entrance.way.io_thread.loop
-            assert stream.fileno() not in loop.handlers
-            with pytest.raises((OSError, KeyError)):
-                loop.poller.unregister(stream.fileno())
-
-
 # -- ACCEPT --
 
 
@@ -232,17 +221,6 @@ def test_what_the_bridge_does_not_serve_there_is_less_of(enter, scripted, opened
     assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.on_ready.empty(), "nothing is wrong while one waits"
     assert entrance.asked() == inbound.SEVERAL
-
-
-def test_a_refusal_is_told_and_asked_again(enter, scripted):
-    scripted.answers.extend(['STREAM STATUS RESULT=I2P_ERROR MESSAGE="no more"'] * 3)
-    entrance = enter(AcceptStreams)
-    entrance.call(entrance.way.begin)
-    for _ in range(3):
-        error = entrance.on_ready.get(timeout=WAIT)
-        assert isinstance(error, SAMError)
-        assert str(error) == "the session: the router refuses to deliver streams (I2P_ERROR: no more)"
-    assert entrance.on_ready.get(timeout=WAIT) is None
 
 
 def test_a_router_that_does_not_know_the_session_ends_it(enter, scripted, opened):
@@ -359,21 +337,6 @@ def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, times):
     with connect(entrance) as end:
         end.sendall(f"{DEST}\n".encode())
         entrance.stream()[0].close()
-
-
-def test_a_burst_is_taken_whole(enter):
-    entrance = enter(ForwardStreams).begin()
-    with contextlib.ExitStack() as stack:
-        ends = [stack.enter_context(connect(entrance)) for _ in range(200)]
-        for number, end in enumerate(ends):
-            end.sendall(f"{DEST} FROM_PORT={number}\n{number:03}".encode())
-        seen = set()
-        for _ in ends:
-            stream, peer = entrance.stream()
-            with stream:
-                assert receive_exactly(stream.socket, 3) == f"{peer.port:03}".encode()
-            seen.add(peer.port)
-        assert seen == set(range(200))
 
 
 def test_what_is_under_a_stream_is_let_go_of_with_it(enter):

@@ -265,11 +265,6 @@ def test_a_file_that_was_replaced_meanwhile_stays_locked(tmp_path):
         assert file.key == OTHER
 
 
-def test_it_can_be_read_while_it_is_in_use(tmp_path):
-    with KeyFile.open(tmp_path / "me.dat", lambda: KEY):
-        assert read(tmp_path / "me.dat") == KEY
-
-
 def test_a_key_is_made_once_however_many_ask(tmp_path):
     """And no two processes have it at the same time."""
     made, having, most = [], [], []

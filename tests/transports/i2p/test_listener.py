@@ -215,10 +215,6 @@ def test_a_tunnel_is_told_who_is_denied_and_why(listen, clients):
             assert peer.b32 in str(stream.denied)
 
 
-def test_the_prover_is_let_in_whatever_the_lists_say(listen):
-    assert listen(allow=()).wait_published(WAIT)
-
-
 # -- what waits --
 
 
@@ -243,25 +239,6 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
         for thread in more:
             stack.enter_context(thread.result())
         wait_until(lambda: not there._receiver._incoming.paused)
-
-
-def test_accept_ends_with_the_listener(listen):
-    there = listen()
-    waiting = Thread(there.accept)
-    waiting.join(0.05)
-    there.close()
-    with pytest.raises(OSError, match=CLOSED):
-        waiting.result()
-    with pytest.raises(OSError, match=CLOSED):
-        there.accept()
-
-
-def test_who_was_not_accepted_yet_is_reset_at_the_end(listen, clients):
-    there = listen()
-    with clients.connect(there) as stream:
-        wait_until(lambda: len(there._queue))
-        there.close()
-        assert ending(stream.socket) in ("reset", "end of file")
 
 
 # -- losses --
@@ -435,18 +412,6 @@ def test_without_a_limit_streams_are_accepted_in_the_relay_thread(listen, client
             assert receive_exactly(stream.socket, 1) == b"x"
     with pytest.raises(OSError, match=CLOSED):
         there.accept()
-
-
-def test_one_that_is_patient_waits_for_its_router(bridge):
-    bridge.kill()
-    away = threading.Event()
-    with I2PListener(I2PListen(I2PRouter(sam=parse_sam(bridge.sam))), network(), "here") as there:
-        there.subscribe(lambda state, error: state == CarrierState.BACKING_OFF.value and away.set())
-        starting = Thread(lambda: there.start(WAIT, patient=True))
-        assert away.wait(WAIT)
-        bridge.restart()
-        starting.result()
-        assert there.state in ("up", "published")
 
 
 @pytest.mark.parametrize("end", ["close", "what a retry cannot fix"])

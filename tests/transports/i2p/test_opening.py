@@ -85,16 +85,6 @@ def test_it_knows_that_its_session_was_lost(opened, self_contained):
         assert isinstance(stream.failure(), CarrierError)
 
 
-def test_a_socket_alone_keeps_it(opened):
-    end = opened.open(self_contained=True).stream().socket
-    far = opened.scripted.stream()
-    far.sendall(b"x")
-    assert receive_exactly(end, 1) == b"x" and opened.session.streams == 1
-    end.close()
-    wait_until(lambda: opened.session.streams == 0)
-    assert receive_all(far) == b""
-
-
 def test_nothing_is_left_of_a_stream(opened):
     for self_contained in (False, True):
         opened.open(self_contained=self_contained).stream().close()
@@ -316,12 +306,6 @@ def test_no_descriptor_for_a_passage_is_told(opened, monkeypatch):
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_the_routers_business(opened):
-    with opened.open("echo.i2p").stream() as stream:
-        assert stream.target == "i2p://echo.i2p"
-    assert connects(opened) == ["STREAM CONNECT ID=ours DESTINATION=echo.i2p SILENT=false"]
-
-
 def test_a_name_that_it_does_not_take_there_is_looked_up(opened):
     opened.scripted.names["echo.i2p"] = DEST
     opened.scripted.answers.append("STREAM STATUS RESULT=INVALID_KEY")
@@ -384,14 +368,6 @@ def given_up(opened, begun):
     assert begun.told.empty()
 
 
-def test_who_gives_up_before_the_bridge_has_said_hello(opened):
-    opened.scripted.hello = [None] * 9
-    begun = opened.open()
-    wait_until(lambda: len(opened.scripted.hellos) > 1)
-    given_up(opened, begun)
-    assert not connects(opened)
-
-
 @pytest.fixture
 def late(opened):
     """The next conversation, and what takes it: the bridge has answered, so that nothing can cancel it any more."""
@@ -444,17 +420,6 @@ def test_who_gives_up_while_a_name_is_looked_up(opened):
     wait_until(lambda: len(opened.scripted.asked) == 3)
     given_up(opened, begun)
     assert ended.wait(WAIT), "the router sees it"
-
-
-def test_giving_up_a_stream_that_is_there_does_nothing(opened):
-    begun = opened.open()
-    with begun.stream() as stream:
-        begun.give_up()
-        begun.give_up()
-        assert opened.session.streams == 1
-        opened.scripted.stream().sendall(b"x")
-        assert receive_exactly(stream.socket, 1) == b"x"
-    assert opened.session.streams == 0
 
 
 @pytest.mark.parametrize("self_contained", [False, True])

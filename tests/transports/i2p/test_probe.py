@@ -24,10 +24,6 @@ def reply(own, dest):
         return theirs.recv(100).split()[1].decode() if is_own else None
 
 
-def test_the_streams_of_clients_are_not_answered():
-    assert reply(OwnStreams(), new_dest()) is None
-
-
 def test_a_late_stream_of_an_earlier_probe_session_is_answered_within_a_bound():
     own = OwnStreams()
     dests = [new_dest() for _ in range(probe.PEERS)]

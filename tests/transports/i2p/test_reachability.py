@@ -2,7 +2,6 @@
 
 import itertools
 import queue
-import socket
 import threading
 import time
 
@@ -11,12 +10,10 @@ from helpers import WAIT, Thread, exchange, wait_until
 from listener_rig import Listening, States, accept, make_prompt
 from state_table import each_row_of
 
-from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
-from relay.streams.stream import Stream
 from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import probe, reachability
@@ -179,11 +176,6 @@ def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients
             assert proofs(bridge) == begun + 1, "nothing has come"
 
 
-@pytest.mark.parametrize("option", ["i2cp.leaseSetType=3", "i2cp.dontPublishLeaseSet=false"])
-def test_options_that_hide_nothing_are_no_reason_not_to(listen, option):
-    assert listen(options=(tuple(option.split("=")),)).wait_published(WAIT)
-
-
 @pytest.mark.parametrize(
     "option", ["i2cp.leaseSetType=5", "i2cp.dontPublishLeaseSet=True", "i2cp.enableAccessList=true"]
 )
@@ -221,22 +213,6 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
         far, _ = accept(there)
         with far:
             exchange(near.socket, far.socket)
-
-
-def test_the_keys_are_left_alone_until_the_router_has_forgotten_them(bridge, listen, times, caplog):
-    """So trap 1 is not met at all."""
-    caplog.set_level("INFO", "relay")
-    times(remembered=(0.4, 4.0))
-    bridge.settings.remember = 0.3
-    bridge.settings.zombie_life = 0.0
-    states = States()
-    there = listen(states=states)
-    states.wait_for("published")
-    (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
-    bridge.cut(ours.id)
-    states.wait_for("published")
-    assert creations(bridge)[0] == 2
-    assert "until the router has forgotten" in caplog.text
 
 
 def test_a_proof_is_not_made_from_a_session_that_knew_the_last_one(bridge, listen, caplog):
@@ -398,14 +374,6 @@ def make_none(name, router, below, keys, *, quiet):
     raise OSError("there are no threads")
 
 
-def test_it_ends_at_any_moment(bridge, listen):
-    for _ in range(20):
-        there = listen()
-        there.close()
-        there.join(WAIT)
-    wait_until(lambda: not bridge.sessions)
-
-
 # -- the prover by itself --
 
 
@@ -465,16 +433,6 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, time
     finally:
         carrier.close()
         assert carrier.join(WAIT)
-
-
-def test_it_answers_its_own_streams_and_closes_them(prover):
-    dest = PrivateKey.generate().destination
-    prover._own.add(dest)
-    for peer, is_own in ((dest, True), (PrivateKey.generate().destination, False)):
-        ours, theirs = socket.socketpair()
-        with theirs, Stream(ours) as stream:
-            assert prover.answers(stream, Peer(peer)) is is_own
-            assert (stream.fileno() == -1) is is_own
 
 
 # -- its table --

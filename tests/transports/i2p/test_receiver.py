@@ -43,12 +43,6 @@ def test_the_idle_time_counts_from_the_last_byte():
     assert seconds_idle(far) == float("inf"), "it is closed"
 
 
-def test_only_tcp_has_an_idle_time():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert seconds_idle(ours) == float("inf")
-
-
 def test_traffic_is_a_new_stream_or_bytes_of_an_open_one():
     traffic = Traffic()
     near, far = connected()
@@ -114,17 +108,6 @@ def test_a_pause_ends_with_its_session(there, session):
     there.resume()  # the streams that waited were taken while there was no session
     there.open(session)
     assert not there.was_paused(time.monotonic())
-    there.resume()
-    assert not there.was_paused(time.monotonic())
-
-
-def test_what_still_waits_when_the_next_session_comes_pauses_that_one(there, session):
-    there.pause()
-    there.shut(was_reachable=True)
-    there.open(session)
-    assert not there.was_paused(time.monotonic()), "before its first stream"
-    there.pause()
-    assert there.was_paused(time.monotonic())
     there.resume()
     assert not there.was_paused(time.monotonic())
 

@@ -16,11 +16,6 @@ def made(begin_with=0, count=3):
     return Routers("here", parse_sam([f"r:{number}" for number in range(1, count + 1)]), begin_with)
 
 
-@pytest.mark.parametrize(("begin_with", "first"), [(0, "r:1"), (2, "r:3"), (3, "r:1"), (7, "r:2")])
-def test_which_is_first(begin_with, first):
-    assert str(made(begin_with).first) == first
-
-
 def test_a_loss_chooses_the_next_one_and_it_stays():
     routers = made()
     one, two, three = routers.all
@@ -33,23 +28,6 @@ def test_a_loss_chooses_the_next_one_and_it_stays():
     assert (routers.first, routers.loss) == (three, None)
     routers.on_session(three, "c")  # a planned renewal
     assert routers.change({}) == ""
-
-
-def test_the_loss_of_a_session_that_was_replaced_moves_nothing():
-    routers = made()
-    one = routers.first
-    for session in "ab":
-        routers.on_session(one, session)
-    routers.on_loss(one, "a", LOST)
-    assert (routers.first, routers.loss) == (one, None)
-
-
-def test_a_single_router_has_no_other_one():
-    routers = made(count=1)
-    one = routers.first
-    routers.on_session(one, "a")
-    routers.on_loss(one, "a", LOST)
-    assert (routers.first, routers.loss) == (one, None)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +52,13 @@ def test_an_error_that_names_a_hop_stays_as_it_is():
     routers = made(count=2)
     errors = dict.fromkeys(routers.all, ConnectError("ssh://h: refused"))
     assert str(routers.failure(errors, ("ssh://h",))) == "ssh://h: refused"
+
+
+def test_only_the_loss_of_the_last_session_moves_it_and_only_to_another_router():
+    assert [str(made(begin_with).first) for begin_with in (0, 2, 3, 7)] == ["r:1", "r:3", "r:1", "r:2"]
+    for routers, lost in ((made(), "a"), (made(count=1), "b")):
+        for session in "ab":
+            routers.on_session(routers.first, session)
+        one = routers.first
+        routers.on_loss(one, lost, LOST)
+        assert (routers.first, routers.loss) == (one, None)

@@ -2,16 +2,14 @@
 
 import queue
 import threading
-import time
 
 import pytest
 from helpers import WAIT, receive_exactly, wait_until
-from sam_rig import DEST, KEY, Opened, io_thread_ends
+from sam_rig import DEST, KEY, io_thread_ends
 
 from relay.errors import CarrierError
 from relay.transports.i2p import session as module
-from relay.transports.i2p.messages import UnreachableError, session_create
-from relay.transports.i2p.session import Session
+from relay.transports.i2p.messages import UnreachableError
 
 ENDED = "the session: the router has ended the session"
 
@@ -33,21 +31,6 @@ def test_it_is_lost_with_its_control_socket(opened):
     assert opened.lost.empty() and opened.session.failure() is error
 
 
-def test_it_is_lost_with_a_control_socket_that_ended_before_it_was_made(scripted):
-    for _ in range(30):
-        first = Opened(scripted)
-        control = first.open_conversation()
-        first.ask(control, session_create(id="second"))
-        closing = threading.Thread(target=scripted.controls[-1].close)
-        closing.start()
-        lost = queue.SimpleQueue()
-        second = Session("the session", first.bridge, "second", KEY.destination, control, lost.put)
-        assert str(lost.get(timeout=WAIT)) == ENDED
-        closing.join(WAIT)
-        second.close()
-        first.close()
-
-
 def test_its_failure_is_known_before_anybody_has_looked(opened):
     stop, go = threading.Event(), threading.Event()
     opened.bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
@@ -66,16 +49,6 @@ def test_closing_it_is_no_loss(opened):
     io_thread_ends()
     assert opened.lost.empty()
     assert str(opened.session.failure()) == "the session: the session was closed"
-
-
-def test_closing_it_leaves_its_streams_to_the_router(opened):
-    begun = opened.open()
-    with begun.stream() as stream:
-        far = opened.scripted.stream()
-        opened.session.close()
-        far.sendall(b"last words")
-        far.close()
-        assert receive_exactly(stream.socket, 99) == b"last words"
 
 
 def test_it_is_idle_when_no_stream_is_open(opened):
@@ -103,12 +76,6 @@ def test_it_is_idle_when_it_is_lost(opened):
     opened.session.when_idle(idle.set)
     assert idle.is_set(), "and from then on"
     opened.session.leave()
-
-
-def test_a_ping_of_the_bridge_is_answered(opened):
-    opened.far_control.say("PING are you there")
-    wait_until(lambda: "PONG are you there" in opened.scripted.asked)
-    assert opened.session.failure() is None
 
 
 @pytest.mark.parametrize("line", ["SESSION STATUS RESULT=I2P_ERROR MESSAGE=x", "DATAGRAM RECEIVED SIZE=1", "PONG late"])
@@ -180,14 +147,6 @@ def test_one_that_does_not_know_pings_is_not_pinged(opened, end):
     assert "PING ours" not in opened.scripted.asked
 
 
-def test_no_bridge_to_ask_is_no_loss(opened, monkeypatch):
-    opened.scripted.hello = ["nonsense"] * 99
-    for _ in range(9):
-        opened.session.check()
-    wait_until(lambda: len(opened.scripted.hellos) > 1)
-    assert opened.session.failure() is None
-
-
 def test_a_bridge_that_could_not_be_asked_is_asked_again(opened):
     session = opened.session
     opened.scripted.hello = ["nonsense"]
@@ -248,18 +207,6 @@ def test_a_look_up_that_ends_without_an_answer(opened, times):
     assert str(error) == "x.i2p: name lookup timed out" and error.reason == "connect_timeout"
 
 
-def test_a_look_up_ends_with_its_deadline(opened):
-    opened.scripted.answers.append("")
-    told = queue.SimpleQueue()
-    opened.session.look_up("x.i2p", told.put, time.monotonic() + WAIT / 4)
-    wait_until(lambda: len(opened.scripted.asked) == 2)
-    opened.pass_deadlines(WAIT / 4)
-    assert str(told.get(timeout=WAIT)) == "x.i2p: name lookup timed out"
-
-
-# -- streams that answer, and those that do not -----------------------------------------------------------------------
-
-
 def test_who_wants_to_know_is_told_of_silence_and_answers(opened, times):
     times(silent=0.05)
     silent, answered = queue.SimpleQueue(), queue.SimpleQueue()
@@ -282,3 +229,6 @@ def test_who_wants_to_know_is_told_of_silence_and_answers(opened, times):
         opened.pass_deadlines()
         assert answered.get(timeout=WAIT) == DEST
     assert silent.empty()
+
+
+# -- streams that answer, and those that do not -----------------------------------------------------------------------

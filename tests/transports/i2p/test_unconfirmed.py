@@ -78,19 +78,6 @@ def test_a_stream_with_a_byte_is_not(world):
     assert not world.silent and world.answered == ["a"]
 
 
-def test_each_has_its_time(world):
-    for dest in "abc":
-        _, stream, _ = world.begin(dest)
-        stream.received = lambda: 0
-        world.wait(1)
-    world.wait(SILENT - 3)
-    assert world.silent == ["a"]
-    world.wait(1)
-    assert world.silent == ["a", "b"]
-    world.wait(1)
-    assert world.silent == ["a", "b", "c"]
-
-
 def test_one_that_is_over_is_not_looked_at(world):
     unconfirmed, stream, _ = world.begin("a")
     stream.received = lambda: pytest.fail("it is over") if world.left else 0
@@ -112,11 +99,6 @@ def test_one_that_ends_with_bytes_is_an_answer(world):
     unconfirmed, stream, _ = world.begin("c")
     unconfirmed.end()
     assert world.answered == ["a", "b"]
-
-
-def test_one_that_never_became_a_stream_is_nothing(world):
-    UnconfirmedStream(world.unconfirmed, "a", 0, lambda: world.left.append("a")).end()
-    assert world.left == ["a"] and not world.answered
 
 
 @pytest.mark.skipif(module._TCP_INFO is None, reason="only Linux tells how much a connection has received")

@@ -29,7 +29,7 @@ from helpers import (
 from sshd import embedded
 
 from relay.addresses.values import TCPAddress, UnixAddress
-from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError
+from relay.errors import CarrierError, ConnectError, ForwardError
 from relay.streams.promise import Cancellation
 from relay.streams.stream import Stream
 from relay.testing.ssh import session
@@ -136,33 +136,6 @@ def test_a_connection_that_is_given_is_used_and_closed(make, sshd, echo_server):
     client.connection.close()
     wait_until(lambda: closed == [1])
     assert given.fileno() == -1
-
-
-def test_a_server_that_says_nothing_is_a_timeout(make, sshd, listener):
-    with pytest.raises(ConnectError) as failed:
-        make(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
-    assert failed.value.reason == "connect_timeout"
-
-
-def test_credentials_that_are_refused(make, sshd):
-    with pytest.raises(AuthenticationError):
-        make(dataclasses.replace(sshd.server, user="somebody-else"))
-
-
-@pytest.mark.parametrize("words", [b"HTTP/1.1 400 no\r\n\r\n", bytes(5000), b"SSH-2.0-x\r\n", b""])
-def test_what_is_no_server(make, sshd, serve, words):
-    server = serve(lambda connection: (connection.sendall(words), connection.recv(10)))
-    with pytest.raises(CarrierError):
-        make(dataclasses.replace(sshd.server, port=server.address[1]))
-
-
-def test_an_endless_greeting_ends(make, sshd, serve):
-    def speak(connection):
-        while True:
-            connection.sendall(b"no SSH here\r\n" * 1000)
-
-    with pytest.raises((CarrierError, ConnectError)):
-        make(dataclasses.replace(sshd.server, port=serve(speak).address[1]), timeout=3.0)
 
 
 def test_a_cancellation_ends_it_at_once(make, sshd, listener):

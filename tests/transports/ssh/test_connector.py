@@ -50,20 +50,6 @@ def test_a_stream_of_i2p_that_leads_nowhere_does_not_cost_the_whole_attempt(monk
                 make.ready(WAIT)
 
 
-def test_a_stream_over_a_connection(world, factory):
-    make = factory("bastion", port=2222)
-    assert not world.dialed, "nothing is opened before the first call"
-    with make() as stream:
-        stream.socket.sendall(b"hello")
-        (connection,) = world.connections
-        assert receive_exactly(connection.far[0], 5) == b"hello"
-    assert world.dialed == [("bastion.example", 2222)]
-    assert connection.places == [(TARGET, True)]
-    assert make.state == "up" and make.target == "db.internal:5432"
-    make.close()
-    assert connection.closed and make.state == "closed"
-
-
 def test_several_carriers_prefer_different_addresses():
     addresses, one, other = connector._Addresses(), object(), object()
     here = [Endpoint(socket.AF_INET, (host, 22)) for host in ("127.0.0.1", "127.0.0.2")]
@@ -98,13 +84,6 @@ def test_callables_are_told_apart_by_identity(world, factory):
     for password in (secret, secret, lambda: "s"):
         factory("bastion", password=password)().close()
     assert len(world.connections) == 2
-
-
-def test_a_factory_that_is_forgotten_lets_it_go(world):
-    make = SSHFactory(SSHServer("bastion"), network(), TARGET)
-    make().close()
-    del make
-    wait_until(lambda: world.connections[0].closed)
 
 
 def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeypatch):
@@ -146,18 +125,6 @@ def test_ready_raises_what_is_wrong_at_once(world, factory):
         make.ready(-1)
 
 
-def test_a_server_behind_a_server(world, factory):
-    make = factory("first", "second")
-    make().close()
-    first, second = world.connections
-    assert (first.settings.hostname, second.settings.hostname) == ("first.example", "second.example")
-    assert world.dialed == [("first.example", 22)]
-    assert first.places == [(TCPAddress("second.example", 22), False)]
-    assert second.places == [(TARGET, True)]
-    make.close()
-    wait_until(lambda: first.closed and second.closed)
-
-
 def test_a_hop_that_cannot_be_reached_is_told_after_one_attempt(world, factory):
     world.errors = [relay.ConnectError("ssh://first: refused", reason="refused")] * 500
     make = factory("first", "second")
@@ -168,12 +135,6 @@ def test_a_hop_that_cannot_be_reached_is_told_after_one_attempt(world, factory):
     assert caught.value.reason == "refused"
     world.errors.clear()
     make(deadline=time.monotonic() + WAIT).close()
-
-
-def test_the_configurations_jumps_are_hops(world, factory):
-    world.settings["inner"] = {"jumps": (SSHServer("a"), SSHServer("b"))}
-    factory("inner")().close()
-    assert [one.settings.hostname for one in world.connections] == ["a.example", "b.example", "inner.example"]
 
 
 def test_a_hop_that_was_given_replaces_the_configurations(world, factory):
@@ -239,16 +200,6 @@ def test_a_hop_in_front_that_ends_each_login_is_a_failure_of_its_own(world, fact
         make(deadline=time.monotonic() + WAIT)
     assert make.state == "failed" and len(world.errors) == 5
     assert caplog.text.count("trying the OpenSSH client instead") == 1
-
-
-@pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])
-def test_where_there_is_no_other_backend_that_is_final(world, factory, monkeypatch, backend, client):
-    monkeypatch.setattr(connector.shutil, "which", lambda name: client)
-    world.errors = [IncompatibleError("ssh://bastion: no algorithm in common")]
-    make = factory("bastion", backend=backend)
-    with pytest.raises(IncompatibleError):
-        make()
-    assert make.state == "failed"
 
 
 class OnceAwaited(list):

@@ -122,15 +122,6 @@ def test_it_listens_where_the_server_says(world, listen):
     assert repr(listener) == "<relay.SSHListener at 127.0.0.1:40001 on ssh://bastion, up>"
 
 
-def test_a_forward_that_is_refused_is_raised(world, listen):
-    world.refusals[:] = [relay.ForwardError("ssh://bastion: port 80 is refused")] * 2
-    with pytest.raises(relay.ForwardError, match="port 80 is refused"):
-        listen(TCPAddress("127.0.0.1", 80))
-    assert world.connections[0].closed
-    assert world.connections[0].stopped == [TCPAddress("127.0.0.1", 80)], "what a dead session may hold is cancelled"
-    assert len(world.asked) == 2
-
-
 @pytest.mark.parametrize(
     "error", [None, OSError(errno.EMFILE, "too many files"), relay.CarrierError("ssh://bastion: odd")]
 )

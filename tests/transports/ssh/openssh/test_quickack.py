@@ -69,14 +69,6 @@ def test_data_are_acknowledged_when_they_arrive_and_once_more_after_a_rest(rig: 
     assert rig.is_waiting  # although the data are not read
 
 
-def test_data_that_the_other_process_has_read_already_are_acknowledged(rig: Rig) -> None:
-    rig.begin()
-    rig.far.sendall(b"x")
-    assert rig.near.recv(1) == b"x"
-    rig.turn_until(3)
-    assert rig.is_waiting
-
-
 def test_a_busy_connection_causes_one_event_in_a_rest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickack, "_REST", 1000.0)
     rig.begin()

@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, receive_all, receive_exactly
 from ssh_agent import RealAgent
 from ssh_keys import make
 
-from relay.transports.ssh.config.identities import key_type, public_key, strings
+from relay.transports.ssh.config.identities import key_type
 from relay.transports.ssh.paramiko import agent as module
 from relay.transports.ssh.paramiko.agent import Agent
 
@@ -65,16 +65,6 @@ def keys(*pairs: bytes) -> bytes:
     return packed(b"\x0c" + struct.pack(">I", len(pairs) // 2) + packed(*pairs))
 
 
-def test_the_keys_of_an_agent(real: RealAgent, tmp_path: Path) -> None:
-    paths = [make(tmp_path / kind, kind, "-C", f"my {kind}") for kind in ("ed25519", "rsa")]
-    for path in paths:
-        real.add(path)
-    agent = Agent(real.path)
-    assert agent.keys == {public_key(str(path)): f"my {path.name}" for path in paths}
-    agent.close()
-    agent.close()
-
-
 @pytest.mark.parametrize(("flags", "algorithm"), [(2, "rsa-sha2-256"), (4, "rsa-sha2-512")])
 def test_a_signature(real: RealAgent, tmp_path: Path, flags: int, algorithm: str) -> None:
     real.add(make(tmp_path / "rsa", "rsa"))
@@ -85,19 +75,6 @@ def test_a_signature(real: RealAgent, tmp_path: Path, flags: int, algorithm: str
     with pytest.raises(OSError, match="the agent has rejected the request"):
         agent.sign(blob, b"data", flags)
     agent.close()
-
-
-def test_an_empty_agent(real: RealAgent) -> None:
-    agent = Agent(real.path)
-    assert agent.keys == {}
-    agent.close()
-
-
-def test_no_agent(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for name in ("none", "file", "x" * 200):
-        with pytest.raises(OSError, match="No such file|refused|too long"):
-            Agent(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +128,3 @@ def test_closing_wakes_who_waits_for_a_signature(fake: Fake) -> None:
     agent.close()
     with pytest.raises(OSError, match="has ended|Bad file|Broken pipe|not connected"):
         thread.result()
-
-
-def test_strings_are_read_by_their_lengths() -> None:
-    assert strings(packed(b"a", b"b"), 2) == [b"a", b"b"]

@@ -73,34 +73,11 @@ def test_the_first_window_is_smaller_beside_many_streams():
     assert first_window(10_000) == LEAST
 
 
-@pytest.mark.parametrize("first", [LEAST, WINDOW])
-def test_a_small_first_window_grows_as_well(first):
-    window, now = Window(first), 0.0
-    assert window.first == window.size == window.left == first
-    while window.size < LARGEST:
-        window.left -= window.size >> 3
-        window.free(window.size >> 3)
-        now += 0.01
-        window.give_back(False, 1 << 30, 0.1, now)
-    assert window.first == first
-
-
 def test_the_window_grows_while_half_of_it_passes_within_a_round_trip():
     sizes = list(windows(0.1 / 8))
     assert sizes[-1] == LARGEST
     assert sizes == sorted(sizes)
     assert set(windows(0.1 / 2)) == {WINDOW}, "two round trips for half of it: something else is the limit"
-
-
-def test_the_window_grows_until_it_holds_what_is_on_the_way():
-    window, now, rate, round_trip = Window(), 0.0, 40e6, 0.1  # bytes a second: 4 MB are on the way
-    for _ in range(200):
-        eighth = window.size >> 3
-        window.left -= eighth
-        window.free(eighth)
-        now += max(eighth / rate, round_trip / 8)
-        window.give_back(False, 1 << 30, round_trip, now)
-    assert 2 * rate * round_trip <= window.size <= 4 * rate * round_trip
 
 
 def test_the_window_grows_as_long_as_the_round_trip_is_unknown():

@@ -12,7 +12,7 @@ from helpers import WAIT, Thread, closed, receive_all
 from paramiko_rig import Lost, connect, settings_for
 
 from relay.addresses.values import TCPAddress
-from relay.errors import CarrierError, ForwardError
+from relay.errors import ForwardError
 from relay.transports.ssh.paramiko import channel as one_channel
 from relay.transports.ssh.paramiko.forwards import Dispatcher
 
@@ -90,22 +90,6 @@ def test_what_a_server_says_of_its_clients_is_fit_for_a_log(server, said, peer):
         server.expect(91)
         stream, told = accepted.next()
         assert told == (peer, 4711)
-        stream.close()
-
-
-def test_a_stream_that_comes_before_the_answer(server):
-    """The place is known before the server is asked."""
-    with contextlib.closing(server.connect()) as connection:
-        listening = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7000)))
-        assert server.expect(80) == b"\0\0\0\x0dtcpip-forward\1\0\0\0\x09127.0.0.1\0\0\x1b\x58"
-        incoming(server, 7000)
-        confirmation = server.expect(91)
-        assert confirmation[:4] == b"\0\0\0\5"
-        server.send(81)
-        place, accepted = listening.result()
-        assert place == TCPAddress("127.0.0.1", 7000)
-        stream, peer = accepted.next()
-        assert peer == ("192.0.2.7", 4711)
         stream.close()
 
 
@@ -199,15 +183,6 @@ def test_what_nobody_asked_for_is_refused(server):
         server.transport._send_message(paramiko.Message(b"\x5a\0\0"))
         server.expect(92)
     assert lost.empty()
-
-
-def test_closing_ends_the_wait_for_an_answer(server):
-    connection = server.connect()
-    listening = Thread(lambda: listen(connection))
-    server.expect(80)
-    connection.close()
-    with pytest.raises(CarrierError, match="was closed"):
-        listening.result()
 
 
 @pytest.mark.parametrize("answer", [(), (0,), (70_000,)])

@@ -64,26 +64,6 @@ def refused(settings: Settings, data: bytes = ED25519) -> str:
     return text
 
 
-def test_an_unknown_host(trust: Any) -> None:
-    settings = trust(line("web", ED25519))
-    text = refused(settings)
-    assert f"ED25519 {fingerprint(ED25519)} is not known" in text
-    assert f"looked in {settings.known_hosts[0]}, /no/system" in text
-    assert "accept_new=yes in its address (in Python: accept_new=True)" in text
-    assert f"hostkey={fingerprint(ED25519)} pins it" in text
-    assert Path(settings.known_hosts[0]).read_text() == line("web", ED25519) + "\n"
-
-
-@pytest.mark.parametrize("accept_new", [False, True])
-def test_a_changed_key(trust: Any, accept_new: bool) -> None:
-    settings = trust("# mine", line("db", OTHER), port=2222, host_key_name="db", accept_new=accept_new)
-    text = refused(settings)
-    known = settings.known_hosts[0]
-    assert f"changed to ED25519 {fingerprint(ED25519)}, while {known} line 2 has {fingerprint(OTHER)}" in text
-    assert f"ssh-keygen -f {known} -R db" in text
-    assert settings.known_hosts[0] and Path(known).read_text() == f"# mine\n{line('db', OTHER)}\n"
-
-
 def test_the_command_to_forget_a_key_forgets_it(trust: Any) -> None:
     settings = trust(line("[db]:2222", OTHER), port=2222)
     command = re.search(r"ssh-keygen -f (\S+) -R '(\S+)'", refused(settings))

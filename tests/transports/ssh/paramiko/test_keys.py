@@ -157,15 +157,6 @@ def test_the_agents_keys(tmp_path: Path, agent: RealAgent) -> None:
     assert offered(agent=agent.path).offers[0].text.startswith("the agent's first (ED25519 SHA256:")
 
 
-def test_an_encrypted_key_that_the_agent_has_needs_no_passphrase(tmp_path: Path, agent: RealAgent) -> None:
-    path = make(tmp_path / "key")
-    agent.add(path)
-    os.unlink(path)
-    public = blob(f"{path}.pub")
-    found = offered(path, agent=agent.path, identities_only=True)
-    assert found.blobs == [public] and found.notes == []
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_certificates_in_the_agent(tmp_path: Path, agent: RealAgent, kind: str) -> None:
     path = make(tmp_path / "key", kind)

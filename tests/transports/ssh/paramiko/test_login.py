@@ -332,12 +332,6 @@ def hostile() -> Iterator[Callable[[Hostile], tuple[SSHServer, paramiko.Transpor
         yield make_one
 
 
-def test_a_server_that_lets_everybody_in(hostile: Any) -> None:
-    interface = Hostile(none=paramiko.AUTH_SUCCESSFUL)
-    log_in(hostile(interface)[0])
-    assert interface.tried == ["none"]
-
-
 def test_a_server_that_is_never_content(hostile: Any) -> None:
     interface = Hostile(password=paramiko.AUTH_PARTIALLY_SUCCESSFUL)
     text = refused(hostile(interface)[0])
@@ -508,22 +502,10 @@ def secrets(password: Any, is_active: Any = lambda: True) -> Secrets:
     return Secrets(settings, is_active)  # type: ignore[arg-type]
 
 
-def test_a_password_answers_every_question() -> None:
-    made = secrets("word")
-    assert (made.has_password, made.asks, made.password(), made.answer("code? ")) == (True, False, "word", "word")
-
-
 def test_a_callable_without_parameters_is_called_once() -> None:
     calls: list[None] = []
     made = secrets(lambda: calls.append(None) or "word")
     assert (made.answer("code? "), made.password(), len(calls)) == ("word", "word", 1)
-
-
-def test_a_callable_with_a_parameter_gets_each_question() -> None:
-    made = secrets(lambda question: question.upper())
-    assert made.asks
-    assert [made.answer("code? "), made.answer("pin? ")] == ["CODE? ", "PIN? "]
-    assert made.password() == "ME@HOST'S PASSWORD: "
 
 
 def test_without_threads_the_login_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import CarrierError, ConnectError
 from relay.transports.ssh.paramiko import channel as one_channel
 from relay.transports.ssh.paramiko import flow_control
-from relay.transports.ssh.paramiko.messages import ASK, DENIED, NOTHING
+from relay.transports.ssh.paramiko.messages import ASK, NOTHING
 from relay.transports.ssh.paramiko.mux import Requests
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
@@ -203,9 +203,6 @@ def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
             assert server.windows[number] - sent <= flow_control.WINDOW
 
 
-# What cannot be opened.
-
-
 @pytest.mark.parametrize(
     ("code", "text", "reason", "told"),
     [
@@ -222,6 +219,9 @@ def test_what_a_server_says_becomes_an_error(scripted, code, text, reason, told)
         assert isinstance(error, ConnectError) and error.reason == reason
         assert str(error).startswith("db.internal:5432: ") and told in str(error) and str(error).isprintable()
         assert not len(mux_of(connection))
+
+
+# What cannot be opened.
 
 
 def test_giving_up_leaves_nothing(scripted):
@@ -244,16 +244,6 @@ def test_giving_up_leaves_nothing(scripted):
                 server.send(92, number, 2, "no", "")
             wait_until(lambda: not len(mux_of(connection)))
             assert outcome.empty()
-
-
-def test_a_late_success_after_the_deadline_is_closed(scripted):
-    server = scripted()
-    with contextlib.closing(server.connect()) as connection:
-        outcome, _ = begin(connection, TCPAddress("db", 1), 0.05)
-        number = server.expect_open()
-        assert outcome.get(timeout=WAIT).reason == "connect_timeout"
-        server.send(91, number, 42, 1000, 1000)
-        assert server.expect(97) == struct.pack(">I", 42)
 
 
 def test_no_descriptors_left(scripted, monkeypatch):
@@ -335,18 +325,6 @@ def test_nothing_follows_a_close(scripted):
         connection.check()
         assert b"keepalive" in server.expect(80)
         assert server.received.empty()
-
-
-def test_data_before_a_close_arrive_even_if_they_are_read_late(scripted):
-    server = scripted()
-    with contextlib.closing(server.connect()) as connection:
-        stream, number = server.open(connection)
-        for start in range(0, len(BLOCK), 1 << 15):
-            server.send(94, number, BLOCK[start : start + (1 << 15)])
-        server.send(97, number)
-        server.expect(97)
-        assert receive_all(stream.socket) == BLOCK
-        stream.close()
 
 
 def test_a_close_before_all_was_taken_is_a_clean_end(scripted):
@@ -567,12 +545,6 @@ def asking(sent):
     return make
 
 
-@pytest.mark.parametrize("is_prompt", [True, False])
-def test_what_wants_an_answer_is_refused(asking, sent, is_prompt):
-    asking(is_prompt)(b"tcpip-forward", True)
-    assert sent == [bytes([DENIED])]
-
-
 def test_behind_another_server_the_first_word_is_acknowledged_by_one_of_ours(asking, sent):
     """Else the answer to the first channel comes 40 ms late."""
     ask = asking(False)
@@ -580,11 +552,6 @@ def test_behind_another_server_the_first_word_is_acknowledged_by_one_of_ours(ask
     assert sent == [IGNORED]
     ask(b"hostkeys-00@openssh.com", False)  # a server that says it without end gets nothing more
     assert sent == [IGNORED]
-
-
-def test_over_tcp_the_system_acknowledges_it(asking, sent):
-    asking(True)(b"hostkeys-00@openssh.com", False)
-    assert sent == []
 
 
 def test_a_request_after_the_end_is_not_sent(sent):

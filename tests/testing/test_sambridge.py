@@ -331,17 +331,6 @@ def test_a_line_and_its_answer(make, personality, where, line, answer):
 # Both personalities.
 
 
-def test_a_stream(personality, two):
-    bridge, _, server, client = two(personality)
-    connected, accepted = pair(server, client)
-    sent(connected, accepted)
-    connected.close()
-    assert accepted.ends()
-    assert bridge.streams == 1
-    connected, accepted = pair(server, client)
-    sent(accepted, connected, b"220 ready")  # the one who accepts may speak first
-
-
 def test_what_is_said_at_once_comes_after_the_line(personality, two):
     _, _, server, client = two(personality)
     accepted = server.accept()
@@ -534,15 +523,6 @@ def test_no_more_than_128_wait(two):
     waiting = [client.connect(server.dest) for _ in range(128)]
     assert client.connect(server.dest).ends()
     assert waiting[0].is_silent() and waiting[-1].is_silent(0.01)
-
-
-def test_several_accept(personality, two):
-    _, _, server, client = two(personality)
-    acceptors = [server.accept() for _ in range(3)]
-    for number, accepted in enumerate(acceptors):
-        connected = client.connect(server.dest)
-        assert parse_peer(accepted.line()) == client.dest
-        sent(connected, accepted, b"%d" % number)
 
 
 @pytest.mark.parametrize("goes", [0, 1])
@@ -996,17 +976,6 @@ def test_an_old_lease_set_of_the_client(two_routers):
     sent(*pair(server, clients.session("fresh")))
 
 
-def test_without_the_traps_a_new_life_is_found_at_once(personality, two_routers):
-    far, servers, near, clients = two_routers(personality)
-    server, client = servers.session("server"), clients.session("client")
-    for _ in range(2):
-        sent(*pair(server, client))
-        for bridge in (far, near):
-            bridge.kill()
-            bridge.restart()
-        server, client = server.again(), client.again()
-
-
 def test_what_is_stale_becomes_fresh(two_routers):
     far, servers, _, clients = two_routers(stale=0.5)
     server, client = servers.session("server"), clients.session("client")
@@ -1103,14 +1072,6 @@ def test_i2pd_answers_while_it_accepts(two):
     assert receive_exactly(connected, 11) == b"half a line"
     assert server.accept().ask(stream_accept("server")).result == "I2P_ERROR"
     wait_until(lambda: bridge.connections == 2)
-
-
-def test_i2pd_ignores_the_host_of_a_forward(two):
-    _, clients, server, client = two()
-    listening = clients.listen()
-    server.forward(listening, host="198.18.0.1")
-    client.connect(server.dest)
-    assert clients.forwarded(listening)[0] == client.dest
 
 
 # Java alone.

@@ -143,15 +143,6 @@ def test_its_files_are_private_and_are_removed(ssh_server):
     assert not folder.exists()
 
 
-def test_its_key_its_fingerprint_and_its_line_are_those_it_shows(ssh_server):
-    with connected(ssh_server) as transport:
-        key = transport.get_remote_server_key()
-    assert key == ssh_server.host_key
-    assert key.fingerprint == ssh_server.fingerprint
-    host, kind, text = ssh_server.known_hosts_line.split()
-    assert (host, kind, text) == (f"[127.0.0.1]:{ssh_server.address[1]}", key.get_name(), key.get_base64())
-
-
 def test_the_address_holds_all_but_secrets(make_ssh_server):
     server = make_ssh_server(users={"ann": "wonderland"})
     assert server.url.startswith(f"ssh://ann@127.0.0.1:{server.address[1]}?")
@@ -222,18 +213,6 @@ def test_nothing_can_be_opened_before_the_login(ssh_server, echo_server):
     assert ssh_server.opened == 0
 
 
-def test_a_password(make_ssh_server):
-    server = make_ssh_server(users={"ann": "wonderland", "bob": None})
-    with connected(server) as transport:
-        for user, password in (("ann", "underland"), ("ann", ""), ("bob", ""), ("eve", "wonderland")):
-            with connected(server) as other, pytest.raises(paramiko.AuthenticationException):
-                other.auth_password(user, password, fallback=False)
-        transport.auth_password("ann", "wonderland", fallback=False)
-        assert transport.is_authenticated()
-    assert server.attempts.count(("ann", "password")) == 3
-    assert server.logins == 1
-
-
 def test_authorized_keys_as_keys_and_as_lines(make_ssh_server, tmp_path):
     key = paramiko.ECDSAKey.generate()
     line = make_key(tmp_path / "key")
@@ -281,15 +260,6 @@ def test_a_key_that_was_only_offered_is_no_step(make_ssh_server):
 # -- channels -----------------------------------------------------------------------------------------------------
 
 
-def test_a_unix_socket(ssh_server, serve, tmp_path, ssh):
-    target = serve(echo, str(tmp_path / "target"))
-    ssh("-L", f"{tmp_path}/in:{target.address}")
-    with unix_client(tmp_path / "in") as client:
-        upload = Thread(send_and_end, client, BLOCK)
-        assert receive_all(client) == BLOCK
-        upload.result()
-
-
 def test_a_target_that_refuses(ssh_server):
     with logged_in(ssh_server) as transport, refusing() as address:
         assert refusal(transport, address) == CONNECT_FAILED
@@ -306,28 +276,6 @@ def test_what_it_does_not_have(ssh_server):
             assert refused.value.code == code
 
 
-@pytest.mark.parametrize("commands", [["echo out; echo err >&2; exit 3"], lambda text: text.startswith("echo")])
-def test_a_command(make_ssh_server, commands):
-    with logged_in(make_ssh_server(commands=commands)) as transport:
-        channel = transport.open_session(timeout=WAIT)
-        channel.settimeout(WAIT)
-        channel.exec_command("echo out; echo err >&2; exit 3")
-        assert (channel.recv(10), channel.recv(10), channel.recv_stderr(10)) == (b"out\n", b"", b"err\n")
-        assert channel.recv_exit_status() == 3
-        refused = transport.open_session(timeout=WAIT)
-        with pytest.raises(paramiko.SSHException):
-            refused.exec_command("id")
-
-
-def test_a_command_by_the_client_of_openssh(make_ssh_server):
-    server = make_ssh_server(commands=lambda text: True)
-    host, port = server.address
-    options = ("-i", server.keyfile, "-o", f"UserKnownHostsFile={server.known_hosts}", "-o", "IdentitiesOnly=yes")
-    argv = ["ssh", "-F", os.devnull, "-p", str(port), *options, f"{server.user}@{host}", "wc -c; echo done >&2; exit 4"]
-    done = subprocess.run(argv, input=BLOCK, capture_output=True, timeout=WAIT, check=False)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (4, b"%d" % len(BLOCK), b"done\n")
-
-
 def test_stopping_it_ends_its_commands(make_ssh_server):
     server = make_ssh_server(commands=lambda text: True)
     with logged_in(server) as transport:
@@ -339,17 +287,6 @@ def test_stopping_it_ends_its_commands(make_ssh_server):
         assert channel.recv(10) == b""
 
 
-def test_a_slow_target_holds_up_nobody_and_is_given_up_with_the_connection(ssh_server, echo_server):
-    with black_hole() as hole:
-        with logged_in(ssh_server) as transport:
-            waiting = Thread(direct, transport, hole.getsockname())
-            wait_until(lambda: ssh_server.channels == 1)
-            assert send_and_receive(direct(transport, echo_server.address)) == b"ping"
-        with pytest.raises(LOST):
-            waiting.result()
-        wait_until(lambda: ssh_server.connections == 0)
-
-
 def send_and_receive(channel):
     with contextlib.closing(channel):
         send_and_end_channel(channel, b"ping")
@@ -359,17 +296,6 @@ def send_and_receive(channel):
 def send_and_end_channel(channel, data):
     channel.sendall(data)
     channel.shutdown_write()
-
-
-def test_many_short_ones_with_openssh(ssh_server, echo_server, ssh, tmp_path):
-    """Whose client ends the connection if anything follows the end of a channel."""
-    process = ssh("-L", f"{tmp_path}/in:127.0.0.1:{echo_server.address[1]}")
-    for _ in range(200):
-        with unix_client(tmp_path / "in") as client:
-            send_and_end(client, b"ping")
-            assert receive_all(client) == b"ping"
-    assert process.poll() is None
-    assert ssh_server.logins == 1
 
 
 # -- forwards -----------------------------------------------------------------------------------------------------
@@ -613,17 +539,6 @@ def test_freeze_and_thaw(ssh_server, listener):
                 end.settimeout(WAIT)
                 assert receive_exactly(end, 4) == text
         channel.close()
-
-
-def test_rekey_in_the_middle_loses_nothing(ssh_server, echo_server, ssh, tmp_path):
-    ssh("-L", f"{tmp_path}/in:127.0.0.1:{echo_server.address[1]}")
-    with unix_client(tmp_path / "in") as client:
-        upload = Thread(send_and_end, client, BLOCK * 16)
-        hashing = Thread(sha256_of, client)
-        for _ in range(3):
-            ssh_server.rekey()
-        assert hashing.result() == hashlib.sha256(BLOCK * 16).hexdigest()
-        upload.result()
 
 
 def test_rekey_returns_when_the_next_exchange_may_begin(ssh_server):

@@ -359,7 +359,7 @@ def test_ssh_passphrase_that_is_wrong(doctor, ssh_server, target, tmp_path):
 
 def test_ssh_key_file_that_is_missing(doctor, ssh_server, target, tmp_path):
     url = ssh_url(ssh_server, keyfile=tmp_path / "missing")
-    doctor(target, "--via", url).names("configuration", "missing", "no such file", "file that it names")
+    doctor(target, "--via", url).names("configuration", "missing", "no such file", "check the path")
 
 
 def test_ssh_key_file_that_others_can_read(doctor, ssh_server, target):

@@ -61,6 +61,20 @@ class Rig:
         assert self.read(requested, b"debug1: channel %d: %s\r" % (number, form)) == [True, True]
 
 
+def test_a_stream_from_its_beginning_to_its_end() -> None:
+    rig = Rig()
+    (told,) = rig.expect(DB)
+    rig.accept(3)
+    rig.read(
+        CONFIRM % 3,
+        b"debug2: nchan.c:chan_rcvd_ieof():257 (pid=9): channel 3: rcvd eof\r",
+        b"debug2: nchan.c:chan_rcvd_oclose():270 (pid=9): channel 3: rcvd close\r",
+        b"debug1: channel 3: free: direct-tcpip: listening port -2 for db.internal port 5432, nchannels 5\r",
+        CONFIRM % 3,
+    )
+    assert told.events == ["opened", "ended", "ended", "freed"]
+
+
 def test_streams_of_several_targets_are_matched_in_their_order() -> None:
     rig = Rig()
     unix = UnixAddress("/run/ö \\x")

@@ -1,23 +1,17 @@
 """``https://``: out through an HTTP proxy over TLS, and such a proxy for others, with squid, curl and each other."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 from command_rig import commands, run
 from helpers import (
     WAIT,
-    Certificates,
     Thread,
     ended,
     ending,
@@ -27,7 +21,7 @@ from helpers import (
     send_and_end,
     wait_until,
 )
-from proxy_world import LOOPBACK, RealProxy, squid
+from proxy_world import LOOPBACK, squid
 
 import relay
 from relay.errors import AuthenticationError, ConnectError
@@ -37,9 +31,7 @@ USER, PASSWORD = "me", "a secret: pässword"
 
 
 @pytest.fixture(scope="module")
-def proxy(
-    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates, spawner_thread: None
-) -> Iterator[RealProxy]:
+def proxy(tmp_path_factory, certificates, spawner_thread):
     made = squid(tmp_path_factory.mktemp("squid"), certificates)
     try:
         yield made.start()
@@ -48,31 +40,31 @@ def proxy(
 
 
 @pytest.fixture
-def password(tmp_path: Path) -> Path:
+def password(tmp_path):
     file = tmp_path / "password"
     file.touch(0o600)
     file.write_text(PASSWORD)
     return file
 
 
-def hop(proxy: RealProxy, certificates: Certificates) -> str:
+def hop(proxy, certificates):
     return f"{proxy.address}?ca={certificates.ca}"
 
 
-def listening(certificates: Certificates, more: str = "", user: str = "") -> str:
+def listening(certificates, more="", user=""):
     return f"https://{user}{LOOPBACK}:0?cert={certificates.cert}&key={certificates.key}{more}"
 
 
-def through(tunnel: relay.Tunnel, certificates: Certificates, more: str = "", user: str = "") -> str:
+def through(tunnel, certificates, more="", user=""):
     """The proxy of a tunnel, as a hop."""
     return f"https://{user}{LOOPBACK}:{tunnel.address[1]}?ca={certificates.ca}{more}"
 
 
-def address_of(server: Any) -> str:
+def address_of(server):
     return f"{LOOPBACK}:{server.address[1]}"
 
 
-def mirrored(server: Any, via: list[str]) -> None:
+def mirrored(server, via):
     """Send much, with an end, and get all of it back, by a stream of a target."""
     data = os.urandom(SIZE)
     with relay.connect(address_of(server), via=via) as end:
@@ -82,12 +74,12 @@ def mirrored(server: Any, via: list[str]) -> None:
         sending.result(3 * WAIT)
 
 
-def echo(connection: socket.socket) -> None:
+def echo(connection):
     while data := connection.recv(1 << 16):
         connection.sendall(data)
 
 
-def test_out_through_squid(proxy: RealProxy, certificates: Certificates, serve: Any) -> None:
+def test_out_through_squid(proxy, certificates, serve):
     data = os.urandom(SIZE)
     with relay.connect(address_of(serve(echo)), via=[hop(proxy, certificates)]) as end:
         end.settimeout(3 * WAIT)
@@ -96,9 +88,7 @@ def test_out_through_squid(proxy: RealProxy, certificates: Certificates, serve: 
         sending.result(3 * WAIT)
 
 
-def test_a_tunnel_through_squid_has_the_times_of_its_steps(
-    proxy: RealProxy, certificates: Certificates, serve: Any
-) -> None:
+def test_a_tunnel_through_squid_has_the_times_of_its_steps(proxy, certificates, serve):
     factory = relay.target(address_of(serve(echo)), via=[hop(proxy, certificates)])
     with relay.Tunnel(relay.listen(":0"), factory, timeout=None) as tunnel:
         with socket.create_connection(tunnel.address, WAIT) as client:
@@ -108,7 +98,7 @@ def test_a_tunnel_through_squid_has_the_times_of_its_steps(
         assert [label for label, _ in tunnel.recent()[0].hop_times] == ["1:https", "2:target"]
 
 
-def test_the_certificate_of_the_proxy_is_verified(proxy: RealProxy, serve: Any, certificates: Certificates) -> None:
+def test_the_certificate_of_the_proxy_is_verified(proxy, serve, certificates):
     for more, said in (
         ("", "certificate was not accepted"),
         (f"&servername=elsewhere&ca={certificates.ca}", "servername="),
@@ -120,7 +110,7 @@ def test_the_certificate_of_the_proxy_is_verified(proxy: RealProxy, serve: Any, 
         assert str(refused.value).count("://") == 1
 
 
-def test_a_target_that_squid_cannot_reach(proxy: RealProxy, certificates: Certificates) -> None:
+def test_a_target_that_squid_cannot_reach(proxy, certificates):
     with socket.socket() as unused:
         unused.bind((LOOPBACK, 0))
         with pytest.raises(ConnectError, match="says that it cannot be reached") as refused:
@@ -129,22 +119,22 @@ def test_a_target_that_squid_cannot_reach(proxy: RealProxy, certificates: Certif
 
 
 @pytest.fixture
-def dynamic(certificates: Certificates, password: Path) -> Iterator[relay.Tunnel]:
+def dynamic(certificates, password):
     """A proxy of relay with a login, and a rule."""
     receive = relay.listen(listening(certificates, f"&password_file={password}", "me@"))
     with relay.Tunnel(receive, relay.dynamic(rules=["127.0.0.9=refuse", "*=direct"]), timeout=None) as tunnel:
         yield tunnel
 
 
-def curl(tunnel: relay.Tunnel, certificates: Certificates, url: str, *more: str) -> subprocess.CompletedProcess[str]:
+def curl(tunnel, certificates, url, *more):
     """Ask by ``--proxy https://``."""
     words = ["curl", "-sS", "-m", "60", "-p", "--noproxy", "", "-x", f"https://{LOOPBACK}:{tunnel.address[1]}"]
     words += ["--proxy-cacert", str(certificates.ca), *more, url]
     return subprocess.run(words, capture_output=True, text=True, timeout=90)
 
 
-def test_curl_through_ours(dynamic: relay.Tunnel, certificates: Certificates, serve: Any) -> None:
-    def page(connection: socket.socket) -> None:
+def test_curl_through_ours(dynamic, certificates, serve):
+    def page(connection):
         while b"\r\n\r\n" not in connection.recv(65536):
             pass
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
@@ -159,9 +149,7 @@ def test_curl_through_ours(dynamic: relay.Tunnel, certificates: Certificates, se
     assert sorted(ended(dynamic, 4)) == ["denied", "denied", "denied", "done"]
 
 
-def test_two_of_ours_keep_ends_and_resets(
-    dynamic: relay.Tunnel, certificates: Certificates, password: Path, relayed: Any, serve: Any
-) -> None:
+def test_two_of_ours_keep_ends_and_resets(dynamic, certificates, password, relayed, serve):
     via = [through(dynamic, certificates, f"&password_file={password}", "me@")]
     mirrored(serve(echo), via)
     assert ended(dynamic) == ["done"]
@@ -184,9 +172,7 @@ def test_two_of_ours_keep_ends_and_resets(
             assert ending(client) == "reset"
 
 
-def test_over_ours_in_a_chain_to_tls(
-    dynamic: relay.Tunnel, proxy: RealProxy, certificates: Certificates, password: Path, serve: Any
-) -> None:
+def test_over_ours_in_a_chain_to_tls(dynamic, proxy, certificates, password, serve):
     """TLS to the target, in TLS to our proxy, in TLS to squid."""
     with relay.Tunnel(
         relay.listen(f"tls://{LOOPBACK}:0?cert={certificates.cert}&key={certificates.key}"),
@@ -202,7 +188,7 @@ def test_over_ours_in_a_chain_to_tls(
                 sending.result(3 * WAIT)
 
 
-def test_a_wrong_password_is_the_proxys(dynamic: relay.Tunnel, certificates: Certificates, tmp_path: Path) -> None:
+def test_a_wrong_password_is_the_proxys(dynamic, certificates, tmp_path):
     wrong = tmp_path / "wrong"
     wrong.touch(0o600)
     wrong.write_text("wrong")
@@ -210,7 +196,7 @@ def test_a_wrong_password_is_the_proxys(dynamic: relay.Tunnel, certificates: Cer
         relay.connect("127.0.0.1:1", via=[through(dynamic, certificates, f"&password_file={wrong}", "me@")])
 
 
-def test_a_client_without_a_certificate_asks_for_nothing(certificates: Certificates, serve: Any) -> None:
+def test_a_client_without_a_certificate_asks_for_nothing(certificates, serve):
     receive = relay.listen(listening(certificates, f"&client_ca={certificates.ca}"))
     with relay.Tunnel(receive, relay.dynamic(), timeout=None) as tunnel:
         with pytest.raises(ConnectError, match="cert="):
@@ -222,7 +208,7 @@ def test_a_client_without_a_certificate_asks_for_nothing(certificates: Certifica
         assert record.identity.kind == "tls"
 
 
-def test_clients_that_ask_for_nothing_are_given_up(certificates: Certificates) -> None:
+def test_clients_that_ask_for_nothing_are_given_up(certificates):
     """One without a handshake, one without a request, and one with half of it."""
     receive = relay.listen(listening(certificates))
     context = ssl.create_default_context(cafile=str(certificates.ca))
@@ -239,7 +225,7 @@ def test_clients_that_ask_for_nothing_are_given_up(certificates: Certificates) -
         wait_until(lambda: tunnel.stats().active == 0)
 
 
-def test_without_a_tunnel(certificates: Certificates) -> None:
+def test_without_a_tunnel(certificates):
     with relay.http_listen(LOOPBACK, 0, cert=certificates.cert, key=certificates.key) as listener:
         via = [f"https://{LOOPBACK}:{listener.address[1]}?ca={certificates.ca}"]
         client = Thread(relay.connect, "db.internal:5432", via)
@@ -259,16 +245,14 @@ def test_without_a_tunnel(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_with_a_proxy_takes_another_certificate(
-    environment: Any, certificates: Certificates, serve: Any, tmp_path: Path, workers: int
-) -> None:
+def test_a_file_with_a_proxy_takes_another_certificate(environment, certificates, serve, tmp_path, workers):
     """The port stays, and so does what is open."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     authority.issue_cert(LOOPBACK).private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
     path, server = tmp_path / "relay.toml", serve(echo)
 
-    def write(options: str) -> None:
+    def write(options):
         path.write_text(f'workers = {workers}\n[tunnels.out]\nlisten = "https://{LOOPBACK}:0?{options}"\n')
 
     write(f"cert={certificates.cert}&key={certificates.key}")
@@ -298,7 +282,7 @@ def test_a_file_with_a_proxy_takes_another_certificate(
         ("https://127.0.0.1?cert=c.pem", "no port"),
     ],
 )
-def test_bad_addresses_get_one_line(address: str, said: str) -> None:
+def test_bad_addresses_get_one_line(address, said):
     ended = run("check", "--", "socks", address)
     assert ended.returncode == 2
     assert said in ended.stderr

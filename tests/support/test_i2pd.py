@@ -52,43 +52,6 @@ class SAM:
         self.socket.close()
 
 
-def test_it_answers_outside_and_inside(network):
-    for router in network.routers:
-        with SAM(router.sam):
-            pass
-        inside = network.namespace.socket()
-        inside.connect(router.inside)
-        with SAM(None, inside):
-            pass
-
-
-@pytest.mark.parametrize("how", ["kill", "stop"])
-def test_it_ends_and_comes_back_as_who_it_was(router, how):
-    identity = (router.folder / "router.keys").read_bytes()
-    with SAM(router.sam) as client:
-        getattr(router, how)()
-        assert client.lines.readline() == ""
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(router.sam)
-    getattr(router, how)()
-    router.start()
-    with SAM(router.sam):
-        pass
-    assert (router.folder / "router.keys").read_bytes() == identity
-    assert "starting" in router.log()
-
-
-def test_frozen_it_says_nothing_and_its_connections_stay(router):
-    with SAM(router.sam) as client:
-        router.freeze()
-        client.socket.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            client.ask("NAMING LOOKUP NAME=unknown.i2p")
-        router.thaw()
-        client.socket.settimeout(WAIT)
-        assert client.socket.recv(100).startswith(b"NAMING REPLY RESULT=INVALID_KEY")
-
-
 def test_it_makes_no_keys_in_a_start_that_a_kill_may_end(router):
     """Killed while it makes those of a destination, it would take the empty file for keys of zeros."""
     router.kill()
@@ -129,12 +92,6 @@ def test_a_crash_is_told(network, router):
         network.restore()
     with SAM(router.sam):
         pass
-
-
-def test_keys_are_those_of_a_destination(tmp_path):
-    address = i2pd.make_keys(tmp_path / "keys")
-    assert address == i2pd.address_of(tmp_path / "keys")
-    assert PrivateKey.from_bytes((tmp_path / "keys").read_bytes()).b32 == address
 
 
 def test_a_ready_destination_is_a_session_at_once(i2p_routers):

@@ -210,16 +210,6 @@ def test_what_is_said_is_sent(rig):
     rig.conversation.say(ping("b"))
 
 
-def test_who_closes_it_is_told_nothing(rig):
-    rig.listen()
-    rig.ask(WAIT)
-    rig.conversation.close()
-    rig.conversation.close()
-    assert receive_all(rig.far) == REQUEST
-    rig.ends()
-    assert rig.told.empty() and not rig.conversation.alive
-
-
 @pytest.mark.parametrize("listens", [False, True])
 def test_a_bug_of_who_is_told_ends_it(rig, caplog, listens):
     def fail(answer):

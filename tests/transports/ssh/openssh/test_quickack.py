@@ -97,15 +97,6 @@ def test_the_option_is_set_on_the_connection(rig: Rig, monkeypatch: pytest.Monke
         rig.loop.turn()
 
 
-def test_closing_is_idempotent_and_leaves_the_connection_open(rig: Rig) -> None:
-    rig.begin()
-    for _ in range(2):
-        rig.quick_ack.close()
-    rig.loop._close_garbage()
-    rig.near.sendall(b"x")
-    assert rig.far.recv(1) == b"x"
-
-
 def test_only_tcp_is_watched(rig: Rig) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -94,9 +94,11 @@ def accept_backoff() -> Backoff:
 
 def why_not_accepted(error: Exception) -> str:
     """Return why no client can be accepted for now, for the log."""
-    number = error.errno if isinstance(error, OSError) else None
-    hint = "; raise the limit of open files (ulimit -n)" if number in _EXHAUSTED[:2] else ""
-    return f"cannot accept for now: {getattr(error, 'strerror', None) or error}{hint}"
+    text = "cannot accept for now: "
+    if not isinstance(error, OSError):
+        return f"{text}{error}"
+    hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
+    return f"{text}{error.strerror or error}{hint}"
 
 
 class _ForeignListener(TunnelListener):

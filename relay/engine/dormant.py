@@ -219,9 +219,8 @@ class DormantThread(RelayThread):
         except BaseException:
             self._is_made = False
             raise
-        self._stage = (
-            _Stage.AWAKE
-        )  # after it runs: before that, a call to it could wait for a thread that fails to start
+        # After it runs: before that, a call to it could wait for a thread that fails to start.
+        self._stage = _Stage.AWAKE
 
     def abandon(self) -> None:
         """In a forked child: only close the listening socket; awake, also end the waits of the thread."""

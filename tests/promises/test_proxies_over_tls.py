@@ -1,6 +1,5 @@
 """``https://``: out through an HTTP proxy over TLS, and such a proxy for others, with squid, curl and each other."""
 
-import hashlib
 import os
 import re
 import socket
@@ -13,17 +12,21 @@ from command_rig import commands, run
 from helpers import (
     WAIT,
     Thread,
+    echo,
     ended,
     ending,
     exchange,
     receive_all,
     receive_exactly,
+    send_all,
     send_and_end,
     wait_until,
 )
 from proxy_world import LOOPBACK, squid
 
 import relay
+from relay.access.options import rules_of
+from relay.engine import changes
 from relay.errors import AuthenticationError, ConnectError
 
 SIZE = 5 << 20  # bytes each way
@@ -39,12 +42,15 @@ def proxy(tmp_path_factory, certificates, spawner_thread):
         made.stop()
 
 
+def secret(file, text):
+    file.touch(0o600)
+    file.write_text(text)
+    return file
+
+
 @pytest.fixture
 def password(tmp_path):
-    file = tmp_path / "password"
-    file.touch(0o600)
-    file.write_text(PASSWORD)
-    return file
+    return secret(tmp_path / "password", PASSWORD)
 
 
 def hop(proxy, certificates):
@@ -64,28 +70,34 @@ def address_of(server):
     return f"{LOOPBACK}:{server.address[1]}"
 
 
-def mirrored(server, via):
-    """Send much, with an end, and get all of it back, by a stream of a target."""
+def check_repeated(end, send=send_all):
+    """Send much, and get all of it back."""
     data = os.urandom(SIZE)
+    end.settimeout(3 * WAIT)
+    sending = Thread(send, end, data)
+    assert receive_exactly(end, SIZE) == data
+    sending.result(3 * WAIT)
+
+
+def mirrored(server, via):
+    """Do so by a stream of a target, with an end."""
     with relay.connect(address_of(server), via=via) as end:
-        end.settimeout(3 * WAIT)
-        sending = Thread(send_and_end, end, data)
-        assert hashlib.sha256(receive_exactly(end, SIZE)).digest() == hashlib.sha256(data).digest()
-        sending.result(3 * WAIT)
-
-
-def echo(connection):
-    while data := connection.recv(1 << 16):
-        connection.sendall(data)
+        check_repeated(end, send_and_end)
+        assert end.recv(1) == b""
 
 
 def test_out_through_squid(proxy, certificates, serve):
-    data = os.urandom(SIZE)
+    """Which ends both directions with the first, whatever its configuration says."""
     with relay.connect(address_of(serve(echo)), via=[hop(proxy, certificates)]) as end:
+        check_repeated(end)
+
+    def answer_at_the_end(connection):
+        connection.sendall(b"%d" % len(receive_all(connection)))
+
+    with relay.connect(address_of(serve(answer_at_the_end)), via=[hop(proxy, certificates)]) as end:
         end.settimeout(3 * WAIT)
-        sending = Thread(end.sendall, data)
-        assert receive_exactly(end, SIZE) == data
-        sending.result(3 * WAIT)
+        send_and_end(end, b"question")
+        assert receive_all(end) == b""
 
 
 def test_a_tunnel_through_squid_has_the_times_of_its_steps(proxy, certificates, serve):
@@ -181,17 +193,12 @@ def test_over_ours_in_a_chain_to_tls(dynamic, proxy, certificates, password, ser
         target = f"tls://{LOOPBACK}:{secure.address[1]}?ca={certificates.ca}"
         hops = [hop(proxy, certificates), through(dynamic, certificates, f"&password_file={password}", "me@")]
         with relay.Tunnel(relay.listen(":0"), relay.target(target, via=hops), timeout=None) as tunnel:
-            data = os.urandom(SIZE)
-            with socket.create_connection(tunnel.address, 3 * WAIT) as client:
-                sending = Thread(client.sendall, data)
-                assert receive_exactly(client, SIZE) == data
-                sending.result(3 * WAIT)
+            with socket.create_connection(tunnel.address) as client:
+                check_repeated(client)
 
 
 def test_a_wrong_password_is_the_proxys(dynamic, certificates, tmp_path):
-    wrong = tmp_path / "wrong"
-    wrong.touch(0o600)
-    wrong.write_text("wrong")
+    wrong = secret(tmp_path / "wrong", "wrong")
     with pytest.raises(AuthenticationError, match="does not accept the user and the password"):
         relay.connect("127.0.0.1:1", via=[through(dynamic, certificates, f"&password_file={wrong}", "me@")])
 
@@ -201,11 +208,14 @@ def test_a_client_without_a_certificate_asks_for_nothing(certificates, serve):
     with relay.Tunnel(receive, relay.dynamic(), timeout=None) as tunnel:
         with pytest.raises(ConnectError, match="cert="):
             relay.connect(address_of(serve(echo)), via=[through(tunnel, certificates)])
-        mirrored(serve(echo), [through(tunnel, certificates, f"&cert={certificates.cert}&key={certificates.key}")])
+        own = f"&cert={certificates.cert}&key={certificates.key}"
+        mirrored(serve(echo), [through(tunnel, certificates, own)])
         wait_until(tunnel.recent)
-        (record,) = tunnel.recent()
-        assert record.identity is not None
-        assert record.identity.kind == "tls"
+        assert tunnel.recent()[0].identity.kind == "tls"
+        changes.set_rules(tunnel, rules_of(None, ["dns:localhost"]))
+        with pytest.raises(ConnectError, match="ended without close_notify|was cut"):
+            relay.connect(address_of(serve(echo)), via=[through(tunnel, certificates, own)])
+        assert ended(tunnel, 2) == ["done", "denied"]
 
 
 def test_clients_that_ask_for_nothing_are_given_up(certificates):

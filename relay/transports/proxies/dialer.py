@@ -188,6 +188,8 @@ class Proxied(Upgrade):
             # Since TLS 1.3 a server rejects a client's certificate after the handshake.
             if isinstance(error, TLSError) and error.reason == "denied":
                 return ConnectError(f"{error}; check whether it needs cert=, or another one", reason="denied")
+            if isinstance(error, TLSError):
+                return ConnectError(str(error))
         if isinstance(error, RelayError):
             return with_hop(error, self._proxy, self._before)
         if isinstance(error, EOFError):

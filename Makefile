@@ -27,6 +27,7 @@ demo: $(VENV)/.installed
 test: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
+	@tests/source-releases tests/source-releases.txt
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 # A part of the tests, without real routers, for daily work.
@@ -57,12 +58,14 @@ docs: install
 check-versions: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
+	@tests/source-releases tests/source-releases.txt
 	@tests/check-versions $(ARGS)
 
 # On machines that find races: slow in several ways, with one core, beside busy loops; ARGS=loops for one of them.
 check-races: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
+	@tests/source-releases tests/source-releases.txt
 	@tests/check-races $(ARGS)
 
 # All of CPython's own network tests through relay socks; `make test` runs those that find most.

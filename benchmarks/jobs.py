@@ -21,6 +21,7 @@ class Target:
     :param port: on 127.0.0.1.
     :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
     :param name: under which it is looked up for each connection, if it is to be.
+    :param behind: the port that a proxy is to connect to, if this target is one.
     :param server: the SSH server to go through, if any.
     :param before: the one to go through on the way to that.
     """
@@ -30,6 +31,7 @@ class Target:
     server: Server | None = None
     before: Server | None = None
     name: str | None = None
+    behind: int | None = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,12 @@ The site needs no network: furo's fonts and scripts are in its package, and no p
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 _PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -18,7 +22,7 @@ release = version = _PROJECT["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 nitpicky = True
-_PUBLIC = r"relay\.(\w+|[A-Z]\w*\.\w+|aio\.[\w.]+|testing\.\w+(\.\w+)?|compat\.(zmqssh|rforward)\.[\w.]+)$"
+_PUBLIC = r"relay\.(\w+|[A-Z]\w*\.\w+|aio\.[\w.]+|testing\.\w+(\.\w+)?|compat\.(zmqssh|rforward|sshtunnel)\.[\w.]+)$"
 nitpick_ignore_regex = [
     (r"py:.*", rf"(?!{_PUBLIC}).*")
 ]  # in annotations: types of Python, of dependencies, private ones
@@ -37,3 +41,29 @@ html_copy_source = False
 html_show_sourcelink = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+
+
+def setup(app: Sphinx) -> None:
+    """Give the search excerpts of its results, also where the site is opened from a file."""
+    app.connect("html-page-context", _add_texts)
+    app.connect("build-finished", _write_texts)
+
+
+def _add_texts(app: Sphinx, page: str, *_: object) -> None:
+    if page == "search":
+        app.add_js_file("search-text.js")
+        app.add_js_file("offline-search.js")
+
+
+def _write_texts(app: Sphinx, error: Exception | None) -> None:
+    """Write the text of all pages: a page that is opened from a file may read no other one."""
+    if error is not None or app.builder.format != "html":
+        return
+    texts = {}
+    for page in sorted(app.env.found_docs):
+        main = Path(app.builder.get_outfilename(page)).read_text().partition('role="main"')[2].partition(">")[2]
+        # The sections stay, for the excerpts of hits in one of them.
+        text = re.sub(r"<a class=\"headerlink\".*?</a>|<(?!/?section\b)[^>]*>", "", main.partition("</article>")[0])
+        texts[app.builder.get_target_uri(page)] = " ".join(text.split())
+    script = f"const SEARCH_TEXT = {json.dumps(texts, ensure_ascii=False)};\n"
+    Path(app.outdir, "_static", "search-text.js").write_text(script)

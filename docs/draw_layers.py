@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from draw_pictures import STYLE
+
 PACKAGE = Path(__file__).parents[1] / "relay"
 WIDTH, HEIGHT, GAP_X, GAP_Y = 132, 44, 22, 40  # pixels
 PUBLIC = {"aio", "cli", "compat", "testing", "types", "api", "errors"}  # what users import or run
@@ -79,20 +81,21 @@ def draw() -> str:
             places[name] = left + column * (WIDTH + GAP_X), GAP_Y + row * (HEIGHT + GAP_Y)
     size = f'viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}"'
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="14">',
-        f'<rect width="{wide}" height="{tall}" fill="#fff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+        STYLE,
+        f'<rect class="page" width="{wide}" height="{tall}"/>',
     ]
     for name, others in sorted(lines.items()):
         for other in sorted(others):
             (x, y), (to_x, to_y) = places[name], places[other]
             drawn.append(
                 f'<path d="M{x + WIDTH / 2:g} {y + HEIGHT} C{x + WIDTH / 2:g} {y + HEIGHT + GAP_Y:g} '
-                f'{to_x + WIDTH / 2:g} {to_y - GAP_Y:g} {to_x + WIDTH / 2:g} {to_y}" fill="none" stroke="#999"/>'
+                f'{to_x + WIDTH / 2:g} {to_y - GAP_Y:g} {to_x + WIDTH / 2:g} {to_y}" class="line"/>'
             )
     for name, (x, y) in sorted(places.items()):
-        fill = "#e3f2e6" if name in PUBLIC else "#eef1f6"
+        kind = "relay" if name in PUBLIC else "box"
         drawn += [
-            f'<rect x="{x:g}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{fill}" stroke="#667"/>',
+            f'<rect x="{x:g}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" class="{kind}"/>',
             f'<text x="{x + WIDTH / 2:g}" y="{y + 27}" text-anchor="middle">{escape(name)}</text>',
         ]
     return "\n".join([*drawn, "</svg>"]) + "\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 FOLDER = Path(__file__).parent / "images"
-_STYLE = """<style>
+STYLE = """<style>
 text { font: 13px sans-serif; fill: #223 } .small { font-size: 11px; fill: #556 } .head { font-weight: bold }
 .page { fill: #fff } .box { fill: #eef1f6; stroke: #667 } .relay { fill: #e3f2e6; stroke: #475 }
 .good { fill: #8fcf9f } .wait { fill: #f2d27a } .bad { fill: #e58a84 } .bar { font-size: 11px }
@@ -72,7 +72,33 @@ class Picture:
 
     def svg(self) -> str:
         """Return the picture."""
-        return "\n".join([self._head, _STYLE, _TIP, *self._parts, "</svg>"]) + "\n"
+        return "\n".join([self._head, STYLE, _TIP, *self._parts, "</svg>"]) + "\n"
+
+
+def route() -> str:
+    """Draw a client, the listener of relay, hops and the target."""
+    made = Picture(760, 150, "A route: a client, relay, hops, a target")
+    made.box(170, 20, 170, "", "none", 110)
+    made.text(255, 120, "relay", "small", "middle")
+    for x, width, text, kind in (
+        (15, 105, "client", "box"),
+        (185, 140, "listener", "relay"),
+        (390, 90, "hop 1", "box"),
+        (520, 90, "hop 2", "box"),
+        (650, 95, "target", "box"),
+    ):
+        made.box(x, 54, width, text, kind)
+    for begin, end in ((120, 184), (325, 389), (480, 519), (610, 649)):
+        made.arrow(f"M{begin} 72H{end}")
+    for x, y, text in (
+        (67, 112, "any program"),
+        (255, 40, "TCP · TLS · SSH · I2P · proxy"),
+        (500, 30, "SSH · I2P · Tor · proxies · WebSockets · programs"),
+        (500, 112, "zero or more hops"),
+        (692, 112, "TCP · TLS · I2P"),
+    ):
+        made.text(x, y, text, "small", "middle")
+    return made.svg()
 
 
 def lost_carrier() -> str:
@@ -184,6 +210,7 @@ def admission() -> str:
 
 
 PICTURES = {
+    "route": route,
     "lost-carrier": lost_carrier,
     "reload-upgrade": reload_and_upgrade,
     "names": names,

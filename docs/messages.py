@@ -38,6 +38,7 @@ _AREAS = {
     "api/i2p": ("I2P", "i2p.md"),
     "cli/i2p": ("I2P", "i2p.md"),
     "transports/tls/": ("TLS", "tls.md"),
+    "transports/websocket/": ("WebSockets", "websockets.md"),
     "transports/proxies/": ("Proxies", "transports.md#socks-and-http-proxies"),
     "transports/dynamic": ("Proxies", "transports.md#socks-and-http-proxies"),
     "streams/proxy": ("Proxies", "transports.md#socks-and-http-proxies"),

@@ -20,7 +20,8 @@ from relay.engine.records import REASONS, ConnectionRecord
 from relay.operations.metric_families import FAMILIES
 from relay.operations.openapi import document
 
-MODULES = ("relay", "relay.aio", "relay.types", "relay.testing", "relay.compat.rforward", "relay.compat.zmqssh")
+DROP_INS = ("relay.compat.rforward", "relay.compat.sshtunnel", "relay.compat.zmqssh")
+MODULES = ("relay", "relay.aio", "relay.types", "relay.testing", *DROP_INS)
 
 # Of classes that other parts of relay use, too, a program may use these. All attributes of the others are public.
 _OF_TUNNELS = "address close connections join kill metrics pause recent resume stats"

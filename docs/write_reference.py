@@ -1,9 +1,9 @@
 """Write everything that is made from the options of addresses and the schema of relay.toml.
 
 ``python docs/write_reference.py`` rewrites files in place: the reference in ``docs/configuration.md``, the tables of
-parameters in ``docs/ssh.md`` and ``docs/i2p.md``, ``docs/reference/public.txt`` and ``messages.md``, and the modules of
-keywords. With ``--check`` it writes nothing, lists the files that are out of date, and exits with status 1 if there are
-any.
+parameters in ``docs/ssh.md``, ``docs/i2p.md`` and ``docs/tor.md``, ``docs/reference/public.txt`` and ``messages.md``,
+and the modules of keywords. With ``--check`` it writes nothing, lists the files that are out of date, and exits with
+status 1 if there are any.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import Option, options_of, written
 from relay.addresses.signatures import annotation
 from relay.addresses.ssh import SSHServer
+from relay.addresses.tor import TorListen, TorProxy
 from relay.api.i2p_tunnels import NOT_OF_A_CLIENT, NOT_OF_A_SERVER
 from relay.engine.options import TunnelOptions, tunnel_options
 
@@ -187,6 +188,7 @@ def files() -> dict[Path, str]:
         ROOT / "docs/reference/public.txt": public_names(),
         ROOT / "docs/reference/messages.md": index(),
         ROOT / "docs/i2p.md": _page("i2p.md", parameters(I2PRouter, I2PListen)),
+        ROOT / "docs/tor.md": _page("tor.md", parameters(TorProxy, TorListen)),
     }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .api.i2p_tunnels import TunnelClient, TunnelServer
     from .api.local import local
     from .api.ssh import ssh, ssh_listen
+    from .api.tor import tor_listen
     from .api.urls import connect, listen, target
     from .engine.tunnel import Tunnel
     from .errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "target",
     "tcp",
     "tls",
+    "tor_listen",
     "unix",
 ]
 
@@ -87,6 +89,7 @@ _MODULES = {
     "http_listen": "transports.proxies.protocols",
     "i2p": "api.i2p",
     "i2p_listen": "api.i2p",
+    "tor_listen": "api.tor",
     "listen": "api.urls",
     "local": "api.local",
     "nonblocking": "streams.stream",

@@ -73,7 +73,7 @@ class ForwardError(RelayError):
 
 
 class CarrierError(RelayError):
-    """The connection under a stream (an SSH connection, a SAM session) was lost.
+    """The connection under a stream (an SSH connection, a SAM session, a program that listens) was lost.
 
     :param message: what failed and what to do.
     :param stage: how far the login had come when the other side ended the connection; empty if it was up, or if that

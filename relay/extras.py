@@ -8,6 +8,7 @@ EXTRAS = {
     "cli": ("click", "pydantic", "rich", "tomli_w"),
     "sandbox": ("landlockpy",),
     "status": ("prometheus_client", "starlette", "uvicorn"),
+    "websocket": ("wsproto",),
 }
 """An extra → the modules that it brings."""
 
@@ -21,3 +22,16 @@ def missing(extra: str) -> str | None:
     if not absent:
         return None
     return f"the Python package {absent[0]} is not installed; run: pip install 'relay-toolkit[{extra}]'"
+
+
+def needed(extra: str, what: str) -> None:
+    """Raise unless the packages of an extra are installed.
+
+    :param extra: one of :data:`EXTRAS`.
+    :param what: what needs them, for the error.
+    :raises RelayError: if one is missing.
+    """
+    if (problem := missing(extra)) is not None:
+        from .errors import RelayError
+
+        raise RelayError(f"{what}: {problem}")

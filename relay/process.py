@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
@@ -30,16 +31,21 @@ Process = subprocess.Popen[bytes]
 _Request = tuple["Future[Process]", Sequence[str], Mapping[str, Any]]
 
 # Becomes the program to run. Were it done between fork and exec (`preexec_fn`), a lock that another thread of
-# this program holds at that moment would never be released. 1 is PR_SET_PDEATHSIG, 9 SIGKILL, 2 SIG_SETMASK.
+# this program holds at that moment would never be released. 1 is PR_SET_PDEATHSIG, 9 SIGKILL. Python ignores SIGPIPE
+# and SIGXFSZ, which the program would inherit.
 _GUARD = """
 import ctypes, os, sys, _signal
-ctypes.CDLL(None).prctl(1, 9)
-_signal.pthread_sigmask(2, [])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+for ignored in _signal.SIGPIPE, _signal.SIGXFSZ:
+    _signal.signal(ignored, _signal.SIG_DFL)
+_signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 if os.getppid() == int(sys.argv[1]):
     try:
         os.execv(sys.argv[2], sys.argv[3:])
     except OSError as error:
-        sys.exit(f"{sys.argv[2]}: {error.strerror}")
+        print(f"{sys.argv[2]}: {error.strerror}", file=sys.stderr)
+        sys.exit(126)
 """
 
 
@@ -129,7 +135,7 @@ def start(
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.
     :raises OSError: if the system has no room for another process. A file that turns out not to be a program ends with
-        status 1 and a line on its standard error.
+        status 126 and a line on its standard error.
 
     Source: :class:`subprocess.Popen`; ``PR_SET_PDEATHSIG`` in prctl(2).
     """
@@ -144,30 +150,42 @@ def begin(
     stderr: int | IO[Any] | None,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
+    guard: Sequence[str] = ("-c", _GUARD),
 ) -> Future[Process]:
     """Start a program as :func:`start` does, and do not wait for it.
 
     :param argv: and the others: as for :func:`start`. The descriptors stay open until there is an outcome.
+    :param guard: on Linux, the arguments of an interpreter that becomes the program, or starts it. Those that follow
+        are the number of this process, the path of the program, and ``argv``.
     :returns: gets the process, or the error, in the spawner's thread, which starts every other child: whatever is
         called back there must not block.
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.
     """
-    path = shutil.which(argv[0])
-    if path is None:
-        raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
+    path = find_program(argv[0])
     # The guard gets the number of this process: if its parent is another one, this one has died before the signal was
     # set, which then would never come.
-    guard = [*python(), "-c", _GUARD, str(os.getpid()), path] if sys.platform == "linux" else []
+    before = [*python(), *guard, str(os.getpid()), path] if sys.platform == "linux" else []
     return _spawner.popen(
-        [*guard, *argv],
-        executable=None if guard else path,
+        [*before, *argv],
+        executable=None if before else path,
         stdin=stdin,
         stdout=stdout,
         stderr=own_stderr() if stderr is None else stderr,
         pass_fds=pass_fds,
         env=_without_secrets(env),
     )
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program, looked for in ``PATH`` unless it has a slash.
+
+    :raises FileNotFoundError: if there is no such program.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program", name)
+    return path
 
 
 # A service manager means them for this process alone; sd_listen_fds(3), sd_notify(3).
@@ -180,6 +198,26 @@ def _without_secrets(env: Mapping[str, str] | None) -> Mapping[str, str] | None:
     names = _OF_THIS_PROCESS | secret_variables()
     whole = os.environ if env is None else env
     return env if names.isdisjoint(whole) else {name: value for name, value in whole.items() if name not in names}
+
+
+def start_in_place(argv: Sequence[str], path: str, folder: str, env: Mapping[str, str]) -> Process:
+    """Start a program that the user sees in the place of this one: in its process group, with its terminal and files.
+
+    So a job of the shell is both, and each signal of the terminal reaches both. It ends when this program is killed
+    (on Linux), if it is called in the main thread.
+
+    :param argv: the program's name and its arguments.
+    :param path: as :func:`find_program` returns it.
+    :param folder: its current directory.
+    :param env: the whole environment, of which the same is taken out as by :func:`start`.
+    :returns: the process. Its owner waits for it.
+    :raises RelayError: if this program has no Python interpreter to start it with.
+    :raises OSError: if the system has no room for another process.
+    """
+    expect_child()
+    guard = [*python(), "-c", _GUARD, str(os.getpid()), path]
+    # What relay has opened is not inheritable. What it has inherited is for the program: a shell's <(command).
+    return subprocess.Popen([*guard, *argv], cwd=folder, env=_without_secrets(env), close_fds=False)
 
 
 def start_python(code: str, stdin: int) -> Process:
@@ -204,6 +242,16 @@ def start_successor(argv: Sequence[str], folder: str, env: Mapping[str, str]) ->
     :raises OSError: if it cannot be started.
     """
     return _spawner.popen(argv, cwd=folder, env=env, stdin=DEVNULL, stdout=None, stderr=own_stderr()).result()
+
+
+def start_detached(argv: Sequence[str]) -> Process:
+    """Start a program that outlives this one and its login, without its files. It gets the whole environment.
+
+    :param argv: the program and its arguments.
+    :returns: the process, whose standard output is a pipe.
+    :raises OSError: if it cannot be started.
+    """
+    return _spawner.popen(argv, cwd="/", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL).result()
 
 
 def end(process: Process, seconds: float, *, group: bool = False) -> None:
@@ -271,6 +319,7 @@ def own_stderr() -> int | None:
 logger = logging.getLogger("relay")
 
 _LONGEST = 300  # bytes that are kept of a line
+_LAST_LINES = 3  # that are kept
 _AT_ONCE = 50  # lines of one chunk that are looked at
 _RATE = 20  # lines that are logged in a second
 _CHUNK = 64 << 10  # bytes that are read of a pipe at once
@@ -284,11 +333,16 @@ class StandardError:
     """
 
     def __init__(self, name: str) -> None:
-        self.last = ""
+        self.lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._name = name
         self._rest = b""
         self._second = 0  # in which lines are counted
         self._logged = self._left_out = 0
+
+    @property
+    def last(self) -> str:
+        """The last line; empty if there is none."""
+        return self.lines[-1] if self.lines else ""
 
     def feed(self, data: bytes) -> None:
         """Take what has come; takes little time, whatever that is."""
@@ -314,7 +368,7 @@ class StandardError:
         text = one_line(line[:_LONGEST], _LONGEST)
         if not text:
             return
-        self.last = text
+        self.lines.append(text)
         second = int(time.monotonic())
         if second != self._second:
             self._tell_left_out()

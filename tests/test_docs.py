@@ -16,18 +16,20 @@ import sys
 import tomllib
 
 import pytest
+from browser import browser, opened
 from command_rig import run
 from documents import ALL, PAGES, README, ROOT
 from helpers import WAIT
 
 import relay
 from relay import types
+from relay.addresses.hops import listens_at_server
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.cli import output
-from relay.compat import rforward, zmqssh
+from relay.compat import rforward, sshtunnel, zmqssh
 from relay.engine.records import REASONS, ConnectionRecord, Stats
 from relay.transports.ssh.config.settings import CLIENT_ONLY
 
@@ -44,7 +46,7 @@ OTHERS = [one for one in RUN if "listening on" not in one[1]]
 COMMANDS = [
     (page, command)
     for page, text in {"README": README, **PAGES}.items()
-    for command in re.findall(r"^\$ (relay (?:forward|expose|socks|pipe|up)\b.*?)(?: +#.*)?$", text, re.MULTILINE)
+    for command in re.findall(r"^\$ (relay (?:forward|expose|socks|pipe|up|run)\b.*?)(?: +#.*)?$", text, re.MULTILINE)
     + re.findall(r"ProxyCommand(?:='| )(relay pipe [^'\n]*)", text)
 ]
 
@@ -79,11 +81,16 @@ def test_the_commands_are_understood(example):
         parse_target(words[3])
     elif words[1] == "expose":
         parse_target(words[2])
-        assert isinstance(parse_listen(values["--on"]), (SSHListen, I2PListen))
+        assert listens_at_server(parse_listen(values["--on"]))
+    elif words[1] == "run":
+        words = words[: words.index("--")]  # its program is missing then, once the rest was understood
+        for word in words[2:]:
+            if "=" in word and "://" not in word:
+                parse_target(word.partition("=")[2])
     parse_hops([hop for option, hop in itertools.pairwise(words) if option == "--via"])
     # The last words are too many: everything before them was understood.
     done = run(*words[1:], *(["file"] if words[1] == "up" else []), "surplus")
-    assert "surplus: unexpected argument" in done.stderr
+    assert ("PROGRAM: missing" if words[1] == "run" else "surplus: unexpected argument") in done.stderr
 
 
 SAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "samples").glob("*.py"))}
@@ -104,12 +111,12 @@ def test_examples_of_tunnels_are_found():
 
 def test_it_shows_programs_and_commands():
     assert len(LISTENING) >= 2 and len(RUN) + len(ELSEWHERE) == len(PROGRAMS)
-    assert {command.split()[1] for _, command in COMMANDS} == {"forward", "expose", "socks", "pipe", "up"}
+    assert {command.split()[1] for _, command in COMMANDS} == {"forward", "expose", "socks", "pipe", "up", "run"}
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
     packages = {path.stem for path in (ROOT / "relay").glob("[!_.]*")}
-    named = set(re.findall(r"`relay\.(\w+)", ALL)) - packages - {"toml"}
+    named = set(re.findall(r"`relay\.(\w+)", ALL)) - packages - {"toml", "v1"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -119,7 +126,7 @@ API = set(re.findall(r"^\.\. auto(?:function|class|exception|data):: ([\w.]+)$",
 
 
 @pytest.mark.parametrize(
-    "module", [relay, relay.aio, relay.testing, zmqssh, rforward, types], ids=lambda module: module.__name__
+    "module", [relay, relay.aio, relay.testing, zmqssh, rforward, sshtunnel, types], ids=lambda module: module.__name__
 )
 def test_the_reference_has_an_entry_for_every_public_name(module):
     if f".. automodule:: {module.__name__}\n   :members:" in PAGES["api"]:
@@ -144,7 +151,7 @@ RUNNING = PAGES["index"].split(":caption: Running relay\n")[1].split("```")[0].s
 
 @pytest.mark.parametrize("page", RUNNING)
 def test_a_page_for_operators_is_short(page):
-    assert len(PAGES[page].split()) <= {"performance": 7500, "reliability": 3000, "configuration": 2700}.get(page, 2500)
+    assert len(PAGES[page].split()) <= {"performance": 7500, "reliability": 3000, "configuration": 2800}.get(page, 2500)
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
@@ -214,25 +221,48 @@ def test_every_package_is_in_the_page_about_the_architecture():
     assert {name for name in entries if f"**`relay.{name}`**" not in PAGES["architecture"]} == set()
 
 
-def test_the_site_needs_no_network(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages as a site; those of the reference take too long, and `make docs` builds these, too."""
+    folder = tmp_path_factory.mktemp("site")
     build = [
         sys.executable,
         "-m",
         "sphinx",
         "--quiet",
         "--define",
-        "exclude_patterns=reference/*",  # `make docs` builds these, too, and fails on a warning
+        "exclude_patterns=reference/*",
         str(ROOT / "docs"),
-        str(tmp_path),
+        str(folder),
     ]
     subprocess.run(build, capture_output=True, text=True, timeout=4 * WAIT, check=True)
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+def test_the_site_needs_no_network(site):
+    for page in site.rglob("*.html"):
         loaded = re.findall(
             r"<(?:script|img|iframe)[^>]*\ssrc=\"([^\"]*)|<link[^>]*\shref=\"([^\"]*)", page.read_text()
         )
         assert not [name for names in loaded for name in names if name.startswith(("http:", "https:", "//", "/"))], page
-    styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
+    styles = "".join(path.read_text() for path in site.rglob("*.css"))
     assert not re.findall(r"@import|url\([\"']?(?:https?:)?//", styles)
+
+
+def test_the_search_of_the_site_has_excerpts_without_a_server(site):
+    with browser() as started, opened(started, f"{site.as_uri()}/search.html?q=backlog") as page:
+        page.locator("#search-results li .context").first.wait_for()
+        results = page.locator("#search-results li:not(.kind-object)")
+        texts = [text.casefold() for text in results.locator(".context").all_text_contents()]
+        assert len(texts) == results.count() and "backlog" in texts[0]
+        results.first.locator("a").click()
+        page.locator("span.highlighted").first.wait_for()
+        page.keyboard.press("Escape")
+        assert page.locator("span.highlighted").count() == 0
+        page.reload()  # nor is the mark of a search in the next page
+        page.wait_for_load_state()
+        assert page.evaluate("localStorage.length && localStorage.sphinx_highlight_terms") in (0, None)
+        assert page.locator("span.highlighted").count() == 0
 
 
 def script(name):

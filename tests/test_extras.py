@@ -38,7 +38,7 @@ def test_nothing_is_missing_here():
     assert [missing(extra) for extra in EXTRAS] == [None] * len(EXTRAS)
 
 
-@pytest.mark.parametrize("module", ["aio", "types", "testing", "compat.zmqssh", "compat.rforward"])
+@pytest.mark.parametrize("module", ["aio", "types", "testing", "compat.zmqssh", "compat.rforward", "compat.sshtunnel"])
 def test_the_library_needs_none_of_them(module):
     code = f"import relay, relay.{module}\nprint(*(getattr(relay, name).__name__ for name in relay.__all__))"
     done = without(*EXTRAS, code=code)
@@ -63,6 +63,16 @@ def test_what_is_asked_for_needs_its_own(option, what, tmp_path):
         f"{what} needs more: the Python package prometheus_client is not installed; "
         "run: pip install 'relay-toolkit[status]'"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [(":0", "ws://h/"), ("ws://:0/", "127.0.0.1:9"), (":0", "db:1", "--via", "wss://h/")]
+)
+def test_websockets_need_their_own(arguments):
+    done = without("websocket", code=COMMAND, arguments=("forward", *arguments))
+    assert done.returncode != 0
+    text = "the Python package wsproto is not installed; run: pip install 'relay-toolkit[websocket]'"
+    assert [line.endswith(text) for line in done.stderr.splitlines()] == [True], done.stderr
 
 
 def test_the_command_runs_without_what_was_not_asked_for():

@@ -94,7 +94,7 @@ def test_an_executable_file_that_is_no_program(tmp_path):
     path.chmod(0o700)
     with start([str(path)], stderr=PIPE) as child:
         said = child.communicate(timeout=WAIT)[1].decode()
-    assert child.returncode == 1
+    assert child.returncode == 126
     assert said == f"{path}: Exec format error\n"
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,21 @@ def test_its_tests_run(built: Path) -> None:
     assert Path(where.strip()).parent == built / "relay"
     said = run(built, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SOME_TESTS)
     assert " passed" in said and "failed" not in said
+
+
+def test_on_the_page_of_an_index_no_link_and_no_picture_is_broken(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    for_an_index = runpy.run_path(str(built / "deploy" / "release" / "pack.py"))["for_an_index"]
+    metadata = (built / "PKG-INFO").read_text()
+    pictures = re.findall(r"!\[[^\]]*\]\((.*)\)", metadata)
+    assert len(pictures) == 2 and "[SSH](docs/ssh.md)" in metadata
+    homeless = for_an_index(metadata)
+    assert "](" not in homeless and "| SSH, chains |" in homeless
+    home = "https://code.example/relay"
+    shown = for_an_index(metadata.replace("Name: ", f"Project-URL: Source, {home}\nName: "))
+    links = re.findall(r"\]\(([^)]+)\)", shown)
+    assert len(links) > 20 and all(link.startswith(f"{home}/") for link in links)
+    assert [f"{home}/raw/v{version('relay-toolkit')}/{path}" for path in pictures] == links[:2]
 
 
 MANUALS = {f"share/man/man1/{path.name}" for path in (ROOT / "docs" / "man").glob("*.1")}

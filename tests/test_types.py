@@ -15,6 +15,7 @@ from helpers import WAIT, Server
 import relay
 import relay.aio
 import relay.compat.rforward
+import relay.compat.sshtunnel
 import relay.compat.zmqssh
 import relay.testing
 import relay.types
@@ -33,6 +34,7 @@ import paramiko
 import relay
 import relay.aio
 import relay.compat.rforward
+import relay.compat.sshtunnel
 import relay.compat.zmqssh
 import relay.testing
 import relay.types
@@ -107,6 +109,7 @@ relay.Tunnel(relay.listen(":0"), relay.target("db:1", via=["ssh://me@h"]), timeo
 relay.Tunnel(relay.listen("tls://:0?cert=a"), relay.unix("/run/x"))
 relay.Tunnel(relay.ssh_listen("me@h"), relay.ssh("me@h", "db", 1))
 relay.Tunnel(relay.i2p_listen("site"), relay.tls("h", 443))
+relay.Tunnel(relay.tor_listen("site"), relay.tcp("h", 443))
 relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic(), on_end=ended)
 relay.Tunnel(relay.testing.FakeListener(), relay.i2p("name.i2p"))
 relay.Tunnel(Door(), plainly)
@@ -163,7 +166,8 @@ def late(record: ConnectionRecord) -> None: print(record.nonsense)
 """
 
 
-MODULES = (relay, relay.aio, relay.compat.rforward, relay.compat.zmqssh, relay.testing, relay.types)
+DROP_INS = (relay.compat.rforward, relay.compat.sshtunnel, relay.compat.zmqssh)
+MODULES = (relay, relay.aio, *DROP_INS, relay.testing, relay.types)
 NAMES = "".join(f"{module.__name__}.{name}  # public\n" for module in MODULES for name in module.__all__)
 PROGRAM = HEAD + GOOD + NAMES + BAD
 

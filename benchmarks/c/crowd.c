@@ -162,7 +162,7 @@ static void drain(int port, int count) {
             }
             ssize_t got = recv(events[place].data.fd, bytes, PIECE, MSG_DONTWAIT);
             if (!got || (got < 0 && errno != EAGAIN))
-                errx(1, "a connection has ended");
+                errx(1, "a connection has ended: %s", got ? strerror(errno) : "end of file");
             moved += got > 0 ? got : 0;
         }
     }

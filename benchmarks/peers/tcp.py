@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command, run
-from . import access, chain, socks, ssh, tls, zmq
+from . import access, chain, socks, ssh, tls, websocket, zmq
 from .ssh import WARM
 
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
@@ -207,6 +207,7 @@ PEERS = {
     **chain.PEERS,
     **socks.PEERS,
     **tls.PEERS,
+    **websocket.PEERS,
     **zmq.PEERS,
     **{f"workers-{count}": Peer(f"relay, {_workers(count)}", inside(f"workers-{count}")) for count in (1, 2)},
     **{

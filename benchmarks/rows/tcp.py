@@ -11,7 +11,7 @@ from ..goals import CPU, CPU_BULK, GBIT, LEAST_CONNECTIONS, MOST_FOR_CONNECTIONS
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import access, chain, growth, i2p, instructions, operations, socks, ssh, tls, up, warm, workers, zmq
+from . import access, chain, growth, i2p, instructions, operations, socks, ssh, tls, up, warm, websocket, workers, zmq
 
 
 def bulk(lab: Lab, peer: str, streams: int) -> Sample:
@@ -73,6 +73,7 @@ TABLES = {
     "tcp": "Relaying TCP",
     "program": "Inside a Python program",
     **tls.TABLES,
+    **websocket.TABLES,
     "ssh": "Relaying over SSH",
     "i2p": "Relaying over I2P",
     "zmq": "ØMQ sockets over SSH",
@@ -164,6 +165,7 @@ ROWS = {
         partial(bulk, streams=1),
     ),
     **tls.ROWS,
+    **websocket.ROWS,
     **ssh.ROWS,
     **i2p.ROWS,
     **zmq.ROWS,

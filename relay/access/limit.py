@@ -156,8 +156,8 @@ class Limit:
         for part in text.split(","):
             key, equals, value = part.strip().partition("=")
             if not equals or key not in _KEYS:
-                known = ", ".join(_KEYS)
-                raise ValueError(f"limit: unknown part '{shown(part.strip())}'; use KEY=VALUE with one of {known}")
+                hint = _near(key) or f"use KEY=VALUE with one of {', '.join(_KEYS)}"
+                raise ValueError(f"limit: unknown part '{shown(part.strip())}'; {hint}")
             if key in values:
                 raise ValueError(f"limit: {key} is there twice; use --limit once for each limit")
             values[key] = value
@@ -237,10 +237,14 @@ def _check_limit(limit: Any) -> Limit:
         raise TypeError(f"limit: expected a table or a relay.Limit, got {type(limit).__name__}")
     for key in limit:
         if key not in _KEYS:
-            close = get_close_matches(str(key), _KEYS, 1)
-            hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(_KEYS)}"
+            hint = _near(str(key)) or f"use one of {', '.join(_KEYS)}"
             raise ValueError(f"limit: unknown key '{shown(str(key))}'; {hint}")
     return Limit(**limit)
+
+
+def _near(key: str) -> str:
+    close = get_close_matches(key, _KEYS, 1)
+    return f"did you mean {close[0]}?" if close and key not in _KEYS else ""
 
 
 # -- the values of one limit ------------------------------------------------------------------------------------------

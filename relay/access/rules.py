@@ -252,7 +252,10 @@ def _spki(value: str) -> Rule:
 
 
 def _server(value: str) -> Rule:
-    return _rule("ssh", server_names(value)[0])
+    name = server_names(value)[0]
+    if not name:
+        raise ValueError("no server is named; write ssh:HOST")
+    return _rule("ssh", name)
 
 
 def _destination(value: str) -> Rule:

@@ -26,6 +26,7 @@ _KINDS = {
     "systemd": frozenset({"cidr", "user"}),
     "ssh": frozenset({"ssh", "cidr"}),
     "i2p": frozenset({"i2p"}),
+    "tor": frozenset(),
 }
 _NEEDS = {
     "cidr": "a listener at TCP, or accept_proxy",

@@ -9,21 +9,32 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from ..errors import AddressError
 from .options import CONTROL, Option
 from .printable import shown
-from .redact import is_ambiguous, redact, redact_parameters
+from .redact import is_ambiguous, is_program, redact, redact_parameters
 from .values import LONGEST_UNIX_PATH, is_i2p
+
+Value = TypeVar("Value")
 
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters
 
-KNOWN = ("exec", "http", "https", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
+KNOWN = ("exec", "http", "https", "i2p", "port", "resume", "socks5", "ssh", "tcp", "tls", "tor", "unix", "ws", "wss")
 
-_OVER_TLS = ("https", "wss", "ssl")  # schemes that users write instead of tls://
+_OVER_TLS = ("https", "ssl")  # schemes that users write instead of tls://
+
+_PORTS = {
+    "https": 443,
+    "redirect": 1081,
+    "sni": 443,
+    "socks5": 1080,
+    "tls": 443,
+    "wss": 443,
+}  # of examples; others have 8080
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -42,6 +53,7 @@ class AddressParser:
     """
 
     example = "localhost:8080"
+    usual_port: int | None = None  # of an example, where that of the scheme is none
     schemes: tuple[str, ...] = ("tcp", "tls", "unix")
     forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
     i2p_names = "it is not looked up in the DNS; only i2p://NAME leads there"
@@ -92,9 +104,11 @@ class AddressParser:
         """Split an address without ``//``; the name of another scheme before the colon is an error."""
         scheme, colon, rest = self.text.partition(":")
         if colon and not rest.isdigit() and scheme.lower() in KNOWN:
-            if scheme.lower() == "exec":
-                return ("exec", rest) if "exec" in self.schemes else self.unknown("exec")
-            self.fail(f"{scheme}: without //", self.forms)
+            if is_program(self.text) or scheme.lower() == "resume":
+                scheme = scheme.lower()
+                return (scheme, rest) if scheme in self.schemes else self.unknown(scheme)
+            slash = "/" if rest[:1] == "/" else ""  # what follows may be a password; one slash of it is no secret
+            self.fail(f"{scheme}:{slash} without //", self.forms)
         return "", self.text
 
     def unknown(self, scheme: str) -> NoReturn:
@@ -128,7 +142,8 @@ class AddressParser:
             self.fail(f"{scheme or 'tcp'}:// takes no user or password", self.forms)
         if "/" in place or "#" in place:
             self.fail("something follows the port", self.forms)
-        host, port = self.bracketed(place) if place.startswith("[") else self.named(place)
+        usual = self.usual_port or _PORTS.get(scheme, 8080)
+        host, port = self.bracketed(place, usual) if place.startswith("[") else self.named(place, usual)
         if not host:
             return self.without_host(port), self.port(port), query
         if place.startswith("["):
@@ -139,21 +154,21 @@ class AddressParser:
         """Return the default host, or reject an address without one."""
         self.fail("the host is empty", f"write it out: 127.0.0.1:{self.part(port)}")
 
-    def bracketed(self, place: str) -> tuple[str, str]:
+    def bracketed(self, place: str, usual: int) -> tuple[str, str]:
         """Split ``[v6]:port``."""
         host, bracket, port = place[1:].partition("]")
         if not bracket or not port.startswith(":") or not host:
-            self.fail("a broken IPv6 address or no port", "an IPv6 address is written [::1]:8080")
+            self.fail("a broken IPv6 address or no port", f"an IPv6 address is written [::1]:{usual}")
         return host, port[1:]
 
-    def named(self, place: str) -> tuple[str, str]:
+    def named(self, place: str, usual: int) -> tuple[str, str]:
         """Split ``host:port``."""
         host, colon, port = place.rpartition(":")
         if ":" in host:
-            self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:8080")
+            self.fail("too many colons", f"an IPv6 address is written in brackets: [::1]:{usual}")
         if not colon:
             host = "127.0.0.1" if place.isdigit() else self.part(place) or "host"
-            self.fail("no port", f"write it after a colon: {host}:8080")
+            self.fail("no port", f"write it after a colon: {host}:{usual}")
         return host, port
 
     def port(self, text: str, least: int | None = None) -> int:
@@ -272,3 +287,15 @@ class AddressParser:
         if CONTROL.search(value):
             self.fail("a control character", "paths and names have none")
         return value
+
+
+def make(parser: AddressParser, create: Callable[..., Value], **given: Any) -> Value:
+    """Create a value, which checks its parameters itself.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    try:
+        return create(**given)
+    except ValueError as error:
+        problem, _, allowed = str(error).partition("; ")
+        parser.fail(f"{problem.partition(':')[0]}: that cannot be one" if parser.hidden else problem, allowed)

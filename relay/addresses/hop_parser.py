@@ -1,23 +1,27 @@
-"""Parse hops: ``ssh://me@bastion``, ``i2p:?sam=…``, ``exec:nc %h %p`` to values of :mod:`relay.addresses.hops`."""
+"""Parse hops and targets: ``ssh://me@bastion``, ``i2p:?sam=…``, ``tls://host:port`` to values.
+
+They are those of :mod:`relay.addresses.hops`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from .address_parser import KNOWN, AddressParser
-from .hops import Command, Hop, Proxy, ProxyListen, ProxyProtocol, Route
+from .address_parser import KNOWN, AddressParser, make
+from .hops import UNASKED, Command, Hop, Proxy, ProxyListen, ProxyProtocol, Route
 from .https import HTTPSListen, HTTPSProxy
-from .i2p_parser import read_i2p_hop
+from .i2p import I2PTarget
+from .i2p_parser import read_i2p_hop, read_i2p_target
 from .options import Option, options_of
 from .redact import redact
+from .resume import INSTEAD, ResumeServer
 from .ssh import SSHServer
-
-Value = TypeVar("Value")
+from .values import Target, TCPAddress, TLSTarget, UnixAddress, is_i2p
 
 _HTTPS_PORT = 443
-_I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
+_WITHOUT_HOST = re.compile(r"(i2p|tor):?(?://)?(\?.*)?", re.IGNORECASE)
 
 
 class SSHParser(AddressParser):
@@ -91,45 +95,72 @@ def read_proxy(
     return {"protocol": protocol, "host": host, "port": port, "user": parser.decoded(user) or None, **given}
 
 
-def make(parser: AddressParser, create: Callable[..., Value], **given: Any) -> Value:
-    """Create a value, which checks its parameters itself.
+def read_command(parser: AddressParser, text: str, owner: type[Command] = Command) -> Command:
+    """Parse a program, after ``exec:`` or ``port:``.
 
+    :param owner: its class, which checks it.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     try:
-        return create(**given)
+        return owner(text)
     except ValueError as error:
-        problem, _, allowed = str(error).partition("; ")
-        parser.fail(f"{problem.partition(':')[0]}: that cannot be one" if parser.hidden else problem, allowed)
-
-
-def read_command(parser: AddressParser, text: str) -> Command:
-    """Parse a program, after ``exec:``.
-
-    :raises AddressError: in one line: what, where, and what is allowed.
-    """
-    try:
-        return Command(text)
-    except ValueError as error:
-        problem, _, allowed = str(error).removeprefix("exec: ").partition("; ")
+        problem, _, allowed = str(error).removeprefix(f"{owner.scheme}: ").partition("; ")
         parser.fail(problem, allowed)
+
+
+def read_port(parser: AddressParser, text: str) -> Command:
+    """Parse a program that listens, after ``port:``.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    # Here and not above: a program that has none does not load it.
+    from .port import PortProgram
+
+    return read_command(parser, text, PortProgram)
 
 
 def _read_proxy(protocol: ProxyProtocol, owner: type[Proxy] = Proxy) -> Callable[[AddressParser, str], Proxy]:
     return lambda parser, rest: make(parser, owner, **read_proxy(parser, protocol, rest, owner))
 
 
-def read_proxy_listen(parser: AddressParser, scheme: str, rest: str) -> ProxyListen:
-    """Parse a proxy to listen on, after ``socks5://``, ``http://`` or ``https://``.
+def _read_ws(scheme: str) -> Callable[[AddressParser, str], Proxy]:
+    def read(parser: AddressParser, rest: str) -> Proxy:
+        from .websocket import read_ws_hop  # few hops are one
+
+        return read_ws_hop(parser, scheme, rest)
+
+    return read
+
+
+def read_proxy_listen(parser: AddressParser, protocol: ProxyProtocol, rest: str) -> ProxyListen:
+    """Parse a proxy to listen on, after ``socks5://``, ``http://``, ``https://``, ``sni://`` or ``redirect://``.
 
     :raises AddressError: in one line: what, where, and what is allowed.
     """
-    protocol: ProxyProtocol = "socks5" if scheme == "socks5" else "http" if scheme == "http" else "https"
+    if protocol in UNASKED:
+        host, port, query = parser.place(protocol, rest)
+        return ProxyListen(protocol, host, port, **parser.options(f"{protocol}://", query, {}))
     owner = HTTPSListen if protocol == "https" else ProxyListen
     given = read_proxy(parser, protocol, rest, owner)
     if owner is HTTPSListen and "cert" not in given:
         parser.fail("no certificate", "it needs https://host:port?cert=FILE, and key=FILE if it is elsewhere")
     return make(parser, owner, **given)
+
+
+def _read_tor(parser: AddressParser, rest: str) -> Proxy:
+    from .tor import read_tor_hop  # a program without Tor does not load it
+
+    return read_tor_hop(parser, rest)
+
+
+def _read_resume(parser: AddressParser, rest: str) -> ResumeServer:
+    """Parse a resume server, after ``resume:``: a target, which has the options that are given for the hop."""
+    if rest.partition("://")[0].lower() == "ssh":
+        parser.fail("an SSH server resumes by an option of its own", "write ssh://host?resume=yes")
+    if rest.partition(":")[0].lower() in ("socks5", "http", "https", "tor"):
+        parser.fail("a proxy keeps no streams, and here a relay must", INSTEAD)
+    inner = TargetParser(rest, parser.what, None, given=parser.given)
+    return make(inner, ResumeServer, place=inner.read())
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -142,7 +173,12 @@ FORMS: dict[str, tuple[str, Callable[[Any, str], Hop]]] = {
     "socks5": ("socks5://[user@]host:port", _read_proxy("socks5")),
     "http": ("http://[user@]host:port", _read_proxy("http")),
     "https": ("https://[user@]host[:port]", _read_proxy("https", HTTPSProxy)),
+    "tor": ("tor:", _read_tor),
+    "ws": ("ws://[user@]host[:port]/path", _read_ws("ws")),
+    "wss": ("wss://[user@]host[:port]/path", _read_ws("wss")),
     "exec": ("exec:command %h %p", read_command),
+    "port": ("port:program {port}", read_port),
+    "resume": ("resume:ADDRESS", _read_resume),
 }
 """Of each scheme: its form, for errors, and the function that parses what follows the scheme; a new transport adds its
 line here, and one in :data:`relay.transports.chain.KINDS`."""
@@ -165,8 +201,8 @@ class HopParser(SSHParser):
 
     def plain(self) -> tuple[str, str]:
         """Split an address without ``//``."""
-        if "i2p" in self.schemes and (found := _I2P.fullmatch(self.text)):
-            return "i2p", found[2] or ""
+        if (found := _WITHOUT_HOST.fullmatch(self.text)) and (scheme := found[1].lower()) in self.schemes:
+            return scheme, found[2] or ""
         return super().plain()
 
     def unknown(self, scheme: str) -> NoReturn:
@@ -190,6 +226,68 @@ class HopParser(SSHParser):
         if not scheme:
             self.fail("it has no scheme", self.forms)
         return FORMS[scheme][1](self, rest)
+
+
+class TargetParser(AddressParser):
+    """The parser of targets.
+
+    :param before: the hop that leads to it; see :func:`relay.addresses.parse.parse_target`.
+    """
+
+    schemes = ("tcp", "tls", "unix", "i2p", "exec", "port", "ws", "wss")
+    forms = (
+        "allowed are host:port, port, tcp://host:port, unix:///path, tls://host:port, wss://host/path, "
+        "i2p://name.i2p, exec:command and port:program {port}"
+    )
+    takes_i2p = True
+
+    def __init__(
+        self, text: str, what: str, before: Hop | None = None, *, given: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(text, what, given=given)
+        self._takes_names = isinstance(before, (Proxy, Command))
+
+    def unknown(self, scheme: str) -> NoReturn:
+        """Reject a scheme that no target has."""
+        if scheme in HopParser.schemes:
+            hop = {"tor": "tor:", "resume": "resume:ADDRESS"}.get(scheme, f"{scheme}://host")
+            use = f"it leads to one: give it as --via {hop} (via=[…] in Python), and as the target what is behind"
+            self.fail(f"{scheme}:{'' if scheme == 'resume' else '//'} is a hop, not a target", use)
+        super().unknown(scheme)
+
+    def read(self) -> Target | I2PTarget | Command:
+        """Parse the address."""
+        scheme, rest = self.split()
+        if self.given and scheme in ("unix", "exec", "port"):
+            self.fail(f"{next(iter(self.given))}= is no option of {scheme}:", "leave it out")
+        if not scheme and rest.isascii() and rest.isdigit():
+            return TCPAddress("127.0.0.1", self.port(rest))
+        if scheme == "unix":
+            return UnixAddress(self.path(rest))
+        if scheme in ("exec", "port"):
+            return self.command((read_command if scheme == "exec" else read_port)(self, rest))
+        if scheme in ("ws", "wss"):
+            from .websocket import read_ws_target
+
+            return read_ws_target(self, scheme, rest)
+        is_name = scheme in ("", "tcp") and is_i2p(rest.partition("?")[0].partition(":")[0])
+        if scheme == "i2p" or (is_name and not self._takes_names):
+            return read_i2p_target(self, rest)
+        host, port, query = self.place(scheme, rest)
+        if scheme != "tls":
+            return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))
+        given = self.options("tls://", query, options_of(TLSTarget))
+        if "servername" in given:
+            given["servername"] = self.host(given["servername"])
+        if "key" in given and "cert" not in given:
+            self.fail("key= without cert=", "a client certificate is cert=FILE, and key=FILE if its key is elsewhere")
+        return TLSTarget(host, port, **given)
+
+    def command(self, command: Command) -> Command:
+        """Check a program, which is the target itself and gets no host or port."""
+        if command.is_hop:
+            self.fail("%h and %p have no meaning in a target", "a percent sign is written %%; as a hop it has both")
+        return command
 
 
 class ServerParser(HopParser):

@@ -10,16 +10,32 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias, TypeGuard
 from urllib.parse import quote
 
 from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
+from .resume import ResumeListen, ResumeServer, place_of
 from .ssh import SSHListen, SSHServer
-from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, UnixListen, check_host_port, has_mptcp, is_i2p
+from .values import (
+    ListenAtPort,
+    SystemdListen,
+    TCPAddress,
+    TLSListen,
+    UnixAddress,
+    UnixListen,
+    check_host_port,
+    has_mptcp,
+    is_i2p,
+)
 
-ProxyProtocol = Literal["socks5", "http", "https"]
+if TYPE_CHECKING:  # a program without Tor does not load it
+    from .tor import TorListen
+
+ProxyProtocol = Literal["socks5", "http", "https", "ws", "wss", "sni", "redirect"]
+UNASKED = ("sni", "redirect")
+"""The protocols of listeners only, whose clients do not know that they are there, and so cannot log in."""
 
 _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
 _LONGEST_COMMAND = 4096  # characters
@@ -63,9 +79,13 @@ class _ProxyAddress(Password):
     user: str | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("socks5", "http", "https"):
-            raise ValueError(f"protocol: must be socks5, http or https, got {self.protocol!r}")
-        least = 0 if isinstance(self, ProxyListen) else 1
+        is_listen = isinstance(self, ProxyListen)
+        if self.protocol not in (*("socks5", "http", "https", "ws", "wss"), *(UNASKED if is_listen else ())):
+            allowed = "socks5, http, https, ws, wss, sni or redirect" if is_listen else "socks5, http, https, ws or wss"
+            raise ValueError(f"protocol: must be {allowed}, got {self.protocol!r}")
+        if self.protocol in UNASKED and (self.user is not None or self.has_password):
+            raise ValueError(f"user: the clients of {self.protocol}:// cannot log in; use allow and deny")
+        least = 0 if is_listen else 1
         check_host_port("proxy" if is_i2p(self.host) else self.host, self.port, least=least)
         check_options(self)
         if self.user is None:
@@ -89,6 +109,8 @@ class Proxy(_ProxyAddress):
     :raises ValueError: if one has a value that is not allowed.
     """
 
+    is_tor: ClassVar[bool] = False  # its streams have no half-close then
+
     @property
     def place(self) -> TCPAddress:
         """The address of the proxy."""
@@ -103,7 +125,8 @@ class Proxy(_ProxyAddress):
 class ProxyListen(_ProxyAddress):
     """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen on: clients name their targets.
 
-    The parameters are those of :class:`Proxy`; port 0 picks a free one.
+    Those of ``sni://host:port`` name it in the first message of TLS. Those of ``redirect://host:port`` have connected
+    to it, and a firewall has redirected them. The parameters are those of :class:`Proxy`; port 0 picks a free one.
     """
 
     def __str__(self) -> str:
@@ -122,22 +145,25 @@ class Command:
     :raises ValueError: if it is empty, too long or badly quoted, or has an unknown percent sequence.
     """
 
+    scheme: ClassVar[str] = "exec"
+    example: ClassVar[str] = "exec:nc %h %p"
     text: str
     argv: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise TypeError(f"exec: expected a str, got {type(self.text).__name__}")
+            raise TypeError(f"{self.scheme}: expected a str, got {type(self.text).__name__}")
         if CONTROL.search(self.text) or len(self.text) > _LONGEST_COMMAND:
-            raise ValueError(f"exec: a control character, or too long; {_LONGEST_COMMAND} characters are allowed")
+            allowed = f"{_LONGEST_COMMAND} characters are allowed"
+            raise ValueError(f"{self.scheme}: a control character, or too long; {allowed}")
         try:
             argv = tuple(shlex.split(self.text))
         except ValueError as error:
-            raise ValueError(f"exec: {str(error).lower()}; words are quoted as in a shell") from None
+            raise ValueError(f"{self.scheme}: {str(error).lower()}; words are quoted as in a shell") from None
         if not argv or not argv[0]:
-            raise ValueError("exec: no command is given; for example exec:nc %h %p")
+            raise ValueError(f"{self.scheme}: no command is given; for example {self.example}")
         for word in argv:
-            _fill(word, "", "")
+            _fill(word, "", "", self.scheme)
         object.__setattr__(self, "argv", argv)
 
     @property
@@ -145,7 +171,7 @@ class Command:
         """``True`` if it has ``%h`` or ``%p``."""
         return any(_fill(word, "x", "x") != _fill(word, "", "") for word in self.argv)
 
-    def to(self, place: TCPAddress) -> Command:
+    def to(self, place: TCPAddress) -> Self:
         """Return the command with the host and the port of an address filled in.
 
         :raises ValueError: if the host could be taken for an option.
@@ -155,7 +181,7 @@ class Command:
         check_host_port("host" if is_i2p(place.host) else place.host, place.port)
         # Quoted again: the result is a Command as well, whose words are filled once more.
         argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
-        return Command(shlex.join(argv))
+        return type(self)(shlex.join(argv))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -164,29 +190,50 @@ class Command:
 
     def __str__(self) -> str:
         # Only the program: its arguments may hold a secret.
-        return f"exec:{os.path.basename(self.argv[0])}{' …' if len(self.argv) > 1 else ''}"
+        return f"{self.scheme}:{os.path.basename(self.argv[0])}{' …' if len(self.argv) > 1 else ''}"
 
 
-Hop = SSHServer | I2PRouter | Proxy | Command
+Hop = SSHServer | I2PRouter | Proxy | Command | ResumeServer
 Route = tuple[Hop, ...]
-Listen = TCPAddress | UnixListen | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
-AT_PORT = TCPAddress | TLSListen | ProxyListen
+if TYPE_CHECKING:
+    _AtServer: TypeAlias = SSHListen | I2PListen | TorListen
+    _AtMachine: TypeAlias = TCPAddress | UnixListen | TLSListen | ProxyListen | SystemdListen | ListenAtPort
+    Listen: TypeAlias = _AtMachine | _AtServer | ResumeListen
+else:
+    _AtMachine = TCPAddress | UnixListen | TLSListen | ProxyListen | SystemdListen | ListenAtPort
+    Listen = _AtMachine | SSHListen | I2PListen | ResumeListen
+AT_PORT = TCPAddress | TLSListen | ProxyListen | ListenAtPort
 """The addresses to listen on that have a port of this machine."""
 Place = TCPAddress | UnixAddress | Command
 
 
-def listens_at_server(address: object) -> TypeGuard[SSHListen | I2PListen]:
+def listens_at_server(address: object) -> TypeGuard[SSHListen | I2PListen | TorListen]:
     """Return whether a server listens for relay: only one listener can be there, and no socket can be handed over."""
-    return isinstance(address, SSHListen | I2PListen)
+    return isinstance(address, SSHListen | I2PListen) or listens_at_tor(address)
 
 
-def over_i2p(route: Sequence[Hop], *places: object) -> bool:
-    """Return whether a route uses I2P, which takes longer.
+def listens_at_tor(address: object) -> TypeGuard[TorListen]:
+    """Return whether an address to listen on is an onion service."""
+    return getattr(address, "is_tor", False) and not isinstance(address, Proxy)
+
+
+def owner_of_keys(address: object) -> I2PRouter | TorListen | None:
+    """Return the value with the options ``keys`` and ``session`` of an address to listen on; ``None`` without them."""
+    if isinstance(address, I2PListen):
+        return address.router
+    return address if listens_at_tor(address) else None
+
+
+def is_slow(route: Sequence[Hop], *places: object) -> bool:
+    """Return whether a route uses I2P or Tor, which take longer.
 
     :param route: the hops.
     :param places: the other addresses on it.
     """
-    return any(isinstance(one, I2PRouter) or is_i2p(getattr(one, "host", "")) for one in (*route, *places))
+    return any(
+        isinstance(one, I2PRouter | I2PTarget) or getattr(one, "is_tor", False) or is_i2p(getattr(one, "host", ""))
+        for one in (*map(place_of, route), *places)
+    )
 
 
 def to_i2p(route: Route, place: object) -> bool:
@@ -202,6 +249,20 @@ def to_i2p(route: Route, place: object) -> bool:
     return isinstance(place, TCPAddress) and (
         isinstance(last, I2PRouter) or (is_name and not isinstance(last, Proxy | Command))
     )
+
+
+def keeps_half_close(route: Route, place: object) -> bool:
+    """Return whether the stream to a target can end in one direction alone: not at I2P, and not at Tor.
+
+    :param route: the hops.
+    :param place: the target.
+    """
+    for hop in reversed(route if isinstance(place, TCPAddress) else ()):
+        if not isinstance(hop, Proxy) or hop.protocol == "https":  # TLS has ends of its own
+            break
+        if hop.is_tor:
+            return False
+    return not to_i2p(route, place)
 
 
 def hop_of(error: object, route: Sequence[object]) -> int | None:
@@ -228,7 +289,7 @@ def check_route(route: Route, place: object) -> None:
         raise AddressError(f"{place}: {route[-1]} connects to it over plain TCP; leave mptcp out")
     count = len(route)
     for number, (hop, after) in enumerate(zip(route, (*route[1:], place), strict=True), 1):
-        if problem := _misfit(hop, after):
+        if problem := _misfit(hop, place_of(after)):
             what = f"hop {number + 1} of {count} ({after})" if number < count else f"{after}"
             before = f"hop {number} of {count} ({hop})" if count > 1 else f"the hop {hop}"
             raise AddressError(f"{what}: {problem.format(before)}")
@@ -236,6 +297,12 @@ def check_route(route: Route, place: object) -> None:
 
 def _misfit(hop: Hop, place: object) -> str:
     """Return why a hop cannot lead to an address, with ``{}`` for the hop; empty if it can."""
+    if isinstance(place, Command) and place.scheme == "port":
+        return "it runs on this machine alone, where nothing is before it; {} is: leave that out"
+    if isinstance(place, (Command, UnixAddress)) and isinstance(hop, ResumeServer):
+        return "the relay at {} dials hosts and ports only"
+    if isinstance(place, (Command, UnixAddress)) and getattr(hop, "resume", None) is not None:
+        return "the relay at {} dials hosts and ports only; leave resume out for this target"
     here = "is on this machine, or on a server directly behind an ssh:// hop;"
     if isinstance(place, (Command, UnixAddress)) and not isinstance(hop, SSHServer):
         what = "a command" if isinstance(place, Command) else "a Unix socket"
@@ -271,7 +338,7 @@ def _check_user(user: str, protocol: str) -> None:
         raise ValueError("user: must not contain a colon; the password begins there (RFC 7617, section 2)")
 
 
-def _fill(word: str, host: str, port: str) -> str:
+def _fill(word: str, host: str, port: str, scheme: str = "exec") -> str:
     """Return a word of a command with its percent sequences replaced."""
     parts = word.split("%")
     found = [parts[0]]
@@ -284,5 +351,5 @@ def _fill(word: str, host: str, port: str) -> str:
         elif not part and (rest := next(pending, None)) is not None:
             found.append(f"%{rest}")
         else:
-            raise ValueError(f"exec: %{part[:1]} is unknown; %h is the host, %p the port, %% a percent sign")
+            raise ValueError(f"{scheme}: %{part[:1]} is unknown; %h is the host, %p the port, %% a percent sign")
     return "".join(found)

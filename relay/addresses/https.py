@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .hops import Proxy, ProxyListen
-from .values import CA, CERT, CLIENT_CA, CLIENT_CERT, KEY, KEY_GROUPS, SERVERNAME, TLSListen, TLSTarget
+from .values import CA, CERT, CLIENT_CA, CLIENT_CERT, KEY, KEY_GROUPS, SERVERNAME, TLSListen, TLSTarget, WithCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +46,5 @@ class HTTPSListen(ProxyListen):
         return f"https{str(tls).removeprefix('tls')}"
 
 
-WITH_CERTIFICATE = TLSListen | HTTPSListen
+WITH_CERTIFICATE = TLSListen | HTTPSListen | WithCertificate
 """The addresses to listen on at which clients speak TLS."""

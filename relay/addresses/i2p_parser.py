@@ -34,6 +34,7 @@ def parse_sam(given: str | Sequence[str]) -> Bridges:
 
 class _Sam(AddressParser):
     example = SAM
+    usual_port = 7656
     schemes = ("tcp", "tls")
     forms = f"allowed are host:port, as in {SAM}, and tls://host:port?ca=FILE"
     takes_i2p = True

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ..errors import AddressError
 from .duration import parse_duration
+from .size import parse_size
 
 Owner = TypeVar("Owner")
 
@@ -35,6 +36,8 @@ _MOST_GROUPS = 20
 _LONGEST_PROTOCOLS = 4096  # characters of a list of them
 _MODE = r"0?[0-7]{3}"
 _MOST_CARRIERS = 8
+_LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, on Linux
+_LEAST_BUFFER = 64 << 10  # bytes
 _MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 OPTION = "relay.option"
 """The key of the declaration in the metadata of a field."""
@@ -153,13 +156,14 @@ def check_options(value: Any) -> None:
             raise ValueError(f"{name}: it is given twice; one of {name}, {name}_file and {name}_env is enough")
 
 
-def check_hop_options(value: Any, problem: str) -> None:
+def check_hop_options(value: Any, problem: str, *others: str) -> None:
     """Check that a value has no option of several carriers, or of their renewal.
 
     :param problem: why it must not.
+    :param others: further options that it must not have.
     :raises ValueError: if it has one.
     """
-    for name in ("carriers", "renew_after"):
+    for name in ("carriers", "renew_after", *others):
         if getattr(value, name) != options_of(type(value))[name].default:
             raise ValueError(f"{name}: {problem}")
 
@@ -314,6 +318,29 @@ def _check_destinations(name: str, value: tuple[str, ...]) -> None:
         _check_text(name, one)
 
 
+def _check_resume(name: str, value: bool | str) -> None:
+    if isinstance(value, bool):
+        return
+    _check_by(_parse_resume, name, value)
+
+
+def _parse_resume(text: str) -> str | None:
+    if text == "no":
+        return None
+    if text != "yes" and (not text.startswith("/") or CONTROL.search(text) or len(os.fsencode(text)) > _LONGEST_SOCKET):
+        raise ValueError("yes, no, and the absolute path of the socket of a relay resume-server are allowed")
+    return text
+
+
+def _check_buffer(name: str, value: str) -> None:
+    _check_by(_parse_buffer, name, value)
+
+
+def _parse_buffer(text: str) -> str:
+    parse_size(text, _LEAST_BUFFER)
+    return text
+
+
 def _parse_flag(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("yes and no are allowed")
@@ -387,6 +414,8 @@ FINGERPRINT = Kind(str, "str", "SHA256:…", _check_fingerprint)
 MODE = Kind(str, "str", "MODE", _check_mode, _parse_mode)
 FLAG = Kind(bool, "bool", "yes|no", _check_flag, _parse_flag)
 SECONDS = Kind(float, "float | None", "SECONDS", _check_seconds, _parse_seconds)
+RESUME = Kind(bool | str, "bool | str", "yes|/PATH", _check_resume, _parse_resume)
+BUFFER = Kind(str, "str", "SIZE", _check_buffer, _parse_buffer)
 DEPTH = Kind(int, "int", "HOPS", _check_depth, _parse_depth)
 CARRIERS = Kind(int, "int", "NUMBER", _check_carriers, _parse_carriers)
 DESTINATIONS = Kind(list[str], "Sequence[str]", "DESTINATION", _check_destinations, is_repeatable=True)

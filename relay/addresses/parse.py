@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from .address_parser import KNOWN, AddressParser
-from .hop_parser import HopParser, ServerParser, SSHParser, read_command, read_hops, read_proxy_listen
-from .hops import Command, Hop, Listen, Proxy, Route
+from .address_parser import KNOWN, AddressParser, make
+from .hop_parser import HopParser, ServerParser, SSHParser, TargetParser, read_hops, read_proxy_listen
+from .hops import Command, Hop, Listen, ProxyProtocol, Route
 from .i2p import I2PListen, I2PTarget
-from .i2p_parser import read_i2p_listen, read_i2p_target
+from .i2p_parser import read_i2p_listen
 from .options import changed_options, options_of
+from .resume import ResumeListen
 from .ssh import LISTEN, SSHListen, SSHServer
-from .values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen, is_i2p
+from .values import SystemdListen, Target, TCPAddress, TLSListen, UnixAddress, UnixListen
+
+if TYPE_CHECKING:  # a program without Tor does not load it
+    from .tor import TorListen
 
 _SYSTEMD = re.compile(r"systemd:(?![0-9]*$|//)(.*)", re.IGNORECASE)
 _SYSTEMD_NAME = re.compile(r"[!-9;-~]{1,255}")  # sd_listen_fds_with_names(3): no colon
-_I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
+_WITHOUT_HOST = re.compile(r"(i2p|tor):?(\?.*)?", re.IGNORECASE)
 
 
 def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | Command:
     """Parse the address of a target.
 
     :param text: ``host:port``, ``port`` (of 127.0.0.1), ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…&groups=…``, ``exec:command`` or
-        ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…&groups=…``, ``ws://host[:port]/path?header_file=…&subprotocol=…``,
+        ``wss://…`` (the same with the parameters of ``tls://`` but ``groups``), ``exec:command``,
+        ``port:program {port}`` or ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
         ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
         ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
         destination in base64. ``sam`` is ``host:port`` or ``tls://host:port?ca=…``, an ``&`` in it written ``%26``.
@@ -34,7 +39,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return _Target(text, "target", before).read()
+    return TargetParser(text, "target", before).read()
 
 
 def parse_listen(text: str) -> Listen:
@@ -42,12 +47,16 @@ def parse_listen(text: str) -> Listen:
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path?mode=…&group=…``,
         ``systemd:NAME``, ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…&groups=…``,
+        ``ws://host:port/path?origin=…&hosts=…&subprotocol=…&trusted_proxies=…``, ``wss://…?cert=…&key=…&client_ca=…``,
         ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``, ``PORT`` or ``/PATH`` of the server (default:
         ``127.0.0.1:0``) and the parameters of :func:`parse_hop`,
         ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that name their targets
-        themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an ``i2p://`` target and
-        ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be repeated; IPv6 in brackets,
-        port 0 for any that is free.
+        themselves, ``sni://host:port`` or ``redirect://host:port`` for those that do not know of relay, or ``i2p:``
+        (``i2p`` and ``i2p://`` are the same) with the parameters of an ``i2p://`` target and
+        ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be repeated, or ``tor:`` with
+        ``control=…``, ``port=…``, ``session=…``, ``keys=…`` and a password, or ``resume:ADDRESS`` for a resume server
+        at ``unix://``, ``i2p:``, or ``tls://`` or ``wss://`` with ``client_ca=…``; IPv6 in brackets, port 0 for any
+        that is free.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -55,10 +64,10 @@ def parse_listen(text: str) -> Listen:
     return _Listen(text, "listen address").read()
 
 
-def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
+def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen | TorListen:
     """Parse an address to listen on that is not on this machine.
 
-    :param text: ``ssh://[user@]host[:port]?listen=…`` or ``i2p:``, as in :func:`parse_listen`.
+    :param text: ``ssh://[user@]host[:port]?listen=…``, ``i2p:`` or ``tor:``, as in :func:`parse_listen`.
     :param what: its role, for errors.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
@@ -78,7 +87,11 @@ def parse_hop(text: str, given: Mapping[str, Any] | None = None) -> Hop:
           as text, percent-encoded;
         - ``i2p:``, or ``i2p:?sam=…`` with the parameters of an ``i2p://`` target;
         - ``socks5://[user@]host:port?password_file=…&password_env=…`` and ``http://[user@]host:port?…``;
-        - ``exec:command %h %p``, words quoted as in a shell.
+        - ``tor:``, or ``tor:?socks=host:port``;
+        - ``ws://[user@]host[:port]/path?…`` and ``wss://…``, with the parameters of such a target and a password;
+        - ``exec:command %h %p``, and ``port:program {port}``, words quoted as in a shell;
+        - ``resume:ADDRESS``, a ``relay resume-server`` at a target address: ``tls://`` or ``wss://`` with ``cert=…``,
+          ``i2p://``, ``unix://``, ``exec:`` or ``port:``.
 
         IPv6 in brackets. A ``+`` is a plus sign.
     :param given: further options of the hop: values by name.
@@ -113,57 +126,23 @@ def parse_ssh_server(text: str) -> SSHServer:
     return ServerParser(text, "server").read()
 
 
-class _Target(AddressParser):
-    schemes = ("tcp", "tls", "unix", "i2p", "exec")
-    forms = (
-        "allowed are host:port, port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
-    )
-    takes_i2p = True
-
-    def __init__(self, text: str, what: str, before: Hop | None) -> None:
-        super().__init__(text, what)
-        self._takes_names = isinstance(before, (Proxy, Command))
-
-    def unknown(self, scheme: str) -> NoReturn:
-        if scheme in HopParser.schemes:
-            use = "it leads to one: give it as --via {0}://host (via=[…] in Python), and as the target what is behind"
-            self.fail(f"{scheme}:// is a hop, not a target", use.format(scheme))
-        super().unknown(scheme)
-
-    def read(self) -> Target | I2PTarget | Command:
-        scheme, rest = self.split()
-        if not scheme and rest.isascii() and rest.isdigit():
-            return TCPAddress("127.0.0.1", self.port(rest))
-        if scheme == "unix":
-            return UnixAddress(self.path(rest))
-        if scheme == "exec":
-            return self.command(rest)
-        is_name = scheme in ("", "tcp") and is_i2p(rest.partition("?")[0].partition(":")[0])
-        if scheme == "i2p" or (is_name and not self._takes_names):
-            return read_i2p_target(self, rest)
-        host, port, query = self.place(scheme, rest)
-        if scheme != "tls":
-            return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))
-        given = self.options("tls://", query, options_of(TLSTarget))
-        if "servername" in given:
-            given["servername"] = self.host(given["servername"])
-        if "key" in given and "cert" not in given:
-            self.fail("key= without cert=", "a client certificate is cert=FILE, and key=FILE if its key is elsewhere")
-        return TLSTarget(host, port, **given)
-
-    def command(self, text: str) -> Command:
-        """Parse a program, which is the target itself and gets no host or port."""
-        command = read_command(self, text)
-        if command.is_hop:
-            self.fail("%h and %p have no meaning in a target", "a percent sign is written %%; as a hop it has both")
-        return command
-
-
 class _Listen(SSHParser):
-    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http", "https", "systemd")
+    schemes: tuple[str, ...] = (
+        "tcp",
+        "tls",
+        "unix",
+        "ssh",
+        "i2p",
+        "tor",
+        *get_args(ProxyProtocol),
+        "systemd",
+        "resume",
+    )
     forms = (
-        "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
-        "socks5://host:port, http://host:port, https://host:port and systemd:NAME"
+        "allowed are :port, host:port, unix:///path, tls://host:port, wss://host:port/path, "
+        "ssh://user@host?listen=host:port, i2p:, tor:, socks5://host:port, http://host:port, https://host:port, "
+        "sni://host:port, redirect://host:port, resume:ADDRESS and "
+        "systemd:NAME"
     )
     i2p_names = "relay listens only on destinations of its own; use i2p: for that"
     least_port = 0
@@ -171,8 +150,9 @@ class _Listen(SSHParser):
     def plain(self) -> tuple[str, str]:
         if "systemd" in self.schemes and (found := _SYSTEMD.fullmatch(self.text)):
             return "systemd", found[1]
-        found = _I2P.fullmatch(self.text) if "i2p" in self.schemes else None
-        return super().plain() if found is None else ("i2p", found[1] or "")
+        if (found := _WITHOUT_HOST.fullmatch(self.text)) and (scheme := found[1].lower()) in self.schemes:
+            return scheme, found[2] or ""
+        return super().plain()
 
     def without_host(self, port: str) -> str:
         return "127.0.0.1"
@@ -186,12 +166,21 @@ class _Listen(SSHParser):
             return UnixListen(self.path(path), **self.options("unix://", query, options_of(UnixListen)))
         if scheme == "systemd":
             return self.inherited(rest)
+        if scheme == "resume":
+            inner = _Listen(rest, self.what)
+            return make(inner, ResumeListen, place=inner.read())
         if scheme == "ssh":
             return self.reverse(rest)
         if scheme == "i2p":
             return read_i2p_listen(self, rest)
-        if scheme in ("socks5", "http", "https"):
-            return read_proxy_listen(self, scheme, rest)
+        if scheme in ("ws", "wss"):
+            from .websocket import read_ws_listen
+
+            return read_ws_listen(self, scheme, rest)
+        if scheme == "tor":
+            return _read_tor(self, rest)
+        if scheme in get_args(ProxyProtocol):
+            return read_proxy_listen(self, scheme, rest)  # type: ignore[arg-type]
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
             return TCPAddress(host, port, **self.options("tcp://", query, options_of(TCPAddress)))
@@ -218,13 +207,20 @@ class _Listen(SSHParser):
         return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).on_server())
 
 
+def _read_tor(parser: AddressParser, rest: str) -> TorListen:
+    from .tor import read_tor_listen
+
+    return read_tor_listen(parser, rest)
+
+
 class _Elsewhere(_Listen):
     """An address to listen on that is not on this machine."""
 
     example = "ssh://server"
-    schemes = ("ssh", "i2p")
+    schemes = ("ssh", "i2p", "tor")
     forms = (
-        "allowed are i2p: and ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it listens"
+        "allowed are i2p:, tor: and ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it "
+        "listens"
     )
 
     def unknown(self, scheme: str) -> NoReturn:
@@ -232,10 +228,12 @@ class _Elsewhere(_Listen):
             self.fail(f"{scheme}:// is on this machine, where relay forward listens", self.forms)
         super().unknown(scheme)
 
-    def read(self) -> SSHListen | I2PListen:
+    def read(self) -> SSHListen | I2PListen | TorListen:
         scheme, rest = self.split()
         if not scheme:
             self.fail("it has no scheme", self.forms)
+        if scheme == "tor":
+            return _read_tor(self, rest)
         return self.reverse(rest) if scheme == "ssh" else read_i2p_listen(self, rest)
 
 

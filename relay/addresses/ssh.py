@@ -10,10 +10,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from urllib.parse import quote
 
 from .options import (
+    BUFFER,
     CARRIERS,
     FILE,
     FINGERPRINT,
     FLAG,
+    RESUME,
     SECONDS,
     SECRET,
     TEXT,
@@ -117,6 +119,15 @@ class SSHServer:
             "relay gives a server up after three probes without a reply.",
         ),
     )
+    probe: bool = field(
+        default=True,
+        metadata=option(
+            FLAG,
+            "whether to probe it when the network changes",
+            "After a new address, a new default route or a sleep, relay gives a server up that does not answer "
+            "within 2 seconds.",
+        ),
+    )
     carriers: int = field(
         default=1,
         metadata=option(
@@ -131,6 +142,28 @@ class SSHServer:
             SECONDS,
             "seconds until another connection takes over",
             "It takes new streams; the old connection closes with its last stream.",
+        ),
+    )
+    resume: str | None = field(
+        default=None,
+        metadata=option(
+            RESUME,
+            "whether its streams outlive a lost connection",
+            "``yes`` starts a relay there; a path is the socket of one.",
+        ),
+    )
+    resume_for: float | None = field(
+        default=120.0,
+        metadata=option(
+            SECONDS,
+            "seconds for which resume waits, or none",
+        ),
+    )
+    resume_buffer: str = field(
+        default="4MiB",
+        metadata=option(
+            BUFFER,
+            "memory of one stream with resume",
         ),
     )
     compress: bool | None = field(
@@ -166,6 +199,9 @@ class SSHServer:
         if self.port is not None:
             check_port(self.port, 1)
         check_options(self)
+        given: object = self.resume  # as a keyword and in a file it may be a bool
+        if isinstance(given, bool):
+            object.__setattr__(self, "resume", "yes" if given else None)
 
     @property
     def has_password(self) -> bool:
@@ -186,7 +222,9 @@ class SSHListen:
     place: TCPAddress | UnixAddress = ANY_PORT
 
     def __post_init__(self) -> None:
-        check_hop_options(self.server, "this is for hops only; leave it out of a listener")
+        check_hop_options(
+            self.server, "this is for hops only; leave it out of a listener", "resume", "resume_for", "resume_buffer"
+        )
 
     def __str__(self) -> str:
         place = self.place.path if isinstance(self.place, UnixAddress) else str(self.place)

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from ..errors import AddressError
@@ -118,7 +119,36 @@ class TLSListen:
         return _tls_text(self)
 
 
-Target = TCPAddress | UnixAddress | TLSTarget
+class TargetOverTCP:
+    """The base of further targets, whose modules ``import relay`` does not load. They are dataclasses."""
+
+    __slots__ = ()
+    host: str
+    port: int
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class WithCertificate:
+    """The base of those of the next ones at which clients speak TLS."""
+
+    __slots__ = ()
+    cert: str
+    key: str | None
+    client_ca: str | None
+    groups: str | None
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class ListenAtPort:
+    """The base of further addresses to listen on at a port of this machine, as above."""
+
+    __slots__ = ()
+    host: str
+    port: int
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Target = TCPAddress | UnixAddress | TLSTarget | TargetOverTCP
 
 
 def has_mptcp(address: object) -> bool:
@@ -162,7 +192,7 @@ def refuse_onion(host: str) -> None:
     Source: RFC 7686, section 2.
     """
     if is_onion(host):
-        remedy = "give the proxy of Tor as the hop before it, such as --via socks5://127.0.0.1:9050"
+        remedy = "give Tor as the hop before it, --via tor:"
         raise AddressError(f"{printable(host)}: a name of Tor, which relay does not look up in the DNS; {remedy}")
 
 

@@ -12,6 +12,7 @@ from ..addresses.i2p import SAM, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import router_of
 from ..addresses.parse import parse_hops
 from ..addresses.signatures import shows_options
+from ..streams.dialer import Network
 from ..transports.chain import network, numbered
 from ..transports.i2p.dialer import I2PFactory
 from ..transports.i2p.listener import I2PListener
@@ -133,6 +134,7 @@ def listen_i2p(
     standby: bool = False,
     via: Route = (),
     opening: Callable[[I2PListener], object] | None = None,
+    make: Callable[[I2PListen, Network, str], I2PListener] = I2PListener,
 ) -> I2PListener:
     """Publish an I2P destination, and listen there.
 
@@ -141,10 +143,11 @@ def listen_i2p(
     :param via: the hops to the router, the nearest first.
     :param opening: called with the listener before it starts. The listener then retries without a time limit while the
         router cannot be reached; closing it ends that. ``None`` for one attempt.
+    :param make: makes the listener.
     :returns: a listener for :class:`relay.Tunnel`, once the session is up or it stands by. The caller owns it.
     :raises OSError: as :func:`i2p_listen` does; with ``opening`` only what a retry cannot fix.
     """
-    return _started(I2PListen(router, accept, allow, deny, standby), via, None, opening)
+    return _started(I2PListen(router, accept, allow, deny, standby), via, None, opening, make)
 
 
 def _started(
@@ -152,8 +155,9 @@ def _started(
     hops: Route,
     on_state: OnState | None,
     opening: Callable[[I2PListener], object] | None = None,
+    make: Callable[[I2PListen, Network, str], I2PListener] = I2PListener,
 ) -> I2PListener:
-    listener = I2PListener(place, network(hops), str(place))
+    listener = make(place, network(hops), str(place))
     if on_state is not None:
         listener.subscribe(lambda state, _: on_state(state))
     try:

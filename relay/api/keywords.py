@@ -25,8 +25,12 @@ class SSHKeywords(TypedDict, total=False):
     accept_new: bool
     config: str | os.PathLike[str] | None
     keepalive: float | None
+    probe: bool
     carriers: int
     renew_after: float | None
+    resume: bool | str | None
+    resume_for: float | None
+    resume_buffer: str
     compress: bool | None
     backend: str | None
     passphrase: Secret | None

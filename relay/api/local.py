@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from ..addresses.hops import over_i2p, to_i2p
+from ..addresses.hops import is_slow, keeps_half_close
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..addresses.parse import parse_hops, parse_target
 from ..engine.tunnel import Tunnel
@@ -47,9 +47,8 @@ def local(url: str | int, via: Sequence[str] = (), *, name: str = "socket") -> A
     hops = parse_hops(via, url)
     place = parse_target(url, hops[-1] if hops else None)
     make_send = dialer(hops, place)
-    at_i2p = to_i2p(hops, place)
-    connect_timeout = CONNECT_TIMEOUT if at_i2p or over_i2p(hops, place) else 30.0
-    linger = LINGER if at_i2p else 60.0
+    connect_timeout = CONNECT_TIMEOUT if is_slow(hops, place) else 30.0
+    linger = 60.0 if keeps_half_close(hops, place) else LINGER
     return _leading(name, make_send, connect_timeout, linger)
 
 

@@ -9,18 +9,30 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_route, listens_at_tor
 from ..addresses.https import HTTPSListen
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
+from ..addresses.resume import ResumeListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen, is_i2p
+from ..addresses.values import (
+    ListenAtPort,
+    SystemdListen,
+    Target,
+    TCPAddress,
+    TLSListen,
+    TLSTarget,
+    UnixAddress,
+    UnixListen,
+    is_i2p,
+)
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
 
 if TYPE_CHECKING:  # a factory alone needs no listener
+    from ..transports.resume.server import Bounds
     from ..transports.tcp import Inherited
 
 _TEXT = (str, bytes, bytearray, memoryview)  # one address, right or wrong, and no list of ports
@@ -54,7 +66,8 @@ def target(
 
     :param url: ``host:port``, ``port`` (of 127.0.0.1; also an ``int``), ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…&groups=…``, ``exec:command`` (its standard input and output;
-        words are quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address
+        words are quoted as in a shell, but relay uses no shell), ``port:program {port}`` (a program that opens a local
+        port; see below) or ``i2p://name.i2p[:port]?sam=…&…``, with the address
         of a destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
         :func:`relay.i2p`. ``name.i2p:port`` also uses I2P: relay never looks such a name up in the DNS.
     :param via: the hops, the nearest first, in any order that is possible:
@@ -64,8 +77,14 @@ def target(
         - ``socks5://[user@]host:port``, ``http://[user@]host:port`` (CONNECT) and ``https://[user@]host[:port]?…``
           (the same over TLS, with the parameters of ``tls://``), a proxy; ``password_file=…`` or ``password_env=…``
           gives the password;
+        - ``tor:`` or ``tor:?socks=host:port``, a tor, whose streams have no half-close: use it for names in ``.onion``;
+        - ``resume:ADDRESS``, a ``relay resume-server`` at a target address, such as ``resume:tls://host:port?cert=…``:
+          streams outlive the loss of their connection;
         - ``exec:command %h %p``, a program like a ``ProxyCommand``: on this machine as the first hop, on the server
-          directly after ``ssh://``.
+          directly after ``ssh://``;
+        - ``port:program {port}``, as the first hop: a program of this machine that listens at the port that relay
+          chooses for ``{port}``, at ``{host}``, or at the Unix socket ``{path}``. All streams share one start of it.
+          Each goes to where the program leads; ``%h`` and ``%p``, if it has them, are what follows.
 
         The last hop connects to the address: it resolves names, and Unix paths, commands and the SAM bridge are on that
         machine. TLS runs end to end, from this process to the target.
@@ -197,9 +216,12 @@ def listen(address: str | int, via: Sequence[str] = ()) -> Any:
         ``?mode=…&group=…`` for clients of other users, ``systemd:NAME`` (a socket that systemd has opened),
         ``tls://host:port?cert=…&key=…&client_ca=…&alpn=…&groups=…``, ``ssh://[user@]host[:port]?listen=…`` with the
         ``HOST:PORT`` or ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
-        parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
-        ``http://…`` or ``https://…?cert=…`` for clients that name their targets (see :func:`relay.dynamic`); port 0
-        picks a free one.
+        parameters of :func:`relay.i2p_listen`, ``tor:?…`` with those of :func:`relay.tor_listen`, or
+        ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` or ``https://…?cert=…`` for clients
+        that name their targets (see :func:`relay.dynamic`), ``sni://host:port`` for clients of TLS, which get the
+        server of their rule, or ``redirect://host:port`` for connections that a firewall redirects, which get where
+        they were going (Linux), or ``resume:ADDRESS`` for a resume server at ``unix://``, ``i2p:``, or ``tls://`` or
+        ``wss://`` with ``client_ca=…``; port 0 picks a free one.
     :param via: the hops to an SSH server, or to the bridge to I2P, as in :func:`target`.
     :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
         ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and
@@ -230,18 +252,69 @@ def listener(
     :raises AddressError: if a hop cannot lead to what follows it.
     :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
     """
+    if isinstance(address, ResumeListen):
+        return resume_listener(address, route, opening, inherited)
+    if listens_at_tor(address):
+        if route:
+            raise AddressError(f"listen address '{address}': tor connects to this machine; leave the hops out")
+        return _made("api.tor:listen_tor", address, opening=opening)
     if isinstance(address, (SSHListen, I2PListen)):
         check_route(route, address.server if isinstance(address, SSHListen) else address.router)
         return _make(LISTENERS, address, via=route, opening=opening)
-    if route:
-        problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
-        raise AddressError(f"listen address '{address}': {problem}")
+    _refuse_hops(address, route)
     if isinstance(address, SystemdListen):
         return _make(LISTENERS, address)
+    if isinstance(address, ListenAtPort) or type(address) not in LISTENERS:
+        return _listen_websocket(address, inherited)
     return _make(LISTENERS, address, inherited=inherited)
 
 
+def resume_listener(
+    address: ResumeListen,
+    route: Route = (),
+    opening: Callable[[Any], object] | None = None,
+    inherited: Inherited | None = None,
+    bounds: Bounds | None = None,
+) -> Any:
+    """Return a listener for resumable streams; the other parameters and the errors are those of :func:`listener`.
+
+    :param bounds: of its sessions; ``None`` for the usual ones.
+    """
+    from ..transports.resume.server import Bounds
+    from ..transports.resume_server.listen import listen_resume, make_i2p
+
+    bounds = bounds or Bounds()
+    if isinstance(address.place, I2PListen):
+        check_route(route, address.place.router)
+        return _make(LISTENERS, address.place, via=route, opening=opening, make=make_i2p(bounds))
+    _refuse_hops(address, route)
+    return listen_resume(address, bounds=bounds, inherited=inherited)
+
+
+def _refuse_hops(address: Listen, route: Route) -> None:
+    if route:
+        problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
+        raise AddressError(f"listen address '{address}': {problem}")
+
+
+def _listen_websocket(address: Any, inherited: Inherited | None) -> Any:
+    from ..extras import needed
+
+    needed("websocket", str(address))
+    if isinstance(address, ProxyListen):
+        from ..transports.proxies.websocket_server import listen_proxy_websocket
+
+        return listen_proxy_websocket(address, inherited)  # type: ignore[arg-type]  # it is no other one
+    from ..transports.websocket.listener import listen_websocket
+
+    return listen_websocket(address, inherited)
+
+
 def _make(table: dict[type, str], address: Any, **more: Any) -> Any:
-    module, name = table[type(address)].split(":")
+    return _made(table[type(address)], address, **more)
+
+
+def _made(function: str, address: Any, **more: Any) -> Any:
+    module, name = function.split(":")
     fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
     return getattr(import_module(f"relay.{module}"), name)(**fields, **more)

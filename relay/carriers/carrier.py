@@ -23,12 +23,14 @@ connecting  failed for good       failed      the error goes to all clients: a r
 connecting  close                 closing     cancel the attempt; all clients get an error
 up          client asks           up          the client gets the link
 up          check timer           up          check every link
+up          network changes       up          probe every link
 up          replace               replacing   start an attempt
 up          lost                  backing off close the link; start the timer
 up          lost, alternative     connecting  close the link; start another attempt with the connector's other method
 up          close                 closed      close the link and the connector
 replacing   client asks           replacing   the client gets the link
 replacing   check timer           replacing   check every link
+replacing   network changes       replacing   probe every link
 replacing   connected             up          use the new link, which answers; close the old one with its last stream
 replacing   failed                up          keep the old link
 replacing   lost                  connecting  close the link; the attempt goes on
@@ -36,6 +38,7 @@ replacing   close                 closing     close the link and cancel the atte
 backing off client asks           backing off the client waits; the timer fires within 2 s, at once for a client
                                               that waits for one attempt only
 backing off timer                 connecting  start an attempt
+backing off network changes       connecting  start an attempt
 backing off close                 closed      close the connector
 failed      client asks           failed      the client gets the error
 failed      client asks, later    connecting  start an attempt; the client waits: 10 s after the failure, or five
@@ -63,6 +66,7 @@ from typing import Generic
 from ..errors import CarrierError, can_retry
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer, Timers
+from . import network
 from .blocking import BlockingCalls
 from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, Watchers, is_reported, strip_prefix
 from .retry import RetryPolicy, pause_after
@@ -71,6 +75,7 @@ logger = logging.getLogger("relay")
 
 ATTEMPT_TIMEOUT = 25.0  # seconds; its error arrives before the 30 s of a client are over
 _OVER = (CarrierState.CLOSING, CarrierState.CLOSED, CarrierState.ABANDONED)
+_LATE = 5.0  # seconds by which a check comes late only if this process was stopped
 _PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
 
 
@@ -87,6 +92,7 @@ class Carrier(Generic[AnyLink]):
     :param kind: the protocol, such as ``ssh``; for operators.
     :param number: which of several carriers of one hop it is, from 1; see :mod:`relay.carriers.carrier_set`. ``None``
         if it is the only one. One of several logs the same failure once, because the others may be up.
+    :param probe: whether to probe its links, and to end its back-off, when the network of this machine changes.
     :raises OSError: if no thread or descriptor is available.
     """
 
@@ -101,6 +107,7 @@ class Carrier(Generic[AnyLink]):
         log_at_debug: bool = False,
         kind: str = "",
         number: int | None = None,
+        probe: bool = True,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -110,10 +117,12 @@ class Carrier(Generic[AnyLink]):
         self._state = CarrierState.NEW
         self.since = time.monotonic()  # of the last change of the state
         self.losses = 0  # links that were lost
+        self._checked = self.since  # when the check timer has fired last
         self.replacement_error: Exception | None = None  # of the last attempt to replace a link that has failed
         self._check_interval = check_interval
         self._log_at_debug = log_at_debug
         self._connector = connector
+        self._follows_network = probe
         self.blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
         self.links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
         self._retries = RetryPolicy(max_backoff) if number is None else RetryPolicy(max_backoff, 0)
@@ -139,7 +148,7 @@ class Carrier(Generic[AnyLink]):
 
     def begin(self) -> None:
         """Start the first attempt. Called once, after the first watchers have subscribed: they miss no change."""
-        self.call(self._attempt)
+        self.call(self._begin)
 
     def when_up(
         self,
@@ -274,6 +283,11 @@ class Carrier(Generic[AnyLink]):
         """Forget a waiter that has given up, or whose deadline is over."""
         self._waiters.pop(waiter, None)
 
+    def _begin(self) -> None:
+        if self._follows_network and self._state not in _OVER:
+            network.subscribe(self._io_thread, self._network_changed)
+        self._attempt()
+
     def _attempt(self) -> None:
         if self._state not in _OVER:
             # The error of the last attempt stays until there is a link: it is what operators see meanwhile.
@@ -299,6 +313,7 @@ class Carrier(Generic[AnyLink]):
         self._change(CarrierState.UP)
         self._log(level, "%s: connected")
         if self._check_interval is not None:
+            self._checked = self.since
             self._timer.start(self.since + self._check_interval, self.since)
         # After the change of the state: a client that opens a stream at once finds the carrier up.
         self._resolve_waiters(link)
@@ -363,8 +378,19 @@ class Carrier(Generic[AnyLink]):
         if self._state is CarrierState.BACKING_OFF:
             self._attempt()
         elif self.link is not None and self._check_interval is not None:
+            late = now - self._checked - self._check_interval
+            self._checked = now
             self._timer.start(now + self._check_interval, now)
             self.links.check()
+            if late > _LATE and self._follows_network:
+                self.links.probe(f"this process was stopped for {late:.0f} s")
+
+    def _network_changed(self, why: str) -> None:
+        if self._state is CarrierState.BACKING_OFF:
+            self._timer.stop()
+            self._attempt()
+        else:
+            self.links.probe(why)
 
     def _retry_failed(self) -> None:
         if self._state is CarrierState.FAILED:
@@ -378,6 +404,7 @@ class Carrier(Generic[AnyLink]):
         is_connecting = self._state in (CarrierState.CONNECTING, CarrierState.REPLACING)
         self._change(CarrierState.CLOSING if is_connecting else CarrierState.CLOSED, self.error)
         self._timer.stop()
+        network.unsubscribe(self._io_thread, self._network_changed)
         self.blocking.cancel.set()
         self._resolve_waiters(self._closed_error())
         link = self.links.close()

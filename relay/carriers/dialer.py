@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Generic
 
 from ..errors import CarrierError, ConnectError, RelayError
+from ..streams.checks import check_time
+from ..streams.dialer import Dialer
 from ..streams.promise import Abort, CallbackChain, Cancel, OnResult, Promise
 from ..streams.stream import Stream, StreamPath
 from .carrier_set import SharedCarrier
-from .link import AnyLink
+from .link import AnyLink, CarrierState, Watcher
+from .pool import CarrierRef
 
 _MAX_RESTARTS = 3  # times that one stream is started again because the carrier was lost under it
 
@@ -113,6 +116,69 @@ class _PendingStream(Generic[AnyLink]):
         opened = (target, time.monotonic() - up)
         steps = (opened,) if up == begun else ((carrier, up - begun), opened)
         return StreamPath(steps, self._carrier.name, self._restarts + 1)
+
+
+class CarrierDialer(Dialer, Generic[AnyLink]):
+    """A dialer whose streams share a supervised connection.
+
+    :param target: the name of the target in records.
+    :param holder: the reference to the connection.
+    """
+
+    def __init__(self, target: str, holder: CarrierRef[AnyLink]) -> None:
+        super().__init__(target)
+        self._holder = holder
+
+    @property
+    def state(self) -> str:
+        """The state of the shared connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.shared
+        return held.state.value if held is not None else CarrierState.CLOSED.value
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Call ``watcher(state, error)`` at each change of the connection's state.
+
+        The connection stays open from now on. Closing this dialer ends the calls; its next use resumes them.
+
+        :param watcher: called in a thread of relay with the new state, an enumeration member whose ``value`` is that of
+            :attr:`state`, and with the error, or ``None``. It must not block; an error that it raises is logged.
+        :raises OSError: if the system has no threads or descriptors left.
+        """
+        self._holder.subscribe(watcher)
+
+    @property
+    def last_error(self) -> str | None:
+        """The last error of the shared connection; ``None`` if there is none."""
+        held = self._holder.shared
+        error = held.error if held is not None else None
+        return str(as_oserror(error)) if error is not None else None
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Connect, and log in if there is a login, unless the connection is open, and wait for one attempt.
+
+        After a :class:`ConnectError` or :class:`CarrierError` relay retries in the background, until this dialer is
+        closed.
+
+        :param timeout: seconds; ``None`` for no limit.
+        :raises HostKeyError: if the server's host key is not trusted.
+        :raises AuthenticationError: if the server accepts none of the credentials.
+        :raises ConnectError: if the server is unreachable or does not reply in time.
+        :raises CarrierError: if the connection was lost meanwhile.
+        :raises RelayError: if the configuration is unusable, or a program is missing.
+        :raises TypeError: if ``timeout`` is not a number.
+        :raises ValueError: if it is not positive.
+        """
+        seconds = check_time("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=False)
+
+    def close_when_idle(self) -> None:
+        """Release the connection, which closes when its last stream has ended. Does not wait."""
+        self._holder.close(drain_timeout=0.0)
+
+    def close(self) -> None:
+        """Release the connection, which closes when its last stream has ended. Idempotent; the next use reconnects."""
+        self._holder.close()
 
 
 def wait_until_up(

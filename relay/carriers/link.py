@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relay")
 
+PROBE = 2.0  # seconds for the answer to a probe after a change of the network
+
 
 class CarrierState(enum.Enum):
     """The state of a carrier.
@@ -79,6 +81,12 @@ class Link(Protocol):
 
     def check(self) -> None:
         """Send a keepalive probe, and report the link as lost if too many got no reply. Never blocks."""
+
+    def probe(self, why: str) -> None:
+        """Report the link as lost unless its peer's system answers within :data:`PROBE` seconds. Never blocks.
+
+        :param why: the peer is asked, for the error; such as ``a new address``.
+        """
 
     def close(self) -> None:
         """Close the link and every stream over it, within a second. Idempotent."""
@@ -192,9 +200,16 @@ class Links(Generic[AnyLink]):
 
     def check(self) -> None:
         """Check all links."""
-        for link in (*self._replaced, self.current):
-            if link is not None:
-                link.check()
+        for link in self._all():
+            link.check()
+
+    def probe(self, why: str) -> None:
+        """Probe all links."""
+        for link in self._all():
+            link.probe(why)
+
+    def _all(self) -> list[AnyLink]:
+        return [link for link in (*self._replaced, self.current) if link is not None]
 
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once when no link has a stream; it replaces the call of any earlier request."""

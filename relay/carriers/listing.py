@@ -17,7 +17,7 @@ class CarrierStatus:
     """One carrier at one moment.
 
     :param name: such as ``ssh://me@bastion``.
-    :param kind: the protocol: ``ssh`` or ``i2p``.
+    :param kind: the protocol: ``ssh``, ``i2p``, or ``port`` for a program that listens.
     :param state: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``.
     :param since: when the state last changed, in seconds since 1970.
     :param losses: the links that were lost.

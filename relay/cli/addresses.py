@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..addresses.hops import Command, Hop, Listen, Route
 from ..addresses.i2p import I2PListen, I2PTarget
@@ -13,6 +13,9 @@ from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
 from ..addresses.values import Target
 from ..errors import AddressError
+
+if TYPE_CHECKING:
+    from ..addresses.tor import TorListen
 
 Value = TypeVar("Value")
 
@@ -46,7 +49,7 @@ def read_listen(text: str) -> Listen:
     return without_secrets("listen address", text, parse_listen(text))
 
 
-def read_server(text: str) -> SSHListen | I2PListen:
+def read_server(text: str) -> SSHListen | I2PListen | TorListen:
     """Return the address of ``--on``.
 
     :raises AddressError: if it cannot be understood or holds a secret.

@@ -55,6 +55,11 @@ def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
         pids = ", ".join(str(worker["pid"]) for worker in workers if worker["pid"] is not None)
         restarts = sum(worker["restarts"] for worker in workers)
         yield f"{running} of {len(workers)} workers run (processes {pids}), {restarts} restarts"
+    if any((resumes := instance.get("resumes") or {}).get(each) for each in ("attempts", "resumes", "losses")):
+        yield (
+            f"streams that lost their connection: {resumes['resumes']} resumed, {resumes['losses']} lost, "
+            f"{size(resumes['held'])} held"
+        )
     for tunnel in tunnels:
         if tunnel["problem"]:
             yield f"{printable(tunnel['name'])}: {printable(tunnel['problem'])}"
@@ -124,6 +129,7 @@ def print_connections(connections: Sequence[Row], *, ended: bool = False) -> Non
     :param ended: whether they have ended, each with its reason.
     """
     has_warm = any(each.get("warm") for each in connections)  # an older relay does not know
+    has_resumed = any(each.get("resumes") for each in connections)
     rows = [
         [
             each["id"],
@@ -135,11 +141,12 @@ def print_connections(connections: Sequence[Row], *, ended: bool = False) -> Non
             size(each["received"]),
             size(each["sent"]),
             *["yes" if each.get("warm") else ""] * has_warm,
+            *[f"{each.get('resumes')} ×" if each.get("resumes") else ""] * has_resumed,
         ]
         for each in connections
     ]
     columns = ["id", "tunnel", "client", "target", "reason" if ended else "state", "age", "received", "sent"]
-    columns += ["warm"] * has_warm
+    columns += ["warm"] * has_warm + ["resumed"] * has_resumed
     _print(columns, rows, below=[("client", "target"), ("id",)])
 
 

@@ -12,6 +12,7 @@ import click
 
 from ..addresses.duration import parse_duration
 from ..addresses.options import Kind, Option
+from ..addresses.size import parse_size
 from ..daemon.options import Options
 from ..engine.command_options import CommandOptions
 from ..engine.options import (
@@ -59,6 +60,19 @@ def seconds_or_zero(value: Any) -> float:
     if number < 0:
         raise click.BadParameter(f"must not be negative, got {value}; leave the option out for the default")
     return number
+
+
+def size(value: Any, least: int = 0) -> int:
+    """Parse a size of memory, in bytes.
+
+    :param value: the text, or a default.
+    :param least: the smallest one that is allowed.
+    :raises click.BadParameter: if it is not a size, or too small.
+    """
+    try:
+        return parse_size(str(value).strip(), least)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def count(value: Any) -> int:
@@ -188,7 +202,7 @@ _TYPES: Mapping[Kind, dict[str, Any]] = {
 
 # Of a command with dozens of options; what is in none of them comes last.
 _GROUPS = {
-    "Route": "on via target rule policy mptcp sam keys session transient",
+    "Route": "on via resume target rule policy mptcp sam keys session transient",
     "Clients": "allow deny user password-file password-env accept-proxy limit nconnect",
     "Streams to the target": "send-proxy source warm warm-for workers carrier-sharing",
     "Time": "timeout connect-timeout idle-timeout linger first-byte-timeout drain drain-spread shutdown-delay",
@@ -230,13 +244,50 @@ def options_about(topic: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 _OPTIONS = tunnel_options(CommandOptions)
 
+_RESUME = "relay.resume"
+
+
+def _note_resume(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    ctx.meta[_RESUME] = value
+
+
+def _with_resume(ctx: click.Context, parameter: click.Parameter, hops: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the hops, the last one as ``--resume`` wants it."""
+    if not ctx.meta.get(_RESUME):
+        return hops
+    if not hops:
+        raise click.UsageError("--resume: there is no hop; add --via ssh://HOST, or another relay's address")
+    last = hops[-1]
+    scheme, query = last.partition(":")[0], last.partition("?")[2]
+    if scheme == "resume" or any(option.startswith("resume=") for option in query.split("&")):
+        return hops
+    if scheme == "ssh":
+        return *hops[:-1], f"{last}{'&' if query else '?'}resume=yes"
+    return *hops[:-1], f"resume:{last}"
+
+
+def via(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of its route."""
+    return _via(_resume(command))
+
+
 # Each is a decorator of a command.
-via = click.option(
+_resume = click.option(
+    "--resume",
+    is_flag=True,
+    is_eager=True,  # before the hops, which it changes
+    expose_value=False,
+    callback=_note_resume,
+    help="Streams outlive a lost connection to the last hop: ssh://HOST, where relay has to be installed, or the "
+    "address of a relay resume-server.",
+)
+_via = click.option(
     "--via",
     metavar="HOP",
     multiple=True,
-    help="A hop of the route: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT, https://HOST or "
-    "exec:COMMAND %h %p. Repeatable, nearest hop first.",
+    callback=_with_resume,
+    help="A hop of the route: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT, https://HOST, "
+    "wss://HOST/PATH, tor:, exec:COMMAND %h %p or port:PROGRAM {port}. Repeatable, nearest hop first.",
 )
 shutdown_delay = click.option(
     "--shutdown-delay",
@@ -279,23 +330,28 @@ workers = click.option(
     type=worker_count,
     help="Relay in this many processes, one for each processor with auto [1].",
 )
+_SHARING = ("shared", "per-worker")
 _carrier_sharing = click.option(
     "--carrier-sharing",
-    type=click.Choice(["shared", "per-worker"]),
+    type=click.Choice(_SHARING),
     help="Whether workers make connections over SSH and I2P of their own; else such a tunnel stays in one process "
     "[shared].",
 )
 
 
 def _renamed(context: click.Context, _: click.Parameter, value: str | None) -> None:
-    """Take the value of an option that has another name now."""
+    """Take the value of an option that has another name now.
+
+    :raises click.BadParameter: for another value, such as the number of a hop's carriers.
+    """
     if value is not None:
+        if value not in _SHARING:
+            raise click.BadParameter("their number is a parameter of the hop: ssh://HOST?carriers=2")
         context.params["carrier_sharing"] = value
 
 
 _carriers = click.option(  # until 0.3
     "--carriers",
-    type=click.Choice(["shared", "per-worker"]),
     callback=_renamed,
     expose_value=False,
     hidden=True,

@@ -236,11 +236,12 @@ class FleetView:
         )
 
     def _row(self, member: Watched, stats: Stats | None) -> list[str]:
+        title = member.title.removeprefix("127.0.0.1")  # as LISTEN is written; 80 columns have room for little
         if stats is None:
-            return [member.name, member.state, member.title, *[""] * 7]
+            return [member.name, member.state, title, *[""] * 7]
         counts = [str(stats.active), str(stats.accepted)]
         figures = [*counts, size(stats.received), size(stats.sent), str(sum(stats.failed.values()))]
-        return [member.name, member.state, member.title, *figures, *self._rates.texts(member.name)]
+        return [member.name, member.state, title, *figures, *self._rates.texts(member.name)]
 
 
 def _active(stats: Stats | None) -> int:

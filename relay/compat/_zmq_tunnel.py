@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from ..addresses.hops import Route, over_i2p, to_i2p
+from ..addresses.hops import Route, is_slow, keeps_half_close
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..addresses.parse import parse_hops, parse_ssh_server
 from ..addresses.ssh import SSHServer, full_address
@@ -120,7 +120,7 @@ class ServerRoute:
         factory = chain(self.hops, TCPAddress("localhost", 1))
         try:
             # The target is never dialled: ready() brings up the hops alone, so any address will do as the last one.
-            factory.ready(_READY[over_i2p(self.hops)])
+            factory.ready(_READY[is_slow(self.hops)])
         finally:
             factory.close_when_idle()
 
@@ -165,7 +165,7 @@ class ServerRoute:
             with ssh_exceptions():
                 # After the socket listens: clients that come during the login wait in its backlog instead of being
                 # refused.
-                make_send.ready(_READY[over_i2p(self.hops)])
+                make_send.ready(_READY[is_slow(self.hops)])
             with Tunnel(receive, make_send, timeout=None) as tunnel:
                 tunnel.join()
 
@@ -185,16 +185,16 @@ class ServerRoute:
         """Return how the child makes the tunnel; it may contain a password."""
         via = [*self.before, full_address(self.server)]
         arguments = {"listen": listen, "target": f"tcp://{place}", "via": via}
-        return Recipe(f"{Recipe.__module__}:by_address", arguments, _READY[over_i2p(self.hops, place)])
+        return Recipe(f"{Recipe.__module__}:by_address", arguments, _READY[is_slow(self.hops, place)])
 
     def options(self, place: TCPAddress) -> dict[str, Any]:
         """Return the options of the tunnel, which drains as the command does and outlives a silent client."""
         return {
             "nconnect": -1,
             "timeout": None,
-            "connect_timeout": CONNECT_TIMEOUT if over_i2p(self.hops, place) else 30.0,
+            "connect_timeout": CONNECT_TIMEOUT if is_slow(self.hops, place) else 30.0,
             "idle_timeout": None,
-            "linger": LINGER if to_i2p(self.hops, place) else 60.0,
+            "linger": 60.0 if keeps_half_close(self.hops, place) else LINGER,
             "name": f"{self.server} to {place}",
         }
 

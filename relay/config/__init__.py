@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 import tomllib
+from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
 from .checking import ANYWHERE, Checker, Entry
 from .models import LIMITS, LISTS, OTHERS, File, keys_at, schema
-from .problems import Problem, Problems, shape_problems
+from .problems import Problem, Problems, dotted, shape_problems
 from .writing import as_toml
 
 _SHARED = ("hops", "defaults")  # the tables that decide on the meaning of every tunnel
@@ -75,6 +76,7 @@ _DIGITS = re.compile("[0-9_]+")
 logger = logging.getLogger("relay.config")
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
+_TWICE = re.compile(r"Cannot declare (\(.*\)) twice")
 _COMMA = re.compile(r"=.*[\"'\w\]],\s*(#.*)?$")  # as in JSON
 _BARE_TEXT = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{]\S*)")  # a value without quotes, which may be text
 
@@ -195,14 +197,15 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
         lines = text.split("\n")
         found = _BARE_TEXT.match(lines[line - 1]) if line <= len(lines) else None
         hint = ""
-        if "Cannot declare" in str(error):
-            hint = "; give each table a name of its own"
+        problem = f"this is not TOML: {_PLACE.sub('', str(error))}"
+        if twice := _TWICE.match(str(error)):
+            problem, hint = f"[{dotted(literal_eval(twice[1]))}] is there twice", "; give each table a name of its own"
         elif line <= len(lines) and _COMMA.search(lines[line - 1]):
             hint = "; no comma at the end of a line"
         elif found:  # the text itself is not repeated: it may be a secret
             is_switch = found[2] in ("yes", "no", "on", "off")
             hint = "; write true or false" if is_switch else f'; text needs quotes: {found[1]} = "…"'
-        problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}{hint}", line=line)
+        problems.add((), f"{problem}{hint}", line=line)
     except ValueError:  # of int(), which tomllib does not catch
         line = _line_of_digits(data.decode())
         problems.add((), f"a number of more than {_MOST_DIGITS} digits, which are allowed", line=line)

@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 from ..access.rules import is_written_as_rule
 from ..access.rules import parse_rule as parse_rule_of_clients
 from ..access.senders import NO_HEADERS, Senders
-from ..addresses.hops import AT_PORT, Command, Listen, ProxyListen, Route, check_route, listens_at_server
+from ..addresses.hops import (
+    AT_PORT,
+    UNASKED,
+    Command,
+    Listen,
+    ProxyListen,
+    Route,
+    check_route,
+    listens_at_server,
+    owner_of_keys,
+)
 from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
@@ -18,10 +28,11 @@ from ..addresses.mptcp import with_mptcp
 from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
-from ..addresses.redact import redact
+from ..addresses.redact import is_program, redact
+from ..addresses.resume import ResumeListen, place_of
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
-from ..transports.dynamic import Rule, parse_rule
+from ..addresses.values import ListenAtPort, SystemdListen, Target, TCPAddress, UnixAddress
+from ..transports.dynamic import Rule, parse_rule, split_target
 from .lines import Path
 from .listen_conflicts import ListenTable
 from .models import INHERITED, LISTS, Defaults, File, Hop, Tunnel, hop_options
@@ -31,6 +42,7 @@ Value = TypeVar("Value")
 
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
+_PROXIES = ("socks5", "http", "https", *UNASKED)  # the schemes of listeners that are proxies only
 _OF_A_DESTINATION = ("keys", "session", "transient")
 _NOT_HOPS = ("direct", "refuse")  # the words of a rule that are not hops
 
@@ -51,6 +63,7 @@ class Entry:
     :param bridges: the SAM bridges for its addresses of I2P; ``None`` for those of each address.
     :param is_proxy: whether its clients name their targets.
     :param others: further targets and routes: the hops to each, and the target.
+    :param resumes: whether it is a resume server, at ``listen``.
 
     If the file has problems with the tunnel, the values may be missing.
     """
@@ -65,6 +78,7 @@ class Entry:
     bridges: Bridges | None
     is_proxy: bool
     others: tuple[tuple[Route, Target | I2PTarget | Command], ...] = ()
+    resumes: bool = False
 
 
 class Checker:
@@ -135,12 +149,9 @@ class Checker:
         self.check_name(path)
         if name in _NOT_HOPS:
             self.problems.add(path, f"a hop cannot be called {name}, which means something else in a rule")
-        if (
-            isinstance(hop, Hop)
-            and hop.address[:5].lower() == "exec:"
-            and hop.model_dump(exclude_none=True).keys() > {"address"}
-        ):
-            self.problems.add(path, "exec: takes no parameters; the command has all that it needs")
+        if isinstance(hop, Hop) and is_program(hop.address) and hop.model_dump(exclude_none=True).keys() > {"address"}:
+            scheme = hop.address.lower().removeprefix("resume:")[:4]
+            self.problems.add(path, f"{scheme}: takes no parameters; the command has all that it needs")
             return
         address, given = (hop.address, hop_options(hop)) if isinstance(hop, Hop) else (hop, {})
         value = self.read(path, parse_hop, address, given)
@@ -183,7 +194,7 @@ class Checker:
         if self.problems.about("hops", word):
             return False
         # An address has a scheme, and no name of a hop has a colon.
-        if ":" in word or word.lower() == "i2p":
+        if ":" in word or word.lower() in ("i2p", "tor"):
             return True
         names = self.file.hops
         known = f"[hops] has {', '.join(names)}, and an address has a scheme" if names else "there are none in [hops]"
@@ -201,10 +212,14 @@ class _One:
         self._path = ("tunnels", name)
         self._tunnel = tunnel
         self._listen = checker.listen or checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
+        self._resumes = isinstance(self._listen, ResumeListen)
+        if isinstance(self._listen, ResumeListen):
+            self._listen = self._listen.place
         # A proxy whose address has a mistake is still one: else the missing target would be reported as a second
         # mistake.
-        is_wrong_proxy = self._listen is None and str(tunnel.listen).startswith(("socks5://", "http://", "https://"))
-        self._is_proxy = isinstance(self._listen, ProxyListen) or is_wrong_proxy or tunnel.target == ANYWHERE
+        is_wrong_proxy = self._listen is None and str(tunnel.listen).partition("://")[0] in _PROXIES
+        is_proxy = isinstance(self._listen, ProxyListen) or self._resumes or is_wrong_proxy
+        self._is_proxy = is_proxy or tunnel.target == ANYWHERE
 
     def entry(self) -> Entry:
         """Check the tunnel."""
@@ -224,13 +239,27 @@ class _One:
         rules = tuple(rule for rule in read_rules if rule is not None)
         is_i2p = any(
             isinstance(one, I2PListen | I2PTarget | I2PRouter)
-            for one in (self._listen, *before, place, *route, *(one for hops, end in others for one in (*hops, end)))
+            for one in map(
+                place_of, (self._listen, *before, place, *route, *(one for hops, end in others for one in (*hops, end)))
+            )
         )
         uses_i2p = is_i2p or self._is_proxy
         bridges = self._bridges(uses_i2p=uses_i2p)
         settled = self._with_defaults(uses_i2p=uses_i2p)
         further = tuple((hops, end) for hops, end in others if end is not None)
-        return Entry(self._name, settled, self._listen, place, route, before, rules, bridges, self._is_proxy, further)
+        return Entry(
+            self._name,
+            settled,
+            self._listen,
+            place,
+            route,
+            before,
+            rules,
+            bridges,
+            self._is_proxy,
+            further,
+            self._resumes,
+        )
 
     def _refuse(self, name: str, text: str) -> None:
         self._problems.add((*self._path, name), text)
@@ -281,7 +310,8 @@ class _One:
                 )
             return None
         if target is None:
-            proxies = f"a proxy has none: it listens at socks5://, http:// or https://, or target is '{ANYWHERE}'"
+            schemes = "socks5://, http://, https://, sni:// or redirect://"
+            proxies = f"a proxy has none: it listens at {schemes}, or target is '{ANYWHERE}'"
             self._problems.add(self._path, f"there is no target, which it needs; {proxies}")
             return None
         if words and not route:
@@ -310,9 +340,14 @@ class _One:
         self._checker.check_secrets((*self._path, "listen"), [listen])
         if self._tunnel.listen_via and server is None:
             self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
-        if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress | SystemdListen):
+        if (
+            self._is_proxy
+            and not self._resumes
+            and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress | SystemdListen | ListenAtPort)
+        ):
             allowed = (
-                "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port and https://host:port"
+                "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port, https://host:port "
+                "and wss://host:port/path"
             )
             self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
         self._checker.claim(listen, self._name, self._tunnel)
@@ -320,7 +355,7 @@ class _One:
     def _check_words(self) -> None:
         """Check the keys that only proxies and destinations have, and those that exclude each other."""
         given = {name for name in Tunnel.model_fields if getattr(self._tunnel, name) is not None}
-        is_destination = isinstance(self._listen, I2PListen) or self._listen is None
+        is_destination = self._listen is None or owner_of_keys(self._listen) is not None
         for name in _OF_A_PROXY:
             if name in given and not self._is_proxy:
                 self._refuse(
@@ -328,7 +363,7 @@ class _One:
                 )
         for name in _OF_A_DESTINATION:
             if name in given and not is_destination:
-                self._refuse(name, "it goes with an i2p: address of listen alone")
+                self._refuse(name, "it goes with an i2p: or tor: address of listen alone")
         self._checker.check_rules(self._path, self._tunnel)
         if self._is_proxy and self._tunnel.warm:
             self._refuse(
@@ -355,6 +390,16 @@ class _One:
             self._checker.check_secret((*self._path, "password"), "password")
 
     def _check_login(self, given: set[str]) -> None:
+        if self._resumes and (wrong := given & {*_OF_A_PROXY[1:]}):
+            self._refuse(
+                min(wrong), "a resume server knows its clients without a password; leave it out, and use allow"
+            )
+            return
+        if isinstance(self._listen, ProxyListen) and self._listen.protocol in UNASKED and given & {*_OF_A_PROXY[1:]}:
+            self._refuse(
+                "listen", f"the clients of {self._listen.protocol}:// cannot log in; leave user and password out"
+            )
+            return
         passwords = given & {"password", "password_file", "password_env"}
         if len(passwords) > 1:
             self._refuse(max(passwords), "the password is given twice; once is enough")
@@ -367,7 +412,7 @@ class _One:
 
     def _rule(self, number: int, rule: str) -> Rule | None:
         path = (*self._path, "rule", number)
-        _, _, route = rule.partition("=")
+        route, _ = split_target(rule.partition("=")[2])
         # Names of hops have no colon, so a route with one is made of addresses, and commas in it are read by its own
         # parser.
         if ":" in route or route.lower() in _NOT_HOPS or not route:

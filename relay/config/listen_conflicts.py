@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..addresses.hops import AT_PORT
-from ..addresses.i2p import I2PListen
+from ..addresses.hops import AT_PORT, owner_of_keys
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, UnixAddress
 from .models import Tunnel
@@ -69,7 +68,8 @@ def _key(listen: object, tunnel: Tunnel) -> object:
         # The server chooses another port for each.
         is_free = isinstance(listen.place, TCPAddress) and listen.place.port == 0
         return None if is_free else (listen.server.host, listen.server.user, listen.server.port, listen.place)
-    if not isinstance(listen, I2PListen) or tunnel.transient:
+    owner = owner_of_keys(listen)
+    if owner is None or tunnel.transient:
         return None
-    keys, session = listen.router.keys or tunnel.keys, listen.router.session or tunnel.session or tunnel.target
-    return ("keys", keys) if keys else ("session", session)
+    keys, session = owner.keys or tunnel.keys, owner.session or tunnel.session or tunnel.target
+    return (type(owner), "keys", keys) if keys else (type(owner), "session", session)

@@ -30,7 +30,11 @@ from ..addresses.https import HTTPSProxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Kind, Option, options_of
 from ..addresses.printable import shown
+from ..addresses.size import PATTERN as SIZE_PATTERN
+from ..addresses.size import parse_size
 from ..addresses.ssh import SSHServer
+from ..addresses.tor import TorProxy
+from ..addresses.websocket import WSSProxy
 from ..engine.command_options import CommandOptions
 from ..engine.options import (
     COUNT,
@@ -117,6 +121,17 @@ def _in_schema(least: dict[str, Any], *words: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "number", **least}, text, *({"const": word} for word in words)]})
 
 
+def _memory(value: Any) -> str:
+    """The size of the memory of resumable streams, as text."""
+    if not isinstance(value, str):
+        raise TypeError
+    try:
+        parse_size(value, 1 << 20)
+    except ValueError as error:
+        raise ValueError(f"resume_memory: {error}") from None
+    return value
+
+
 def _probe(value: Any) -> str:
     """The name of a probe, or a path of HTTP after ``http://``."""
     if not isinstance(value, str):
@@ -178,6 +193,7 @@ _LIMIT_SCHEMA: dict[str, Any] = {
 }
 _PROBES = "connect, banner, http://PATH or none"
 _PROBE_SCHEMA = {"type": "string", "anyOf": [{"enum": ["none", "connect", "banner"]}, {"pattern": "^http://"}]}
+_SIZE = "a size such as '64MiB'"
 _FINITE = "a number of seconds, or a time such as '10m'"
 _SECONDS = f"{_FINITE} or 'none'"
 Seconds = Annotated[
@@ -204,6 +220,11 @@ WarmFor = Annotated[
     float,
     PlainValidator(_checked(_FINITE, _warm_for)),
     _in_schema({"exclusiveMinimum": 0}),
+]
+Memory = Annotated[
+    str,
+    PlainValidator(_checked(_SIZE, _memory)),
+    WithJsonSchema({"type": "string", "pattern": f"^{SIZE_PATTERN}$"}),
 ]
 FiniteSeconds = Annotated[
     float,
@@ -341,16 +362,18 @@ class _Tunnel(Defaults):
 
     listen: Address
     """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `systemd:NAME`, `tls://HOST:PORT?cert=FILE`,
-    `ssh://HOST?listen=HOST:PORT` or `i2p:`; for a proxy `socks5://HOST:PORT`, `http://HOST:PORT` or
-    `https://HOST:PORT?cert=FILE`."""
+    `ssh://HOST?listen=HOST:PORT`, `i2p:` or `tor:`; for a proxy `socks5://HOST:PORT`, `http://HOST:PORT`,
+    `https://HOST:PORT?cert=FILE`, `sni://HOST:PORT` or `redirect://HOST:PORT`; for WebSockets
+    `wss://HOST:PORT/PATH?cert=FILE` or `ws://HOST:PORT/PATH`."""
     workers: Workers | None = None
     """Processes that relay it, as for the file. Default: that of the file."""
     listen_via: list[str] | None = None
     """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
     target: Targets | None = None
-    """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
-    `exec:COMMAND`. A list has several targets: a client gets one by `policy`, and the next one if that fails. A proxy
-    has none; with `"anywhere"`, other listeners than `socks5://`, `http://` and `https://` are a SOCKS proxy too."""
+    """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `wss://HOST/PATH`,
+    `i2p://NAME.i2p`, `exec:COMMAND` or `port:PROGRAM {port}`. A list has several targets: a client gets one by
+    `policy`, and the next one if that fails. A proxy has none; with `"anywhere"`, a listener that is no proxy by its
+    address is a SOCKS proxy too."""
     via: Routes | None = None
     """Hops to the target, nearest first: names of `[hops]`, or addresses. A list of such lists has several routes."""
     policy: Literal["first", "spread", "fastest"] | None = None
@@ -360,7 +383,8 @@ class _Tunnel(Defaults):
     """Whether relay listens and connects to its targets by Multipath TCP (RFC 8684): to peers that have it. What is
     after a hop stays plain TCP. Linux only; not for proxies. Default: false."""
     rule: list[str] | None = None
-    """For a proxy: `PATTERN=ROUTE`, the first match wins. `ROUTE` is `direct`, `refuse`, or hops between commas."""
+    """For a proxy: `PATTERN=ROUTE`, the first match wins. `ROUTE` is `direct`, `refuse`, or hops between commas, the
+    last of which may be a target, `tcp://HOST:PORT` or `unix:///PATH`, instead of what the client asks for."""
     user: str | None = None
     """For a proxy: the only user that is allowed, with a password."""
     password: str | None = None
@@ -370,11 +394,11 @@ class _Tunnel(Defaults):
     password_env: str | None = None
     """For a proxy: environment variable with the password."""
     keys: str | None = None
-    """For `listen = "i2p:"`: file with the private key of the destination."""
+    """For `listen = "i2p:"` or `"tor:"`: file with the private key."""
     session: str | None = None
-    """For `listen = "i2p:"`: name under which the destination is stored. Default: the text of target."""
+    """For `listen = "i2p:"` or `"tor:"`: name under which the key is stored. Default: the text of target."""
     transient: bool | None = None
-    """For `listen = "i2p:"`: whether the destination is new and not stored. Default: false."""
+    """For `listen = "i2p:"` or `"tor:"`: whether the address is new and not stored. Default: false."""
 
 
 if TYPE_CHECKING:
@@ -388,10 +412,18 @@ class _Hop(_Table):
 
     address: str
     """`ssh://[USER@]HOST[:PORT]`, `i2p:`, `socks5://[USER@]HOST:PORT`, `http://[USER@]HOST:PORT`,
-    `https://[USER@]HOST[:PORT]` or `exec:COMMAND %h %p`."""
+    `https://[USER@]HOST[:PORT]`, `wss://[USER@]HOST[:PORT]/PATH`, `tor:`, `exec:COMMAND %h %p` or
+    `port:PROGRAM {port}`."""
 
 
-_SCHEMES: dict[type, str] = {SSHServer: "ssh", I2PRouter: "i2p", Proxy: "socks5 and http", HTTPSProxy: "https"}
+_SCHEMES: dict[type, str] = {
+    SSHServer: "ssh",
+    I2PRouter: "i2p",
+    Proxy: "socks5 and http",
+    HTTPSProxy: "https",
+    TorProxy: "tor",
+    WSSProxy: "wss",
+}
 _SESSION = {"inbound": "such as quantity", "outbound": "such as quantity", "i2cp": "such as leaseSetEncType"}
 
 
@@ -466,6 +498,8 @@ class File(_Table):
     workers: Workers | None = None
     """Processes that relay the tunnels: a number, or `"auto"` for one on each processor. Default: 1, which is relay
     itself."""
+    resume_memory: Memory | None = None
+    """Memory of all streams with `resume`, at most, in each process. Default: 256MiB."""
     sandbox: Literal["auto", "on", "off"] | None = None
     """Whether relay gives up access to other files and ports than those of the file (Landlock): with `auto` where that
     is possible, with `on` it does not run without. Default: off."""

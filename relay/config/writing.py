@@ -8,10 +8,9 @@ from typing import Any
 
 import tomli_w
 
-from ..addresses.hops import Command, Route
-from ..addresses.i2p import I2PListen
+from ..addresses.hops import Command, Route, owner_of_keys
 from ..addresses.options import inline_secrets
-from ..addresses.redact import redact
+from ..addresses.redact import is_program, redact
 from ..transports.dynamic import Rule
 from .checking import Entry
 from .models import LIMITS, File, Hop
@@ -25,7 +24,7 @@ def as_toml(
     values: Mapping[str, object],
     tunnels: Sequence[tuple[Entry, Mapping[str, Any]]],
 ) -> str:
-    """Return a file with the same meaning, in which secrets are hidden, and so are the words of ``exec:`` commands.
+    """Return a file with the same meaning, in which secrets are hidden, and so are the words of programs.
 
     :param file: its keys and its hops, as they are written.
     :param values: the hops by their names, as values.
@@ -63,9 +62,9 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
         table["rule"] = [_rule(text, rule) for text, rule in zip(table["rule"], entry.rules, strict=True)]
     if "password" in table:
         table["password"] = _HIDDEN
-    if isinstance(place := entry.listen, I2PListen):
-        kept = tunnel.transient or tunnel.keys or tunnel.session or place.router.keys or place.router.session
-        table |= {} if kept else {"session": str(entry.target)}
+    if (owner := owner_of_keys(entry.listen)) is not None:
+        kept = tunnel.transient or tunnel.keys or tunnel.session or owner.keys or owner.session
+        table |= {} if kept else {"session": "resume-server" if entry.resumes else str(entry.target)}
     left_out = set() if limits["warm"] else {"warm", "warm_for"}  # nothing is warm
     left_out |= set() if limits["drain_spread"] else {"drain_spread"}
     said = {name: value for name, value in limits.items() if name not in left_out}
@@ -110,4 +109,4 @@ def _rule(text: str, rule: Rule) -> str:
 
 
 def _without_secrets(text: str, value: object) -> str:
-    return redact(text) if inline_secrets(value) or text[:5].lower() == "exec:" else text
+    return redact(text) if inline_secrets(value) or is_program(text) else text

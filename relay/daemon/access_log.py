@@ -235,6 +235,7 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "attempt": record.attempts,
         "carrier": record.carrier,
         "warm": record.warm,
+        "resumes": record.resumes,
         "server_name": record.server_name,
         "unique_id": record.unique_id,
         **{name: getattr(record, name) for name in LABELS},

@@ -20,6 +20,7 @@ from ..engine.records import ConnectionRecord
 from ..engine.tunnel import Tunnel, part_of_connections
 from ..eventloop import reserve
 from ..eventloop.sockets import format_address
+from ..transports.resume.figures import added, resume_figures
 from .change.upgrade_channel import UpgradeChannel
 from .disabled_targets import target_group
 from .failures import ConflictError, NotFoundError
@@ -106,8 +107,11 @@ class Instance:
 
     # -- what is shown ------------------------------------------------------------------------------------------------
 
-    def status(self) -> InstanceStatus:
-        """Return the facts about the process."""
+    def status(self, *, figures: bool = False) -> InstanceStatus:
+        """Return the facts about the process.
+
+        :param figures: whether it has those of resumable streams, for which relay asks the workers.
+        """
         reloads = self._group.reload_figures
         return InstanceStatus(
             version=self._version,
@@ -119,6 +123,7 @@ class Instance:
             control=self._control(),
             reloads=reloads if reloads.last_success else None,
             workers=tuple(self._group.processes.workers()),
+            resumes=added([resume_figures(), *self._group.processes.resumes()]) if figures else None,
         )
 
     def tunnels(self, *, figures: bool = True) -> list[TunnelStatus]:

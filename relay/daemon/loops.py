@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..addresses.hops import AT_PORT, Proxy
 from ..addresses.printable import shown
+from ..addresses.resume import place_of
 from ..addresses.ssh import SSHServer
-from ..addresses.values import TCPAddress, TLSTarget, UnixAddress, is_loopback
+from ..addresses.values import TargetOverTCP, TCPAddress, TLSTarget, UnixAddress, is_loopback
+from ..eventloop.own_addresses import is_same
 from .plan import Plan
 
 _SSH_PORT = 22
-_IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Loop(NamedTuple):
@@ -80,56 +79,16 @@ def _places(plans: Iterable[Plan]) -> dict[object, list[tuple[str, str]]]:
 def _leads(plan: Plan, places: Mapping[object, Sequence[tuple[str, str]]]) -> Iterator[tuple[object, str]]:
     """Yield what this machine connects to for a tunnel, and the tunnel that listens there."""
     for route, end in plan.routes.out:
-        for place in (route[0], end) if route and all(map(_is_here, route)) else (*route[:1], end)[:1]:
+        for hop in (route[0], end) if route and all(map(_is_here, route)) else (*route[:1], end)[:1]:
+            place = place_of(hop)
             if isinstance(place, UnixAddress):
                 yield from ((place, name) for _, name in places.get(os.path.realpath(place.path), ()))
-            elif isinstance(place, TCPAddress | TLSTarget | Proxy | SSHServer):
+            elif isinstance(place, TCPAddress | TLSTarget | TargetOverTCP | Proxy | SSHServer):
                 for host, name in places.get(place.port or _SSH_PORT, ()):
-                    if _is_same(place.host, host):
+                    if is_same(place.host, host):
                         yield place, name
 
 
 def _is_here(hop: object) -> bool:
     """Return whether a hop is this machine: another port of the loopback may be that of a container."""
     return isinstance(hop, SSHServer) and is_loopback(hop.host) and (hop.port or _SSH_PORT) == _SSH_PORT
-
-
-def _is_same(host: str, listen: str) -> bool:
-    """Return whether a connect to a host gets to those who listen at another."""
-    if host.lower() == listen.lower():
-        return True
-    bound = _numbers(listen)[:1]  # localhost is one address to listen on
-    for number in _numbers(host):
-        reached = _loopback(number) if number.is_unspecified else number
-        for one in bound:
-            if reached == one or (one.is_unspecified and one.version >= reached.version and _is_own(reached)):
-                return True
-    return False
-
-
-def _numbers(host: str) -> list[_IPAddress]:
-    """Return the addresses of a host that are known without a look-up."""
-    if host.lower() == "localhost":
-        return [ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")]
-    try:
-        number = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return []
-    return [getattr(number, "ipv4_mapped", None) or number]
-
-
-def _loopback(number: _IPAddress) -> _IPAddress:
-    """Return where the system connects to for ``0.0.0.0`` or ``::``."""
-    return ipaddress.ip_address("127.0.0.1" if number.version == 4 else "::1")
-
-
-def _is_own(number: _IPAddress) -> bool:
-    """Return whether an address is one of this machine."""
-    if number.is_loopback:
-        return True
-    with socket.socket(socket.AF_INET if number.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(number), 0))
-        except OSError:
-            return False
-    return True

@@ -47,14 +47,14 @@ class Options(CommandOptions):
         """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
         return {**self.as_message(), "name": name}
 
-    def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
+    def settled(self, *, slow: bool, ends_whole: bool) -> Options:
         """Return the same with the defaults of the limits that were not given.
 
-        :param over_i2p: whether a hop, the target or the listener is at I2P.
-        :param at_i2p: whether the target or the listener is; ``None`` for the same as ``over_i2p``.
+        :param slow: whether a hop, the target or the listener is at I2P or Tor.
+        :param ends_whole: whether the streams of the target or of the listener have no half-close.
         """
-        connect_timeout = CONNECT_TIMEOUT if over_i2p else 30.0
-        linger = LINGER if (over_i2p if at_i2p is None else at_i2p) else 60.0
+        connect_timeout = CONNECT_TIMEOUT if slow else 30.0
+        linger = LINGER if ends_whole else 60.0
         return dataclasses.replace(
             self,
             connect_timeout=connect_timeout if self.connect_timeout is None else self.connect_timeout,

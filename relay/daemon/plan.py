@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.hops import Command, Listen, ProxyListen, Route, listens_at_server, over_i2p, to_i2p
+from ..addresses.hops import (
+    Command,
+    Listen,
+    ProxyListen,
+    Route,
+    is_slow,
+    keeps_half_close,
+    listens_at_server,
+    listens_at_tor,
+    to_i2p,
+)
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.printable import shown
+from ..addresses.resume import ResumeListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress, is_ip_address, is_loopback
-from ..api.urls import dialer_of_routes, listener
+from ..addresses.values import ListenAtPort, SystemdListen, Target, TCPAddress, UnixAddress, is_ip_address, is_loopback
+from ..api.urls import dialer_of_routes, listener, resume_listener
 from ..engine.acceptor import own_listener
 from ..engine.managed_tunnel import ManagedTunnel
 from ..engine.outlets import Outlets
@@ -31,12 +43,18 @@ if TYPE_CHECKING:  # a command starts faster without them
     from ..spawning.pool_tunnel import PoolTunnel
     from ..streams.dialer import Dialer
     from ..transports.dynamic import Rule
+    from ..transports.resume.server import Bounds
     from ..transports.tcp import Inherited
     from .preflight import Preflight, Routes
 
 logger = logging.getLogger("relay.cli")
 
 Opening = Callable[[Any], object]
+
+RESUME_SESSION = "resume-server"
+"""The session of a resume server at I2P that has no other one."""
+
+_LINGER = 86400.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,7 @@ class Plan:
     :param elsewhere: the names of the carriers under the listener.
     :param configured: the title before it is open: the addresses as they are written.
     :param rules: the number of rules of a proxy.
+    :param any_name: the pattern of the rule by which clients of ``sni://`` choose any server; empty if none does.
     :param in_workers: the values with which it runs in worker processes; ``None`` if it runs in this process.
     :param user: the only one who can log in at a proxy; ``None`` if it has no login, or is none.
     :param is_required: whether all tunnels of the group end if it cannot start.
@@ -93,11 +112,12 @@ class Plan:
     on: str = ""
     over: str = ""
     at_i2p: bool = False
-    trial: type[HopProbe] = HopProbe
+    trial: Callable[..., HopProbe] = HopProbe
     route_key: Hashable = None
     elsewhere: tuple[str, ...] = ()
     configured: str = ""
     rules: int = 0
+    any_name: str = ""
     in_workers: object = None
     user: str | None = None
     is_required: bool = False
@@ -132,7 +152,7 @@ class Plan:
         The files that it names are read in turn with those of other tunnels in any case (:class:`.Preflight`).
         """
         where = self.routes.where
-        if self.in_workers is not None or isinstance(where, SSHListen | I2PListen):
+        if self.in_workers is not None or listens_at_server(where):
             return False
         return isinstance(where, UnixAddress | SystemdListen) or is_ip_address(where.host)
 
@@ -175,7 +195,7 @@ class Plan:
                 one.close()
             raise
         (make_send,) = made
-        warn_if_open(receive)
+        warn_if_open(receive, self.any_name)
         warn_if_unsure(self.routes.where)
         return Ends(receive, make_send)
 
@@ -253,14 +273,15 @@ def make_plan(
     from .preflight import Routes
 
     at_i2p = isinstance(where, I2PListen)
+    at_tor = listens_at_tor(where)
     where, options = _with_lists(where, options)
     routed: list[RoutedTarget] = [(via, end), *others]
     in_workers = _workers_values(where, routed, options, name)
     is_i2p = any(isinstance(last, I2PTarget) or to_i2p(hops, last) for hops, last in routed)
-    is_over_i2p = any(over_i2p(hops, last) for hops, last in routed)
+    ends_whole = at_i2p or at_tor or not all(keeps_half_close(hops, last) for hops, last in routed)
     return Plan(
         name,
-        options.settled(over_i2p=at_i2p or is_i2p or is_over_i2p, at_i2p=at_i2p or is_i2p),
+        options.settled(slow=ends_whole or any(is_slow(hops, last) for hops, last in routed), ends_whole=ends_whole),
         lambda opening, inherited: own_listener(
             listener(where, listen_via, opening, inherited)
             if in_workers is None
@@ -301,6 +322,8 @@ def make_proxy_plan(
     password_file: str | None = None,
     password_env: str | None = None,
     bridges: Bridges | None = None,
+    listen_via: Route = (),
+    bounds: Bounds | None = None,
 ) -> Plan:
     """Return the plan of a proxy, whose clients name their targets.
 
@@ -312,37 +335,79 @@ def make_proxy_plan(
     :param user: the only user that is allowed; ``None`` for no login.
     :param password: the user's, and so are the two that follow: a file, and an environment variable, that hold it.
     :param bridges: the SAM bridges of the routers for names of I2P.
-    :raises AddressError: if a proxy cannot listen on the address.
+    :param listen_via: the hops to where a resume server listens.
+    :param bounds: of the sessions of such a server; ``None`` for the usual ones.
+    :raises AddressError: if a proxy cannot listen on the address, or it would serve anybody at I2P.
     :raises ValueError: if the user or the password is missing, or given twice.
     """
     from ..transports.dynamic import Dynamic
     from .preflight import Routes
 
-    address, opener = _proxy(where, user, password, password_file, password_env)
-    routes = dict.fromkeys([via, *(rule.route for rule in rules)])
+    address: Any
+    opener: Callable[[Opening | None, Inherited | None], Any]
+    if isinstance(where, ResumeListen):
+        resumed, options = _resumed(where, options)
+        address = resumed.place
+        opener = functools.partial(_listen_resumed, resumed, listen_via, bounds)
+    else:
+        address, make = _proxy(where, user, password, password_file, password_env)
+
+        def opener(_: Opening | None, inherited: Inherited | None) -> Any:
+            return make(inherited)
+
+    any_name = ""
+    if getattr(address, "protocol", "") == "sni":  # else its clients could choose any server
+        if via:
+            raise ValueError("--via: sni:// leads to servers that have a rule only; write the hops into --rule")
+        if not rules:
+            raise ValueError("--rule: sni:// has no server; name each, as in --rule '*.example.com=direct'")
+        any_name = next((rule.text for rule in rules if rule.leads_anywhere), "")
+    routes = dict.fromkeys([via, *(rule.route for rule in rules if rule.target is None)])
     router = with_bridge(bridges, I2PRouter())
-    out = [(route, None) for route in routes if route]
-    is_direct = not (via or rules) or any(rule.route == () for rule in rules)
+    out: list[RoutedTarget | tuple[Route, None]] = [(route, None) for route in routes if route]
+    out += dict.fromkeys((rule.route, rule.target) for rule in rules if rule.route is not None and rule.target)
+    is_direct = not (via or rules) or any(rule.route == () and rule.target is None for rule in rules)
     return Plan(
         name,
-        options.settled(over_i2p=True, at_i2p=False),
-        lambda _, inherited: own_listener(opener(inherited)),
+        options.settled(slow=True, ends_whole=False),
+        lambda opening, inherited: own_listener(opener(opening, inherited)),
         lambda: Dynamic(via, tuple(rules), (router,)),
         Routes(
             address,
-            (),
+            listen_via,
             out,
             [(router,)],
             is_direct,
             [password_file] if password_file else [],
             (options.allow, options.deny),
         ),
-        over=over(via) + _by(len(rules)),
+        over(listen_via),
+        over(via) + _by(len(rules)),
+        isinstance(address, I2PListen),
         route_key=name,
+        elsewhere=(*map(str, (*listen_via, address)),) if listens_at_server(address) else (),
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
         rules=len(rules),
+        any_name=any_name,
         user=user if user is not None else getattr(address, "user", None),
     )
+
+
+def _resumed(where: ResumeListen, options: Options) -> tuple[ResumeListen, Options]:
+    """Return a resume server and its options, with the access lists of its address."""
+    place, options = _with_lists(where.place, options)
+    if isinstance(place, I2PListen) and options.allow is None:
+        # Anybody could have it dial all that this machine reaches.
+        raise AddressError(f"listen address '{where}': any destination may begin streams there; name some with allow")
+    # The near end's limits of idle directions count: one may be idle here because there is no connection.
+    options = dataclasses.replace(options, linger=_LINGER if options.linger is None else options.linger)
+    return ResumeListen(place), options
+
+
+def _listen_resumed(
+    where: ResumeListen, via: Route, bounds: Bounds | None, opening: Opening | None, inherited: Inherited | None
+) -> Any:
+    return resume_listener(where, via, opening, inherited, bounds)
 
 
 def _checked(made: Dialer, options: Options) -> Dialer:
@@ -387,8 +452,14 @@ def _proxy(
         raise AddressError(f"listen address '{address}': a proxy for programs has no mptcp; leave it out")
     if isinstance(address, TCPAddress):
         address = ProxyListen("socks5", address.host, address.port)
+    if isinstance(address, ListenAtPort):
+        from ..addresses.websocket import WSListen
+
+        assert isinstance(address, WSListen)
+        address = address.as_proxy({})
     if not isinstance(address, ProxyListen):
-        proxies = "socks5://host:port, http://host:port, https://host:port?cert=FILE"
+        proxies = "socks5://host:port, http://host:port, https://host:port?cert=FILE, wss://host:port/path?cert=FILE, "
+        proxies += "sni://host:port, redirect://host:port"
         allowed = f"allowed are :port, host:port, unix:///path, {proxies} and systemd:NAME"
         raise AddressError(f"listen address '{address}': a proxy for programs does not listen there; {allowed}")
     if user is not None:
@@ -430,15 +501,26 @@ def warn_if_unsure(where: Any) -> None:
         logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
 
 
-def warn_if_open(listener: TunnelListener) -> None:
-    """Warn if other machines can use a proxy without a password, or send one unencrypted."""
-    address = listener.listening.getsockname() if listener.listening and listener.protected is not None else None
+def warn_if_open(listener: TunnelListener, any_name: str) -> None:
+    """Warn if other machines can use a proxy without a password, or send one unencrypted.
+
+    :param any_name: as for :class:`Plan`.
+    """
+    is_proxy = listener.protected is not None or any_name
+    address = listener.listening.getsockname() if listener.listening and is_proxy else None
     if not isinstance(address, tuple) or is_loopback(address[0]):
         return
-    if listener.protected:
+    if any_name:
+        text = f"sni:// on %s port %d: {to_any_server(any_name)}"
+    elif listener.protected:
         text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
     else:
         text = (
             "proxy on %s port %d has no password: any host that can connect may use it; set --user and --password-file"
         )
     logger.warning(text, *address[:2])
+
+
+def to_any_server(any_name: str) -> str:
+    """Return the warning of a rule that lets clients of ``sni://`` choose any server."""
+    return f"any host that can connect may reach any server, by the rule '{shown(any_name)}'; name the servers"

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from ..addresses.hops import Hop, listens_at_tor
 from ..addresses.i2p import I2PListen
+from ..addresses.resume import ResumeListen
 from ..config import LIMITS, LISTS, OTHERS, Config, Entry
 from ..config.lines import Path
 from ..config.models import File
@@ -17,7 +19,7 @@ from ..errors import can_retry
 from .failures import ProblemsError, describe_error
 from .loops import find_loops
 from .options import NOT_NONE, Options
-from .plan import Plan, make_plan, make_proxy_plan
+from .plan import RESUME_SESSION, Plan, make_plan, make_proxy_plan
 from .routed_targets import RoutedTarget, with_bridge, with_bridges, with_session
 
 if TYPE_CHECKING:
@@ -59,13 +61,14 @@ def collect_problems(config: Config, *path: str) -> Iterator[None]:
         add_problem(config, path, error)
 
 
-def add_problem(config: Config, path: Path, error: Exception) -> None:
-    """Add a failure to the problems of the value at a path, or of the entry of an access list there."""
+def add_problem(config: Config, path: Path, error: Exception, hop: Hop | None = None) -> None:
+    """Add a failure to the problems of the value at a path, of the entry of an access list there, or of a named hop."""
     from ..access.access_list import EntryError
 
     text = describe_error(error)
     if isinstance(error, EntryError) and (place := _place_of(error, config.file, path)) is not None:
         path, text = place, error.problem
+    path = next((("hops", name) for name, value in config.hops.items() if value == hop), path)
     config.problems.add(path, options_to_keys(text), is_config_error=not can_retry(error))
 
 
@@ -98,7 +101,7 @@ def _plan_of(entry: Entry, shown: Options) -> Plan:
     assert entry.listen is not None, "a tunnel without problems has an address to listen on"
     if entry.is_proxy:
         return make_proxy_plan(
-            entry.listen,
+            _resume_server(entry) if entry.resumes else entry.listen,
             options,
             name=entry.name,
             via=entry.via,
@@ -108,13 +111,14 @@ def _plan_of(entry: Entry, shown: Options) -> Plan:
             password_file=tunnel.password_file,
             password_env=tunnel.password_env,
             bridges=entry.bridges,
+            listen_via=tuple(with_bridge(entry.bridges, hop) for hop in entry.listen_via),
         )
     assert entry.target is not None, "a tunnel that is no proxy has a target"
     listen = with_bridge(entry.bridges, entry.listen)
     target, via = with_bridges(entry.bridges, entry.target, entry.via)
-    if isinstance(listen, I2PListen):
+    if isinstance(listen, I2PListen) or listens_at_tor(listen):
         listen = with_session(
-            listen,
+            cast("Any", listen),
             entry.target,
             keys=tunnel.keys,
             session=tunnel.session,
@@ -129,6 +133,14 @@ def _plan_of(entry: Entry, shown: Options) -> Plan:
     return make_plan(
         listen, target, options, name=entry.name, via=via, listen_via=listen_via, others=others, policy=policy
     )
+
+
+def _resume_server(entry: Entry) -> ResumeListen:
+    tunnel, place = entry.tunnel, with_bridge(entry.bridges, entry.listen)
+    if isinstance(place, I2PListen):
+        given = tunnel.keys, tunnel.session, bool(tunnel.transient)
+        place = with_session(place, RESUME_SESSION, keys=given[0], session=given[1], transient=given[2])
+    return ResumeListen(place)
 
 
 def limits(entry: Entry, shown: Options) -> Options:

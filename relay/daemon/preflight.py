@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 
 from ..access.access_list import AccessList
 from ..addresses.hops import AT_PORT, Command, Proxy, ProxyListen, Route
-from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
+from ..addresses.https import WITH_CERTIFICATE
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.resume import place_of
 from ..addresses.ssh import SSHListen, SSHServer
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen, has_mptcp, is_i2p, refuse_onion
+from ..addresses.values import TargetOverTCP, TCPAddress, TLSTarget, UnixListen, has_mptcp, is_i2p, refuse_onion
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..eventloop.sockets import check_mptcp
 from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, set_groups, trusting
 from ..transports.unix import check_group
 
-Note = Callable[[Exception], object]
+Note = Callable[[Exception, Any], object]
+"""Gets a problem, and the hop that has it or ``None``."""
 
 
 class Routes(NamedTuple):
@@ -56,6 +58,7 @@ class Preflight:
         self._names = names
         self._lock = threading.Lock()  # for what follows
         self._seen: dict[Hashable, Exception | None] = {}  # what was checked → its error
+        self._of_hops: set[str] = set()  # the errors of hops, which a factory that has them repeats
         self._note: Note | None = None
         self._all_well = True
 
@@ -75,16 +78,16 @@ class Preflight:
         where, before, out = routes.where, routes.before, routes.out
         if any(routes.lists):
             self._try(("lists", *map(str, routes.lists)), lambda: AccessList(*routes.lists))
-        self._try(object(), lambda: _close(make_send()))
         self._route(before)
         for route, end in out:
             self._route(route)
             self._check_route(route, end)
+        self._try(object(), lambda: _close(make_send()))
         address = self._place(where, before)
         return address if self._all_well else None
 
-    def _try(self, what: Hashable, look: Callable[[], Any]) -> Any:
-        """Check something once; return ``None`` if there is a problem."""
+    def _try(self, what: Hashable, look: Callable[[], Any], hop: Any = None) -> Any:
+        """Check something once, perhaps a hop; return ``None`` if there is a problem."""
         if what in self._seen:
             error = self._seen[what]
             if error is not None and self._note is None:
@@ -97,7 +100,10 @@ class Preflight:
             self._seen[what], self._all_well = error, False
             if self._note is None:
                 raise
-            self._note(error)
+            if hop is not None:
+                self._of_hops.add(str(error))
+            if hop is not None or str(error) not in self._of_hops:
+                self._note(error, hop)
             return None
         self._seen[what] = None
         return found
@@ -132,7 +138,7 @@ class Preflight:
             self._try(end, lambda: _find(end))
         elif isinstance(end, I2PTarget):
             self._hop(end.router, is_first=not route)
-        elif isinstance(end, TCPAddress | TLSTarget) and not route:
+        elif isinstance(end, TCPAddress | TLSTarget | TargetOverTCP) and not route:
             self._resolve((end.host, "there"), end.host)
 
     def _route(self, route: Route) -> None:
@@ -140,7 +146,7 @@ class Preflight:
             self._hop(hop, is_first=not number)
 
     def _hop(self, hop: Any, *, is_first: bool) -> None:
-        for name in self._try((hop, is_first), lambda: _hop(hop, is_first=is_first)) or ():
+        for name in self._try((hop, is_first), lambda: _hop(hop, is_first=is_first), hop) or ():
             self._resolve((hop, name), name, f"{hop}: ")
 
     def _resolve(self, what: Hashable, host: str, before: str = "") -> None:
@@ -154,11 +160,15 @@ def _hop(hop: Any, *, is_first: bool) -> Sequence[str]:
     :returns: the names that this machine resolves.
     """
     names: list[str] = []
+    hop = place_of(hop)
+    hop = hop.router if isinstance(hop, I2PTarget) else hop
     if isinstance(hop, SSHServer):
         names = [name for name in [_server(hop, is_first=is_first)] if name]
     elif isinstance(hop, Command):
         if is_first:
             _find(hop)
+    elif isinstance(hop, TLSTarget | TargetOverTCP):
+        names = [hop.host] if is_first else []
     elif isinstance(hop, Proxy | I2PRouter):
         if hop.user is not None:
             secret_of(hop, "password", "")
@@ -213,7 +223,7 @@ def _find(command: Command) -> None:
         raise RelayError(f"{command}: program not found; install it, or give its path")
 
 
-def _chain(where: TLSListen | HTTPSListen) -> None:
+def _chain(where: Any) -> None:
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca)
     set_groups(context, where.groups)
     load_chain(context, where.cert, where.key)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..addresses.hops import Command, Route
 from ..addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.options import set_options
 from ..addresses.printable import shown
+from ..addresses.resume import ResumeServer
 from ..addresses.values import Target
 from ..errors import AddressError
+
+if TYPE_CHECKING:
+    from ..addresses.tor import TorListen
 
 RoutedTarget = tuple[Route, Target | I2PTarget | Command]
 """The hops to a target, and the target."""
@@ -40,6 +44,7 @@ def targets_of(routed: Sequence[RoutedTarget]) -> str:
 
 
 Address = TypeVar("Address")
+Destination = TypeVar("Destination", "I2PListen", "TorListen")
 
 
 def with_bridge(bridges: Bridges | None, address: Address) -> Address:
@@ -48,6 +53,8 @@ def with_bridge(bridges: Bridges | None, address: Address) -> Address:
     :param bridges: ``None`` to leave the address as it is.
     :raises AddressError: if the address has a bridge already.
     """
+    if isinstance(address, ResumeServer):
+        return cast("Address", replace(address, place=with_bridge(bridges, address.place)))
     router = router_of(address)
     if bridges is None or router is None:
         return address
@@ -66,14 +73,14 @@ def with_bridges(bridges: Bridges | None, target: Target | I2PTarget | Command, 
 
 
 def with_session(
-    place: I2PListen,
+    place: Destination,
     target: object,
     *,
     keys: str | None,
     session: str | None,
     transient: bool,
-) -> I2PListen:
-    """Return an address to listen on at I2P, with the session that gives it its destination.
+) -> Destination:
+    """Return an address to listen on at I2P or Tor, with what gives it its destination or its onion address.
 
     :param place: the address.
     :param target: the address to connect to, whose text is the session's name by default.
@@ -83,10 +90,11 @@ def with_session(
     :raises AddressError: if an option is empty or in the address already, or a transient destination has a name.
     """
     given = {name: value for name, value in (("keys", keys), ("session", session)) if value is not None}
-    router = set_options(place.router, **given)
-    stored = router.keys or router.session
+    owner: Any = set_options(place.router if isinstance(place, I2PListen) else place, **given)
+    stored = owner.keys or owner.session
     if transient and stored:
         raise AddressError("--transient: a destination that is not saved has no keys and no session; leave one out")
     if not (transient or stored):
-        router = replace(router, session=str(target))
-    return replace(place, router=router)
+        owner = replace(owner, session=str(target))
+    changed: Any = replace(place, router=owner) if isinstance(place, I2PListen) else owner
+    return cast("Destination", changed)

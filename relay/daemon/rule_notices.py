@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..access.limit import LOGIN
 from ..access.networks import version_at
 from ..access.useless import Known, Useless, find_useless, find_useless_senders, possible_kinds, rules_in
-from ..addresses.hops import AT_PORT, ProxyListen
+from ..addresses.hops import AT_PORT, ProxyListen, listens_at_tor
 from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import SystemdListen, TLSListen, UnixListen, is_loopback
-from .plan import Plan
+from ..addresses.values import SystemdListen, TLSListen, UnixListen, WithCertificate, is_ip_address, is_loopback
+from .plan import Plan, to_any_server
 
 if TYPE_CHECKING:  # a command line has no file
     from ..config import Config, Entry
@@ -53,6 +53,7 @@ def rule_notices(config: Config, entry: Entry, plan: Plan, *, files: bool = True
     :param files: whether to read the files of rules, too.
     """
     inherited = _inherited(config, entry)
+    yield from _open_proxy(plan)
     if plan.user is None and "limit" not in inherited:
         yield from _limits_of_logins(plan)
     allow, deny = plan.routes.lists
@@ -114,6 +115,18 @@ def _inherited(config: Config, entry: Entry) -> Container[str]:
     return {name for name in ("allow", "deny", "limit") if getattr(own, name) is None}
 
 
+def _open_proxy(plan: Plan) -> Iterator[RuleNotice]:
+    """Describe what a start warns of, if it is sure: other machines can use a proxy."""
+    where = plan.routes.where
+    if type(where) is not ProxyListen or not is_ip_address(where.host) or is_loopback(where.host):
+        return
+    if plan.any_name:
+        yield RuleNotice(("tunnels", plan.name, "rule"), to_any_server(plan.any_name), is_warning=False)
+    elif plan.user is None and where.protocol in ("socks5", "http"):
+        text = "the proxy has no password: any host that can connect may use it; set user and password_file"
+        yield RuleNotice(("tunnels", plan.name, "listen"), text, is_warning=False)
+
+
 def _path(plan: Plan, option: str, inherited: Container[str]) -> Path:
     return ("defaults", option) if option in inherited else ("tunnels", plan.name, option)
 
@@ -140,13 +153,14 @@ def useless_rules(plan: Plan, *, files: bool) -> Iterator[Useless]:
     host = where.host if isinstance(where, AT_PORT) else ""
     at_listener = Known(version=version_at(host), has_loopback=bool(host) and is_loopback(host))
     senders, listener = plan.options.accept_proxy, _listener(where)
+    is_behind = getattr(where, "trusted_proxies", None) is not None  # they say who the clients are
     kinds = possible_kinds(
         listener,
         has_certificates=isinstance(where, WITH_CERTIFICATE) and where.client_ca is not None,
         has_login=plan.user is not None,
         has_header=senders is not None,
     )
-    known = at_listener._replace(user=plan.user, are_local=True) if senders is None else Known()
+    known = at_listener._replace(user=plan.user, are_local=True) if senders is None and not is_behind else Known()
     yield from find_useless(*plan.routes.lists, listener, kinds, known, files=files)
     yield from find_useless_senders(senders or (), listener, at_listener)
 
@@ -171,4 +185,6 @@ def _listener(where: object) -> str:
         ProxyListen: "tcp",
         HTTPSListen: "tls",
     }
-    return kinds.get(type(where), "tcp")
+    if listens_at_tor(where):
+        return "tor"
+    return kinds.get(type(where), "tls" if isinstance(where, WithCertificate) else "tcp")

@@ -22,12 +22,13 @@ from shutil import which
 from typing import Any
 
 from ..access.rules import file_of
-from ..addresses.hops import Command, Proxy, Route
+from ..addresses.hops import Command, Proxy, Route, listens_at_tor
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.options import files_of
 from ..addresses.parse import parse_listen
+from ..addresses.resume import place_of
 from ..addresses.ssh import SSHListen, SSHServer
-from ..addresses.values import TCPAddress, TLSTarget, UnixAddress, is_i2p
+from ..addresses.values import TargetOverTCP, TCPAddress, TLSTarget, UnixAddress, is_i2p
 from ..errors import AddressError, RelayError
 from ..process import end_spawner
 from ..transports.files import home
@@ -60,6 +61,8 @@ def sandboxed(mode: str | None, plans: Sequence[Plan], endpoints: EndpointPlan, 
     try:
         if any(plan.in_workers is not None for plan in plans):
             raise NotConfinableError("workers are new programs, which it would forbid")
+        if any(listens_at_tor(plan.routes.where) for plan in plans):
+            raise NotConfinableError("tor tells only later where its cookie is, which relay has to read")
         tunnels = TunnelRules()
         found = [system_rules(), _command_rules(endpoints, log)]
         found += [rules for plan in plans for rules in tunnels.of(plan)]
@@ -238,7 +241,7 @@ class TunnelRules:
 
     def _end(self, route: Route, end: Any, *, listens: bool = False) -> Iterator[Rules]:
         """Yield what the route to one end of a tunnel needs."""
-        places = [*route, _server(end)]
+        places = [*(_server(place_of(hop)) for hop in route), _server(end)]
         for number, place in enumerate(places):
             behind = number > 0
             if isinstance(place, SSHServer):
@@ -297,7 +300,7 @@ def _ports(place: Any) -> frozenset[int]:
     """Return the ports to which relay connects."""
     if isinstance(place, I2PRouter):
         return frozenset(bridge.port for bridge in place.sam)
-    return frozenset({place.port}) if isinstance(place, TCPAddress | TLSTarget | Proxy) else frozenset()
+    return frozenset({place.port}) if isinstance(place, TCPAddress | TLSTarget | TargetOverTCP | Proxy) else frozenset()
 
 
 def _files(place: Any) -> Rules:

@@ -27,14 +27,15 @@ class Signals:
 
     :param reload: whether SIGHUP is a request to reload. If standard input is a terminal, it says that the terminal has
         closed, unless it was ignored.
+    :param catch: whether it catches them; else it is only woken.
     """
 
-    def __init__(self, *, reload: bool = False) -> None:
+    def __init__(self, *, reload: bool = False, catch: bool = True) -> None:
         was_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self.reloading = frozenset({signal.SIGHUP} if reload and (was_ignored or not os.isatty(0)) else ())
         """The signals that are a request to reload; the others end the program."""
-        self._caught: list[int] = [signal.SIGINT, signal.SIGTERM]
-        if self.reloading or not was_ignored:
+        self._caught: list[int] = [signal.SIGINT, signal.SIGTERM] if catch else []
+        if catch and (self.reloading or not was_ignored):
             self._caught.append(signal.SIGHUP)
         self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()

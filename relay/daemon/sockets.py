@@ -10,9 +10,10 @@ import stat
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from ..access.regular_file import open_regular
+from ..addresses.hops import ProxyProtocol
 from ..addresses.parse import parse_listen
 from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, UnixListen, unix_path
@@ -182,7 +183,7 @@ def check_status(
     token = read_token(token_file) if token_file is not None else None
     expected = f"status address '{shown(address)}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
     # The errors of parse_listen() would ask for what these need elsewhere.
-    if address.partition("://")[0].lower() in ("tls", "ssh", "i2p", "socks5", "http", "https"):
+    if address.partition("://")[0].lower() in ("tls", "ssh", "i2p", *get_args(ProxyProtocol)):
         raise AddressError(expected)
     where = parse_listen(address)
     if isinstance(where, UnixListen):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a tunnel in this process, with one target and no file, need
     from ..spawning.pool_tunnel import PoolTunnel
     from ..spawning.worker_slot import WorkerStatus
     from ..targets.group import TargetState
+    from ..transports.resume.figures import ResumeFigures
     from .top_keys import KeyChange
 
 UP = ("up", "published")  # the states of a carrier that works
@@ -130,6 +131,7 @@ class ConnectionStatus:
     :param warm: whether its stream was open before its client came.
     :param identity: who the client is: ``kind``, ``name``, and ``verified`` if it is not; ``None`` if it is unknown.
     :param rule: the rule that denied the client.
+    :param resumes: how often its stream has gone on over another carrier.
     """
 
     id: str
@@ -147,6 +149,7 @@ class ConnectionStatus:
     warm: bool = False
     identity: Mapping[str, Any] | None = None
     rule: str | None = None
+    resumes: int = 0
 
     @classmethod
     def of(cls, tunnel: str, record: ConnectionRecord) -> ConnectionStatus:
@@ -171,6 +174,7 @@ class ConnectionStatus:
             warm=record.warm,
             identity=record.identity and record.identity.as_fields(),
             rule=record.rule,
+            resumes=record.resumes,
         )
 
     @property
@@ -206,6 +210,7 @@ class InstanceStatus:
     :param control: the path of the control socket; empty if there is none.
     :param reloads: its reloads; ``None`` for a command line.
     :param workers: its worker processes.
+    :param resumes: the figures of its resumable streams and of those of its workers; ``None`` if not asked for.
     """
 
     version: str
@@ -217,6 +222,7 @@ class InstanceStatus:
     control: str = ""
     reloads: ReloadStatus | None = None
     workers: tuple[WorkerStatus, ...] = ()
+    resumes: ResumeFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ TUNED = frozenset(
     {"control", "status", "status_public", "status_token_file", "log_file", "log_interval", "shutdown_delay"}
 )
 """The keys that a reload changes."""
-UPGRADED = frozenset({"state", "workers"})
+UPGRADED = frozenset({"resume_memory", "state", "workers"})
 """The keys that an upgrade changes. All others need a restart."""
 
 

@@ -8,8 +8,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..addresses.size import parse_size
 from ..config import Config, Written, read
 from ..config.models import File
+from ..transports.resume.figures import BUDGET
 from .failures import ProblemsError, ReloadError, configuration_read, describe_error, status_of
 from .member import Member
 from .options import LOG_INTERVAL, EndpointPlan, LogPlan, Options
@@ -88,6 +90,8 @@ class TunnelFile:
         check_problems(config)
         Reread(config, plans).warn_of_rules(plans)
         self.processes.size = max((plan.workers for plan in plans), default=1)
+        if config.file.resume_memory is not None:
+            BUDGET.limit = parse_size(config.file.resume_memory)
         self._last = _Read(config.written, plans)
         return [Member(plan) for plan in plans]
 

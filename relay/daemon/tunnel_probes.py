@@ -110,5 +110,5 @@ def _targets_of(member: Snapshot) -> TargetGroup | None:
 
 def _has_probe(member: Snapshot) -> bool:
     """Return whether a tunnel has a probe; a proxy has no target to probe."""
-    has_target = all(end is not None for _, end in member.plan.routes.out)
+    has_target = not member.plan.rules and all(end is not None for _, end in member.plan.routes.out)
     return member.plan.options.probe not in (None, "none") and has_target and bool(member.plan.routes.out)

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..addresses.hops import ProxyListen
+from ..addresses.hops import ProxyListen, listens_at_tor, owner_of_keys
 from ..addresses.https import WITH_CERTIFICATE, HTTPSListen
 from ..addresses.i2p import I2PListen, I2PRouter
 from ..addresses.mptcp import without_mptcp
-from ..addresses.values import TLSListen, TLSTarget, has_mptcp
+from ..addresses.options import files_of
+from ..addresses.values import TargetOverTCP, TLSListen, TLSTarget, WithCertificate, has_mptcp
 from ..config import LIMITS, LISTS, Entry
 from ..engine.command_options import CommandOptions
 from ..engine.options import tunnel_options
@@ -68,7 +69,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
     """Return the value of each key of a tunnel: after defaults and hops have been applied."""
     entry, where = plan.table, plan.routes.where
     tunnel = entry.tunnel
-    destination = where.router if isinstance(where, I2PListen) else None
+    destination = owner_of_keys(where)
     targets = (entry.target, *(end for _, end in entry.others))
     values: dict[str, Any] = {
         **{name: getattr(plan.options, name) for name in LIMITS},
@@ -76,7 +77,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         "on_reload": plan.on_reload,
         "probe": tunnel.probe or "none",
         "probe_interval": tunnel.probe_interval,
-        "listen": (_place(entry.listen), entry.is_proxy),
+        "listen": (_place(entry.listen), entry.is_proxy, entry.resumes),
         "listen_via": entry.listen_via,
         "target": tuple(dict.fromkeys(map(without_mptcp, targets))),
         "via": tuple(dict.fromkeys((entry.via, *(route for route, _ in entry.others)))),
@@ -147,7 +148,7 @@ def _effect(key: str, old: Plan, new: Plan) -> Verdict:
     if key == "mptcp" and has_mptcp(was.listen) == has_mptcp(now.listen):
         return REROUTED
     if key == "listen" and _place(was.listen, tuned=True) == _place(now.listen, tuned=True):
-        return TUNED if was.is_proxy == now.is_proxy else MOVED
+        return TUNED if (was.is_proxy, was.resumes) == (now.is_proxy, now.resumes) else MOVED
     return EFFECTS[key]
 
 
@@ -165,9 +166,11 @@ def _place(listen: Any, *, tuned: bool = False) -> Any:
     if isinstance(listen, I2PListen):
         router = dataclasses.replace(listen.router, keys=None, session="")
         return dataclasses.replace(listen, router=router, allow=None, deny=())
+    if listens_at_tor(listen):
+        return dataclasses.replace(listen, keys=None, session="")
     if isinstance(listen, ProxyListen):
         listen = dataclasses.replace(listen, user=None, password=None, password_file=None, password_env=None)
-    if tuned and isinstance(listen, HTTPSListen):
+    if tuned and isinstance(listen, HTTPSListen | WithCertificate):
         return dataclasses.replace(listen, client_ca=None, groups=None)
     if tuned and isinstance(listen, TLSListen):
         return dataclasses.replace(listen, client_ca=None, alpn=None, groups=None)
@@ -189,9 +192,11 @@ def _files(entry: Entry) -> Iterator[tuple[str, list[str]]]:
         paths += entry.tunnel.password_file, getattr(listen, "password_file", None)
     if paths:
         yield "listen", [path for path in paths if path]
-    targets = [end for end in (entry.target, *(end for _, end in entry.others)) if isinstance(end, TLSTarget)]
+    targets = [
+        end for end in (entry.target, *(end for _, end in entry.others)) if isinstance(end, TLSTarget | TargetOverTCP)
+    ]
     if targets:
-        yield "target", [path for end in targets for path in (end.ca, end.cert, end.key) if path]
+        yield "target", [path for end in targets for path in files_of(end)]
 
 
 def _identity(path: str) -> tuple[str, int, int, int]:

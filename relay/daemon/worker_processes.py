@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses.hops import Listen
 from ..addresses.https import WITH_CERTIFICATE
-from ..addresses.values import has_mptcp
+from ..addresses.values import ListenAtPort, has_mptcp
 from ..api.urls import listener
 from ..engine.records import ConnectionRecord
+from ..transports.resume.figures import BUDGET
 
 if TYPE_CHECKING:  # a command without workers starts none
     import socket
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # a command without workers starts none
     from ..spawning.recipes import MakeListener
     from ..spawning.worker_slot import WorkerStatus
     from ..streams.listener import TunnelListener
+    from ..transports.resume.figures import ResumeFigures
     from ..transports.tcp import Inherited
 
 logger = logging.getLogger("relay.cli")
@@ -36,6 +38,10 @@ def listen_for_workers(address: Listen, inherited: Inherited | None = None) -> A
     :param inherited: as for :func:`relay.api.urls.listener`.
     :raises OSError: as for :func:`relay.listen`.
     """
+    if isinstance(address, ListenAtPort) and not isinstance(address, WITH_CERTIFICATE):
+        from ..transports.tcp import listen_tcp
+
+        return listen_tcp(address.host, address.port, inherited=inherited)
     if not isinstance(address, WITH_CERTIFICATE):
         return listener(address, inherited=inherited)
     from ..transports.tls.listener import SharedTLSListener
@@ -106,7 +112,8 @@ class WorkerProcesses:
         try:
             pool = self._running()
             recipe = Recipe(
-                "relay.daemon.worker_processes:make", {"values": base64.b64encode(pickle.dumps(values)).decode()}
+                "relay.daemon.worker_processes:make",
+                {"values": base64.b64encode(pickle.dumps(values)).decode(), "resume_memory": str(BUDGET.limit)},
             )
             return pool.open(recipe, listening, options, workers=workers, paused=paused)
         except BaseException:
@@ -120,6 +127,10 @@ class WorkerProcesses:
     def carriers(self) -> Sequence[CarrierStatus]:
         """Return the carriers of the workers; none before the start. Waits for their answers."""
         return self._pool.carriers() if self._pool is not None else ()
+
+    def resumes(self) -> Sequence[ResumeFigures]:
+        """Return the figures of their resumable streams; none before the start. Waits for their answers."""
+        return self._pool.resumes() if self._pool is not None else ()
 
     def share_secrets(self) -> None:
         """Wait until they know the variables that hold secrets; see :meth:`WorkerPool.share_secrets`."""
@@ -160,12 +171,13 @@ class WorkerProcesses:
             return self._pool
 
 
-def make(receive: socket.socket, *, values: str) -> tuple[Any, MakeListener]:
+def make(receive: socket.socket, *, values: str, resume_memory: str = "") -> tuple[Any, MakeListener]:
     """Make the factory and the listener of a tunnel, in a worker.
 
     :param receive: the socket that listens already.
     :param values: the address of the listener, the target and the hops to it, pickled, in Base64. They come from the
         command, over a socket that no other program has.
+    :param resume_memory: bytes of all resumable streams; empty for the usual ones.
     :raises OSError: if a file cannot be read; the listener raises it, too.
     :raises ValueError: if its content is wrong; the listener raises it, too.
     """
@@ -175,5 +187,7 @@ def make(receive: socket.socket, *, values: str) -> tuple[Any, MakeListener]:
     from ..api.urls import dialer
     from ..spawning.recipes import listen_at
 
+    if resume_memory:
+        BUDGET.limit = int(resume_memory)
     where, end, via = pickle.loads(base64.b64decode(values))  # noqa: S301  (see above)
     return dialer(via, end), lambda _: listen_at(where, receive)

@@ -177,10 +177,15 @@ class Connection:
         if isinstance(outcome, Request):
             self.state = ConnectionState.CONNECTING
             self.summary.request = outcome
+            if outcome.here is not None:
+                self.summary.server_name = outcome.host or None
             self.owner.entrance.on_request(self, now)
         elif isinstance(outcome, RejectedRequest):
             self.owner.entrance.on_rejected_request(self, outcome, now)
-            self._reply_and_close(outcome.last, outcome.reason, now)
+            if outcome.last is None:
+                self.close(outcome.reason, now)
+            else:
+                self._reply_and_close(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)
 
@@ -222,8 +227,9 @@ class Connection:
 
     def fail(self, reason: str, now: float, clean: bool = False) -> None:
         """End a connection that gets no stream: by a reply to a proxy client, else by a reset, or cleanly."""
-        if self.request is not None and not self.is_closed:
-            self._reply_and_close(self.request.failure_reply(reason), reason, now)
+        reply = self.request.failure_reply if self.request is not None else None
+        if reply is not None and not self.is_closed:
+            self._reply_and_close(reply(reason), reason, now)
         elif clean:
             self._reply_and_close(b"", reason, now)
         else:
@@ -256,7 +262,7 @@ class Connection:
         self.target = target
         self.target_stream = stream
         request = self.summary.request
-        if request is not None:
+        if request is not None and request.success_reply:
             try:
                 client.send(request.success_reply)  # it fits, because little was sent before
             except OSError:

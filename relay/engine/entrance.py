@@ -162,13 +162,15 @@ class Entrance:
         if isinstance(listener, UpgradeListener):
             return functools.partial(self._upgrade, listener)
         if isinstance(listener, HandshakeListener):
-            return lambda client, peer, now: self.read_request(client, listener.handshake(), peer, now)
+            return lambda client, peer, now: self.read_request(client, listener.handshake(client), peer, now)
         return None
 
     def _upgrade(self, listener: UpgradeListener, client: socket.SocketType, peer: Any, now: float) -> None:
         """Begin the handshake of a client, after its header of the PROXY protocol if it has to send one."""
         if self.reads_headers:
             self.read_request(client, None, peer, now, listener)
+        elif listener.speaks_for_others(peer):
+            listener.upgrade(client, peer, now)
         elif (denial := self.screen(peer, now)) is not None:
             self.deny(self._owner.admit(client, None, peer, now), denial, now)
         else:

@@ -177,6 +177,8 @@ class Flow:
         elif self.streak:
             if self.streak < 0:
                 self.first = now
+            elif self.owner.is_bulk:
+                self.owner.set_bulk(False, now)
             self.streak = 0
 
     def copy_to_the_end(self, now: float) -> None:
@@ -244,9 +246,11 @@ class Flow:
             self.pipe, self.piped = pipes.idle.pop(), size - sent
             self.block()
         if size < _SMALL:
-            self.small()
+            self.small(now)
         elif self.streak:
             self.streak = 0
+        elif not self.owner.is_bulk:
+            self.owner.set_bulk(True, now)
 
     # -- back pressure --------------------------------------------------------------------------------------------
 
@@ -377,8 +381,15 @@ class Flow:
         elif mask < 0:
             loop.forget(self.descriptor)
         else:
-            loop.poller.modify(self.descriptor, mask)
+            poller = loop.poller_of(self.descriptor) if loop.bulk else loop.poller
+            poller.modify(self.descriptor, mask)
         self.mask = mask
+
+    def set_bulk(self, is_bulk: bool) -> None:
+        """Handle the events of the source with those of bulk transfers, or with all others again."""
+        loop = self.work.loop
+        if loop.handlers.get(self.descriptor) is self.handler:
+            loop.set_bulk(self.descriptor, self.mask, is_bulk)
 
     def use(self, handler: Callable[[int, float], None]) -> None:
         """Use another handler from now on."""
@@ -402,6 +413,8 @@ class Flow:
             self.use(self.splice)
         elif self.streak >= _BULK_AFTER and size == BUFFER and self.source.family == socket.AF_UNIX:
             self.read_whole()
+        if self.streak > _BULK_AFTER and not self.owner.is_bulk:
+            self.owner.set_bulk(True, self.last)
 
     def read_whole(self) -> None:
         """Read all that a Unix socket holds in one step from now on."""
@@ -415,8 +428,10 @@ class Flow:
             self.spliceable = self.work.pipes is not None and self.source.family != socket.AF_UNIX
         return self.spliceable
 
-    def small(self) -> None:
+    def small(self, now: float) -> None:
         """Count a splice that moved little: several in a row are no bulk transfer."""
+        if self.owner.is_bulk:
+            self.owner.set_bulk(False, now)
         self.streak += 1
         if self.streak >= _COPY_AFTER:
             self.use(self.copy)

@@ -41,7 +41,7 @@ class FlowPair:
     :param target: the socket of the outgoing stream.
     """
 
-    __slots__ = ("connection", "upstream", "downstream", "is_closed")
+    __slots__ = ("connection", "upstream", "downstream", "is_bulk", "is_closed")
 
     upstream: Flow  # from the client to the target
     downstream: Flow  # from the target to the client
@@ -50,7 +50,7 @@ class FlowPair:
         self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
-        self.is_closed = False
+        self.is_bulk = self.is_closed = False
         self.upstream = up = Flow(self, work, client, target)
         self.downstream = down = Flow(self, work, target, client)
         up.reverse = down
@@ -60,9 +60,26 @@ class FlowPair:
         """End the connection."""
         self.connection.close(reason, now)
 
+    def set_bulk(self, is_bulk: bool, now: float) -> None:
+        """Take turns with the other bulk transfers of the thread, or with all connections again."""
+        self.is_bulk = is_bulk
+        pairs = self.upstream.work.bulk_pairs
+        if is_bulk:
+            pairs.add(self, now)
+        else:
+            pairs.discard(self)
+            self.move(False)
+
+    def move(self, is_bulk: bool) -> None:
+        """Let the loop handle the events of both sockets with those of bulk transfers, or with all others again."""
+        self.upstream.set_bulk(is_bulk)
+        self.downstream.set_bulk(is_bulk)
+
     def release(self) -> None:
         """Stop the flows, and forget them."""
         self.is_closed = True
+        if self.is_bulk:
+            self.upstream.work.bulk_pairs.discard(self)
         self.upstream.release(True)
         self.downstream.release(True)
         self.upstream = self.downstream = None  # type: ignore[assignment]
@@ -118,7 +135,7 @@ class StreamPair(FlowPair):
         self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
-        self.is_closed = False
+        self.is_bulk = self.is_closed = False
         from_session, to_session = session_of(client) is not None, session_of(target) is not None
         self.upstream = up = (SessionFlow if from_session else Flow)(self, work, client, target)
         self.downstream = down = (SessionFlow if to_session else Flow)(self, work, target, client)
@@ -137,6 +154,8 @@ class StreamPair(FlowPair):
         """Stop the flows, and forget them."""
         connection = self.connection
         self.is_closed = True
+        if self.is_bulk:
+            self.upstream.work.bulk_pairs.discard(self)
         self.upstream.release(connection.client_stream is None)
         self.downstream.release(connection.target_stream is None)
         self.upstream = self.downstream = None  # type: ignore[assignment]

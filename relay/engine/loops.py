@@ -198,9 +198,15 @@ def _leads_to(connection: Connection) -> Any:
 
 
 def _addresses(connection: Connection) -> Any:
-    """Return the two addresses of the client's socket; the header of a balancer may name another one."""
+    """Return the two addresses of the client's socket; the header of a balancer may name another one.
+
+    Instead of the address to which a firewall has redirected the client it is the one that it has connected to.
+    """
+    request = connection.request
     try:
         far, near = connection.client.getpeername(), connection.client.getsockname()
     except OSError:  # it has ended meanwhile
         return None
+    if request is not None and request.is_redirected:
+        near = request.host, request.port
     return (far[:2], near[:2]) if isinstance(far, tuple) else None

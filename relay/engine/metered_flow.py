@@ -217,9 +217,11 @@ class _Metered(Flow):
             self.pipe, self.piped = pipes.idle.pop(), size - sent
             self.block()
         if size < _SMALL:
-            self.small()
-        else:
+            self.small(now)
+        elif self.streak:
             self.streak = 0
+        elif not self.owner.is_bulk:
+            self.owner.set_bulk(True, now)
 
     def _settle(self) -> None:
         """Give back what was granted and not read."""

@@ -46,7 +46,7 @@ class MeteredPair(StreamPair):
         self, connection: Connection, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
-        self.is_closed = False
+        self.is_bulk = self.is_closed = False
         ticket = connection.ticket
         assert ticket is not None
         up_meters, down_meters = ticket.meters()

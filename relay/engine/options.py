@@ -174,8 +174,8 @@ class TunnelOptions:
         TIME,
         30.0,
         "seconds to get the outgoing stream, every handshake included; ``None`` for no limit",
-        command="Maximum time to connect to the target, hops included [30; over I2P 90].",
-        key="Maximum time in seconds to connect to the target, hops included. Default: 30, over I2P 90.",
+        command="Maximum time to connect to the target, hops included [30; over I2P or Tor 90].",
+        key="Maximum time in seconds to connect to the target, hops included. Default: 30, over I2P or Tor 90.",
     )
     idle_timeout: float | None = declare(
         TIME,
@@ -188,8 +188,8 @@ class TunnelOptions:
         TIME_OR_ZERO,
         60.0,
         "seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for no limit",
-        command="Idle timeout after a half-close [60; over I2P 5].",
-        key="The same after a half-close. Default: 60, over I2P 5.",
+        command="Idle timeout after a half-close [60; over I2P or Tor 5].",
+        key="The same after a half-close. Default: 60, over I2P or Tor 5.",
     )
     first_byte_timeout: float | None = declare(
         TIME,

@@ -27,6 +27,7 @@ REASONS: Mapping[str, str | None] = {
     "client_reset": "client",
     "target_reset": "target",
     "carrier_lost": "target",
+    "resume_lost": "target",
     "factory_error": "relay",
     "denied": "relay",
     "quota": "relay",
@@ -98,7 +99,8 @@ class ConnectionRecord(NamedTuple):
     ``access-list`` for lists of the listener itself."""
     hop_times: tuple[tuple[str, float], ...] = ()
     """The parts of the connect, each the number and the kind of what was reached, and the seconds that it took: such as
-    ``1:ssh`` (the wait for a hop that was not up), ``2:target`` and ``2:tls`` (the handshake with it)."""
+    ``1:ssh`` (the wait for a hop that was not up), ``2:target`` and ``2:tls`` or ``2:websocket`` (the handshake with
+    it)."""
     carrier: str | None = None
     """The shared connection that it goes over, such as ``ssh://me@bastion``."""
     attempts: int = 1
@@ -113,6 +115,8 @@ class ConnectionRecord(NamedTuple):
     """The id that the header of a balancer has given to the connection; the target gets it then, and not :attr:`id`."""
     tag: str | None = None
     """The ``tag`` of its tunnel; see :class:`relay.Tunnel`."""
+    resumes: int = 0
+    """How often its outgoing stream has gone on over another carrier (``resume=yes``)."""
 
     @property
     def client(self) -> str:
@@ -290,6 +294,7 @@ class ConnectionSummary:
             identity=self.who(),
             server_name=self.server_name,
             unique_id=reported.unique_id if reported is not None else None,
+            resumes=self.path.resumes.count if self.path is not None and self.path.resumes is not None else 0,
         )
 
     def target_name(self) -> str | None:

@@ -331,7 +331,8 @@ class RelayThread(LoopThread):
             connection.close("denied", now)
         elif self.entrance.is_introduced(stream, peer, now):
             if isinstance(self._receive, HandshakeListener):  # it has shaken hands, and sends its request next
-                self.entrance.read_request(stream.socket, self._receive.handshake(), peer, now, stream=stream)
+                handshake = self._receive.handshake(stream.socket)
+                self.entrance.read_request(stream.socket, handshake, peer, now, stream=stream)
             else:
                 self.accepted(stream.socket, stream, peer, now)
 
@@ -398,7 +399,10 @@ class RelayThread(LoopThread):
     def is_exposed(self) -> bool:
         """True if clients of other machines can reach the listener, perhaps by way of a balancer."""
         receive = self._receive
-        return isinstance(receive, HandshakeListener) and (self.entrance.reads_headers or is_exposed(receive.listening))
+        if not isinstance(receive, HandshakeListener):
+            return False
+        listening: socket.socket | None = receive.listening  # none at I2P
+        return self.entrance.reads_headers or listening is None or is_exposed(listening)
 
     def update_listening(self) -> None:
         """Accept if and only if there is room for another client."""
@@ -445,6 +449,7 @@ class RelayThread(LoopThread):
         self._spare.release()
         if self._pipes is not None:
             self._pipes.close()
+        self.workspace.leave()
         self.loop.close()
         self.workspace.end()
         _all.discard(self)

@@ -12,6 +12,7 @@ from ..eventloop.pipes import PipePool
 from ..eventloop.workers import Workers
 from ..streams.lookups import Lookups
 from ..streams.rate_limited_log import RateLog
+from .bulk_pairs import BulkPairs
 
 logger = logging.getLogger("relay")
 
@@ -26,7 +27,7 @@ class Workspace:
     :param name: of the threads beside it.
     """
 
-    __slots__ = ("loop", "lookups", "pipes", "throttled", "workers", "_buffer", "_clients", "_problems")
+    __slots__ = ("bulk_pairs", "loop", "lookups", "pipes", "throttled", "workers", "_buffer", "_clients", "_problems")
 
     def __init__(self, loop: Loop, pipes: PipePool | None, name: str = "") -> None:
         self.loop = loop
@@ -35,6 +36,8 @@ class Workspace:
         """The threads for what may block; the thread's owner closes them."""
         self.lookups = Lookups(loop, self.workers.submit)
         """The look-ups of names, for all clients."""
+        self.bulk_pairs = BulkPairs(loop)
+        """The connections that are bulk transfers now."""
         self.throttled = 0.0
         """Seconds for which flows waited for bandwidth."""
         self._buffer: memoryview | None = None  # most tunnels need none
@@ -65,6 +68,12 @@ class Workspace:
         """Log what was left out: the thread ends, and no minute does."""
         for problems in self._problems.values():
             problems.on_time(time.monotonic())
+
+    def leave(self) -> None:
+        """Let the clients that can go on elsewhere do so: the thread ends, and its loop is about to be closed."""
+        for client in tuple(self._clients):
+            if (leave := getattr(client, "leave", None)) is not None:
+                leave()
 
     def hold(self, client: Client) -> None:
         """Take a connect or an upgrade that runs in this thread."""

@@ -1,4 +1,19 @@
-"""One thread's event loop: descriptors, deadlines, and calls from other threads."""
+"""One thread's event loop: descriptors, deadlines, and calls from other threads.
+
+The descriptors of bulk transfers are in a second epoll, which is itself one descriptor of the first one. In a turn of
+the loop a few of its events are handled. So what a short request waits for is one such turn, and not one step of every
+bulk transfer, which may move a MiB each. A system without epoll handles all alike.
+
+========= ===================================== ========= ==============================================================
+state     event                                 next      action
+========= ===================================== ========= ==============================================================
+unwatched ``watch``                             prompt    register it in the first epoll
+prompt    its stream is a bulk transfer         bulk      move it to the second one; without room there it stays
+bulk      its stream is none any more           prompt    move it back
+prompt    ``forget``, ``leave``                 unwatched take it out of its epoll
+bulk      ``forget``, ``leave``                 unwatched take it out of its epoll
+========= ===================================== ========= ==============================================================
+"""
 
 from __future__ import annotations
 
@@ -21,6 +36,7 @@ Handler = Callable[[int, float], object]
 # are not lost: the pollers are level-triggered. Python takes memory for a batch in each turn. It has 512 bytes at hand,
 # the size of 32 events; more, from the C library, would cost a small request a twentieth of its instructions.
 _BATCH = 32  # events taken at once
+_BULK_BATCH = 4  # of those of bulk transfers
 _FAR = 1e6  # seconds; more than epoll takes
 _TICKS = 1024.0  # ticks in a second: the precision of a near deadline
 
@@ -172,6 +188,8 @@ class Loop:
 
     def __init__(self) -> None:
         self.poller: Poller = make_poller()
+        self.bulk: set[int] = set()  # the descriptors that are not in it, but in the next one
+        self._bulk_poller: Poller | None = None  # made for the first bulk transfer
         # The set of poll(2) is a dict in this process, so a close does not take a descriptor out of it.
         self.closing_forgets = not isinstance(self.poller, PollPoller)
         self.handlers: dict[int, Handler] = {}
@@ -198,14 +216,17 @@ class Loop:
         # After the poller has taken it: if that raises, there is no handler for a descriptor that is not watched.
         self.handlers[descriptor] = handler
         self._new.add(descriptor)
+        if self.bulk:
+            self.bulk.discard(descriptor)  # where it still is if other code has closed a socket of this number
 
     def forget(self, descriptor: int) -> None:
         """Watch a descriptor no longer."""
         if self.handlers.pop(descriptor, None) is not None:
             try:
-                self.poller.unregister(descriptor)
+                self.poller_of(descriptor).unregister(descriptor)
             except OSError:
                 pass  # another owner has closed it, which removed it
+            self.bulk.discard(descriptor)
 
     def leave(self, descriptor: int, handler: Handler, closing: bool) -> None:
         """Watch a descriptor no longer if this is its handler: else other code has closed it, and its number is reused.
@@ -218,8 +239,64 @@ class Loop:
         if handlers.get(descriptor) is handler:
             if closing and self.closing_forgets and not _has_children:
                 del handlers[descriptor]
+                if self.bulk:
+                    self.bulk.discard(descriptor)
             else:
                 self.forget(descriptor)
+
+    def poller_of(self, descriptor: int) -> Poller:
+        """Return the poller that a watched descriptor is in."""
+        bulk = self._bulk_poller
+        return bulk if bulk is not None and descriptor in self.bulk else self.poller
+
+    def set_bulk(self, descriptor: int, mask: int, is_bulk: bool) -> None:
+        """Handle the events of a watched descriptor with those of bulk transfers, or with all others again.
+
+        :param mask: the events that are waited for.
+        """
+        if is_bulk == (descriptor in self.bulk) or not self._has_bulk_poller():
+            return
+        old = self.poller_of(descriptor)
+        (self.bulk.add if is_bulk else self.bulk.discard)(descriptor)
+        try:
+            # First, so that it stays where it was if there is no room (epoll(7), max_user_watches).
+            self.poller_of(descriptor).register(descriptor, mask)
+        except OSError:
+            (self.bulk.discard if is_bulk else self.bulk.add)(descriptor)
+        else:
+            old.unregister(descriptor)
+
+    def ready_bulk(self) -> set[int]:
+        """Return the descriptors of bulk transfers that have events now."""
+        poller = self._bulk_poller
+        return {one for one, _ in poller.poll(0, len(self.bulk))} if poller is not None and self.bulk else set()
+
+    def _has_bulk_poller(self) -> bool:
+        """Return whether there is a second poller; make it, if that is possible."""
+        if self._bulk_poller is None and self.poller.fileno() >= 0:
+            made = None
+            try:
+                made = make_poller()
+                self.watch(made.fileno(), IN, self._take_bulk)
+            except OSError:  # there is no descriptor for it
+                if made is not None:
+                    made.close()
+            else:
+                self._bulk_poller = made
+        return self._bulk_poller is not None
+
+    def _take_bulk(self, event: int, now: float) -> None:
+        """Handle some events of bulk transfers; the others come with the next turns."""
+        assert self._bulk_poller is not None
+        handlers, new = self.handlers, self._new
+        events = self._bulk_poller.poll(0, _BULK_BATCH)
+        try:
+            for descriptor, event in events:
+                handler = handlers.get(descriptor)
+                if handler is not None and (not new or descriptor not in new):
+                    handler(event, now)
+        except Exception as error:  # noqa: BLE001  (as in `run`)
+            self._crashed(descriptor, error, now)
 
     def call(self, function: Callable[[], object]) -> bool:
         """Call ``function`` in the loop's thread; safe from any thread.
@@ -312,6 +389,8 @@ class Loop:
         """Let the loop's own descriptors go; also in a forked child, where it touches nothing of the parent's."""
         self._stopped = True
         self.poller.close()
+        if self._bulk_poller is not None:
+            self._bulk_poller.close()
         # A set: with an eventfd the two are one descriptor.
         for descriptor in set(self._wakeup):
             os.close(descriptor)

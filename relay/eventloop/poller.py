@@ -32,6 +32,9 @@ class Poller(Protocol):
     def poll(self, timeout: float | None = None, maxevents: int = -1, /) -> list[tuple[int, int]]:
         """Wait for events, for at most ``timeout`` seconds (−1 or ``None``: for ever)."""
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there are events, or −1 if there is none."""
+
     def close(self) -> None:
         """Let the system's resources go."""
 
@@ -52,8 +55,12 @@ class PollPoller:
         # Rounded up: a timeout rounded down to 0 would spin until the deadline has come.
         return self._poll.poll(math.ceil(timeout * 1000))
 
+    def fileno(self) -> int:
+        """Return −1: the set of descriptors is in this process."""
+        return -1
+
     def close(self) -> None:
-        """Do nothing: the set of descriptors is in this process."""
+        """Do nothing, for the same reason."""
 
 
 def make_poller() -> Poller:

@@ -75,7 +75,7 @@ def make_app(instance: Instance) -> App:
     routes = [
         *(_file(path) for path in FILES),
         Route("/events", functools.partial(_events, events), methods=["GET"]),
-        _get("/instance", lambda request: instance.status()),
+        _get("/instance", lambda request: instance.status(figures=True)),
         _get("/tunnels", operations.tunnels),
         _get("/tunnels/{name}", operations.tunnel),
         _get("/connections", operations.connections),

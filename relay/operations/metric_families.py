@@ -21,6 +21,7 @@ from ..eventloop.histogram import CONNECT_TIMES, Histogram
 
 if TYPE_CHECKING:  # a relay whose tunnels have one target starts faster without it
     from ..targets.group import TargetState
+    from ..transports.resume.figures import ResumeFigures
 
 LAGS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 """The bounds of ``relay_loop_lag_seconds``."""
@@ -254,6 +255,11 @@ def _of_reloads(value: Callable[[ReloadStatus], float]) -> _Samples:
     return _single(lambda facts: None if facts.process.reloads is None else value(facts.process.reloads))
 
 
+def _of_resumes(value: Callable[[ResumeFigures], int]) -> _Samples:
+    """Return the sample of a figure of the resumable streams."""
+    return _single(lambda facts: None if facts.process.resumes is None else value(facts.process.resumes))
+
+
 def _reloads(name: str, facts: Facts) -> Iterable[str]:
     reloads = facts.process.reloads
     if reloads is None:
@@ -476,6 +482,41 @@ FAMILIES = (
         ("tunnel", "result"),
         "Loads of the certificates of the TLS listener after their files have changed.",
         _certificate_loads,
+    ),
+    Family(
+        "relay_resume_attempts_total",
+        "counter",
+        (),
+        "Attempts to get another connection for a stream that has lost its own.",
+        _of_resumes(lambda resumes: resumes.attempts),
+    ),
+    Family(
+        "relay_resumes_total",
+        "counter",
+        (),
+        "Streams that have gone on over another connection, each time.",
+        _of_resumes(lambda resumes: resumes.resumes),
+    ),
+    Family(
+        "relay_resume_losses_total",
+        "counter",
+        (),
+        "Streams that ended because they could not go on.",
+        _of_resumes(lambda resumes: resumes.losses),
+    ),
+    Family(
+        "relay_resume_refused_total",
+        "counter",
+        (),
+        "Attempts of clients to go on with a stream that is unknown here, or is not theirs.",
+        _of_resumes(lambda resumes: resumes.refused),
+    ),
+    Family(
+        "relay_resume_held_bytes",
+        "gauge",
+        (),
+        "Bytes of resumable streams that are kept until the other end acknowledges them.",
+        _of_resumes(lambda resumes: resumes.held),
     ),
     Family("relay_pipes_used", "gauge", (), "Open pipes for splicing.", _single(lambda facts: facts.pipes[0])),
     Family(

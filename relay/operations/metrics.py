@@ -52,7 +52,9 @@ class MetricsPage:
             if tunnel.metrics is not None:
                 counters.append((name, tunnel.metrics))
         carriers = list(_merged(self._instance.carriers()))
-        return Facts(self._instance.status(), named, counters, carriers, PipePool.usage(), self._lags.counted())
+        return Facts(
+            self._instance.status(figures=True), named, counters, carriers, PipePool.usage(), self._lags.counted()
+        )
 
 
 def _of_process() -> bytes:

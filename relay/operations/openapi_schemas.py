@@ -25,6 +25,7 @@ from ..engine.records import ConnectionState, Stats, WarmFigures
 from ..spawning.worker_slot import SlotState, WorkerStatus
 from ..targets.group import TargetState
 from ..targets.health import HealthState
+from ..transports.resume.figures import ResumeFigures
 from .tables import ConnectionRow, EndedRow, TargetCell, TunnelRow
 
 TEXT = {"type": "string"}
@@ -56,6 +57,7 @@ def _values(states: type[enum.Enum]) -> dict[str, Any]:
 _CLASSES = {
     status.InstanceStatus: "Instance",
     status.ReloadStatus: "Reloads",
+    ResumeFigures: "Resumes",
     WorkerStatus: "Worker",
     Stats: "Figures",
     WarmFigures: "Warm",

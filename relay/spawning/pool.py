@@ -22,6 +22,7 @@ from .worker_slot import ANSWER, WorkerSlot, WorkerStatus
 
 if TYPE_CHECKING:
     from ..carriers.listing import CarrierStatus
+    from ..transports.resume.figures import ResumeFigures
 
 OnEnded = Callable[[str, ConnectionRecord], object]
 AnyTunnel = TypeVar("AnyTunnel", bound=PoolTunnel)
@@ -136,16 +137,26 @@ class WorkerPool:
 
     def carriers(self) -> list[CarrierStatus]:
         """Return the carriers of the workers; those of a worker that does not answer are missing."""
+        return [to_carrier(fields, number) for number, answer in self._answers("carriers") for fields in answer]
+
+    def resumes(self) -> list[ResumeFigures]:
+        """Return the figures of the resumable streams of the workers, like :meth:`carriers`."""
+        from ..transports.resume.figures import ResumeFigures
+
+        return [ResumeFigures(*answer) for _, answer in self._answers("resumes")]
+
+    def _answers(self, question: str) -> list[tuple[int, Any]]:
+        """Return the number of each worker that answers, from 1, with its answer."""
         asked = [
-            (slot, process, process.ask("carriers")) for slot in self._slots if (process := slot.answering) is not None
+            (slot, process, process.ask(question)) for slot in self._slots if (process := slot.answering) is not None
         ]
-        concurrent.futures.wait([question for _, _, question in asked], ANSWER)
+        concurrent.futures.wait([answer for _, _, answer in asked], ANSWER)
         found = []
-        for slot, process, question in asked:
-            if not question.done():
+        for slot, process, answer in asked:
+            if not answer.done():
                 slot.suspect(process)
-            elif question.exception() is None:
-                found += [to_carrier(fields, slot.number + 1) for fields in question.result()]
+            elif answer.exception() is None:
+                found.append((slot.number + 1, answer.result()))
         return found
 
     def share_secrets(self) -> None:

@@ -14,8 +14,9 @@ from ..addresses.hops import AT_PORT, Listen, ProxyListen, Route, listens_at_ser
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.parse import parse_listen
 from ..addresses.printable import shown
+from ..addresses.resume import place_of
 from ..addresses.ssh import SSHServer
-from ..addresses.values import TLSListen, has_mptcp
+from ..addresses.values import ListenAtPort, TLSListen, has_mptcp
 from ..api import urls
 from ..api.local import listen_privately
 from ..transports.tcp import Inherited, listen_tcp
@@ -87,7 +88,7 @@ def listen_at(address: Listen, receive: socket.socket) -> Any:
     :param receive: from :func:`bind`; the listener owns it, or a duplicate of it.
     :raises Exception: as for :func:`relay.listen`; ``receive`` stays with the caller then.
     """
-    if not isinstance(address, TLSListen | ProxyListen):
+    if not isinstance(address, TLSListen | ProxyListen | ListenAtPort):
         return receive
     # The port that the kernel chose, where the address has 0.
     host, port, *_ = receive.getsockname()
@@ -116,7 +117,11 @@ def why_one_process(
     if len(routed) > 1:
         return "because it has several targets, whose state it knows"
     ((via, end),) = routed
-    carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
+    carriers = [
+        hop
+        for hop in (*map(place_of, via), end)
+        if isinstance(hop, SSHServer | I2PRouter | I2PTarget) or getattr(hop, "scheme", "") == "port"
+    ]
     if carriers and not per_worker:
         return f"because its streams share a connection to {shown(str(carriers[0]))}; see carrier_sharing"
     return ""

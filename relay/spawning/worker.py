@@ -62,6 +62,7 @@ class Worker:
         self._outlets = Outlets()
         self._own_calls: dict[str, Callable[..., Any]] = {
             "carriers": _carriers,
+            "resumes": _resumes,
             "log_connections": self._log_connections,
             "secrets": add_secrets,
         }
@@ -314,6 +315,13 @@ def _carriers() -> list[Message]:
     from ..carriers.listing import carriers
 
     return [dataclasses.asdict(each) for each in carriers()]
+
+
+def _resumes() -> list[int]:
+    """Return the figures of the resumable streams of this process."""
+    from ..transports.resume.figures import resume_figures
+
+    return [*resume_figures()]
 
 
 def _close(*things: Any) -> None:

@@ -230,6 +230,8 @@ class Upgrade(Dialer):
     :param has_session: whether the new stream is a session over the old one, such as one of TLS.
     """
 
+    _handshake = HANDSHAKE  # the number of its step
+
     def __init__(
         self,
         inner: Dialer,
@@ -274,7 +276,7 @@ class Upgrade(Dialer):
 
         def finish(path: StreamPath, connected: float, outcome: Stream | OSError) -> None:
             if isinstance(outcome, Stream):
-                outcome.path = path.extended(HANDSHAKE, time.monotonic() - connected)
+                outcome.path = path.extended(self._handshake, time.monotonic() - connected)
             steps.finish(outcome)
 
         steps.begin(

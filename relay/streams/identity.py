@@ -34,10 +34,11 @@ class Identity(NamedTuple):
     """The names of a client. It can have several: of its address, its certificate, its login."""
 
     kind: str
-    """The most specific one that is known: ``tcp``, ``unix``, ``tls``, ``ssh``, ``i2p``, ``socks`` or ``http``."""
+    """The most specific one that is known: ``tcp``, ``unix``, ``tls``, ``ssh``, ``i2p``, ``tor``,
+    ``socks`` or ``http``."""
     name: str
-    """The name of this kind: an IP address, a local user, a name in a certificate, the SSH server, a destination or a
-    login. One printable line of at most 255 characters."""
+    """The name of this kind: an IP address, a local user, a name in a certificate, the SSH server, a destination, the
+    onion service that was reached, or a login. One printable line of at most 255 characters."""
     host: str | None = None
     """The client's IP address, without a zone; an IPv4 address that IPv6 maps is written as IPv4."""
     port: int | None = None

@@ -120,6 +120,10 @@ class UpgradeListener(TunnelListener):
     on_handshakes: Callable[[int], object] | None = None
     """Called in that thread with the number of handshakes under way, whenever it changes; ``None`` for nothing."""
 
+    def speaks_for_others(self, peer: Any) -> bool:
+        """Return whether a peer is a proxy that will say who its client is, so that its own address decides nothing."""
+        return False
+
     def deliver(self, taker: Taker | None, home: Home | None = None) -> None:
         """Pass streams on at once.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 
 from ..eventloop.background import Watch
@@ -12,6 +13,20 @@ from ..eventloop.unix_reset import socketpair
 
 BETWEEN = 256 << 10  # bytes on their way to a holder who does not read; Linux doubles it
 LINGER = 60.0  # seconds without progress until a stream that its holder has closed is given up
+
+
+def release_after(over: threading.Event, release: Callable[[], object]) -> Callable[[], object]:
+    """Return a call of ``release`` that waits until a session is over: the carrier under it must stay until then.
+
+    :param over: set once the session is over. :data:`LINGER` bounds its end, twice in the worst case, and so the wait.
+    :param release: releases what is under the session.
+    """
+
+    def wait() -> None:
+        over.wait(2 * LINGER)
+        release()
+
+    return wait
 
 
 class PairEnd:
@@ -56,6 +71,21 @@ class PairEnd:
         if self._timer is None:
             self._timer = Timer(self._loop.timers, self._look)
             self._timer.start(now + LINGER, now)
+
+    def move(self, loop: Loop, on_event: Handler, now: float) -> None:
+        """Go on in the thread of another loop, after an end of :attr:`watch`.
+
+        :param loop: that of the current thread.
+        :param on_event: as before.
+        :param now: monotonic seconds.
+        """
+        self._loop = loop
+        self.watch = Watch(self.socket, loop, on_event)
+        self.watch.hung = self.gone
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            self.expect_progress(now)
 
     def end(self, *, reset: bool) -> None:
         """Close the end after this turn of the loop.

@@ -47,8 +47,11 @@ class HandshakeListener(TunnelListener):
     listening: socket.socket
     """A listening stream socket."""
 
-    def handshake(self) -> ProxyHandshake:
-        """Return the handshake for the next client."""
+    def handshake(self, client: socket.SocketType) -> ProxyHandshake:
+        """Return the handshake for the next client; it may have its outcome already.
+
+        :param client: its socket, which stays with the caller.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -83,8 +86,13 @@ class HandshakeReader:
 
     def begin(self, now: float) -> None:
         """Read the bytes that have come; the rest when they come."""
-        self._loop.watch(self._client.fileno(), READ, self.on_event)
+        outcome = self._handshake.outcome
+        if outcome is None:
+            self._loop.watch(self._client.fileno(), READ, self.on_event)
         try:
+            if outcome is not None:  # known without a byte of the client, all of which are the target's
+                self._done(outcome, now)
+                return
             # Most clients send their request with, or just after, the connect: it is there already, and a turn of the
             # loop is saved.
             self.on_event(READ, now)

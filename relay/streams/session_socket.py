@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..eventloop.background import Home
 
 
 class SessionSocket:
@@ -81,6 +85,16 @@ class SessionSocket:
 
     def close(self) -> None:
         """Close cleanly: end the output, and go on elsewhere if the transport cannot take that now. Idempotent."""
+        raise NotImplementedError
+
+    def expect_no_more(self) -> None:
+        """Know that the far end sends nothing any more, as the protocol in this session says."""
+
+    def move(self, home: Home) -> None:
+        """Belong to another thread from now on; called while neither of the two uses it.
+
+        :param home: that thread.
+        """
         raise NotImplementedError
 
     def abandon(self) -> None:

@@ -24,8 +24,7 @@ def self_contained(stream: Stream, over: Callable[[], object], *, quiet: float =
     ends alone if ``stream`` has half-close. Else an end of file from the holder is kept until the holder closes the
     socket, and that of ``stream`` ends both.
 
-    :param stream: the stream behind it, which is owned from now on; its ``failure`` and, without half-close, its
-        ``settle`` are used.
+    :param stream: the stream behind it, which is owned from now on; its ``failure`` and its ``settle`` are used.
     :param over: called once at the end, in the background loop's thread; must not block.
     :param quiet: seconds; see :class:`relay.streams.exit_drain.Sender`.
     :returns: a stream over a non-blocking kernel socket; its ``received`` returns how many bytes have come.
@@ -153,10 +152,10 @@ class _SocketProxy:
 
     def _settle(self) -> None:
         """Pass ends on, and wait for what can be done next."""
-        if self._settling is not None:
+        if self._settling is not None and not self._stream.half_close:
             return None
         down, up = self.down, self.up
-        if down.over and not down.end_passed:  # also if the holder takes no more
+        if down.over and not down.end_passed and self._settling is None:  # also if the holder takes no more
             return self._end()
         if up.over and (self._outside.hung or down.end_passed):  # the holder has closed it, or both have ended
             return self._finish(clean=True)
@@ -174,14 +173,16 @@ class _SocketProxy:
         """Pass on that the stream has ended or failed, once it is known which."""
         # Once only: after the time this is called again, and must then decide.
         settle, self._stream.settle = self._stream.settle, 0.0
-        if settle and not self._stream.half_close:
+        if settle:
+            now = time.monotonic()
+            self._settling = Timer(self._io_thread.loop.timers, self._cause_is_known)
+            self._settling.start(now + settle, now)
+            if self._stream.half_close:
+                return self._settle()  # the other direction goes on
             # Level-triggered: the end would be reported in each turn until that time.
             self._inside.end()
             self._outside.end()
-            now = time.monotonic()
-            self._settling = Timer(self._io_thread.loop.timers, lambda now: self._end())
-            self._settling.start(now + settle, now)
-            return
+            return None
         failure = self._stream.failure
         is_cut = self.down.cut or self.up.cut or (failure is not None and failure() is not None)
         if is_cut or self.up.over or not self._stream.half_close:
@@ -192,6 +193,11 @@ class _SocketProxy:
         except OSError:
             pass  # the holder has closed it: the other direction sees that
         return self._settle()
+
+    def _cause_is_known(self, now: float) -> None:
+        self._settling = None
+        if self._over is not None:
+            self._end()
 
     def _finish(self, *, clean: bool) -> None:
         over, self._over = self._over, None

@@ -1,6 +1,7 @@
 """Streams: a kernel socket, and the facts about its transport that a socket cannot report.
 
-Two of these are values of their own: the :class:`StreamPath`, and the :class:`Request` of a proxy's client.
+Three of these are values of their own: the :class:`StreamPath`, the :class:`Resumes` in it, and the :class:`Request` of
+a proxy's client.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from ..addresses.hops import Command, Proxy, Route
+from ..addresses.resume import ResumeServer
 from ..addresses.ssh import SSHServer
 from ..eventloop.sockets import is_tls, reset, unsent
 from .identity import Identity
@@ -18,9 +20,20 @@ from .session_socket import SessionSocket
 
 HANDSHAKE = 0
 """The number of a TLS handshake with the target."""
+WEBSOCKET = -1
+"""The number of the handshake of a WebSocket with the target, that of TLS included."""
 
 # Labels become series of metrics, which must have a bound however long a route is.
 _MOST = 10  # labels by number; those beyond share the last one
+
+
+class Resumes:
+    """The number of carriers of a stream after its first one; it changes while the stream is open."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class StreamPath(NamedTuple):
@@ -37,6 +50,8 @@ class StreamPath(NamedTuple):
     """Whether it was open before its client came, so that its client has waited for no step."""
     route: Route | None = None
     """The hops to it, if its dialer has several routes; ``None`` for those of the dialer."""
+    resumes: Resumes | None = None
+    """Counts the carriers after the first one of a resumable stream; ``None`` for any other."""
 
     def extended(self, number: int, seconds: float) -> StreamPath:
         """Return the path with a further step."""
@@ -58,15 +73,17 @@ def hop_times(path: StreamPath, route: Route) -> tuple[tuple[str, float], ...]:
 
 def _label(number: int, route: Route) -> str:
     target = len(route) + 1
-    if number == HANDSHAKE:
-        return f"{min(target, _MOST)}:tls"
+    if number <= HANDSHAKE:
+        return f"{min(target, _MOST)}:{'tls' if number == HANDSHAKE else 'websocket'}"
     if number >= target:
         return f"{min(target, _MOST)}:target"
     hop = route[number - 1]
     if isinstance(hop, Proxy):
-        kind: str = hop.protocol
+        kind: str = "tor" if hop.is_tor else hop.protocol
+    elif isinstance(hop, ResumeServer):
+        kind = "resume"
     else:
-        kind = "ssh" if isinstance(hop, SSHServer) else "exec" if isinstance(hop, Command) else "i2p"
+        kind = "ssh" if isinstance(hop, SSHServer) else hop.scheme if isinstance(hop, Command) else "i2p"
     return f"{min(number, _MOST)}:{kind}"
 
 
@@ -77,19 +94,26 @@ class Request:
     :param port: from 1 to 65535.
     :param success_reply: bytes for the client once there is the stream, before any other byte.
     :param failure_reply: returns the bytes for the client if there is no stream, given the reason: ``refused``,
-        ``unreachable``, ``connect_timeout``, ``denied`` or another word of a connection's record.
+        ``unreachable``, ``connect_timeout``, ``denied`` or another word of a connection's record. ``None`` to reset it:
+        it speaks no protocol that has replies.
     :param early: bytes that the client has sent already for the target.
     :param login: the protocol, ``socks`` or ``http``, and the user who has logged in; ``None`` if none has.
     """
 
     __slots__ = ("host", "port", "success_reply", "failure_reply", "early", "login")
 
+    here: tuple[str, int] | None = None
+    """Of a client that has named a server and not where it is: the address of the listener. Only a rule leads it
+    anywhere, and none back there."""
+    is_redirected = False
+    """Whether the client has connected to the target, and a firewall has brought it here."""
+
     def __init__(
         self,
         host: str,
         port: int,
         success_reply: bytes,
-        failure_reply: Callable[[str], bytes],
+        failure_reply: Callable[[str], bytes] | None,
         early: bytes = b"",
         login: tuple[str, str] | None = None,
     ) -> None:
@@ -110,8 +134,8 @@ class Request:
 class RejectedRequest(NamedTuple):
     """The answer to a client that gets no stream, before one was dialed."""
 
-    last: bytes
-    """The last bytes for the client."""
+    last: bytes | None
+    """The last bytes for the client; ``None`` to reset it."""
     problem: str
     """The problem, for the log; empty if it is not worth a line."""
     reason: str = "denied"

@@ -20,12 +20,14 @@ from .pairs import FakeListener, clogged_pair, pair
 if TYPE_CHECKING:
     from .sambridge import SAMBridge
     from .sshserver import SSHServer
+    from .tor import Tor
 
 __all__ = [
     "FakeListener",
     "Leaks",
     "SAMBridge",
     "SSHServer",
+    "Tor",
     "check_factory",
     "check_leaks",
     "check_stream",
@@ -33,7 +35,11 @@ __all__ = [
     "pair",
 ]
 
-_LATER = {"SAMBridge": ".sambridge", "SSHServer": ".sshserver"}  # imported late: they need more modules than the rest
+_LATER = {
+    "SAMBridge": ".sambridge",
+    "SSHServer": ".sshserver",
+    "Tor": ".tor",
+}  # imported late: they need more modules than the rest
 
 
 # For a type checker any name would do otherwise.

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..addresses.hops import Hop, Route
+from ..addresses.hops import Hop, Route, check_route
 from ..addresses.i2p import SAM, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
 from ..addresses.parse import parse_hops, parse_target
 from ..addresses.printable import shown
-from ..addresses.values import TCPAddress, is_i2p
+from ..addresses.values import TCPAddress, UnixAddress, is_i2p
 from ..errors import AddressError, ConnectError, can_retry
 from ..eventloop.sockets import Endpoint
 from ..streams.checks import check_time
@@ -27,12 +27,13 @@ from ..streams.dialer import Dialer
 from ..streams.lookups import Name, resolved
 from ..streams.promise import Abort, Cancel, OnResult
 from ..streams.stream import Request, Stream
-from .chain import chain
+from .chain import chain, network
 from .tcp import tcp
 
 _REMEMBERED = 1024  # places whose factories are kept
 _WORST_FIRST = ("failed", "backing off", "connecting", "closed")
-_BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|https?|exec):)", re.IGNORECASE)
+_BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|https?|wss?|tor|exec|port):)", re.IGNORECASE)
+_TARGET = re.compile(r"(?:(?P<hops>.*),)?(?P<target>(?:tcp|unix)://.*)", re.IGNORECASE | re.DOTALL)
 _BRACKETED = re.compile(r"\[(?P<host>[0-9A-Fa-f:.]+)\](?P<bits>/[0-9]{1,3})?(?::(?P<port>[0-9]{1,5}))?")
 _PLAIN = re.compile(r"(?P<host>[A-Za-z0-9_.*?-]{1,255})(?P<bits>/[0-9]{1,2})?(?::(?P<port>[0-9]{1,5}))?")
 _ALLOWED = "allowed are *, *.corp.example, 10.0.0.0/8 and [fd00::]/8, each with :PORT if wanted"
@@ -50,6 +51,7 @@ class Rule:
     :param names: the names, and addresses as text, otherwise.
     :param port: the port that it is about; ``None`` for every one.
     :param route: the hops; none for a direct connection; ``None`` to refuse.
+    :param target: where the route leads; ``None`` for what the client asks for.
     """
 
     text: str
@@ -57,11 +59,12 @@ class Rule:
     names: re.Pattern[str] | None
     port: int | None
     route: Route | None
+    target: TCPAddress | UnixAddress | None = None
 
     def matches(self, host: str, address: _Address | None, port: int) -> bool:
         """Return true if the rule applies to a place.
 
-        :param host: in lower case, without the dot of the root.
+        :param host: in lower case, without the dot of the root; empty for that of a client that names none.
         :param address: the same as an address, if it is one: names are not looked up to know.
         """
         if self.port is not None and port != self.port:
@@ -69,6 +72,12 @@ class Rule:
         if self.network is not None:
             return address is not None and address in self.network
         return self.names is not None and self.names.match(host) is not None
+
+    @property
+    def leads_anywhere(self) -> bool:
+        """True if it leads each name to where the client wants."""
+        is_any = self.names is not None and self.names.pattern == fnmatch.translate("*")
+        return is_any and self.route is not None and self.target is None
 
     def names_network_of(self, address: _Address, port: int) -> bool:
         """Return true if the rule names a network with this address."""
@@ -88,9 +97,8 @@ def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
     pattern, sign, route = text.partition("=")
     what = f"rule '{shown(pattern)}=…'"
     if not sign or not route:
-        raise AddressError(
-            f"rule '{shown(pattern)}': no route is given; write PATTERN=direct, PATTERN=refuse or PATTERN=HOP,HOP"
-        )
+        forms = "write PATTERN=direct, PATTERN=refuse, PATTERN=HOP,HOP or PATTERN=tcp://HOST:PORT"
+        raise AddressError(f"rule '{shown(pattern)}': no route is given; {forms}")
     found = _BRACKETED.fullmatch(pattern) or _PLAIN.fullmatch(pattern)
     if found is None:
         raise AddressError(f"{what}: the pattern cannot be read; {_ALLOWED}")
@@ -99,7 +107,28 @@ def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
         raise AddressError(f"{what}: port {port}; a port is a number from 1 to 65535")
     network = _network(host, found["bits"] or "", what)
     names = re.compile(fnmatch.translate(host.removesuffix("."))) if network is None else None
-    return Rule(pattern, network, names, port, _route(route, what, named or {}))
+    words, end = split_target(route)
+    hops = _route(words, what, named or {})
+    target = None if end is None or hops is None else _target(hops, end, what)
+    return Rule(pattern, network, names, port, hops, target)
+
+
+def split_target(route: str) -> tuple[str, str | None]:
+    """Return the hops of a rule, and the target after them; ``None`` for none."""
+    found = _TARGET.fullmatch(route)
+    return (route, None) if found is None else (found["hops"] or "direct", found["target"])
+
+
+def _target(route: Route, text: str, what: str) -> TCPAddress | UnixAddress:
+    try:
+        found = parse_target(text, route[-1] if route else None)
+        if isinstance(found, I2PTarget):
+            found = TCPAddress(found.dest, found.port or 1)
+        check_route(route, found)
+    except AddressError as error:
+        raise AddressError(f"{what}: {error}") from None
+    assert isinstance(found, TCPAddress | UnixAddress)
+    return found
 
 
 def _network(host: str, bits: str, what: str) -> _Network | None:
@@ -140,9 +169,10 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str | Se
     :param rules: texts ``PATTERN=ROUTE``, the first that matches wins. ``PATTERN`` is a name with ``*`` and ``?``
         (``*.corp.example``), an address or a network (``10.0.0.0/8``, ``[fd00::]/8``), which match what clients give as
         an address, or ``*``; all with ``:PORT`` if wanted. ``ROUTE`` is ``direct``, ``refuse`` or hops, the nearest
-        first, with commas between them. What no rule is about goes over ``via``; where there is none, it is refused if
-        there are rules, and else connected to directly. A network that is refused is also refused to names that
-        resolve into it, where a later rule connects to them directly.
+        first, with commas between them. ``tcp://HOST:PORT`` or ``unix:///PATH``, alone or after the hops, is where it
+        leads instead of what the client asks for. What no rule is about goes over ``via``; where there is none, it is
+        refused if there are rules, and else connected to directly. A network that is refused is also refused to names
+        that resolve into it, where a later rule connects to them directly.
     :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``, or those of
         several routers, as for :func:`relay.i2p`.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
@@ -173,11 +203,13 @@ class Dynamic(Dialer):
         self._over_i2p = over_i2p
         self._otherwise: Route | None = via if via or not rules else None
         written = [via, *(rule.route for rule in rules)]
-        self._routes = {route: chain(route, _somewhere(route)) for route in (*written, over_i2p) if route}
+        # One for all targets of a route: behind tor they share circuits.
+        self._networks = {route: network(route) for route in (*written, over_i2p) if route}
+        self._routes = {route: chain(route, _somewhere(route), last=last) for route, last in self._networks.items()}
         self.per_route = tuple(self._routes[route] for route in dict.fromkeys(written) if route)
         self._lock = threading.Lock()
         self._held: set[Route] = set()
-        self._made: OrderedDict[tuple[str, int], Dialer] = OrderedDict()
+        self._made: OrderedDict[tuple[object, ...], Dialer] = OrderedDict()
 
     def select(self, request: Request | None) -> Dialer:
         """Return the dialer for what a client asks for; see :meth:`Dialer.select`.
@@ -187,14 +219,14 @@ class Dynamic(Dialer):
         if request is None:
             text = "the client names no target; use a listener of relay.socks_listen or relay.http_listen"
             raise ConnectError(text, reason="denied")
-        key = request.host, request.port
+        key = request.host, request.port, request.here
         with self._lock:
             made = self._made.get(key)
             if made is not None:
                 self._made.move_to_end(key)
                 return made
         # Without the lock: it may open carriers, and read files that an address names.
-        made = self._make(*key)
+        made = self._make(request)
         with self._lock:
             self._made[key] = made
             oldest = self._made.popitem(last=False)[1] if len(self._made) > _REMEMBERED else None
@@ -285,32 +317,37 @@ class Dynamic(Dialer):
         for dialer in self._routes.values():
             dialer.close()
 
-    def _make(self, host: str, port: int) -> Dialer:
-        place, address = _place(host, port)
-        route, earlier = self._route(place, address)
-        if route is None:
-            raise ConnectError(f"{place}: the rules refuse it", reason="denied")
-        if not route and not is_i2p(place.host):
+    def _make(self, request: Request) -> Dialer:
+        place, address = _place(request.host, request.port) if request.host else (None, None)
+        number, rule = self._rule(request, place, address)
+        route, end = rule.route, rule.target or place
+        if route is None or end is None:
+            raise ConnectError(f"{place or 'a client names no server'}: the rules refuse it", reason="denied")
+        is_over_i2p = isinstance(end, TCPAddress) and is_i2p(end.host)
+        if place is not None and rule.target is None and not route and not is_over_i2p:
             try:
                 direct = tcp(place.host, place.port)
             except AddressError as error:
                 raise ConnectError(str(error), reason="denied") from None
+            if direct.name is None:
+                return direct
             # An address that is written out was matched by the rules already; a name may resolve to any.
-            return direct if direct.name is None else _guarded(direct.target, direct.name, place.port, earlier)
-        route = route or self._over_i2p
-        self._hold(route)
+            return _guarded(direct.target, direct.name, request, self.rules[:number])
+        if route := route or (self._over_i2p if is_over_i2p else ()):
+            self._hold(route)
         try:
-            return chain(route, place)
+            return chain(route, end, last=self._networks.get(route))
         except AddressError as error:
-            raise ConnectError(f"{place}: its route does not lead there: {error}", reason="denied") from None
+            raise ConnectError(f"{end}: its route does not lead there: {error}", reason="denied") from None
 
-    def _route(self, place: TCPAddress, address: _Address | None) -> tuple[Route | None, tuple[Rule, ...]]:
-        """The route to a place, and the rules that come before the one that says so."""
-        name = place.host.lower().removesuffix(".")
+    def _rule(self, request: Request, place: TCPAddress | None, address: _Address | None) -> tuple[int, Rule]:
+        """Return the rule about a place, and its number."""
+        name = place.host.lower().removesuffix(".") if place is not None else ""
         for number, rule in enumerate(self.rules):
-            if rule.matches(name, address, place.port):
-                return rule.route, self.rules[:number]
-        return self._over_i2p if is_i2p(place.host) else self._otherwise, self.rules
+            if rule.matches(name, address, request.port):
+                return number, rule
+        otherwise = None if request.here is not None else self._over_i2p if is_i2p(name) else self._otherwise
+        return len(self.rules), Rule("", None, None, None, otherwise)
 
     def _hold(self, route: Route) -> None:
         """Keep the carriers of a route, for all places behind it."""
@@ -334,16 +371,17 @@ class _Guarded:
     """A name that relay connects to directly: its addresses are checked, because the owner of a name chooses them.
 
     :param name: looks it up.
-    :param port: that the client asks for.
+    :param request: of the client.
     :param rules: those that come before the one that leads there. The first about an address decides.
     """
 
-    __slots__ = ("host", "_name", "_port", "_rules")
+    __slots__ = ("host", "_name", "_port", "_here", "_rules")
 
-    def __init__(self, name: Name, port: int, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, name: Name, request: Request, rules: tuple[Rule, ...]) -> None:
         self.host = name.host
         self._name = name
-        self._port = port
+        self._port = request.port
+        self._here = request.here
         self._rules = rules
 
     def look_up(self) -> Sequence[Endpoint]:
@@ -354,19 +392,29 @@ class _Guarded:
         admitted = [endpoint for endpoint in endpoints if self._admits(str(endpoint.address[0]))]
         if endpoints and not admitted:
             place = TCPAddress(self.host, self._port)
+            if any(self._is_here(str(endpoint.address[0])) for endpoint in endpoints):
+                raise ConnectError(f"{place}: it is the listener itself; give its rule a target", reason="denied")
             raise ConnectError(f"{place}: the rules refuse every address that it resolves to", reason="denied")
         return admitted
 
     def _admits(self, text: str) -> bool:
         address = _as_meant(ipaddress.ip_address(text.partition("%")[0]))
-        if _is_nowhere(address):
+        if _is_nowhere(address) or self._is_here(str(address)):
             return False
         rules = (rule for rule in self._rules if rule.names_network_of(address, self._port))
         return (first := next(rules, None)) is None or first.route is not None
 
+    def _is_here(self, address: str) -> bool:
+        """Return whether this is where the client has come from: it would come again, and again."""
+        if self._here is None or self._port != self._here[1]:
+            return False
+        from ..eventloop.own_addresses import is_same  # few clients say a name alone
 
-def _guarded(target: str, name: Name, port: int, rules: tuple[Rule, ...]) -> SocketDialer:
-    guarded = _Guarded(name, port, rules)
+        return is_same(address, self._here[0])
+
+
+def _guarded(target: str, name: Name, request: Request, rules: tuple[Rule, ...]) -> SocketDialer:
+    guarded = _Guarded(name, request, rules)
     return SocketDialer(target, functools.partial(resolved, guarded), literal=False, name=guarded)
 
 

@@ -8,6 +8,7 @@ from ..addresses.hops import Command
 from ..addresses.values import TCPAddress
 from ..streams.dialer import Dialer, Network
 from ..streams.promise import Abort, OnResult
+from ..streams.trace import Trace
 from .program import run
 
 
@@ -37,6 +38,19 @@ class Local(Programs):
 
     def __init__(self, command: Command) -> None:
         super().__init__(command.words, str(command))
+
+
+def local(command: Command, trace: Trace) -> Dialer:
+    """Return a dialer for streams to a program that runs here.
+
+    :param command: the program, of ``exec:`` or of ``port:``.
+    :param trace: observes the steps of a program that listens.
+    """
+    if command.scheme != "port":
+        return Local(command)
+    from .port.dialer import PortFactory
+
+    return PortFactory(command, trace)
 
 
 class ProgramNetwork:

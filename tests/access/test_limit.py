@@ -157,7 +157,8 @@ def test_a_value_of_another_type(key: str, value: object) -> None:
     ("text", "problem"),
     [
         ("", "unknown part ''; use KEY=VALUE with one of per, rate, "),
-        ("rate", "unknown part 'rate'"),
+        ("rate", "unknown part 'rate'; use KEY=VALUE with one of per, rate, "),
+        ("rat=10/s", "unknown part 'rat=10/s'; did you mean rate?"),
         ("speed=1/s", "unknown part 'speed=1/s'"),
         ("terms=1", "unknown part 'terms=1'"),
         ("rate=1/s,name=a=b", "name: expected one word, got 'a=b'"),

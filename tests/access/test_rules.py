@@ -81,6 +81,7 @@ def test_an_entry_becomes_a_rule(text, rule):
         (f"spki:sha256:{BASE64[:5]}!{BASE64[5:]}", "that is no SHA-256 hash"),
         ("spki:sha256:abc", "that is no SHA-256 hash"),
         ("spki:sha256:" + "x" * 64, "that is no SHA-256 hash"),
+        ("ssh:?", "ssh:\\?: no server is named; write ssh:HOST"),
         ("i2p:example.i2p", "a name may be reassigned"),
         ("example.i2p", "a name may be reassigned"),
         ("alice", "the kind is missing; write user:alice, login:alice or cn:alice$"),

@@ -35,7 +35,7 @@ def test_the_scheme_is_split_off(text, parts):
     ("text", "said"),
     [
         ("https://h:1", r"unknown scheme https:// \(did you mean tls://\?\); allowed are host:port"),
-        ("WSS://h:1", r"unknown scheme wss:// \(did you mean tls://\?\)"),
+        ("SSL://h:1", r"unknown scheme ssl:// \(did you mean tls://\?\)"),
         ("unx:///a", r"unknown scheme unx:// \(did you mean unix://\?\)"),
         ("exec:cat", "unknown scheme exec://; allowed are host:port"),
     ],

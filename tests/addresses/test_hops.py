@@ -5,17 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from relay.addresses.hops import Command, Proxy, check_route, hop_of, over_i2p, to_i2p, with_hop
+from relay.addresses.hops import Command, Proxy, check_route, hop_of, is_slow, keeps_half_close, to_i2p, with_hop
+from relay.addresses.https import HTTPSProxy
 from relay.addresses.i2p import I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import inline_secrets
 from relay.addresses.ssh import SSHServer
+from relay.addresses.tor import TorProxy
 from relay.addresses.values import TCPAddress, TLSTarget, UnixAddress
 
 DB = TCPAddress("db", 5432)
 NAME = TCPAddress("name.i2p", 80)
 SSH, I2P = SSHServer("bastion"), I2PRouter()
 SOCKS, HTTP, EXEC = Proxy("socks5", "p", 1), Proxy("http", "p", 1), Command("nc %h %p")
+TOR = TorProxy()
 
 
 def test_a_proxy_shows_no_secret():
@@ -32,7 +35,7 @@ def test_a_proxy_shows_no_secret():
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("socks4", "h", 1), ValueError, "^protocol: must be socks5, http or https, got 'socks4'"),
+        (("socks4", "h", 1), ValueError, "^protocol: must be socks5, http, https, ws or wss, got 'socks4'"),
         (("http", "h", 0), ValueError, "^port: 0"),
         (("http", "-h", 1), ValueError, "^host: "),
         (("http", "h", 1, "me"), ValueError, "^user: password missing"),
@@ -160,10 +163,35 @@ def test_an_error_on_the_way_to_a_hop_is_that_hops():
         ((SSHServer("x.i2p"),), DB, True, False),
         ((SOCKS,), NAME, True, False),
         ((I2P,), TLSTarget("name.i2p", 443), True, False),
+        ((TOR,), NAME, True, False),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_leads_over_i2p_and_to_it(route, place, over, to):
     assert to_i2p(route, place) is to
-    if not isinstance(place, I2PTarget):
-        assert over_i2p(route, place) is over
+    assert is_slow(route, place) is over
+
+
+@pytest.mark.parametrize(
+    ("route", "place", "keeps"),
+    [
+        ((), DB, True),
+        ((SOCKS, SSH), DB, True),
+        ((), NAME, False),
+        ((), I2PTarget("name.i2p"), False),
+        ((SSH, TOR), DB, False),
+        ((TOR, SOCKS, HTTP), DB, False),
+        ((TOR,), TLSTarget("db", 5432), True),
+        ((TOR, SSH), DB, True),
+        ((TOR, HTTPSProxy("https", "p", 1)), DB, True),
+    ],
+    ids=range(9),
+)
+def test_which_streams_end_in_one_direction_alone(route, place, keeps):
+    assert keeps_half_close(route, place) is keeps
+
+
+@pytest.mark.parametrize(("socks", "error"), [("9050", ValueError), ("socks5://h:1", ValueError), (9050, TypeError)])
+def test_a_port_of_tor_that_is_none(socks, error):
+    with pytest.raises(error, match=r"^socks: "):
+        TorProxy(socks=socks)

@@ -125,7 +125,7 @@ def test_bridges_of_several_routers():
         ([], "sam: 0 bridges are given; 1 to 8 are allowed"),
         ([f"h:{port}" for port in range(1, 10)], "sam: 9 bridges are given; 1 to 8 are allowed"),
         (["a:1", "b:1", "A:1"], "sam: a:1 is written twice; once is enough"),
-        (["a:1", "b"], "sam 'b': no port; write it after a colon: b:8080"),
+        (["a:1", "b"], "sam 'b': no port; write it after a colon: b:7656"),
     ],
 )
 def test_which_bridges_cannot_be_together(given, problem):

@@ -27,10 +27,11 @@ from relay.addresses.options import (
     written,
 )
 from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.tor import TorListen, TorProxy
 from relay.addresses.values import TCPAddress, TLSListen, TLSTarget
 from relay.errors import AddressError
 
-OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TCPAddress, TLSTarget, TLSListen]
+OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TorProxy, TorListen, TCPAddress, TLSTarget, TLSListen]
 
 
 @dataclasses.dataclass

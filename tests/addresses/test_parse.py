@@ -16,7 +16,9 @@ from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
 from relay.addresses.redact import redact
 from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.tor import TorListen, TorProxy
 from relay.addresses.values import SystemdListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, UnixListen
+from relay.addresses.websocket import WSListen, WSProxy, WSSListen, WSSProxy, WSSTarget, WSTarget
 from relay.errors import AddressError
 
 BASTION = SSHServer("bastion")
@@ -26,6 +28,11 @@ DESTINATION = base64.b64encode(b"\xff\xef" + b"\x00" * 382 + bytes([5, 0, 4, 0, 
 ELSEWHERE = I2PRouter(parse_sam("router:7656"))
 
 TARGETS = {
+    "ws://h": WSTarget("h", 80),
+    "wss://H.example/a/b?ca=c&header_file=f&subprotocol=binary": WSSTarget(
+        "h.example", 443, "/a/b", ca="c", header_file="f", subprotocol="binary"
+    ),
+    "wss://[::1]:1/?servername=s&cert=c&key=k": WSSTarget("::1", 1, servername="s", cert="c", key="k"),
     "8080": TCPAddress("127.0.0.1", 8080),
     "localhost:80": TCPAddress("localhost", 80),
     "LocalHost:0080": TCPAddress("localhost", 80),
@@ -100,8 +107,21 @@ LISTENS = {
     "ssh://me@[::1]:22?listen=:1": SSHListen(SSHServer("::1", "me", 22), TCPAddress("127.0.0.1", 1)),
     ":8080?mptcp=yes": TCPAddress("127.0.0.1", 8080, mptcp=True),
     "socks5://:1080": ProxyListen("socks5", "127.0.0.1", 1080),
+    "sni://0.0.0.0:443": ProxyListen("sni", "0.0.0.0", 443),
+    "Redirect://[::1]:1081": ProxyListen("redirect", "::1", 1081),
     "HTTP://me@[::1]:0?password_env=PW": ProxyListen("http", "::1", 0, "me", password_env="PW"),
     "https://:8443?cert=c&client_ca=a": HTTPSListen("https", "127.0.0.1", 8443, cert="c", client_ca="a"),
+    "ws://:8080": WSListen("127.0.0.1", 8080),
+    "WS://[::1]:0/a/%2F?hosts=h,h:1&trusted_proxies=10.0.0.0/8,::1&origin=http://a,null&subprotocol=b": WSListen(
+        "::1",
+        0,
+        "/a/%2F",
+        hosts="h,h:1",
+        trusted_proxies="10.0.0.0/8,::1",
+        origin="http://a,null",
+        subprotocol="b",
+    ),
+    "wss://0.0.0.0:443/p?cert=c&key=k&client_ca=a": WSSListen("0.0.0.0", 443, "/p", cert="c", key="k", client_ca="a"),
     "systemd:web": SystemdListen("web"),
     f"SystemD:{'x' * 255}": SystemdListen("x" * 255),
     **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p?", "i2p:?", "i2p://?"], I2PListen()),
@@ -110,6 +130,11 @@ LISTENS = {
     f"i2p:?allow={B32}&deny=a,b&allow=friends&accept=accept": I2PListen(
         I2PRouter(), "accept", (B32, "friends"), ("a,b",)
     ),
+    **dict.fromkeys(["tor", "tor:", "TOR:", "tor:?port=80"], TorListen()),
+    "tor:?control=/run/tor/c&keys=k&port=8080&session=web": TorListen(
+        control="/run/tor/c", keys="k", port=8080, session="web"
+    ),
+    "tor:?control=localhost:9051&password_env=PW": TorListen(control="localhost:9051", password_env="PW"),
     "i2p:?inbound.quantity=5&session=web": I2PListen(I2PRouter(session="web", options=(("inbound.quantity", "5"),))),
 }
 
@@ -188,8 +213,17 @@ def test_a_chain_of_hops():
 
 
 BAD_TARGETS = {
+    "ws://h/p?ca=x": "unknown parameter 'ca'; ws:// takes header_file=, subprotocol=",
+    "wss://me@h/p": "wss:// takes no user or password",
+    "wss://h/p#x": "path: '/p#x' is not the path of a URL",
+    "wss://h/%zz": "path: '/%zz' is not",
+    "wss://h/p?subprotocol=a%20b": "subprotocol=a b; the name of a subprotocol is allowed",
+    "wss://h:0/p": "port 0",
     "": "it is empty",
     "localhost": "no port; write it after a colon: localhost:8080",
+    "tls://db": "no port; write it after a colon: db:443",
+    "tls://[::1]": "an IPv6 address is written [::1]:443",
+    "tls://::1": "an IPv6 address is written in brackets: [::1]:443",
     "0": "port 0; a port is a number from 1 to 65535",
     "80 ": "a space at its beginning or end; leave it out",
     ":80": "the host is empty; write it out: 127.0.0.1:80",
@@ -273,8 +307,9 @@ BAD_TARGETS = {
     "socks5://h:1": "socks5:// is a hop, not a target; it leads to one: give it as --via socks5://host",
     "http://h:1": "http:// is a hop, not a target",
     "exec:nc %h %p": "%h and %p have no meaning in a target",
+    "tor://x.onion:80": "tor:// is a hop, not a target; it leads to one: give it as --via tor: (via=[…] in Python)",
     "exec:": "no command is given",
-    "unix:/run/x": "unix: without //",
+    "unix:/run/x": "unix:/ without //",
     "unix://run/x": "three slashes begin it",
     "unix:///run/": "the path ends with a slash",
     "unix:///" + "x" * 200: "the path is 201 bytes long",
@@ -295,6 +330,13 @@ BAD_TARGETS = {
 }
 
 BAD_LISTENS = {
+    "sni://h": "no port; write it after a colon: h:443",
+    "redirect://h": "no port; write it after a colon: h:1081",
+    "wss://:443/p": "no certificate; it needs wss://host:port/path?cert=FILE",
+    "ws://h/p": "no port",
+    "ws://:1/p?origin=app.example": "origin=app.example; origins with commas between them are allowed",
+    "ws://:1/p?trusted_proxies=10.0.0.1/8": "trusted_proxies=10.0.0.1/8; networks with commas",
+    "ws://:1/p?hosts=A": "hosts=A; names in lower case",
     "": "it is empty",
     "localhost": "no port",
     "65536": "port 65536; a port is a number from 0 to 65535",
@@ -433,12 +475,20 @@ OTHER_HOPS = {
         "https", "::1", 443, "me", password_env="PW", ca="c", servername="s"
     ),
     "https://h:1?cert=c&key=k&groups=X25519": HTTPSProxy("https", "h", 1, cert="c", key="k", groups="X25519"),
+    "wss://h": WSSProxy("wss", "h", 443),
+    "ws://me@[::1]/p?password_env=PW&header_file=f": WSProxy(
+        "ws", "::1", 80, "me", password_env="PW", path="/p", header_file="f"
+    ),
+    "wss://h:1/?ca=c&cert=d&key=k&servername=s": WSSProxy("wss", "h", 1, ca="c", cert="d", key="k", servername="s"),
     "socks5://[fe80::1%25eth0]:1": Proxy("socks5", "fe80::1%eth0", 1),
     "socks5://name.i2p:1": Proxy("socks5", "name.i2p", 1),
     "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", password="p@ss"),
     "http://m%C3%A9@h:1?password_env=PW": Proxy("http", "h", 1, "m\u00e9", password_env="PW"),
     "socks5://me@h:1?password_file=~/pw": Proxy("socks5", "h", 1, "me", password_file="~/pw"),
     "socks5://me@h:1?password=a+b": Proxy("socks5", "h", 1, "me", password="a+b"),
+    **dict.fromkeys(["tor", "tor:", "TOR:", "tor://", "tor:?socks=127.0.0.1:9050"], TorProxy()),
+    "tor:?socks=[::1]:9150": TorProxy(socks="[::1]:9150"),
+    "tor:?socks=Gate.internal:9050": TorProxy(socks="gate.internal:9050"),
     "exec:nc %h %p": Command("nc %h %p"),
     "EXEC:nc %h %p": Command("nc %h %p"),
     "exec:'a b' %%": Command("'a b' %%"),
@@ -452,7 +502,7 @@ def test_hops_that_are_no_ssh_servers(text, value):
     assert "p@ss" not in repr(parse_hop(text))
 
 
-@pytest.mark.parametrize("hop", ["socks5://p:1", "http://p:1", "exec:nc %h %p"])
+@pytest.mark.parametrize("hop", ["socks5://p:1", "http://p:1", "tor:", "exec:nc %h %p"])
 def test_a_name_of_i2p_behind_a_proxy_or_a_command_is_its_business(hop):
     before = parse_hop(hop)
     assert parse_target("name.i2p:80", before) == TCPAddress("name.i2p", 80)
@@ -480,6 +530,7 @@ BAD_HOPS = {
     "unix:///run/x": "unix:// is a target, not a hop",
     "tls://h:443": "tls:// is a target, not a hop",
     "ssh:h": "ssh: without //",
+    "ssh:/me@h": "hop 'ssh:***@h': ssh:/ without //; a hop is",
     "shh://h": "unknown scheme shh:// (did you mean ssh://?)",
     "gopher://h": "unknown scheme gopher://; a hop is ssh://",
     "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the hop to it, i2p:?sam=HOST:PORT another one",
@@ -491,7 +542,7 @@ BAD_HOPS = {
     "i2p:?keys=": "keys= is empty",
     "i2p:?sam=h": "sam 'h': no port",
     "socks5:h:1": "socks5: without //",
-    "socks5://h": "no port",
+    "socks5://h": "no port; write it after a colon: h:1080",
     "socks5://:1": "the host is empty",
     "socks5://h:1/x": "something follows the port",
     "socks5://@h:1": "the user is empty; write it before the @, or leave both out",
@@ -502,8 +553,17 @@ BAD_HOPS = {
     "socks5://me:a@h:1?password_env=b": "password: it is given twice",
     "socks5://me@h:1?user=x": "unknown parameter 'user'; socks5:// takes password=, password_file=",
     "http://a%3Ab@h:1?password_env=X": "user: must not contain a colon",
+    "wss://h/p?user=x": "unknown parameter 'user'; wss:// takes password=, password_file=",
+    "ws://h/p?ca=x": "unknown parameter 'ca'; ws:// takes password=, password_file=",
+    "wss://h/a b": "path: '/a b' is not the path of a URL",
     "https://h:1?user=x": "unknown parameter 'user'; https:// takes password=, password_file=",
     "https://h:": "port (empty)",
+    "tor:?sock=x": "unknown parameter 'sock' (did you mean socks=?); tor: takes socks=",
+    "tor:?socks=9050": "socks=9050; host:port is allowed, as in 127.0.0.1:9050",
+    "tor:?socks=h:1?x": "socks=h:1?x; host:port is allowed",
+    "tor:?socks=socks5://h:1": "socks=socks5://h:1; host:port is allowed",
+    "tor://x.onion": "tor: names no host; it leads to the target: tor: alone, or tor:?socks=HOST:PORT",
+    "tor:x": "tor: without //",
     "exec:": "no command is given",
     "exec:  ": "a space at its beginning or end",
     "exec:nc %h %r": "%r is unknown; %h is the host, %p the port",
@@ -584,11 +644,11 @@ def test_what_is_wrong_is_shown_unless_it_is_a_secret(text, said):
 
 
 BAD_ONS = {
-    "h": "it has no scheme; allowed are i2p: and ssh://[user@]host[:port], with ?listen=HOST:PORT",
+    "h": "it has no scheme; allowed are i2p:, tor: and ssh://[user@]host[:port], with ?listen=HOST:PORT",
     "me@h:22": "it has no scheme",
     ":80": "it has no scheme",
-    "ssh:h": "ssh: without //; allowed are i2p: and ssh://[user@]host[:port], with",
-    "tcp://h:1": "tcp:// is on this machine, where relay forward listens; allowed are i2p: and ssh://",
+    "ssh:h": "ssh: without //; allowed are i2p:, tor: and ssh://[user@]host[:port], with",
+    "tcp://h:1": "tcp:// is on this machine, where relay forward listens; allowed are i2p:, tor: and ssh://",
     "unix:///run/x": "unix:// is on this machine",
     "sshh://h": "did you mean ssh://?",
     "i2p://name.i2p": "something follows i2p:",
@@ -760,6 +820,8 @@ def without_parameters(value):
         return ProxyListen(value.protocol, value.host, value.port)
     if isinstance(value, I2PTarget):
         return I2PTarget(value.dest, value.port)
+    if isinstance(value, TorListen):
+        return TorListen(control=value.control)
     if isinstance(value, I2PListen):
         return I2PListen(I2PRouter(parse_sam([str(one).partition("?")[0] for one in value.router.sam])))
     return SSHListen(without_parameters(value.server), value.place) if isinstance(value, SSHListen) else value

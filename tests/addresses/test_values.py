@@ -29,6 +29,8 @@ from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, is_
         ("ssh://me@h?password=p&w&w=w&keepalive=0", "ssh://me@h?password=***&***&***&keepalive=0"),
         ("ssh://h?pasword=p&w", "ssh://h?pasword=***&***"),
         ("ssh://h?x&password=p", "ssh://h?x&password=***"),
+        ("tls://h:1?verify=no&verify=now", "tls://h:1?verify=no&verify=***"),  # a switch is no secret
+        ("ssh://h?password=no&verify=no", "ssh://h?password=***&***"),
         ("me:p://w@h", "me:***@h"),
         ("i2p:?sam=h:1&keys=f&in_depth=1&allow=a", "i2p:?sam=h:1&keys=f&in_depth=1&allow=a"),
         ("i2p://x.i2p:80?user=me&password=pw&session=s", "i2p://x.i2p:80?user=me&password=***&session=s"),

@@ -579,21 +579,36 @@ def test_what_to_do_about_a_failure_is_said_once(carried, caplog):
     assert lines == full
 
 
+@pytest.mark.parametrize("probe", [True, False])
+def test_after_a_stop_of_the_process_the_link_is_probed_unless_it_is_switched_off(monkeypatch, probe):
+    still = Still(monkeypatch, probe=probe)
+    for event in WAY["up"]:
+        still.do(event)
+    assert bool(still.network) is probe
+    still.do("check timer")
+    assert not still.carrier.link.probes
+    still.timers.run(time.monotonic() + 60.0)
+    assert still.carrier.link.probes == ["this process was stopped for 38 s"] * probe
+
+
 # -- the table of states ----------------------------------------------------------------------------------------------
 
 
 class Still:
     """A carrier without threads: its calls, its attempts and its timers run when the test says so."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, **options):
         self.calls, self.attempts, self.outcomes = [], [], []
         self.connector = Connector()
         self.timers = Timers()
         loop = SimpleNamespace(call=lambda function: self.calls.append(function) or True, timers=self.timers)
         io_thread = SimpleNamespace(loop=loop, thread=None, release=lambda client: None)
+        self.network = []
+        monkeypatch.setattr(module.network, "subscribe", lambda home, changed: self.network.append(changed))
+        monkeypatch.setattr(module.network, "unsubscribe", lambda home, changed: self.network.clear())
         monkeypatch.setattr(module.IOThread, "acquire", lambda client: io_thread)
         monkeypatch.setattr(blocking.threading, "Thread", self.thread)
-        self.carrier = Carrier("c", self.connector, 10.0)
+        self.carrier = Carrier("c", self.connector, 10.0, **options)
 
     def thread(self, target, name, daemon):
         """Closing is done at once; an attempt goes on until the test ends it."""
@@ -630,8 +645,9 @@ class Still:
             "failed": lambda: self.end_attempt(REFUSED),
             "failed, alternative": self.fail_with_alternative,
             "failed for good": lambda: self.end_attempt(HostKeyError("c: no")),
-            "check timer": lambda: self.timers.run(time.monotonic() + 20.0),
+            "check timer": lambda: self.timers.run(time.monotonic() + 12.0),
             "timer": lambda: self.timers.run(time.monotonic() + 60.0),
+            "network changes": lambda: self.network[0]("a new address"),
             "replace": lambda: carrier.replace(carrier.link, "it does not answer"),
             "lost": lambda: carrier.link.lose(),
             "lost, alternative": self.lose_with_alternative,
@@ -645,6 +661,7 @@ class Still:
         return {
             "attempts": self.connector.attempts + len(self.attempts),
             "checked": sum(link.checked.is_set() for link in links),
+            "probed": sum(len(link.probes) for link in links),
             "closed": sum(link.closed.is_set() for link in links),
             "abandoned": sum(link.abandoned for link in links),
             "connector closed": self.connector.closed.is_set(),
@@ -653,6 +670,7 @@ class Still:
             "errors told": sum(isinstance(outcome, Exception) for outcome in self.outcomes),
             "waiting": len(self.carrier._waiters),
             "timer": self.carrier._timer.due < float("inf"),
+            "follows the network": len(self.network),
         }
 
 
@@ -668,32 +686,40 @@ WAY = {
     "abandoned": ["fork"],
 }
 STATE_ROWS = [
-    ("new", "begin", "connecting", {"attempts": 1}),
+    ("new", "begin", "connecting", {"attempts": 1, "follows the network": 1}),
     ("new", "close", "closed", {"connector closed": 1, "cancelled": 1}),
     ("connecting", "client asks", "connecting", {"waiting": 1}),
     ("connecting", "connected", "up", {"links told": 1, "waiting": -1, "timer": 1}),
     ("connecting", "failed", "backing off", {"timer": 1}),
     ("connecting", "failed, alternative", "connecting", {"attempts": 1}),
     ("connecting", "failed for good", "failed", {"errors told": 1, "waiting": -1}),
-    ("connecting", "close", "closing", {"cancelled": 1, "errors told": 1, "waiting": -1}),
+    ("connecting", "close", "closing", {"cancelled": 1, "errors told": 1, "waiting": -1, "follows the network": -1}),
     ("up", "client asks", "up", {"links told": 1}),
     ("up", "check timer", "up", {"checked": 1}),
+    ("up", "network changes", "up", {"probed": 1}),
     ("up", "replace", "replacing", {"attempts": 1}),
     ("up", "lost", "backing off", {"closed": 1}),
     ("up", "lost, alternative", "connecting", {"attempts": 1, "closed": 1}),
-    ("up", "close", "closed", {"closed": 1, "connector closed": 1, "cancelled": 1, "timer": -1}),
+    (
+        "up",
+        "close",
+        "closed",
+        {"closed": 1, "connector closed": 1, "cancelled": 1, "timer": -1, "follows the network": -1},
+    ),
     ("replacing", "client asks", "replacing", {"links told": 1}),
     ("replacing", "check timer", "replacing", {"checked": 1}),
+    ("replacing", "network changes", "replacing", {"probed": 1}),
     ("replacing", "connected", "up", {"closed": 1}),
     ("replacing", "failed", "up", {}),
     ("replacing", "lost", "connecting", {"closed": 1}),
-    ("replacing", "close", "closing", {"closed": 1, "cancelled": 1, "timer": -1}),
+    ("replacing", "close", "closing", {"closed": 1, "cancelled": 1, "timer": -1, "follows the network": -1}),
     ("backing off", "client asks", "backing off", {"waiting": 1}),
     ("backing off", "timer", "connecting", {"attempts": 1, "timer": -1}),
-    ("backing off", "close", "closed", {"connector closed": 1, "cancelled": 1, "timer": -1}),
+    ("backing off", "network changes", "connecting", {"attempts": 1, "timer": -1}),
+    ("backing off", "close", "closed", {"connector closed": 1, "cancelled": 1, "timer": -1, "follows the network": -1}),
     ("failed", "client asks", "failed", {"errors told": 1}),
     ("failed", "client asks, later", "connecting", {"attempts": 1, "waiting": 1}),
-    ("failed", "close", "closed", {"connector closed": 1, "cancelled": 1}),
+    ("failed", "close", "closed", {"connector closed": 1, "cancelled": 1, "follows the network": -1}),
     ("closing", "client asks", "closing", {"errors told": 1}),
     ("closing", "connected", "closed", {"closed": 1, "connector closed": 1}),
     ("closing", "failed", "closed", {"connector closed": 1}),

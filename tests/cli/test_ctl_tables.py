@@ -60,6 +60,13 @@ def test_the_level_of_the_log_tells_what_there_is_besides():
     assert second.endswith(", log level warning, and info of the start, reloads and the end")
 
 
+def test_streams_that_lost_their_connection_are_counted():
+    figures = {"attempts": 5, "resumes": 4, "losses": 1, "refused": 0, "held": 70_000}
+    *_, line = status_lines({**INSTANCE, "resumes": figures}, [])
+    assert line == "streams that lost their connection: 4 resumed, 1 lost, 70.0 kB held"
+    assert len([*status_lines({**INSTANCE, "resumes": dict.fromkeys(figures, 0)}, [])]) == 3
+
+
 def test_a_process_that_drains_without_a_file():
     assert next(status_lines({**INSTANCE, "config": "", "draining": True}, [])) == (
         "relay 1, process 7, a command line, draining"

@@ -182,11 +182,11 @@ def test_a_bridge_behind_a_bastion(router, start, ssh_server, target):
 
 
 def test_the_limits_are_those_of_i2p_unless_they_are_given():
-    usual, there = Options().settled(over_i2p=False), Options().settled(over_i2p=True)
+    usual, there = (Options().settled(slow=at_i2p, ends_whole=at_i2p) for at_i2p in (False, True))
     assert (usual.connect_timeout, usual.linger) == (30.0, 60.0)
     assert (there.connect_timeout, there.linger) == (90.0, 5.0)
     given = Options(connect_timeout=1.0, linger=0.0)
-    assert given.settled(over_i2p=True) == given.settled(over_i2p=False) == given
+    assert given.settled(slow=True, ends_whole=True) == given.settled(slow=False, ends_whole=False) == given
 
 
 def test_a_command_over_i2p_has_these_limits(monkeypatch, router):

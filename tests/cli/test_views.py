@@ -188,6 +188,13 @@ def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
     assert lines[3].startswith("busy    listening  c → d")
 
 
+def test_the_address_that_most_listeners_have_takes_no_room():
+    titles = ["127.0.0.1:8080 → db:80 via ssh://me@bastion", "127.0.0.1:8081 → 127.0.0.1:80", "10.0.0.1:80 → db:80"]
+    content = FleetView(lambda: [Watched(str(n), "listening", title) for n, title in enumerate(titles)])()
+    shown = [":8080 → db:80 via ssh://me@bastion", ":8081 → 127.0.0.1:80", "10.0.0.1:80 → db:80"]
+    assert [row[2] for row in content.rows] == shown
+
+
 def test_what_has_ended_is_told_once():
     tunnel = Fake(ended=[record(number, age=number, reason="done") for number in range(3)])
     view = TunnelView(tunnel, "")

@@ -9,6 +9,8 @@ from command_rig import run
 LINES = r"""
 forwrd => forwrd: no such command; did you mean forward? See relay --help
 help nope => nope: no such command; see relay --help
+help hosp => hosp: no such command; did you mean hops? See relay --help
+help ctl lsit => lsit: no such command; did you mean list? See relay ctl --help
 forward 8080:db:80 => TARGET: missing; '8080:db:80' is ssh's spelling; write 8080 db:80
 forward '[::1]:8080:[::2]:80' => '[::1]:8080:[::2]:80' is ssh's spelling; write [::1]:8080 [::2]:80
 forward -L 8080:db:80 => -L is ssh's: ssh -L 8080:db:80 bastion is relay forward 8080 db:80 --via ssh://b
@@ -61,9 +63,9 @@ expose h:1 --on 'i2p:?keys=a' --keys b => keys= is written twice
 expose h:1 --on 'i2p:?keys=a' --transient => --transient: a destination that is not saved has no
 expose h:1 --on i2p --session a --transient => --transient: a destination
 expose h:1 --on i2p --allow name.i2p => allow: 'name.i2p' is neither a rule nor a file
-expose h:1 --on ssh://h --sam h:1 => --sam: only for --on i2p; an ssh:// address has its own
+expose h:1 --on ssh://h --sam h:1 => --sam: only for --on i2p; other addresses have their own
 expose h:1 --on ssh://h --allow x => allow: 'x' is neither a rule nor a file: the kind
-expose h:1 --on ssh://h --transient => --transient: only for --on i2p; an ssh:// address has its own
+expose h:1 --on ssh://h --transient => --transient: only for --on i2p and tor; an ssh:// address has its own
 expose h:1 --on 'i2p:?user=me&password=hunter2' => use password_file=FILE or password_env=NAME
 socks :0 --limit rate=5/s --limit rate=5/s => --limit: the name 'ip:5/s' is there twice
 socks :0 --warm 1 => --warm: no such option

@@ -22,7 +22,9 @@ from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hop
 from relay.addresses.ssh import SSHServer
+from relay.addresses.tor import TorProxy
 from relay.addresses.values import TCPAddress
+from relay.addresses.websocket import WSSProxy
 from relay.config.models import File, Hop, Tunnel, hop_options
 
 
@@ -183,6 +185,10 @@ T | drain_spread = -1 => 4: tunnels.t.drain_spread: must be at least 0 and have 
 T | drain_spread = inf => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got inf; use 0
 T | drain_spread = 'none' => 4: tunnels.t.drain_spread: must be at least 0 and have a limit, got none; use 0
 shutdown_delay = inf | T => 1: shutdown_delay: must be at least 0 and have a limit, got inf; use 0
+resume_memory = 4 | T => 1: resume_memory: expected a size such as '64MiB'
+resume_memory = '4M' | T => 1: resume_memory: expected a size such as 4MiB or 512kB, got '4M'
+resume_memory = '4kB' | T => 1: resume_memory: must be 1024KiB or more, got 4kB
+[hops.x] | address = 'ssh://h' | resume_buffer = '1kB' | T => 1: hops.x: hop 'ssh://h': resume_buffer: '1kB': must be
 T | nconnect = 0 => 4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit
 T | nconnect = 1.0 => 4: tunnels.t.nconnect: expected a whole number
 T | warm = -1 => 4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none
@@ -248,8 +254,8 @@ hops."" = "ssh://b" | T => 1: hops."": that is no name
 [tunnels.t] | listen = ':0' => 1: tunnels.t: there is no target, which it needs; a proxy has none
 T | rule = ['*=direct'] => 4: tunnels.t.rule: it goes with a proxy alone
 T | password_file = 'x' => 4: tunnels.t.password_file: it goes with a proxy alone
-T | keys = 'x' => 4: tunnels.t.keys: it goes with an i2p: address of listen alone
-T | transient = true => 4: tunnels.t.transient: it goes with an i2p: address of listen alone
+T | keys = 'x' => 4: tunnels.t.keys: it goes with an i2p: or tor: address of listen alone
+T | transient = true => 4: tunnels.t.transient: it goes with an i2p: or tor: address of listen alone
 T | sam = 'a:1' => 4: tunnels.t.sam: nothing of this tunnel is at I2P
 [tunnels.t] | listen = 'i2p:' | target = 'h:1' | sam = [] => 4: tunnels.t.sam:
 [tunnels.t] | listen = 'i2p:' | target = 'h:1' | sam = ['a:1', 'a'] => 4: tunnels.t.sam: sam 'a': no port
@@ -269,9 +275,14 @@ SOCKS | rule = ['*=direct', | '10.0.0.1/8=direct']
   => 4: tunnels.t.rule[1]: rule '10.0.0.1/8=…': 10.0.0.1/8 has host bits set
 SOCKS | rule = ['*=bastion'] => 3: tunnels.t.rule[0]: there is no hop 'bastion'
 SOCKS | rule = ['*='] => 3: tunnels.t.rule[0]: rule '*': no route is given
+SOCKS | rule = ['*=bastion,tcp://a:1'] => 3: tunnels.t.rule[0]: there is no hop 'bastion'
+SOCKS | rule = ['*=tcp://a'] => 3: tunnels.t.rule[0]: rule '*=…': target 'tcp://a': no port
+[tunnels.t] | listen = 'sni://:0' | rule = ['*=direct'] | user = 'u' => 2: tunnels.t.listen: the clients of sni://
+[tunnels.t] | listen = 'redirect://:0' | password = 'p' => 2: tunnels.t.listen: the clients of redirect://
 # the file as a whole
 (nothing) => there are no tunnels in it; [tunnels.NAME] begins one
 a = [ | 1, | b => 3: this is not TOML: Invalid value
+[tunnels.a] | listen = ":0" | [tunnels.a] | (nothing) => 3: [tunnels.a] is there twice; give each table a name
 a = 1 | a = 2 | (nothing) => 2: this is not TOML: Cannot overwrite a value
 [tunnels.a] | listen = :80 => 2: this is not TOML: Invalid value; text needs quotes: listen = "…"
 [tunnels.a] | idle_timeout = 10m => 2: this is not TOML: Expected newline or end of document after a statement
@@ -322,7 +333,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(problems):
         assert word in line
 
 
-@pytest.mark.parametrize("scheme", ["socks5", "http"])
+@pytest.mark.parametrize("scheme", ["socks5", "http", "https", "sni", "redirect"])
 def test_a_wrong_address_of_a_proxy_is_its_only_problem(problems, scheme):
     text = f"[tunnels.t]\nlisten = '{scheme}://127.0.0.1:1080x'\nrule = ['*=direct']"
     assert only(problems(text)).strip().startswith(f"2: tunnels.t.listen: listen address '{scheme}://127.0.0.1:1080x'")
@@ -464,6 +475,8 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
         *options_of(SSHServer),
         *options_of(I2PRouter),
         *options_of(HTTPSProxy),
+        *options_of(TorProxy),
+        *options_of(WSSProxy),
         "address",
         "inbound",
         "outbound",
@@ -486,6 +499,7 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
             I2PRouter(parse_sam(["a:1", "b:1"]), options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
         ),
         ({"address": "http://u@x:1", "password_env": "P"}, Proxy("http", "x", 1, "u", password_env="P")),
+        ({"address": "tor:", "socks": "h:1"}, TorProxy(socks="h:1")),
         ({"address": "exec:nc %h %p"}, Command("nc %h %p")),
     ],
 )

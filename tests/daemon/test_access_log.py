@@ -71,6 +71,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "warm": False,
         "server_name": "db.internal",
         "unique_id": None,
+        "resumes": 0,
         "tag": None,
     }
     rows = [line.split("|")[1].strip(" `") for line in PAGES["logs"].splitlines() if line.startswith("| `")]

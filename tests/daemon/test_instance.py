@@ -21,6 +21,7 @@ from relay.daemon.options import Options
 from relay.daemon.plan import make_plan, make_proxy_plan
 from relay.daemon.signals import Signals
 from relay.transports.dynamic import parse_rule
+from relay.transports.resume.figures import ResumeFigures
 
 
 @pytest.fixture
@@ -95,6 +96,14 @@ def test_it_shows_the_carriers_of_its_workers(instance, group, monkeypatch):
         ("ssh://b", 1),
         ("ssh://b", 2),
     ]
+
+
+def test_it_adds_up_the_resumable_streams_of_its_workers(instance, group, monkeypatch):
+    own, theirs = ResumeFigures(1, 2, 3, 4, 5), ResumeFigures(10, 20, 30, 40, 50)
+    monkeypatch.setattr("relay.daemon.instance.resume_figures", lambda: own)
+    monkeypatch.setattr(group.processes, "resumes", lambda: [theirs, theirs])
+    assert instance.status(figures=True).resumes == (21, 42, 63, 84, 105)
+    assert instance.status().resumes is None
 
 
 def test_it_shows_and_kills_a_connection(instance, group):
@@ -205,7 +214,7 @@ def test_a_loop_that_does_not_turn_is_named(instance, group):
         wait_until(lambda: group.members[1].live)
     group.members[1].relay.ping(lambda: release.wait(WAIT))
     try:
-        assert instance.stuck_loops(0.05) == ["b"]
+        assert instance.stuck_loops(1.0) == ["b"]  # the other one may be late on a busy machine
     finally:
         release.set()
     assert instance.stuck_loops(WAIT) == []

@@ -81,6 +81,12 @@ def test_a_command_line_that_leads_elsewhere(listen, target, port):
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_the_target_of_a_rule(port):
+    started = run("socks", f"sni://127.0.0.1:{port}", "--rule", "a=direct", "--rule", f"*=tcp://localhost:{port}")
+    assert (started.returncode, started.stdout) == (2, "")
+    assert started.stderr.endswith(f"localhost:{port}{ITSELF}\n"), started.stderr
+
+
 def test_paths_that_are_the_same(tmp_path):
     (tmp_path / "real").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "link")

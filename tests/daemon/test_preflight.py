@@ -87,7 +87,7 @@ def test_the_first_problem_is_raised_and_all_are_noted(resolved, words, problem,
     with pytest.raises(kind, match=problem):
         Preflight().check(routes(**words), Factory)
     noted = []
-    assert Preflight().check(routes(**words), Factory, noted.append) is None
+    assert Preflight().check(routes(**words), Factory, lambda error, _: noted.append(error)) is None
     assert [str(error).startswith(problem) or problem in str(error) for error in noted] == [True]
 
 
@@ -98,7 +98,7 @@ def test_a_program_behind_a_hop_is_not_looked_for_here(resolved):
 def test_what_several_tunnels_share_is_checked_and_noted_once(resolved):
     one, noted = Preflight(), []
     for _ in range(2):
-        assert one.check(routes(target="nowhere:1"), Factory, noted.append) is None
+        assert one.check(routes(target="nowhere:1"), Factory, lambda error, _: noted.append(error)) is None
     assert len(noted) == 1
     assert resolved == ["nowhere", "127.0.0.1"]
     with pytest.raises(ConnectError):  # and raised again for the next tunnel
@@ -116,8 +116,20 @@ def test_a_factory_that_cannot_be_made_is_a_problem(resolved):
         raise ValueError("no certificate")
 
     noted = []
-    assert Preflight().check(routes(), fail, noted.append) is None
+    assert Preflight().check(routes(), fail, lambda error, _: noted.append(error)) is None
     assert [str(error) for error in noted] == ["no certificate"]
+
+
+def test_what_is_wrong_with_a_hop_is_noted_once_and_with_the_hop(resolved):
+    """The factory, which needs the hop, fails in the same way."""
+
+    def fail():
+        raise RelayError("exec:no-such-program …: program not found; install it, or give its path")
+
+    one, noted, needs = Preflight(), [], routes(via=["exec:no-such-program %h"])
+    for _ in range(2):
+        assert one.check(needs, fail, lambda error, hop: noted.append((str(error)[:20], hop))) is None
+    assert noted == [("exec:no-such-program", needs.out[0][0][0])]
 
 
 def test_what_a_proxy_leads_to_is_known_only_from_its_clients(resolved):

@@ -304,6 +304,9 @@ SSH = "ssh://me@bastion:2222?config=none&keyfile=ssh/key"
         (tunnel("socks5://127.0.0.1:0", "", f'rule = ["*.corp.example={SSH}", "*=refuse"]'), {2222, 7656}),
         (tunnel("socks5://127.0.0.1:0", "", f'rule = ["*.corp.example={SSH}", "*=direct"]'), None),
         (tunnel("socks5://127.0.0.1:0", ""), None),
+        (tunnel("sni://127.0.0.1:0", "", 'rule = ["a=tcp://10.0.0.1:8443", "b=unix:///run/b"]'), {8443, 7656}),
+        (tunnel("sni://127.0.0.1:0", "", 'rule = ["a=tcp://10.0.0.1:8443", "b=direct"]'), None),
+        (tunnel("redirect://127.0.0.1:0", ""), None),
     ],
 )
 def test_the_ports_are_those_of_the_first_hop(rules, text, ports):

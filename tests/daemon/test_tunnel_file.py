@@ -5,6 +5,7 @@ import pytest
 from relay.daemon.failures import ProblemsError, ReloadError
 from relay.daemon.options import LOG_INTERVAL, Options
 from relay.daemon.tunnel_file import TunnelFile
+from relay.transports.resume.figures import BUDGET
 
 ONE = '[tunnels.one]\nlisten = ":0"\ntarget = "127.0.0.1:1"\n'
 TWO = '[tunnels.two]\nlisten = ":0"\ntarget = "127.0.0.1:1"\nrequired = true\nworkers = 2\n'
@@ -29,6 +30,17 @@ def test_the_first_reading_makes_the_tunnels(toml):
     members = file.first()
     assert [(one.name, one.plan.is_required) for one in members] == [("one", False), ("two", True)]
     assert file.processes.size == 2
+
+
+def test_the_memory_of_resumable_streams_is_set_at_the_start(toml):
+    usual = BUDGET.limit
+    try:
+        TunnelFile(toml('resume_memory = "3MiB"\n' + ONE), Options(), "relay.toml").first()
+        assert BUDGET.limit == 3 << 20
+        TunnelFile(toml(ONE), Options(), "relay.toml").first()
+        assert BUDGET.limit == 3 << 20
+    finally:
+        BUDGET.limit = usual
 
 
 def test_problems_at_the_start_are_raised_all_at_once(toml):

@@ -18,8 +18,8 @@ TARGET = [((), "t:1")]
 ANYWHERE = [((), None)]
 
 
-def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, **options):
-    plan = SimpleNamespace(options=Options(**options), routes=Routes(":1", out=out))
+def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, rules=0, **options):
+    plan = SimpleNamespace(options=Options(**options), routes=Routes(":1", out=out), rules=rules)
     return SimpleNamespace(name=name, plan=plan, has_opened=is_open, make_send=Dialer("t:1"), state=state)
 
 
@@ -72,7 +72,14 @@ def test_a_tunnel_whose_session_another_process_is_about_to_have_is_not_probed(p
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"probe": "none"}, {"probe": "connect", "out": ANYWHERE}, {"probe": "connect", "out": []}]
+    "fields",
+    [
+        {},
+        {"probe": "none"},
+        {"probe": "connect", "out": ANYWHERE},
+        {"probe": "connect", "out": []},
+        {"probe": "connect", "rules": 1},
+    ],
 )
 def test_a_tunnel_without_a_probe_starts_nothing(probers, fields):
     made = member(**fields)

@@ -121,15 +121,26 @@ def test_the_bridge_of_the_defaults(load):
 
 # Of these texts of TOML each key of a hop allows one.
 VALUES = ["true", "false", "3", "3.5", '"x"', "{ quantity = 2 }", '"127.0.0.1:7657"', '"openssh"', '"accept-new"']
-VALUES += [f'"SHA256:{"A" * 43}"']
+VALUES += ['"yes"', '"2MiB"', f'"SHA256:{"A" * 43}"']
+
+
+# A hop of each kind, in the words of the descriptions of its keys.
+BASES = {
+    "ssh": "ssh://bastion",
+    "i2p": "i2p:",
+    "socks5": "socks5://me@proxy:1080",
+    "https": "https://proxy",
+    "wss": "wss://h",
+    "tor": "tor:",
+}
 
 
 @pytest.mark.parametrize("key", Hop.model_fields)
 def test_each_key_of_a_hop_reroutes(load, key):
     """A hop is compared as a value, so that a new option needs no row."""
     description = Hop.model_fields[key].description or ""
-    kind = next((word for word in ("ssh", "i2p", "socks5", "https") if re.search(rf"\b{word}\b", description)), "ssh")
-    base = {"ssh": "ssh://bastion", "i2p": "i2p:", "socks5": "socks5://me@proxy:1080", "https": "https://proxy"}[kind]
+    kind = next((word for word in BASES if re.search(rf"\b{word}\b", description)), "ssh")
+    base = BASES[kind]
     text = PLAIN.replace("db:1", "name.i2p:1" if base == "i2p:" else "db:1") + 'via = ["hop"]\n[hops.hop]\n'
     old, found = load(f'{text}address = "{base}"\n'), []
     others = (

@@ -16,7 +16,7 @@ from relay.daemon.plan import make_plan
 from relay.daemon.worker_processes import WorkerProcesses, make
 from relay.engine.acceptor import own_listener
 
-LIMITS = Options().settled(over_i2p=False).of_tunnel("one")
+LIMITS = Options().settled(slow=False, ends_whole=False).of_tunnel("one")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def processes():
 def test_nothing_runs_before_the_first_tunnel(processes):
     assert not processes.are_running
     assert processes.workers() == ()
-    assert processes.carriers() == ()
+    assert processes.carriers() == processes.resumes() == ()
     processes.check(3)
     assert processes.size == 3, "it grows until it starts"
 

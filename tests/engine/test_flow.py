@@ -16,6 +16,7 @@ from helpers import BLOCK, WAIT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relay.engine import bulk_pairs
 from relay.engine.flow import BUFFER, Flow
 from relay.engine.workspace import Workspace
 from relay.eventloop.background import BUFFER as WIDE
@@ -109,6 +110,8 @@ steps = st.lists(
 @given(plan=steps, seed=st.integers(0, 1 << 30))
 def test_what_comes_out_is_what_went_in(splice, bulk, plan, seed):
     with contextlib.ExitStack() as stack:
+        if bulk:  # also for the loop, where a single transfer would be none
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(bulk_pairs, "FEW", 0)
         bench = Bench(stack, splice=splice)
         Moody.chance = random.Random(seed)
         line = bench.connect(wrap=Moody)
@@ -458,6 +461,49 @@ def test_bulk_out_of_unix_sockets_that_a_target_did_not_take_is_not_that_of_the_
     received = bytearray()
     bench.until(lambda: received.extend(take(slow.target) or b"") or len(received) == 300_000)
     assert received == BLOCK[:300_000]
+
+
+def in_bulk(line):
+    """Return whether the loop handles the events of both sockets with those of bulk transfers."""
+    (is_bulk,) = {end.fileno() in line.bench.loop.bulk for end in (line.near, line.far)}
+    return is_bulk
+
+
+@pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
+@pytest.mark.parametrize(
+    ("sizes", "is_bulk"),
+    [
+        ([LARGE] * 3, False),
+        ([LARGE] * 4, True),
+        ([LARGE] * 3 + [SMALL, LARGE], False),
+        ([LARGE] * 6, True),
+        ([LARGE] * 6 + [SMALL], False),
+        ([LARGE] * 6 + [SMALL] + [LARGE] * 4, True),
+    ],
+)
+def test_a_connection_is_a_bulk_transfer_after_four_large_turns_until_a_small_one(
+    bench, monkeypatch, splice, sizes, is_bulk
+):
+    monkeypatch.setattr(bulk_pairs, "FEW", 0)
+    line = bench.connect()
+    line.up.spliceable = splice
+    for size in sizes:
+        assert pass_on(line, BLOCK[:size]) == BLOCK[:size]
+    assert in_bulk(line) is is_bulk
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_small_answers_to_a_bulk_transfer_leave_it_one(bench, monkeypatch, way):
+    monkeypatch.setattr(bulk_pairs, "FEW", 0)
+    line = bench.connect()
+    for _ in range(5):
+        if way == "up":
+            assert pass_on(line, BLOCK[:LARGE]) == BLOCK[:LARGE]
+            assert pass_back(line, b"answer") == b"answer"
+        else:
+            assert pass_back(line, BLOCK[:LARGE]) == BLOCK[:LARGE]
+            assert pass_on(line, b"answer") == b"answer"
+    assert in_bulk(line)
 
 
 @pytest.mark.parametrize("event", ["no pipe", "refused"])

@@ -18,7 +18,7 @@ from relay.engine.records import (
     WarmFigures,
 )
 from relay.eventloop.histogram import Histogram
-from relay.streams.stream import Request, StreamPath
+from relay.streams.stream import Request, Resumes, StreamPath
 
 PEER = ("192.0.2.7", 5)
 ROUTE = (parse_hop("socks5://192.0.2.1:1080"),)
@@ -94,6 +94,13 @@ def test_a_record_may_have_the_figures_of_the_moment(summary):
     record = summary.record_of(105.0, ConnectionState.HALF_CLOSED, 1, 2, True, 100.25)
     assert (record.received, record.sent, record.engine, record.first_byte) == (1, 2, "splice", 0.25)
     assert (record.state, record.age) == ("half-closed", 5.0)
+
+
+def test_a_stream_that_goes_on_over_another_carrier_is_counted_while_it_is_open(summary):
+    summary.path = StreamPath((), resumes=Resumes())
+    assert summary.record(101.0, ConnectionState.OPEN).resumes == 0
+    summary.path.resumes.count = 3
+    assert summary.record(102.0, ConnectionState.OPEN).resumes == 3
 
 
 def test_a_path_that_was_not_kept_ready(summary):

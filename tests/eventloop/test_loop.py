@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import itertools
 import logging
 import math
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -269,3 +273,188 @@ def test_a_loop_knows_its_thread(loop: Loop) -> None:
     thread.start()
     thread.join(WAIT)
     assert other == [False]
+
+
+# -- bulk transfers ---------------------------------------------------------------------------------------------------
+
+needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
+MANY = 10
+
+
+class Ready:
+    """Sockets that always have bytes: the first ones are of bulk transfers, and the last one is not."""
+
+    def __init__(self, loop: Loop, count: int = MANY + 1) -> None:
+        self.loop = loop
+        self.ends = [socket.socketpair() for _ in range(count)]
+        self.called: list[int] = []
+        for number, (mine, other) in enumerate(self.ends):
+            other.send(b"x")
+            loop.watch(mine.fileno(), IN, functools.partial(self.handle, number))
+            if number < MANY:
+                loop.set_bulk(mine.fileno(), IN, True)
+
+    def handle(self, number: int, event: int, now: float) -> None:
+        self.called.append(number)
+
+    def turn(self) -> list[int]:
+        """Return the numbers of those that are handled in one turn of the loop."""
+        self.called.clear()
+        self.loop.turn()
+        return self.called
+
+    def descriptor(self, number: int) -> int:
+        return self.ends[number][0].fileno()
+
+    def close(self) -> None:
+        for end in itertools.chain(*self.ends):
+            end.close()
+
+
+@pytest.fixture
+def ready(loop: Loop) -> Iterator[Ready]:
+    yield from closed(Ready(loop))
+
+
+@needs_epoll
+def test_a_few_bulk_transfers_are_handled_in_a_turn_and_all_of_them_in_turn(ready: Ready) -> None:
+    ready.turn()  # of those that it has begun to watch in the turn of their event, none is handled
+    turns = [ready.turn().copy() for _ in range(MANY)]
+    assert {(len(turn), turn.count(MANY)) for turn in turns} == {(5, 1)}
+    assert [sum(turn.count(number) for turn in turns) for number in range(MANY)] == [4] * MANY
+
+
+@needs_epoll
+def test_what_is_no_bulk_transfer_any_more_is_handled_in_each_turn(ready: Ready) -> None:
+    for number in range(3):
+        ready.loop.set_bulk(ready.descriptor(number), IN, False)
+        ready.loop.set_bulk(ready.descriptor(number), IN, False)
+    for _ in range(3):
+        called = ready.turn()
+        assert {0, 1, 2, MANY} <= set(called)
+        assert len(called) == 4 + 4
+
+
+@needs_epoll
+def test_an_interest_is_changed_where_the_descriptor_is(ready: Ready) -> None:
+    loop = ready.loop
+    for number in range(MANY):
+        descriptor = ready.descriptor(number)
+        loop.poller_of(descriptor).modify(descriptor, 0)
+    assert [ready.turn().copy() for _ in range(3)] == [[MANY]] * 3
+    loop.set_bulk(ready.descriptor(0), IN, False)
+    assert sorted(ready.turn()) == [0, MANY]
+
+
+@needs_epoll
+@pytest.mark.parametrize("how", ["forget", "leave", "close"])
+def test_a_bulk_transfer_that_ends_leaves_nothing(ready: Ready, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_has_children", False)
+    loop = ready.loop
+    number = ready.descriptor(0)
+    if how == "forget":
+        loop.forget(number)
+    elif how == "leave":
+        loop.leave(number, loop.handlers[number], closing=True)
+    if how == "forget":
+        assert number not in loop.ready_bulk()
+    if how != "close":
+        assert number not in loop.bulk
+    new, other = socket.socketpair()
+    with new, other:
+        os.dup2(new.fileno(), number)  # closes it, and gives its number to another socket
+        other.send(b"x")
+        loop.watch(number, IN, lambda event, now: ready.called.append(-1))
+        assert number not in loop.bulk
+        ready.turn()
+        assert [ready.turn().count(-1) for _ in range(3)] == [1] * 3, "it is handled with all others"
+        loop.forget(number)
+        assert number not in dict(loop.poller.poll(0))
+
+
+@needs_epoll
+def test_a_bug_in_the_handler_of_a_bulk_transfer_ends_that_one_only(
+    ready: Ready, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = ready.loop
+    number = ready.descriptor(0)
+
+    def broken(event: int, now: float) -> None:
+        raise RuntimeError("a bug")
+
+    loop.handlers[number] = broken
+    with caplog.at_level(logging.ERROR, "relay"):
+        seen = {one for _ in range(4) for one in ready.turn()}
+    assert seen == set(range(1, MANY + 1))
+    assert number not in loop.handlers
+    assert len(caplog.records) == 1
+
+
+@needs_epoll
+def test_an_event_of_a_closed_bulk_transfer_does_not_meet_a_new_socket(ready: Ready) -> None:
+    loop = ready.loop
+    seen: list[str] = []
+    replaced: list[int] = []
+    for number in (0, 1):
+        loop.handlers[ready.descriptor(number)] = lambda event, now, number=number: replace_the_other(1 - number)
+
+    def replace_the_other(number: int) -> None:
+        descriptor = ready.descriptor(number)
+        replaced.append(number)
+        loop.forget(descriptor)
+        os.dup2(ready.descriptor(MANY), descriptor)
+        loop.watch(descriptor, IN, lambda event, now: seen.append("new"))
+
+    while not replaced:  # in the turn that has the events of both
+        loop.turn()
+    assert seen == []
+
+
+@pytest.mark.usefixtures("poll_only")
+def test_without_epoll_all_are_handled_in_each_turn() -> None:
+    one = Loop()
+    ready = Ready(one)
+    assert sorted(ready.turn() or ready.turn()) == list(range(MANY + 1))
+    assert one.bulk == set()
+    ready.close()
+    one.close()
+
+
+@needs_epoll
+@pytest.mark.parametrize("what", ["no descriptor", "no room for it", "no room in it"])
+def test_where_there_is_no_room_all_are_handled_in_each_turn(
+    loop: Loop, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[select.epoll] = []
+
+    class Full:
+        def __init__(self) -> None:
+            if what == "no descriptor":
+                raise OSError(errno.EMFILE, "no descriptor")
+            self._poller = select.epoll()
+            self.poll, self.close = self._poller.poll, self._poller.close
+            made.append(self._poller)
+
+        def fileno(self) -> int:
+            return 1 << 20 if what == "no room for it" else self._poller.fileno()
+
+        def register(self, descriptor: int, mask: int) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(loop_module, "make_poller", Full)
+    ready = Ready(loop)
+    ready.turn()
+    assert sorted(ready.turn()) == list(range(MANY + 1))
+    assert loop.bulk == set()
+    assert [one.closed for one in made] == {"no descriptor": [], "no room in it": [False]}.get(what, [True] * MANY)
+    ready.close()
+
+
+@needs_epoll
+def test_a_loop_closes_its_descriptors() -> None:
+    before = set(os.listdir("/dev/fd"))
+    one = Loop()
+    ready = Ready(one)
+    ready.close()
+    one.close()
+    assert set(os.listdir("/dev/fd")) == before

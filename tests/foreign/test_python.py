@@ -28,17 +28,15 @@ from command_rig import commands
 
 HERE = Path(__file__).parent
 GROUPS = {
-    "mail and files": ["asyncore", "asynchat", "ftplib", "poplib", "smtplib"],
     "web": ["docxmlrpc", "httplib", "httpservers", "socketserver", "telnetlib", "urllib2_localnet", "xmlrpc"],
     "sockets": ["epoll", "os.TestSendfile"]
     + [f"socket.{name}" for name in ("BasicTCPTest", "NonBlockingTCPTests", "NetworkConnectionBehaviourTest")],
-    "asyncio": [
-        f"asyncio.test_{name}" for name in ("buffered_proto", "sendfile", "server", "sock_lowlevel", "streams")
-    ],
     "tls": ["asyncio.test_ssl", "ssl"],
 }
-REST = ["imaplib", "logging", "nntplib", "pydoc", "robotparser", "socket", "wsgiref"]
-REST += [f"asyncio.test_{name}" for name in ("base_events", "events", "sslproto", "unix_events")]
+REST = ["asynchat", "asyncore", "ftplib", "imaplib", "logging", "nntplib", "poplib", "pydoc", "robotparser", "smtplib"]
+REST += ["socket", "wsgiref"]
+ASYNCIO = ["base_events", "buffered_proto", "events", "sendfile", "server", "sock_lowlevel", "sslproto", "streams"]
+REST += [f"asyncio.test_{name}" for name in (*ASYNCIO, "unix_events")]
 if os.environ.get("FOREIGN") == "all":
     GROUPS |= {name: [name] for name in REST}
 AT_ONCE = 4  # modules that run side by side

@@ -192,7 +192,7 @@ def _says_the_same(mutant: Mutant) -> bool:
     """Return whether the change is the case of a codec's name, a number in another form, or ``None`` for ``False``."""
     was, becomes = (re.sub(r"\bFalse\b", "None", text).replace("e+", "e") for text in (mutant.was, mutant.becomes))
     return was == becomes or any(
-        was.replace(f'"{name}"', f'"{name.upper()}"') == becomes for name in ("ascii", "utf-8")
+        was.replace(f'"{name}"', f'"{name.upper()}"') == becomes for name in ("ascii", "latin-1", "utf-8")
     )
 
 

@@ -29,6 +29,7 @@ from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 from relay.spawning.worker_slot import WorkerStatus
 from relay.targets.group import TargetState
+from relay.transports.resume.figures import ResumeFigures
 
 EMPTY = Statistics("", None, None).metrics([])
 WARM = EMPTY._replace(
@@ -70,7 +71,7 @@ class Running:
     ) -> None:
         self.tunnels = lambda **_: tunnels
         self.carriers = lambda: carriers
-        self.status = lambda: InstanceStatus(
+        self.status = lambda **_: InstanceStatus(
             version="1.2",
             pid=1,
             started=0.0,
@@ -79,6 +80,7 @@ class Running:
             log_level="info",
             reloads=reloads,
             workers=workers,
+            resumes=ResumeFigures(5, 4, 1, 2, 70_000),
         )
         self.timed: list[str] = []
         self.stuck: list[str] = []
@@ -281,6 +283,13 @@ def test_a_scrape_measures_the_loops_that_have_connections_for_the_next_one() ->
     assert sorted(running.timed) == ["a"] * 3 + ["gone"] * 3 + ["stuck"], "one that has not turned is not asked again"
     assert of(metrics.render().decode(), "relay_loop_lag_seconds_bucket", le="0.005") == 3
     assert len(LAGS) + 1 == len([labels for name, labels in samples(page()) if name == "relay_loop_lag_seconds_bucket"])
+
+
+def test_the_resumable_streams_have_their_metrics() -> None:
+    text = page()
+    names = ("attempts_total", "losses_total", "refused_total", "held_bytes")
+    assert [of(text, f"relay_resume_{name}") for name in names] == [5, 1, 2, 70_000]
+    assert of(text, "relay_resumes_total") == 4
 
 
 def test_the_process_has_its_metrics() -> None:

@@ -25,8 +25,14 @@ from relay.addresses.destinations import b32_of
 from relay.process import end
 from relay.testing import SAMBridge, SSHServer
 
-CHAINS = PAGES["chains"] + PAGES["transports"]
-LINES = re.findall(r"^\$ (.*?)(?: +# .*)?$", CHAINS, re.MULTILINE)
+CHAINS = PAGES["chains"] + PAGES["transports"] + PAGES["websockets"]
+# Lines with these have a promise of their own, with the other end that they need.
+ELSEWHERE = re.compile(r"wss?://|port:|sni://|redirect://|tor:")
+LINES = [
+    line
+    for line in re.findall(r"^\$ (.*?)(?: +# .*)?$", CHAINS, re.MULTILINE)
+    if not (line.startswith("relay ") and ELSEWHERE.search(line))
+]
 BIN = Path(sys.executable).parent
 PAGE = b"the page"
 

@@ -424,6 +424,7 @@ def test_the_carriers_of_all_workers_are_known(pool, tmp_path, monkeypatch):
         assert carrier.name == "ssh://me@127.0.0.1:1"
         assert carrier.worker in (1, 2)
         assert (carrier.kind, carrier.losses, sum(carrier.metrics.counts)) == ("ssh", 0, 0)
+        assert pool.resumes() == [(0, 0, 0, 0, 0)] * 2
         ended, silent = Question(), Question()
         ended.set_exception(NoAnswerError("the child process has ended"))
         monkeypatch.setattr("relay.spawning.pool.ANSWER", 0.0)

@@ -35,6 +35,7 @@ LIMITS = check_limits(["per=ip,concurrent=4"])
             (),
             "share a connection to ssh://b; see carrier_sharing",
         ),
+        (":0", [("port:nc -lk {port}", [])], (), "share a connection to port:nc …; see carrier_sharing"),
         (None, [("i2p://name.i2p", [])], (), "share a connection to i2p://name.i2p; see carrier_sharing"),
         ("ssh://me@a?listen=:1", [("127.0.0.1:1", [])], (), "only one can listen at ssh://me@a?listen="),
         ("i2p:?keys=/a", [("127.0.0.1:1", [])], (), "only one can listen at i2p:"),

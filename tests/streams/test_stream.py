@@ -11,7 +11,7 @@ from helpers import WAIT
 import relay
 from relay.addresses.parse import parse_hops
 from relay.eventloop.sockets import keep_alive, reset
-from relay.streams.stream import HANDSHAKE, StreamPath, hop_times
+from relay.streams.stream import HANDSHAKE, WEBSOCKET, StreamPath, hop_times
 from relay.testing import pair
 
 
@@ -104,6 +104,7 @@ def route(*hops):
     [
         ([], [1], ["1:target"]),
         ([], [1, HANDSHAKE], ["1:target", "1:tls"]),
+        ([], [1, WEBSOCKET], ["1:target", "1:websocket"]),
         (["ssh://a"], [2], ["2:target"]),
         (["ssh://a"], [1, 2, HANDSHAKE], ["1:ssh", "2:target", "2:tls"]),
         (["ssh://a", "socks5://b:1", "http://c:1"], [1, 2, 3, 4], ["1:ssh", "2:socks5", "3:http", "4:target"]),

@@ -22,6 +22,7 @@ class Link:
         self.lose = lambda: lost(self.error)
         self.checked = threading.Event()
         self.closed = threading.Event()
+        self.probes = []
         self.abandoned = False
         self.answers = True
         self.streams = 0
@@ -44,6 +45,9 @@ class Link:
 
     def check(self):
         self.checked.set()
+
+    def probe(self, why):
+        self.probes.append(why)
 
     def close(self):
         self.closed.set()

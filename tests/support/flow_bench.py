@@ -30,6 +30,7 @@ class HandLoop(Loop):
 
     def turn(self, now, wait=0.0):
         """Call what is due; return whether there were events."""
+        self._new.clear()
         events = self.poller.poll(wait, 128)
         for descriptor, event in events:
             handler = self.handlers.get(descriptor)

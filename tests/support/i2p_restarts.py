@@ -260,7 +260,7 @@ def sessions_are_renewed_under_load(network: i2pd.Network, service: str) -> floa
 
 def the_program_is_upgraded(network: i2pd.Network, service: str) -> float:
     """Its session ends first, because a router has only one of the same keys."""
-    router = network.router(3)
+    router = network.router(4)  # one that no scenario ends
     folder = router.folder / "upgraded"
     folder.mkdir()
     keys, control, key = folder / "keys.dat", folder / "control.sock", PrivateKey.generate()

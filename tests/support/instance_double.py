@@ -64,7 +64,7 @@ class Double:
     def change(self, name, **fields):
         self.all[name] = dataclasses.replace(self.all[name], **fields)
 
-    def status(self):
+    def status(self, *, figures=False):
         return self.facts
 
     def tunnels(self, *, figures=True):

@@ -283,15 +283,18 @@ class _Holder:
         self.answer(pid)
 
     def _reap(self) -> None:
-        """Write the signal of a crash to the output of its program; routers are ended by other signals."""
+        """Write the signal of a crash to the output of its program; routers are ended by other signals.
+
+        The process is waited for after that: a test that sees it gone finds the line.
+        """
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = ended
-                output = self._outputs.pop(pid, os.devnull)
-                number = -os.waitstatus_to_exitcode(status)
-                if number > 0 and number not in (signal.SIGTERM, signal.SIGKILL):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                output = self._outputs.pop(ended.si_pid, os.devnull)
+                is_crash = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+                if is_crash and ended.si_status not in (signal.SIGTERM, signal.SIGKILL):
                     with open(output, "a") as said:
-                        said.write(f"ended by {signal.Signals(number).name}\n")
+                        said.write(f"ended by {signal.Signals(ended.si_status).name}\n")
+                os.waitpid(ended.si_pid, 0)
 
     async def _open(self, door: int, port: int, descriptor: int) -> None:
         async def through(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -101,8 +101,12 @@ class PlainSAM:
         self._router = router
         self._name = name
         self._control = self._hello()
-        self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
-        self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
+        try:
+            self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
+            self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
+        except BaseException:
+            self._control.close()
+            raise
 
     def connect(self, dest: str, timeout: float = WAIT_FOR_ROUTERS) -> socket.socket:
         """A stream to a destination, which may not be known yet.

@@ -34,6 +34,11 @@ PACKAGES = {
     "microsocks": "microsocks",
     "tinyproxy": "tinyproxy-bin",
     "squid": "squid-openssl",
+    "nginx": "nginx-light",
+    "haproxy": "haproxy",
+    "apache2": "apache2-bin",
+    "caddy": "caddy",
+    "websockify": "websockify",
 }
 
 

@@ -207,6 +207,7 @@ def _import_all() -> None:
 def _main() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     sys.path[0] = os.path.dirname(RELAY)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell ignores it in what it starts in the background
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this process
     _import_all()
     _serve(control)

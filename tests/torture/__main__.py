@@ -28,7 +28,7 @@ from relay.testing import check_leaks
 
 from . import crashes, network
 from .driver import Driver
-from .faulty import FAULTY, FaultyRig
+from .faulty import FAULTY
 from .relays import RELAYS
 from .traffic import Traffic
 
@@ -69,8 +69,7 @@ def run(name: str, seed: int, connections: int, steps: int, result: Result, note
         try:
             driver.run()
         finally:
-            if isinstance(rig, FaultyRig):
-                result.faults.update(rig.faults())
+            result.faults.update(rig.faults())
     result.add(driver)
 
 

@@ -60,12 +60,15 @@ class FaultyRig(Entrance):
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
 
+_TWO = (
+    '[tunnels.one]\nlisten = "127.0.0.1:0"\n'
+    'target = "{scheme}://127.0.0.1:{port}{path}?servername=localhost&ca={folder}/ca.pem"\n'
+    '[tunnels.two]\nlisten = "{scheme}://127.0.0.1:{port}{path}?cert={folder}/cert.pem"\ntarget = "{far}"\n'
+)
 _FILES = {
     "tcp": '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{far}"\n',
-    "tls": (
-        '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "tls://127.0.0.1:{port}?servername=localhost&ca={folder}/ca.pem"\n'
-        '[tunnels.two]\nlisten = "tls://127.0.0.1:{port}?cert={folder}/cert.pem"\ntarget = "{far}"\n'
-    ),
+    "tls": _TWO.replace("{path}", "").replace("{scheme}", "tls"),
+    "wss": _TWO.replace("{path}", "/torture").replace("{scheme}", "wss"),
     "limited": (
         '[tunnels.one]\nlisten = "127.0.0.1:0"\ntarget = "{far}"\n'
         'limit = [{{per = "tunnel", bandwidth = "400MB/s"}}, {{per = "ip", quota = "100TB/day"}}]\n'

@@ -59,6 +59,10 @@ class Entrance:
         """Change something at the running relay; return whether that may reset connections. Here it does nothing."""
         return False
 
+    def faults(self) -> dict[str, int]:
+        """Return the number of faults of each kind. Here there are none."""
+        return {}
+
 
 class World:
     """Programs and their files. A context manager, which ends them all.

@@ -12,12 +12,13 @@ from relay.addresses.destinations import b32_of
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.ssh import SSHServer
-from relay.addresses.values import TCPAddress
+from relay.addresses.values import TCPAddress, UnixAddress
 from relay.streams.connect import SocketDialer
 from relay.streams.stream import Request
 from relay.testing import SAMBridge
 from relay.transports import dynamic as module
 from relay.transports.dynamic import dynamic, parse_rule
+from relay.transports.proxies.sni_server import NamedRequest
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -107,6 +108,13 @@ def test_what_a_pattern_is_about(pattern, host, port, matches):
         ("*=tls://a:1", "is a target, not a hop"),
         ("*=ssh://a,ssh://", "the host is empty"),
         ("*=ssh://me:secret@", "the host is empty"),
+        ("*=tcp://a", "no port"),
+        ("*=tcp://a:1,ssh://b", "port"),
+        ("*=tcp://a:1,tcp://b:1", "tcp:// is a target, not a hop"),
+        ("*=unix://a", "the path is not absolute"),
+        ("*=socks5://a:1,unix:///a", "leads to hosts and ports only"),
+        ("*=i2p:,tcp://a:1", "what follows i2p: has a name in .i2p"),
+        ("*=ssh://a,tcp://b:1?mptcp=yes", "leave mptcp out"),
     ],
 )
 def test_a_rule_that_cannot_be_is_named(text, problem):
@@ -129,6 +137,87 @@ def test_a_way_is_hops_with_commas_between():
     assert parse_rule("*=ssh://a").route == (SSHServer("a"),)
     route = parse_rule("*=ssh://a?known_hosts=x,y,ssh://b,i2p:?sam=h:1").route
     assert route == (SSHServer("a", known_hosts="x,y"), SSHServer("b"), I2PRouter(sam=parse_sam("h:1")))
+
+
+def test_a_way_may_end_at_a_target():
+    assert parse_rule("*=tcp://a:1").target == TCPAddress("a", 1)
+    rule = parse_rule("*=ssh://a?known_hosts=x,y,ssh://b,unix:///run/c")
+    assert rule.route == (SSHServer("a", known_hosts="x,y"), SSHServer("b"))
+    assert rule.target == UnixAddress("/run/c")
+    named = parse_rule("*=b,a,TCP://c:1", {"a": SSHServer("a"), "b": SSHServer("b")})
+    assert (named.route, named.target) == ((SSHServer("b"), SSHServer("a")), TCPAddress("c", 1))
+    assert parse_rule("*=ssh://a").target is None
+    behind = parse_rule("*=ssh://a,tor:,tcp://b.onion:1")
+    assert ([type(hop).__name__ for hop in behind.route], behind.target) == (
+        ["SSHServer", "TorProxy"],
+        TCPAddress("b.onion", 1),
+    )
+
+
+def test_a_target_stands_for_what_the_client_asks_for():
+    with contextlib.closing(dynamic(rules=["a=tcp://b:1", "c=unix:///run/c", "*=ssh://h,tcp://d:2"])) as factory:
+        assert factory.select(asked("a")).target == "b:1"
+        assert factory.select(asked("c")).target == "unix:///run/c"
+        over = factory.select(asked("e"))
+        assert (over.target, over.route) == ("d:2", (SSHServer("h"),))
+        with pytest.raises(relay.ConnectError, match="invalid target"):  # a rule makes no name right
+            factory.select(asked("e..e"))
+
+
+def test_a_target_of_i2p_goes_over_its_router():
+    rules = ["a=tcp://site.i2p:80", f"b=i2p:?sam=127.0.0.3:7656,tcp://{'a' * 52}.b32.i2p:80"]
+    with contextlib.closing(dynamic(rules=rules, sam="127.0.0.2:7656")) as factory:
+        assert factory.select(asked("a")).route == (I2PRouter(sam=parse_sam("127.0.0.2:7656")),)
+        assert factory.select(asked("b")).route == (I2PRouter(sam=parse_sam("127.0.0.3:7656")),)
+
+
+HERE = ("0.0.0.0", 443)
+
+
+@pytest.mark.parametrize(
+    ("rules", "via", "name"),
+    [
+        ([], [], "a"),
+        ([], ["ssh://h"], "a"),
+        (["b=direct"], ["ssh://h"], "a"),
+        (["b=direct"], [], "site.i2p"),
+        (["a=refuse", "*=direct"], [], "a"),
+        (["*=direct"], [], ""),
+        (["a=tcp://b:1"], [], ""),
+    ],
+)
+def test_a_server_that_is_only_named_needs_a_rule(rules, via, name):
+    with contextlib.closing(dynamic(via, rules)) as factory:
+        with pytest.raises(relay.ConnectError, match="the rules refuse it") as raised:
+            factory.select(NamedRequest(name, b"", HERE))
+        assert raised.value.reason == "denied"
+
+
+def test_a_server_that_is_only_named_gets_that_of_its_rule():
+    with contextlib.closing(dynamic(rules=["a=tcp://b:1", "*.c=direct", "*=tcp://d:2"])) as factory:
+        for name, target in (("a", "b:1"), ("x.c", "x.c:443"), ("e", "d:2"), ("", "d:2")):
+            assert factory.select(NamedRequest(name, b"", HERE)).target == target
+
+
+@pytest.mark.parametrize(
+    ("here", "addresses", "left"),
+    [
+        (("0.0.0.0", 443), ["127.0.0.1", "127.1.2.3"], []),
+        (("0.0.0.0", 443), ["127.0.0.1", "192.0.2.1"], ["192.0.2.1"]),
+        (("127.0.0.1", 443), ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]),
+        (("::", 443), ["::1", "127.0.0.1", "::ffff:127.0.0.1"], []),
+        (("127.0.0.1", 8443), ["127.0.0.1"], ["127.0.0.1"]),
+    ],
+)
+def test_a_name_that_is_the_listener_itself_is_refused(resolves, here, addresses, left):
+    resolves(*addresses)
+    with contextlib.closing(dynamic(rules=["*=direct"])) as factory:
+        direct = factory.select(NamedRequest("name.invalid", b"", here))
+        if left:
+            assert [endpoint.address[0] for endpoint in direct.resolve()] == left
+        else:
+            with pytest.raises(relay.ConnectError, match="^name.invalid:443: it is the listener itself; give"):
+                direct.resolve()
 
 
 def test_the_first_rule_that_matches_wins():

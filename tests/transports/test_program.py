@@ -108,7 +108,7 @@ def test_a_file_that_is_no_program_after_all(tmp_path):
     file.chmod(0o755)
     with opened(str(file)) as stream:
         assert receive_until_reset(stream.socket) == b""
-        assert str(failure(stream)).endswith(f"ended with status 1 ({file}: Exec format error)")
+        assert str(failure(stream)).endswith(f"ended with status 126 ({file}: Exec format error)")
 
 
 def test_arguments_that_are_too_long():

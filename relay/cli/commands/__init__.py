@@ -15,11 +15,13 @@ COMMANDS = {
     "expose": "Publish a local service on an SSH server or on I2P.",
     "socks": "Run a SOCKS or HTTP proxy.",
     "up": "Open all the tunnels of a file.",
+    "run": "Open tunnels for as long as a program runs.",
     "ctl": "Show and control a running relay.",
     "service": "Write a systemd unit for the tunnels of a file.",
     "check": "Check a file, or a command line, and connect to nothing.",
     "doctor": "Test a route hop by hop, and name the step that fails.",
     "pipe": "Connect standard input and output to a target.",
+    "resume-server": "Serve streams that outlive a lost connection.",
     "demo": "Relay a web server over SSH and I2P, and compare every byte.",
     "keys": "Make and show the keys of I2P destinations.",
     "help": "Show the help of relay, of a command, or of a topic.",
@@ -31,6 +33,7 @@ def command(name: str) -> click.Command:
 
     :param name: one of :data:`COMMANDS`.
     """
-    found = getattr(import_module(f".{name}", __package__), name)
+    module = name.replace("-", "_")
+    found = getattr(import_module(f".{module}", __package__), module)
     assert isinstance(found, click.Command)
     return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ...addresses.i2p import I2PListen
+from ...addresses.hops import owner_of_keys
 from ...addresses.parse import parse_elsewhere, parse_listen
 from ...addresses.printable import printable
 from ...daemon.failures import configuration_read
@@ -244,12 +244,12 @@ def _of_line(command: str, words: Sequence[str]) -> tuple[Config, list[str]]:
         listen = parse_listen(given["listen"])
         if others := given.pop("others", None):
             given["target"] = [given["target"], *others]
-        if isinstance(listen, I2PListen):  # it is expose that keeps destinations
-            given["transient"] = not (listen.router.keys or listen.router.session)
+        if (owner := owner_of_keys(listen)) is not None:  # it is expose that keeps destinations
+            given["transient"] = not (owner.keys or owner.session)
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     top = {name: said[name] for name in File.model_fields if name in said}
     tunnel = {name: said[name] for name in Tunnel.model_fields if name in said and name not in top}
-    known = {*Tunnel.model_fields, *File.model_fields, "others", "on"}
+    known = {*Tunnel.model_fields, *File.model_fields, "others", "on", "resume"}  # the last one has changed the hops
     left_out = [option for name, option in options.items() if name not in known]
     return of_command_line(command, tunnel, top, listen), left_out
 

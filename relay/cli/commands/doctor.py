@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...addresses.hops import over_i2p
-from ...addresses.i2p import I2PTarget
+from ...addresses.hops import is_slow
 from ...addresses.printable import shown
 from ...daemon.failures import carriers_quiet, configuration_read
 from ...daemon.options import Options
@@ -59,7 +58,7 @@ _TIMEOUT, _OVER_I2P = 60.0, 300.0
     "--timeout",
     metavar=SECONDS,
     type=finite_seconds,
-    help="Maximum time for each route, hops included [60; over I2P 300].",
+    help="Maximum time for each route, hops included [60; over I2P or Tor 300].",
 )
 @click.option(
     "--listen",
@@ -184,4 +183,4 @@ def _report(
 
 def _is_slow(job: Job) -> bool:
     ends = [each for each in (job.target, job.listen) if each is not None]
-    return any(isinstance(end, I2PTarget) for end in ends) or over_i2p((*job.route, *job.listen_via), *ends)
+    return is_slow((*job.route, *job.listen_via), *ends)

@@ -9,8 +9,10 @@ import click
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FLAG, Option, options_of, written
 from ...addresses.ssh import LISTEN, SSHServer
+from ...addresses.tor import TorListen, TorProxy
 from ...addresses.values import TLSListen, TLSTarget
 from ..output import failures_reported, print_line
+from . import COMMANDS
 
 HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
 
@@ -19,7 +21,10 @@ HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
   socks5://[USER@]HOST:PORT  a SOCKS5 proxy
   http://[USER@]HOST:PORT    an HTTP proxy (CONNECT)
   https://[USER@]HOST[:PORT] an HTTP proxy over TLS (parameters: relay help tls)
+  tor:                       the tor on this machine; it knows names in .onion
+  wss://[USER@]HOST/PATH     relay socks in WebSockets (see: relay help tls)
   exec:COMMAND %h %p         a program, like a ProxyCommand
+  port:PROGRAM {{port}}        a program that opens a port ({{path}}: a socket)
 
 Parameters follow a question mark: ssh://me@bastion?keyfile=FILE&keepalive=5
 
@@ -27,16 +32,22 @@ SSH. What no parameter says, your SSH configuration and agent do.
 
 {ssh}
 
+Tor
+
+{tor}
+
 I2P
 
 {i2p}
   inbound.quantity=5         any option of the router
 """
 
-TLS = """TLS at LISTEN and TARGET
+TLS = """TLS and WebSockets at LISTEN and TARGET
 
   tls://HOST:PORT            as TARGET: relay verifies the certificate
   tls://HOST:PORT?cert=FILE  as LISTEN: clients speak TLS to relay
+  wss://HOST/PATH            as TARGET: a WebSocket over TLS; ws:// has none
+  wss://HOST:PORT/PATH?…     as LISTEN: with cert=; ws:// is for the loopback
 
 Parameters follow a question mark: tls://db:5432?ca=db.pem&servername=db
 All files are PEM. relay loads a certificate again when its file changes.
@@ -48,6 +59,14 @@ As TARGET. Without ca the authorities of the system count.
 As LISTEN
 
 {listen}
+
+WebSockets as TARGET, beside those of TLS but groups
+
+{ws_target}
+
+WebSockets as LISTEN, beside those of TLS but alpn
+
+{ws_listen}
 """
 
 
@@ -64,12 +83,20 @@ def _lines(options: Mapping[str, Option]) -> str:
 def hops() -> str:
     """The help on hops, made from the options of the addresses."""
     ssh = _lines({**options_of(SSHServer), "listen": LISTEN})
-    return HOPS.format(ssh=ssh, i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}))
+    tor = _lines({**options_of(TorProxy), **options_of(TorListen)})
+    return HOPS.format(ssh=ssh, tor=tor, i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}))
 
 
 def tls() -> str:
     """The help on TLS, made from the options of the addresses."""
-    return TLS.format(target=_lines(options_of(TLSTarget)), listen=_lines(options_of(TLSListen)))
+    from ...addresses.websocket import WSListen, WSTarget
+
+    return TLS.format(
+        target=_lines(options_of(TLSTarget)),
+        listen=_lines(options_of(TLSListen)),
+        ws_target=_lines(options_of(WSTarget)),
+        ws_listen=_lines(options_of(WSListen)),
+    )
 
 
 EXIT_STATUS = """Exit statuses of relay
@@ -84,11 +111,37 @@ EXIT_STATUS = """Exit statuses of relay
 relay ctl: 1 if the relay that runs does not answer, or has not done it, also
 because of its file; 2 also if no relay is there.
 
-relay pipe ends by the signal that ended it. Every failure is one line on
-standard error; --debug adds a traceback.
+relay pipe ends by the signal that ended it. relay run has the status of its
+program, or 128 and the number of the signal that ended it. Every failure is
+one line on standard error; --debug adds a traceback.
 """
 
-TOPICS = {"hops": hops(), "tls": tls(), "exit-status": EXIT_STATUS}
+REDIRECT = """redirect://HOST:PORT as LISTEN of relay socks, on Linux
+
+A firewall of this machine redirects connections to relay, which leads each to
+where it was going, over the hops of the rules. relay changes no firewall.
+
+For what the programs of this machine send to 10.0.0.0/8, with relay as the
+user relay at redirect://127.0.0.1:1081, two lines for nft -f FILE, in a table:
+
+table inet relay {
+  chain out {
+    type nat hook output priority -100;
+    ip daddr 10.0.0.0/8 meta l4proto tcp meta skuid != relay redirect to :1081
+  }
+}
+
+skuid leaves out what relay itself sends: it would come back to relay. On a
+gateway, for what other machines send, the hook is prerouting, skuid is left
+out, and relay listens at an address of the inner interface, or 0.0.0.0. IPv6
+needs ip6 daddr, and a listener at [::1] or [::].
+
+A connection that was not redirected is reset, with the reason denied.
+
+  nft delete table inet relay    ends it
+"""
+
+TOPICS = {"hops": hops(), "tls": tls(), "redirect": REDIRECT, "exit-status": EXIT_STATUS}
 
 
 @click.command
@@ -101,6 +154,8 @@ def help(context: click.Context, words: Sequence[str]) -> None:  # noqa: A001  (
     if len(words) == 1 and words[0] in TOPICS:
         print_line(TOPICS[words[0]].rstrip())
         return
+    if len(words) == 1 and words[0] not in COMMANDS and not words[0].startswith("-"):
+        raise click.exceptions.NoSuchCommand(words[0], possibilities=[*COMMANDS, *TOPICS], ctx=context.parent)
     with failures_reported(debug=False):
         root = context.find_root().command
         root([*words, "--help"], standalone_mode=False, prog_name="relay")

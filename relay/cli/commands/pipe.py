@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import click
 
-from ...addresses.hops import over_i2p
+from ...addresses.hops import is_slow
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ...api.urls import dialer
 from ...daemon.failures import carriers_quiet, configuration_read
@@ -49,7 +49,10 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 @option_of_tunnel("connect_timeout")
 @click.option("--idle-timeout", metavar=SECONDS, type=seconds, help="Exit after this long without traffic [no limit].")
 @click.option(
-    "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [no limit; over I2P 5]."
+    "--linger",
+    metavar=SECONDS,
+    type=seconds_or_zero,
+    help="Idle timeout after a half-close [no limit; over I2P or Tor 5].",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log to standard error what relay does.")
 @debug
@@ -82,7 +85,7 @@ def pipe(
         place = read_target(target, hops)
         startup.preload_backend(hops)
         if connect_timeout is None:
-            connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
+            connect_timeout = CONNECT_TIMEOUT if is_slow(hops, place) else 30.0
         with configuration_read():
             made = dialer(hops, place)
         with made as factory:

@@ -64,7 +64,7 @@ def install(manager: str | None, config: Path | None, force: bool, debug: bool) 
     The unit is relay.service in ~/.config/systemd/user, or with --system in /etc/systemd/system. With --system it runs
     as a user that systemd makes, or as the owner of FILE if that is in a home directory or not readable for all users.
 
-    Install it again after a change of FILE that needs other privileges: a file to write, a port below 1024, exec:.
+    Install it again after a change of FILE that needs other privileges: a file to write, a port below 1024, a program.
     """
     with failures_reported(debug=debug):
         from ..service.writing import path_of, write

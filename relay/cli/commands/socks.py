@@ -32,6 +32,10 @@ relay socks http://127.0.0.1:3128 --rule '*:443=direct' (an HTTP proxy for https
 
 relay socks 1080 --rule '10.0.0.0/8=refuse' --rule '*=direct' (nor to names that resolve into 10.0.0.0/8)
 
+relay socks sni://0.0.0.0:443 --rule 'www.example.com=unix:///run/www.sock' --rule '*.example.com=ssh://me@bastion'
+
+relay socks redirect://127.0.0.1:1081 --via ssh://me@bastion (what a firewall redirects; see relay help redirect)
+
 relay socks 0.0.0.0:1080 --user guest --password-file FILE (every interface; a user and a password are required)
 
 curl --proxy socks5h://127.0.0.1:1080 https://intranet.corp.example/ is a client (socks5:// looks names up itself).
@@ -43,15 +47,19 @@ A comma between two hops of a rule is followed by a scheme.
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
-    "listen", metavar="LISTEN", help="1080, :0, HOST:PORT, unix:///PATH or systemd:NAME for SOCKS; http://HOST:PORT"
+    "listen",
+    metavar="LISTEN",
+    help="1080, :0, HOST:PORT, unix:///PATH or systemd:NAME for SOCKS; http://HOST:PORT, sni://HOST:PORT, "
+    "redirect://HOST:PORT",
 )
 @via
 @click.option(
     "--rule",
     metavar="PATTERN=ROUTE",
     multiple=True,
-    help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP. "
-    "The first that matches wins; what none is about goes over --via, else it is refused.",
+    help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP, "
+    "perhaps with tcp://HOST:PORT or unix:///PATH at the end, to lead there. The first that matches wins; what none is "
+    "about goes over --via, else it is refused.",
 )
 @click.option("--user", metavar="NAME", help="Allow only this user, with a password.")
 @click.option(
@@ -85,6 +93,10 @@ def socks(
 
     The last hop resolves names: that of --via, or of the rule that matches; without hops, this machine does. The I2P
     router on this machine, or the one given with --sam, resolves .i2p names unless a rule matches.
+
+    With sni:// the clients speak TLS, and each gets the server that it names, at port 443, or the target of its rule;
+    relay decrypts nothing. A server without a rule is refused. * also matches clients that name none, if it has a
+    target.
 
     A rule that rejects a network also rejects names that resolve into it, if a later rule says direct for them.
 

@@ -28,11 +28,16 @@ LIMITS: dict[Stage, tuple[float, str]] = {
     Stage.CONNECT: (10.0, "no answer in time; is the host up and the port open? A firewall may drop the packets"),
     Stage.TLS: (10.0, "no TLS handshake in time; does the port speak TLS?"),
     Stage.PROXY: (30.0, "no answer from the proxy in time; check that it is the right kind of proxy"),
+    Stage.WEBSOCKET: (15.0, "no answer to the request in time; check that it is a WebSocket server"),
     Stage.KEY_EXCHANGE: (15.0, "no answer in time; check that it is an SSH server and alive"),
     Stage.HOST_KEY: (15.0, "not verified in time; check that the known_hosts files can be read"),
     Stage.LOGIN: (20.0, "the login was not finished in time; check the server's log"),
     Stage.SSH_CLIENT: (40.0, "the login was not finished in time; run ssh -v to see why"),
     Stage.CHANNEL: (20.0, "the server has not connected in time; check that the target is up and not firewalled there"),
+    Stage.PROGRAM: (
+        26.0,
+        "it does not listen in time; run it by hand, with a port of your own, and look at what it says",
+    ),
     Stage.BRIDGE: (12.0, "no answer in time; check that this is the SAM port of a router"),
     Stage.SESSION: (
         180.0,
@@ -173,6 +178,14 @@ def _proxy(step: RecordedStep, error: BaseException | None, status: Status) -> l
     return [_failed(step, "proxy request" if about_target else "proxy", error, status)]
 
 
+def _websocket(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
+    if error is not None:
+        return [_failed(step, "websocket", error, status)]
+    subprotocol = step.facts.get("subprotocol")
+    spoken = f"speaks {subprotocol}" if subprotocol else "speaks plain messages, so that no end goes alone"
+    return [_ok(step, "websocket", f"{step.facts['path']} is there, and {spoken}", subprotocol=subprotocol)]
+
+
 def _channel(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
     server = step.facts["server"]
     allowed = Check("forwarding", server, Status.OK, f"the server forwards to {step.subject}")
@@ -189,6 +202,13 @@ def _sshd_policy(advice: str) -> str:
     if "AllowTcpForwarding" not in advice:
         return advice
     return "set AllowTcpForwarding yes in its sshd_config (for a Unix socket AllowStreamLocalForwarding), and let PermitOpen list the target"  # noqa: E501
+
+
+def _program(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
+    if error is not None:
+        return [_failed(step, "program", error, status)]
+    place = step.facts.get("place", "")
+    return [_ok(step, "program", f"listens at {place}, which the kernel says is its own", place=place)]
 
 
 def _bridge(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
@@ -217,11 +237,13 @@ _EXPLAINERS: dict[Stage, Callable[[RecordedStep, BaseException | None, Status], 
     Stage.CONNECT: _connect,
     Stage.TLS: _tls,
     Stage.PROXY: _proxy,
+    Stage.WEBSOCKET: _websocket,
     Stage.KEY_EXCHANGE: ssh_steps.key_exchange,
     Stage.HOST_KEY: ssh_steps.host_key,
     Stage.LOGIN: ssh_steps.login,
     Stage.SSH_CLIENT: ssh_steps.client,
     Stage.CHANNEL: _channel,
+    Stage.PROGRAM: _program,
     Stage.BRIDGE: _bridge,
     Stage.SESSION: _session,
     Stage.DESTINATION: _destination,

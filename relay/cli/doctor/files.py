@@ -10,6 +10,7 @@ from typing import Any
 
 from ...addresses.hops import Route
 from ...addresses.i2p import I2PRouter
+from ...addresses.resume import place_of
 from ...addresses.ssh import SSHServer
 from ...api.urls import dialer
 from ...daemon.preflight import Preflight, Routes
@@ -30,7 +31,7 @@ def configuration(where: Any, before: Route, route: Route, target: Any, subject:
     errors: list[Exception] = []
     make = functools.partial(_nothing if target is None else functools.partial(dialer, route, target))
     # Names are not looked up here: the probe does that as a step of its own, with its time.
-    Preflight(names=False).check(Routes(where, before, [(route, target)]), make, errors.append)
+    Preflight(names=False).check(Routes(where, before, [(route, target)]), make, lambda error, _: errors.append(error))
     seen = dict.fromkeys(map(str, errors))
     first = {str(error): error for error in reversed(errors)}
     checks = []
@@ -51,7 +52,7 @@ def permissions(hops: Iterable[object]) -> list[Check]:
     """Check the rights of the key files, the known hosts and the secrets of hops."""
     private: dict[str, None] = {}
     public: dict[str, None] = {}
-    for hop in hops:
+    for hop in map(place_of, hops):
         for name in ("password_file", "passphrase_file"):
             if (path := getattr(hop, name, None)) is not None:
                 private[os.path.expanduser(path)] = None

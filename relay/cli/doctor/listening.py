@@ -8,9 +8,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...addresses.hops import Listen, Route
+from ...addresses.hops import Listen, Route, listens_at_tor
 from ...addresses.i2p import I2PListen
 from ...addresses.ssh import SSHListen
 from ...addresses.values import SystemdListen, TCPAddress, UnixAddress, is_loopback, refuse_onion
@@ -20,6 +20,9 @@ from ..running import process_at
 from .probe import RouteProbe
 from .report import Check, Status
 from .wording import split
+
+if TYPE_CHECKING:
+    from ...addresses.tor import TorListen
 
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "this machine has no such address: correct it, or listen on 127.0.0.1",
@@ -45,6 +48,8 @@ def check_listen(
         return _on_server(where, before, make_probe, deadline, open_remote=open_remote)
     if isinstance(where, I2PListen):
         return _at_i2p(where, before, make_probe, deadline, open_remote=open_remote)
+    if listens_at_tor(where):
+        return [_at_tor(where, deadline, open_remote=open_remote)]
     if isinstance(where, UnixAddress):
         return [_unix(where.path)]
     if isinstance(where, SystemdListen):
@@ -128,6 +133,26 @@ def _at_i2p(
         return checks
     finally:
         probe.close()
+
+
+def _at_tor(where: TorListen, deadline: float, *, open_remote: bool) -> Check:
+    """Log in at the control port, and publish a service with a new key if the user has requested that."""
+    from ...transports.tor.control import ControlConnector
+    from ...transports.tor.listener import TorListener
+
+    begun = time.monotonic()
+    subject = str(where)
+    try:
+        if open_remote:
+            with TorListener(dataclasses.replace(where, keys=None, session=""), subject) as listener:
+                listener.start(max(0.1, deadline - begun))
+        else:
+            ControlConnector(subject, where, TCPAddress("127.0.0.1", 9)).try_login(deadline)
+    except OSError as error:
+        detail, advice = split("tor control", error, subject)
+        return Check("tor control", subject, Status.FAILED, detail, advice, time.monotonic() - begun)
+    detail = "tor takes an onion service" if open_remote else "logged in; --listen tests an onion service"
+    return Check("tor control", subject, Status.OK, detail, seconds=time.monotonic() - begun)
 
 
 def _on_server(

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...access.rules import has_kind
-from ...addresses.hops import AT_PORT, Command, Listen
-from ...addresses.i2p import I2PListen, I2PRouter
+from ...addresses.hops import AT_PORT, Command, Listen, owner_of_keys
+from ...addresses.i2p import I2PRouter
 from ...addresses.options import FILE, options_of
 from ...addresses.parse import parse_listen
 from ...addresses.ssh import SSHServer
@@ -77,7 +77,7 @@ def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer],
 
 
 def _addresses(entry: Entry) -> list[object]:
-    routes = [rule.route for rule in entry.rules]
+    routes = [(rule.route, rule.target) for rule in entry.rules]
     return [entry.target, entry.via, list(entry.others), entry.listen_via, entry.bridges, routes]
 
 
@@ -141,9 +141,9 @@ class _Found:
             if not has_kind(text) and os.path.exists(self.path(path)):
                 self.read(path)
         self.add_listening(listen)
-        if isinstance(listen, I2PListen):
+        if (owner := owner_of_keys(listen)) is not None:
             self.write(tunnel.keys)
-            if tunnel.keys is None and listen.router.keys is None and not tunnel.transient:
+            if tunnel.keys is None and owner.keys is None and not tunnel.transient:
                 # Where a destination is stored that has no key file of its own.
                 self.writes.append(os.path.join(self._home, ".local/share/relay"))
         for value in _values(listen):
@@ -167,7 +167,7 @@ class _Found:
         if isinstance(value, UnixAddress):
             self.sockets.append(self.path(value.path))
         elif isinstance(value, Command):
-            self.programs.append("exec:")
+            self.programs.append(f"{value.scheme}:")
         elif isinstance(value, SSHServer) and self._is_program_needed(value):
             self.programs.append("the OpenSSH client")
         self._add_files(value)

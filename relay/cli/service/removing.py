@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 
 from ... import config as files
+from ...addresses.hops import owner_of_keys
 from ...addresses.i2p import I2PListen
 from ...addresses.printable import one_line, shown
 from ...daemon.failures import configuration_read
@@ -78,8 +79,9 @@ def _kept(config: str | None) -> list[str]:
         check_problems(read)
         for plan in plans:
             where = plan.routes.where
-            if isinstance(where, I2PListen) and where.router.session and where.router.keys is None:
-                found.append(str(path_of_session(where.router.session)))
+            owner = owner_of_keys(where)
+            if owner is not None and owner.session and owner.keys is None:
+                found.append(str(path_of_session(owner.session, "i2p" if isinstance(where, I2PListen) else "tor")))
         if read.file.state not in (None, "none"):
             found.append(os.path.abspath(os.path.expanduser(str(read.file.state))))
     return [each for each in dict.fromkeys(found) if os.path.lexists(each)]

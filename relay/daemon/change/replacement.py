@@ -26,9 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ...access.options import rules_of
-from ...addresses.hops import AT_PORT, ProxyListen
+from ...addresses.hops import AT_PORT, ProxyListen, owner_of_keys
 from ...addresses.https import WITH_CERTIFICATE
-from ...addresses.i2p import I2PListen
 from ...addresses.values import TLSListen, has_mptcp
 from ...config import LISTS
 from ...config.listen_conflicts import exclude_each_other, group_of
@@ -180,7 +179,7 @@ class Replacement:
                 plan.check(preflight)  # all that can be checked while the old listener is open
                 leaving.vacated[other] = None  # first: if it fails, the listener may be closed already
                 other.vacate()
-                if isinstance(other.member.plan.routes.where, I2PListen):
+                if owner_of_keys(other.member.plan.routes.where) is not None:
                     ending.append(other.member)  # this one needs the keys of its session
         opening = functools.partial(plan.bind, preflight, inherited=Inherited(heirlooms))
         self._opening = ListenerOpening(functools.partial(_open_after, ending, opening))

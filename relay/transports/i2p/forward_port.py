@@ -118,7 +118,7 @@ class ForwardPort:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it on Linux
         if _DEFER is not None:  # the kernel reports a connection once it has data
             self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(LINE_TIMEOUT))
-        self._check = _RouterCheck(session.name, lookup, self._socket)
+        self._check = PortCheck(session.name, lookup, self._socket)
         if self._check.holds_ends:
             # Before the router knows the number: a connection inherits the filter when the kernel makes it.
             hold_end(self._socket)
@@ -218,7 +218,7 @@ class ForwardPort:
 
     def _take(self, accepted: socket.socket, address: tuple[str, int], now: float) -> None:
         # Before anything is read: the user of a closed end is known only while its FIN is held back.
-        if not self._check.is_router(address):
+        if not self._check.is_of_program(address):
             return reset(accepted)
         if self._check.holds_ends:
             release_end(accepted)
@@ -249,42 +249,47 @@ class ForwardPort:
         self._update_there()
 
 
-class _RouterCheck:
-    """Recognizes the router's connections by their user.
+class PortCheck:
+    """Recognizes the connections of a program by their user.
 
     :param name: of the session, in the log.
     :param lookup: finds the user of a connection; ``None`` to accept every connection.
     :param listening: the socket of the port.
+    :param program: the word for it, in the log.
     """
 
-    def __init__(self, name: str, lookup: PeerUidLookup | None, listening: socket.socket) -> None:
+    def __init__(
+        self, name: str, lookup: PeerUidLookup | None, listening: socket.socket, program: str = "router"
+    ) -> None:
         self.holds_ends = lookup is not None and lookup.knows_closed
         self._name = name
         self._lookup = lookup
         self._family = listening.family
         self._address = listening.getsockname()[:2]
-        self._user: int | None = None  # of the router
+        self._program = program
+        self.user: int | None = None  # of the program
         self._has_warned = False
 
     def learn(self, conversation: socket.socket) -> None:
         """Learn the router's user from a connection to the bridge."""
         if self._lookup is not None:
             # Learned with each session: after a restart the router may run as another user.
-            self._user = self._lookup.of(conversation)
+            self.user = self._lookup.of(conversation)
 
-    def is_router(self, address: tuple[str, int]) -> bool:
-        """Return whether a connection from this address is the router's; log if it is not."""
+    def is_of_program(self, address: tuple[str, int]) -> bool:
+        """Return whether a connection from this address is that of the program; log if it is not."""
         if self._lookup is None:
             return True
         user = self._lookup.between(self._family, address, self._address)
-        if user is not None and user == self._user:
+        if user is not None and user == self.user:
             return True
         client = "a program of unknown user" if user is None else f"user {user}"
         # Any program of the machine can repeat it at will; one warning is enough.
         level = logging.DEBUG if self._has_warned else logging.WARNING
         self._has_warned = True
-        text = "%s: %s connected to the port for the router's streams; rejected, because the router's user is %s"
-        logger.log(level, text, self._name, client, "unknown" if self._user is None else self._user)
+        text = "%s: %s connected to the port for the %s's streams; rejected, because the %s's user is %s"
+        known = "unknown" if self.user is None else self.user
+        logger.log(level, text, self._name, client, self._program, self._program, known)
         return False
 
 

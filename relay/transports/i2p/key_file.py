@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ...access.regular_file import open_regular
 from ...addresses.destinations import PrivateKey
@@ -34,7 +34,18 @@ _AHEAD = 365 * 24 * 3600
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
-class KeyFile:
+class Key(Protocol):
+    """A private key."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of its file."""
+
+
+AnyKey = TypeVar("AnyKey", bound=Key)
+
+
+class KeyFile(Generic[AnyKey]):
     """A private key in a locked file.
 
     :param path: of the file, as it was given.
@@ -43,18 +54,21 @@ class KeyFile:
     :param seconds_since_session: seconds since a session of the key has ended, as far as that is known.
     """
 
-    def __init__(self, path: Path, key: PrivateKey, lock: _Lock, seconds_since_session: float = math.inf) -> None:
+    def __init__(self, path: Path, key: AnyKey, lock: _Lock, seconds_since_session: float = math.inf) -> None:
         self.path = path
         self.key = key
         self.seconds_since_session = seconds_since_session
         self._lock = lock
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], make: Callable[[], PrivateKey]) -> Self:
+    def open(
+        cls, path: str | os.PathLike[str], make: Callable[[], AnyKey], parse: Callable[[bytes], AnyKey] | None = None
+    ) -> Self:
         """Lock the file and read the key; if there is no file, create it with a new key.
 
         :param path: of the file; its directory must exist.
         :param make: returns a new key; called if there is no file, while its name is locked.
+        :param parse: makes a key of the bytes of a file, and raises :class:`ValueError`; ``None`` for keys of I2P.
         :returns: the key, locked until :meth:`close` or the end of the process.
         :raises SAMError: if the key is in use, in this process or another; if the file is invalid or accessible to
             other users; or if it cannot be read, written or locked. The file stays unchanged then.
@@ -68,7 +82,7 @@ class KeyFile:
                 _remove_temporaries(real)
             # One that was killed could not record the end of its session, which may have been just now.
             seconds_since_session = 0.0 if lock.was_left else _seconds_since_session(real)
-            key = _read(real, name)
+            key: Any = _read(real, name, parse or _parsed)
             if key is None:
                 key = make()
                 _write(real, key, name)
@@ -102,7 +116,7 @@ class KeyFile:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<KeyFile {self.path}, {self.key.b32}>"
+        return f"<KeyFile {self.path}, {getattr(self.key, 'b32', 'of Tor')}>"
 
 
 class TransientKey:
@@ -124,7 +138,7 @@ class TransientKey:
         """Do nothing: nothing is locked."""
 
 
-SessionKey = KeyFile | TransientKey  # the private key of a session's destination, reserved until ``close``
+SessionKey = KeyFile[PrivateKey] | TransientKey  # the private key of a session's destination, reserved until ``close``
 
 
 def _seconds_since_session(path: Path) -> float:
@@ -138,12 +152,13 @@ def _seconds_since_session(path: Path) -> float:
     return max(0.0, now - (accessed - _AHEAD)) if accessed > now + _AHEAD / 2 else math.inf
 
 
-def path_of_session(name: str) -> Path:
+def path_of_session(name: str, kind: str = "i2p") -> Path:
     """Return the key file of a session with a name and without ``keys=``, in the user's data directory.
 
     Creates the directories, owner-only (mode 0700). The file names also differ on case-insensitive file systems.
 
     :param name: of the session; not empty.
+    :param kind: the directory of such keys.
     :returns: the path; each name has its own.
     :raises SAMError: if the directories cannot be created.
     :raises ValueError: if the name is empty.
@@ -153,7 +168,7 @@ def path_of_session(name: str) -> Path:
     if not _PLAIN_NAME.fullmatch(name):
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         name = f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:64]}.{digest[:16]}"
-    folder = _data_directory() / "relay" / "i2p"
+    folder = _data_directory() / "relay" / kind
     try:
         # Each by itself: mkdir() gives the parents that it makes the default mode, and the keys are in there.
         for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
@@ -180,7 +195,7 @@ def read(path: str | os.PathLike[str]) -> PrivateKey:
     :raises SAMError: if there is no file, if it is invalid or accessible to other users, or if it cannot be read.
     """
     name, real = _places(path)
-    key = _read(real, name)
+    key = _read(real, name, _parsed)
     if key is None:
         raise SAMError(f"{name}: no such file; check the path, or make a key with relay keys new")
     return key
@@ -239,7 +254,7 @@ def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
         raise SAMError(f"{expanded!r}: not a path; give the path of a key file") from None
 
 
-def _read(path: Path, name: Path) -> PrivateKey | None:
+def _read(path: Path, name: Path, parse: Callable[[bytes], AnyKey]) -> AnyKey | None:
     """Return the key in a file; ``None`` if there is no file.
 
     :param name: of the file, in errors.
@@ -255,9 +270,10 @@ def _read(path: Path, name: Path) -> PrivateKey | None:
     except OSError as error:
         raise SAMError(f"{name}: cannot read: {error.strerror}; check the file and its permissions") from None
     try:
-        return _parsed(data)
+        return parse(data)
     except ValueError as error:
-        raise SAMError(f"{name}: not an I2P private key ({error}); the file is unchanged: name another one") from None
+        kind = "an I2P private key" if parse is _parsed else "a private key of an onion service"
+        raise SAMError(f"{name}: not {kind} ({error}); the file is unchanged: name another one") from None
 
 
 def _check_mode(status: os.stat_result, name: Path) -> None:
@@ -278,7 +294,7 @@ def _parsed(data: bytes) -> PrivateKey:
     return key
 
 
-def _write(path: Path, key: PrivateKey, name: Path) -> None:
+def _write(path: Path, key: Key, name: Path) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

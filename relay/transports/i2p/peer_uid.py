@@ -8,22 +8,10 @@ import errno
 import os
 import socket
 import struct
-import sys
-import threading
 from typing import Any
 
-# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
-_SOCK_DIAG = 4  # the netlink protocol
-_BY_FAMILY = 20  # the one kind of message
-_REQUEST = 1  # NLM_F_REQUEST: about one socket, because it is without NLM_F_DUMP
-_HEAD = struct.Struct("=IHHII")  # of a message: length, kind, flags, number, port
-_QUERY = struct.Struct("=BBBxI")  # family, protocol, extensions, a pad, states
-_ID = struct.Struct("=4s32sI8s")  # two ports and two addresses, as in packets; interface, cookie
-_REPLY = struct.Struct("=BB2x4s32s24xII")  # family, state, ports, addresses, user, inode
-_ANY = 0xFFFFFFFF
-_NO_COOKIE = b"\xff" * 8
-_LONGEST = 4096
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+from ..sock_diag import SockDiag
+
 # linux/tcp_states.h: FIN_WAIT1, LAST_ACK, CLOSING. In FIN_WAIT2, TIME_WAIT and SYN_RECV the kernel keeps less than a
 # socket, and reports root.
 _CLOSED_STATES = (4, 9, 11)
@@ -64,13 +52,8 @@ class PeerUidLookup:
     """
 
     def __init__(self) -> None:
-        if sys.platform != "linux":
-            raise OSError(errno.EOPNOTSUPP, "only Linux reports the user of a connection")
         self.knows_closed = False
-        self._lock = threading.Lock()
-        self._number = 0
-        # The kernel answers within the send, so that a receive that would block means that no answer comes.
-        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _SOCK_DIAG)
+        self._kernel = SockDiag()
         with contextlib.suppress(OSError):
             self.knows_closed = _remembered or self._find_closed()
 
@@ -105,7 +88,7 @@ class PeerUidLookup:
 
     def close(self) -> None:
         """Close the netlink socket. Idempotent."""
-        self._netlink.close()
+        self._kernel.close()
 
     def _find_closed(self) -> bool:
         """Find out, with a connection within this process, whether the kernel reports the user of a closed end."""
@@ -126,27 +109,11 @@ class PeerUidLookup:
 
         :raises OSError: if the kernel does not report them.
         """
-        ports = struct.pack(">HH", source[1], destination[1])
-        addresses = _packed(family, source[0]) + _packed(family, destination[0])
-        request = _QUERY.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _ID.pack(ports, addresses, 0, _NO_COOKIE)
-        answer = self._exchange(request)
-        if _HEAD.unpack_from(answer)[1] != _BY_FAMILY:
-            raise OSError(errno.ENOENT, "no such connection")
-        found_family, state, found_ports, found_addresses, user, inode = _REPLY.unpack_from(answer, _HEAD.size)
+        found = self._kernel.ask(family, source, destination)
         # Without such a connection the kernel may report the socket that listens at the port.
-        if found_ports != ports or _as_ipv6(found_family, found_addresses) != _as_ipv6(family, addresses):
+        if found is None or not found.is_between(family, source, destination):
             raise OSError(errno.ENOENT, "no such connection")
-        return user, inode, state
-
-    def _exchange(self, request: bytes) -> bytes:
-        with self._lock:
-            number = self._number = (self._number + 1) & _ANY
-            self._netlink.send(_HEAD.pack(_HEAD.size + len(request), _BY_FAMILY, _REQUEST, number, 0) + request)
-            while True:
-                answer = self._netlink.recv(_LONGEST)
-                # An answer to an earlier question may be left, if its asker was interrupted before it had read it.
-                if _HEAD.unpack_from(answer)[3] == number:
-                    return answer
+        return found.user, found.inode, found.state
 
 
 def hold_end(listening: socket.socket) -> None:
@@ -172,14 +139,3 @@ def release_end(connection: socket.socket) -> None:
     :raises OSError: if the kernel cannot remove the filter.
     """
     connection.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
-
-
-def _packed(family: int, host: str) -> bytes:
-    return socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0")
-
-
-def _as_ipv6(family: int, addresses: bytes) -> bytes:
-    """Return two addresses in the form of IPv6, because an IPv6 socket may have IPv4 addresses."""
-    if family == socket.AF_INET6:
-        return addresses
-    return b"".join(_MAPPED + addresses[start : start + 4] for start in (0, 16))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...addresses.destinations import b32_of, is_base64
-from ...carriers.link import Lost
+from ...carriers.link import PROBE, Lost
 from ...errors import CarrierError, ConnectError
+from ...eventloop.tcp_probe import TCPProbe
 from ...streams.promise import Abort, CallbackChain
 from ...streams.stream import nonblocking
 from .bridge import Bridge
@@ -184,6 +185,10 @@ class Session:
         """
         self._keepalive.check()
 
+    def probe(self, why: str) -> None:
+        """Ask the system of the router for an answer; on the I/O thread."""
+        self._keepalive.probe.begin(PROBE, why)
+
     def lose(self, error: CarrierError) -> None:
         """Give the session up because of an error. Idempotent."""
         if not self._streams.end(error):
@@ -329,6 +334,7 @@ class _Keepalive:
         self._missed = 0  # consecutive PINGs without a PONG
         self._pongs = 0  # on the spare conversation
         self._sent = 0.0  # the last PING on the control socket, monotonic seconds
+        self.probe = TCPProbe(control.stream.socket, session.bridge.deadlines.loop.timers, self._on_silence)
 
     @property
     def is_late(self) -> bool:
@@ -347,6 +353,9 @@ class _Keepalive:
             else:
                 self._sent = time.monotonic()
                 self._control.say(ping(self._session.id))
+
+    def _on_silence(self, error: CarrierError) -> None:
+        self._session.lose(CarrierError(f"{self._session.name}: {error}"))
 
     def on_pong(self) -> None:
         if self._missed == 1:  # else it may answer an earlier PING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from .negotiation import Dialogue, Negotiation
 
 if TYPE_CHECKING:  # a proxy without TLS does not load ssl
     from ..tls.client import Client
+    from ..websocket.client import Client as WebSocketClient
 
 LONGEST_HOST = 255  # bytes of a name; RFC 1928, section 5
+_OVER_WEBSOCKETS = ("ws", "wss")
+_WITH_SESSION = ("https", *_OVER_WEBSOCKETS)
 
 Login = tuple[bytes, bytes]
 Say = Callable[["Login | None"], Dialogue]
@@ -40,17 +44,29 @@ class ProxyNetwork:
     def __init__(self, proxy: Proxy, below: Network) -> None:
         self._proxy = proxy
         self._below = below
-        self._client: Client | None = None  # one for all places: it has read the files, and keeps the session ticket
+        # Tor gives the streams of another login other circuits (tor(1), IsolateSOCKSAuth).
+        self._login: Login | None = (b"relay", secrets.token_hex(16).encode()) if proxy.is_tor else None
+        # One for all places: it has read the files, and keeps the session ticket.
+        self._client: Client | WebSocketClient | None = None
         if isinstance(proxy, HTTPSProxy):
             from ..tls.client import client_of
 
             self._client = client_of(proxy.server, below.trace, str(proxy))
+        elif proxy.protocol in _OVER_WEBSOCKETS:
+            from ...addresses.websocket import WSProxy
+            from ...extras import needed
+
+            assert isinstance(proxy, WSProxy)
+            needed("websocket", str(proxy))
+            from ..websocket.client import Client as WebSocketClient
+
+            self._client = WebSocketClient(proxy.websocket, below.trace, str(proxy))
 
     def to(self, place: TCPAddress) -> Dialer:
         """Return a dialer for a host and a port, which the proxy resolves."""
         inner = self._below.to(self._proxy.place)
         inner = inner if self._client is None else self._client.over(inner)
-        return Proxied(inner, self._proxy, place, self._below.route)
+        return Proxied(inner, self._proxy, place, self._below.route, self._login)
 
 
 class Proxied(Upgrade):
@@ -62,15 +78,30 @@ class Proxied(Upgrade):
     :param proxy: which.
     :param place: where the streams lead to, as the proxy sees it.
     :param before: the hops to the proxy, whose errors keep their names.
+    :param login: the login, if it is none of the user's.
+    :param asking: makes streams to a SOCKS proxy that have the request in them already; ``None`` to send it.
     :raises AddressError: if the address cannot be sent to a proxy: a zone, or a name that is too long.
     """
 
-    def __init__(self, below: Dialer, proxy: Proxy, place: TCPAddress, before: Route) -> None:
+    def __init__(
+        self,
+        below: Dialer,
+        proxy: Proxy,
+        place: TCPAddress,
+        before: Route,
+        login: Login | None = None,
+        asking: Dialer | None = None,
+    ) -> None:
         super().__init__(below, str(place))
         _check(place)
         self._proxy = proxy
         self._before = before
-        if proxy.protocol == "socks5":
+        self._login = login
+        self._asking = asking
+        if asking is not None:
+            from .socks_client import expect as connect
+            from .socks_client import log_in
+        elif proxy.protocol == "socks5" or proxy.protocol in _OVER_WEBSOCKETS:
             from .socks_client import connect, log_in
         else:
             from .http_client import connect, log_in
@@ -81,9 +112,13 @@ class Proxied(Upgrade):
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
     ) -> Abort:
         """Begin to make a stream; see :meth:`Dialer.dial`."""
-        return self._begin(
-            self._connect, deadline, done, self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
+        reach = functools.partial(
+            (self._asking or self.inner).dial,
+            deadline,
+            self_contained=self_contained,
+            wait_for_reconnect=wait_for_reconnect,
         )
+        return self._begin(reach, self._connect, deadline, done)
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Try the route to the proxy, and whether a SOCKS5 proxy lets us in (HTTP has no question for that).
@@ -100,7 +135,8 @@ class Proxied(Upgrade):
         except OSError as error:
             raise with_hop(error, self._proxy, self._before) from error
         answer: Promise[Stream] = Promise()
-        give_up = self._begin(self._log_in, deadline, answer.put, self_contained=False, wait_for_reconnect=False)
+        reach = functools.partial(self.inner.dial, deadline, wait_for_reconnect=False)
+        give_up = self._begin(reach, self._log_in, deadline, answer.put)
         try:
             stream = answer.get(deadline, None)
         finally:
@@ -109,9 +145,7 @@ class Proxied(Upgrade):
             raise ConnectError(f"{self._proxy}: no answer in time", reason="connect_timeout")
         stream.close()
 
-    def _begin(
-        self, say: Say, deadline: float | None, done: OnResult, *, self_contained: bool, wait_for_reconnect: bool
-    ) -> Abort:
+    def _begin(self, reach: Callable[[OnResult], Abort], say: Say, deadline: float | None, done: OnResult) -> Abort:
         steps = CallbackChain(done)
         number = max(1, len(self.route))  # of the proxy
         begun = time.monotonic()
@@ -119,9 +153,6 @@ class Proxied(Upgrade):
         def known(login: Login | OSError | None) -> None:
             if isinstance(login, OSError):
                 return steps.finish(login)
-            reach = functools.partial(
-                self.inner.dial, deadline, self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
-            )
             steps.begin(reach, functools.partial(reached, login))
             return None
 
@@ -130,8 +161,8 @@ class Proxied(Upgrade):
                 return steps.finish(with_hop(outcome, self._proxy, self._before))
             now = time.monotonic()
             path = outcome.path or StreamPath(((number, now - begun),))
-            if isinstance(self._proxy, HTTPSProxy):  # the handshake is a part of the step to the proxy
-                path = path._replace(steps=tuple((number if at == HANDSHAKE else at, s) for at, s in path.steps))
+            if self._proxy.protocol in _WITH_SESSION:  # the handshake is a part of the step to the proxy
+                path = path._replace(steps=tuple((number if at <= HANDSHAKE else at, s) for at, s in path.steps))
             then = functools.partial(agreed, path, now)
             if not steps.begin(lambda on_stream: self._negotiate(outcome, say(login), deadline, on_stream), then):
                 outcome.close()
@@ -140,6 +171,8 @@ class Proxied(Upgrade):
         def agreed(path: StreamPath, connected: float, outcome: Stream | OSError) -> None:
             if isinstance(outcome, Stream):
                 outcome.target = self.target
+                if self._proxy.is_tor:  # tor answers EOF by closing both directions
+                    outcome.half_close = False
                 outcome.path = path.extended(number + 1, time.monotonic() - connected)
             steps.finish(outcome)
 
@@ -150,8 +183,13 @@ class Proxied(Upgrade):
     introduces = False  # a header is for the target, so it goes through the proxy, and not under its session
 
     def on(self, engine: Engine) -> Dialer:
-        """Return itself for a proxy over TLS: its answer is looked at in a kernel socket; see :meth:`Dialer.on`."""
-        return self if isinstance(self._proxy, HTTPSProxy) else super().on(engine)
+        """Return itself for a proxy in a session: its answer is looked at in a kernel socket; see :meth:`Dialer.on`."""
+        if self._proxy.protocol in _WITH_SESSION:
+            return self
+        other = super().on(engine)
+        if isinstance(other, Proxied) and self._asking is not None:
+            other._asking = self._asking.on(engine)
+        return other
 
     def confirming(self) -> Dialer:
         """Return itself: the proxy replies before there is a stream."""
@@ -166,7 +204,7 @@ class Proxied(Upgrade):
         """Read the user and the password, in a thread where that may block."""
         proxy = self._proxy
         if proxy.user is None:
-            on_login(None)
+            on_login(self._login)
         # These two cannot block; a file may lie on a server, and a callable may ask.
         elif isinstance(proxy.password, str) or proxy.password_env is not None:
             on_login(_login(proxy))
@@ -182,6 +220,8 @@ class Proxied(Upgrade):
 
     def _lost(self, error: BaseException) -> OSError:
         """The error of a stream to the proxy that has ended too early."""
+        if self._proxy.protocol in _OVER_WEBSOCKETS and isinstance(error, RelayError):
+            return ConnectError(str(error))
         if isinstance(self._proxy, HTTPSProxy):
             from ..tls.records import TLSError
 
@@ -193,7 +233,7 @@ class Proxied(Upgrade):
         if isinstance(error, RelayError):
             return with_hop(error, self._proxy, self._before)
         if isinstance(error, EOFError):
-            what = "a SOCKS5 proxy" if self._proxy.protocol == "socks5" else "an HTTP proxy"
+            what = "an HTTP proxy" if self._proxy.protocol.startswith("http") else "a SOCKS5 proxy"
             return ConnectError(
                 f"{self._proxy}: it closed the connection instead of an answer; check that it is {what}"
             )

@@ -72,18 +72,18 @@ class HTTPSListener(TLSListener, HTTPListener):
 
     def pending_clients(self) -> PendingClients:
         """Return the clients whose requests are read without a tunnel."""
-        return _Pending(self)
+        return SessionClients(self)
 
 
-class _Pending(PendingClients):
+class SessionClients(PendingClients):
     """Clients that have shaken hands in the I/O thread.
 
-    :param listener: accepts them.
+    :param listener: accepts them; it is a listener of proxy clients, too.
     """
 
-    def __init__(self, listener: HTTPSListener) -> None:
+    def __init__(self, listener: Any) -> None:
         super().__init__(listener)
-        self._sessions = listener
+        self._sessions: TLSListener = listener
 
     def start(self) -> None:
         """Take clients from now on."""

@@ -138,14 +138,14 @@ class ProxyListener(HandshakeListener):
         self.address = listening.getsockname()
         """The address at which it listens, as :meth:`socket.socket.getsockname` returned it."""
         self.listening = listening
-        self.protected = login is not None
-        """``True`` if a password is required."""
+        self.protected: bool | None = login is not None
+        """``True`` if a password is required; ``None`` if clients cannot ask for anything."""
         self._login = login
         self._alone: PendingClients | None = None
         self._turn = threading.Lock()
         self._closed = False
 
-    def handshake(self) -> ProxyHandshake:
+    def handshake(self, client: socket.SocketType) -> ProxyHandshake:
         """Return the handshake for the next client."""
         made: ProxyHandshake = self.handshake_class(self._login)
         return made
@@ -155,7 +155,9 @@ class ProxyListener(HandshakeListener):
 
         :param login: the only user that is allowed; ``None`` to allow every client.
         """
-        self._login, self.protected = login, login is not None
+        self._login = login
+        if self.protected is not None:
+            self.protected = login is not None
 
     def accept(self) -> tuple[Stream, Any]:
         """Wait for the next client that has finished its handshake.
@@ -289,7 +291,7 @@ class PendingClients:
         """Read the request of a client."""
         pending = _PendingClient(stream, peer, self.loop, self._guesses, self._over)
         self._clients[pending] = None
-        pending.hear(self._listener.handshake(), self._listener.handshake_timeout, time.monotonic())
+        pending.hear(self._listener.handshake(stream.socket), self._listener.handshake_timeout, time.monotonic())
 
     def _over(self, pending: _PendingClient) -> None:
         del self._clients[pending]
@@ -336,6 +338,8 @@ class _PendingClient:
                 self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, format_address(self.peer))
             elif outcome.problem:
                 logger.info("a client is refused: %s", printable(outcome.problem))
+            if outcome.last is None:
+                return self._reset()
             self._under_way = farewell = FinalReply(self.stream.socket, self._loop, outcome.last, self._left)
             return farewell.begin(now)
         self._loop.forget(self.stream.fileno())

@@ -27,15 +27,27 @@ def listen_proxy(
 ) -> ProxyListener:
     """Listen for proxy clients.
 
-    :param protocol: ``socks5`` or ``http``.
+    :param protocol: ``socks5``, ``http``, ``sni`` or ``redirect``.
     :param host: and the others: as for :func:`relay.http_listen`.
     :param inherited: as for :func:`~relay.transports.tcp.listen_tcp`.
     :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
     :raises OSError: as :func:`relay.http_listen` does.
     """
     login = login_of(user, password, password_file, password_env)
-    kind = SOCKSListener if protocol == "socks5" else HTTPListener
-    return kind(listen_tcp(host, port, inherited=inherited), login)
+    return _kind(protocol)(listen_tcp(host, port, inherited=inherited), login)
+
+
+def _kind(protocol: ProxyProtocol) -> type[ProxyListener]:
+    # Here and not above: a start with another one does not load these two.
+    if protocol == "sni":
+        from .sni_server import SNIListener
+
+        return SNIListener
+    if protocol == "redirect":
+        from .redirect_server import RedirectListener
+
+        return RedirectListener
+    return SOCKSListener if protocol == "socks5" else HTTPListener
 
 
 def http_listen(

@@ -29,8 +29,32 @@ _REPLIES = {
     5: ("{} says that it refused the connection; check that the service is running", "refused"),
     6: ("{} says that it does not answer in time (TTL expired)", "connect_timeout"),
 }
+# The same by tor for onion services, where its SocksPort has ExtendedErrors (tor(1)).
+_ONION_REPLIES = {
+    0xF0: ("{} finds no such onion service; check the name, and that the service runs", "unreachable"),
+    0xF1: ("{} has got a descriptor of it that is not valid; update tor, or ask its owner", "unreachable"),
+    0xF2: ("{} could not introduce itself there; the onion service may be down", "unreachable"),
+    0xF3: ("{} waited for it at a rendezvous in vain; the onion service may be down", "unreachable"),
+    0xF4: ("{} has no key of a client for it, and it wants one; put that into ClientOnionAuthDir of tor", "denied"),
+    0xF5: ("{} has a wrong key of a client for it; correct that in ClientOnionAuthDir of tor", "denied"),
+    0xF6: ("{} does not take it for the address of an onion service; check its 56 characters", "unreachable"),
+    0xF7: ("{} has got no answer of its introduction points in time", "connect_timeout"),
+}
 # Of the proxy itself.
 _OWN = {7: "it does not know CONNECT (command not supported)", 8: "it does not take such an address (not supported)"}
+
+
+def request_of(place: TCPAddress) -> bytes:
+    """Return all that a client without a login says, for a proxy that is known to take it at once.
+
+    :param place: an address without a zone, or a name of at most 255 bytes.
+    """
+    return SOCKS5AuthMethodsRequest([SOCKS5AuthMethod.NO_AUTH_REQUIRED]).dumps() + _connect_to(place)
+
+
+def _connect_to(place: TCPAddress) -> bytes:
+    request: bytes = SOCKS5CommandRequest.from_address(SOCKS5Command.CONNECT, (place.host, place.port)).dumps()
+    return request
 
 
 def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) -> Dialogue:
@@ -41,13 +65,23 @@ def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) 
     :param login: the user and the password, if there are any.
     """
     yield from log_in(proxy, login)
-    request = SOCKS5CommandRequest.from_address(SOCKS5Command.CONNECT, (place.host, place.port)).dumps()
+    yield from _connect(proxy, place, _connect_to(place))
+
+
+def expect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) -> Dialogue:
+    """Read the answers to :func:`request_of`, which the proxy has got already; the same as :func:`connect` else."""
+    yield from _log_in(proxy, None, b"")
+    yield from _connect(proxy, place, b"")
+
+
+def _connect(proxy: Proxy, place: TCPAddress, request: bytes) -> Dialogue:
     reply = yield Question(request, _length_of_reply, f"{place}: {proxy} has not reached it in time")
     if reply[:1] != _VERSION or not (_has_address(reply) or reply[1]):
         raise ConnectError(f"{proxy}: what answers there does not speak SOCKS5 (it says {reply[:8].hex(' ')})")
     code = reply[1]
-    if code in _REPLIES:
-        text, reason = _REPLIES[code]
+    replies = {**_REPLIES, **_ONION_REPLIES} if proxy.is_tor and code else _REPLIES
+    if code in replies:
+        text, reason = replies[code]
         raise ConnectError(f"{place}: {text.format(proxy)}", reason=reason)
     if code:
         raise ConnectError(f"{proxy}: {_OWN.get(code, f'it answers with the unknown error {code}')}, asked for {place}")
@@ -55,17 +89,24 @@ def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) 
 
 def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
     """Agree on how to log in, and do so."""
-    # Offered even with a password: a proxy that needs none never sees it.
-    methods = [SOCKS5AuthMethod.NO_AUTH_REQUIRED]
+    yield from _log_in(proxy, login, None)
+
+
+def _log_in(proxy: Proxy, login: tuple[bytes, bytes] | None, said: bytes | None) -> Dialogue:
+    # Offered even with a password: a proxy that needs none never sees it. With tor the login isolates the streams.
+    methods = [] if proxy.is_tor else [SOCKS5AuthMethod.NO_AUTH_REQUIRED]
     if login is not None:
         methods.append(SOCKS5AuthMethod.USERNAME_PASSWORD)
     late = f"{proxy}: no answer in time; check that it speaks SOCKS5"
-    answer = yield Question(SOCKS5AuthMethodsRequest(methods).dumps(), _two, late)
+    said = SOCKS5AuthMethodsRequest(methods).dumps() if said is None else said
+    answer = yield Question(said, _two, late)
     version, method = answer[:1], answer[1:]
     if version != _VERSION:
         hint = "; it may be an HTTP proxy, http://" if answer == b"HT" else ""
         raise ConnectError(f"{proxy}: what answers there does not speak SOCKS5 (it says {answer.hex(' ')}){hint}")
     if method == SOCKS5AuthMethod.NO_ACCEPTABLE_METHODS:
+        if proxy.is_tor:
+            raise ConnectError(f"{proxy}: what answers there takes no login, as tor does; check the port")
         raise AuthenticationError(f"{proxy}: {_no_method(login is not None)}")
     if method not in methods:
         raise ConnectError(

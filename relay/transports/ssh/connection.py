@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...addresses.hops import Place
 from ...addresses.ssh import SSHServer
@@ -20,6 +20,7 @@ __all__ = [
     "LOGIN",
     "OVERLOADED",
     "Accepted",
+    "Adapt",
     "Address",
     "CLIENT_HINT",
     "CLOSED",
@@ -66,6 +67,8 @@ class Settings:
     :param port: the port to connect to.
     :param user: the user name.
     :param identities: private key files to offer, in this order. Missing files of the configuration are left out.
+    :param keys: private keys that the caller has loaded, of paramiko's classes; only that backend has them. They are
+        offered first.
     :param identities_only: whether the agent's keys are offered only if they are among ``identities``.
     :param agent: the path of the agent's socket; ``None`` for no agent.
     :param certificates: certificate files (``CertificateFile``).
@@ -93,6 +96,7 @@ class Settings:
     port: int
     user: str
     identities: tuple[str, ...] = ()
+    keys: tuple[Any, ...] = ()
     identities_only: bool = False
     agent: str | None = None
     certificates: tuple[str, ...] = ()
@@ -124,6 +128,9 @@ class Settings:
         if name.lower() == f"[{self.hostname}]:{self.port}".lower():
             return name, self.hostname
         return (name,)
+
+
+Adapt = Callable[[Settings], Settings]
 
 
 class Connection(Protocol):
@@ -214,6 +221,12 @@ class Connection(Protocol):
         """Send a keepalive probe; the carrier calls this every ``keepalive`` seconds. Never blocks.
 
         ``lost`` is called if the server has sent nothing for three times ``keepalive``.
+        """
+
+    def probe(self, why: str) -> None:
+        """Ask the server's system for an answer, over TCP alone; see :meth:`relay.carriers.link.Link.probe`.
+
+        Over hops the connection below is asked, and the loss of that one is the loss of this one.
         """
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import shutil
 import time
 from importlib import import_module
 
-from ...addresses.hops import Route, over_i2p, with_hop
+from ...addresses.hops import Route, is_slow, with_hop
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, is_i2p, refuse_onion
 from ...carriers import dialer, pool
@@ -27,7 +27,7 @@ from ...streams.trace import SILENT, Stage, Trace, report_to
 from ..program_dialer import Programs
 from .config.settings import resolve_settings
 from .confinement import is_confined
-from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
+from .connection import KEY_EXCHANGE, LOGIN, Adapt, Connect, Connection, IncompatibleError, Place, Settings
 
 logger = logging.getLogger("relay")
 
@@ -41,11 +41,12 @@ class Holder(pool.CarrierRef[Connection]):
 
     :param server: the server.
     :param below: the network from which the server is reached.
+    :param adapt: changes the settings of each attempt; only references with the same one share a connection.
     """
 
-    def __init__(self, server: SSHServer, below: Network) -> None:
-        key = server, below.route, below.trace
-        super().__init__(str(server), key, functools.partial(_make_carriers, server, below))
+    def __init__(self, server: SSHServer, below: Network, adapt: Adapt | None = None) -> None:
+        key = server, below.route, below.trace, adapt
+        super().__init__(str(server), key, functools.partial(_make_carriers, server, below, adapt))
         self.server = server
 
 
@@ -75,13 +76,15 @@ def dial(
     return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect, numbers=numbers)
 
 
-def _make_carriers(server: SSHServer, below: Network) -> SharedCarrier[Connection]:
+def _make_carriers(server: SSHServer, below: Network, adapt: Adapt | None) -> SharedCarrier[Connection]:
     addresses = _Addresses()
-    seconds = _SLOW if over_i2p(below.route, server) else ATTEMPT_TIMEOUT
+    seconds = _SLOW if is_slow(below.route, server) else ATTEMPT_TIMEOUT
 
     def make(number: int | None) -> Carrier[Connection]:
-        connector = _SSHConnector(server, below, addresses)
-        carrier = Carrier(str(server), connector, server.keepalive, seconds, kind="ssh", number=number)
+        connector = _SSHConnector(server, below, addresses, adapt)
+        carrier = Carrier(
+            str(server), connector, server.keepalive, seconds, kind="ssh", number=number, probe=server.probe
+        )
         renew(carrier, server.renew_after)
         return carrier
 
@@ -112,10 +115,11 @@ class _Addresses:
 class _SSHConnector:
     """Connects to one server, each time that its carrier requests it; see :class:`relay.carriers.carrier.Connector`."""
 
-    def __init__(self, server: SSHServer, below: Network, addresses: _Addresses) -> None:
+    def __init__(self, server: SSHServer, below: Network, addresses: _Addresses, adapt: Adapt | None = None) -> None:
         self._server = server
         self._below = below
         self._addresses = addresses
+        self._adapt = adapt
         self._chosen: str | None = None  # the backend, after another one has failed
         self._tried = ""  # the last backend
         # Held while this one is, so that the connections below are supervised, too.
@@ -126,6 +130,8 @@ class _SSHConnector:
         # Read anew for each attempt, as ssh does: a user mends the configuration while relay tries again.
         settings = resolve_settings(self._server, behind=bool(self._below.route))
         settings = dataclasses.replace(settings, read_only=trace.changes_nothing)
+        if self._adapt is not None:
+            settings = self._adapt(settings)
         self._tried = chosen = self._chosen or backend_for(settings)
         if chosen == "openssh":
             _check_programs(settings, "the OpenSSH client")

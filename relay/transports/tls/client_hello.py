@@ -27,32 +27,68 @@ def server_name_of(data: bytes) -> str | None:
         another one.
     """
     try:
-        name = _name_in(_first_message(data))
-    except (struct.error, IndexError):
+        hello = HelloReader().feed(data)
+        return None if hello is None else name_in(hello)
+    except ValueError:
         return None
-    return name.decode("ascii") if name is not None and _NAME.fullmatch(name) else None
 
 
-def _first_message(data: bytes) -> bytes:
-    """Return the body of the first message, which may be in several records."""
-    message, at = b"", 0
-    for _ in range(_MOST_RECORDS):
-        kind, _, length = struct.unpack_from("!BHH", data, at)
-        if kind != _HANDSHAKE or not length:
-            raise IndexError
-        message += data[at + 5 : at + 5 + length]
-        at += 5 + length
-        if len(message) >= 4:
-            size = int.from_bytes(message[1:4], "big")
-            if message[0] != _CLIENT_HELLO or size > LONGEST:
-                raise IndexError
-            if len(message) >= 4 + size:
-                return message[4 : 4 + size]
-    raise IndexError
+class HelloReader:
+    """Reads the first message of a client, which may be in several records; RFC 8446, section 5.1."""
+
+    __slots__ = ("_at", "_message", "_records")
+
+    def __init__(self) -> None:
+        self._at = 0  # where the next record begins
+        self._message = bytearray()
+        self._records = 0
+
+    def feed(self, data: bytes | bytearray) -> bytes | None:
+        """Read on.
+
+        :param data: all that the client has sent so far.
+        :returns: the body of its ClientHello; ``None`` while that is not complete.
+        :raises ValueError: if it is none, or too long.
+        """
+        while len(data) > self._at:
+            if data[self._at] != _HANDSHAKE:
+                raise ValueError("it does not speak TLS")
+            start = self._at + 5
+            size = int.from_bytes(data[start - 2 : start], "big")
+            if len(data) < start or len(data) < start + size:
+                break
+            self._message += data[start : start + size]
+            self._at, self._records = start + size, self._records + 1
+            if not size or self._records > _MOST_RECORDS:
+                raise ValueError("its first message is in too many records")
+            length = int.from_bytes(self._message[1:4], "big")
+            if self._message[0] != _CLIENT_HELLO or length > LONGEST:
+                raise ValueError(f"its first message is no ClientHello of up to {LONGEST} bytes")
+            if len(self._message) >= 4 + length:
+                return bytes(self._message[4 : 4 + length])
+        if len(data) > 2 * LONGEST:
+            raise ValueError(f"its first message is no ClientHello of up to {LONGEST} bytes")
+        return None
+
+
+def name_in(hello: bytes) -> str | None:
+    """Return the name in the body of a ClientHello; RFC 8446, section 4.1.2, and RFC 6066, section 3.
+
+    :returns: as :func:`server_name_of` does; ``None`` if there is none.
+    :raises ValueError: if it is not a ClientHello, or the name is none of the DNS.
+    """
+    try:
+        name = _name_in(hello)
+    except (struct.error, IndexError):
+        raise ValueError("its ClientHello cannot be read") from None
+    if name is None:
+        return None
+    if not _NAME.fullmatch(name):
+        raise ValueError("it asks for a name that no host has")
+    return name.decode("ascii")
 
 
 def _name_in(hello: bytes) -> bytes | None:
-    """Return the name in a ClientHello; RFC 8446, section 4.1.2, and RFC 6066, section 3."""
     at = _RANDOM
     at += 1 + hello[at]  # session
     at += 2 + struct.unpack_from("!H", hello, at)[0]  # cipher suites
@@ -64,7 +100,8 @@ def _name_in(hello: bytes) -> bytes | None:
         end = at + length
         if kind == _SERVER_NAME:
             entry, size = struct.unpack_from("!BH", hello, at + 2)
-            is_whole = at + 5 + size <= end <= len(hello)
-            return hello[at + 5 : at + 5 + size] if entry == _HOST_NAME and is_whole else None
+            if entry != _HOST_NAME or not at + 5 + size <= end <= len(hello):
+                raise IndexError
+            return hello[at + 5 : at + 5 + size]
         at = end
     return None

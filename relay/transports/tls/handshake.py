@@ -67,6 +67,16 @@ class Handshake:
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     @property
+    def stream(self) -> Stream:
+        """The stream under the session."""
+        return self.session.transport
+
+    @property
+    def name(self) -> str:
+        """The name of the far end."""
+        return self.session.name
+
+    @property
     def is_over(self) -> bool:
         """``True`` once :meth:`done <Handshake>` was called."""
         return self._done is None

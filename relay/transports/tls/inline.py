@@ -193,6 +193,14 @@ class InlineSocket(SessionSocket):
         if not (loop.is_here() and loop.call(reset)):
             reset()
 
+    def expect_no_more(self) -> None:
+        """Know that the far end sends nothing any more, as the protocol in this session says."""
+        self._session.incoming = _RECEIVED_END
+
+    def move(self, home: Home) -> None:
+        """Belong to another thread from now on; called while neither of the two uses this."""
+        self._home = home
+
     def _forget(self) -> None:
         # The record of a connection keeps its socket for a while, and a session has 50 KB.
         self.fileno = _closed

@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Hashable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ...addresses.options import PROTOCOLS
 from ...addresses.printable import printable
@@ -265,21 +265,24 @@ class TLSListener(UpgradeListener):
             except ValueError as error:
                 # Not let in without an identity: a rule that denies its name would not hold.
                 outcome.reset()
-                return self._failed(session, error)
-            loop = self._home.loop
-            if loop.is_here():
-                self._queue.put(outcome, peer)
-            elif not loop.call(functools.partial(self._queue.put, outcome, peer)):
-                outcome.reset()
-            return None
-        return self._failed(session, outcome)
+                return self._failed(session.name, error)
+            return self._ready(outcome, peer)
+        return self._failed(session.name, outcome)
+
+    def _ready(self, stream: Stream, peer: Any) -> None:
+        """Pass on a stream whose handshake is done."""
+        loop = self._home.loop
+        if loop.is_here():
+            self._queue.put(stream, peer)
+        elif not loop.call(functools.partial(self._queue.put, stream, peer)):
+            stream.reset()
 
     def _report_handshakes(self) -> None:
         if self.on_handshakes is not None:
             self.on_handshakes(len(self._handshakes))
 
-    def _failed(self, session: Session, error: Exception) -> None:
-        logger.info("%r: the handshake with %s failed: %s", self, session.name, printable(str(error), 500))
+    def _failed(self, name: str, error: Exception) -> None:
+        logger.info("%r: the handshake with %s failed: %s", self, name, printable(str(error), 500))
         if self._full:
             self._resume(0.0)
 
@@ -333,23 +336,38 @@ class TLSListener(UpgradeListener):
             self._io_thread.loop.poller.modify(self.listening.fileno(), mask)
 
 
+class UnderWay(Protocol):
+    """A handshake under way."""
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of the client."""
+
+    @property
+    def name(self) -> str:
+        """The name of the client."""
+
+    def cancel(self, text: str) -> object:
+        """End it."""
+
+
 class _Handshakes:
     """The handshakes under way, the oldest first. Belongs to the thread that shakes hands."""
 
     def __init__(self) -> None:
-        self._under_way: dict[Session, tuple[Handshake, Any]] = {}  # with the peer
+        self._under_way: dict[object, tuple[UnderWay, Any]] = {}  # with the peer
         self._crowded = RateLog(logger, logging.WARNING)
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def add(self, session: Session, handshake: Handshake, peer: Any) -> None:
+    def add(self, key: object, handshake: UnderWay, peer: Any) -> None:
         """Add a handshake that has begun."""
-        self._under_way[session] = handshake, peer
+        self._under_way[key] = handshake, peer
 
-    def remove(self, session: Session) -> None:
+    def remove(self, key: object) -> None:
         """Forget a handshake that is over."""
-        self._under_way.pop(session, None)
+        self._under_way.pop(key, None)
 
     def make_room(self, listener: TLSListener, now: float) -> None:
         """End the oldest handshakes of the source with the most."""
@@ -358,7 +376,7 @@ class _Handshakes:
             return
         leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
         text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
-        self._crowded.log(now, text, listener, len(handshakes), leaving[0][0].session.name)
+        self._crowded.log(now, text, listener, len(handshakes), leaving[0][0].name)
         for handshake, _ in leaving:
             handshake.cancel("there are too many at a time")
 
@@ -368,9 +386,9 @@ class _Handshakes:
             handshake.cancel(reason)
 
 
-def _source(under_way: tuple[Handshake, Any]) -> Hashable:
+def _source(under_way: tuple[UnderWay, Any]) -> Hashable:
     handshake, peer = under_way
-    return source_of(handshake.session.transport.socket, peer)
+    return source_of(handshake.stream.socket, peer)
 
 
 class SharedTLSListener(TunnelListener):

@@ -47,7 +47,7 @@ from ...eventloop.background import IOThread, Watch
 from ...eventloop.poller import ERR, HUP, IN, OUT
 from ...eventloop.sockets import keep_alive
 from ...streams import exit_drain
-from ...streams.pair_end import LINGER, PairEnd
+from ...streams.pair_end import LINGER, PairEnd, release_after
 from ...streams.stream import Stream
 from .records import STEP, Records, TLSError, is_denial
 
@@ -193,14 +193,8 @@ class Session:
         on_close, self.transport.on_close = self.transport.on_close, None
         if on_close is None:
             return None
-        over = self._over = threading.Event()
-
-        def wait() -> None:
-            # The carrier under it must stay until close_notify is sent; LINGER bounds that, twice in the worst case.
-            over.wait(2 * LINGER)
-            on_close()
-
-        return wait
+        self._over = threading.Event()
+        return release_after(self._over, on_close)
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors."""

@@ -242,11 +242,11 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
     assert lines == ["good: listens on 127.0.0.1:0 → localhost:1"]
     assert status == 2
     wanted = [
+        (2, f"hops.none: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # once
+        (3, "hops.unset: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
         (4, "tunnels.name: no-such-host.invalid: cannot resolve the host name"),
         (4, "tunnels.name: no-such-name.invalid: cannot resolve the host name"),
         (7, "tunnels.ca: missing.pem: ca: No such file or directory"),
-        (10, f"tunnels.a: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # and not b's
-        (18, "tunnels.c: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
         (22, "tunnels.d: exec:no-such-program-at-all: program not found"),
         (25, "tunnels.e: text: not an I2P private key"),
     ]
@@ -272,6 +272,9 @@ def test_key_files_are_opened(checked, tmp_path, ssh_server, name, told):
     status, _, problems = checked(f'[tunnels.a]\nlisten = ":0"\ntarget = "x:1"\nvia = ["{url}"]\n')
     assert problems == [f"1: tunnels.a: ssh://127.0.0.1: {told}"]
     assert status in (1, 2)
+    tunnels = "".join(f'[tunnels.{name}]\nlisten = ":0"\ntarget = "x:1"\nvia = ["bastion"]\n' for name in "ab")
+    _, _, problems = checked(f'[hops]\nbastion = "{url}"\n{tunnels}')  # once, where the hop is written
+    assert problems == [f"2: hops.bastion: ssh://127.0.0.1: {told}"]
 
 
 def test_what_is_wrong_itself_is_status_2(checked):
@@ -384,6 +387,7 @@ I2P_HOPS = "--via i2p: --via ssh://me@a.i2p?config=/dev/null"
 COMMANDS = {"forward": "forward :0 127.0.0.1:80", "expose": "expose 127.0.0.1:8000 --on i2p", "socks": "socks :0"}
 GIVEN = {
     "--via": "--via socks5://127.0.0.1:1080",
+    "--resume": "--via ssh://me@127.0.0.1 --resume",
     "--target": "--target 127.0.0.1:81 --target 127.0.0.1:82",
     "--policy": "--policy spread --target 127.0.0.1:81",
     "--mptcp": "--mptcp",
@@ -574,7 +578,7 @@ def test_nothing_is_looked_at_to_print():
         ("forward 1 db:5432 --nconnect 0", 2, "--nconnect: must be at least 1, or -1 for no limit"),
         ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "all users of this machine can read a command line"),
         ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: cannot resolve the host name"),
-        ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: address of listen alone"),
+        ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: or tor: address of listen alone"),
         ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is not saved"),
         ("socks tls://:1?cert=x", 2, "a proxy does not listen there"),
     ],
@@ -585,6 +589,25 @@ def test_a_wrong_command_line_is_one_line(line, status, told):
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert told in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "notice"),
+    [
+        ("0.0.0.0:0", "listen: the proxy has no password: any host that can connect may use it; set user and"),
+        ("http://[::]:0", "listen: the proxy has no password"),
+        ("sni://0.0.0.0:0 --rule a=refuse --rule *=direct", "rule: any host that can connect may reach any server, by"),
+        ("sni://0.0.0.0:0 --rule *:443=socks5://localhost:1", "rule: any host that can connect may reach any server"),
+        ("redirect://0.0.0.0:0", ""),
+        (":0", ""),
+        ("sni://127.0.0.1:0 --rule *=direct", ""),
+        ("sni://0.0.0.0:0 --rule *=tcp://127.0.0.1:1 --rule *.a=direct --rule *=refuse", ""),
+    ],
+)
+def test_a_proxy_that_all_hosts_can_use_is_noticed(words, notice):
+    done = run("check", "--", "socks", *words.split())
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert done.stderr.startswith(f"relay: {notice}") if notice else done.stderr == ""
 
 
 def test_more_than_one_file_and_none(tmp_path):

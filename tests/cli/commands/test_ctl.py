@@ -73,6 +73,13 @@ def test_list_and_connections_show_warm_streams(ctl, running, double):
     assert [each["warm"] for each in answer["connections"]] == [True, False]
 
 
+def test_connections_show_how_often_a_stream_has_been_resumed(ctl, running, double):
+    double.open["c1"] = dataclasses.replace(double.open["c1"], resumes=3)
+    head, first, *_ = ctl("connections")[1].splitlines()
+    assert (head.split()[-1], first.split()[-2:]) == ("resumed", ["3", "×"])
+    assert [each["resumes"] for each in json.loads(ctl("connections", "--json")[1])["connections"]] == [3, 0]
+
+
 def test_connections_are_those_of_all_tunnels_or_of_one(ctl, running, double):
     double.open["c1"] = dataclasses.replace(double.open["c1"], target="evil[bold]\n\x1b]0;x\x07")
     out = ctl("connections")[1]

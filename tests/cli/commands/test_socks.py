@@ -56,6 +56,25 @@ def test_each_failure_of_a_hop_is_logged_once(start):
     assert [line for line in lines if "; trying again in " not in line] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        ("0.0.0.0:0", "has no password: any host that can connect may use it; set --user and --password-file"),
+        ("sni://0.0.0.0:0 --rule *=direct", "any host that can connect may reach any server, by the rule '*'"),
+    ],
+)
+def test_a_proxy_that_all_hosts_can_use_has_a_warning(start, words, warning):
+    command = start(*words.split())
+    assert " WARNING " in command.hear(warning)
+    assert command.end()[0] == 0
+
+
+def test_on_the_loopback_it_has_none(start):
+    command = start("sni://127.0.0.1:0", "--rule", "*=direct")
+    command.address()
+    assert "WARNING" not in command.end()[1]
+
+
 def test_over_a_unix_socket(start, echo_server, tmp_path):
     command = start(f"unix://{tmp_path}/proxy")
     assert command.process.stdout.readline() == f"listening on unix://{tmp_path}/proxy → anywhere\n"

@@ -30,6 +30,7 @@ from relay.streams.proxy_handshake import ProxyHandshake
 from relay.streams.stream import RejectedRequest, Request
 from relay.transports.proxies.http_server import HTTPHandshake
 from relay.transports.proxies.listener import Login
+from relay.transports.proxies.sni_server import SNIHandshake
 from relay.transports.proxies.socks_server import SOCKSHandshake
 from relay.transports.tls.client_hello import server_name_of
 from relay.transports.tls.records import Records
@@ -47,7 +48,8 @@ def _outcome(handshake: ProxyHandshake, parts: list[bytes]) -> tuple[bytes, Any]
         said += handshake.feed(part)
         found = handshake.outcome
         if isinstance(found, Request):
-            one_line(found.host)
+            if found.host or found.here is None:  # else it may have named none
+                one_line(found.host)
             if not 0 < found.port < 65536:
                 raise FindingError(f"port {found.port}")
             return said, (found.host, found.port, found.early + b"".join(parts[number + 1 :]), found.login)
@@ -74,6 +76,19 @@ def http_client(data: bytes) -> None:
         one, other = _outcome(HTTPHandshake(login), [whole]), _outcome(HTTPHandshake(login), parts)
         if isinstance(one[1][0], str) or isinstance(other[1][0], str):  # h11 rejects in another order
             equal(one, other, "cut to pieces")
+
+
+def sni_client(data: bytes) -> None:
+    """First messages of clients of TLS: the same name in whatever pieces they come, and all bytes are the server's."""
+    whole, parts = pieces(data)
+    if whole:
+        found = _outcome(SNIHandshake(("127.0.0.1", 443)), [whole])
+        equal(found, _outcome(SNIHandshake(("127.0.0.1", 443)), parts), "cut to pieces")
+        said, outcome = found
+        equal(said, b"", "bytes for the client")
+        if len(outcome) == 4:  # else it is rejected
+            equal(outcome[2], whole, "bytes for the server")
+            equal(outcome[0], (server_name_of(whole) or "").lower().removesuffix("."), "the name")
 
 
 def _header(parts: list[bytes]) -> ProxyHeader | str | None:

@@ -29,6 +29,7 @@ from relay.transports.ssh.paramiko.forwards import Forwards
 from relay.transports.ssh.paramiko.mux import Mux, Requests
 from relay.transports.ssh.paramiko.transport import Transport
 from relay.transports.ssh.paramiko.wire import LONGEST, Wire
+from relay.transports.tor import replies
 
 from .checks import FindingError, equal, one_line, one_of, pieces, rejecting
 
@@ -173,6 +174,31 @@ def ssh_control(data: bytes) -> None:
     for error in broken:
         if not isinstance(error, CarrierError):
             raise FindingError(f"{error!r}")
+
+
+# -- tor ---------------------------------------------------------------------------------------------------------------
+
+
+def tor_control(data: bytes) -> None:
+    """Replies of tor's control port, and the words of their lines."""
+
+    def read(parts: list[bytes]) -> tuple[list[replies.Reply], bool]:
+        reader, found = replies.ReplyReader(), []
+        try:
+            for part in parts:
+                found += reader.feed(part)
+        except replies.ReplyError as error:
+            one_line(str(error))
+            return found, True
+        return found, False
+
+    size, parts = pieces(data)
+    whole, cut = read([b"".join(parts)]), read(parts)
+    equal(whole, cut, f"cut to pieces of {size}")
+    for reply in whole[0]:
+        one_line(reply.text)
+        for line in reply.lines:
+            replies.words_of(line)
 
 
 # -- SSH packets -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from relay.addresses.redact import redact
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import SystemdListen, TCPAddress, TLSListen, TLSTarget, UnixAddress
 from relay.errors import AddressError
+from relay.transports.port.processes import listens_at, parent_in
 from relay.transports.ssh.config import known_hosts, options
 from relay.transports.ssh.config.identities import certified_key, clear_part, key_type, public_key
 
@@ -186,3 +187,14 @@ def ssh_config(data: bytes) -> None:
     finally:
         paramiko.config.invoke, paramiko.config.socket = before
         options._warned.clear()
+
+
+def processes(data: bytes) -> None:
+    """``/proc/PID/stat`` and ``/proc/net/unix``, in which other users choose names and paths."""
+    parent = parent_in(data)
+    if parent is not None and not 0 <= parent < 10**19:
+        raise FindingError(f"{parent} is no number of a process")
+    table = data.decode("utf-8", "surrogateescape")
+    found = listens_at("/run/socket", table)
+    if found is not None and not any(line.endswith(" /run/socket") for line in table.split("\n")):
+        raise FindingError(f"{found} listens at no path of {table!r}")

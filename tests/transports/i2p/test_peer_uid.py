@@ -131,7 +131,7 @@ def test_an_error_of_the_kernel_is_nobodys(owners, monkeypatch, answer):
         return struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -2)  # NLMSG_ERROR
 
     with connected("127.0.0.1") as (near, _):
-        monkeypatch.setattr(owners, "_exchange", exchange)
+        monkeypatch.setattr(owners._kernel, "_exchange", exchange)
         assert owners.of(near) is None
 
 
@@ -172,15 +172,6 @@ def test_threads_are_told_their_own_answers(owners):
             assert owners.of(near) == ME
         stop.set()
         assert all(thread.result() for thread in threads)
-
-
-def test_an_answer_that_was_left_behind_is_not_taken_for_the_next(owners):
-    with connected("127.0.0.1") as (near, _):
-        nobody = peer_uid._ID.pack(b"\0" * 4, b"\0" * 32, 0, b"\xff" * 8)
-        request = peer_uid._QUERY.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, peer_uid._ANY) + nobody
-        head = peer_uid._HEAD.pack(peer_uid._HEAD.size + len(request), peer_uid._BY_FAMILY, peer_uid._REQUEST, 12345, 0)
-        owners._netlink.send(head + request)
-        assert owners.of(near) == ME
 
 
 def test_after_close_nothing_is_known(owners):

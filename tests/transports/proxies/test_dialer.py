@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import (
@@ -51,12 +52,14 @@ from proxy_world import (
 import relay
 from relay.addresses.hops import Proxy
 from relay.addresses.ssh import SSHServer
+from relay.addresses.tor import TorProxy
 from relay.addresses.values import TCPAddress
 from relay.errors import AddressError, AuthenticationError, CarrierError, ConnectError, HostKeyError
 from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
+from relay.streams.trace import SILENT
 from relay.testing import check_factory
-from relay.transports.proxies.dialer import Proxied
+from relay.transports.proxies.dialer import Proxied, ProxyNetwork
 
 # -- real proxies ------------------------------------------------------------------------------------------------------
 
@@ -612,3 +615,32 @@ def test_a_place_that_no_proxy_can_be_told(way, proxy, host, words):
         Proxied(made, proxy, TCPAddress(host, 80), ())
     assert words in str(failed.value) and str(failed.value).isprintable()
     assert made.asked == []
+
+
+# -- tor ---------------------------------------------------------------------------------------------------------------
+
+
+class OverWay(SimpleNamespace):
+    """The network below a hop, with one way for all places."""
+
+    def to(self, place):
+        return self.way
+
+
+def test_streams_over_tor_end_whole_and_share_the_login_of_their_network(way):
+    hop = TorProxy()
+    logins, way = [], way()
+    for over in [ProxyNetwork(hop, OverWay(way=way, route=(), trace=SILENT)) for _ in range(2)]:
+        for name in ("a.onion", "b.onion"):
+            begun = Begun(over.to(TCPAddress(name, 80)))
+            far = way.end()
+            hear(far, b"\x05\x01\x02")
+            far.sendall(b"\x05\x02")
+            logins.append(receive_exactly(far, 3 + 5 + 32))
+            far.sendall(b"\x01\x00")
+            hear(far, b"\x05\x01\x00\x03\x07" + name.encode() + b"\x00\x50")
+            far.sendall(GRANTED)
+            with begun.stream() as stream:
+                assert not stream.half_close and stream.target == f"{name}:80"
+    assert logins[0] == logins[1] != logins[2] == logins[3]
+    assert all(login.startswith(b"\x01\x05relay\x20") for login in logins)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from proxy_world import ASKED, GRANTED, HELLO, HELLO_LOGIN, PASSWORD, PLACE, SOCKS, SOCKS_LOGIN, USER, WELCOME, converse
 
 import relay
+from relay.addresses.tor import TorProxy
 from relay.addresses.values import TCPAddress
 from relay.errors import AuthenticationError, ConnectError
 from relay.transports.proxies.socks_client import connect, log_in
@@ -183,3 +184,39 @@ def test_silence_belongs_to_the_proxy_and_then_to_the_place():
         with pytest.raises(EOFError) as ended:
             through(data, login)
         assert str(ended.value) == late
+
+
+def of_tor(data, step=1):
+    return converse(connect(TorProxy(), TCPAddress("site.onion", 80), (b"relay", b"one")), data, step)
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_tor_gets_a_login_which_isolates_its_streams(step):
+    said, rest = of_tor(WELCOME_LOGIN + TAKEN + GRANTED + b"early", step)
+    assert said == b"\x05\x01\x02" + b"\x01\x05relay\x03one" + b"\x05\x01\x00\x03\x0asite.onion\x00\x50"
+    assert rest == b"early"
+
+
+@pytest.mark.parametrize("answer", [b"\x05\xff", b"\x05\x00"])
+def test_a_proxy_without_logins_is_no_tor(answer):
+    with pytest.raises(ConnectError, match=r"^tor:\?socks=127.0.0.1:9050: .*(takes no login|that was not offered)"):
+        of_tor(answer)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        (0xF0, "unreachable", "finds no such onion service"),
+        (0xF1, "unreachable", "a descriptor of it that is not valid"),
+        (0xF2, "unreachable", "could not introduce itself"),
+        (0xF3, "unreachable", "at a rendezvous in vain"),
+        (0xF4, "denied", "it wants one"),
+        (0xF5, "denied", "a wrong key"),
+        (0xF6, "unreachable", "check its 56 characters"),
+        (0xF7, "connect_timeout", "introduction points in time"),
+    ],
+)
+def test_what_tor_says_of_an_onion_service(code, reason, words):
+    with pytest.raises(ConnectError, match=f"^site.onion:80: tor:.*{words}") as failed:
+        of_tor(WELCOME_LOGIN + TAKEN + bytes([5, code]) + GRANTED[2:])
+    assert failed.value.reason == reason

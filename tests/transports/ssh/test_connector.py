@@ -1,6 +1,7 @@
 """``relay.transports.ssh.connector``: who shares a connection, how it is reached, and what comes of its streams."""
 
 import contextlib
+import dataclasses
 import os
 import select
 import socket
@@ -102,6 +103,18 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
     assert entered.wait(WAIT)
     del make
     assert ended.wait(WAIT / 2)
+
+
+def test_adapted_settings_are_those_of_each_attempt_and_of_a_connection_of_their_own(world):
+    def adapt(settings):
+        return dataclasses.replace(settings, user="adapted")
+
+    with contextlib.ExitStack() as stack:
+        for how in (adapt, adapt, None):
+            make = SSHFactory(SSHServer("bastion", "me"), network(), TARGET, how)
+            stack.callback(make.close)
+            make().close()
+    assert [each.settings.user for each in world.connections] == ["adapted", "me"]
 
 
 def test_a_forked_child_makes_a_connection_of_its_own(world, factory):

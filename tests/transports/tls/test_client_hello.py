@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from relay.transports.tls.client_hello import LONGEST, server_name_of
+from relay.transports.tls.client_hello import LONGEST, HelloReader, name_in, server_name_of
 
 
 def hello(name, *, protocols=(), version=None):
@@ -83,6 +83,51 @@ def test_another_message_has_no_name(data):
 def test_the_longest_name_is_found_and_other_extensions_are_passed_over():
     other = struct.pack("!HH", 16, 300) + bytes(300)
     assert server_name_of(records(message(other, extension(b"x" * 255)), 100)) == "x" * 255
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 5000])
+def test_a_message_is_read_in_whatever_pieces_it_comes(size):
+    data = records(message(struct.pack("!HH", 16, 3000) + bytes(3000), extension(b"db.example")), 100) + b"the rest"
+    reader, found = HelloReader(), None
+    end = 0
+    while found is None:
+        end += size
+        found = reader.feed(data[:end])
+    assert name_in(found) == "db.example"
+    assert end - size < len(data) - len(b"the rest")  # the message itself is all that is waited for
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"G", "does not speak TLS"),
+        (b"\x80\x2e\1", "does not speak TLS"),  # SSL 2
+        (records(b"\1") + b"\x17", "does not speak TLS"),
+        (b"\x16\3\1\0\0", "too many records"),
+        (records(bytes([1, 0, 1, 0]) + bytes(255), 1), "too many records"),
+        (records(b"\2\0\0\0"), "no ClientHello of up to 16384 bytes"),
+        (records(b"\1" + (LONGEST + 1).to_bytes(3, "big")), "no ClientHello of up to 16384 bytes"),
+        (b"\x16\3\1\xff\xff" + bytes(2 * LONGEST), "no ClientHello of up to 16384 bytes"),
+    ],
+    ids=lambda value: repr(value[:12]),
+)
+def test_what_is_no_client_hello_is_an_error(data, said):
+    with pytest.raises(ValueError, match=said):
+        HelloReader().feed(data)
+
+
+def test_the_longest_message_is_read():
+    other = struct.pack("!HH", 16, 16000) + bytes(16000)
+    found = HelloReader().feed(records(message(other, extension(b"db.example"))))
+    assert name_in(found) == "db.example"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", message(extension(b"a b"))[4:], message(extension(b"abc")[:-1])[4:]], ids=lambda body: repr(body[-5:])
+)
+def test_a_message_whose_name_cannot_be_one_is_an_error(body):
+    with pytest.raises(ValueError, match="^it"):
+        name_in(body)
 
 
 def test_random_changes_do_no_harm():

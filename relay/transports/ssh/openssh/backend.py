@@ -302,6 +302,10 @@ class OpenSSH:
     def check(self) -> None:
         """Do nothing: ssh sends its own keepalive probes (``ServerAliveInterval``), and ends without a reply."""
 
+    def probe(self, why: str) -> None:
+        """Ask the server's system for an answer; see :meth:`relay.carriers.link.Link.probe`."""
+        self.soon(functools.partial(self._master.probe, why))
+
     def close(self) -> None:
         """Close the connection and its streams. Idempotent."""
         self._master.close()

@@ -34,9 +34,11 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ....carriers.link import PROBE
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import IN
+from ....eventloop.tcp_probe import TCPProbe
 from ....process import DEVNULL, Process, start, written
 from ....streams.promise import Cancellation
 from ....streams.stream import Stream
@@ -143,6 +145,7 @@ class Master:
         self._over = threading.Event()
         self.loop = Loop()
         self._quick_ack = QuickAck(self.loop)
+        self._probe: TCPProbe | None = None
         self._quiet = Timer(self.loop.timers, self._end_quiet)
         self._patience = Timer(self.loop.timers, self._kill)
         # From start() on, which makes all of them or ends all of this:
@@ -312,6 +315,20 @@ class Master:
         # Last: the caller may open streams as soon as it wakes.
         self.settled.set()
 
+    def probe(self, why: str) -> None:
+        """End ssh unless the server's system answers within :data:`PROBE` seconds. On the loop's thread."""
+        connection = self._quick_ack.connection
+        if connection is not None:  # else relay has no copy: of a connection that is not TCP, or on an old kernel
+            if self._probe is None:
+                self._probe = TCPProbe(connection, self.loop.timers, self._silent)
+            self._probe.begin(PROBE, why)
+
+    def _silent(self, error: CarrierError) -> None:
+        with self.lock:
+            if self.gone is None:
+                self.gone = CarrierError(f"{self.settings.name}: the connection was lost: {error}")
+        self._terminate()
+
     def expect_end(self) -> None:
         """Kill ssh if it does not end in a moment. On the loop's thread."""
         now = time.monotonic()
@@ -382,6 +399,8 @@ class Master:
     def _release(self) -> None:
         self._patience.stop()
         self._quiet.stop()
+        if self._probe is not None:
+            self._probe.stop()
         self._askpass.close()
         self._quick_ack.close()
         for descriptor in (self._stderr.descriptor, self._pid):

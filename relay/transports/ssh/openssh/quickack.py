@@ -58,6 +58,11 @@ class QuickAck:
             self._is_arming = True
             self._loop.watch(self._socket.fileno(), _ARMED, self._on_data)
 
+    @property
+    def connection(self) -> socket.socket | None:
+        """The copy, while there is one."""
+        return self._socket
+
     def close(self) -> None:
         """Close the copy. Idempotent."""
         copy, self._socket = self._socket, None

@@ -88,7 +88,7 @@ class Connection:
         self._requests = Requests(self._transport, self._mux)
         self._forwards = Forwards(self._transport, self._mux, self._requests)
         interval = settings.server.keepalive
-        self._keepalive = Keepalive(self._mux, self._requests, interval, self._fail_unresponsive)
+        self._keepalive = Keepalive(self._mux, self._requests, interval, self._fail)
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -290,6 +290,10 @@ class Connection:
         """Send a keepalive probe; see :class:`relay.transports.ssh.connection.Connection`."""
         self._keepalive.check()
 
+    def probe(self, why: str) -> None:
+        """Ask the server's system for an answer; see :meth:`relay.carriers.link.Link.probe`."""
+        self._keepalive.probe(why)
+
     def close(self) -> None:
         """End it; see :class:`relay.transports.ssh.connection.Connection`."""
         with self._lock:
@@ -309,9 +313,9 @@ class Connection:
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
-    def _fail_unresponsive(self, seconds: float) -> None:
+    def _fail(self, error: CarrierError) -> None:
         """End the connection: the server is dead or unreachable; on any thread."""
-        self._wire.end(CarrierError(f"no answer for {seconds:.0f} s; check the server and the network"))
+        self._wire.end(error)
         # At once, and not when the transport's thread ends: it may be what hangs.
         self._report_loss()
 

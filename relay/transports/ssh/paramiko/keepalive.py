@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from ....carriers.link import PROBE
+from ....errors import CarrierError
 from ....eventloop.loop import Timer
+from ....eventloop.tcp_probe import TCPProbe
 from .mux import Mux, Requests
 
 _SILENCE = 3  # times the interval without a byte from the server, after which it is unresponsive
@@ -21,11 +24,11 @@ class Keepalive:
     :param mux: the channels of the connection.
     :param requests: its requests.
     :param interval: seconds between two checks; ``None`` to send no probe.
-    :param unresponsive: called, in any thread, with the seconds since the last byte of a server that does not answer.
+    :param unresponsive: called, in any thread, with the error if the server does not answer.
     """
 
     def __init__(
-        self, mux: Mux, requests: Requests, interval: float | None, unresponsive: Callable[[float], object]
+        self, mux: Mux, requests: Requests, interval: float | None, unresponsive: Callable[[CarrierError], object]
     ) -> None:
         self._mux = mux
         self._wire = mux.wire
@@ -35,6 +38,7 @@ class Keepalive:
         self._silence = Timer(mux.loop.timers, self._check_silence)
         self._probed = self._checked = -math.inf  # monotonic times of the last probe and the last check
         self._unhandled = 0  # checks that the transport's thread has not handled yet
+        self._tcp = TCPProbe(mux.wire.stream.socket, mux.loop.timers, unresponsive)
         self.rtt: float | None = None
         """The seconds until the last probe got its reply; ``None`` before the first one."""
 
@@ -54,9 +58,13 @@ class Keepalive:
         if self._unhandled > _SILENCE and silent > _SILENCE * interval:
             # On the carrier's thread: the transport's thread does not handle the checks any more, so it cannot do this
             # itself.
-            self._unresponsive(silent)
+            self._unresponsive(_no_answer(silent))
         else:
             self._mux.loop.call(partial(self._probe, interval))
+
+    def probe(self, why: str) -> None:
+        """Ask the server's system for an answer; see :meth:`relay.carriers.link.Link.probe`."""
+        self._mux.loop.call(partial(self._tcp.begin, PROBE, why))
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
@@ -102,4 +110,8 @@ class Keepalive:
         if due > now:
             self._silence.start(due, now)
         else:
-            self._unresponsive(now - self._wire.heard)
+            self._unresponsive(_no_answer(now - self._wire.heard))
+
+
+def _no_answer(seconds: float) -> CarrierError:
+    return CarrierError(f"no answer for {seconds:.0f} s; check the server and the network")

@@ -101,7 +101,7 @@ class Keys:
             self._agent.close()
 
     def __iter__(self) -> Iterator[Offer]:
-        """Yield the configured keys, each after its certificates; then the other keys of the agent.
+        """Yield the caller's keys and the configured ones, each after its certificates; then the others of the agent.
 
         :raises AuthenticationError: if the passphrase cannot be read from its file or variable.
         """
@@ -116,6 +116,8 @@ class Keys:
 
     def _all(self) -> Iterator[Offer]:
         certificates = [blob for path in self._settings.certificates if (blob := public_key(path)) is not None]
+        for key in self._settings.keys:
+            yield from _of_key(key)
         for path in self._settings.identities:
             yield from self._of_file(path, certificates)
         for blob in () if self._settings.identities_only else self._held:
@@ -169,6 +171,17 @@ class Keys:
             self._note(f"{path} {error}")
             return None
         return lambda data, algorithm: bytes(key.sign_ssh_data(data, algorithm)), key.asbytes()
+
+
+def _of_key(key: Any) -> Iterator[Offer]:
+    """Yield a key of the caller, after its certificate."""
+
+    def sign(data: bytes, algorithm: str) -> bytes:
+        return bytes(key.sign_ssh_data(data, algorithm))
+
+    certificate = key.public_blob
+    for blob in (*([certificate.key_blob] if certificate is not None else []), key.asbytes()):
+        yield Offer(blob, "the caller's key", sign)
 
 
 def load(path: str, passphrase: Callable[[], str | None]) -> Any:

@@ -217,3 +217,14 @@ def test_a_key_that_is_out_of_date_prints_no_warning(tmp_path: Path, form: str, 
         pytest.skip("this ssh-keygen makes no such key any more")
     found = offered(path, server={"passphrase": SECRET})
     assert found.notes == [f"{path} holds a kind of key that paramiko cannot use"]
+
+
+def test_keys_of_the_caller_come_first_each_after_its_certificate(tmp_path: Path) -> None:
+    path, other = make(tmp_path / "key"), make(tmp_path / "other")
+    certificate = certify(path, make(tmp_path / "authority"))
+    key = paramiko.Ed25519Key.from_private_key_file(str(path))
+    key.load_certificate(str(certificate))
+    found = offered(other, keys=(key, paramiko.Ed25519Key.from_private_key_file(str(other))))
+    assert found.blobs == [blob(certificate), blob(path), blob(other)]
+    assert [offer.where for offer in found.offers] == ["the caller's key"] * 3
+    assert all(found.signatures)

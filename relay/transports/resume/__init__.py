@@ -1,0 +1,1 @@
+"""Streams that outlive their carrier: the protocol of docs/resume.md, without I/O."""

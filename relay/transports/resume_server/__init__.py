@@ -1,0 +1,1 @@
+"""The listeners of resume servers, at each kind of address that knows its clients."""

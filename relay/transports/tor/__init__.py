@@ -1,0 +1,1 @@
+"""Onion services: a listener at the control port of tor."""

@@ -1,0 +1,130 @@
+"""Resume servers at each kind of carrier but SSH, behind a cutter, and the hops that lead to them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trustme
+from helpers import WAIT, wait_until
+from resume_rig import Cutter
+
+import relay
+from relay.transports.resume.figures import BUDGET, FAR, NEAR
+
+KINDS = ("tls", "wss", "unix", "exec", "port", "i2p")
+_COPY = (
+    "import os, socket, sys, threading\n"
+    "end = socket.socket(socket.AF_UNIX); end.connect(sys.argv[1])\n"
+    "def out():\n"
+    "    try:\n"
+    "        while data := end.recv(65536):\n"
+    "            while data: data = data[os.write(1, data):]\n"
+    "    finally: os._exit(0)\n"
+    "threading.Thread(target=out).start()\n"
+    "try:\n"
+    "    while data := os.read(0, 65536): end.sendall(data)\n"
+    "finally: os._exit(0)\n"
+)
+
+
+class Carrier:
+    """A resume server, and hops to it by two identities, the second of which is another one.
+
+    :param kind: of :data:`KINDS`.
+    :param folder: an empty directory.
+    """
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        NEAR.clear()
+        FAR.clear()
+        self.kind = kind
+        self.folder = folder
+        self.bridge: Any = None
+        self._made: list[Any] = []
+        self._has_dialed = False
+        (folder / "copy.py").write_text(_COPY)
+        self._listens = f"unix://{folder}/far.sock"
+        cuts, far = f"{folder}/near.sock", f"{folder}/far.sock"
+        if kind in ("tls", "wss"):
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(f"{folder}/ca.pem")
+            for name in ("localhost", "one", "other"):
+                authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(f"{folder}/{name}.pem")
+            self._path = "/resume" if kind == "wss" else ""
+            files = f"cert={folder}/localhost.pem&client_ca={folder}/ca.pem"
+            self._listens = f"{kind}://127.0.0.1:0{self._path}?{files}"
+        elif kind == "i2p":
+            self.bridge = relay.testing.SAMBridge()
+            self._listens = f"i2p:?sam={self.bridge.sam}&keys={folder}/far.dat"
+        self.start()
+        if kind in ("tls", "wss"):
+            far, cuts = self.listener.getsockname(), ("127.0.0.1", 0)
+            self._listens = self._listens.replace(":0", f":{far[1]}", 1)
+        elif kind == "i2p":
+            far, cuts = self.bridge.address, ("127.0.0.1", 0)
+        self.cutter = Cutter(cuts, far)
+
+    def start(self) -> None:
+        """Start the far end."""
+        self.listener = relay.listen(f"resume:{self._listens}")
+        self.tunnel = relay.Tunnel(self.listener, relay.dynamic(rules=["*=direct"]), name="far")
+
+    def restart(self) -> None:
+        """End the far end as a killed program does, and start another one."""
+        self.cutter.is_down = True
+        self.cutter.cut()
+        sessions = self.listener.sessions._sessions
+        wait_until(lambda: not any(far.joint.is_attached for far in tuple(sessions.values())))
+        self.tunnel.close()
+        self.tunnel.join()
+        self.start()
+        self.cutter.is_down = False
+
+    def address(self, identity: str = "one") -> str:
+        """Return the address of the server, as the hop has it after ``resume:``."""
+        if self.kind in ("tls", "wss"):
+            files = f"ca={self.folder}/ca.pem&cert={self.folder}/{identity}.pem"
+            return f"{self.kind}://localhost:{self.cutter.address[1]}{self._path}?{files}"
+        if self.kind == "exec":
+            return f"exec:{shlex.join([sys.executable, f'{self.folder}/copy.py', self.cutter.address])}"
+        if self.kind == "port":
+            return f"port:socat TCP-LISTEN:{{port}},bind=127.0.0.1,fork UNIX-CONNECT:{self.cutter.address}"
+        if self.kind == "i2p":
+            host, port = self.cutter.address
+            return f"i2p://{self.listener.b32}?sam={host}:{port}&keys={self.folder}/{identity}.dat"
+        return f"unix://{self.cutter.address}"
+
+    def dial(self, address: Any) -> Any:
+        """Return a stream over the hop."""
+        self._has_dialed = True
+        dialer = relay.target("{}:{}".format(*address), via=[f"resume:{self.address()}"])
+        self._made.append(dialer)
+        stream = dialer(deadline=time.monotonic() + WAIT)
+        self._made.append(stream)
+        stream.socket.settimeout(WAIT)
+        return stream
+
+    def carrier(self, identity: str = "one") -> Any:
+        """Return a bare carrier, on which nothing has been said."""
+        dialer = relay.target(self.address(identity))
+        self._made.append(dialer)
+        stream = dialer(deadline=time.monotonic() + WAIT)
+        self._made.append(stream)
+        stream.socket.settimeout(WAIT)
+        return stream
+
+    def close(self) -> None:
+        for one in reversed(self._made):
+            one.close()
+        if self._has_dialed:
+            wait_until(lambda: BUDGET.offered == BUDGET.held == 0)  # the last words have arrived
+        self.tunnel.close()
+        self.tunnel.join()
+        self.cutter.close()
+        wait_until(lambda: BUDGET.offered == BUDGET.held == 0)
+        if self.bridge is not None:
+            self.bridge.close()

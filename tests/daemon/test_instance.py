@@ -209,9 +209,17 @@ def test_loops_are_timed(instance, group):
 
 def test_a_loop_that_does_not_turn_is_named(instance, group):
     release = threading.Event()
+
+    def threads() -> set[threading.Thread]:
+        answers: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+        for member in group.members:
+            member.relay.ping(lambda: answers.put(threading.current_thread()))
+        return {answers.get(timeout=WAIT) for _ in group.members}
+
     # With a client the second tunnel has a thread of its own, beside the one that waits for the first client of others.
+    # That one answers for it until it has started the other.
     with socket.create_connection(group.members[1].relay.address, WAIT):
-        wait_until(lambda: group.members[1].live)
+        wait_until(lambda: len(threads()) == 2)
     group.members[1].relay.ping(lambda: release.wait(WAIT))
     try:
         assert instance.stuck_loops(1.0) == ["b"]  # the other one may be late on a busy machine

@@ -174,9 +174,9 @@ class _Cutter:
     def _copy(self, near: socket.socket, far: socket.socket, data: bytes) -> None:
         left = int(2 ** self._chance.uniform(1, 20))
         other = {near: far, far: near}
-        ready = [near]
         while True:
-            for end in ready:
+            # Without a hello either end may be the next to speak: the request has gone with it.
+            for end in [near] if data else select.select((near, far), (), (), WAIT)[0]:
                 data = data or end.recv(min(left, 1 << 16))
                 other[end].sendall(data[:left])
                 left -= len(data)
@@ -184,7 +184,6 @@ class _Cutter:
                 if left <= 0 or not data:
                     return
                 data = b""
-            ready = select.select((near, far), (), (), WAIT)[0]
 
     def cut(self) -> None:
         """Cut every carrier now."""

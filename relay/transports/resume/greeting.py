@@ -86,12 +86,14 @@ class Greeting(Generic[Said]):
         try:
             if self._unsent:
                 self._send()
-            if event & (IN | HUP | ERR):
+                self._look()
+            if event & (IN | HUP | ERR) and self._done is not None:
                 self._receive()
         except OSError as error:
             return self._fail(error)
         if self._done is not None:
-            self._watch.set_interest(IN | (OUT if self._unsent else 0))
+            # The other end may answer before it has everything; what comes then would be for the next owner.
+            self._watch.set_interest((0 if self._heard else IN) | OUT if self._unsent else IN)
         return None
 
     def _send(self) -> None:
@@ -112,11 +114,17 @@ class Greeting(Generic[Said]):
         if not data:
             raise self._cause(ConnectionResetError(errno.ECONNRESET, "it was closed"))
         self._heard += data
+        self._look()
+
+    def _look(self) -> None:
+        """Understand what has come, once the other end has everything."""
+        if self._unsent or not self._heard:
+            return
         try:
             found = self._read(self._heard)
         except ProtocolError as error:
             raise OSError(errno.EPROTO, str(error)) from None
-        if found is not None and not self._unsent:
+        if found is not None:
             said, size = found
             self._finish(said, bytes(self._heard[size:]))
 

@@ -91,11 +91,16 @@ class Sessions:
         :param identity: of the near end, as the carrier knows it; ``None`` if it does not.
         :param peer: its address.
         """
-        deadline = time.monotonic() + _GREETING
-        begun: list[Greeting[Hello]] = []
+        if not self._io_thread.loop.call(functools.partial(self._greet, carrier, identity, peer)):
+            carrier.reset()
+
+    def _greet(self, carrier: Stream, identity: Identity | None, peer: Any) -> None:
+        """Read the greeting of a carrier."""
+        if self._is_closed:
+            return carrier.reset()
 
         def greeted(hello: Hello | OSError, rest: bytes) -> None:
-            self._greetings.difference_update(begun)
+            self._greetings.discard(greeting)
             if isinstance(hello, OSError):
                 logger.info("%s: no greeting: %s", identity or "a client", hello)
             elif self._is_closed:
@@ -104,12 +109,12 @@ class Sessions:
                 self._greeted(carrier, identity, peer, hello, rest)
 
         try:
-            greeting = Greeting(carrier, b"", read_hello, deadline, greeted)
+            # It begins after this turn of the loop.
+            greeting = Greeting(carrier, b"", read_hello, time.monotonic() + _GREETING, greeted)
         except OSError as error:
             logger.info("%s: %s", identity or "a client", error)
-            return
-        begun.append(greeting)
-        self._greetings.add(greeting)
+            return None
+        return self._greetings.add(greeting)
 
     def close(self) -> None:
         """Take no more carriers; a session goes on until it loses its own. From any thread; idempotent."""

@@ -84,6 +84,6 @@ class ResumeListen(_AtAddress):
         return f"resume:{self.place}"
 
 
-def place_of(hop: Any) -> Any:
-    """Return the address to which relay connects for a hop: that of a resume server, else the hop itself."""
-    return hop.place if isinstance(hop, ResumeServer) else hop
+def place_of(one: Any) -> Any:
+    """Return the address of a resume server, for a hop or for one to listen on; any other address itself."""
+    return one.place if isinstance(one, _AtAddress) else one

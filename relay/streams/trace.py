@@ -39,6 +39,8 @@ class Stage(enum.StrEnum):
     """A stream that an SSH server opens to a target. Begins with ``server``."""
     PROGRAM = "program"
     """A program that is started, until it listens. Facts: ``place``, where it does."""
+    RESUME = "resume"
+    """A session with a resume server, with the carrier and the start of the server. Facts: ``kept``, in seconds."""
     BRIDGE = "sam bridge"
     """A connection to a SAM bridge, from the connect to the answer to HELLO. Facts: ``version``."""
     SESSION = "i2p session"

@@ -121,7 +121,7 @@ class _Network(Network):
         if isinstance(hop, ResumeServer):
             from .proxies.resumed import FarNetwork
 
-            far = FarNetwork(str(hop), functools.partial(self.to, hop.place), self._route)
+            far = FarNetwork(str(hop), functools.partial(self.to, hop.place), self._route, trace=self._trace)
             return _Network((*self._route, hop), far, self._trace)
         module, name = next(KINDS[kind] for kind in type(hop).__mro__ if kind in KINDS).split(":")
         # Imported with the first hop of its kind: a plain forward starts without paramiko, ssl and I2P.
@@ -134,7 +134,7 @@ class _Network(Network):
             usual = options_of(SSHServer)
             without = {name: usual[name].default for name in ("resume", "resume_for", "resume_buffer")}
             plain = kind(dataclasses.replace(hop, **without), self)
-            return _Network(route, at_server(hop, plain, self._route), self._trace)
+            return _Network(route, at_server(hop, plain, self._route, self._trace), self._trace)
         return _Network(route, kind(hop, self), self._trace)
 
     @property

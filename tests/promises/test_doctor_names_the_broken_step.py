@@ -13,7 +13,8 @@ from urllib.parse import quote
 import pytest
 import trustme
 from doctor_rig import diagnose
-from helpers import WAIT, TLSEnd, closed
+from helpers import WAIT, Thread, TLSEnd, closed, echo, receive_all
+from resume_rig import Rig
 from sshd import make_key, server_url
 
 import relay
@@ -90,6 +91,47 @@ def test_one_step_is_broken(doctor, request, row):
     doctor(*asked.format(**{name: request.getfixturevalue(name) for name in named}).split()).names(
         step, *words.split(" | ")
     )
+
+
+# -- resumable streams -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resume_server(tmp_path, serve):
+    """The address of a hop to a relay that keeps streams for ten minutes, longer than is usual."""
+    rig = Rig(tmp_path, serve(echo).address, kept=600.0)
+    yield f"resume:unix://{tmp_path}/far.sock"
+    rig.close()
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_a_hop_can_resume(doctor, resume_server, target, with_target):
+    found = doctor(*[target][:with_target], "--via", resume_server)
+    assert found.steps == ["connect", "resume", "proxy request", *["first bytes"][:with_target]]
+    assert found.check("resume")["text"] == "a relay there keeps a stream for 600 s without a connection"
+
+
+def test_a_server_that_has_no_relay(doctor, make_sshd, target):
+    server = make_sshd("SetEnv PATH=/bin HOME=/nowhere")
+    found = doctor(target, "--via", server_url(server.server), "--resume")
+    found.names("resume", "relay is not installed there", "pipx install")
+    assert found.steps[-1] == "login"
+
+
+def test_a_socket_of_another_service(doctor, resume_server, tmp_path, target):
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"{tmp_path}/other.sock")
+        other.listen()
+
+        def answer():
+            with other.accept()[0] as client:
+                client.sendall(b"220 ready, and more than a greeting has\r\n")
+                receive_all(client)
+
+        answering = Thread(answer)
+        found = doctor(target, "--via", resume_server.replace("far", "other"))
+        answering.join()
+    found.names("resume", "what answers there is no resume server", "check")
 
 
 # -- names, addresses, sockets -----------------------------------------------------------------------------------------

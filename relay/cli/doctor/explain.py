@@ -38,6 +38,8 @@ LIMITS: dict[Stage, tuple[float, str]] = {
         26.0,
         "it does not listen in time; run it by hand, with a port of your own, and look at what it says",
     ),
+    # It has the others to the server in it, and those of I2P take minutes; --timeout ends it before.
+    Stage.RESUME: (300.0, "no answer of the resume server in time; check that one listens there"),
     Stage.BRIDGE: (12.0, "no answer in time; check that this is the SAM port of a router"),
     Stage.SESSION: (
         180.0,
@@ -211,6 +213,13 @@ def _program(step: RecordedStep, error: BaseException | None, status: Status) ->
     return [_ok(step, "program", f"listens at {place}, which the kernel says is its own", place=place)]
 
 
+def _resume(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
+    if error is not None:
+        return [_failed(step, "resume", error, status)]
+    kept = step.facts.get("kept", 0.0)
+    return [_ok(step, "resume", f"a relay there keeps a stream for {kept:g} s without a connection", kept=kept)]
+
+
 def _bridge(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:
     if error is None:
         version = shown(str(step.facts.get("version") or "unknown"))
@@ -244,6 +253,7 @@ _EXPLAINERS: dict[Stage, Callable[[RecordedStep, BaseException | None, Status], 
     Stage.SSH_CLIENT: ssh_steps.client,
     Stage.CHANNEL: _channel,
     Stage.PROGRAM: _program,
+    Stage.RESUME: _resume,
     Stage.BRIDGE: _bridge,
     Stage.SESSION: _session,
     Stage.DESTINATION: _destination,

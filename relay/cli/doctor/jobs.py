@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import Bridges, I2PListen, I2PRouter, I2PTarget, router_of
 from ...addresses.printable import shown
+from ...addresses.resume import ResumeListen, ResumeServer, place_of
 from ...addresses.ssh import SSHServer
 from ...daemon.plan import Plan
 from ...daemon.routed_targets import over
@@ -210,6 +211,7 @@ class _RouteTest:
 
     def test(self, job: Job, deadline: float) -> list[Check]:
         """Test the target of a job."""
+        job, left_out = _without_own_keys(job)
         if self._broken:
             detail = f"its hops were not tested again: they have failed for {self._broken}"
             return [Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there")]
@@ -221,7 +223,7 @@ class _RouteTest:
         if job.route and any(check.step not in _OF_TARGET for check in failed):
             self._broken = job.name
             self._probe.close()  # else it would try again, and a server may count the logins
-        return found
+        return [*found, *left_out]
 
     def close(self) -> None:
         """Close the hops."""
@@ -238,8 +240,21 @@ def _local_checks(job: Job) -> list[Check]:
     return problems or permissions(filter(None, hops))
 
 
+def _without_own_keys(job: Job) -> tuple[Job, list[Check]]:
+    """Return a job that ends at a resume server at I2P, and says so.
+
+    Streams there belong to the destination of the tunnel; a session with its keys would end that of a running relay.
+    """
+    for number, hop in enumerate(job.route):
+        if isinstance(hop, ResumeServer) and isinstance(hop.place, I2PTarget):
+            detail = "not tested: it would take the keys of the tunnel, whose session the router would end"
+            skipped = Check("resume", str(hop), Status.SKIPPED, detail, "relay connect tests it while no relay runs")
+            return dataclasses.replace(job, route=job.route[:number], target=hop.place), [skipped]
+    return job, []
+
+
 def _bridges(address: object) -> Bridges | tuple[()]:
-    router = router_of(address)
+    router = router_of(place_of(address))
     return router.sam if router is not None else ()
 
 
@@ -257,6 +272,8 @@ def _at_router(job: Job, number: int) -> Job:
 
 def _with_bridge(address: Address, number: int) -> Address:
     """Return an address of I2P with one of its bridges, the last one if there are fewer; others as they are."""
+    if isinstance(address, ResumeServer | ResumeListen):
+        return cast("Address", type(address)(_with_bridge(address.place, number)))
     router, bridges = router_of(address), _bridges(address)
     if router is None or len(bridges) < 2:
         return address

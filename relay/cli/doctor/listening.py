@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...addresses.hops import Listen, Route, listens_at_tor
 from ...addresses.i2p import I2PListen
+from ...addresses.resume import place_of
 from ...addresses.ssh import SSHListen
 from ...addresses.values import SystemdListen, TCPAddress, UnixAddress, is_loopback, refuse_onion
 from ...transports.i2p.key_file import read
@@ -44,6 +45,7 @@ def check_listen(
     :param deadline: monotonic seconds.
     :param open_remote: whether to listen on an SSH server or on I2P for a moment.
     """
+    where = place_of(where)
     if isinstance(where, SSHListen):
         return _on_server(where, before, make_probe, deadline, open_remote=open_remote)
     if isinstance(where, I2PListen):

@@ -22,6 +22,7 @@ ADVICE: dict[str, str] = {
     "login": "look at the log of the server",
     "remote listen": "set AllowTcpForwarding yes in the server's sshd_config, and look at PermitListen",
     "program": "run it by hand, with a port of your own, and look at what it says",
+    "resume": "check that a resume server listens there, and who may use it",
     "sam bridge": "check that a router with SAM is there",
     "i2p session": "look at the log of the router",
     "published": "look at the router's console: its clock, its peers, and if it is firewalled",

@@ -15,6 +15,7 @@ from ...errors import ConnectError, RelayError
 from ...streams.dialer import Dialer, Upgrade
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.stream import Stream
+from ...streams.trace import SILENT, Trace
 from ..resume.client import KEPT, Resuming
 from ..resume.greeting import Greeting
 from ..resume.session import HELD
@@ -56,14 +57,23 @@ class FarNetwork:
     :param name: of the hop, for errors.
     :param carrier: returns a dialer of the hop's resume server.
     :param before: the hops to it.
-    :param kept: seconds for which a stream is kept without a carrier.
+    :param kept: seconds for which a stream is kept without a carrier, at most; the far end has a limit of its own.
     :param held: bytes that are kept for one stream, at most.
+    :param trace: observes the sessions as they begin.
     """
 
     def __init__(
-        self, name: str, carrier: Callable[[], Dialer], before: Route, kept: float = KEPT, held: int = HELD
+        self,
+        name: str,
+        carrier: Callable[[], Dialer],
+        before: Route,
+        kept: float = math.inf,
+        held: int = HELD,
+        *,
+        trace: Trace = SILENT,
     ) -> None:
         self._bounds = kept, held
+        self._trace = trace
         self._name = name
         self._carrier = carrier
         self._before = before
@@ -75,16 +85,18 @@ class FarNetwork:
         # Confirming: a stream that turns out to be none later would be a lost carrier.
         carrier = self._carrier().confirming()
         resuming = Resuming(carrier, self._name, *self._bounds)
+        resuming.trace = self._trace
         asking = resuming.saying(request_of(place))
         return Proxied(resuming, self._proxy, place, self._before, asking=asking)
 
 
-def at_server(server: SSHServer, view: _View, before: Route) -> FarNetwork:
+def at_server(server: SSHServer, view: _View, before: Route, trace: Trace = SILENT) -> FarNetwork:
     """Return the network as seen from the relay at an SSH server.
 
     :param server: with ``resume``.
     :param view: the places that the same server without ``resume`` reaches.
     :param before: the hops to the server.
+    :param trace: observes the sessions as they begin.
     """
     kept, held = math.inf if server.resume_for is None else server.resume_for, parse_size(server.resume_buffer)
 
@@ -97,7 +109,7 @@ def at_server(server: SSHServer, view: _View, before: Route) -> FarNetwork:
             options = f" --resume-for {server.resume_for or 'none'} --resume-buffer {held}"
         return _Started(view, str(server), f"sh -c '{START}{options}'")
 
-    return FarNetwork(str(server), carrier, before, kept, held)
+    return FarNetwork(str(server), carrier, before, kept, held, trace=trace)
 
 
 def _at(view: _View, path: str) -> Dialer:

@@ -17,6 +17,7 @@ from ...eventloop.loop import Timer
 from ...streams.dialer import Dialer, Engine, Upgrade
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.stream import Stream
+from ...streams.trace import Stage
 from .figures import BUDGET, NEAR
 from .greeting import Greeting
 from .joint import Joint, JointStream
@@ -63,9 +64,15 @@ class Resuming(Upgrade):
         """Begin to make a stream; see :meth:`Dialer.dial`."""
         self._first.is_released = False
 
+        step = self.trace.begin(Stage.RESUME, self.target)
+
         def counted(outcome: Stream | OSError) -> None:
-            if isinstance(outcome, JointStream) and outcome.path is not None:
-                outcome.path = outcome.path._replace(resumes=outcome.resumes)
+            if isinstance(outcome, JointStream):
+                step.done(kept=outcome.kept)
+                if outcome.path is not None:
+                    outcome.path = outcome.path._replace(resumes=outcome.resumes)
+            elif isinstance(outcome, OSError):
+                step.failed(outcome)
             done(outcome)
 
         # The joint gives a kernel socket anyway, and needs the stream to its carrier.
@@ -146,7 +153,7 @@ class _Near:
         self.joint.on_over = lambda: self._here(self._over)
         self._owner = owner
         self._token = answer.token
-        self._kept = min(owner.kept, answer.kept)
+        self._kept = self.joint.stream.kept = min(owner.kept, answer.kept)
         self._io_thread = IOThread.acquire(self)
         self._is_detached = False
         self._until = 0.0  # when it is lost

@@ -534,13 +534,15 @@ def _nothing() -> None:
 class JointStream(Stream):
     """A stream whose socket is one end of a socketpair; the joint moves the bytes of the other one."""
 
-    __slots__ = ("resumes", "_joint")
+    __slots__ = ("kept", "resumes", "_joint")
 
     def __init__(self, sock: socket.socket, joint: Joint) -> None:
         super().__init__(sock, target=joint.name, failure=lambda: joint.error)
         self._joint = joint
         self.resumes = joint.resumes
         """Counts its carriers after the first one."""
+        self.kept = 0.0
+        """Seconds for which the near end waits for another carrier; 0 at the far end, which has its own."""
         self.unsent, self.drained = joint.unsent, joint.drained
 
     def reset(self) -> None:

@@ -12,6 +12,7 @@ from relay.addresses.hops import Proxy
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_listen
+from relay.addresses.resume import ResumeListen, ResumeServer
 from relay.addresses.values import TCPAddress
 from relay.cli.doctor import jobs as module
 from relay.cli.doctor.jobs import Job, jobs_of_plan, jobs_of_routers, run_jobs
@@ -110,6 +111,14 @@ def test_no_session_with_the_keys_of_a_relay_that_runs(probes, tmp_path):
     assert (hop.route[0].session, target.targets[0].router.session) == ("", "")
 
 
+def test_a_resume_server_at_i2p_is_not_asked_by_the_destination_of_a_tunnel_that_runs(probes, tmp_path):
+    hop = ResumeServer(I2PTarget("far.i2p", router=I2PRouter(keys=f"{tmp_path}/me.dat")))
+    (section,) = run_jobs([Job("a", "a", (A, hop), DB)], WAIT, lambda _: None)
+    (probe,) = probes
+    assert (probe.route, probe.targets) == ((A,), [I2PTarget("far.i2p")])
+    assert [(check.step, check.status) for check in section.checks] == [("connect", "ok"), ("resume", "skipped")]
+
+
 def test_each_router_is_tested():
     one, other, both = (I2PRouter(parse_sam(sam)) for sam in ("a:1", "b:1", ["a:1", "b:1"]))
     listen, name = parse_listen(":0"), TCPAddress("x.i2p", 80)
@@ -122,6 +131,10 @@ def test_each_router_is_tested():
         Job("j", "j", (), I2PTarget("x.i2p", router=both)): [
             Job("j", "j", (), I2PTarget("x.i2p", router=one)),
             Job("j", "j", (), I2PTarget("x.i2p", router=other)),
+        ],
+        Job("j", "j", (), None, ResumeListen(I2PListen(both))): [
+            Job("j", "j", (), None, ResumeListen(I2PListen(one))),
+            Job("j", "j", (), None, ResumeListen(I2PListen(other))),
         ],
         Job("j", "j", (A,), DB, I2PListen(both), (one,)): [
             Job("j", "j", (A,), DB, I2PListen(one), (one,)),

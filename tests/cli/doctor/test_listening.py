@@ -95,8 +95,9 @@ def test_a_port(listener):
     assert "a relay without a control socket" in found.advice
     found = only("192.0.2.1:80")
     assert (found.status, "no such address" in found.advice) == (Status.FAILED, True)
-    found = only(f"tls://127.0.0.1:{listener.getsockname()[1]}?cert=a&key=b")
-    assert found.status is Status.WARNING
+    for kind in ("tls", "resume:tls"):
+        found = only(f"{kind}://127.0.0.1:{listener.getsockname()[1]}?cert=a&key=b&client_ca=c")
+        assert found.status is Status.WARNING
 
 
 def test_a_port_of_the_administrator(monkeypatch):

@@ -17,7 +17,7 @@ ACCEPTED = Answer(NEW, b"t" * 16, window=1000, kept=30)
 
 @pytest.fixture
 def said():
-    """What the greeting ends with: an answer or an error, and what came behind it."""
+    """The outcomes of the greeting: an answer or an error, and what came behind it."""
     return queue.SimpleQueue()
 
 

@@ -13,6 +13,8 @@ from helpers import WAIT, wait_until
 from resume_rig import Cutter
 
 import relay
+from relay.addresses.parse import parse_listen
+from relay.api.urls import resume_listener
 from relay.transports.resume.figures import BUDGET, FAR, NEAR
 
 KINDS = ("tls", "wss", "unix", "exec", "port", "i2p")
@@ -36,19 +38,21 @@ class Carrier:
 
     :param kind: of :data:`KINDS`.
     :param folder: an empty directory.
+    :param make_cutter: makes the cutter, with where it listens and where it leads.
+    :param bounds: of the sessions of the far end; ``None`` for the usual ones.
     """
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, make_cutter: Any = Cutter, bounds: Any = None) -> None:
         NEAR.clear()
         FAR.clear()
         self.kind = kind
         self.folder = folder
         self.bridge: Any = None
+        self._bounds = bounds
         self._made: list[Any] = []
         self._has_dialed = False
         (folder / "copy.py").write_text(_COPY)
         self._listens = f"unix://{folder}/far.sock"
-        cuts, far = f"{folder}/near.sock", f"{folder}/far.sock"
         if kind in ("tls", "wss"):
             authority = trustme.CA()
             authority.cert_pem.write_to_path(f"{folder}/ca.pem")
@@ -61,16 +65,20 @@ class Carrier:
             self.bridge = relay.testing.SAMBridge()
             self._listens = f"i2p:?sam={self.bridge.sam}&keys={folder}/far.dat"
         self.start()
+        cuts, far = self._ends()
         if kind in ("tls", "wss"):
-            far, cuts = self.listener.getsockname(), ("127.0.0.1", 0)
             self._listens = self._listens.replace(":0", f":{far[1]}", 1)
-        elif kind == "i2p":
-            far, cuts = self.bridge.address, ("127.0.0.1", 0)
-        self.cutter = Cutter(cuts, far)
+        self.cutter = make_cutter(cuts, far)
+
+    def _ends(self) -> tuple[Any, Any]:
+        """Return where the cutter listens, and where it leads."""
+        if self.kind in ("unix", "exec", "port"):
+            return f"{self.folder}/near.sock", f"{self.folder}/far.sock"
+        return ("127.0.0.1", 0), self.bridge.address if self.bridge is not None else self.listener.getsockname()
 
     def start(self) -> None:
         """Start the far end."""
-        self.listener = relay.listen(f"resume:{self._listens}")
+        self.listener = resume_listener(parse_listen(f"resume:{self._listens}"), bounds=self._bounds)
         self.tunnel = relay.Tunnel(self.listener, relay.dynamic(rules=["*=direct"]), name="far")
 
     def restart(self) -> None:
@@ -98,10 +106,14 @@ class Carrier:
             return f"i2p://{self.listener.b32}?sam={host}:{port}&keys={self.folder}/{identity}.dat"
         return f"unix://{self.cutter.address}"
 
+    def hop(self) -> str:
+        """Return the hop that leads to the server."""
+        return f"resume:{self.address()}"
+
     def dial(self, address: Any) -> Any:
         """Return a stream over the hop."""
         self._has_dialed = True
-        dialer = relay.target("{}:{}".format(*address), via=[f"resume:{self.address()}"])
+        dialer = relay.target("{}:{}".format(*address), via=[self.hop()])
         self._made.append(dialer)
         stream = dialer(deadline=time.monotonic() + WAIT)
         self._made.append(stream)

@@ -2,7 +2,8 @@
 
 The seed decides each schedule. A failure prints the relay, its seed and the smallest schedule of that seed that fails.
 ``--relays crashes`` kills and stops processes instead; see ``crashes.py``. ``--relays network`` lets the network fail,
-``--relays network-i2p`` also the one of an I2P router; see ``network.py``. These two need root.
+``--relays network-i2p`` also the one of an I2P router; see ``network.py``. These two need root. ``--relays programs``
+kills the connections of real programs; see ``real_programs.py``.
 
 ``tests/support`` has to be in ``PYTHONPATH``.
 """
@@ -29,11 +30,15 @@ from relay.testing import check_leaks
 from . import crashes, network
 from .driver import Driver
 from .faulty import FAULTY
+from .real_programs import RealPrograms
 from .relays import RELAYS
+from .resumed import RESUMED
 from .traffic import Traffic
 
-_ALL = {**RELAYS, **FAULTY}
+_ALL = {**RELAYS, **RESUMED, **FAULTY}
 _CRASHES = "crashes"
+_PROGRAMS = "programs"
+_RESUME = "resume"  # all of them
 _NETWORKS = ("network", "network-i2p")
 _NOTES = 40  # steps that are printed with a failure
 _TRIES = 12  # smaller schedules that are tried after a failure
@@ -118,11 +123,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
-    some = f"some of {', '.join(_ALL)}; or {_CRASHES}, or one of {', '.join(_NETWORKS)}"
+    alone = ", ".join((_CRASHES, _PROGRAMS, *_NETWORKS))
+    some = f"some of {', '.join(_ALL)}, and {_RESUME} for all of those; or one of {alone}"
     parser.add_argument("--relays", default=",".join(_ALL), help=some)
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES} or a network")
+    parser.add_argument("--faults", type=int, default=10, help=f"of a round of {_CRASHES}, {_PROGRAMS} or a network")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all programs end
     if given.relays in _NETWORKS:
@@ -131,10 +137,12 @@ def main() -> int:
         process.wait()
     if given.relays == _CRASHES:
         return run_rounds(_CRASHES, given.minutes, given.seed, given.faults, crash, crashes.FaultCounts())
+    if given.relays == _PROGRAMS:
+        return run_programs(given.seed, given.faults)
     if given.relays in _NETWORKS:
         round_ = functools.partial(disturb, i2p=given.relays == "network-i2p")
         return run_rounds(given.relays, given.minutes, given.seed, given.faults, round_, network.NetworkFaults())
-    names = given.relays.split(",")
+    names = [name for word in given.relays.split(",") for name in (RESUMED if word == _RESUME else [word])]
     results = {name: Result() for name in names}
     until = time.monotonic() + given.minutes * 60
     seed = given.seed
@@ -176,6 +184,18 @@ def run_rounds(
             return 1
         seed += 1
     print(f"{name}: {result}, seeds {first} to {seed - 1}; {counts}")
+    return 0
+
+
+def run_programs(seed: int, kills: int) -> int:
+    """Run real programs over both backends of SSH, with so many kills of each; return the exit status."""
+    for backend in ("paramiko", "openssh"):
+        with tempfile.TemporaryDirectory() as folder, RealPrograms(Path(folder), backend, seed, kills) as programs:
+            try:
+                print(f"{backend}: {programs.run()}")
+            except AssertionError as error:
+                print(f"{backend}, seed {seed}: {error}")
+                return 1
     return 0
 
 

@@ -19,6 +19,7 @@ from .faulty import FAULTY
 from .model import Direction, ModelError, pattern
 from .programs import FaultError
 from .relays import RELAYS
+from .resumed import RESUMED
 
 ROOT = Path(__file__).parents[2]
 SSHD, DROPBEAR = (
@@ -26,7 +27,7 @@ SSHD, DROPBEAR = (
 )
 
 
-@pytest.mark.parametrize("name", RELAYS)
+@pytest.mark.parametrize("name", [*RELAYS, *RESUMED])
 def test_no_byte_is_lost_or_mixed_up(name):
     result = Result()
     run(name, 20, 30, 400, result, lambda text: None)

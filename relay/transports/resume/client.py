@@ -30,6 +30,7 @@ KEPT = 120.0  # seconds for which a stream without a carrier is kept
 _LAST_WORD = 10.0  # seconds for the last word of one that has ended
 _ATTEMPT = 15.0  # seconds for one attempt to get another carrier
 _BACKOFF = (0.1, 2.0)  # seconds after the first failure in a row, and at most
+_STABLE = 10.0  # seconds after which a carrier counts as a success that has moved nothing
 
 _REFUSALS = {
     "no_identity": "it does not know who its clients are there; use SSH, TLS with client certificates or I2P",
@@ -53,6 +54,8 @@ class Resuming(Upgrade):
         """Seconds for which a stream is kept without a carrier."""
         self.is_released = False
         """Whether a carrier is needed only for the streams that there are."""
+        self.waiting: set[_Near] = set()
+        """Those of its streams that wait for another carrier; in the I/O thread."""
         self._said = b""
         self._first = self  # that which was made; others are its copies, which engines use
 
@@ -126,6 +129,7 @@ class Resuming(Upgrade):
                 return steps.finish(error)
             # What went with the greeting arrives with it, or the next carrier brings it.
             near.attach(carrier, answer._replace(received=len(first)), hello, rest)
+            self.carrier_works()
             return steps.finish(near.joint.stream)
 
         hello = Hello(session.window)
@@ -143,6 +147,11 @@ class Resuming(Upgrade):
 
         return give_up
 
+    def carrier_works(self) -> None:
+        """Let no stream wait longer for its next attempt, as one of them has got a carrier. In the I/O thread."""
+        for near in tuple(self.waiting):
+            near.hurry()
+
 
 class _Near:
     """The carriers of one stream, from the first one on. Belongs to the I/O thread; its joint may have another one."""
@@ -158,6 +167,8 @@ class _Near:
         self._is_detached = False
         self._until = 0.0  # when it is lost
         self._backoff = Backoff(*_BACKOFF, jitter=True)
+        self._has_hurried = False  # in this row of failures, else streams could hurry each other without end
+        self._mark = 0, 0.0  # what had been moved when it got its carrier, and when
         self._next = Timer(self._io_thread.loop.timers, self._try)
         self._steps: CallbackChain[Stream] | None = None  # of the attempt that is under way
         self._error: OSError | None = None  # of the last one
@@ -173,6 +184,8 @@ class _Near:
     def attach(self, carrier: Stream, answer: Answer, hello: Hello, rest: bytes) -> None:
         """Go on with a carrier whose greetings are over."""
         self._is_detached = False
+        self._mark = self.joint.session.moved, time.monotonic()
+        self._owner.waiting.discard(self)
         attach = functools.partial(
             self.joint.attach, carrier, answer.window, answer.received, said=hello.window, rest=rest
         )
@@ -181,19 +194,37 @@ class _Near:
 
     def _detached(self, now: float) -> None:
         self._is_detached = True
+        self._owner.waiting.add(self)
         # A stream that has ended at both ends only has to say that it has everything.
         self._until = now + (min(self._kept, _LAST_WORD) if self.joint.session.word == DONE else self._kept)
         self._error = None
-        self._backoff.reset()
         logger.info("%s: a carrier was lost; its stream waits for another one", self._owner.target)
-        self._try(now)
+        moved, begun = self._mark
+        if self.joint.session.moved > moved or now > begun + _STABLE:
+            self._end_failures()
+            self._try(now)
+        else:  # one that ends each carrier at once would be asked without a pause
+            self._pause(now)
 
     def _changed(self, why: str) -> None:
         if not self._is_detached:
             self.joint.call(self.joint.probe)
         elif self._steps is None:
-            self._backoff.reset()
+            self._end_failures()
             self._try(time.monotonic())
+
+    def hurry(self) -> None:
+        """Try at once, if it waits for its next attempt."""
+        if self._steps is None and not self._has_hurried:
+            self._has_hurried = True
+            self._try(time.monotonic())
+
+    def _end_failures(self) -> None:
+        self._backoff.reset()
+        self._has_hurried = False
+
+    def _pause(self, now: float) -> None:
+        self._next.start(min(now + self._backoff.next(), self._until), now)
 
     def _try(self, now: float) -> None:
         """Begin to get another carrier."""
@@ -243,7 +274,8 @@ class _Near:
             NEAR.resumes += 1
             self.joint.resumes.count += 1
             logger.info("%s: its stream goes on over another carrier", self._owner.target)
-            return self.attach(carrier, answer, hello, rest)
+            self.attach(carrier, answer, hello, rest)
+            return self._owner.carrier_works()
         carrier.reset()
         if answer.kind == UNKNOWN:
             return self._lost("the far end does not know the stream any more; it may have been restarted")
@@ -257,8 +289,7 @@ class _Near:
         self._error = outcome
         if not can_retry(outcome) and isinstance(outcome, RelayError):
             return self._lost(str(outcome))
-        now = time.monotonic()
-        self._next.start(min(now + self._backoff.next(), self._until), now)
+        self._pause(time.monotonic())
 
     def _lost(self, text: str) -> None:
         if self.joint.session.word != DONE:
@@ -269,6 +300,7 @@ class _Near:
         steps, self._steps = self._steps, None
         if steps is not None:
             steps.give_up()
+        self._owner.waiting.discard(self)
         self._next.stop()
         network.unsubscribe(self._io_thread, self._changed)
         if self._owner.is_released:

@@ -210,6 +210,11 @@ class Session:
         """The number of bytes that are kept until the other end acknowledges them."""
         return len(self._unacknowledged) + len(self._unsent)
 
+    @property
+    def moved(self) -> int:
+        """A number that grows with each byte, and each end, that one end has got from the other."""
+        return self.received + self._acked
+
     def write(self, data: bytes) -> None:
         """Keep and send data of the holder, no more than :attr:`room`."""
         if data and self.outgoing is _OPEN and not self.word:

@@ -88,10 +88,16 @@ class Client:
             io_thread.release(owner)
 
         try:
-            return self.upgrade_on(io_thread, stream, deadline, upgraded)
+            give_up = self.upgrade_on(io_thread, stream, deadline, upgraded)
         except BaseException:
             io_thread.release(owner)
             raise
+
+        def abort() -> None:
+            give_up()
+            io_thread.release(owner)  # nobody calls `upgraded` any more
+
+        return abort
 
     def upgrade_on(self, home: Home, stream: Stream, deadline: float | None, done: OnResult) -> Abort:
         """Do the same in the thread of an engine, which relays through the session itself."""

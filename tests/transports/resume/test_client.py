@@ -17,7 +17,7 @@ from relay.transports.proxies.dialer import Proxied
 from relay.transports.proxies.socks_client import request_of
 from relay.transports.resume.client import Resuming
 from relay.transports.resume.figures import BUDGET, FAR, NEAR
-from relay.transports.resume.wire import DATA, END, MAGIC, NEW, REFUSED, Answer, frame
+from relay.transports.resume.wire import DATA, END, KNOWN, MAGIC, NEW, REFUSED, UNKNOWN, Answer, frame
 from relay.transports.unix import unix
 
 
@@ -356,3 +356,50 @@ def test_what_is_no_resume_server_is_named(tmp_path, said, reason, text):
         assert BUDGET.offered == 0
     finally:
         server.close()
+
+
+def test_a_far_end_that_ends_each_carrier_is_not_asked_without_a_pause(tmp_path):
+    request = request_of(TCPAddress("db", 5432))
+    times = []
+
+    def far_end(connection):
+        while not connection.recv(100).startswith(MAGIC):
+            pass
+        times.append(time.monotonic())
+        if len(times) == 1:
+            greeting = Answer(NEW, token=bytes(16), window=1000, kept=60).encode()
+            connection.sendall(greeting + frame(len(request), DATA, b"\5\0" + b"\5\0\0\1" + bytes(6)))
+            wait_until(lambda: dialed)
+        else:
+            last = Answer(UNKNOWN) if len(times) > 6 else Answer(KNOWN, received=len(request), window=1000)
+            connection.sendall(last.encode())
+
+    dialed = []
+    server = Server(far_end, str(tmp_path / "far.sock"))
+    try:
+        resuming = Resuming(unix(server.address), "far", kept=60.0)
+        dialer = Proxied(resuming, PROXY, TCPAddress("db", 5432), (), asking=resuming.saying(request))
+        with contextlib.closing(dialer), dialer(deadline=None) as stream:
+            dialed.append(stream)
+            wait_until(lambda: len(times) >= 6)
+            # At once after the first one, which has moved the replies; then the usual pauses.
+            assert times[5] - times[1] >= 0.05 + 0.1 + 0.2 + 0.4
+            stream.reset()
+            wait_until(lambda: BUDGET.offered == 0)
+    finally:
+        server.close()
+
+
+def test_streams_that_wait_try_at_once_when_another_one_gets_a_carrier(make_rig, monkeypatch):
+    monkeypatch.setattr("relay.transports.resume.client._BACKOFF", (1000.0, 1000.0))
+    rig = make_rig(near={"kept": 5000.0}, kept=5000.0)
+    waiting = [rig.dial() for _ in range(3)]
+    rig.cutter.is_down = True
+    rig.cutter.cut()
+    wait_until(lambda: NEAR.attempts == 3)
+    wait_until(lambda: all(near._steps is None for near in rig.resuming.waiting))
+    rig.cutter.is_down = False
+    rig.dial()
+    for client in waiting:
+        client.sendall(b"hello")
+        assert receive_exactly(client, 5) == b"hello"

@@ -61,7 +61,8 @@ class Results:
         head = self.data.get("later", {}).get(table, self.data)
         machine = head["machine"]
         where = f"{machine['cores']}, {machine['kernel']}, Python {machine['python']}"
-        return f"{head['date']}, {head['rounds']} rounds of {head['seconds']} s, on {where}"
+        rounds = "1 round" if head["rounds"] == 1 else f"{head['rounds']} rounds"
+        return f"{head['date']}, {rounds} of {head['seconds']} s, on {where}"
 
     def machines(self) -> list[dict[str, str]]:
         """Return the machines of all tables, each once; the newest last."""
@@ -218,7 +219,7 @@ def _sections(results: Results) -> list[str]:
     parts = ["\n".join(_summary(results))]
     for name, title in TABLES.items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
-        if rows:
+        if any(metric.goals for row in rows for metric in ROWS[row].metrics):
             parts += [f"## {title}", f"{results.origin(name)}."]
             folder = "performance" if name in PICTURES else "../benchmarks/results"
             if name in PICTURES or has_curves(results, name):

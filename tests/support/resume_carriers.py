@@ -106,14 +106,14 @@ class Carrier:
             return f"i2p://{self.listener.b32}?sam={host}:{port}&keys={self.folder}/{identity}.dat"
         return f"unix://{self.cutter.address}"
 
-    def hop(self) -> str:
-        """Return the hop that leads to the server."""
-        return f"resume:{self.address()}"
+    def hops(self) -> list[str]:
+        """Return the hops that lead to the server, and it."""
+        return [f"resume:{self.address()}"]
 
     def dial(self, address: Any) -> Any:
         """Return a stream over the hop."""
         self._has_dialed = True
-        dialer = relay.target("{}:{}".format(*address), via=[self.hop()])
+        dialer = relay.target("{}:{}".format(*address), via=self.hops())
         self._made.append(dialer)
         stream = dialer(deadline=time.monotonic() + WAIT)
         self._made.append(stream)

@@ -117,16 +117,31 @@ class _OverSSH(Carrier):
     def _ends(self) -> tuple[Any, Any]:
         return ("127.0.0.1", 0), ("127.0.0.1", self._sshd.port)
 
-    def hop(self) -> str:
+    def hops(self) -> list[str]:
         port = self.cutter.address[1]
         known = self.folder / "known_hosts"
         known.write_text(f"[127.0.0.1]:{port} {self._sshd.host_key_line}\n")
         url = server_url(self._sshd.server, backend=self._backend, known_hosts=known, resume=f"{self.folder}/far.sock")
-        return url.replace(f":{self._sshd.port}?", f":{port}?")
+        return [url.replace(f":{self._sshd.port}?", f":{port}?")]
 
     def close(self) -> None:
         super().close()
         self._sshd.stop()
+
+
+class _BehindProxy(Carrier):
+    """One at TLS, to which a SOCKS proxy leads. The parameters are those of the class."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self._proxy = relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic(), timeout=None)
+        super().__init__("tls", folder, **options)
+
+    def hops(self) -> list[str]:
+        return [f"socks5://127.0.0.1:{self._proxy.address[1]}", *super().hops()]
+
+    def close(self) -> None:
+        super().close()
+        self._proxy.close()
 
 
 class _ResumeRig(Rig):
@@ -174,7 +189,7 @@ def _resumed(make: Callable[..., Carrier]) -> Callable[[Path, int], contextlib.A
             try:
                 with target_socket() as far:
                     host, port = far.getsockname()
-                    dialer = relay.target(f"{host}:{port}", via=[carrier.hop()])
+                    dialer = relay.target(f"{host}:{port}", via=carrier.hops())
                     with open_tunnel(relay.listen("127.0.0.1:0"), dialer) as outer:
                         yield _ResumeRig(carrier.cutter, outer, far, [outer, carrier.tunnel])
                 # Each end has the last word of the other, or has waited for it.
@@ -185,7 +200,10 @@ def _resumed(make: Callable[..., Carrier]) -> Callable[[Path, int], contextlib.A
     return resumed
 
 
-RESUMED = {f"resume-{kind}": _resumed(functools.partial(Carrier, kind)) for kind in KINDS} | {
-    f"resume-{backend}": _resumed(functools.partial(_OverSSH, backend)) for backend in ("paramiko", "openssh")
+RESUMED = {
+    **{f"resume-{kind}": _resumed(functools.partial(Carrier, kind)) for kind in KINDS},
+    "resume-socks": _resumed(_BehindProxy),
+    "resume-paramiko": _resumed(functools.partial(_OverSSH, "paramiko")),
+    "resume-openssh": _resumed(functools.partial(_OverSSH, "openssh")),
 }
 """Those of resumable streams, by the kind of their carriers."""

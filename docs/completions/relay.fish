@@ -276,7 +276,7 @@ complete -c relay -n '__fish_seen_subcommand_from pipe' -l linger -x -d 'Idle ti
 complete -c relay -n '__fish_seen_subcommand_from pipe' -s v -l verbose -d 'Log to standard error what relay does.'
 complete -c relay -n '__fish_seen_subcommand_from pipe' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from pipe' -s h -l help -d 'Show this message and exit.'
-complete -c relay -n '__fish_seen_subcommand_from resume-server' -l resume-for -x -d 'Time for which a stream without a connection is kept [120].'
+complete -c relay -n '__fish_seen_subcommand_from resume-server' -l resume-for -x -d 'Time for which a stream without a connection is kept [120; at I2P 300].'
 complete -c relay -n '__fish_seen_subcommand_from resume-server' -l resume-buffer -x -d 'Memory of one stream at most [4MiB].'
 complete -c relay -n '__fish_seen_subcommand_from resume-server' -l resume-memory -x -d 'Memory of all streams at most; then they wait [256MiB].'
 complete -c relay -n '__fish_seen_subcommand_from resume-server' -l resume-streams -x -d 'Streams of one user at most [1024]. [x>=1]'

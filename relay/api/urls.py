@@ -280,15 +280,15 @@ def resume_listener(
 
     :param bounds: of its sessions; ``None`` for the usual ones.
     """
-    from ..transports.resume.server import Bounds
+    from ..transports.resume.server import KEPT_AT_I2P, USUAL, Bounds
     from ..transports.resume_server.listen import listen_resume, make_i2p
 
-    bounds = bounds or Bounds()
     if isinstance(address.place, I2PListen):
         check_route(route, address.place.router)
-        return _make(LISTENERS, address.place, via=route, opening=opening, make=make_i2p(bounds))
+        make = make_i2p(bounds or Bounds(KEPT_AT_I2P))
+        return _make(LISTENERS, address.place, via=route, opening=opening, make=make)
     _refuse_hops(address, route)
-    return listen_resume(address, bounds=bounds, inherited=inherited)
+    return listen_resume(address, bounds=bounds or USUAL, inherited=inherited)
 
 
 def _refuse_hops(address: Listen, route: Route) -> None:

@@ -7,6 +7,7 @@ import functools
 import random
 import select
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from helpers import WAIT, Server, wait_until
 from i2p_times import set_times
 from listener_rig import make_prompt
-from resume_carriers import KINDS, Carrier
+from resume_carriers import Carrier
 from sshd import Sshd, server_url
 
 import relay
@@ -25,22 +26,28 @@ from relay.transports.resume.figures import BUDGET, NEAR
 
 from .relays import Rig, open_tunnel, target_socket
 
-_KEPT = 5.0  # seconds for which the far end keeps a stream without a carrier
+_KEPT = 30.0  # seconds for which the far end keeps a stream without a carrier
+# Bytes, as powers of 2, after which a carrier is cut. With the first number one of two would be cut in the handshakes
+# of TLS or SSH, and a stream be lost after some pauses in a row.
+_LEAST, _LEAST_WITH_HANDSHAKES, _MOST = 1, 8, 20
 
 
 class Cutter:
     """Cuts each carrier after a number of bytes, in whatever direction they go; what is under way is lost.
 
-    A stream that has not begun is not kept, so nothing is cut while there is one; :attr:`lock` lets none come then.
+    A stream that has not begun is not kept, so nothing is cut while there is one; :attr:`lock` lets none come then. A
+    session at a SAM bridge stays: a stream that begins before the near end has noticed its loss would fail.
 
     :param chance: decides the numbers.
+    :param least: the smallest of them, as a power of 2.
     :param near: where it listens.
     :param far: where it leads.
     """
 
-    def __init__(self, chance: random.Random, near: Any, far: Any) -> None:
+    def __init__(self, chance: random.Random, least: float, near: Any, far: Any) -> None:
         self._far = far
         self._chance = chance
+        self._least = least
         self._open: set[tuple[socket.socket, socket.socket]] = set()
         self.cuts = 0
         self.lock = threading.Lock()
@@ -71,6 +78,9 @@ class Cutter:
                 if not data:
                     return
                 other[end].sendall(data)
+                if b"SESSION CREATE" in data:
+                    self._open.discard(ends)
+                    left = sys.maxsize
                 left -= len(data)
                 if left <= 0:
                     with self.lock:
@@ -80,7 +90,7 @@ class Cutter:
                     left = self._some()
 
     def _some(self) -> int:
-        return int(2 ** self._chance.uniform(1, 20))
+        return int(2 ** self._chance.uniform(self._least, _MOST))
 
     def cut(self) -> None:
         """Cut every carrier now."""
@@ -175,7 +185,9 @@ class _ResumeRig(Rig):
         return {"cuts": self._cutter.cuts, "resumed": NEAR.resumes}
 
 
-def _resumed(make: Callable[..., Carrier]) -> Callable[[Path, int], contextlib.AbstractContextManager[Rig]]:
+def _resumed(
+    make: Callable[..., Carrier], least: float = _LEAST_WITH_HANDSHAKES
+) -> Callable[[Path, int], contextlib.AbstractContextManager[Rig]]:
     @contextlib.contextmanager
     def resumed(folder: Path, seed: int) -> Iterator[Rig]:
         from relay.transports.resume.server import Bounds
@@ -184,7 +196,7 @@ def _resumed(make: Callable[..., Carrier]) -> Callable[[Path, int], contextlib.A
             process.wait()
         with pytest.MonkeyPatch.context() as patches:
             make_prompt(functools.partial(set_times, patches))
-            cutter = functools.partial(Cutter, random.Random(seed))
+            cutter = functools.partial(Cutter, random.Random(seed), least)
             carrier = make(folder=folder, make_cutter=cutter, bounds=Bounds(_KEPT))
             try:
                 with target_socket() as far:
@@ -201,7 +213,8 @@ def _resumed(make: Callable[..., Carrier]) -> Callable[[Path, int], contextlib.A
 
 
 RESUMED = {
-    **{f"resume-{kind}": _resumed(functools.partial(Carrier, kind)) for kind in KINDS},
+    **{f"resume-{kind}": _resumed(functools.partial(Carrier, kind)) for kind in ("tls", "wss", "i2p")},
+    **{f"resume-{kind}": _resumed(functools.partial(Carrier, kind), _LEAST) for kind in ("unix", "exec", "port")},
     "resume-socks": _resumed(_BehindProxy),
     "resume-paramiko": _resumed(functools.partial(_OverSSH, "paramiko")),
     "resume-openssh": _resumed(functools.partial(_OverSSH, "openssh")),

@@ -25,8 +25,9 @@ from ...eventloop import reserve
 from ...process import interpreter, start_detached
 from ...streams.listener import TunnelListener
 from ...transports.dynamic import parse_rule
+from ...transports.resume.client import KEPT
 from ...transports.resume.figures import BUDGET
-from ...transports.resume.server import Bounds
+from ...transports.resume.server import KEPT_AT_I2P, Bounds
 from ..addresses import read_listen
 from ..options import SECONDS, GroupedCommand, options_about, seconds, size, with_options
 from ..output import failures_reported, logged_to_stderr, print_line
@@ -67,8 +68,7 @@ def _memory(value: Any) -> int:
     "--resume-for",
     metavar=SECONDS,
     type=seconds,
-    default=120.0,
-    help="Time for which a stream without a connection is kept [120].",
+    help="Time for which a stream without a connection is kept [120; at I2P 300].",
 )
 @click.option(
     "--resume-buffer",
@@ -101,7 +101,7 @@ def _memory(value: Any) -> int:
 @with_options
 def resume_server(
     listen: str | None,
-    resume_for: float,
+    resume_for: float | None,
     resume_buffer: int,
     resume_memory: int,
     resume_streams: int,
@@ -126,6 +126,8 @@ def resume_server(
         where = _read(listen) if listen is not None else ResumeListen(UnixListen(_usual_path()))
         if listen is None:
             make_directory(where.place.path)
+        if resume_for is None:
+            resume_for = KEPT_AT_I2P if isinstance(where.place, I2PListen) else KEPT
         if not start:
             BUDGET.limit = resume_memory
             return _serve(where, options, Bounds(resume_for, resume_streams, resume_buffer), ends_idle=ends_idle)

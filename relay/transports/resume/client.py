@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from ...carriers import network
-from ...errors import ConnectError, RelayError, can_retry
+from ...errors import AddressError, AuthenticationError, ConnectError, HostKeyError, RelayError, SAMError, can_retry
 from ...eventloop.background import Home, IOThread
 from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
@@ -287,7 +287,7 @@ class _Near:
             return
         assert isinstance(outcome, OSError)
         self._error = outcome
-        if not can_retry(outcome) and isinstance(outcome, RelayError):
+        if _is_final(outcome):
             return self._lost(str(outcome))
         self._pause(time.monotonic())
 
@@ -306,6 +306,14 @@ class _Near:
         if self._owner.is_released:
             self._owner.inner.close_when_idle()
         self._io_thread.release(self)
+
+
+def _is_final(error: OSError) -> bool:
+    """Return whether no other attempt can succeed: more than :func:`can_retry` allows, as there was a carrier before.
+
+    The cut of a handshake, for one, is an error of TLS of which a new stream could not know whether it will pass.
+    """
+    return isinstance(error, AddressError | AuthenticationError | HostKeyError | SAMError) and not can_retry(error)
 
 
 def explained(error: OSError, name: str) -> OSError:

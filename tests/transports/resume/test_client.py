@@ -18,6 +18,7 @@ from relay.transports.proxies.socks_client import request_of
 from relay.transports.resume.client import Resuming
 from relay.transports.resume.figures import BUDGET, FAR, NEAR
 from relay.transports.resume.wire import DATA, END, KNOWN, MAGIC, NEW, REFUSED, UNKNOWN, Answer, frame
+from relay.transports.tls.records import TLSError
 from relay.transports.unix import unix
 
 
@@ -403,3 +404,37 @@ def test_streams_that_wait_try_at_once_when_another_one_gets_a_carrier(make_rig,
     for client in waiting:
         client.sendall(b"hello")
         assert receive_exactly(client, 5) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (TLSError("the TLS session ended without close_notify", reason="target_reset"), False),
+        (relay.RelayError("something else"), False),
+        (relay.HostKeyError("the key is another one"), True),
+        (relay.AuthenticationError("the password is wrong"), True),
+    ],
+)
+def test_only_what_no_other_attempt_repairs_ends_a_stream(make_rig, monkeypatch, error, is_final):
+    """The cut of a handshake was the end of the stream once."""
+    rig = make_rig()
+    client = rig.dial()
+    inner = rig.resuming.inner
+    dial, errors = inner.dial, [error]
+
+    def fail_once(deadline, done, **options):
+        if errors:
+            done(errors.pop())
+            return lambda: None
+        return dial(deadline, done, **options)
+
+    monkeypatch.setattr(inner, "dial", fail_once)
+    rig.cutter.cut()
+    if is_final:
+        assert ending(client) == "reset"
+        assert (rig.failure().reason, str(error) in str(rig.failure())) == ("resume_lost", True)
+    else:
+        client.sendall(b"hello")
+        assert receive_exactly(client, 5) == b"hello"
+    monkeypatch.undo()
+    rig.tunnel.close()  # the far end of a stream that is lost has it until then

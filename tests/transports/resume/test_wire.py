@@ -99,11 +99,15 @@ def test_frames_are_read_as_they_were_written_in_whatever_pieces(frames, cut):
     decoder, found = Decoder(), []
     for at in range(0, len(data), cut):
         for ack, kind, payload in decoder.feed(data[at : at + cut]):
-            if ack < 0:
+            if ack == -1:
                 found[-1][2] += bytes(payload)
             else:
                 found.append([ack, kind, bytes(payload)])
     assert [tuple(one) for one in found] == frames
+
+
+def test_a_frame_without_a_payload_has_none():
+    assert frame(5, FIN) == b"\x05\x01"
 
 
 @pytest.mark.parametrize(

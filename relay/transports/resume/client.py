@@ -154,7 +154,24 @@ class Resuming(Upgrade):
 
 
 class _Near:
-    """The carriers of one stream, from the first one on. Belongs to the I/O thread; its joint may have another one."""
+    """The carriers of one stream, from the first one on. Belongs to the I/O thread; its joint may have another one.
+
+    ======== ============================================== ======== ==================================================
+    state    event                                          next     action
+    ======== ============================================== ======== ==================================================
+    ATTACHED the carrier is lost; it had moved something,   DIALING  begin an attempt
+             or lasted
+    ATTACHED the carrier is lost; it had not                PAUSED   back off
+    DIALING  a carrier, and the far end knows the stream    ATTACHED go on, and hurry the other streams
+    DIALING  the attempt fails                              PAUSED   back off
+    DIALING  the far end does not know the stream, or no    OVER     lose the stream
+             other attempt can succeed
+    PAUSED   the pause is over, the network has changed, or DIALING  begin an attempt
+             another stream has a carrier
+    PAUSED   no carrier in time                             OVER     lose the stream
+    any      the joint is over                              OVER     give up the attempt
+    ======== ============================================== ======== ==================================================
+    """
 
     def __init__(self, owner: Resuming, session: Session, answer: Answer, home: Home | None) -> None:
         self.joint = Joint(session, owner.target, "target_reset", home)

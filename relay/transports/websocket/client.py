@@ -95,7 +95,7 @@ class Client:
 
         def abort() -> None:
             give_up()
-            io_thread.release(owner)  # nobody calls `upgraded` any more
+            io_thread.release(owner)  # `upgraded` is not called any more
 
         return abort
 

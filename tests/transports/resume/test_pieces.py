@@ -54,3 +54,10 @@ def test_many_single_bytes_are_few_pieces():
         pieces.append(b"x")
     assert len(list(pieces.first(1000))) < 50
     assert b"".join(pieces.first(1000)) == b"x" * 100_000
+
+
+def test_the_first_pieces_are_no_more_than_asked_for():
+    pieces = Pieces()
+    for _ in range(3):
+        pieces.append(bytes(5000))
+    assert len(list(pieces.first(2))) == 2

@@ -445,3 +445,88 @@ def test_hostile_bytes_raise_nothing_else_and_fill_nothing(pieces):
     assert len(session.inbox) <= 100
     session.release()
     assert (budget.held, budget.offered) == (0, 0)
+
+
+# -- what each end says, byte for byte ---------------------------------------------------------------------------------
+
+
+def attached(window=100, peer_window=100):
+    made = Session(Budget(), window=window)
+    made.attach(peer_window)
+    return made
+
+
+def test_a_quarter_of_the_window_is_acknowledged_at_once():
+    session = attached(window=100)
+    session.feed(frame(0, DATA, b"x" * 26))  # one is left, so that the window does not grow
+    session.passed_on(24)
+    assert session.output() == b""
+    session.passed_on(1)
+    assert session.output() == frame(25, DATA)
+
+
+def test_the_end_that_the_holder_has_is_acknowledged_at_once():
+    session = attached()
+    session.passed_on_end()  # there is none yet
+    assert (session.incoming, session.output()) == (Direction.OPEN, b"")
+    session.feed(frame(0, FIN))
+    session.passed_on_end()
+    assert session.output() == frame(1, DATA)
+
+
+def test_the_last_byte_of_a_window_is_used():
+    session = attached(peer_window=10)
+    session.write(b"x" * 9)
+    assert session.output() == frame(0, DATA, b"x" * 9)
+    session.write(b"y" * session.room)
+    assert (session.output(), session.room) == (frame(0, DATA, b"y"), 0)
+
+
+def test_no_more_than_the_end_is_acknowledged():
+    session = attached()
+    session.write_end()
+    assert session.output() == frame(0, FIN)
+    with pytest.raises(ProtocolError, match="an acknowledgement of 2, where 1 were sent"):
+        session.feed(frame(2, DATA))
+
+
+def test_another_carrier_says_what_has_come_and_how_the_window_has_grown():
+    session = attached(window=FIRST_WINDOW)
+    session.feed(frame(0, DATA, b"x"))
+    session.passed_on(1)
+    session.attach(100)
+    assert session.output() == frame(1, DATA)
+    session.attach(100, said=FIRST_WINDOW - 1)
+    assert session.output() == frame(1, CONTROL, bytes((WINDOW,)) + number(FIRST_WINDOW))
+    session.attach(100, said=FIRST_WINDOW)
+    assert session.output() == frame(1, DATA)
+
+
+def test_the_last_word_is_for_an_end_that_has_missed_it():
+    session = attached()
+    session.feed(frame(0, DATA, b"abc"))
+    session.passed_on(3)
+    session.reset("target_reset")
+    assert session.last_word() == frame(3, END, b"target_reset")
+
+
+def test_a_budget_is_offered_to_its_last_byte():
+    budget = Budget(20 * LEAST_WINDOW)  # a half of it for windows
+    assert budget.offer(9 * LEAST_WINDOW)
+    assert not budget.offer(LEAST_WINDOW + 1)
+    assert budget.offer(LEAST_WINDOW)
+    assert Budget(32 * LEAST_WINDOW).first_window() == 2 * LEAST_WINDOW
+
+
+def test_a_new_session_has_sent_nothing():
+    with pytest.raises(ProtocolError, match="a position of 1, not between 0 and 0"):
+        attached().attach(100, 1)
+
+
+def test_the_window_of_a_stream_with_little_memory_is_a_part_of_it():
+    assert number(Budget().first_window(held=400_000)) == number(100_000)
+    session = Session(Budget(), window=LEAST_WINDOW, held=100_000)
+    session.attach(100)
+    session.feed(frame(0, DATA, bytes(LEAST_WINDOW)))
+    session.passed_on(LEAST_WINDOW)
+    assert session.output() == frame(LEAST_WINDOW, CONTROL, bytes((WINDOW,)) + number(25_000))

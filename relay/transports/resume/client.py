@@ -21,8 +21,8 @@ from ...streams.trace import Stage
 from .figures import BUDGET, NEAR
 from .greeting import Greeting
 from .joint import Joint, JointStream
-from .session import DONE, EARLY, HELD, Session
-from .wire import KNOWN, NEW, REFUSED, UNKNOWN, Answer, Hello, read_answer
+from .session import DONE, EARLY, HELD, RESET, Session
+from .wire import END, KNOWN, NEW, REFUSED, UNKNOWN, Answer, Hello, frame, read_answer
 
 logger = logging.getLogger("relay.resume")
 
@@ -143,7 +143,8 @@ class Resuming(Upgrade):
 
         def give_up() -> None:
             steps.give_up()
-            greeting.cancel()
+            # Else the far end would keep the session, and its stream to the target, until its time is over.
+            greeting.cancel(frame(0, END, RESET.encode()))
 
         return give_up
 

@@ -58,9 +58,12 @@ class Greeting(Generic[Said]):
         self._watch = Watch(carrier.socket, loop, self._on_event)
         loop.call(self._begin)
 
-    def cancel(self) -> None:
-        """End it; safe from any thread."""
-        self._io_thread.loop.call(functools.partial(self._fail, OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
+    def cancel(self, last: bytes = b"") -> None:
+        """End it; safe from any thread.
+
+        :param last: to be sent first, if the other end may have begun something.
+        """
+        self._io_thread.loop.call(functools.partial(self._cancel, last))
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptor."""
@@ -69,6 +72,18 @@ class Greeting(Generic[Said]):
     def crashed(self, now: float) -> None:
         """A bug in a handler: give it up."""
         self._fail(OSError(errno.EIO, "a bug in relay; the log has it"))
+
+    def _cancel(self, last: bytes) -> None:
+        if self._done is None:
+            return
+        end = self._carrier.reset
+        if last and not self._unsent:
+            try:
+                self._carrier.socket.send(last)
+                end = self._carrier.close  # a reset could overtake it
+            except OSError:
+                pass
+        self._fail(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)), end)
 
     def _begin(self) -> None:
         if self._done is None:
@@ -136,10 +151,10 @@ class Greeting(Generic[Said]):
     def _expired(self, now: float) -> None:
         self._fail(TimeoutError(errno.ETIMEDOUT, "no answer in time"))
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: OSError, end: Callable[[], object] | None = None) -> None:
         if self._done is None:
             return
-        self._io_thread.loop.call(self._carrier.reset)  # after this turn, for its events may still come
+        self._io_thread.loop.call(end or self._carrier.reset)  # after this turn, for its events may still come
         self._finish(error, b"")
 
     def _finish(self, outcome: Said | OSError, rest: bytes) -> None:

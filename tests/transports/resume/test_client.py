@@ -438,3 +438,25 @@ def test_only_what_no_other_attempt_repairs_ends_a_stream(make_rig, monkeypatch,
         assert receive_exactly(client, 5) == b"hello"
     monkeypatch.undo()
     rig.tunnel.close()  # the far end of a stream that is lost has it until then
+
+
+def test_a_stream_that_is_given_up_before_the_answer_is_ended_at_the_far_end(tmp_path):
+    request = request_of(TCPAddress("db", 5432))
+    said, has_begun = bytearray(), threading.Event()
+
+    def far_end(connection):
+        while piece := connection.recv(100):
+            said.extend(piece)
+            if said.endswith(request):
+                has_begun.set()
+
+    server = Server(far_end, str(tmp_path / "far.sock"))
+    resuming = Resuming(unix(server.address), "far")
+    dialer = Proxied(resuming, PROXY, TCPAddress("db", 5432), (), asking=resuming.saying(request))
+    with contextlib.closing(server), contextlib.closing(dialer):
+        give_up = dialer.dial(None, lambda outcome: None)
+        assert has_begun.wait(60)
+        give_up()
+        last = frame(0, DATA, request) + frame(0, END, b"reset")
+        wait_until(lambda: said.endswith(last))
+    wait_until(lambda: BUDGET.offered == BUDGET.held == 0)

@@ -280,15 +280,15 @@ def resume_listener(
 
     :param bounds: of its sessions; ``None`` for the usual ones.
     """
-    from ..transports.resume.server import KEPT_AT_I2P, USUAL, Bounds
-    from ..transports.resume_server.listen import listen_resume, make_i2p
+    from ..transports.resume.server import Bounds
+    from ..transports.resume_server.listen import listen_resume, make_i2p, usual_kept
 
+    bounds = bounds or Bounds(usual_kept(address))
     if isinstance(address.place, I2PListen):
         check_route(route, address.place.router)
-        make = make_i2p(bounds or Bounds(KEPT_AT_I2P))
-        return _make(LISTENERS, address.place, via=route, opening=opening, make=make)
+        return _make(LISTENERS, address.place, via=route, opening=opening, make=make_i2p(bounds))
     _refuse_hops(address, route)
-    return listen_resume(address, bounds=bounds or USUAL, inherited=inherited)
+    return listen_resume(address, bounds=bounds, inherited=inherited)
 
 
 def _refuse_hops(address: Listen, route: Route) -> None:

@@ -108,7 +108,7 @@ def resume_server(tmp_path, serve):
 def test_a_hop_can_resume(doctor, resume_server, target, with_target):
     found = doctor(*[target][:with_target], "--via", resume_server)
     assert found.steps == ["connect", "resume", "proxy request", *["first bytes"][:with_target]]
-    assert found.check("resume")["text"] == "a relay there keeps a stream for 600 s without a connection"
+    assert found.check("resume")["text"] == "a relay there keeps a stream for 600 s while there is no connection"
 
 
 def test_a_server_that_has_no_relay(doctor, make_sshd, target):

@@ -69,7 +69,8 @@ class RealPrograms:
             "ssh session, lines": self._ssh,
             "redis, messages": self._redis,
         }
-        if os.path.isdir(_POSTGRES):
+        without = "" if os.path.isdir(_POSTGRES) else "; without PostgreSQL, which is not installed"
+        if not without:
             self._start_postgres()
             bodies |= {"psql, statements of one transaction": self._psql, "pg_dump": self._pg_dump}
         threads = {name: Thread(self._repeat, name, body) for name, body in bodies.items()}
@@ -90,7 +91,7 @@ class RealPrograms:
                 thread.result(10 * WAIT)
             except BaseException as error:
                 raise AssertionError(f"{name}, after {self.killed} kills: {error}") from error
-        return f"{self.killed} kills; " + ", ".join(f"{name}: {count}" for name, count in self.done.items())
+        return f"{self.killed} kills; " + ", ".join(f"{name}: {count}" for name, count in self.done.items()) + without
 
     def _repeat(self, name: str, body: Callable[[], Iterator[None]]) -> None:
         for _ in body():

@@ -25,9 +25,9 @@ from ...eventloop import reserve
 from ...process import interpreter, start_detached
 from ...streams.listener import TunnelListener
 from ...transports.dynamic import parse_rule
-from ...transports.resume.client import KEPT
 from ...transports.resume.figures import BUDGET
-from ...transports.resume.server import KEPT_AT_I2P, Bounds
+from ...transports.resume.server import Bounds
+from ...transports.resume_server.listen import usual_kept
 from ..addresses import read_listen
 from ..options import SECONDS, GroupedCommand, options_about, seconds, size, with_options
 from ..output import failures_reported, logged_to_stderr, print_line
@@ -127,7 +127,7 @@ def resume_server(
         if listen is None:
             make_directory(where.place.path)
         if resume_for is None:
-            resume_for = KEPT_AT_I2P if isinstance(where.place, I2PListen) else KEPT
+            resume_for = usual_kept(where)
         if not start:
             BUDGET.limit = resume_memory
             return _serve(where, options, Bounds(resume_for, resume_streams, resume_buffer), ends_idle=ends_idle)

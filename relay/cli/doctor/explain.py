@@ -51,6 +51,7 @@ LIMITS: dict[Stage, tuple[float, str]] = {
     ),
 }
 
+_FOR_EVER = 1e9  # seconds; a far end that keeps streams without a limit of time says so many
 
 _UNIX = {
     os.strerror(errno.ENOENT): "start the service that makes the socket, or correct the path",
@@ -217,7 +218,8 @@ def _resume(step: RecordedStep, error: BaseException | None, status: Status) -> 
     if error is not None:
         return [_failed(step, "resume", error, status)]
     kept = step.facts.get("kept", 0.0)
-    return [_ok(step, "resume", f"a relay there keeps a stream for {kept:g} s without a connection", kept=kept)]
+    how_long = f"for {kept:g} s" if kept < _FOR_EVER else "without a limit of time"
+    return [_ok(step, "resume", f"a relay there keeps a stream {how_long} while there is no connection", kept=kept)]
 
 
 def _bridge(step: RecordedStep, error: BaseException | None, status: Status) -> list[Check]:

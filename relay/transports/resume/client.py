@@ -327,9 +327,9 @@ class _Near:
 
 
 def _is_final(error: OSError) -> bool:
-    """Return whether no other attempt can succeed: more than :func:`can_retry` allows, as there was a carrier before.
+    """Return whether no other attempt can succeed.
 
-    The cut of a handshake, for one, is an error of TLS of which a new stream could not know whether it will pass.
+    An error of TLS is not final here: a carrier that is cut within its handshake ends with one.
     """
     return isinstance(error, AddressError | AuthenticationError | HostKeyError | SAMError) and not can_retry(error)
 

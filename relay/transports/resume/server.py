@@ -24,7 +24,6 @@ from .wire import KNOWN, NEW, REFUSED, TOKEN, UNKNOWN, Answer, Hello, read_hello
 
 logger = logging.getLogger("relay.resume")
 
-KEPT_AT_I2P = 300.0  # seconds; after the loss of a session, routers take two minutes until streams arrive again
 MOST = 1024  # sessions of one identity
 _MOST_PAST = 4096  # sessions that are over, and whose last word may be asked for again
 _ENDED = "the resume server has ended"

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...addresses.i2p import I2PListen
 from ...addresses.resume import ResumeListen
 from ...addresses.values import TLSListen, UnixListen
+from ..resume.client import KEPT
 from ..resume.server import Bounds
 
 if TYPE_CHECKING:
     from ..tcp import Inherited
+
+_KEPT_AT_I2P = 300.0  # seconds; after the loss of a session, routers take two minutes until streams arrive again
+
+
+def usual_kept(address: ResumeListen) -> float:
+    """Return the seconds for which a stream without a carrier is kept, where the user has not given them.
+
+    :param address: where the far end listens.
+    """
+    return _KEPT_AT_I2P if isinstance(address.place, I2PListen) else KEPT
 
 
 def listen_resume(address: ResumeListen, *, bounds: Bounds, inherited: Inherited | None = None) -> Any:

@@ -11,6 +11,7 @@ ATTACHED  the carrier ends or fails, or a ping has  DETACHED  the near end opens
           no answer in time
 ATTACHED  another carrier                           ATTACHED  close the one before: the last one wins
 any       both ends have said the end               OVER      close the carrier
+DETACHED  this end is the far one, and has a word     OVER      the owner of the joint keeps the word
 any       no carrier in time, an unknown session,   OVER      reset the holder: ``resume_lost``, or what broke
           a broken protocol
 ========= ========================================= ========= =========================================================
@@ -83,6 +84,8 @@ class Joint:
         """Called in the thread of the home with the time when a carrier is lost."""
         self.on_over: Callable[[], object] | None = None
         """Called there once, at the end."""
+        self.keeps_word = False
+        """Whether the owner keeps the last word for the other end, so that the session need not wait to say it."""
         self._reset_reason = reset_reason
         if home is not None:
             # In this order: a loop that takes a call will let its clients leave later, and finds this one.
@@ -275,11 +278,17 @@ class Joint:
 
     def _detach(self) -> None:
         self._let_go(reset=True)
-        if self.session.is_over:
-            return self._finish(reset=False)
+        if self._is_done:
+            return self._finish(reset=self.session.is_reset)
         if self.on_detached is not None:
             self.on_detached(time.monotonic())
         return None
+
+    @property
+    def _is_done(self) -> bool:
+        """``True`` if nothing has to be said on a carrier any more."""
+        session = self.session
+        return session.is_over or (self.keeps_word and self._carrier is None and bool(session.word))
 
     def _let_go(self, *, reset: bool) -> None:
         carrier, self._carrier = self._carrier, None
@@ -376,7 +385,7 @@ class Joint:
                 is_full = self._send()
             except OSError:
                 return self._detach()
-        if session.is_over:
+        if self._is_done:
             return self._finish(reset=False) if not self._frame else self._set_interest(is_full)
         self._look_sent()
         return self._set_interest(is_full)

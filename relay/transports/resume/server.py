@@ -25,7 +25,7 @@ from .wire import KNOWN, NEW, REFUSED, TOKEN, UNKNOWN, Answer, Hello, read_hello
 logger = logging.getLogger("relay.resume")
 
 MOST = 1024  # sessions of one identity
-_MOST_PAST = 4096  # sessions that are over, and whose last word may be asked for again
+_MOST_PAST = 4096  # sessions that are over, and whose last word may be asked for
 _ENDED = "the resume server has ended"
 _LONGEST = 1e9  # seconds: those of "for ever", for a timer and as a number in a greeting
 _GREETING = 10.0  # seconds for the greeting of a carrier
@@ -69,6 +69,7 @@ class Sessions:
         self._of_identity: dict[str, int] = {}
         self._past: dict[bytes, tuple[float, str, bytes]] = {}  # until when, whose, and the answer
         self._greetings: set[Greeting[Hello]] = set()
+        self._parting: set[FinalReply] = set()
         self._foreign = RateLog(logger, logging.WARNING)
         self._is_closed = False
         self.on_idle: Callable[[], object] | None = None
@@ -127,6 +128,8 @@ class Sessions:
         self._idle.stop()
         for greeting in tuple(self._greetings):
             greeting.cancel()
+        for reply in tuple(self._parting):
+            reply.finish(time.monotonic())
         for far in tuple(self._sessions.values()):
             far.end_without_carrier()
         if not self._sessions:
@@ -193,10 +196,14 @@ class Sessions:
         loop = self._io_thread.loop
 
         def over(now: float) -> None:
+            self._parting.discard(reply)
             loop.forget(carrier.fileno())
-            loop.call(carrier.close)
+            if not loop.call(carrier.close):  # after this turn, unless it was the last one
+                carrier.close()
 
-        FinalReply(carrier.socket, loop, last, over).begin(time.monotonic())
+        reply = FinalReply(carrier.socket, loop, last, over)
+        self._parting.add(reply)
+        reply.begin(time.monotonic())
 
     def _over(self, token: bytes, far: _Far) -> None:
         """Forget a session, but for its last word, which the near end may have missed."""
@@ -208,7 +215,7 @@ class Sessions:
             return self._io_thread.release(self)
         self._look_idle()
         session, now = far.joint.session, time.monotonic()
-        if not session.is_over:
+        if not session.word:
             return None
         answer = Answer(KNOWN, received=session.received, window=0).encode()
         self._past[token] = now + self._kept, far.who, answer + session.last_word()
@@ -227,6 +234,7 @@ class _Far:
         self.joint = Joint(session, name, "client_reset", home)
         self.joint.on_detached = lambda now: owner._here(functools.partial(self._detached, now))
         self.joint.on_over = lambda: owner._here(self._over)
+        self.joint.keeps_word = True
         self.who = who
         self._owner = owner
         self._token = token

@@ -30,6 +30,7 @@ NONE      the holder has reset the stream, or a bug  SAYING    drop what was not
 NONE      a word comes                               SAYING    the same, with that word
 SAYING    a word comes                               OVER      none
 SAYING    the word is sent, and one had come         OVER      none
+SAYING    the far end has no carrier                 OVER      keep the word, for a near end that asks
 ========= ========================================== ========= ========================================================
 """
 

@@ -7,7 +7,7 @@ from helpers import echo, receive_exactly, wait_until
 from resume_rig import Rig
 
 from relay.streams.identity import Certificate, Identity
-from relay.transports.resume.figures import FAR
+from relay.transports.resume.figures import BUDGET, FAR
 from relay.transports.resume.server import key_of
 from relay.transports.resume.wire import (
     DATA,
@@ -161,6 +161,32 @@ def test_a_last_word_that_was_missed_is_said_again(rig, carrier):
     two, answer = carrier(Hello(1000, token, 13).encode())
     assert (answer.kind, answer.received) == (KNOWN, total + 1)
     assert two.recv(100) == frame(total + 1, END, b"done")
+
+
+def test_a_last_word_needs_no_carrier_at_the_far_end(rig, carrier):
+    """The near end has both ends of the stream, and its last word is lost with its carrier: it asks no more."""
+    one, token = begun(rig, carrier)
+    total = len(request(rig))
+    one.sendall(frame(12, FIN))
+    assert frame(total + 1, FIN) in receive_exactly(one, len(frame(total + 1, FIN)) * 2)
+    one.sendall(frame(13, DATA))
+    assert receive_exactly(one, len(frame(total + 1, END, b"done"))) == frame(total + 1, END, b"done")
+    one.close()
+    wait_until(lambda: len(rig.listener.sessions) == BUDGET.offered == 0)
+    two, answer = carrier(Hello(1000, token, 13).encode())
+    assert (answer.kind, answer.received) == (KNOWN, total + 1)
+    assert two.recv(100) == frame(total + 1, END, b"done")
+
+
+def test_a_reset_without_a_carrier_waits_for_none_at_the_far_end(rig, carrier):
+    one, token = begun(rig, carrier)
+    one.close()
+    wait_until(lambda: not next(iter(rig.listener.sessions._sessions.values())).joint.is_attached)
+    rig.tunnel.kill(rig.tunnel.connections()[0].id)
+    wait_until(lambda: len(rig.listener.sessions) == BUDGET.offered == 0)
+    two, answer = carrier(Hello(1000, token, 12).encode())
+    assert (answer.kind, answer.received) == (KNOWN, len(request(rig)))
+    assert two.recv(100) == frame(len(request(rig)), END, b"reset")
 
 
 CERTIFICATE = Certificate("near", (), (), "sha256:abc")

@@ -1,6 +1,5 @@
 """The commands of the page about twenty tunnels, one after the other, with a real systemd and a real bastion."""
 
-import os
 import re
 import shlex
 import socket
@@ -16,7 +15,7 @@ PAGE = PAGES["twenty-tunnels"]
 (TEXT,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = re.findall(r"^\$ (?:sudo )?(.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
 OWNER = "daemon"  # a user that is there, instead of the page's
-ELSEWHERE = ("useradd", "userdel", "ssh-keygen", "ssh-keyscan", "/opt/relay")  # of the machine
+ELSEWHERE = ("useradd", "userdel", "ssh-keyscan", "/opt/relay")  # of the machine and its network
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +41,17 @@ def test_from_the_file_to_the_removal(systemd, sshd, serve):
     one, other = ("{}:{}".format(*serve(letter(each)).address) for each in (b"a", b"b"))
     names = re.findall(r"^(\w+) = \{", TEXT, re.MULTILINE)
     assert len(names) == 20
-    for source, name in ((sshd.keyfile, "bastion.key"), (sshd.known_hosts, "known_hosts")):
-        systemd.path(f"{FOLDER}/{name}").write_bytes(source.read_bytes())
-        os.chmod(systemd.path(f"{FOLDER}/{name}"), 0o600 if name == "bastion.key" else 0o644)
+    home = f"{FOLDER}/etc"  # which the page makes
 
     def here(text):
         text = text.replace("ssh://relay@bastion?", f"ssh://{sshd.user}@127.0.0.1:{sshd.port}?")
-        return text.replace("/etc/relay", FOLDER).replace("relay: ", f"{OWNER}: ")
+        return text.replace("/etc/relay", home).replace("relay: ", f"{OWNER}: ")
 
     with reserved_port() as port, reserved_port() as new_port:
         text = re.sub(r'target = "[^"]*"', f'target = "{one}"', here(TEXT))
         text = text.replace('listen = "5432"', f'listen = "{port}"')
         text = re.sub(r'listen = "(\d{4})"', 'listen = ":0"', text)
-        file = systemd.path(f"{FOLDER}/relay.toml")
-        file.write_text(text)
+        file = systemd.path(f"{home}/relay.toml")
         shown = {}
         for command in COMMANDS:
             if command.startswith(ELSEWHERE):
@@ -66,7 +62,11 @@ def test_from_the_file_to_the_removal(systemd, sshd, serve):
             words = shlex.split(here(command))
             words[0] = f"{sys.prefix}/bin/relay" if words[0] == "relay" else words[0]
             shown[command] = systemd.run(*words)
-            if command.startswith("systemctl enable"):
+            if command.startswith("ssh-keygen"):  # then the bastion gets the key; here relay gets one that it has
+                systemd.path(f"{home}/bastion.key").write_bytes(sshd.keyfile.read_bytes())
+                systemd.path(f"{home}/known_hosts").write_bytes(sshd.known_hosts.read_bytes())
+                file.write_text(text)
+            elif command.startswith("systemctl enable"):
                 assert answer(port) == b"a" and answer(new_port) == b""
                 before = systemd.show("relay", "MainPID")
             elif command.startswith("systemctl reload"):
@@ -81,4 +81,4 @@ def test_from_the_file_to_the_removal(systemd, sshd, serve):
         assert shown["relay ctl carriers"].count(" up ") == 2
         assert "more: new" in shown["relay check --diff /etc/relay/relay.toml"]
         assert answer(port) == b"" and systemd.show("relay", "LoadState") == "not-found"
-        assert not systemd.path(FOLDER).joinpath("relay.toml").exists()
+        assert not systemd.path(home).exists()

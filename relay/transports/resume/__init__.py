@@ -1,1 +1,1 @@
-"""Streams that outlive their carrier: the protocol of docs/resume.md, without I/O."""
+"""Streams that outlive their carrier: the protocol of docs/resume-protocol.md, without I/O."""

@@ -1,6 +1,6 @@
 """One end of a resumable stream, without I/O: what it keeps until the other end has it, and where the two continue.
 
-A session has two directions and an end. Both ends have the same states; docs/resume.md has them for another
+A session has two directions and an end. Both ends have the same states; docs/resume-protocol.md has them for another
 implementation. Outgoing, what the holder of the stream sends:
 
 ======== =========================================== ======== =========================================================

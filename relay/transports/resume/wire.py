@@ -1,4 +1,4 @@
-"""The bytes of the resume protocol: greetings, answers and frames; docs/resume.md describes them. Without I/O.
+"""The bytes of the resume protocol: greetings, answers and frames; docs/resume-protocol.md describes them. Without I/O.
 
 What a decoder holds is bounded: a greeting, the head of a frame, or the payload of a frame that is no data.
 """

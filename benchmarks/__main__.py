@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print, keep the results of whole tables, and write the page about them."""
+"""``python -m benchmarks``: measure, print, keep the results of whole tables, and write the pages about them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pathlib import Path
 from .loads.tcp import Lab
 from .machine import MeasurementError, UnavailableError, describe, raise_limit
 from .peers.tcp import PACKAGES, PEERS, VERSIONS
-from .report import Results, page, text
+from .report import Results, figures, page, text
 from .rows.tcp import ROWS, TABLES
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+FIGURES = PAGE.parent / "reference" / "figures.md"
 
 
 def names(known: Iterable[str], groups: dict[str, list[str]]) -> Callable[[str], list[str]]:
@@ -46,7 +47,8 @@ def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure relay beside its peers. Whole tables go into benchmarks/results and docs/performance.md.",
+        description="Measure relay beside its peers. Whole tables go into benchmarks/results, docs/performance.md and "
+        "docs/reference/figures.md.",
         epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
     )
     tables = {table: [name for name, row in ROWS.items() if row.table == table] for table in TABLES}
@@ -56,7 +58,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--peers", type=names(PEERS, {}), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of every row (default 3)")
     parser.add_argument("--seconds", type=positive, default=3, metavar="S", help="of load in a measurement (default 3)")
-    parser.add_argument("--page", action="store_true", help="write the page from the kept results; measure nothing")
+    parser.add_argument("--page", action="store_true", help="write the pages from the kept results; measure nothing")
     return parser.parse_args()
 
 
@@ -73,8 +75,8 @@ def measure(lab: Lab, row: str, peer: str, results: Results) -> None:
         print(f"FAILED: {error}", flush=True)
     else:
         results.add(row, peer, sample)
-        figures = [f"{m.title} {sample[m.key] * m.scale:,.2f}" for m in ROWS[row].metrics if m.key in sample]
-        print(" · ".join(figures), flush=True)
+        shown = [f"{m.title} {sample[m.key] * m.scale:,.2f}" for m in ROWS[row].metrics if m.key in sample]
+        print(" · ".join(shown), flush=True)
 
 
 def run(chosen: argparse.Namespace) -> Results:
@@ -93,7 +95,7 @@ def run(chosen: argparse.Namespace) -> Results:
 
 
 def keep(results: Results) -> None:
-    """Write the figures, the report, the pictures and the page."""
+    """Write the figures, the report, the pictures and the pages."""
     from .picture import draw
 
     RESULTS.mkdir(exist_ok=True)
@@ -101,6 +103,7 @@ def keep(results: Results) -> None:
     (RESULTS / "latest.txt").write_text(text(results))
     draw(results, PAGE.parent / "performance", RESULTS)
     PAGE.write_text(page(results, PAGE.read_text()))
+    FIGURES.write_text(figures(results))
 
 
 def main() -> int:

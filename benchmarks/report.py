@@ -1,4 +1,4 @@
-"""The results, as text for people and as a part of the page about performance."""
+"""The results: as text for people, as the overview in the page about performance, and as the page of all figures."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def text(results: Results) -> str:
 
 
 def page(results: Results, before: str) -> str:
-    """The page about performance, with the tables of these results between its two marks.
+    """The page about performance, with the overview of these results between its two marks.
 
     :param before: the page as it is now.
     """
@@ -211,25 +211,55 @@ def page(results: Results, before: str) -> str:
     _, mark, tail = rest.partition(END)
     if not mark:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
-    return "\n\n".join([head + BEGIN, *_sections(results), END + tail])
+    return "\n\n".join([head + BEGIN, "\n".join(_summary(results)), END + tail])
 
 
-def _sections(results: Results) -> list[str]:
-    """A table of all tables; for each of them a heading, when and where it was measured, a picture and the medians."""
-    parts = ["\n".join(_summary(results))]
-    for name, title in TABLES.items():
+FIGURES = """\
+<!-- made by make bench -->
+
+# Figures
+
+The medians of each row that has a goal, with those of relay's peers. `benchmarks/results/latest.txt` has all rows, with
+the smallest and the largest figure. [Performance](../performance.md) has the overview, the causes of missed goals, and
+how the figures are measured. Compare figures only within one table: not all are from one machine."""
+
+
+def figures(results: Results) -> str:
+    """The page of all figures: the machines; for each table a heading, a picture and the medians."""
+    parts = [FIGURES, "\n".join(_machines(results))]
+    for name, title in _judged(results).items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
-        if any(metric.goals for row in rows for metric in ROWS[row].metrics):
-            parts += [f"## {title}", f"{results.origin(name)}."]
-            folder = "performance" if name in PICTURES else "../benchmarks/results"
-            if name in PICTURES or has_curves(results, name):
-                parts.append(f"![{title}: relay beside its peers]({folder}/{name}.svg)")
-            measured = [row for row in rows if row in results.data["samples"]]
-            parts += filter(None, ["\n".join(_markdown_table(results, measured))])
-            for row in rows:
-                if row not in measured:
-                    parts.append(f"{ROWS[row].title}: {'; '.join(set(results.data['missing'][row].values()))}.")
-    return parts
+        parts.append(f"## {title}")
+        folder = "../performance" if name in PICTURES else "../../benchmarks/results"
+        if name in PICTURES or has_curves(results, name):
+            parts.append(f"![{title}: relay beside its peers]({folder}/{name}.svg)")
+        measured = [row for row in rows if row in results.data["samples"]]
+        parts += filter(None, ["\n".join(_markdown_table(results, measured))])
+        for row in rows:
+            if row not in measured:
+                parts.append(f"{ROWS[row].title}: {'; '.join(set(results.data['missing'][row].values()))}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _judged(results: Results) -> dict[str, str]:
+    """The tables that have a goal, and their titles."""
+    found = {ROWS[row].table for row in results.rows() if any(metric.goals for metric in ROWS[row].metrics)}
+    return {name: title for name, title in TABLES.items() if name in found}
+
+
+def _machines(results: Results) -> list[str]:
+    """Each day and machine, with the tables that were measured then and there."""
+    tables: dict[str, list[str]] = {}
+    for name, title in _judged(results).items():
+        date, _, where = results.origin(name).partition(", ")
+        tables.setdefault(f"| {date.partition(' ')[0]} | {where} |", []).append(f"[{title}](#{_anchor(title)})")
+    rows = [f"{when} {', '.join(titles)} |" for when, titles in sorted(tables.items(), reverse=True)]
+    return ["| date | rounds and machine | tables |", "| --- | --- | --- |", *rows]
+
+
+def _anchor(title: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _summary(results: Results) -> list[str]:
@@ -256,9 +286,8 @@ def _summary(results: Results) -> list[str]:
             else:
                 reached += 1
         if reached or missed:
-            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
             worst = min(missed)[1] if missed else "–"
-            lines.append(f"| [{title}](#{anchor}) | {reached} | {len(missed)} | {worst} |")
+            lines.append(f"| [{title}](reference/figures.md#{_anchor(title)}) | {reached} | {len(missed)} | {worst} |")
     return lines
 
 

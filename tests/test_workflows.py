@@ -29,9 +29,30 @@ def steps() -> list[tuple[str, dict[str, Any]]]:
 def test_each_step_is_a_line_of_make_or_pinned(job: str, step: dict[str, Any]) -> None:
     if "uses" in step:
         assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), job
-    elif step["run"] != "rm dist/SHA256SUMS":  # which is no package
+    else:
         target = re.fullmatch(r"make ([\w-]+)", step["run"])
         assert target and re.search(rf"^{target[1]}:", MAKEFILE, re.MULTILINE), job
+
+
+def test_jobs_that_install_debian_packages_run_on_debian() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert {name for name, job in jobs.items() if "container" in job} == {"test", "versions"}
+    for name in "test", "versions":
+        image = jobs[name]["container"]["image"].replace("${{ matrix.python }}", "3.11")
+        assert re.fullmatch(r"python:3\.\d+-bookworm", image), "the package chromium of Ubuntu is a snap"
+        assert not [step for step in jobs[name]["steps"] if "setup-python" in step.get("uses", "")], "none for Debian"
+
+
+def test_the_index_gets_only_packages() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    kept = {
+        step["with"]["name"]: step["with"]["path"].split()
+        for step in jobs["build"]["steps"]
+        if "path" in step.get("with", {})
+    }
+    assert kept == {"dist": ["dist/*.whl", "dist/*.tar.gz"], "checksums": ["dist/SHA256SUMS"]}
+    (got,) = (step["with"]["name"] for step in jobs["publish"]["steps"] if "download-artifact" in step["uses"])
+    assert got == "dist"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

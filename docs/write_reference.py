@@ -41,6 +41,21 @@ _MARKED = re.compile(r"(<!-- made by docs/write_reference.py -->\n).*?(<!-- end 
 TOP = """Keys before the first table. An option of the command line with the same name overrides its key. A reload
 changes what they set up; if one needs an upgrade or a restart, relay logs that."""
 
+HOPS = """`[hops]` has the address of each hop under its name. A hop with options is a table. The pages about
+[SSH](ssh.md#parameters), [I2P](i2p.md#parameters), [Tor](tor.md#parameters), [WebSockets](websockets.md) and
+[TLS](tls.md) have more of each key."""
+_PAGES = {
+    "allow": "[access lists](access.md#access-lists)",
+    "sam": "[several routers](i2p.md#several-routers)",
+    "policy": "[several targets](chains.md#several-targets-several-routes)",
+    "mptcp": "[Multipath TCP](transports.md#multipath-tcp)",
+    "accept_proxy": "[the PROXY protocol](proxy-protocol.md)",
+    "rule": "[proxies](transports.md#socks-and-http-proxies)",
+    "limit": "[limits of clients](rates.md)",
+    "source": "[source addresses](access.md#source-addresses)",
+}  # with all about a key of a tunnel: the table has the first sentence only
+_SENTENCE = re.compile(r"(?<=\.) (?=[A-Z`]|relay )")
+
 KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
 
 from __future__ import annotations
@@ -127,7 +142,6 @@ def configuration() -> str:
     defaults = set(tables["Defaults"]["properties"])
     own = {name: key for name, key in tables["Tunnel"]["properties"].items() if name not in defaults}
     top = {name: key for name, key in schema["properties"].items() if name not in ("defaults", "hops", "tunnels")}
-    hop = "`[hops]` has the address of each hop under its name. A hop with options is a table:"
     return "\n\n".join(
         [
             "### The top of the file",
@@ -137,8 +151,8 @@ def configuration() -> str:
             f"{tables['Defaults']['description']} All keys are optional.",
             _keys(tables["Defaults"]["properties"], ()),
             "### `[hops]` and `[hops.NAME]`",
-            hop,
-            _keys(tables["Hop"]["properties"], tables["Hop"]["required"]),
+            HOPS,
+            _keys_of_hops(tables["Hop"]["properties"], tables["Hop"]["required"]),
             "### `[tunnels.NAME]`",
             f"{tables['Tunnel']['description']} The keys of `[defaults]` are allowed here as well.",
             _keys(own, tables["Tunnel"]["required"]),
@@ -149,10 +163,30 @@ def configuration() -> str:
 def _keys(keys: Mapping[str, Any], required: Sequence[str]) -> str:
     rows = ["| key | type | meaning | default |", "| --- | --- | --- | --- |"]
     for name, key in keys.items():
-        text, _, default = " ".join(key["description"].split()).partition(" Default: ")
-        shown = "required" if name in required else _code(default.removesuffix("."))
-        rows.append(f"| `{name}` | {_type(key)} | {text} | {shown} |")
+        text, default = _described(key)
+        if name in _PAGES:
+            text = f"{_SENTENCE.split(text)[0]} See {_PAGES[name]}."
+        rows.append(f"| `{name}` | {_type(key)} | {text} | {'required' if name in required else default} |")
     return "\n".join(rows)
+
+
+def _keys_of_hops(keys: Mapping[str, Any], required: Sequence[str]) -> str:
+    """The keys with their kinds of hops, in a sentence each: the pages of these kinds have the rest."""
+    rows = ["| key | hops | type | meaning | default |", "| --- | --- | --- | --- | --- |"]
+    for name, key in keys.items():
+        text, default = _described(key)
+        kinds, _, meaning = text.removeprefix("For ").rpartition(" hops: ")
+        first, *others = _SENTENCE.split(meaning)
+        shown = " ".join([f"{first[0].upper()}{first[1:]}", *(one for one in others if "mode 0600" in one)])
+        kinds = kinds.replace(" and ", ", ") or "all"
+        rows.append(f"| `{name}` | {kinds} | {_type(key)} | {shown} | {'required' if name in required else default} |")
+    return "\n".join(rows)
+
+
+def _described(key: Mapping[str, Any]) -> tuple[str, str]:
+    """The meaning of a key, and its default."""
+    text, _, default = " ".join(key["description"].split()).partition(" Default: ")
+    return text, _code(default.removesuffix("."))
 
 
 def _code(default: str) -> str:

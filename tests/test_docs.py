@@ -151,7 +151,7 @@ RUNNING = PAGES["index"].split(":caption: Running relay\n")[1].split("```")[0].s
 
 @pytest.mark.parametrize("page", RUNNING)
 def test_a_page_for_operators_is_short(page):
-    assert len(PAGES[page].split()) <= {"configuration": 2800}.get(page, 2500)
+    assert len(PAGES[page].split()) <= 2500
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])

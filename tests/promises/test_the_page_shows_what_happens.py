@@ -388,6 +388,17 @@ def test_it_fits_every_screen_in_colours_that_can_be_read(chromium, tmp_path, mo
                 _picture(page, picture)
 
 
+def test_no_cell_is_cut_at_any_width(chromium, tmp_path):
+    scene = Scene()
+    scene.change("mail", hops="backing off", since=time.time() - 7100)  # a wide cell: 118 min
+    with page_of(chromium, scene, tmp_path) as page:
+        until(page, "document.querySelector('#tunnels').innerText.includes('backing off')")
+        for width in (1500, 1280, 1241, 1240, 1100, 941, 940, 761, 760, 561, 560, 390, 360):
+            page.set_viewport_size({"width": width, "height": 740})
+            cut = page.evaluate(CUT, "th, td, .state")
+            assert [text for text in cut if text] == [], width
+
+
 def _picture(page, name):
     picture = page.screenshot(animations="disabled")
     assert picture.startswith(b"\x89PNG")

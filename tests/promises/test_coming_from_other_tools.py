@@ -1,4 +1,4 @@
-"""Each pair of commands of the page for users of other programs does the same; all others of it are commands, too."""
+"""Each pair of commands of the page for users of other programs does the same; of all others relay's half works."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ import subprocess
 import sysconfig
 
 import pytest
-from command_rig import run
+from command_rig import commands, run, tunnel
 from documents import PAGES
 from helpers import WAIT, Server, TLSEnd, echo, is_gone, receive_exactly, reserved_port, wait_until
 from proxy_world import tinyproxy
 
 HOST, TEXT = "127.0.0.1", b"there and back"
-PATH = f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}"
+PATH = f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}:/usr/sbin"
 CELLS = [
     [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")]
     for line in PAGES["coming-from"].splitlines()
@@ -24,6 +24,12 @@ CELLS = [
 ]
 COMMANDS = [(old[0], new[0]) for old, new in CELLS if old and new and new[0].startswith(("relay ", "--"))]
 PAIRS = [pair for pair in COMMANDS if pair[0].split()[0] in ("ssh", "autossh", "sshtunnel", "socat")]
+HAPROXY = [
+    (old, new[0])
+    for old, new in filter(all, CELLS)
+    if old[0].startswith(("bind ", "server ")) and new[0].startswith("relay forward")
+]
+OPTIONS = [(old, new) for old, new in CELLS if new and new[0].startswith("?")]  # of ssh and of its server's address
 OTHERS = [new for old, new in COMMANDS if (old, new) not in PAIRS and not re.match("relay (ctl|service|up)", new)]
 
 
@@ -42,6 +48,7 @@ class Places:
         ports = {one: stack.enter_context(reserved_port()) for one in ("5432", "8080", "8443", "1080")}
         serve(echo, str(folder / "app.sock"))
         target = f"{HOST}:{serve(echo)}"
+        (folder / "both.pem").write_bytes(certificates.cert.read_bytes() + certificates.key.read_bytes())
         login = {"HostName": HOST, "Port": server.port, "User": server.user, "IdentityFile": server.keyfile}
         login |= {"UserKnownHostsFile": server.known_hosts, "IdentitiesOnly": "yes", "BatchMode": "yes"}
         (folder / "config").write_text("Host *\n" + "".join(f"    {name} {value}\n" for name, value in login.items()))
@@ -52,6 +59,7 @@ class Places:
             (r"secure:443", f"localhost:{serve(echo_tls)}"),
             (r"\b(5432|8080|8443|1080)\b", lambda found: str(ports[found[0]])),
             (r"\b(ca|cert|key)\.pem", lambda found: str(getattr(certificates, found[1]))),
+            (r"\bboth\.pem", f"{folder}/both.pem"),
             (r"/run/", f"{folder}/"),
             (r"ssh://me@\w+(\??)", lambda found: server.url + found[1].replace("?", "&")),
             (r"^(ssh|autossh -M 0) ", rf"\1 -F {folder}/config "),
@@ -60,11 +68,15 @@ class Places:
             (r"\bme\b", server.user),
         ]
 
+    def here(self, text):
+        """A text of the page, with what is here."""
+        for pattern, instead in self._changes:
+            text = re.sub(pattern, instead, text)
+        return text
+
     def words(self, command):
         """The words of a command, with what is here."""
-        for pattern, instead in self._changes:
-            command = re.sub(pattern, instead, command)
-        return shlex.split(command)
+        return shlex.split(self.here(command))
 
     def run(self, command, listen):
         """Run a command, and send bytes through it."""
@@ -131,6 +143,84 @@ def test_both_commands_do_the_same(places, old, new):
         places.run(command, None if kind == "pipe" else f"socks://{listen}" if kind == "socks" else listen)
 
 
+@pytest.mark.parametrize(("lines", "new"), HAPROXY)
+def test_lines_of_haproxy_do_the_same(places, lines, new):
+    words = {line.split()[0] for line in lines}
+    more = [line for line in ("bind 127.0.0.1:8080", "server a web:80") if line.split()[0] not in words]
+    file = places.folder / "haproxy.cfg"
+    limits = [f"timeout {one} 60s" for one in ("connect", "client", "server")]
+    body = "\n    ".join(["mode tcp", *limits, *map(places.here, [*lines, *more])])
+    file.write_text(f"listen page\n    {body}\n")
+    for command in f"haproxy -db -f {file}", new:
+        places.run(command, shlex.split(new)[2])
+
+
+@pytest.mark.parametrize(("old", "new"), OPTIONS)
+def test_parameters_of_ssh_are_taken_by_both(tmp_path, old, new):
+    file = tmp_path / "FILE"
+    file.touch(0o600)
+    for option in (one.replace("FILE", str(file)) for one in old if "PORT" not in one):
+        done = subprocess.run(["ssh", "-GT", *shlex.split(option), "host"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), option
+    parameters = "&".join(one[1:] for one in new if one.startswith("?")).replace("FILE", str(file))
+    servers = [one for one in new if "://" in one] or ["ssh://bastion"]
+    done = run("check", "--print", "--", "forward", ":0", "db:1", "--via", f"{servers[0]}?{parameters}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert parameters.partition("=")[0] in done.stdout
+
+
+def test_one_file_takes_several_forwards_and_shows_them(places):
+    """``relay up``, ``relay service install``, and the commands of ``relay ctl`` that the page names."""
+    named = {one for _, new in filter(all, CELLS) for one in new if re.match("relay (ctl|service|up)", one)}
+    assert named == {"relay up", "relay service install"} | {
+        f"relay ctl {one}" for one in ("connections", "carriers", "reload")
+    }
+    for listen in "5432", "8080":
+        places.run("ssh -N -L 5432:db:5433 -L 8080:web:80 me@bastion", listen)
+    (via,) = places.words("ssh://me@bastion")
+    file, control = places.folder / "relay.toml", places.folder / "control"
+    tunnels = "".join(
+        tunnel(name, *places.words(target), f'via = ["{via}"]', listen=places.words(listen)[0])
+        for name, listen, target in (("db", "5432", "db:5433"), ("web", "8080", "web:80"))
+    )
+    file.write_text(f'control = "{control}"\n{tunnels}')
+    file.chmod(0o600)
+    home = {**os.environ, "HOME": str(places.folder), "XDG_CONFIG_HOME": str(places.folder / "settings")}
+    done = run("service", "install", "--user", "--config", str(file), env=home)
+    assert done.returncode == 0 and list(places.folder.glob("settings/systemd/user/relay.service")), done.stderr
+
+    def control_it(word):
+        done = run("ctl", "--control", str(control), word)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    with commands() as start, contextlib.ExitStack() as stack:
+        command = start(str(file), command="up")
+        for listen in "5432", "8080":
+            where = (HOST, int(places.words(listen)[0]))
+            wait_until(lambda where=where: not is_gone(where))
+            client = stack.enter_context(socket.create_connection(where, WAIT))
+            client.sendall(TEXT)
+            assert receive_exactly(client, len(TEXT)) == TEXT
+        shown = control_it("connections")
+        assert "db " in shown and "web " in shown
+        assert " up " in control_it("carriers")
+        file.write_text(file.read_text().replace("[tunnels.web]", "[tunnels.site]"))
+        assert "site" in control_it("reload")
+        command.process.terminate()
+
+
+def test_its_v_logs_a_line_for_each_connection(places):
+    with commands() as start:
+        command = start(*places.words("8080 web:80 -v"))
+        where = (HOST, int(places.words("8080")[0]))
+        wait_until(lambda: not is_gone(where))
+        with socket.create_connection(where, WAIT) as client:
+            client.sendall(TEXT)
+            assert receive_exactly(client, len(TEXT)) == TEXT
+        command.hear("done after")
+
+
 def test_all_other_commands_are_commands(places):
     (places.folder / "friends.txt").write_text("")
     for command in OTHERS:
@@ -141,4 +231,4 @@ def test_all_other_commands_are_commands(places):
 
 def test_it_shows_commands_of_each_tool():
     assert {old.split()[0] for old, _ in PAIRS} == {"ssh", "autossh", "sshtunnel", "socat"}
-    assert len(PAIRS) >= 18 and len(OTHERS) >= 20
+    assert len(PAIRS) >= 18 and len(OTHERS) >= 20 and len(HAPROXY) == 3 and len(OPTIONS) == 4

@@ -21,7 +21,8 @@ def missing(extra: str) -> str | None:
     absent = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if not absent:
         return None
-    return f"the Python package {absent[0]} is not installed; run: pip install 'relay-toolkit[{extra}]'"
+    package = absent[0].replace("_", "-")
+    return f"the Python package {package} is not installed; run: pip install 'relay-toolkit[{extra}]'"
 
 
 def needed(extra: str, what: str) -> None:
@@ -29,9 +30,9 @@ def needed(extra: str, what: str) -> None:
 
     :param extra: one of :data:`EXTRAS`.
     :param what: what needs them, for the error.
-    :raises RelayError: if one is missing.
+    :raises AddressError: if one is missing: no address of that kind works.
     """
     if (problem := missing(extra)) is not None:
-        from .errors import RelayError
+        from .errors import AddressError
 
-        raise RelayError(f"{what}: {problem}")
+        raise AddressError(f"{what}: {problem}")

@@ -48,7 +48,7 @@ def test_the_library_needs_none_of_them(module):
 
 def test_the_command_needs_its_own():
     done = without("cli", code=COMMAND, arguments=("forward", ":0", "127.0.0.1:9"))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("relay: the Python package click is not installed; run: pip install 'relay-toolkit[cli]'\n")
 
 
@@ -58,9 +58,9 @@ def test_the_command_needs_its_own():
 def test_what_is_asked_for_needs_its_own(option, what, tmp_path):
     given = ("forward", option.format(tmp_path), ":0", "127.0.0.1:9")
     done = without("status", code=COMMAND, arguments=given)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        f"{what} needs more: the Python package prometheus_client is not installed; "
+        f"{what} needs more: the Python package prometheus-client is not installed; "
         "run: pip install 'relay-toolkit[status]'"
     )
 
@@ -70,7 +70,7 @@ def test_what_is_asked_for_needs_its_own(option, what, tmp_path):
 )
 def test_websockets_need_their_own(arguments):
     done = without("websocket", code=COMMAND, arguments=("forward", *arguments))
-    assert done.returncode != 0
+    assert done.returncode == 2
     text = "the Python package wsproto is not installed; run: pip install 'relay-toolkit[websocket]'"
     assert [line.endswith(text) for line in done.stderr.splitlines()] == [True], done.stderr
 

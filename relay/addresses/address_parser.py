@@ -36,6 +36,8 @@ _PORTS = {
     "wss": 443,
 }  # of examples; others have 8080
 
+# An argument of ssh -L: [BIND:]PORT:HOST:PORT. No IPv6 address without its brackets has so few colons, one by one.
+FORWARD = re.compile(r"((?:(?:[^\s:]+|\[\S+\]):)?[0-9]+):([^:/]+|\[\S+\]):([0-9]+)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -165,6 +167,8 @@ class AddressParser:
         """Split ``host:port``."""
         host, colon, port = place.rpartition(":")
         if ":" in host:
+            if found := FORWARD.fullmatch(place):
+                self.fail("this is ssh's spelling", f"write two addresses: {found[1]} {found[2]}:{found[3]}")
             self.fail("too many colons", f"an IPv6 address is written in brackets: [::1]:{usual}")
         if not colon:
             host = "127.0.0.1" if place.isdigit() else self.part(place) or "host"

@@ -26,4 +26,4 @@ def main() -> int:
         if problem is None:
             raise
         print(f"relay: {problem}", file=sys.stderr)
-        return 1
+        return 2

@@ -53,7 +53,7 @@ def _show_version(context: click.Context, parameter: click.Parameter, is_given: 
 
 @click.group(
     cls=_Commands,
-    epilog="relay help COMMAND describes one of them; relay help hops, tls and exit-status apply to all.",
+    epilog="relay help COMMAND describes one of them; relay help hops, tls, redirect and exit-status are topics.",
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -80,17 +80,22 @@ _FROM_SSH = {
     "-i": "write ssh://HOST?keyfile=FILE",
     "-p": "write ssh://HOST:PORT",
 }
-_FORWARD = re.compile(r"((?:\S+:)?[0-9]+):([^:/]+|\[\S+\]):([0-9]+)")  # an argument of ssh -L
+_SERVER = re.compile(r"[^\s@/]+@[^\s@/]+")
 
 
-def _hint() -> str:
-    """Return how to write what the command line has in ssh's spelling; empty if it has nothing of it."""
-    words = [*itertools.takewhile(lambda word: word != "--", sys.argv[1:])]
+def _hint(words: Sequence[str]) -> str:
+    """Return how to write what a command line has in ssh's spelling; empty if it has nothing of it."""
+    from ..addresses.address_parser import FORWARD
+
+    command, *words = words[2:] if words[:2] == ["check", "--"] else words or [""]
+    words = [*itertools.takewhile(lambda word: word != "--", words)]
     for word in words:
         if word[:2] in _FROM_SSH and not word.startswith("--"):
             return f"{word[:2]} is ssh's: {_FROM_SSH[word[:2]]}"
-    for word in words[1:]:
-        if found := _FORWARD.fullmatch(word):
+    for word in words:
+        if found := FORWARD.fullmatch(word):
+            if command == "expose":
+                return f"'{word}' is ssh's spelling; write {found[2]}:{found[3]} --on 'ssh://HOST?listen=:{found[1]}'"
             return f"'{word}' is ssh's spelling; write {found[1]} {found[2]}:{found[3]}"
     return ""
 
@@ -118,7 +123,10 @@ def _problem(error: click.ClickException) -> str:
         case click.BadOptionUsage() if "requires an argument" in error.message:
             return f"{error.option_name}: value missing"
     found = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)\.?", error.message, re.DOTALL)
-    return f"{found[1]}: unexpected argument" if found else error.format_message()
+    if found is None:
+        return error.format_message()
+    hint = f"; a server to go over is --via ssh://{found[1]}" if _SERVER.fullmatch(found[1]) else ""
+    return f"{found[1]}: unexpected argument{hint}"
 
 
 def _name(parameter: click.Parameter) -> str:
@@ -133,7 +141,7 @@ def _describe(error: click.ClickException) -> str:
     words = context.command_path.split() if context else [word for word in sys.argv[1:2] if word in COMMANDS]
     see = " ".join(["see relay", *(word for word in words if word != "relay"), "--help"])
     is_about_words = isinstance(error, click.NoSuchOption | click.MissingParameter | click.BadParameter)
-    if is_about_words and (hint := _masked(_hint())):
+    if is_about_words and (hint := _masked(_hint(sys.argv[1:]))):
         return f"{problem}; {hint}"
     near = getattr(error, "possibilities", None)
     return f"{problem}; did you mean {near[0]}? {see.capitalize()}" if near else f"{problem}; {see}"

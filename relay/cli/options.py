@@ -29,6 +29,7 @@ from ..engine.options import (
     tunnel_options,
 )
 from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers
+from .output import print_warning
 
 if TYPE_CHECKING:  # for tunnels with limits only
     from ..access.limit import Limit
@@ -348,6 +349,7 @@ def _renamed(context: click.Context, _: click.Parameter, value: str | None) -> N
         if value not in _SHARING:
             raise click.BadParameter("their number is a parameter of the hop: ssh://HOST?carriers=2")
         context.params["carrier_sharing"] = value
+        print_warning("--carriers: it is --carrier-sharing now; relay 0.3 will not know it")
 
 
 _carriers = click.option(  # until 0.3
@@ -355,7 +357,6 @@ _carriers = click.option(  # until 0.3
     callback=_renamed,
     expose_value=False,
     hidden=True,
-    deprecated="use --carrier-sharing",
 )
 sandbox = click.option(
     "--sandbox",

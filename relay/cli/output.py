@@ -50,6 +50,17 @@ def set_format(log_format: str) -> None:
     _format = log_format
 
 
+def print_warning(text: str) -> None:
+    """Print one line on standard error before there is a log."""
+    text = one_line(text, LONGEST_LINE)
+    now = datetime.now().astimezone()
+    print_notice(_as_json(logging.WARNING, text) if _format == "json" else f"{now:%H:%M:%S} WARNING {text}")
+
+
+def _as_json(level: int, text: str, cause: Any = None) -> str:
+    return _JSON().format(logging.LogRecord("relay.cli", level, __file__, 0, text, None, cause))
+
+
 def print_error(problem: str, error: BaseException | None = None) -> None:
     """Print one line about a failure on standard error.
 
@@ -59,7 +70,7 @@ def print_error(problem: str, error: BaseException | None = None) -> None:
     text = one_line(problem, LONGEST_LINE)
     if _format == "json":
         cause = (type(error), error, error.__traceback__) if error is not None else None
-        print_notice(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
+        print_notice(_as_json(logging.ERROR, text, cause))
         return
     if error is not None:
         print_notice("\n".join(map(printable, "".join(traceback.format_exception(error)).splitlines())))

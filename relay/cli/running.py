@@ -13,6 +13,7 @@ from ..addresses.printable import printable
 from ..daemon.client import REJECTED, Client, ClientError
 from ..daemon.failures import describe_error
 from ..daemon.runtime import control_sockets
+from ..extras import missing
 from .output import print_error
 
 _MISTAKES = (400, 404, REJECTED)  # not 409: the state of the relay, which may change
@@ -63,7 +64,8 @@ def _only_one() -> str:
     found = [(path, name) for path in control_sockets() if (name := _name(path, until)) is not None]
     found = [one for one in found if one[1] != _FORBIDDEN] or found
     if not found:
-        raise ValueError("no relay with a control socket is running; start relay up, or name a socket with --control")
+        remedy = missing("status") or "start relay up, or name a socket with --control"
+        raise ValueError(f"no relay with a control socket is running; {remedy}")
     if len(found) > 1:
         listed = "; ".join(f"--control {path} ({name})" for path, name in found)
         raise ValueError(f"{len(found)} relays are running; choose one: {printable(listed)}")

@@ -78,7 +78,12 @@ logger = logging.getLogger("relay.config")
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 _TWICE = re.compile(r"Cannot declare (\(.*\)) twice")
 _COMMA = re.compile(r"=.*[\"'\w\]],\s*(#.*)?$")  # as in JSON
-_BARE_TEXT = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{]\S*)")  # a value without quotes, which may be text
+_LISTS = ("allow", "deny", "listen_via", "rule", "via")  # keys whose value is no single text
+# A value without quotes that may be text, in a list or alone.
+_BARE_TEXT = re.compile(
+    r"\s*(?:([\w.-]+)\s*=\s*)?(\[?)\s*(?:(?:\"[^\"]*\"|'[^']*')\s*,\s*)*"
+    r"((?=\S*[A-Za-z/:])[^\s\"'\[{}\],=]\S*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +207,11 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
             problem, hint = f"[{dotted(literal_eval(twice[1]))}] is there twice", "; give each table a name of its own"
         elif line <= len(lines) and _COMMA.search(lines[line - 1]):
             hint = "; no comma at the end of a line"
-        elif found:  # the text itself is not repeated: it may be a secret
-            is_switch = found[2] in ("yes", "no", "on", "off")
-            hint = "; write true or false" if is_switch else f'; text needs quotes: {found[1]} = "…"'
+        elif found and (found[1] or "Invalid value" in problem):  # the text itself is not repeated: it may be a secret
+            is_switch = found[3].lower() in ("yes", "no", "on", "off", "true", "false")
+            is_list = found[2] or found[1] in _LISTS
+            value = f'{found[1]} = ["…"]' if is_list else f'{found[1]} = "…"' if found[1] else '"…"'
+            hint = "; write true or false" if is_switch else f"; text needs quotes: {value}"
         problems.add((), f"{problem}{hint}", line=line)
     except ValueError:  # of int(), which tomllib does not catch
         line = _line_of_digits(data.decode())
@@ -220,7 +227,13 @@ def _rename(document: Mapping[str, Any], problems: Problems) -> None:
     tables: dict[tuple[str | int, ...], Any] = {("defaults",): document.get("defaults")}
     tables |= {("tunnels", name): table for name, table in (tunnels if isinstance(tunnels, dict) else {}).items()}
     for path, table in tables.items():
-        if isinstance(table, dict) and "carriers" in table and "carrier_sharing" not in table:
+        if not isinstance(table, dict) or "carriers" not in table:
+            continue
+        if isinstance(table["carriers"], int):
+            text = "their number is a key of the hop, such as carriers = 2 in [hops.NAME], or ssh://HOST?carriers=2"
+            problems.add((*path, "carriers"), text)
+            del table["carriers"]
+        elif "carrier_sharing" not in table:
             table["carrier_sharing"] = table.pop("carriers")
             logger.warning(
                 problems.notice((*path, "carriers"), "it is carrier_sharing now; relay 0.3 will not know it")

@@ -127,9 +127,17 @@ def shape_problems(model: type[Model], document: Any, keys: Keys, problems: Prob
         for found in error.errors(include_url=False):
             path = _path_of(found["loc"], document)
             if found["type"] == "extra_forbidden":
-                problems.add(path, misplaced(path, keys(())) or _unknown(str(path[-1]), list(keys(path[:-1]))))
-            elif len(path) == 1 and path[0] in ("hops", "tunnels") and isinstance(found["input"], list):
-                problems.add(path, f"each of them has a name: write [{path[0]}.NAME] instead of [[{path[0]}]]")
+                problems.add(
+                    path,
+                    misplaced(path, keys(()))
+                    or _of_tunnels(path, keys)
+                    or _unknown(str(path[-1]), list(keys(path[:-1]))),
+                )
+            elif path[0] in ("hops", "tunnels") and isinstance(found["input"], list) and len(path) < 3:
+                name = dotted(path) if len(path) == 2 else f"{path[0]}.NAME"
+                problems.add(path, f"each of them has a name: write [{name}] instead of [[{dotted(path)}]]")
+            elif len(path) == 2 and path[0] == "tunnels" and path[1] in {"listen", "target", *keys(("defaults",))}:
+                problems.add(path, "the table of a tunnel has a name: write [tunnels.NAME] above its keys")
             elif found["type"] == "missing":
                 problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
             else:
@@ -162,6 +170,14 @@ def misplaced(path: Path, top: Iterable[str]) -> str:
         return "it belongs into the table of a tunnel, below a line such as [tunnels.web]"
     is_misplaced = len(path) > 1 and path[-1] in {*top} - {"defaults", "hops", "tunnels"}
     return f"{path[-1]} belongs at the top of the file, above the first table" if is_misplaced else ""
+
+
+def _of_tunnels(path: Path, keys: Keys) -> str:
+    """Return where a key of tunnels belongs that is above all tables; empty for any other."""
+    if len(path) > 1 or str(path[0]) not in keys(("tunnels", "NAME")):
+        return ""
+    usual = "into [defaults], or " if str(path[0]) in keys(("defaults",)) else ""
+    return f"it belongs {usual}into the table of a tunnel, below a line such as [tunnels.web]"
 
 
 def _unknown(key: str, known: list[str]) -> str:

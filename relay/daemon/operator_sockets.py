@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..addresses.values import UnixAddress, UnixListen
-from ..errors import RelayError
 from ..eventloop.sockets import format_address
 from ..extras import missing
 from ..transports.tcp import Inherited
@@ -251,10 +250,9 @@ def _control(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint
     from .sockets import InUseError, open_control
 
     if plan.control is not None:
-        _check_server("the control socket")
         return open_control(plan.control, inherited)
     if (problem := missing("status")) is not None:
-        logger.info("there is no control socket: %s", problem)
+        logging.getLogger("relay.cli").info("there is no control socket: %s", problem)
         return None
     chosen = default_path(plan.config)
     if chosen is None:
@@ -267,15 +265,6 @@ def _control(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint
     except (OSError, ValueError) as error:  # it was not requested
         logger.info("there is no control socket: %s", describe_error(error))
         return None
-
-
-def _check_server(what: str) -> None:
-    """Check that the server of operators is installed.
-
-    :raises RelayError: if it is not.
-    """
-    if (problem := missing("status")) is not None:
-        raise RelayError(f"{what} needs more: {problem}")
 
 
 def control_path(plan: EndpointPlan) -> str | None:
@@ -292,7 +281,6 @@ def _status(plan: EndpointPlan, inherited: Inherited | None = None) -> Endpoint 
         return None
     from .sockets import open_status
 
-    _check_server("the status server")
     return open_status(plan.status, is_public=plan.is_public, token_file=plan.token_file, inherited=inherited)
 
 

@@ -19,6 +19,7 @@ from ..addresses.printable import shown
 from ..addresses.values import TCPAddress, UnixListen, unix_path
 from ..errors import AddressError, can_retry
 from ..eventloop import reserve
+from ..extras import missing
 from ..transports.tcp import Inherited
 from ..transports.unix import UnixListener, group_number, listen_unix
 from .runtime import make_directory
@@ -96,11 +97,17 @@ def open_control(path: str, inherited: Inherited | None = None) -> Endpoint:
         raise InUseError(errno.EADDRINUSE, f"control socket {path}: {user}") from error
 
 
+def _check_packages(what: str) -> None:
+    if (problem := missing("status")) is not None:
+        raise ValueError(f"{what} needs more: {problem}")
+
+
 def check_control(path: str) -> None:
     """Check the path of a control socket, which need not be absolute.
 
-    :raises ValueError: if it is empty, too long or an address.
+    :raises ValueError: if it is empty, too long or an address, or a package is missing.
     """
+    _check_packages("the control socket")
     if not path:
         raise ValueError("control socket: the path is empty; name a socket, or leave it out for the usual one")
     if path.startswith("unix:"):
@@ -180,6 +187,7 @@ def check_status(
 
     :returns: the address, its host a number, and the token.
     """
+    _check_packages("the status server")
     token = read_token(token_file) if token_file is not None else None
     expected = f"status address '{shown(address)}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
     # The errors of parse_listen() would ask for what these need elsewhere.

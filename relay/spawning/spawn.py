@@ -106,7 +106,8 @@ def spawn(
     :raises RelayError: if the child cannot be started.
     """
     if "carriers" in options:  # until 0.3
-        warnings.warn("carriers: it is carrier_sharing now", DeprecationWarning, stacklevel=2)
+        text = "carriers: it is carrier_sharing now; relay 0.3 will not know it"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
         carrier_sharing = options.pop("carriers")  # type: ignore[typeddict-item]
     receive = _check_listen(listen)
     if not isinstance(target, str):

@@ -311,7 +311,7 @@ def test_help_names_every_parameter_of_a_hop_but_the_secrets():
 
 
 def test_errors_list_the_parameters_of_a_server_in_the_order_of_the_help():
-    of_a_server = TOPICS["hops"].partition("\nSSH.")[2].partition("\nTor\n")[0]
+    of_a_server = TOPICS["hops"].partition("\nSSH.")[2].partition("\nProxies")[0]
     shown = re.findall(r"^  (\w+)=", of_a_server, re.MULTILINE)
     assert shown == [*(name for name in options_of(SSHServer) if name not in ("password", "passphrase")), "listen"]
 

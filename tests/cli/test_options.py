@@ -1,10 +1,10 @@
-"""``--resume``: the last hop of the route resumes, in whatever way it does so."""
+"""Options of several commands: ``--resume`` is about the last hop, whatever that is; an old name warns."""
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from relay.cli.options import via
+from relay.cli.options import in_workers, via
 
 
 @click.command()
@@ -35,3 +35,19 @@ def test_it_needs_a_hop():
     ended = CliRunner().invoke(shows, ["--resume"])
     assert ended.exit_code == 2
     assert "--resume: there is no hop; add --via ssh://HOST" in ended.output
+
+
+@click.command()
+@in_workers
+def shares(workers, carrier_sharing):
+    print(carrier_sharing)
+
+
+def test_an_old_name_works_and_warns():
+    done = CliRunner().invoke(shares, ["--carriers", "per-worker"])
+    warning, value = done.output.splitlines()
+    assert warning.endswith(" WARNING --carriers: it is --carrier-sharing now; relay 0.3 will not know it")
+    assert value == "per-worker"
+    done = CliRunner().invoke(shares, ["--carriers", "2"])
+    assert done.exit_code == 2
+    assert "their number is a parameter of the hop: ssh://HOST?carriers=2" in " ".join(done.output.split())

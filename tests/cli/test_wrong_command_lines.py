@@ -16,6 +16,11 @@ forward '[::1]:8080:[::2]:80' => '[::1]:8080:[::2]:80' is ssh's spelling; write 
 forward -L 8080:db:80 => -L is ssh's: ssh -L 8080:db:80 bastion is relay forward 8080 db:80 --via ssh://b
 forward -R8080:db:80 => ssh -R 8080:localhost:80 server is relay expose localhost:80 --on 'ssh://server?li
 forward :0 h:1 -J me@b => -J is ssh's: write --via ssh://HOST for each hop, the nearest first
+forward 8080:db:80 me@bastion => '8080:db:80': this is ssh's spelling; write two addresses: 8080 db:80
+forward fe80::1:2:80 h:1 => too many colons; an IPv6 address is written in brackets
+forward 8080 db:80 me@b => me@b: unexpected argument; a server to go over is --via ssh://me@b; see relay forward
+expose 8080:db:80 => '8080:db:80' is ssh's spelling; write db:80 --on 'ssh://HOST?listen=:8080'
+check -- forward 8080:db:80 => TARGET: missing; '8080:db:80' is ssh's spelling; write 8080 db:80
 forward => LISTEN: missing; see relay forward --help
 forward :0 => TARGET: missing; see relay
 forward :0 h:1 i:2 => i:2: unexpected argument; see relay forward --help

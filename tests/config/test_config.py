@@ -287,6 +287,16 @@ a = 1 | a = 2 | (nothing) => 2: this is not TOML: Cannot overwrite a value
 [tunnels.a] | listen = :80 => 2: this is not TOML: Invalid value; text needs quotes: listen = "…"
 [tunnels.a] | idle_timeout = 10m => 2: this is not TOML: Expected newline or end of document after a statement
 [defaults] | fail_fast = yes => 2: this is not TOML: Invalid value; write true or false
+[tunnels.a] | required = True => 2: this is not TOML: Invalid value; write true or false
+[tunnels.a] | via = ["ssh://a", ssh://b] => 2: this is not TOML: Invalid value; text needs quotes: via = ["…"]
+[tunnels.a] | via = [ | ssh://b | ] => 3: this is not TOML: Invalid value; text needs quotes: "…"
+[tunnels.a] | via = bastion => 2: this is not TOML: Invalid value; text needs quotes: via = ["…"]
+[tunnels.a] | allow = [10.0.0.0/8] => 2: this is not TOML: Unclosed array; text needs quotes: allow = ["…"]
+[[tunnels.a]] | listen = ":0" => 1: tunnels.a: each of them has a name: write [tunnels.a] instead of [[tunnels.a]]
+[tunnels] | listen = ":0" => 2: tunnels.listen: the table of a tunnel has a name: write [tunnels.NAME] above
+via = ["ssh://h"] => 1: via: it belongs into the table of a tunnel, below a line such as [tunnels.web]
+idle_timeout = 5 => 1: idle_timeout: it belongs into [defaults], or into the table of a tunnel, below a line
+T | carriers = 2 => 4: tunnels.t.carriers: their number is a key of the hop, such as carriers = 2 in
 listen = ":0" => 1: listen: it belongs into the table of a tunnel, below a line such as [tunnels.web]
 """
 

@@ -71,9 +71,14 @@ class Cutter:
 
     def _copy(self, ends: tuple[socket.socket, socket.socket]) -> None:
         other = dict(zip(ends, reversed(ends), strict=True))
+        by_number = {end.fileno(): end for end in ends}
+        poller = select.poll()  # descriptors of 100 connections are beyond those of select
+        for number in by_number:
+            poller.register(number, select.POLLIN)
         left = self._some()
         while True:
-            for end in select.select(ends, (), ())[0]:
+            for number, _ in poller.poll():
+                end = by_number[number]
                 data = end.recv(min(left, 1 << 16))
                 if not data:
                     return

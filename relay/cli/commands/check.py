@@ -18,6 +18,7 @@ from ...addresses.parse import parse_elsewhere, parse_listen
 from ...addresses.printable import printable
 from ...daemon.failures import configuration_read
 from ...daemon.options import Options
+from ...extras import missing
 from ..options import debug
 from ..output import failures_reported, print_line, print_notice
 from . import command as load_command
@@ -169,6 +170,8 @@ def _check_top(config: Config) -> None:
     from ...daemon.plan_from_file import collect_problems
 
     file = config.file
+    if file.sandbox == "on" and (problem := missing("sandbox")) is not None:
+        config.problems.add(("sandbox",), problem)
     if file.control is not None and file.control != "none":
         from ...daemon.sockets import check_control
 

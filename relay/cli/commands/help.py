@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import click
 
+from ...addresses.hops import Proxy
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FLAG, Option, options_of, written
 from ...addresses.ssh import LISTEN, SSHServer
 from ...addresses.tor import TorListen, TorProxy
-from ...addresses.values import TLSListen, TLSTarget
+from ...addresses.values import TCPAddress, TLSListen, TLSTarget, UnixListen
 from ..output import failures_reported, print_line
 from . import COMMANDS
+
+_AS_LISTEN = "as LISTEN or --on: "
 
 HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
 
@@ -23,6 +27,8 @@ HOPS = """Hops (--via), SSH servers and I2P routers as LISTEN, TARGET or --on
   https://[USER@]HOST[:PORT] an HTTP proxy over TLS (parameters: relay help tls)
   tor:                       the tor on this machine; it knows names in .onion
   wss://[USER@]HOST/PATH     relay socks in WebSockets (see: relay help tls)
+  resume:ADDRESS             a relay resume-server at tls://, wss://, i2p:// or
+                             unix://; streams outlive a lost connection
   exec:COMMAND %h %p         a program, like a ProxyCommand
   port:PROGRAM {{port}}        a program that opens a port ({{path}}: a socket)
 
@@ -32,14 +38,27 @@ SSH. What no parameter says, your SSH configuration and agent do.
 
 {ssh}
 
+Proxies, as hops and as LISTEN of relay socks
+
+{proxy}
+
 Tor
 
 {tor}
+
+Tor as LISTEN or --on
+
+{onion}
 
 I2P
 
 {i2p}
   inbound.quantity=5         any option of the router
+
+TCP and Unix sockets as LISTEN or TARGET: tcp://HOST:PORT?mptcp=yes
+
+{tcp}
+{unix}
 """
 
 TLS = """TLS and WebSockets at LISTEN and TARGET
@@ -48,6 +67,7 @@ TLS = """TLS and WebSockets at LISTEN and TARGET
   tls://HOST:PORT?cert=FILE  as LISTEN: clients speak TLS to relay
   wss://HOST/PATH            as TARGET: a WebSocket over TLS; ws:// has none
   wss://HOST:PORT/PATH?…     as LISTEN: with cert=; ws:// is for the loopback
+  https://HOST[:PORT]        as hop and LISTEN of relay socks: the same files
 
 Parameters follow a question mark: tls://db:5432?ca=db.pem&servername=db
 All files are PEM. relay loads a certificate again when its file changes.
@@ -60,11 +80,11 @@ As LISTEN
 
 {listen}
 
-WebSockets as TARGET, beside those of TLS but groups
+WebSockets as TARGET, beside those of TLS but groups and mptcp
 
 {ws_target}
 
-WebSockets as LISTEN, beside those of TLS but alpn
+WebSockets as LISTEN, beside those of TLS but alpn and mptcp
 
 {ws_listen}
 """
@@ -83,8 +103,16 @@ def _lines(options: Mapping[str, Option]) -> str:
 def hops() -> str:
     """The help on hops, made from the options of the addresses."""
     ssh = _lines({**options_of(SSHServer), "listen": LISTEN})
-    tor = _lines({**options_of(TorProxy), **options_of(TorListen)})
-    return HOPS.format(ssh=ssh, tor=tor, i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}))
+    onion = {name: replace(one, help=one.help.removeprefix(_AS_LISTEN)) for name, one in options_of(TorListen).items()}
+    return HOPS.format(
+        ssh=ssh,
+        proxy=_lines(options_of(Proxy)),
+        tor=_lines(options_of(TorProxy)),
+        onion=_lines(onion),
+        i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}),
+        tcp=_lines(options_of(TCPAddress)),
+        unix=_lines({name: replace(one, help=f"unix: {one.help}") for name, one in options_of(UnixListen).items()}),
+    )
 
 
 def tls() -> str:

@@ -78,6 +78,8 @@ class RelayThread(LoopThread):
     ) -> None:
         outlets = outlets or Outlets()
         self._is_paused_at_first = paused
+        # Clients that a listener object had accepted when a pause came; it accepts no more then.
+        self._on_their_way: list[tuple[Stream, Any]] = []
         self.options, self.labels = options, options.labels
         self.limits = limits = Limits.of(options)
         name = options.name or ""
@@ -319,8 +321,10 @@ class RelayThread(LoopThread):
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
         """Take a client that a listener object has accepted, perhaps when there was room no longer."""
         self._spare.is_available()  # opened here, as this listener does not ask for it before it accepts
-        if not self.is_open:
+        if self.is_closing:
             self.close_stream(stream, clean=False)
+        elif not self.is_open:
+            self._on_their_way.append((stream, peer))
         elif stream.denied is not None:
             self.workspace.log_problem("denied", "%s: %s", self.name, stream.denied)
             self._statistics.accepted += 1
@@ -406,6 +410,10 @@ class RelayThread(LoopThread):
 
     def update_listening(self) -> None:
         """Accept if and only if there is room for another client."""
+        if self.is_open and self._on_their_way:
+            waiting, self._on_their_way = self._on_their_way, []
+            for stream, peer in waiting:
+                self.offered(stream, peer, time.monotonic())
         self._acceptor.listen(self.is_open and self._has_room())
 
     def _has_room(self) -> bool:
@@ -423,6 +431,9 @@ class RelayThread(LoopThread):
         """Accept no client any more."""
         self._acceptor.listen(False)
         self._acceptor.close()
+        for stream, _ in self._on_their_way:
+            self.close_stream(stream, clean=False)
+        self._on_their_way.clear()
         self._connector.keep_warm(0, 0.0)
         self.entrance.empty_tarpit(time.monotonic())
 

@@ -402,18 +402,32 @@ def test_a_paused_tunnel_has_nobody_delivered(echo_server: Server) -> None:
             assert is_repeated(client)
 
 
-def test_whoever_is_delivered_too_late_is_ended(echo_server: Server) -> None:
-    receive = Deliverer()
-    tunnel = relay.Tunnel(receive, echo_server.factory())
+def delivered_late(receive: Deliverer, tunnel: relay.Tunnel, end: Callable[[], object]) -> socket.socket:
+    """End or pause a tunnel while a client is on its way to it; return the client."""
     wait_until(lambda: receive.taker is not None)
     take = receive.taker
-    tunnel.pause()
-    receive.taker = take  # it was on its way
-    with receive.bring() as client:
-        assert ending(client) == "reset"
-    tunnel.close()
+    end()
     receive.taker = take
-    with receive.bring() as client:
+    client = receive.bring()
+    receive.taker = None
+    return client
+
+
+def test_a_client_on_its_way_waits_for_the_end_of_a_pause(echo_server: Server) -> None:
+    receive = Deliverer()
+    with relay.Tunnel(receive, echo_server.factory()) as tunnel:
+        with delivered_late(receive, tunnel, tunnel.pause) as client:
+            assert tunnel.stats().accepted == 0
+            tunnel.resume()
+            assert is_repeated(client)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_client_on_its_way_to_a_tunnel_that_closes_is_reset(echo_server: Server, paused: bool) -> None:
+    receive = Deliverer()
+    tunnel = relay.Tunnel(receive, echo_server.factory())
+    with delivered_late(receive, tunnel, tunnel.pause if paused else tunnel.close) as client:
+        tunnel.close()
         assert ending(client) == "reset"
 
 

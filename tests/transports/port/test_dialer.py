@@ -3,21 +3,12 @@
 import pytest
 from helpers import WAIT, wait_until
 from port_rig import Hijacker, children, double
-from warm_relay import RELAY
 
 import relay
 from relay.errors import ConnectError, RelayError
-from relay.testing import check_factory
 from relay.transports.port import dialer
 from relay.transports.port.place import Port
 from relay.transports.port.processes import HiddenProcessError
-
-
-@pytest.mark.parametrize("place", ["{port}", "unix://{path}"])
-def test_it_keeps_every_promise_of_a_factory(listener, place):
-    """With relay itself as the program, which changes nothing of a stream."""
-    host, port = listener.getsockname()
-    check_factory(relay.target(f"port:{RELAY} forward {place} {host}:{port}"), listener)
 
 
 def test_two_dialers_share_one_program():

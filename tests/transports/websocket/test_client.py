@@ -8,6 +8,8 @@ from helpers import WAIT, wait_until
 
 import relay
 
+pytest.importorskip("wsproto")
+
 
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_handshake_that_is_given_up_leaves_nothing(serve, calls):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Iterator
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import click
 
 from relay import config
-from relay.addresses.i2p import I2PListen, I2PRouter
-from relay.addresses.options import options_of
-from relay.addresses.ssh import SSHServer
+from relay.addresses.parse import parse_hop, parse_listen, parse_target
 from relay.cli.commands import COMMANDS, command
+from relay.cli.commands.help import TOPICS
+from relay.cli.commands.run import FIELDS, variable
+from relay.cli.doctor.report import Check, Report, Section, Status
+from relay.cli.output import JSONFormatter
 from relay.daemon.access_log import LoggedTunnel, entry
 from relay.engine.records import REASONS, ConnectionRecord
+from relay.errors import AddressError
 from relay.operations.metric_families import FAMILIES
 from relay.operations.openapi import document
 
@@ -38,6 +44,20 @@ OPEN = {
     "TunnelListener": "accept close",
     "X2GoRevFwTunnel": _OF_FORWARDS,
 }
+ADDRESSES: dict[str, tuple[Callable[[str], object], str]] = {
+    "hop": (
+        parse_hop,
+        "ssh://h i2p: socks5://h:1 http://h:1 https://h tor: ws://h/p wss://h/p exec:p port:p{port} resume:tls://h:1",
+    ),
+    "target": (parse_target, "tcp://h:1 unix:///p tls://h:1 ws://h/p wss://h/p i2p://h.i2p exec:p port:p{port}"),
+    "listener": (
+        parse_listen,
+        (
+            "tcp://h:1 unix:///p tls://h:1 ws://h:1/p wss://h:1/p ssh://h i2p: tor: socks5://h:1 http://h:1 "
+            "https://h:1 sni://h:1 redirect://h:1 systemd:n resume:unix:///p"
+        ),
+    ),
+}
 HEAD = """# Every public name; see docs/stability.md.
 # Written by docs/write_reference.py, so that a review sees each change of it.
 """
@@ -49,16 +69,22 @@ def public_names() -> str:
         "Python": _python(),
         "the command line": _command_line(),
         "relay.toml": _keys(),
-        "parameters of addresses": _parameters(),
+        "exit statuses": ("0 done", "1 a failure at run time", "2 something has to be changed first"),
+        "topics of relay help": TOPICS,
+        "relay run": _run(),
+        "relay doctor --json": _doctor(),
+        "addresses": _parameters(),
         "the control API": _control(),
         "metrics": (f"{one.name} {one.kind} {' '.join(one.labels)}".rstrip() for one in FAMILIES),
         "the access log": _log(),
+        "the log with --log-format json": _lines(),
         "reasons": REASONS,
     }
     return HEAD + "".join(f"\n[{title}]\n" + "".join(f"{line}\n" for line in lines) for title, lines in parts.items())
 
 
 def _python() -> Iterator[str]:
+    yield "relay.__version__"
     for name in MODULES:
         module = import_module(name)
         for each in module.__all__:
@@ -113,15 +139,26 @@ def _options(path: str, found: click.Command) -> Iterator[str]:
 
 def _keys() -> Iterator[str]:
     schema = config.schema()
-    places = {"": schema, "defaults.": "Defaults", "hops.NAME.": "Hop", "tunnels.NAME.": "Tunnel"}
+    places: dict[str, Any] = {"": schema, "defaults.": "Defaults", "hops.NAME.": "Hop", "tunnels.NAME.": "Tunnel"}
     for place, owner in places.items():
         table = schema["$defs"][owner] if isinstance(owner, str) else owner
         yield from (f"{place}{name}" for name in table["properties"])
 
 
 def _parameters() -> Iterator[str]:
-    for kind, owner in {"ssh": SSHServer, "i2p": I2PRouter, "i2p listener": I2PListen}.items():
-        yield from (f"{kind} {name}" for name in options_of(owner))
+    """Each scheme by its place, and the parameters that the error about an unknown one lists there."""
+    for place, (parse, addresses) in ADDRESSES.items():
+        for address in addresses.split():
+            name, _, rest = address.partition(":")
+            scheme = f"{name}://" if rest.startswith("//") else f"{name}:"
+            yield f"{place} {scheme}"
+            if scheme.startswith("resume:"):  # the parameters are those of the address in it
+                continue
+            try:
+                parse(f"{address}?no-parameter=1")
+            except AddressError as error:
+                found = re.search("takes (.*=)$", str(error))
+                yield from (f"{place} {scheme} {one}" for one in re.findall("([a-z_]+)=", found[1] if found else ""))
 
 
 def _control() -> Iterator[str]:
@@ -130,6 +167,30 @@ def _control() -> Iterator[str]:
         yield from (f"{method.upper()} {path}" for method in operations if method != "parameters")
     for name, schema in described["components"]["schemas"].items():
         yield from (f"{name}.{key}" for key in schema.get("properties", ()))
+
+
+def _run() -> Iterator[str]:
+    """What a program of ``relay run`` finds in its environment, and in its words."""
+    for field in ("host", "port", "path"):
+        yield variable(f"name-{field}").replace("NAME", "{NAME}")
+    yield from (f"{{NAME.{field}}}" for field in FIELDS)
+
+
+def _doctor() -> Iterator[str]:
+    check = Check("", "", Status.OK, "")
+    section = Section("", "", [check])
+    report = Report([section]).as_json()
+    yield from report
+    yield from (f"sections.{name}" for name in report["sections"][0])
+    yield from (f"sections.checks.{name}" for name in report["sections"][0]["checks"][0])
+
+
+def _lines() -> Iterator[str]:
+    """The fields of a line of the program's log in JSON."""
+    record = logging.LogRecord("relay", logging.INFO, "", 0, "", None, (ValueError, ValueError(), None))
+    connection = ConnectionRecord(("127.0.0.1", 1), "", 0.0, 0, 0, "", "")
+    vars(record).update(connection=connection, stats=connection)
+    yield from json.loads(JSONFormatter().format(record))
 
 
 def _log() -> Iterator[str]:

@@ -198,7 +198,7 @@ def test_the_fields_of_the_log_are_those_of_the_records():
     record = logging.LogRecord("relay", logging.INFO, "", 0, "text", None, (OSError, OSError(), None))
     record.connection = ConnectionRecord(("127.0.0.1", 1), None, 0.0, 0, 0, "copy", "closed", "done")
     record.stats = Stats(0, 0, 0, 0, {})
-    shown = json.loads(output._JSON().format(record))
+    shown = json.loads(output.JSONFormatter().format(record))
     assert list(fields) == list(shown)
     for name in ("connection", "stats"):
         assert set(shown[name]) <= set(re.findall(r"`(\w+)`", fields[name]))

@@ -225,6 +225,8 @@ class GroupedCommand(click.Command):
             if records:
                 with formatter.section(head):
                     formatter.write_dl(records)
+        formatter.write_paragraph()
+        formatter.write_text(f"{SECONDS} may have a unit: 90, 1.5s, 10m, 2h.")
 
 
 def option_of_tunnel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -58,7 +58,7 @@ def print_warning(text: str) -> None:
 
 
 def _as_json(level: int, text: str, cause: Any = None) -> str:
-    return _JSON().format(logging.LogRecord("relay.cli", level, __file__, 0, text, None, cause))
+    return JSONFormatter().format(logging.LogRecord("relay.cli", level, __file__, 0, text, None, cause))
 
 
 def print_error(problem: str, error: BaseException | None = None) -> None:
@@ -128,7 +128,7 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
     :param debug: whether debug messages and tracebacks are logged.
     :param named: whether the line of a finished connection begins with the name of the tunnel.
     """
-    handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug, named=named))
+    handler = _Lines(JSONFormatter() if log_format == "json" else _Text(debug=debug, named=named))
     logger = logging.getLogger("relay")
     before = logger.propagate, logger.level
     logger.addHandler(handler)
@@ -268,10 +268,11 @@ def _finished(record: ConnectionRecord) -> str:
     )
 
 
-class _JSON(logging.Formatter):
+class JSONFormatter(logging.Formatter):
     """One JSON object a line; a finished connection's record is under ``connection``, the sums under ``stats``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

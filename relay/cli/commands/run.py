@@ -51,7 +51,7 @@ relay help hops lists the parameters of hops.
 """
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_FIELDS = ("host", "port", "path", "dir")
+FIELDS = ("host", "port", "path", "dir")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\.([a-z]+)\}")
 _SOCKET = ".s.PGSQL.5432"  # the name that libpq looks for in a directory; to other programs any will do
 
@@ -202,7 +202,8 @@ def _parsed(word: str) -> tuple[str, str]:
     return name, target
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """Return the environment variable of a tunnel, without the field at its end."""
     return "RELAY_" + re.sub("[^A-Z0-9]", "_", name.upper())
 
 
@@ -213,14 +214,14 @@ def _check(program: Sequence[str], names: Sequence[str]) -> Mapping[str, set[str
     """
     variables: dict[str, str] = {}
     for name in names:
-        if (other := variables.setdefault(_variable(name), name)) is not name or names.count(name) > 1:
-            raise ValueError(f"{name}: {other} has the variables {_variable(name)}_… already; use another name")
+        if (other := variables.setdefault(variable(name), name)) is not name or names.count(name) > 1:
+            raise ValueError(f"{name}: {other} has the variables {variable(name)}_… already; use another name")
     used: dict[str, set[str]] = {name: set() for name in names}
     for name, field in _PLACEHOLDER.findall(" ".join(program)):
-        if name in used and field in _FIELDS:
+        if name in used and field in FIELDS:
             used[name].add(field)
-        elif name in used or field in _FIELDS:
-            fields = ", ".join(_FIELDS)
+        elif name in used or field in FIELDS:
+            fields = ", ".join(FIELDS)
             raise ValueError(f"{{{name}.{field}}}: there is no such value; allowed are {fields} of {', '.join(names)}")
     return used
 
@@ -287,7 +288,7 @@ def _start(program: Sequence[str], path: str, folder: str, tunnels: Sequence[Sna
         return values[name][field]
 
     env = {
-        f"{_variable(name)}_{field.upper()}": text
+        f"{variable(name)}_{field.upper()}": text
         for name, fields in values.items()
         for field, text in fields.items()
         if field != "dir"

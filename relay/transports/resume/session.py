@@ -360,12 +360,14 @@ class Session:
         """Take bytes of the carrier; data are in :attr:`inbox` then.
 
         :param data: the next bytes; they are copied, but for what is passed on at once.
-        :param pass_on: called when there is something that the holder can have.
+        :param pass_on: called when there is something that the holder can have; not after a reset: what that drops may
+            have come before the end of the direction, and the rest would look whole.
         :raises ProtocolError: if the other end does not keep to the protocol; the stream is lost.
         """
         try:
             self._decode(data)
-            pass_on()
+            if not self.is_reset:
+                pass_on()
         finally:
             self.inbox.keep()
 

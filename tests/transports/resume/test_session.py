@@ -172,6 +172,18 @@ def test_cuts_at_random_bytes_lose_and_double_none(seed):
         check(world, near_sends, far_sends)
 
 
+@pytest.mark.parametrize("word", ["reset", "done"])
+def test_a_reset_right_behind_the_end_of_a_direction_passes_nothing_on(word):
+    """What it drops may have come before that end, and the rest would look whole."""
+    session, passed = Session(Budget()), []
+    session.attach(64)
+    session.write_end()
+    assert session.output() == frame(0, FIN)
+    ended = [frame(1, DATA, b"x"), frame(1, FIN), *([frame(1, END, b"reset")] if word == "reset" else [])]
+    session.feed(b"".join(ended), lambda: passed.append(bytes(session.inbox)))
+    assert passed == ([] if word == "reset" else [b"x"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_reset_arrives_over_any_cuts_and_what_came_before_it_is_right(data):

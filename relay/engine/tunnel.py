@@ -126,6 +126,8 @@ class Tunnel:
     def pause(self, close: bool = False) -> None:
         """Accept no client until :meth:`resume`; clients wait in the listen backlog. In force when it returns.
 
+        One that a listener object had begun to accept waits, too.
+
         :param close: whether to reset the open connections.
         """
         self._relay.pause(close)

@@ -174,7 +174,7 @@ def test_cuts_at_random_bytes_lose_and_double_none(seed):
 
 @pytest.mark.parametrize("word", ["reset", "done"])
 def test_a_reset_right_behind_the_end_of_a_direction_passes_nothing_on(word):
-    """What it drops may have come before that end, and the rest would look whole."""
+    """Else a part of the direction would look whole, as the reset drops what was not passed on."""
     session, passed = Session(Budget()), []
     session.attach(64)
     session.write_end()

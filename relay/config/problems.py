@@ -133,7 +133,7 @@ def shape_problems(model: type[Model], document: Any, keys: Keys, problems: Prob
                     or _of_tunnels(path, keys)
                     or _unknown(str(path[-1]), list(keys(path[:-1]))),
                 )
-            elif path[0] in ("hops", "tunnels") and isinstance(found["input"], list) and len(path) < 3:
+            elif 0 < len(path) < 3 and path[0] in ("hops", "tunnels") and isinstance(found["input"], list):
                 name = dotted(path) if len(path) == 2 else f"{path[0]}.NAME"
                 problems.add(path, f"each of them has a name: write [{name}] instead of [[{dotted(path)}]]")
             elif len(path) == 2 and path[0] == "tunnels" and path[1] in {"listen", "target", *keys(("defaults",))}:

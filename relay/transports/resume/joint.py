@@ -11,7 +11,7 @@ ATTACHED  the carrier ends or fails, or a ping has  DETACHED  the near end opens
           no answer in time
 ATTACHED  another carrier                           ATTACHED  close the one before: the last one wins
 any       both ends have said the end               OVER      close the carrier
-DETACHED  this end is the far one, and has a word     OVER      the owner of the joint keeps the word
+DETACHED  this end is the far one, and has a word   OVER      the owner of the joint keeps the word
 any       no carrier in time, an unknown session,   OVER      reset the holder: ``resume_lost``, or what broke
           a broken protocol
 ========= ========================================= ========= =========================================================

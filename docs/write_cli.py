@@ -20,6 +20,7 @@ import click
 
 from relay.cli.app import app
 from relay.cli.commands.help import TOPICS
+from relay.cli.options import SECONDS, UNITS
 
 HERE = Path(__file__).parent
 MADE = "made by docs/write_cli.py"
@@ -147,6 +148,7 @@ def markdown() -> str:
         for title, rows in (("argument", command.arguments), ("option", command.options)):
             if rows:
                 parts.append("\n".join([f"| {title} | meaning |", "| --- | --- |", *map(row, rows)]))
+                parts += [UNITS] if any(each.value == SECONDS for each in rows) else []
         parts += [] if command is COMMANDS else map(shown, command.shown)
     for topic, text in TOPICS.items():
         parts.append(f"## relay help {topic}\n\n```text\n{text.rstrip()}\n```")
@@ -201,6 +203,7 @@ def manual(command: Command) -> str:
         for title, rows in (("ARGUMENTS", one.arguments), ("OPTIONS", one.options)):
             parts += [f".SH {title}{of}"] if rows else []
             parts += [f".TP\n{bold(each.shown)}\n{roff(each.help)}" for each in rows]
+            parts += [f".PP\n{roff(UNITS)}"] if any(each.value == SECONDS for each in rows) else []
     if command.name == "relay":
         for topic, text in TOPICS.items():
             parts += [f".SH {topic.upper().replace('-', ' ')}", verbatim(text.rstrip().splitlines())]

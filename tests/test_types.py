@@ -132,6 +132,8 @@ door: Listener = Door()
 factory: MakeSend = asking
 records: list[ConnectionRecord] = relay.Tunnel(plain, to).recent()
 workers: list[WorkerStatus] = relay.spawn(":0", "h:1", workers=2).workers()
+commands: list[relay.testing.SAMCommand] = relay.testing.SAMBridge().commands
+sessions: list[relay.testing.SAMSession] = relay.testing.SAMBridge().sessions
 """
 
 BAD = """

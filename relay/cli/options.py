@@ -210,6 +210,9 @@ _GROUPS = {
 }
 
 
+UNITS = f"{SECONDS} may have a unit: 90, 1.5s, 10m, 2h."
+
+
 class GroupedCommand(click.Command):
     """A command whose help has its options in groups."""
 
@@ -226,7 +229,7 @@ class GroupedCommand(click.Command):
                 with formatter.section(head):
                     formatter.write_dl(records)
         formatter.write_paragraph()
-        formatter.write_text(f"{SECONDS} may have a unit: 90, 1.5s, 10m, 2h.")
+        formatter.write_text(UNITS)
 
 
 def option_of_tunnel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

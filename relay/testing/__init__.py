@@ -18,6 +18,7 @@ from .leaks import Leaks, check_leaks
 from .pairs import FakeListener, clogged_pair, pair
 
 if TYPE_CHECKING:
+    from .sam.values import SAMCommand, SAMSession
     from .sambridge import SAMBridge
     from .sshserver import SSHServer
     from .tor import Tor
@@ -26,6 +27,8 @@ __all__ = [
     "FakeListener",
     "Leaks",
     "SAMBridge",
+    "SAMCommand",
+    "SAMSession",
     "SSHServer",
     "Tor",
     "check_factory",
@@ -37,6 +40,8 @@ __all__ = [
 
 _LATER = {
     "SAMBridge": ".sambridge",
+    "SAMCommand": ".sam.values",
+    "SAMSession": ".sam.values",
     "SSHServer": ".sshserver",
     "Tor": ".tor",
 }  # imported late: they need more modules than the rest

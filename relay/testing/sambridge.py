@@ -15,7 +15,7 @@ from .pairs import bound_socket
 from .sam.i2pd import I2pdConversation
 from .sam.java import JavaConversation
 from .sam.router import Network, Router
-from .sam.values import Command, SessionRecord, Settings
+from .sam.values import SAMCommand, SAMSession, Settings
 
 __all__ = ["SAMBridge"]
 
@@ -212,10 +212,10 @@ class SAMBridge:
     # -- history --
 
     @property
-    def sessions(self) -> list[SessionRecord]:
+    def sessions(self) -> list[SAMSession]:
         """Sessions that are ready, the oldest first."""
         return [
-            SessionRecord(session.id, session.destination.base64, dict(session.options))
+            SAMSession(session.id, session.destination.base64, dict(session.options))
             # Read from another thread than the one that changes it; list() of a dict's values is one step for the
             # interpreter.
             for session in list(self._router.sessions.values())
@@ -223,7 +223,7 @@ class SAMBridge:
         ]
 
     @property
-    def commands(self) -> list[Command]:
+    def commands(self) -> list[SAMCommand]:
         """The last thousand commands, without private keys and passwords."""
         return list(self._router.commands)
 

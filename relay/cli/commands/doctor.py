@@ -18,7 +18,7 @@ from ...daemon.options import Options
 from ...daemon.routed_targets import with_bridge, with_bridges
 from ..addresses import read_hops, read_target
 from ..i2p_options import read_bridges, sam
-from ..options import SECONDS, debug, finite_seconds, via
+from ..options import SECONDS, GroupedCommand, debug, finite_seconds, via
 from ..output import failures_reported, logged_to_stderr, print_line
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ relay doctor --config relay.toml db site (two tunnels of a file)
 _TIMEOUT, _OVER_I2P = 60.0, 300.0
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
     "words",
     metavar="[ADDRESS | NAME …]",

@@ -24,7 +24,7 @@ from ...streams.promise import Promise
 from ...streams.stream import Stream
 from .. import startup
 from ..addresses import read_hops, read_target
-from ..options import SECONDS, debug, option_of_tunnel, seconds, seconds_or_zero, via
+from ..options import SECONDS, GroupedCommand, debug, option_of_tunnel, seconds, seconds_or_zero, via
 from ..output import failures_reported, logged_to_stderr
 
 EXAMPLES = """Examples:
@@ -41,7 +41,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
     "target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
 )

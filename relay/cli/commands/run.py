@@ -25,7 +25,7 @@ from ...daemon.signals import Signals
 from ...process import Process, find_program, start_in_place
 from .. import startup
 from ..addresses import read_hops, read_target
-from ..options import SECONDS, debug, finite_seconds_or_zero, option_of_tunnel, via
+from ..options import SECONDS, GroupedCommand, debug, finite_seconds_or_zero, option_of_tunnel, via
 from ..output import failures_reported, log_from, logged_to_stderr, print_error
 from ..reporters import ManyTunnels
 
@@ -56,7 +56,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\.([a-z]+)\}")
 _SOCKET = ".s.PGSQL.5432"  # the name that libpq looks for in a directory; to other programs any will do
 
 
-class _WithProgram(click.Command):
+class _WithProgram(GroupedCommand):
     """A command whose words after ``--`` are a program and its arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

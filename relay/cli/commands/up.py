@@ -15,6 +15,7 @@ from ...daemon.options import Options
 from ...daemon.signals import Signals
 from ...eventloop import reserve
 from ..options import (
+    GroupedCommand,
     control,
     debug,
     fail_fast,
@@ -70,7 +71,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument(
     "file",
     metavar="[FILE]",

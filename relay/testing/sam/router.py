@@ -16,7 +16,7 @@ from ...eventloop.poller import IN
 from ...transports.i2p.messages import Message
 from .destination import Destination
 from .stream import End
-from .values import Command, Fault, Settings, masked
+from .values import Fault, SAMCommand, Settings, masked
 from .wire import Hub
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Router:
         self.hub = network.hub
         self.settings = settings
         self.refused_sessions, self.failed_connects, self.late_errors = Fault(), Fault(), Fault()
-        self.commands: deque[Command] = deque(maxlen=1000)
+        self.commands: deque[SAMCommand] = deque(maxlen=1000)
         self.streams = 0
         self.sessions: dict[str, Session] = {}
         self.destinations: dict[str, Destination] = {}
@@ -186,7 +186,7 @@ class Router:
 
     def note(self, message: Message) -> None:
         """Record a command."""
-        self.commands.append(Command(message.words, masked(message)))
+        self.commands.append(SAMCommand(message.words, masked(message)))
 
     def hold(self, *commands: str) -> None:
         """Stop answering these commands (by their first words), or all commands."""

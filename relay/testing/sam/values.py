@@ -41,7 +41,7 @@ class Settings:
             )
 
 
-class Command(NamedTuple):
+class SAMCommand(NamedTuple):
     """A command that a program has sent.
 
     :param words: such as ``("STREAM", "CONNECT")``.
@@ -52,7 +52,7 @@ class Command(NamedTuple):
     options: dict[str, str]
 
 
-class SessionRecord(NamedTuple):
+class SAMSession(NamedTuple):
     """An open session.
 
     :param id: its ID.

@@ -45,7 +45,7 @@ def test_one_that_is_started_behind_serves_all_and_ends_by_itself(runtime, serve
     target = serve(echo).address
 
     def serves():
-        """Whether it served a stream and ended; on a busy machine its second of waiting may be over before."""
+        """Return whether it served a stream and ended; on a busy machine its second of waiting may be over before."""
         begun = [run("resume-server", "--start", "--resume-for", "1", "--resume-streams", "5", env=env) for _ in "12"]
         assert [one.stdout for one in begun] == [f"unix {path}\n"] * 2
         with socket.socket(socket.AF_UNIX) as probe:

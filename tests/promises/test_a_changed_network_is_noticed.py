@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import WAIT, ending, exchange
+from helpers import WAIT, ending, exchange, wait_until
 from namespace import Namespace
 from sshd import Sshd, server_url
 
@@ -45,17 +45,22 @@ class World:
         with (inside or self.near).run(["ip", *words.split(), *more]) as process:
             assert process.wait(WAIT) == 0, words
 
-    def relay(self, backend, host=FAR, **more):
-        """Start a relay in the near network; its clients come over a Unix socket."""
+    def relay(self, backend, host=FAR, *, options=(), **more):
+        """Start a relay in the near network, with options; its clients come over a Unix socket."""
         server = dataclasses.replace(self.sshd.server, host=host, port=22022, backend=backend)
         listen = self.folder / f"{backend}.sock"
         target = f"127.0.0.1:{self.target.getsockname()[1]}"
         url = server_url(server, keepalive=NEVER, **more)
-        program = [sys.executable, "-m", "relay", "forward", f"unix://{listen}", target, "--via", url]
+        program = [sys.executable, "-m", "relay", "forward", f"unix://{listen}", target, "--via", url, *options]
         process = self.near.run(program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self.opened.callback(process.stdout.close)
         assert b"listening" in process.stdout.readline()
         return listen
+
+    def is_connecting(self):
+        """Return whether the near network has a connection whose SYN has no answer."""
+        with open(f"/proc/{self.near.pid}/net/tcp") as table:
+            return any(line.split()[3] == "02" for line in table.readlines()[1:])
 
     def stream(self, listen):
         """Open a stream and use it; returns both ends."""
@@ -81,6 +86,16 @@ def test_an_address_that_moves_ends_the_connection_and_the_next_one_is_there(wor
     world.ip(f"address del {NEAR}/24 dev near")
     world.ip(f"address add {MOVED}/24 dev near")
     assert ending(client)
+    world.stream(listen)
+
+
+def test_an_attempt_whose_address_is_gone_is_begun_anew(world):
+    """The kernel goes on to send from the old address, for longer than the client waits."""
+    world.ip(f"route add blackhole {NEAR}/32", inside=world.far)
+    listen = world.relay("paramiko", options=["--connect-timeout", "20"])
+    wait_until(world.is_connecting)
+    world.ip(f"address del {NEAR}/24 dev near")
+    world.ip(f"address add {MOVED}/24 dev near")
     world.stream(listen)
 
 

@@ -6,6 +6,7 @@ import copy
 import errno
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ KEPT = 120.0  # seconds for which a stream without a carrier is kept
 _LAST_WORD = 10.0  # seconds for the last word of one that has ended
 _ATTEMPT = 15.0  # seconds for one attempt to get another carrier
 _BACKOFF = (0.1, 2.0)  # seconds after the first failure in a row, and at most
+_PATIENCE = 2.0  # seconds for an attempt after the first change of the network; it may have begun in another one
 _STABLE = 10.0  # seconds after which a carrier counts as a success that has moved nothing
 
 _REFUSALS = {
@@ -165,6 +167,8 @@ class _Near:
     ATTACHED the carrier is lost; it had not                PAUSED   back off
     DIALING  a carrier, and the far end knows the stream    ATTACHED go on, and hurry the other streams
     DIALING  the attempt fails                              PAUSED   back off
+    DIALING  the network has changed, and the attempt is    DIALING  give it up, and begin another one
+             not over in time
     DIALING  the far end does not know the stream, or no    OVER     lose the stream
              other attempt can succeed
     PAUSED   the pause is over, the network has changed, or DIALING  begin an attempt
@@ -187,8 +191,11 @@ class _Near:
         self._backoff = Backoff(*_BACKOFF, jitter=True)
         self._has_hurried = False  # in this row of failures, else streams could hurry each other without end
         self._mark = 0, 0.0  # what had been moved when it got its carrier, and when
-        self._next = Timer(self._io_thread.loop.timers, self._try)
+        self._next = Timer(self._io_thread.loop.timers, self._on_timer)
+        # Longer after each change, so that a slow attempt succeeds, too.
+        self._patience = Backoff(_PATIENCE, _ATTEMPT)
         self._steps: CallbackChain[Stream] | None = None  # of the attempt that is under way
+        self._greeting: Greeting[Answer] | None = None  # of its carrier
         self._error: OSError | None = None  # of the last one
         network.subscribe(self._io_thread, self._changed)
 
@@ -227,9 +234,26 @@ class _Near:
     def _changed(self, why: str) -> None:
         if not self._is_detached:
             self.joint.call(self.joint.probe)
-        elif self._steps is None:
+            return
+        now = time.monotonic()
+        if self._steps is None:
             self._end_failures()
-            self._try(time.monotonic())
+            self._try(now)
+        elif self._next.due == math.inf:
+            self._next.start(now + self._patience.next(), now)
+
+    def _on_timer(self, now: float) -> None:
+        self._give_up()
+        self._try(now)
+
+    def _give_up(self) -> None:
+        """End the attempt that is under way."""
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.give_up()
+        greeting, self._greeting = self._greeting, None
+        if greeting is not None:
+            greeting.cancel()
 
     def hurry(self) -> None:
         """Try at once, if it waits for its next attempt."""
@@ -239,6 +263,7 @@ class _Near:
 
     def _end_failures(self) -> None:
         self._backoff.reset()
+        self._patience.reset()
         self._has_hurried = False
 
     def _pause(self, now: float) -> None:
@@ -257,7 +282,7 @@ class _Near:
         deadline = min(now + _ATTEMPT, self._until)
 
         def failed(outcome: Stream | OSError) -> None:
-            self._here(functools.partial(self._failed, outcome))
+            self._here(functools.partial(self._failed, steps, outcome))
 
         def dialed(outcome: Stream | OSError) -> None:
             self._here(functools.partial(self._dialed, steps, deadline, outcome))
@@ -272,22 +297,26 @@ class _Near:
                 outcome.reset()
             return
         if isinstance(outcome, OSError):
-            return self._failed(outcome)
+            return self._failed(steps, outcome)
         session = self.joint.session  # nothing comes for it while it is detached
         hello = Hello(session.window, self._token, session.received)
+        answered = functools.partial(self._answered, steps, outcome, hello)
         try:
-            Greeting(outcome, hello.encode(), read_answer, deadline, functools.partial(self._answered, outcome, hello))
+            self._greeting = Greeting(outcome, hello.encode(), read_answer, deadline, answered)
         except OSError as error:
-            return self._failed(error)
+            return self._failed(steps, error)
         return None
 
-    def _answered(self, carrier: Stream, hello: Hello, answer: Answer | OSError, rest: bytes) -> None:
+    def _answered(
+        self, steps: CallbackChain[Stream], carrier: Stream, hello: Hello, answer: Answer | OSError, rest: bytes
+    ) -> None:
         if isinstance(answer, OSError):
-            return self._failed(explained(answer, self._owner.target))
-        self._steps = None
-        if self.joint.is_over:
+            return self._failed(steps, explained(answer, self._owner.target))
+        if self.joint.is_over or steps is not self._steps:
+            # The far end has this carrier now, until the next one comes.
             carrier.reset()
             return None
+        self._end_attempt()
         if answer.kind == KNOWN:
             NEAR.resumes += 1
             self.joint.resumes.count += 1
@@ -299,10 +328,14 @@ class _Near:
             return self._lost("the far end does not know the stream any more; it may have been restarted")
         return self._lost(str(_refused(answer, self._owner.target)))
 
-    def _failed(self, outcome: Stream | OSError) -> None:
-        self._steps = None
-        if self.joint.is_over:
+    def _end_attempt(self) -> None:
+        self._steps = self._greeting = None
+        self._next.stop()  # that of its patience
+
+    def _failed(self, steps: CallbackChain[Stream], outcome: Stream | OSError) -> None:
+        if self.joint.is_over or steps is not self._steps:
             return
+        self._end_attempt()
         assert isinstance(outcome, OSError)
         self._error = outcome
         if _is_final(outcome):
@@ -315,9 +348,7 @@ class _Near:
         self.joint.call(functools.partial(self.joint.lose, text))
 
     def _over(self) -> None:
-        steps, self._steps = self._steps, None
-        if steps is not None:
-            steps.give_up()
+        self._give_up()
         self._owner.waiting.discard(self)
         self._next.stop()
         network.unsubscribe(self._io_thread, self._changed)

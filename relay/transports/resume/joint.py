@@ -10,6 +10,8 @@ DETACHED  a carrier, whose greetings are over       ATTACHED  go on with the pos
 ATTACHED  the carrier ends or fails, or a ping has  DETACHED  the near end opens another one, the far end waits
           no answer in time
 ATTACHED  another carrier                           ATTACHED  close the one before: the last one wins
+any       a carrier whose greeting was overtaken by as before close that carrier
+          that of another one
 any       both ends have said the end               OVER      close the carrier
 DETACHED  this end is the far one, and has a word   OVER      the owner of the joint keeps the word
 any       no carrier in time, an unknown session,   OVER      reset the holder: ``resume_lost``, or what broke
@@ -239,6 +241,12 @@ class Joint:
             carrier.reset()
             return
         now = time.monotonic()
+        if answer is not None and self.session.is_overtaken(position):
+            # The near end has given it up. What it lacks was acknowledged on a later carrier, and is not kept.
+            carrier.reset()
+            if self._carrier is None and self.on_detached is not None:
+                self.on_detached(now)
+            return
         self._let_go(reset=True)
         self._carrier = carrier
         self._watch = Watch(carrier.socket, self._loop, self._on_outer)

@@ -286,6 +286,13 @@ class Session:
         """``True`` if the other end has something of this one to acknowledge or to answer."""
         return self._acked != self._total or bool(self.word)
 
+    def is_overtaken(self, position: int) -> bool:
+        """Return whether the other end has acknowledged more than its greeting says: another one came before it.
+
+        :param position: that of the greeting.
+        """
+        return position < self._acked
+
     def attach(self, window: int, position: int = 0, said: int | None = None) -> None:
         """Go on with another carrier, whose greetings are over.
 

@@ -16,7 +16,7 @@ from ...addresses.values import TCPAddress, is_i2p, refuse_onion
 from ...carriers import dialer, pool
 from ...carriers.carrier import ATTEMPT_TIMEOUT, Carrier
 from ...carriers.carrier_set import SharedCarrier, make_carriers
-from ...carriers.link import Lost
+from ...carriers.link import PROBE, Lost
 from ...carriers.renewal import renew
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
 from ...streams.connect import SocketDialer
@@ -78,12 +78,19 @@ def dial(
 
 def _make_carriers(server: SSHServer, below: Network, adapt: Adapt | None) -> SharedCarrier[Connection]:
     addresses = _Addresses()
-    seconds = _SLOW if is_slow(below.route, server) else ATTEMPT_TIMEOUT
+    slow = is_slow(below.route, server)
 
     def make(number: int | None) -> Carrier[Connection]:
         connector = _SSHConnector(server, below, addresses, adapt)
         carrier = Carrier(
-            str(server), connector, server.keepalive, seconds, kind="ssh", number=number, probe=server.probe
+            str(server),
+            connector,
+            server.keepalive,
+            _SLOW if slow else ATTEMPT_TIMEOUT,
+            kind="ssh",
+            number=number,
+            probe=server.probe,
+            patience=None if slow else PROBE,
         )
         renew(carrier, server.renew_after)
         return carrier

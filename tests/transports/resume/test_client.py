@@ -201,6 +201,29 @@ def test_a_change_of_the_network_replaces_a_carrier_that_is_dead_and_keeps_one_t
     assert rig.cutter.carriers == 2
 
 
+def test_a_change_of_the_network_ends_an_attempt_that_gets_no_answer(make_rig, monkeypatch):
+    changed = []
+    monkeypatch.setattr("relay.carriers.network.subscribe", lambda home, call: changed.append((home, call)))
+    monkeypatch.setattr("relay.carriers.network.unsubscribe", lambda home, call: None)
+    monkeypatch.setattr("relay.transports.resume.client._PATIENCE", 0.1)
+    monkeypatch.setattr("relay.transports.resume.client._ATTEMPT", 1000.0)
+    rig = make_rig()
+    client = rig.dial()
+    client.sendall(b"one")
+    assert receive_exactly(client, 3) == b"one"
+    [(home, call)] = changed
+    rig.cutter.is_silent = True
+    rig.cutter.cut()
+    for carriers in (2, 3):
+        wait_until(lambda count=carriers: rig.cutter.carriers == count)
+        for _ in range(2):
+            home.loop.call(lambda: call("a new address"))
+    rig.cutter.is_silent = False
+    client.sendall(b"two")
+    assert receive_exactly(client, 3) == b"two"
+    assert NEAR.resumes == 1
+
+
 def test_a_change_of_the_network_ends_the_pause_between_two_attempts(make_rig, monkeypatch):
     changed = []
     monkeypatch.setattr("relay.carriers.network.subscribe", lambda home, call: changed.append((home, call)))

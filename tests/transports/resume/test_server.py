@@ -10,11 +10,14 @@ from relay.streams.identity import Certificate, Identity
 from relay.transports.resume.figures import BUDGET, FAR
 from relay.transports.resume.server import key_of
 from relay.transports.resume.wire import (
+    CONTROL,
     DATA,
     END,
     FIN,
     KNOWN,
     NEW,
+    PING,
+    PONG,
     REFUSED,
     UNKNOWN,
     Decoder,
@@ -25,8 +28,8 @@ from relay.transports.resume.wire import (
 
 
 @pytest.fixture
-def rig(tmp_path, serve):
-    made = Rig(tmp_path, serve(echo).address, kept=30.0)
+def rig(request, tmp_path, serve):
+    made = Rig(tmp_path, serve(echo).address, kept=getattr(request, "param", 30))
     yield made
     made.close()
 
@@ -77,7 +80,7 @@ def receive_data(one, size):
 def begun(rig, carrier):
     """Begin a session whose target echoes; the far end has sent 12 bytes then."""
     one, answer = carrier(Hello(1000).encode())
-    assert (answer.kind, answer.kept) == (NEW, 30)
+    assert answer.kind == NEW
     one.sendall(frame(0, DATA, request(rig)))
     assert receive_data(one, 12)[:2] == b"\5\0"
     return one, answer.token
@@ -93,6 +96,10 @@ def test_a_stream_goes_on_where_each_end_is(rig, carrier):
     assert (answer.kind, answer.received) == (KNOWN, len(request(rig)) + 5)
     assert receive_data(two, 2) == b"lo"
     assert FAR.resumes == 1
+
+
+def test_it_says_how_long_it_keeps_a_session(rig, carrier):
+    assert carrier(Hello(1000).encode())[1].kept == 30
 
 
 def test_of_two_carriers_the_last_one_wins(rig, carrier):
@@ -132,15 +139,39 @@ def test_without_an_identity_there_is_no_session(rig, carrier, monkeypatch):
     assert (answer.kind, answer.word) == (REFUSED, "no_identity")
 
 
-@pytest.mark.parametrize("position", [11, 13, 2**40])
+def acknowledge(one, position):
+    """Acknowledge up to a position; returns once the far end knows."""
+    one.sendall(frame(position, CONTROL, bytes((PING,))))
+    decoder = Decoder()
+    while not any(bytes(part) == bytes((PONG,)) for _, kind, part in decoder.feed(one.recv(65536)) if kind == CONTROL):
+        pass
+
+
+@pytest.mark.parametrize("position", [13, 2**40])
 def test_a_position_that_cannot_be_ends_the_stream(rig, carrier, position):
-    one, token = begun(rig, carrier)
-    one.sendall(frame(12, DATA, b""))
-    one.close()
-    wait_until(lambda: not next(iter(rig.listener.sessions._sessions.values())).joint.is_attached)
+    _, token = begun(rig, carrier)
     carrier(Hello(1000, token, position).encode())
     wait_until(lambda: len(rig.listener.sessions) == 0)
     wait_until(lambda: [one.reason for one in rig.tunnel.recent()] == ["client_reset"])
+
+
+def test_a_greeting_that_another_one_has_overtaken_changes_nothing(rig, carrier):
+    """It was on its way when the near end gave its carrier up, and comes after that of the next one."""
+    one, token = begun(rig, carrier)
+    acknowledge(one, 12)
+    assert carrier(Hello(1000, token, 11).encode())[1] is None
+    one.sendall(frame(12, DATA, b"x"))
+    assert receive_data(one, 1) == b"x"
+
+
+@pytest.mark.parametrize("rig", [1], indirect=True)
+def test_one_that_was_overtaken_keeps_no_session(rig, carrier):
+    one, token = begun(rig, carrier)
+    acknowledge(one, 12)
+    one.close()
+    wait_until(lambda: not any(far.joint.is_attached for far in tuple(rig.listener.sessions._sessions.values())))
+    carrier(Hello(1000, token, 11).encode())
+    wait_until(lambda: len(rig.listener.sessions) == 0)
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.0\r\n\r\n", b"relay-resume/2\n\0", b""])

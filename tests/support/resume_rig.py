@@ -33,6 +33,8 @@ class Cutter:
         self.carriers = 0
         self.is_down = False
         """Whether carriers are closed as soon as they come."""
+        self.losses = 0
+        """How many of the next ones are closed so."""
         self.is_silent = False
         """Whether nothing is passed on of a carrier that comes."""
         self.dead: set[socket.socket] = set()
@@ -44,6 +46,9 @@ class Cutter:
     def _carry(self, near: socket.socket) -> None:
         self.carriers += 1
         if self.is_down:
+            return
+        if self.losses:
+            self.losses -= 1
             return
         if self.is_silent:
             receive_all(near)

@@ -11,7 +11,16 @@ import time
 from collections.abc import Callable
 
 from ...carriers import network
-from ...errors import AddressError, AuthenticationError, ConnectError, HostKeyError, RelayError, SAMError, can_retry
+from ...errors import (
+    AddressError,
+    AuthenticationError,
+    CarrierError,
+    ConnectError,
+    HostKeyError,
+    RelayError,
+    SAMError,
+    can_retry,
+)
 from ...eventloop.background import Home, IOThread
 from ...eventloop.backoff import Backoff
 from ...eventloop.loop import Timer
@@ -38,6 +47,10 @@ _REFUSALS = {
     "no_identity": "it does not know who its clients are there; use SSH, TLS with client certificates or I2P",
     "limit": "it has as many sessions of this client as it allows",
 }
+
+
+class _LostError(ConnectError):
+    """A carrier that was lost before its far end has answered."""
 
 
 class Resuming(Upgrade):
@@ -80,8 +93,19 @@ class Resuming(Upgrade):
                 step.failed(outcome)
             done(outcome)
 
+        steps: CallbackChain[Stream] = CallbackChain(counted)
         # The joint gives a kernel socket anyway, and needs the stream to its carrier.
-        return super().dial(deadline, counted, wait_for_reconnect=wait_for_reconnect)
+        begin = functools.partial(super().dial, deadline, wait_for_reconnect=wait_for_reconnect)
+
+        def dialed(outcome: Stream | OSError) -> None:
+            if isinstance(outcome, _LostError) or (wait_for_reconnect and isinstance(outcome, CarrierError)):
+                # Opened over a shared connection whose loss was not known yet. Nothing of the client was sent.
+                steps.begin(begin, steps.finish)
+            else:
+                steps.finish(outcome)
+
+        steps.begin(begin, dialed)
+        return steps.give_up
 
     def saying(self, first: bytes) -> Resuming:
         """Return one whose streams begin with these bytes, which go with the greeting and need no round trip.
@@ -377,7 +401,7 @@ def explained(error: OSError, name: str) -> OSError:
         return ConnectError(f"{name}: {text}", reason="connect_timeout")
     if error.errno == errno.EPROTO:
         return ConnectError(f"{name}: what answers there is no resume server ({error.strerror})")
-    return ConnectError(f"{name}: the connection to the resume server was lost ({error.strerror or error})")
+    return _LostError(f"{name}: the connection to the resume server was lost ({error.strerror or error})")
 
 
 def _refused(answer: Answer, name: str) -> ConnectError:

@@ -13,6 +13,7 @@ from resume_rig import PROXY, Rig
 
 import relay
 from relay.addresses.values import TCPAddress
+from relay.errors import CarrierError
 from relay.transports.proxies.dialer import Proxied
 from relay.transports.proxies.socks_client import request_of
 from relay.transports.resume.client import Resuming
@@ -90,6 +91,42 @@ def test_the_ends_of_both_directions_outlive_cuts(make_rig):
     client.close()
     wait_until(lambda: rig.tunnel.recent() and rig.tunnel.recent()[-1].reason == "done")
     wait_until(lambda: BUDGET.offered == 0)  # the far end knows that the near end has everything
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_carrier_that_is_lost_before_the_answer_is_dialed_once_more(make_rig, losses):
+    rig = make_rig()
+    rig.cutter.losses = losses
+    if losses == 1:
+        client = rig.dial()
+        client.sendall(b"hello")
+        assert receive_exactly(client, 5) == b"hello"
+    else:
+        with pytest.raises(relay.ConnectError, match="the connection to the resume server was lost"):
+            rig.dial()
+    assert rig.cutter.carriers == 2
+
+
+def test_a_shared_connection_that_is_lost_before_the_answer_is_used_once_more(make_rig, monkeypatch):
+    """The stream knows more than its socket says: it was over an SSH connection, or an I2P session."""
+    rig = make_rig()
+    dial = type(rig.resuming.inner).dial
+
+    def knowing(self, deadline, done, **options):
+        def dialed(stream):
+            stream.failure = lambda: CarrierError("ssh://bastion: the connection was lost")
+            done(stream)
+
+        return dial(self, deadline, dialed, **options)
+
+    monkeypatch.setattr(type(rig.resuming.inner), "dial", knowing)
+    rig.cutter.losses = 1
+    client = rig.dial()
+    client.sendall(b"hello")
+    assert receive_exactly(client, 5) == b"hello"
+    rig.cutter.losses = 2
+    with pytest.raises(CarrierError, match="the connection was lost"):
+        rig.dial()
 
 
 def test_a_stream_that_has_ended_leaves_nothing(make_rig):

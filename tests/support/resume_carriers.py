@@ -10,6 +10,7 @@ from typing import Any
 
 import trustme
 from helpers import WAIT, wait_until
+from i2p_world import Routers, address_of
 from resume_rig import Cutter
 
 import relay
@@ -40,9 +41,12 @@ class Carrier:
     :param folder: an empty directory.
     :param make_cutter: makes the cutter, with where it listens and where it leads.
     :param bounds: of the sessions of the far end; ``None`` for the usual ones.
+    :param routers: real ones; ``None`` for an embedded bridge.
     """
 
-    def __init__(self, kind: str, folder: Path, make_cutter: Any = Cutter, bounds: Any = None) -> None:
+    def __init__(
+        self, kind: str, folder: Path, make_cutter: Any = Cutter, bounds: Any = None, routers: Routers | None = None
+    ) -> None:
         NEAR.clear()
         FAR.clear()
         self.kind = kind
@@ -62,8 +66,14 @@ class Carrier:
             files = f"cert={folder}/localhost.pem&client_ca={folder}/ca.pem"
             self._listens = f"{kind}://127.0.0.1:0{self._path}?{files}"
         elif kind == "i2p":
-            self.bridge = relay.testing.SAMBridge()
-            self._listens = f"i2p:?sam={self.bridge.sam}&keys={folder}/far.dat"
+            if routers is None:
+                self.bridge = relay.testing.SAMBridge()
+                self._bridges, more = (self.bridge.sam, self.bridge.sam), ""
+                self.keys = {name: Path(f"{folder}/{name}.dat") for name in ("far", "one", "other")}
+            else:
+                self._bridges, more = (routers.server, routers.client), "&accept=accept"
+                self.keys = {"far": routers.server_keys(), "one": routers.client_keys()}
+            self._listens = f"i2p:?sam={self._bridges[0]}&keys={self.keys['far']}&in_depth=0&out_depth=0{more}"
         self.start()
         cuts, far = self._ends()
         if kind in ("tls", "wss"):
@@ -74,7 +84,7 @@ class Carrier:
         """Return where the cutter listens, and where it leads."""
         if self.kind in ("unix", "exec", "port"):
             return f"{self.folder}/near.sock", f"{self.folder}/far.sock"
-        return ("127.0.0.1", 0), self.bridge.address if self.bridge is not None else self.listener.getsockname()
+        return ("127.0.0.1", 0), address_of(self._bridges[1]) if self.kind == "i2p" else self.listener.getsockname()
 
     def start(self) -> None:
         """Start the far end."""
@@ -103,7 +113,8 @@ class Carrier:
             return f"port:socat TCP-LISTEN:{{port}},bind=127.0.0.1,fork UNIX-CONNECT:{self.cutter.address}"
         if self.kind == "i2p":
             host, port = self.cutter.address
-            return f"i2p://{self.listener.b32}?sam={host}:{port}&keys={self.folder}/{identity}.dat"
+            tunnels = "in_depth=0&out_depth=0"
+            return f"i2p://{self.listener.b32}?sam={host}:{port}&keys={self.keys[identity]}&{tunnels}"
         return f"unix://{self.cutter.address}"
 
     def hops(self) -> list[str]:

@@ -32,7 +32,7 @@ from .driver import Driver
 from .faulty import FAULTY
 from .real_programs import RealPrograms
 from .relays import RELAYS
-from .resumed import RESUMED
+from .resumed import RESUMED, routers
 from .traffic import Traffic
 
 _ALL = {**RELAYS, **RESUMED, **FAULTY}
@@ -143,6 +143,12 @@ def main() -> int:
         round_ = functools.partial(disturb, i2p=given.relays == "network-i2p")
         return run_rounds(given.relays, given.minutes, given.seed, given.faults, round_, network.NetworkFaults())
     names = [name for word in given.relays.split(",") for name in (RESUMED if word == _RESUME else [word])]
+    with routers() if "resume-i2pd" in names else contextlib.nullcontext():
+        return run_schedules(names, given)
+
+
+def run_schedules(names: list[str], given: argparse.Namespace) -> int:
+    """Run schedules of each relay until the time is over; return the exit status."""
     results = {name: Result() for name in names}
     until = time.monotonic() + given.minutes * 60
     seed = given.seed

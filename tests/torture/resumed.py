@@ -8,14 +8,16 @@ import random
 import select
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from helpers import WAIT, Server, wait_until
 from i2p_times import set_times
+from i2p_world import Networks, Routers
 from listener_rig import make_prompt
 from resume_carriers import Carrier
 from sshd import Sshd, server_url
@@ -159,6 +161,32 @@ class _BehindProxy(Carrier):
         self._proxy.close()
 
 
+class AtRouters(Carrier):
+    """One at I2P, by two real routers. The parameters are those of the class."""
+
+    routers: ClassVar[Routers]
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__("i2p", folder, routers=self.routers, **options)
+
+    def close(self) -> None:
+        super().close()
+        # For a later schedule: the routers have some for each hundred.
+        for files, name in zip(self.routers.files, ("far", "one"), strict=True):
+            files.insert(0, self.keys[name])
+
+
+@contextlib.contextmanager
+def routers() -> Iterator[None]:
+    """Two real routers for ``resume-i2pd``."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Networks({"i2p_routers"}, lambda name: Path(tempfile.mkdtemp(dir=folder))) as networks,
+    ):
+        AtRouters.routers = networks.world("i2p_routers")
+        yield
+
+
 class _ResumeRig(Rig):
     """One whose carriers are cut.
 
@@ -191,7 +219,7 @@ class _ResumeRig(Rig):
 
 
 def _resumed(
-    make: Callable[..., Carrier], least: float = _LEAST_WITH_HANDSHAKES
+    make: Callable[..., Carrier], least: float = _LEAST_WITH_HANDSHAKES, *, are_doubles: bool = True
 ) -> Callable[[Path, int], contextlib.AbstractContextManager[Rig]]:
     @contextlib.contextmanager
     def resumed(folder: Path, seed: int) -> Iterator[Rig]:
@@ -200,7 +228,8 @@ def _resumed(
         with start(["true"]) as process:  # the thread that makes all children outlives the check for leaks
             process.wait()
         with pytest.MonkeyPatch.context() as patches:
-            make_prompt(functools.partial(set_times, patches))
+            if are_doubles:
+                make_prompt(functools.partial(set_times, patches))
             cutter = functools.partial(Cutter, random.Random(seed), least)
             carrier = make(folder=folder, make_cutter=cutter, bounds=Bounds(_KEPT))
             try:
@@ -223,5 +252,6 @@ RESUMED = {
     "resume-socks": _resumed(_BehindProxy),
     "resume-paramiko": _resumed(functools.partial(_OverSSH, "paramiko")),
     "resume-openssh": _resumed(functools.partial(_OverSSH, "openssh")),
+    "resume-i2pd": _resumed(AtRouters, are_doubles=False),
 }
 """Those of resumable streams, by the kind of their carriers."""

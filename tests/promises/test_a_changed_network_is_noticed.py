@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
-from helpers import WAIT, ending, exchange, wait_until
+from helpers import WAIT, ending, exchange, stop, wait_until
 from namespace import Namespace
 from sshd import Sshd, server_url
 
@@ -45,14 +47,15 @@ class World:
         with (inside or self.near).run(["ip", *words.split(), *more]) as process:
             assert process.wait(WAIT) == 0, words
 
-    def relay(self, backend, host=FAR, *, options=(), **more):
+    def relay(self, backend, host=FAR, *, options=(), stderr=None, **more):
         """Start a relay in the near network, with options; its clients come over a Unix socket."""
         server = dataclasses.replace(self.sshd.server, host=host, port=22022, backend=backend)
         listen = self.folder / f"{backend}.sock"
         target = f"127.0.0.1:{self.target.getsockname()[1]}"
-        url = server_url(server, keepalive=NEVER, **more)
+        url = server_url(server, **{"keepalive": NEVER, **more})
         program = [sys.executable, "-m", "relay", "forward", f"unix://{listen}", target, "--via", url, *options]
-        process = self.near.run(program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.process = self.near.run(program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
+        process = self.process
         self.opened.callback(process.stdout.close)
         assert b"listening" in process.stdout.readline()
         return listen
@@ -107,6 +110,21 @@ def test_a_default_route_that_leads_nowhere_ends_it_and_one_that_leads_there_ser
     assert ending(client)
     world.ip(f"route replace default via {FAR}")
     world.stream(listen)
+
+
+def test_after_a_stop_of_the_process_a_connection_that_is_dead_ends_at_once(world):
+    """The link that was cut is the server's, of which the kernel tells relay nothing."""
+    listen = world.relay("paramiko", keepalive=2, stderr=subprocess.PIPE)
+    with world.process.stderr as said:
+        client, _ = world.stream(listen)
+        stop(world.process.pid)
+        world.ip(f"route add blackhole {NEAR}/32", inside=world.far)
+        threading.Event().wait(8.0)  # longer than the pause of the keepalive by what tells a stop
+        os.kill(world.process.pid, signal.SIGCONT)
+        assert ending(client)
+        assert b"this process was stopped for" in said.readline()
+        world.ip(f"route del blackhole {NEAR}/32", inside=world.far)
+        world.stream(listen)
 
 
 @pytest.mark.parametrize("backend", ["paramiko", "openssh"])

@@ -35,7 +35,7 @@ _LIVE = HTTPStatus.SWITCHING_PROTOCOLS
 _KEY = rb"Sec-WebSocket-Key: ([A-Za-z0-9+/]{22}==)\r\n"
 _OWN_REQUEST = re.compile(
     rb"GET ([!-~]{1,4096}) HTTP/1\.1\r\nHost: ([A-Za-z0-9.:\[\]_-]{1,255})\r\n"
-    rb"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    rb"Upgrade: [Ww]eb[Ss]ocket\r\nConnection: Upgrade\r\n"  # wsproto before 1.3 has capitals
     + _KEY
     + rb"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: relay\.v1\r\n\r\n"
 )
@@ -122,7 +122,8 @@ class ClientOpening:
         if head is None:
             return
         key = re.search(_KEY, self.reply)
-        if key is not None and head == _OWN_ANSWER % generate_accept_token(key[1]) and RELAY in self._offers:
+        own = _OWN_ANSWER % generate_accept_token(key[1]) if key is not None else b""
+        if head in (own, own.replace(b"websocket", b"WebSocket")) and RELAY in self._offers:
             self.outcome = Agreement(True, self._head.rest)
             return
         status = _STATUS_LINE.match(head)

@@ -122,8 +122,7 @@ class ClientOpening:
         if head is None:
             return
         key = re.search(_KEY, self.reply)
-        own = _OWN_ANSWER % generate_accept_token(key[1]) if key is not None else b""
-        if head in (own, own.replace(b"websocket", b"WebSocket")) and RELAY in self._offers:
+        if key is not None and head == _OWN_ANSWER % generate_accept_token(key[1]) and RELAY in self._offers:
             self.outcome = Agreement(True, self._head.rest)
             return
         status = _STATUS_LINE.match(head)

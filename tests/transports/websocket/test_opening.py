@@ -47,6 +47,12 @@ def test_two_relays_agree_and_lose_no_byte(cut):
     assert b"first".startswith(client.outcome.rest)
 
 
+def meaning(reply):
+    """Return the status and the names of the headers; versions of wsproto differ in phrases and capitals."""
+    status, *headers = reply.split(b"\r\n")
+    return status.split()[1], [line.partition(b":")[0] for line in headers]
+
+
 @pytest.mark.parametrize("wants", [Requirements("/p"), Requirements("/p", ("h",)), Requirements("/p", ("other",))])
 def test_the_heads_of_two_relays_mean_the_same_when_they_are_parsed(wants):
     """They are compared with what a relay sends; a header more and they are not the same, and wsproto parses them."""
@@ -56,10 +62,10 @@ def test_the_heads_of_two_relays_mean_the_same_when_they_are_parsed(wants):
         server.feed(client.reply)
     assert servers[0].problem == servers[1].problem
     assert ("hosts=" in servers[0].problem) is (wants.hosts == ("other",))
-    assert len(servers[0].reply) == len(servers[1].reply)
+    assert meaning(servers[0].reply) == meaning(servers[1].reply)
     if not servers[0].problem:
         clients[0].feed(servers[0].reply)
-        clients[1].feed(servers[1].reply.replace(b"101 Switching Protocols", b"101 Fine"))
+        clients[1].feed(re.sub(b"101 .*?(?=\r)", b"101 Fine", servers[1].reply, count=1))
         assert [one.outcome for one in (*clients, *servers)] == [(True, b"")] * 4
 
 
@@ -71,7 +77,7 @@ def test_the_heads_of_two_relays_are_not_parsed(monkeypatch):
     for spelling in (b"websocket", b"WebSocket"):  # by the version of wsproto
         client, server = ClientOpening("server", "h", "/p", (RELAY,)), ServerOpening(Requirements("/p"))
         server.feed(re.sub(b"(?i)websocket(?=\r)", spelling, client.reply))
-        client.feed(re.sub(b"(?i)websocket(?=\r)", spelling, server.reply))
+        client.feed(server.reply)
         assert client.outcome.is_relay and server.outcome.is_relay
 
 

@@ -36,8 +36,7 @@ class BlockingCalls(Generic[AnyLink]):
         attempt_timeout: float,
         call: Callable[[Callable[[], object]], bool],
     ) -> None:
-        self.cancel = Cancellation()
-        """Set when the carrier is closed, and when an attempt is to end for another one."""
+        self.cancel = Cancellation()  # set when the carrier is closed
         self.connect_times = Durations(CONNECT_TIMES)
         """How long the attempts took that have made a link."""
         self._name = name
@@ -66,11 +65,6 @@ class BlockingCalls(Generic[AnyLink]):
             thread.start()
         except RuntimeError as error:
             failed(OSError(errno.EAGAIN, str(error)))
-
-    def uncancel(self) -> None:
-        """Allow another attempt; the one that was cancelled has ended."""
-        self.cancel.close()
-        self.cancel = Cancellation()
 
     def close_link(self, link: AnyLink) -> None:
         """Close a link."""

@@ -20,9 +20,6 @@ connecting  failed                backing off start the timer: 0.5 s after the f
 connecting  failed, alternative   connecting  start another attempt with the connector's other method
 connecting  failed for good       failed      the error goes to all clients: a retry cannot repair it (a rejected
                                               login), or three attempts ended at the same point of the login
-connecting  network changes       connecting  start the timer, if the carrier has a patience
-connecting  timer                 connecting  cancel the attempt, which may use an address that is gone
-connecting  cancelled             connecting  start another attempt
 connecting  close                 closing     cancel the attempt; all clients get an error
 up          client asks           up          the client gets the link
 up          check timer           up          check every link
@@ -36,7 +33,7 @@ replacing   check timer           replacing   check every link
 replacing   network changes       replacing   probe every link
 replacing   connected             up          use the new link, which answers; close the old one with its last stream
 replacing   failed                up          keep the old link
-replacing   lost                  connecting  close the link and stop the timer; the attempt goes on
+replacing   lost                  connecting  close the link; the attempt goes on
 replacing   close                 closing     close the link and cancel the attempt
 backing off client asks           backing off the client waits; the timer fires within 2 s, at once for a client
                                               that waits for one attempt only
@@ -68,7 +65,6 @@ from typing import Generic
 
 from ..errors import CarrierError, can_retry
 from ..eventloop.background import IOThread
-from ..eventloop.backoff import Backoff
 from ..eventloop.loop import Timer, Timers
 from . import network
 from .blocking import BlockingCalls
@@ -97,8 +93,6 @@ class Carrier(Generic[AnyLink]):
     :param number: which of several carriers of one hop it is, from 1; see :mod:`relay.carriers.carrier_set`. ``None``
         if it is the only one. One of several logs the same failure once, because the others may be up.
     :param probe: whether to probe its links, and to end its back-off, when the network of this machine changes.
-    :param patience: seconds after such a change for an attempt that is under way; then another one begins. It doubles
-        each time until one has succeeded, so that a slow one succeeds, too. ``None`` for as long as the attempt takes.
     :raises OSError: if no thread or descriptor is available.
     """
 
@@ -114,7 +108,6 @@ class Carrier(Generic[AnyLink]):
         kind: str = "",
         number: int | None = None,
         probe: bool = True,
-        patience: float | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -130,8 +123,6 @@ class Carrier(Generic[AnyLink]):
         self._log_at_debug = log_at_debug
         self._connector = connector
         self._follows_network = probe
-        self._patience = None if patience is None else Backoff(patience, attempt_timeout)
-        self._is_stale = False  # True from the cancel of an attempt until its end, after which another one begins
         self.blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
         self.links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
         self._retries = RetryPolicy(max_backoff) if number is None else RetryPolicy(max_backoff, 0)
@@ -299,7 +290,6 @@ class Carrier(Generic[AnyLink]):
 
     def _attempt(self) -> None:
         if self._state not in _OVER:
-            self._timer.stop()  # that of checks, or of the back-off
             # The error of the last attempt stays until there is a link: it is what operators see meanwhile.
             self._change(CarrierState.CONNECTING, self.error)
             self.blocking.connect(self._connected, self._not_connected, self._lost)
@@ -316,9 +306,6 @@ class Carrier(Generic[AnyLink]):
         if self._state is CarrierState.CLOSING:
             # `close` came while the attempt was on its thread; no other code knows this link.
             return self._finish(link)
-        self._end_patience()
-        if self._patience is not None:
-            self._patience.reset()
         is_recovery = self._retries.connected()
         if level is None or self._state is not CarrierState.REPLACING:
             level = logging.WARNING if is_recovery else logging.INFO
@@ -337,24 +324,12 @@ class Carrier(Generic[AnyLink]):
     def _not_connected(self, error: Exception) -> None:
         if self._state is CarrierState.CLOSING:
             self._finish(None)
-        elif self._end_patience():
-            self._log(logging.DEBUG, "%s: the network has changed; trying again")
-            self._attempt()
         elif self._state is CarrierState.REPLACING:
             self._state = CarrierState.UP
             self.replacement_error = error
             self._log(logging.WARNING, "%s: %s; the old one is kept", strip_prefix(self.name, error))
         else:
             self._failed(error)
-
-    def _end_patience(self) -> bool:
-        """Note the end of an attempt; return whether a change of the network had made it stale."""
-        if self._state is CarrierState.CONNECTING:  # else the timer is for checks
-            self._timer.stop()
-        was_stale, self._is_stale = self._is_stale, False
-        if was_stale:
-            self.blocking.uncancel()
-        return was_stale
 
     def _failed(self, error: Exception) -> None:
         repeated = self._retries.give_up_on(error)
@@ -383,7 +358,6 @@ class Carrier(Generic[AnyLink]):
             return
         self.losses += 1
         if self._state is CarrierState.REPLACING:  # the attempt under way takes its place
-            self._timer.stop()
             self._change(CarrierState.CONNECTING, error)
         else:
             self._retries.lost(time.monotonic() - self.since)
@@ -403,9 +377,6 @@ class Carrier(Generic[AnyLink]):
     def _on_timer(self, now: float) -> None:
         if self._state is CarrierState.BACKING_OFF:
             self._attempt()
-        elif self._state is CarrierState.CONNECTING:
-            self._is_stale = True
-            self.blocking.cancel.set()
         elif self.link is not None and self._check_interval is not None:
             late = now - self._checked - self._check_interval
             self._checked = now
@@ -416,12 +387,8 @@ class Carrier(Generic[AnyLink]):
 
     def _network_changed(self, why: str) -> None:
         if self._state is CarrierState.BACKING_OFF:
+            self._timer.stop()
             self._attempt()
-        elif self._state is CarrierState.CONNECTING:
-            # The attempt may have begun in the network that is no more: the kernel would repeat its packets for long.
-            if self._patience is not None and not self._is_stale and self._timer.due == math.inf:
-                now = time.monotonic()
-                self._timer.start(now + self._patience.next(), now)
         else:
             self.links.probe(why)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
 
-from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_route, hop_of
+from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_route, hop_of, is_slow
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.options import options_of
 from ..addresses.resume import ResumeServer
@@ -121,8 +121,11 @@ class _Network(Network):
         if isinstance(hop, ResumeServer):
             from .proxies.resumed import FarNetwork
 
-            far = FarNetwork(str(hop), functools.partial(self.to, hop.place), self._route, trace=self._trace)
-            return _Network((*self._route, hop), far, self._trace)
+            route = (*self._route, hop)
+            carrier, slow = functools.partial(self.to, hop.place), is_slow(route)
+            return _Network(
+                route, FarNetwork(str(hop), carrier, self._route, is_slow=slow, trace=self._trace), self._trace
+            )
         module, name = next(KINDS[kind] for kind in type(hop).__mro__ if kind in KINDS).split(":")
         # Imported with the first hop of its kind: a plain forward starts without paramiko, ssl and I2P.
         kind: Callable[[Hop, Network], _View] = getattr(import_module(f".{module}", __package__), name)

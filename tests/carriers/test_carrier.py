@@ -591,45 +591,6 @@ def test_after_a_stop_of_the_process_the_link_is_probed_unless_it_is_switched_of
     assert still.carrier.link.probes == ["this process was stopped for 38 s"] * probe
 
 
-def test_an_attempt_has_longer_after_each_change_of_the_network(monkeypatch):
-    """Else changes in a row, such as those of a container each second, would let a slow one never succeed."""
-    still = Still(monkeypatch, patience=2.0)
-    still.do("begin")
-    for seconds in (2.0, 4.0, 8.0):
-        now = time.monotonic()
-        for _ in range(3):
-            still.do("network changes")
-        still.timers.run(now + seconds - 0.5)
-        assert not still.facts()["cancelled"]
-        still.timers.run(now + seconds + 1.5)
-        assert still.facts()["cancelled"]
-        still.do("network changes")  # it is about to end
-        still.do("failed")
-        assert still.facts()["attempts"] and not still.facts()["cancelled"]
-    still.do("connected")
-    still.do("lost")
-    still.do("network changes")
-    now = time.monotonic()
-    still.do("network changes")
-    still.timers.run(now + 3.5)
-    assert still.facts()["cancelled"]
-
-
-def test_an_attempt_that_succeeds_although_it_was_cancelled_is_used(monkeypatch):
-    still = Still(monkeypatch, patience=2.0)
-    still.do("begin")
-    still.do("timer")
-    still.do("connected")
-    assert still.carrier.state is CarrierState.UP and not still.facts()["cancelled"]
-
-
-def test_without_patience_an_attempt_takes_its_time(monkeypatch):
-    still = Still(monkeypatch)
-    still.do("begin")
-    still.do("timer")
-    assert not still.facts()["cancelled"]
-
-
 # -- the table of states ----------------------------------------------------------------------------------------------
 
 
@@ -657,15 +618,6 @@ class Still:
         self.connector.outcomes[:] = outcomes
         self.attempts.pop(0)()
 
-    def run_timer(self):
-        if self.carrier._state is CarrierState.CONNECTING:  # else no timer runs
-            self.network[0]("a new address")
-        self.timers.run(time.monotonic() + 60.0)
-
-    def end_cancelled(self):
-        self.run_timer()
-        self.end_attempt(REFUSED)
-
     def fail_with_alternative(self):
         self.connector.alternatives = ["trying another method"]
         self.end_attempt(HostKeyError("c: no"))
@@ -691,11 +643,10 @@ class Still:
             "client asks, later": self.ask_much_later,
             "connected": self.end_attempt,
             "failed": lambda: self.end_attempt(REFUSED),
-            "cancelled": self.end_cancelled,
             "failed, alternative": self.fail_with_alternative,
             "failed for good": lambda: self.end_attempt(HostKeyError("c: no")),
             "check timer": lambda: self.timers.run(time.monotonic() + 12.0),
-            "timer": self.run_timer,
+            "timer": lambda: self.timers.run(time.monotonic() + 60.0),
             "network changes": lambda: self.network[0]("a new address"),
             "replace": lambda: carrier.replace(carrier.link, "it does not answer"),
             "lost": lambda: carrier.link.lose(),
@@ -742,16 +693,13 @@ STATE_ROWS = [
     ("connecting", "failed", "backing off", {"timer": 1}),
     ("connecting", "failed, alternative", "connecting", {"attempts": 1}),
     ("connecting", "failed for good", "failed", {"errors told": 1, "waiting": -1}),
-    ("connecting", "network changes", "connecting", {"timer": 1}),
-    ("connecting", "timer", "connecting", {"cancelled": 1}),
-    ("connecting", "cancelled", "connecting", {"attempts": 1}),
     ("connecting", "close", "closing", {"cancelled": 1, "errors told": 1, "waiting": -1, "follows the network": -1}),
     ("up", "client asks", "up", {"links told": 1}),
     ("up", "check timer", "up", {"checked": 1}),
     ("up", "network changes", "up", {"probed": 1}),
     ("up", "replace", "replacing", {"attempts": 1}),
     ("up", "lost", "backing off", {"closed": 1}),
-    ("up", "lost, alternative", "connecting", {"attempts": 1, "closed": 1, "timer": -1}),
+    ("up", "lost, alternative", "connecting", {"attempts": 1, "closed": 1}),
     (
         "up",
         "close",
@@ -763,7 +711,7 @@ STATE_ROWS = [
     ("replacing", "network changes", "replacing", {"probed": 1}),
     ("replacing", "connected", "up", {"closed": 1}),
     ("replacing", "failed", "up", {}),
-    ("replacing", "lost", "connecting", {"closed": 1, "timer": -1}),
+    ("replacing", "lost", "connecting", {"closed": 1}),
     ("replacing", "close", "closing", {"closed": 1, "cancelled": 1, "timer": -1, "follows the network": -1}),
     ("backing off", "client asks", "backing off", {"waiting": 1}),
     ("backing off", "timer", "connecting", {"attempts": 1, "timer": -1}),
@@ -783,7 +731,7 @@ STATE_ROWS = [
 
 @pytest.mark.parametrize(("state", "event", "following", "changes"), STATE_ROWS)
 def test_each_row_of_the_table(monkeypatch, state, event, following, changes):
-    still = Still(monkeypatch, patience=2.0)
+    still = Still(monkeypatch)
     for one in WAY["up" if state == "any" else state]:
         still.do(one)
     assert state in (still.carrier._state.value, "any")

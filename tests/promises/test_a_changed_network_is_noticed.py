@@ -114,12 +114,12 @@ def test_a_default_route_that_leads_nowhere_ends_it_and_one_that_leads_there_ser
 
 def test_after_a_stop_of_the_process_a_connection_that_is_dead_ends_at_once(world):
     """The link that was cut is the server's, of which the kernel tells relay nothing."""
-    listen = world.relay("paramiko", keepalive=2, stderr=subprocess.PIPE)
+    listen = world.relay("paramiko", keepalive=4, stderr=subprocess.PIPE)
     with world.process.stderr as said:
         client, _ = world.stream(listen)
         stop(world.process.pid)
         world.ip(f"route add blackhole {NEAR}/32", inside=world.far)
-        threading.Event().wait(8.0)  # longer than the pause of the keepalive by what tells a stop
+        threading.Event().wait(10.0)  # longer than the pause of the keepalive by what tells a stop
         os.kill(world.process.pid, signal.SIGCONT)
         assert ending(client)
         assert b"this process was stopped for" in said.readline()

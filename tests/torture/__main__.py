@@ -32,7 +32,7 @@ from .driver import Driver
 from .faulty import FAULTY
 from .real_programs import RealPrograms
 from .relays import RELAYS
-from .resumed import RESUMED, routers
+from .resumed import RESUMED, crash_of_router, routers
 from .traffic import Traffic
 
 _ALL = {**RELAYS, **RESUMED, **FAULTY}
@@ -158,6 +158,9 @@ def run_schedules(names: list[str], given: argparse.Namespace) -> int:
             try:
                 run(name, seed, given.connections, given.steps, results[name], notes.append)
             except Exception as error:  # noqa: BLE001  (any failure is one)
+                if crash := crash_of_router(name):
+                    print(f"{name}, seed {seed}: {crash}")
+                    continue
                 print(f"{name}, seed {seed}: {error}", *notes, sep="\n")
                 connections, steps = smallest(name, seed, given.connections, given.steps)
                 print(f"again: --relays {name} --seed {seed} --connections {connections} --steps {steps}")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from ...addresses.hops import Command, Proxy, Route
+from ...addresses.hops import Command, Proxy, Route, is_slow
 from ...addresses.size import parse_size
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, UnixAddress
@@ -59,6 +59,7 @@ class FarNetwork:
     :param before: the hops to it.
     :param kept: seconds for which a stream is kept without a carrier, at most; the far end has a limit of its own.
     :param held: bytes that are kept for one stream, at most.
+    :param is_slow: whether the relay is reached over I2P or Tor.
     :param trace: observes the sessions as they begin.
     """
 
@@ -70,9 +71,11 @@ class FarNetwork:
         kept: float = math.inf,
         held: int = HELD,
         *,
+        is_slow: bool = False,
         trace: Trace = SILENT,
     ) -> None:
         self._bounds = kept, held
+        self._is_slow = is_slow
         self._trace = trace
         self._name = name
         self._carrier = carrier
@@ -84,7 +87,7 @@ class FarNetwork:
         """Return a dialer for a host and a port, as the far relay sees them."""
         # Confirming: a stream that turns out to be none later would be a lost carrier.
         carrier = self._carrier().confirming()
-        resuming = Resuming(carrier, self._name, *self._bounds)
+        resuming = Resuming(carrier, self._name, *self._bounds, is_slow=self._is_slow)
         resuming.trace = self._trace
         asking = resuming.saying(request_of(place))
         return Proxied(resuming, self._proxy, place, self._before, asking=asking)
@@ -109,7 +112,7 @@ def at_server(server: SSHServer, view: _View, before: Route, trace: Trace = SILE
             options = f" --resume-for {server.resume_for or 'none'} --resume-buffer {held}"
         return _Started(view, str(server), f"sh -c '{START}{options}'")
 
-    return FarNetwork(str(server), carrier, before, kept, held, trace=trace)
+    return FarNetwork(str(server), carrier, before, kept, held, is_slow=is_slow(before, server), trace=trace)
 
 
 def _at(view: _View, path: str) -> Dialer:

@@ -6,11 +6,10 @@ import copy
 import errno
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 
-from ...carriers import network
+from ...carriers import network, redial
 from ...errors import (
     AddressError,
     AuthenticationError,
@@ -40,7 +39,7 @@ KEPT = 120.0  # seconds for which a stream without a carrier is kept
 _LAST_WORD = 10.0  # seconds for the last word of one that has ended
 _ATTEMPT = 15.0  # seconds for one attempt to get another carrier
 _BACKOFF = (0.1, 2.0)  # seconds after the first failure in a row, and at most
-_PATIENCE = 2.0  # seconds for an attempt after the first change of the network; it may have begun in another one
+_PATIENCE = 5.0  # seconds for the answer to a greeting after a change of the network
 _STABLE = 10.0  # seconds after which a carrier counts as a success that has moved nothing
 
 _REFUSALS = {
@@ -60,11 +59,15 @@ class Resuming(Upgrade):
     :param name: of the far end, for errors and records.
     :param kept: seconds for which a stream is kept without a carrier; the far end may keep it for less.
     :param held: bytes that are kept for one stream, at most.
+    :param is_slow: whether the carriers are over I2P or Tor, where a change of this machine's network ends no attempt.
     """
 
-    def __init__(self, inner: Dialer, name: str, kept: float = KEPT, held: int = HELD) -> None:
+    def __init__(
+        self, inner: Dialer, name: str, kept: float = KEPT, held: int = HELD, *, is_slow: bool = False
+    ) -> None:
         super().__init__(inner, name, begin=functools.partial(self._greet, None, b""), has_session=True)
         self._held = held
+        self.is_slow = is_slow
         self.kept = kept
         """Seconds for which a stream is kept without a carrier."""
         self.is_released = False
@@ -98,7 +101,7 @@ class Resuming(Upgrade):
         begin = functools.partial(super().dial, deadline, wait_for_reconnect=wait_for_reconnect)
 
         def dialed(outcome: Stream | OSError) -> None:
-            if isinstance(outcome, _LostError) or (wait_for_reconnect and isinstance(outcome, CarrierError)):
+            if isinstance(outcome, _LostError) and wait_for_reconnect and not self._first.is_released:
                 # Opened over a shared connection whose loss was not known yet. Nothing of the client was sent.
                 steps.begin(begin, steps.finish)
             else:
@@ -142,7 +145,10 @@ class Resuming(Upgrade):
         def answered(answer: Answer | OSError, rest: bytes) -> None:
             if isinstance(answer, OSError):
                 session.release()
-                return steps.finish(explained(answer, self.target))
+                error = explained(answer, self.target)
+                if isinstance(answer, ConnectionError | CarrierError):
+                    error = _LostError(str(error), reason=getattr(error, "reason", "unreachable"))
+                return steps.finish(error)
             if answer.kind != NEW:
                 session.release()
                 carrier.reset()
@@ -191,8 +197,6 @@ class _Near:
     ATTACHED the carrier is lost; it had not                PAUSED   back off
     DIALING  a carrier, and the far end knows the stream    ATTACHED go on, and hurry the other streams
     DIALING  the attempt fails                              PAUSED   back off
-    DIALING  the network has changed, and the attempt is    DIALING  give it up, and begin another one
-             not over in time
     DIALING  the far end does not know the stream, or no    OVER     lose the stream
              other attempt can succeed
     PAUSED   the pause is over, the network has changed, or DIALING  begin an attempt
@@ -215,9 +219,7 @@ class _Near:
         self._backoff = Backoff(*_BACKOFF, jitter=True)
         self._has_hurried = False  # in this row of failures, else streams could hurry each other without end
         self._mark = 0, 0.0  # what had been moved when it got its carrier, and when
-        self._next = Timer(self._io_thread.loop.timers, self._on_timer)
-        # Longer after each change, so that a slow attempt succeeds, too.
-        self._patience = Backoff(_PATIENCE, _ATTEMPT)
+        self._next = Timer(self._io_thread.loop.timers, self._try)
         self._steps: CallbackChain[Stream] | None = None  # of the attempt that is under way
         self._greeting: Greeting[Answer] | None = None  # of its carrier
         self._error: OSError | None = None  # of the last one
@@ -258,26 +260,11 @@ class _Near:
     def _changed(self, why: str) -> None:
         if not self._is_detached:
             self.joint.call(self.joint.probe)
-            return
-        now = time.monotonic()
-        if self._steps is None:
+        elif self._steps is None:
             self._end_failures()
-            self._try(now)
-        elif self._next.due == math.inf:
-            self._next.start(now + self._patience.next(), now)
-
-    def _on_timer(self, now: float) -> None:
-        self._give_up()
-        self._try(now)
-
-    def _give_up(self) -> None:
-        """End the attempt that is under way."""
-        steps, self._steps = self._steps, None
-        if steps is not None:
-            steps.give_up()
-        greeting, self._greeting = self._greeting, None
-        if greeting is not None:
-            greeting.cancel()
+            self._try(time.monotonic())
+        elif self._greeting is not None and not self._owner.is_slow:
+            self._greeting.expire_within(_PATIENCE)
 
     def hurry(self) -> None:
         """Try at once, if it waits for its next attempt."""
@@ -287,7 +274,6 @@ class _Near:
 
     def _end_failures(self) -> None:
         self._backoff.reset()
-        self._patience.reset()
         self._has_hurried = False
 
     def _pause(self, now: float) -> None:
@@ -306,14 +292,16 @@ class _Near:
         deadline = min(now + _ATTEMPT, self._until)
 
         def failed(outcome: Stream | OSError) -> None:
-            self._here(functools.partial(self._failed, steps, outcome))
+            self._here(functools.partial(self._failed, outcome))
 
         def dialed(outcome: Stream | OSError) -> None:
             self._here(functools.partial(self._dialed, steps, deadline, outcome))
 
         steps: CallbackChain[Stream] = CallbackChain(failed)
         self._steps = steps
-        steps.begin(functools.partial(self._owner.inner.dial, deadline, wait_for_reconnect=True), dialed)
+        inner = self._owner.inner
+        dial = inner.dial if self._owner.is_slow else functools.partial(redial.dial, inner)
+        steps.begin(functools.partial(dial, deadline, wait_for_reconnect=True), dialed)
 
     def _dialed(self, steps: CallbackChain[Stream], deadline: float, outcome: Stream | OSError) -> None:
         if self.joint.is_over or steps is not self._steps:
@@ -321,26 +309,23 @@ class _Near:
                 outcome.reset()
             return
         if isinstance(outcome, OSError):
-            return self._failed(steps, outcome)
+            return self._failed(outcome)
         session = self.joint.session  # nothing comes for it while it is detached
         hello = Hello(session.window, self._token, session.received)
-        answered = functools.partial(self._answered, steps, outcome, hello)
+        answered = functools.partial(self._answered, outcome, hello)
         try:
             self._greeting = Greeting(outcome, hello.encode(), read_answer, deadline, answered)
         except OSError as error:
-            return self._failed(steps, error)
+            return self._failed(error)
         return None
 
-    def _answered(
-        self, steps: CallbackChain[Stream], carrier: Stream, hello: Hello, answer: Answer | OSError, rest: bytes
-    ) -> None:
+    def _answered(self, carrier: Stream, hello: Hello, answer: Answer | OSError, rest: bytes) -> None:
         if isinstance(answer, OSError):
-            return self._failed(steps, explained(answer, self._owner.target))
-        if self.joint.is_over or steps is not self._steps:
-            # The far end has this carrier now, until the next one comes.
+            return self._failed(explained(answer, self._owner.target))
+        self._steps = self._greeting = None
+        if self.joint.is_over:
             carrier.reset()
             return None
-        self._end_attempt()
         if answer.kind == KNOWN:
             NEAR.resumes += 1
             self.joint.resumes.count += 1
@@ -352,14 +337,10 @@ class _Near:
             return self._lost("the far end does not know the stream any more; it may have been restarted")
         return self._lost(str(_refused(answer, self._owner.target)))
 
-    def _end_attempt(self) -> None:
+    def _failed(self, outcome: Stream | OSError) -> None:
         self._steps = self._greeting = None
-        self._next.stop()  # that of its patience
-
-    def _failed(self, steps: CallbackChain[Stream], outcome: Stream | OSError) -> None:
-        if self.joint.is_over or steps is not self._steps:
+        if self.joint.is_over:
             return
-        self._end_attempt()
         assert isinstance(outcome, OSError)
         self._error = outcome
         if _is_final(outcome):
@@ -372,7 +353,11 @@ class _Near:
         self.joint.call(functools.partial(self.joint.lose, text))
 
     def _over(self) -> None:
-        self._give_up()
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.give_up()
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._owner.waiting.discard(self)
         self._next.stop()
         network.unsubscribe(self._io_thread, self._changed)
@@ -401,7 +386,7 @@ def explained(error: OSError, name: str) -> OSError:
         return ConnectError(f"{name}: {text}", reason="connect_timeout")
     if error.errno == errno.EPROTO:
         return ConnectError(f"{name}: what answers there is no resume server ({error.strerror})")
-    return _LostError(f"{name}: the connection to the resume server was lost ({error.strerror or error})")
+    return ConnectError(f"{name}: the connection to the resume server was lost ({error.strerror or error})")
 
 
 def _refused(answer: Answer, name: str) -> ConnectError:

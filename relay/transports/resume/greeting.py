@@ -65,6 +65,12 @@ class Greeting(Generic[Said]):
         """
         self._io_thread.loop.call(functools.partial(self._cancel, last))
 
+    def expire_within(self, seconds: float) -> None:
+        """Let it end in so many seconds at the latest. In the I/O thread."""
+        now = time.monotonic()
+        if self._done is not None and now + seconds < self._timer.due:
+            self._timer.start(now + seconds, now)
+
     def abandon(self) -> None:
         """In a forked child: only close the descriptor."""
         self._carrier.socket.close()

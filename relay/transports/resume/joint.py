@@ -226,7 +226,7 @@ class Joint:
         said: int = 0,
         answer: Callable[[Session], bytes] | None = None,
         rest: bytes = b"",
-    ) -> None:
+    ) -> bool:
         """Go on with a carrier whose greetings are over, but for the answer.
 
         :param carrier: owned from now on.
@@ -236,17 +236,18 @@ class Joint:
         :param answer: returns what to send before the first frame, once nothing more comes by the last carrier;
             ``None`` if the other end answers.
         :param rest: what has come behind the greeting.
+        :returns: whether this carrier is used.
         """
         if self.is_over:
             carrier.reset()
-            return
+            return False
         now = time.monotonic()
         if answer is not None and self.session.is_overtaken(position):
             # The near end has given it up. What it lacks was acknowledged on a later carrier, and is not kept.
             carrier.reset()
             if self._carrier is None and self.on_detached is not None:
                 self.on_detached(now)
-            return
+            return False
         self._let_go(reset=True)
         self._carrier = carrier
         self._watch = Watch(carrier.socket, self._loop, self._on_outer)
@@ -257,9 +258,11 @@ class Joint:
             if rest:
                 self.session.feed(rest)
         except ProtocolError as error:
-            return self._broken(error)
+            self._broken(error)
+            return False
         self._timer.start(now + _QUIET, now)
         self._turn()
+        return True
 
     def expire(self, text: str) -> None:
         """End it by a reset, if it has no carrier; see :meth:`lose`."""

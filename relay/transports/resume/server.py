@@ -185,10 +185,7 @@ class Sessions:
             if far is not None:
                 self._foreign.log(time.monotonic(), "%s has the token of a session of %s; it is refused", who, far.who)
             return self._part(carrier, Answer(UNKNOWN))
-        FAR.resumes += 1
-        return far.attach(
-            carrier, hello, lambda one: Answer(KNOWN, received=one.received, window=one.window), rest, resumes=1
-        )
+        return far.attach(carrier, hello, lambda one: Answer(KNOWN, received=one.received, window=one.window), rest)
 
     def _part(self, carrier: Stream, last: Answer | bytes) -> None:
         """Send the last bytes, and close the carrier once the near end has them."""
@@ -240,17 +237,19 @@ class _Far:
         self._token = token
         self._timer = Timer(owner._io_thread.loop.timers, self._expired)
 
-    def attach(
-        self, carrier: Stream, hello: Hello, answer: Callable[[Session], Answer], rest: bytes, resumes: int = 0
-    ) -> None:
+    def attach(self, carrier: Stream, hello: Hello, answer: Callable[[Session], Answer], rest: bytes) -> None:
         """Answer a greeting, and go on with its carrier."""
         self._timer.stop()
         joint = self.joint
-        joint.resumes.count += resumes
 
         def attach() -> None:
             # In the thread of the joint, which may get bytes by the last carrier until then.
-            joint.attach(carrier, hello.window, hello.received, answer=lambda one: answer(one).encode(), rest=rest)
+            taken = joint.attach(
+                carrier, hello.window, hello.received, answer=lambda one: answer(one).encode(), rest=rest
+            )
+            if taken and hello.token is not None:
+                joint.resumes.count += 1
+                self._owner._here(_count_resume)
 
         if not joint.call(attach):
             carrier.reset()
@@ -273,6 +272,10 @@ class _Far:
         if getattr(self.joint.error, "reason", "") == LOST:
             FAR.losses += 1
         self._owner._over(self._token, self)
+
+
+def _count_resume() -> None:
+    FAR.resumes += 1
 
 
 def key_of(identity: Identity | None) -> str | None:

@@ -13,10 +13,10 @@ from importlib import import_module
 from ...addresses.hops import Route, is_slow, with_hop
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, is_i2p, refuse_onion
-from ...carriers import dialer, pool
+from ...carriers import dialer, pool, redial
 from ...carriers.carrier import ATTEMPT_TIMEOUT, Carrier
 from ...carriers.carrier_set import SharedCarrier, make_carriers
-from ...carriers.link import PROBE, Lost
+from ...carriers.link import Lost
 from ...carriers.renewal import renew
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
 from ...streams.connect import SocketDialer
@@ -78,19 +78,12 @@ def dial(
 
 def _make_carriers(server: SSHServer, below: Network, adapt: Adapt | None) -> SharedCarrier[Connection]:
     addresses = _Addresses()
-    slow = is_slow(below.route, server)
+    seconds = _SLOW if is_slow(below.route, server) else ATTEMPT_TIMEOUT
 
     def make(number: int | None) -> Carrier[Connection]:
         connector = _SSHConnector(server, below, addresses, adapt)
         carrier = Carrier(
-            str(server),
-            connector,
-            server.keepalive,
-            _SLOW if slow else ATTEMPT_TIMEOUT,
-            kind="ssh",
-            number=number,
-            probe=server.probe,
-            patience=None if slow else PROBE,
+            str(server), connector, server.keepalive, seconds, kind="ssh", number=number, probe=server.probe
         )
         renew(carrier, server.renew_after)
         return carrier
@@ -188,7 +181,10 @@ class _SSHConnector:
             raise AddressError(f"{settings.name}: more than {_DEEPEST} hops; check ProxyJump for a loop")
         answer: Promise[Stream] = Promise()
         # One attempt, because the caller may wait for one attempt to reach this server.
-        give_up = self._dialer_for(network, settings).dial(deadline, answer.put, wait_for_reconnect=False)
+        below = self._dialer_for(network, settings)
+        is_quick = self._server.probe and not is_slow(route, self._server)
+        dial = functools.partial(redial.dial, below) if is_quick else below.dial
+        give_up = dial(deadline, answer.put, wait_for_reconnect=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:

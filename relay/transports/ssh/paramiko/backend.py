@@ -151,11 +151,11 @@ class Connection:
         self._wire.end(ConnectError(f"{self._settings.name}: the attempt was given up"))
 
     def _unlimit(self, timer: Timer, cancel: Cancel) -> None:
-        done = threading.Event()
+        done, descriptor = threading.Event(), cancel.fileno()
 
         def forget() -> None:
             timer.stop()
-            self._loop.forget(cancel.fileno())
+            self._loop.forget(descriptor)
             done.set()
 
         # Waited for, since the descriptor of `cancel` is closed after this, and its number may be another file's.

